@@ -1,0 +1,1 @@
+//! Catalog and process supervision of a local cluster.

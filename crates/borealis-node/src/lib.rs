@@ -1,0 +1,1 @@
+//! The storage node process: receives, persists and acknowledges redo, gossips with peers, serves pages.

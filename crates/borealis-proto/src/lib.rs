@@ -1,0 +1,1 @@
+//! Wire messages and framing between driver, storage nodes and tools.

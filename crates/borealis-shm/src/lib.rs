@@ -1,0 +1,1 @@
+//! The shared memory between the driver and the shim inside each PostgreSQL process.

@@ -1,0 +1,1 @@
+//! A storage node's log, page versions, checkpoints and garbage collection.

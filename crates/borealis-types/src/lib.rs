@@ -1,0 +1,28 @@
+//! Names and numbers every part of Borealis shares: LSNs, identities, page keys, placement.
+//!
+//! Invariant: no I/O, no clock, no randomness; every type is plain data.
+
+mod key;
+mod lsn;
+mod placement;
+mod volume;
+
+pub use key::{
+    BlockKey, BlockNumber, DatabaseKey, Fork, MetaKey, PageKey, RelationFork, RelationLocator, SlruKind,
+    UnknownFork,
+};
+pub use lsn::{Lsn, ParseLsnError, RecordSpan};
+pub use placement::{GroupSet, META_GROUP, MAX_GROUPS, Placement};
+pub use volume::{
+    AvailabilityZone, EpochHistory, GroupId, InstanceId, NodeId, PostgresVersion, Truncation, VolumeEpoch,
+    VolumeId, WriterId, READ_QUORUM, SEGMENTS_PER_GROUP, WRITE_QUORUM,
+};
+
+/// PostgreSQL's block size. Borealis supports the default only and checks it when a volume is created.
+pub const PAGE_SIZE: usize = 8192;
+
+/// Bytes of one page.
+pub type PageBytes = [u8; PAGE_SIZE];
+
+/// Blocks per 1 GiB relation segment file (`RELSEG_SIZE`).
+pub const BLOCKS_PER_SEGMENT_FILE: u32 = 131_072;

@@ -1,0 +1,137 @@
+//! Identities and epochs of a volume and its parts.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::RecordSpan;
+
+/// Segments (peer copies) of one protection group.
+pub const SEGMENTS_PER_GROUP: usize = 6;
+/// Peers that must hold a record before it is acknowledged.
+pub const WRITE_QUORUM: usize = 4;
+/// Peers that recovery must hear; any such set meets every write quorum.
+pub const READ_QUORUM: usize = 3;
+
+macro_rules! number_newtype {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number_newtype! {
+    /// A protection group: data striped over many of them, each independent.
+    GroupId(u16)
+}
+number_newtype! {
+    /// A storage node.
+    NodeId(u16)
+}
+number_newtype! {
+    /// A database instance of a volume.
+    InstanceId(u16)
+}
+number_newtype! {
+    /// Fences writers: a new one raises it at a write quorum of every group before it does anything else.
+    VolumeEpoch(u64)
+}
+number_newtype! {
+    /// A random number that tells two writers apart that chose the same epoch at the same time.
+    WriterId(u64)
+}
+
+/// A volume's identity, random at its creation.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct VolumeId(pub u128);
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The name of an availability zone, such as `az1`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct AvailabilityZone(pub String);
+
+/// Which major version of PostgreSQL wrote a stream. Every layout that differs asks this.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum PostgresVersion {
+    /// PostgreSQL 15.
+    V15,
+}
+
+/// What one crash recovery cut: every record of an epoch older than `epoch` that ends after `last.end` is
+/// gone for ever.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Truncation {
+    /// The epoch the recovery opened.
+    pub epoch: VolumeEpoch,
+    /// The last record that stayed; the new writer continues at `last.end` and links back to `last.start`.
+    pub last: RecordSpan,
+}
+
+/// Every truncation of a volume, oldest first. Epochs strictly rise.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct EpochHistory {
+    truncations: Vec<Truncation>,
+}
+
+impl EpochHistory {
+    /// All truncations, oldest first.
+    #[must_use]
+    pub fn truncations(&self) -> &[Truncation] {
+        &self.truncations
+    }
+
+    /// The newest epoch that finished a recovery, as far as this history knows.
+    #[must_use]
+    pub fn newest_epoch(&self) -> VolumeEpoch {
+        self.truncations.last().map_or(VolumeEpoch(0), |t| t.epoch)
+    }
+
+    /// Adds the newest truncation.
+    ///
+    /// # Panics
+    /// If its epoch is not above every epoch already there: a recovery never rewrites an older one.
+    pub fn push(&mut self, truncation: Truncation) {
+        assert!(truncation.epoch > self.newest_epoch(), "truncations must come in epoch order");
+        self.truncations.push(truncation);
+    }
+
+    /// Whether a record written in `epoch` and ending at `end` survived every recovery in this history.
+    #[must_use]
+    pub fn admits(&self, epoch: VolumeEpoch, end: crate::Lsn) -> bool {
+        self.truncations.iter().all(|t| t.epoch <= epoch || end <= t.last.end)
+    }
+
+    /// The union of two histories; `None` if they name different truncations for one epoch, which means one
+    /// of them is not of this volume.
+    #[must_use]
+    pub fn merge(&self, other: &EpochHistory) -> Option<EpochHistory> {
+        let mut merged = self.truncations.clone();
+        for &truncation in &other.truncations {
+            match merged.iter().find(|t| t.epoch == truncation.epoch) {
+                Some(same) if *same == truncation => {}
+                Some(_) => return None,
+                None => merged.push(truncation),
+            }
+        }
+        merged.sort_by_key(|t| t.epoch);
+        Some(EpochHistory { truncations: merged })
+    }
+}

@@ -1,0 +1,2 @@
+//! The `borealis` command line.
+fn main() {}

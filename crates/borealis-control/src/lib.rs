@@ -1,1 +1,18 @@
 //! Catalog and process supervision of a local cluster.
+//!
+//! A cluster is a directory: `cluster.json` (what exists), `nodes/<id>/` and `instances/<id>/`. Every process
+//! runs detached with its process id beside its data, so that any later command can find, stop or restart it;
+//! no process of this crate has to stay alive.
+//!
+//! Invariant: never on the commit path or the read path. If every process of this crate is gone, the database
+//! keeps working.
+
+pub mod catalog;
+pub mod cluster;
+pub mod ports;
+pub mod probe;
+pub mod process;
+pub mod status;
+
+pub use catalog::{Catalog, CatalogError, InstanceEntry, NodeEntry};
+pub use cluster::{Cluster, CreateOptions};

@@ -1,1 +1,15 @@
 //! Wire messages and framing between driver, storage nodes and tools.
+//!
+//! Invariant: pure but for the two blocking helpers in [`frame`], which only read and write what they are
+//! given. Nothing a peer sends can panic the receiver or make it allocate more than it sent.
+
+pub mod batch;
+pub mod frame;
+pub mod message;
+
+pub use batch::{BatchBuilder, BatchError, BatchHeader, BatchReader, BatchRecord, GroupLink, GroupTail};
+pub use frame::{FrameBuffer, FrameError, read_frame, write_frame};
+pub use message::{
+    Caller, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Reply, Request, SegmentProgress,
+    SegmentSummary,
+};

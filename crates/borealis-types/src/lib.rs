@@ -12,10 +12,10 @@ pub use key::{
     UnknownFork,
 };
 pub use lsn::{Lsn, ParseLsnError, RecordSpan};
-pub use placement::{GroupSet, META_GROUP, MAX_GROUPS, Placement};
+pub use placement::{GroupSet, MAX_GROUPS, META_GROUP, Placement};
 pub use volume::{
-    AvailabilityZone, EpochHistory, GroupId, InstanceId, NodeId, PostgresVersion, Truncation, VolumeEpoch,
-    VolumeId, WriterId, READ_QUORUM, SEGMENTS_PER_GROUP, WRITE_QUORUM,
+    AvailabilityZone, EpochHistory, GroupId, InstanceId, NodeId, PostgresVersion, READ_QUORUM,
+    SEGMENTS_PER_GROUP, Truncation, VolumeEpoch, VolumeId, WRITE_QUORUM, WriterId,
 };
 
 /// PostgreSQL's block size. Borealis supports the default only and checks it when a volume is created.

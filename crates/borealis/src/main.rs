@@ -1,2 +1,187 @@
-//! The `borealis` command line.
-fn main() {}
+//! The `borealis` command line. The contract scripts rely on is in `docs/command-line.md`.
+//!
+//! Data goes to standard output, everything else to standard error. Exit codes: 0 success, 1 the operation
+//! failed, 2 the command line was wrong.
+
+mod commands;
+mod progress;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Amazon Aurora's storage, open, for the PostgreSQL you already have.
+#[derive(Debug, Parser)]
+#[command(name = "borealis", version, max_term_width = 100)]
+struct CommandLine {
+    /// The cluster's directory.
+    #[arg(long, global = true, default_value = "./borealis-data", value_name = "DIR")]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create the cluster if it is new, start it, and serve until Ctrl-C.
+    Up(UpArguments),
+    /// Stop everything in order.
+    Down,
+    /// Show the state of everything.
+    Status {
+        /// One JSON object on standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run `psql` connected to the writer.
+    Psql {
+        /// Arguments for `psql`, after `--`.
+        #[arg(last = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+    /// Storage nodes.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Availability zones.
+    #[command(subcommand)]
+    Az(ZoneCommand),
+    /// Database instances.
+    #[command(subcommand)]
+    Instance(InstanceCommand),
+    /// Read every page from every peer, check checksums, compare peers at one LSN.
+    Verify {
+        /// One JSON object on standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Parts of a cluster, started by the other commands.
+    #[command(subcommand, hide = true)]
+    Internal(InternalCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArguments {
+    /// TCP port of the database on 127.0.0.1. [default: 5432, or as before]
+    #[arg(long, value_name = "P")]
+    pub port: Option<u16>,
+    /// Return as soon as SQL is answered, and leave everything running.
+    #[arg(long)]
+    pub detach: bool,
+    /// Protection groups of a new volume. [default: 4]
+    #[arg(long, value_name = "N")]
+    pub protection_groups: Option<u16>,
+    /// Folder with `postgres` and `initdb`. [default: where distributions put version 15]
+    #[arg(long, value_name = "DIR")]
+    pub pg_bin: Option<PathBuf>,
+    /// System user that runs PostgreSQL when started by root. [default: postgres]
+    #[arg(long, value_name = "NAME")]
+    pub pg_user: Option<String>,
+    /// A PostgreSQL setting; may be given many times.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = commands::up::parse_setting)]
+    pub pg_set: Vec<(String, String)>,
+    /// Folder on a memory file system that holds WAL in flight and cached pages. [default: /dev/shm]
+    #[arg(long, value_name = "DIR")]
+    pub memory_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// SIGKILL a node, as a power cut would.
+    Kill {
+        /// Node numbers.
+        #[arg(required = true)]
+        ids: Vec<u16>,
+    },
+    /// Start nodes again with their data.
+    Start {
+        /// Node numbers; all that are down if none is given.
+        ids: Vec<u16>,
+    },
+    /// List the nodes.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum ZoneCommand {
+    /// SIGKILL every node of a zone.
+    Kill {
+        /// Its name: az1, az2 or az3.
+        zone: String,
+    },
+    /// Start every node of a zone.
+    Start {
+        /// Its name: az1, az2 or az3.
+        zone: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum InstanceCommand {
+    /// SIGKILL the server and its driver.
+    Kill {
+        /// Its number.
+        #[arg(default_value_t = 1)]
+        id: u16,
+    },
+    /// Start an instance: quorum recovery into a fresh data directory.
+    Start {
+        /// Its number.
+        #[arg(default_value_t = 1)]
+        id: u16,
+    },
+    /// Stop an instance in order.
+    Stop {
+        /// Its number.
+        #[arg(default_value_t = 1)]
+        id: u16,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum InternalCommand {
+    /// A storage node.
+    Node {
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// An instance's driver.
+    Driver {
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BOREALIS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let dir = line.dir;
+    let outcome = match line.command {
+        Command::Up(arguments) => commands::up::up(&dir, &arguments),
+        Command::Down => commands::up::down(&dir),
+        Command::Status { json } => commands::status::status(&dir, json),
+        Command::Psql { arguments } => commands::psql::psql(&dir, &arguments),
+        Command::Node(NodeCommand::Kill { ids }) => commands::parts::kill_nodes(&dir, &ids),
+        Command::Node(NodeCommand::Start { ids }) => commands::parts::start_nodes(&dir, &ids),
+        Command::Node(NodeCommand::List) => commands::status::list_nodes(&dir),
+        Command::Az(ZoneCommand::Kill { zone }) => commands::parts::kill_zone(&dir, &zone),
+        Command::Az(ZoneCommand::Start { zone }) => commands::parts::start_zone(&dir, &zone),
+        Command::Instance(InstanceCommand::Kill { id }) => commands::parts::kill_instance(&dir, id),
+        Command::Instance(InstanceCommand::Start { id }) => commands::parts::start_instance(&dir, id),
+        Command::Instance(InstanceCommand::Stop { id }) => commands::parts::stop_instance(&dir, id),
+        Command::Verify { json } => commands::verify::verify(&dir, json),
+        Command::Internal(InternalCommand::Node { config }) => commands::internal::node(&config),
+        Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("borealis: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

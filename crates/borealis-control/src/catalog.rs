@@ -1,0 +1,267 @@
+//! `cluster.json`: what a cluster consists of.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+/// Raised with every change that an older binary would misread.
+const FORMAT: u32 = 1;
+const FILE_NAME: &str = "cluster.json";
+const LOCK_NAME: &str = "cluster.lock";
+
+/// What a cluster consists of.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Catalog {
+    /// Version of this file.
+    pub format: u32,
+    /// The volume, as 32 hexadecimal digits.
+    pub volume: String,
+    /// Which PostgreSQL wrote the volume.
+    pub postgres_version: PostgresVersion,
+    /// How pages are placed.
+    pub protection_groups: Placement,
+    /// Its nodes. Each hosts one segment of every group.
+    pub nodes: Vec<NodeEntry>,
+    /// Its instances.
+    pub instances: Vec<InstanceEntry>,
+}
+
+/// A storage node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// Its number, from 1.
+    pub id: NodeId,
+    /// Its zone.
+    pub zone: AvailabilityZone,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The identity of its store, as 32 hexadecimal digits: a folder that was lost and made anew is another
+    /// node, and must not vote under the old identity.
+    pub incarnation: String,
+}
+
+/// An instance.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InstanceEntry {
+    /// Its number, from 1.
+    pub id: InstanceId,
+    /// TCP port of its database on 127.0.0.1.
+    pub port: u16,
+    /// Folder with `postgres` and `initdb`.
+    pub postgres_bin_dir: PathBuf,
+    /// System user of its server when started by root.
+    pub postgres_user: Option<String>,
+    /// A memory file system's folder, below which the instance's own is made.
+    pub memory_root: PathBuf,
+    /// The user's PostgreSQL settings.
+    pub settings: std::collections::BTreeMap<String, String>,
+}
+
+/// Why a directory is not a usable cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// There is nothing.
+    #[error("there is no Borealis cluster in {0}; create one with `borealis up --dir {0}`")]
+    Missing(PathBuf),
+    /// Something else is there.
+    #[error("{0} is not empty and is not a Borealis cluster; nothing was changed. Choose another --dir")]
+    NotOurs(PathBuf),
+    /// Another version made it.
+    #[error("{path} has format {found}, this Borealis reads format {FORMAT}; use the version that made it")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// The file is damaged.
+    #[error("{path} cannot be read as a cluster's catalog: {reason}. Nothing was changed")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Another command is at work.
+    #[error("another borealis command is changing {0}; wait for it to finish")]
+    Locked(PathBuf),
+    /// A file operation failed.
+    #[error("cannot use {path}: {source}")]
+    File {
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Holds a cluster's lock; other commands that change it wait or say so.
+#[derive(Debug)]
+pub struct CatalogLock {
+    _lock: Flock<File>,
+}
+
+impl Catalog {
+    /// An empty catalog of the current format.
+    #[must_use]
+    pub fn new(volume: VolumeId, placement: Placement, version: PostgresVersion) -> Catalog {
+        Catalog {
+            format: FORMAT,
+            volume: volume.to_string(),
+            postgres_version: version,
+            protection_groups: placement,
+            nodes: Vec::new(),
+            instances: Vec::new(),
+        }
+    }
+
+    /// The volume's identity.
+    ///
+    /// # Panics
+    /// Never: [`Catalog::load`] has checked it.
+    #[must_use]
+    pub fn volume_id(&self) -> VolumeId {
+        VolumeId(u128::from_str_radix(&self.volume, 16).expect("checked when loaded"))
+    }
+
+    /// Whether `directory` holds nothing yet (or does not exist).
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn is_fresh(directory: &Path) -> Result<bool, CatalogError> {
+        match fs::read_dir(directory) {
+            Ok(mut entries) => Ok(entries.next().is_none()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            Err(source) => Err(CatalogError::File { path: directory.to_path_buf(), source }),
+        }
+    }
+
+    /// Reads the catalog of `directory`.
+    ///
+    /// # Errors
+    /// When there is none, or it is not of this format, or damaged.
+    pub fn load(directory: &Path) -> Result<Catalog, CatalogError> {
+        let path = directory.join(FILE_NAME);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                // The lock file alone is left by a creation that was interrupted before anything was made.
+                return Err(if Self::is_fresh(directory)? {
+                    CatalogError::Missing(directory.to_path_buf())
+                } else {
+                    CatalogError::NotOurs(directory.to_path_buf())
+                });
+            }
+            Err(source) => return Err(CatalogError::File { path, source }),
+        };
+        let damaged = |reason: String| CatalogError::Damaged { path: path.clone(), reason };
+        let value: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        match value.get("format").and_then(serde_json::Value::as_u64) {
+            Some(found) if found == u64::from(FORMAT) => {}
+            Some(found) => return Err(CatalogError::Format { path: path.clone(), found }),
+            None => return Err(damaged("it has no format number".to_owned())),
+        }
+        let catalog: Catalog =
+            serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+        if u128::from_str_radix(&catalog.volume, 16).is_err() || catalog.nodes.is_empty() {
+            return Err(damaged("its volume or nodes are missing".to_owned()));
+        }
+        Ok(catalog)
+    }
+
+    /// Writes the catalog, whole or not at all.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn save(&self, directory: &Path) -> Result<(), CatalogError> {
+        let path = directory.join(FILE_NAME);
+        let temporary = directory.join(format!("{FILE_NAME}.new"));
+        let mut text = serde_json::to_vec_pretty(self).expect("a catalog is plain data");
+        text.push(b'\n');
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(directory)?.sync_all()
+        };
+        write().map_err(|source| CatalogError::File { path: path.clone(), source })
+    }
+
+    /// Takes the lock that commands which change the cluster hold.
+    ///
+    /// # Errors
+    /// When another command has it.
+    pub fn lock(directory: &Path) -> Result<CatalogLock, CatalogError> {
+        let path = directory.join(LOCK_NAME);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|source| CatalogError::File { path, source })?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(CatalogLock { _lock: lock }),
+            Err(_) => Err(CatalogError::Locked(directory.to_path_buf())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Catalog {
+        let placement = Placement::new(4).expect("4 groups");
+        let mut catalog = Catalog::new(VolumeId(77), placement, PostgresVersion::V15);
+        catalog.nodes.push(NodeEntry {
+            id: NodeId(1),
+            zone: AvailabilityZone("az1".to_owned()),
+            address: "127.0.0.1:7001".parse().expect("an address"),
+            incarnation: "ab".to_owned(),
+        });
+        catalog
+    }
+
+    #[test]
+    fn a_catalog_survives_the_disk() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        sample().save(directory.path()).expect("saved");
+        let loaded = Catalog::load(directory.path()).expect("loaded");
+        assert_eq!(loaded, sample());
+        assert_eq!(loaded.volume_id(), VolumeId(77));
+    }
+
+    #[test]
+    fn other_peoples_directories_are_left_alone() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Missing(_))));
+        fs::write(directory.path().join("thesis.txt"), "precious").expect("written");
+        assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::NotOurs(_))));
+    }
+
+    #[test]
+    fn another_format_and_damage_are_told_apart() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let file = directory.path().join(FILE_NAME);
+        fs::write(&file, r#"{"format": 99}"#).expect("written");
+        assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Format { found: 99, .. })));
+        fs::write(&file, "{").expect("written");
+        assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Damaged { .. })));
+    }
+
+    #[test]
+    fn one_command_at_a_time() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let first = Catalog::lock(directory.path()).expect("free");
+        assert!(matches!(Catalog::lock(directory.path()), Err(CatalogError::Locked(_))));
+        drop(first);
+        assert!(Catalog::lock(directory.path()).is_ok());
+    }
+}

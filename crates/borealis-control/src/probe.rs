@@ -1,0 +1,50 @@
+//! Asks a PostgreSQL server whether it answers SQL, with the few bytes of the wire protocol that needs
+//! (version 3.0, `src/backend/libpq`), so that starting does not depend on a client library.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Runs `SELECT 1` as user and database `postgres` on 127.0.0.1.
+///
+/// # Errors
+/// When the server does not answer within `timeout`, or answers with an error.
+pub fn answers_sql(port: u16, timeout: Duration) -> std::io::Result<()> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    stream.set_nodelay(true)?;
+    let parameters = b"user\0postgres\0database\0postgres\0application_name\0borealis\0\0";
+    let mut startup = ((8 + parameters.len()) as u32).to_be_bytes().to_vec();
+    startup.extend(196_608u32.to_be_bytes());
+    startup.extend(parameters);
+    stream.write_all(&startup)?;
+    wait_until_ready(&mut stream)?;
+    let query = b"SELECT 1\0";
+    let mut message = vec![b'Q'];
+    message.extend(((4 + query.len()) as u32).to_be_bytes());
+    message.extend(query);
+    stream.write_all(&message)?;
+    wait_until_ready(&mut stream)?;
+    stream.write_all(&[b'X', 0, 0, 0, 4])
+}
+
+fn wait_until_ready(stream: &mut TcpStream) -> std::io::Result<()> {
+    loop {
+        let mut header = [0; 5];
+        stream.read_exact(&mut header)?;
+        let [kind, length @ ..] = header;
+        let length = u32::from_be_bytes(length).saturating_sub(4);
+        let mut body = Vec::new();
+        stream.take(u64::from(length.min(1 << 16))).read_to_end(&mut body)?;
+        match kind {
+            b'Z' => return Ok(()),
+            b'E' => {
+                let text = String::from_utf8_lossy(&body).replace('\0', " ");
+                return Err(std::io::Error::other(text));
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Detached processes and the files that name them.
+#![allow(unsafe_code)] // `pre_exec`; see the reason there.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A process of the cluster: its id, and when it started, so that another process that got the same id later
+/// is not taken for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessIdentity {
+    /// Process id.
+    pub process_id: u32,
+    start_ticks: u64,
+}
+
+impl ProcessIdentity {
+    /// The identity of a running process.
+    #[must_use]
+    pub fn of(process_id: u32) -> Option<ProcessIdentity> {
+        Some(ProcessIdentity { process_id, start_ticks: start_ticks(process_id)? })
+    }
+
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        start_ticks(self.process_id) == Some(self.start_ticks)
+    }
+
+    /// Sends a signal if it still runs.
+    pub fn signal(self, signal: Signal) {
+        if self.is_alive() {
+            // It may end between the two calls, and that is no error.
+            let _ = kill(Pid::from_raw(self.process_id as i32), signal);
+        }
+    }
+
+    /// Waits until it is gone.
+    #[must_use]
+    pub fn wait_gone(self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        while self.is_alive() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Kills it and waits until it is gone.
+    ///
+    /// # Errors
+    /// When the kernel has not ended it after ten seconds.
+    pub fn kill_and_wait(self) -> io::Result<()> {
+        self.signal(Signal::SIGKILL);
+        if self.wait_gone(Duration::from_secs(10)) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("process {} does not end", self.process_id)))
+    }
+}
+
+/// When the process started, in clock ticks since boot: field 22 of `/proc/<pid>/stat` (see proc(5)). `None`
+/// if there is no such process or it has ended and only its entry is left.
+fn start_ticks(process_id: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{process_id}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may contain anything.
+    let (_, fields) = text.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Reads a process file; `None` if there is none, or its process no longer runs.
+#[must_use]
+pub fn read_process_file(path: &Path) -> Option<ProcessIdentity> {
+    let text = fs::read_to_string(path).ok()?;
+    let (process_id, start_ticks) = text.trim().split_once(' ')?;
+    let identity = ProcessIdentity {
+        process_id: process_id.parse().ok()?,
+        start_ticks: start_ticks.parse().ok()?,
+    };
+    identity.is_alive().then_some(identity)
+}
+
+/// Writes a process file.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_process_file(path: &Path, identity: ProcessIdentity) -> io::Result<()> {
+    fs::write(path, format!("{} {}\n", identity.process_id, identity.start_ticks))
+}
+
+/// Starts this program again in the background, in a session of its own, with output to `log_file`.
+///
+/// # Errors
+/// When the log cannot be opened or the process not be started.
+pub fn spawn_detached(arguments: &[&str], config: &Path, log_file: &Path) -> io::Result<ProcessIdentity> {
+    let log = File::options().create(true).append(true).open(log_file)?;
+    let mut command = Command::new(own_program()?);
+    command
+        .args(arguments)
+        .arg("--config")
+        .arg(config)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    // SAFETY: setsid and sigprocmask are async-signal-safe and the closure does nothing else.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            // The caller may hold back Ctrl-C for itself; the new process must hear its own signals.
+            nix::sys::signal::SigSet::empty().thread_set_mask()?;
+            Ok(())
+        });
+    }
+    let child = command.spawn()?;
+    ProcessIdentity::of(child.id()).ok_or_else(|| io::Error::other("it ended at once"))
+}
+
+/// This program's file.
+///
+/// # Errors
+/// When the system does not say.
+pub fn own_program() -> io::Result<PathBuf> {
+    std::env::current_exe()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_recognized_until_it_ends() {
+        let mut child = Command::new("sleep").arg("30").spawn().expect("sleep");
+        let identity = ProcessIdentity::of(child.id()).expect("running");
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let file = directory.path().join("process");
+        write_process_file(&file, identity).expect("written");
+        assert_eq!(read_process_file(&file), Some(identity));
+        identity.kill_and_wait().expect("killed");
+        child.wait().expect("reaped");
+        assert_eq!(read_process_file(&file), None);
+    }
+
+    #[test]
+    fn a_process_id_used_again_is_another_process() {
+        let own = ProcessIdentity::of(std::process::id()).expect("running");
+        let other = ProcessIdentity { start_ticks: own.start_ticks + 1, ..own };
+        assert!(own.is_alive() && !other.is_alive());
+    }
+}

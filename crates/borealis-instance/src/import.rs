@@ -1,0 +1,315 @@
+//! The first start: a fresh `initdb` becomes the volume's first redo.
+//!
+//! `initdb` runs in the memory directory. Everything it made that must survive is put into records of the
+//! volume's stream, as if PostgreSQL had just written it: relation pages as full-page images, sizes and
+//! existence, transaction-status pages, and small values. Storage nodes need no second way of being filled.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use borealis_types::{
+    BLOCKS_PER_SEGMENT_FILE, BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey,
+    PostgresVersion, RecordSpan, RelationFork, RelationLocator, SlruKind,
+};
+use borealis_redo::control_file::ControlFile;
+use borealis_redo::counters::Counters;
+use borealis_wal::encode;
+use borealis_wal::native::{CreatedRelation, Native};
+use borealis_wal::page::WalLayout;
+
+use crate::{Binaries, InstanceError, OperatingSystemUser, on};
+
+/// `pg_default`.
+const DEFAULT_TABLESPACE: u32 = 1663;
+/// `pg_global`.
+const GLOBAL_TABLESPACE: u32 = 1664;
+/// Pages in one file of a transaction-status store (`SLRU_PAGES_PER_SEGMENT`).
+const SLRU_PAGES_PER_SEGMENT: u32 = 32;
+/// Blocks in one full-page-image record; PostgreSQL's own limit is 33 block references.
+const BLOCKS_PER_RECORD: usize = 16;
+/// Configuration files of `initdb` that are kept as small values.
+pub(crate) const KEPT_FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+
+/// One record of the import.
+#[derive(Debug, Clone)]
+pub struct ImportedRecord {
+    /// Where it stands.
+    pub span: RecordSpan,
+    /// Its bytes, without page headers.
+    pub bytes: Vec<u8>,
+}
+
+/// A fresh `initdb`, read and ready to become records.
+#[derive(Debug)]
+pub struct Import {
+    layout: WalLayout,
+    control_file: Vec<u8>,
+    counters: Counters,
+    first_lsn: Lsn,
+    relations: Vec<RelationFiles>,
+    slru_files: Vec<(SlruKind, u32, PathBuf)>,
+    values: Vec<(MetaKey, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+struct RelationFiles {
+    relation_fork: RelationFork,
+    /// Segment files in order.
+    files: Vec<PathBuf>,
+    blocks: u32,
+}
+
+/// Runs `initdb` into `directory`, which must not exist.
+///
+/// # Errors
+/// When it fails; the error holds the end of what it printed.
+pub fn run_initdb(
+    binaries: &Binaries,
+    user: &OperatingSystemUser,
+    directory: &Path,
+) -> Result<(), InstanceError> {
+    use std::os::unix::process::CommandExt;
+    let program = binaries.program("initdb");
+    let mut command = Command::new(&program);
+    command
+        .arg("-D")
+        .arg(directory)
+        .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"])
+        .env_remove("LD_PRELOAD")
+        .current_dir("/")
+        .stdin(Stdio::null());
+    if user.switch {
+        command.uid(user.user_id).gid(user.group_id);
+    }
+    let output = command.output().map_err(on("cannot run", &program))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let tail: Vec<&str> = text.lines().rev().take(5).collect();
+    Err(InstanceError::Program {
+        program,
+        status: crate::server::describe_exit(output.status),
+        output: tail.into_iter().rev().collect::<Vec<_>>().join(" | "),
+    })
+}
+
+impl Import {
+    /// Reads what a finished `initdb` left in `directory`.
+    ///
+    /// # Errors
+    /// When a file is missing or is not what this version's `initdb` writes.
+    pub fn read(version: PostgresVersion, directory: &Path) -> Result<Import, InstanceError> {
+        let control_file = read(&directory.join("global/pg_control"))?;
+        let control = ControlFile::decode(&control_file)
+            .map_err(|error| InstanceError::Unexpected(format!("pg_control of a fresh initdb: {error}")))?;
+        let counters = Counters::from_control_file(&control);
+        let segment_bytes = u64::from(control.wal_segment_bytes);
+        // The next segment after the one initdb wrote: every page has an older LSN than its first record.
+        let first_lsn = Lsn((control.checkpoint.0 / segment_bytes + 1) * segment_bytes);
+
+        let mut import = Import {
+            layout: WalLayout {
+                version,
+                timeline: 1,
+                system_identifier: control.system_identifier,
+                segment_bytes: control.wal_segment_bytes,
+            },
+            control_file,
+            counters,
+            first_lsn,
+            relations: Vec::new(),
+            slru_files: Vec::new(),
+            values: Vec::new(),
+        };
+        let shared = DatabaseKey { tablespace: GLOBAL_TABLESPACE, database: 0 };
+        import.read_database(&directory.join("global"), shared)?;
+        let base = directory.join("base");
+        for (name, path) in folder(&base)? {
+            let Ok(database) = name.parse() else { continue };
+            let key = DatabaseKey { tablespace: DEFAULT_TABLESPACE, database };
+            import.read_database(&path, key)?;
+            import.values.push((MetaKey::Database(key), Vec::new()));
+        }
+        for kind in SlruKind::ALL {
+            for (name, path) in folder(&directory.join(kind.folder()))? {
+                let Ok(segment) = u32::from_str_radix(&name, 16) else { continue };
+                import.slru_files.push((kind, segment, path));
+            }
+        }
+        for name in KEPT_FILES {
+            import.values.push((MetaKey::SmallFile(name.to_owned()), read(&directory.join(name))?));
+        }
+        Ok(import)
+    }
+
+    fn read_database(&mut self, path: &Path, key: DatabaseKey) -> Result<(), InstanceError> {
+        self.values.push((MetaKey::RelationMap(key), read(&path.join("pg_filenode.map"))?));
+        let mut found = Vec::new();
+        for (name, path) in folder(path)? {
+            let Some((relation, fork, segment)) = parse_relation_file_name(&name) else { continue };
+            let locator =
+                RelationLocator { tablespace: key.tablespace, database: key.database, relation };
+            found.push((RelationFork { locator, fork }, segment, path));
+        }
+        found.sort();
+        for (relation_fork, segment, path) in found {
+            let length = path.metadata().map_err(on("cannot read", &path))?.len();
+            let blocks = u32::try_from(length / PAGE_SIZE as u64)
+                .ok()
+                .filter(|&blocks| length % PAGE_SIZE as u64 == 0 && blocks <= BLOCKS_PER_SEGMENT_FILE)
+                .ok_or_else(|| {
+                    InstanceError::Unexpected(format!("{} has {length} bytes", path.display()))
+                })?;
+            match self.relations.last_mut() {
+                Some(last) if last.relation_fork == relation_fork && segment as usize == last.files.len() => {
+                    last.files.push(path);
+                    last.blocks += blocks;
+                }
+                _ if segment == 0 => {
+                    self.relations.push(RelationFiles { relation_fork, files: vec![path], blocks });
+                }
+                _ => {
+                    return Err(InstanceError::Unexpected(format!(
+                        "{} continues no file",
+                        path.display()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `ship` with every record, in stream order.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or what `ship` returns.
+    pub fn for_each_record<E: From<InstanceError>>(
+        &self,
+        mut ship: impl FnMut(ImportedRecord) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut stream =
+            Stream { layout: self.layout, next: self.first_lsn, previous_start: Lsn::ZERO };
+        // Counters first: everything after sees a volume that knows its next transaction id.
+        let counters = self.counters.encode();
+        let first = [
+            (&MetaKey::Counters, &counters),
+            (&MetaKey::ControlFileTemplate, &self.control_file),
+        ];
+        let values = self.values.iter().map(|(key, value)| (key, value));
+        for (key, value) in first.into_iter().chain(values) {
+            ship(stream.native(&Native::PutMeta { key: key.clone(), value: Some(value) }))?;
+        }
+        for part in self.relations.chunks(512) {
+            let created = part
+                .iter()
+                .map(|relation| CreatedRelation {
+                    relation_fork: relation.relation_fork,
+                    blocks: relation.blocks,
+                })
+                .collect();
+            ship(stream.native(&Native::CreateRelations(created)))?;
+        }
+        for (kind, segment, path) in &self.slru_files {
+            for (index, page) in read(path)?.chunks_exact(PAGE_SIZE).enumerate() {
+                let page_number = segment * SLRU_PAGES_PER_SEGMENT + index as u32;
+                let key = PageKey::Slru { kind: *kind, page: page_number };
+                let page: &PageBytes = page.try_into().expect("chunks_exact yields whole pages");
+                ship(stream.native(&Native::PutPage { key, image: page }))?;
+            }
+        }
+        for relation in &self.relations {
+            let mut block = 0;
+            let mut batch: Vec<(BlockKey, Box<PageBytes>)> = Vec::with_capacity(BLOCKS_PER_RECORD);
+            for file in &relation.files {
+                for page in read(file)?.chunks_exact(PAGE_SIZE) {
+                    let page: &PageBytes = page.try_into().expect("chunks_exact yields whole pages");
+                    // A page of zeroes needs no record: a block that was never written reads as zeroes.
+                    if page.iter().any(|&byte| byte != 0) {
+                        let key = BlockKey { relation_fork: relation.relation_fork, block };
+                        batch.push((key, Box::new(*page)));
+                    }
+                    block += 1;
+                    if batch.len() == BLOCKS_PER_RECORD {
+                        ship(stream.full_page_images(&batch))?;
+                        batch.clear();
+                    }
+                }
+            }
+            if !batch.is_empty() {
+                ship(stream.full_page_images(&batch))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives records their places.
+struct Stream {
+    layout: WalLayout,
+    next: Lsn,
+    previous_start: Lsn,
+}
+
+impl Stream {
+    fn place(&mut self, bytes: Vec<u8>) -> ImportedRecord {
+        let (span, _) = encode::lay_out(&self.layout, &bytes, self.next);
+        self.next = span.end;
+        self.previous_start = span.start;
+        ImportedRecord { span, bytes }
+    }
+
+    fn native(&mut self, record: &Native<'_>) -> ImportedRecord {
+        self.place(record.encode(self.previous_start))
+    }
+
+    fn full_page_images(&mut self, pages: &[(BlockKey, Box<PageBytes>)]) -> ImportedRecord {
+        let pages: Vec<(BlockKey, &PageBytes)> = pages.iter().map(|(key, page)| (*key, &**page)).collect();
+        self.place(encode::full_page_images(&pages, self.previous_start))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, InstanceError> {
+    fs::read(path).map_err(on("cannot read", path))
+}
+
+/// Entries of a folder by name, in name order.
+fn folder(path: &Path) -> Result<Vec<(String, PathBuf)>, InstanceError> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(path).map_err(on("cannot list", path))? {
+        let entry = entry.map_err(on("cannot list", path))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            entries.push((name, entry.path()));
+        }
+    }
+    entries.sort();
+    Ok(entries)
+}
+
+/// Relation, fork and segment number of `16384`, `16384_vm`, `16384.1`, …; `None` for other files.
+fn parse_relation_file_name(name: &str) -> Option<(u32, Fork, u32)> {
+    let (name, segment) = match name.split_once('.') {
+        Some((name, segment)) => (name, segment.parse().ok()?),
+        None => (name, 0),
+    };
+    let digits = name.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, suffix) = name.split_at(digits);
+    let fork = Fork::ALL.into_iter().find(|fork| fork.file_suffix() == suffix)?;
+    Some((number.parse().ok()?, fork, segment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relation_files_are_told_from_others() {
+        assert_eq!(parse_relation_file_name("1259"), Some((1259, Fork::Main, 0)));
+        assert_eq!(parse_relation_file_name("1259_vm"), Some((1259, Fork::VisibilityMap, 0)));
+        assert_eq!(parse_relation_file_name("16384_fsm.3"), Some((16384, Fork::FreeSpaceMap, 3)));
+        for name in ["PG_VERSION", "pg_filenode.map", "t3_16384", "", "_vm", "12a", "pg_internal.init"] {
+            assert_eq!(parse_relation_file_name(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! One PostgreSQL instance: importing a fresh `initdb`, writing a data directory, running the server.
+//!
+//! Invariant: nothing here is durable. Everything it writes lies in the instance's memory directory and can be
+//! deleted at any time; what must survive is redo, and went through the driver.
+
+pub mod binaries;
+pub mod data_directory;
+pub mod import;
+pub mod server;
+pub mod settings;
+
+use std::path::{Path, PathBuf};
+
+pub use binaries::{Binaries, OperatingSystemUser};
+pub use data_directory::{Contents, SynthesizedCheckpoint};
+pub use import::{Import, ImportedRecord};
+pub use server::{Server, ServerConfig};
+pub use settings::{RefusedSetting, Settings};
+
+/// Why an instance cannot be prepared or run.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// A file operation failed.
+    #[error("{action} {path}: {source}")]
+    File {
+        /// What was tried, as in "cannot write".
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The memory file system has not enough room.
+    #[error(
+        "the memory file system of {path} has {available_mib} MiB free, {needed_mib} MiB are needed for WAL in \
+         flight and cached pages; free some, enlarge it, or choose another with --memory-dir"
+    )]
+    MemoryFileSystemFull {
+        /// Where.
+        path: PathBuf,
+        /// Free now.
+        available_mib: u64,
+        /// Least needed to start.
+        needed_mib: u64,
+    },
+    /// The directory is not on a memory file system.
+    #[error("{0} is not on a memory file system (tmpfs); choose one, such as /dev/shm, with --memory-dir")]
+    NotMemory(PathBuf),
+    /// No usable PostgreSQL.
+    #[error(
+        "no PostgreSQL server was found in {looked_in}; install it (on Debian: apt-get install postgresql-15) \
+         or name its folder of programs with --pg-bin"
+    )]
+    PostgresMissing {
+        /// Where it was looked for.
+        looked_in: String,
+    },
+    /// A version Borealis does not know.
+    #[error("{program} is {found}; this version of Borealis runs PostgreSQL 15. Name another with --pg-bin")]
+    PostgresVersion {
+        /// The program asked.
+        program: PathBuf,
+        /// What it said.
+        found: String,
+    },
+    /// The system user does not exist.
+    #[error("there is no system user `{0}` to run PostgreSQL as (it refuses to run as root); name one with --pg-user")]
+    NoUser(String),
+    /// A program failed.
+    #[error("{program} failed ({status}): {output}")]
+    Program {
+        /// Which.
+        program: PathBuf,
+        /// How it ended.
+        status: String,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// What `initdb` or the volume holds is not as expected.
+    #[error("{0}")]
+    Unexpected(String),
+    /// A setting that would break what Borealis promises.
+    #[error(transparent)]
+    Setting(#[from] RefusedSetting),
+}
+
+/// For `map_err`: names the action and the path.
+pub(crate) fn on(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> InstanceError {
+    let path = path.to_path_buf();
+    move |source| InstanceError::File { action, path, source }
+}

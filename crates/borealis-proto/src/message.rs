@@ -1,0 +1,421 @@
+//! Requests to a storage node and its replies.
+//!
+//! A payload is `request_id: u64 (little-endian) | kind: u8 | body`. Kind [`KIND_APPEND`] carries a redo
+//! batch as its body (see [`crate::batch`]); kind [`KIND_MESSAGE`] carries a postcard-encoded [`Request`] or
+//! [`Reply`]. Every reply repeats its request's id; [`Reply::Progress`] has id zero and comes unasked.
+//!
+//! The first request on a connection is [`Request::Hello`]; a node closes a connection that starts otherwise.
+
+use borealis_types::{
+    AvailabilityZone, DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PageKey, RecordSpan,
+    RelationFork, SlruKind, VolumeEpoch, VolumeId, WriterId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::GroupTail;
+
+/// Raised with every change that an older peer would misread.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The payload's body is a redo batch to append.
+pub const KIND_APPEND: u8 = 1;
+/// The payload's body is a [`Request`] or a [`Reply`].
+pub const KIND_MESSAGE: u8 = 2;
+
+/// Who opens a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Caller {
+    /// The writer of the volume; only it may append, and only in an epoch the node has promised to it.
+    Writer {
+        /// Its epoch.
+        epoch: VolumeEpoch,
+        /// Its identity within the epoch.
+        writer: WriterId,
+    },
+    /// A recovery, a reader, a tool.
+    Client,
+    /// Another storage node.
+    Peer(NodeId),
+}
+
+/// What is asked of a node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Opens the connection.
+    Hello {
+        /// [`PROTOCOL_VERSION`] of the caller.
+        protocol: u16,
+        /// The volume it means.
+        volume: VolumeId,
+        /// The node it believes to be talking to.
+        node: NodeId,
+        /// Who it is.
+        caller: Caller,
+    },
+    /// Promise every segment to this writer: no older epoch is acknowledged any more.
+    Fence {
+        /// The new epoch.
+        epoch: VolumeEpoch,
+        /// The new writer.
+        writer: WriterId,
+    },
+    /// The state of every segment on the node.
+    Summaries,
+    /// Records of a group ending above `above`, in LSN order, whether or not they connect.
+    ReadTail {
+        /// Which group.
+        group: GroupId,
+        /// Records that end at or below are left out.
+        above: Lsn,
+        /// Stop after about this many bytes (at least one record is returned if there is one).
+        limit_bytes: u32,
+    },
+    /// Record the outcome of a recovery: cut what the history does not admit, and accept `epoch`'s writer.
+    Install {
+        /// The epoch that was fenced before.
+        epoch: VolumeEpoch,
+        /// Its writer.
+        writer: WriterId,
+        /// Every truncation of the volume; the newest is of `epoch`.
+        history: EpochHistory,
+        /// Where each group's redo ends at the newest truncation (`Segment::install`'s durable point).
+        tails: Vec<GroupTail>,
+    },
+    /// A recovery brings records it decided to keep. Each segment named first adopts `history`
+    /// (`Segment::adopt_for_recovery`), then takes the records (`Source::Recovery`). Answered with
+    /// [`Reply::Summaries`], durable first.
+    Repair {
+        /// The epoch that was fenced before.
+        epoch: VolumeEpoch,
+        /// Its writer.
+        writer: WriterId,
+        /// Into which group's segment.
+        group: GroupId,
+        /// The history the records are admitted by; empty for a volume without one.
+        history: EpochHistory,
+        /// Redo batches, one for each run of records of one epoch.
+        batches: Vec<Vec<u8>>,
+    },
+    /// A page as of an LSN.
+    ReadPage {
+        /// The group that owns it.
+        group: GroupId,
+        /// Which page.
+        key: PageKey,
+        /// As of this LSN.
+        lsn: Lsn,
+    },
+    /// A fork's existence and size in the blocks of one group, as of an LSN. The fork's size is the largest
+    /// answer over all groups.
+    RelationSize {
+        /// Which group's part.
+        group: GroupId,
+        /// Which fork.
+        relation_fork: RelationFork,
+        /// As of this LSN.
+        lsn: Lsn,
+    },
+    /// All forks of a database's relations that one group knows, in key order, with their sizes there.
+    ListRelations {
+        /// Which group's part.
+        group: GroupId,
+        /// Which database.
+        database: DatabaseKey,
+        /// As of this LSN.
+        lsn: Lsn,
+        /// Continue after this fork.
+        after: Option<RelationFork>,
+        /// At most this many.
+        limit: u32,
+    },
+    /// Which pages a transaction-status store has, as of an LSN.
+    SlruPages {
+        /// Which store.
+        kind: SlruKind,
+        /// As of this LSN.
+        lsn: Lsn,
+    },
+    /// A small value as of an LSN.
+    ReadMeta {
+        /// Which one.
+        key: MetaKey,
+        /// As of this LSN.
+        lsn: Lsn,
+    },
+    /// Every small value as of an LSN, in key order, except counters and the control file template.
+    ListMeta {
+        /// As of this LSN.
+        lsn: Lsn,
+        /// Continue after this key.
+        after: Option<MetaKey>,
+        /// At most this many.
+        limit: u32,
+    },
+    /// Checksums of a group's pages as of an LSN, in key order.
+    PageChecksums {
+        /// Which group.
+        group: GroupId,
+        /// As of this LSN.
+        lsn: Lsn,
+        /// Continue after this page.
+        after: Option<PageKey>,
+        /// At most this many.
+        limit: u32,
+    },
+    /// The node's own state, for people and scripts.
+    Status,
+}
+
+/// What one segment promises and holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SegmentSummary {
+    /// Its group.
+    pub group: GroupId,
+    /// The epoch it promised to serve.
+    pub promised_epoch: VolumeEpoch,
+    /// The writer it promised that epoch to.
+    pub promised_writer: WriterId,
+    /// The truncations it knows.
+    pub history: EpochHistory,
+    /// It has every record of its group up to here (SCL).
+    pub segment_complete_lsn: Lsn,
+    /// The highest volume durable point it heard of.
+    pub known_durable: RecordSpan,
+    /// Where the group's redo ends at that point.
+    pub known_durable_tail: Lsn,
+    /// It answers reads up to here.
+    pub readable_through: Lsn,
+    /// It answers no read below this.
+    pub minimum_read_point: Lsn,
+    /// All its redo up to here is in page images.
+    pub materialized_lsn: Lsn,
+}
+
+/// A segment's progress.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SegmentProgress {
+    /// Its group.
+    pub group: GroupId,
+    /// Its SCL, durable on the node.
+    pub segment_complete_lsn: Lsn,
+}
+
+/// A fork as one group knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RelationSize {
+    /// Which fork.
+    pub relation_fork: RelationFork,
+    /// Highest block of the group's part, plus one.
+    pub blocks: u32,
+}
+
+/// A page's checksum.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PageChecksum {
+    /// Which page.
+    pub key: PageKey,
+    /// CRC-32C of its 8 KiB as of the LSN asked; or `None` if the node could not produce the page.
+    pub checksum: Option<u32>,
+}
+
+/// A node's own state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Which node.
+    pub node: NodeId,
+    /// Its zone.
+    pub zone: AvailabilityZone,
+    /// Its process.
+    pub process_id: u32,
+    /// `None` while it keeps its promises, else why it does not.
+    pub failure: Option<String>,
+    /// Its segments.
+    pub segments: Vec<SegmentSummary>,
+    /// Named counters and gauges, documented in `borealis-node`.
+    pub metrics: Vec<(String, u64)>,
+}
+
+/// Why a node refused.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The caller speaks another protocol version.
+    #[error("the node speaks protocol {0}, the caller another; run the same version of Borealis on both")]
+    Protocol(u16),
+    /// The node belongs to another volume or has another identity.
+    #[error("this is node {node} of volume {volume}, not the one meant")]
+    Identity {
+        /// The node's volume.
+        volume: VolumeId,
+        /// The node's number.
+        node: NodeId,
+    },
+    /// A newer writer was promised the segment.
+    #[error("fenced: a newer writer has epoch {0}")]
+    Fenced(VolumeEpoch),
+    /// The segment is not on this node.
+    #[error("group {0} has no segment on this node")]
+    NoSegment(GroupId),
+    /// The segment is not complete to the LSN, or no longer keeps versions that old.
+    #[error("cannot read at {asked}: the segment answers from {from} through {through}")]
+    NotReadable {
+        /// The LSN asked for.
+        asked: Lsn,
+        /// Lowest LSN it answers.
+        from: Lsn,
+        /// Highest LSN it answers.
+        through: Lsn,
+    },
+    /// The request breaks a rule of the protocol.
+    #[error("protocol error: {0}")]
+    Misuse(String),
+    /// The node cannot keep its promise (full disk, failed sync, corruption, unknown redo).
+    #[error("the node failed: {0}")]
+    Failed(String),
+}
+
+/// What a node answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Welcome {
+        /// The node's number.
+        node: NodeId,
+        /// Its segments.
+        segments: Vec<SegmentSummary>,
+    },
+    /// To [`Request::Fence`], [`Request::Repair`], [`Request::Install`] and [`Request::Summaries`], durable
+    /// first.
+    Summaries(Vec<SegmentSummary>),
+    /// To an append: everything in it is durable here. Lists the segments whose SCL moved.
+    Appended(Vec<SegmentProgress>),
+    /// Unasked: segments whose SCL moved through records from peers.
+    Progress(Vec<SegmentProgress>),
+    /// To [`Request::ReadTail`]: encoded batches, and whether there is more.
+    Tail {
+        /// Redo batches, one for each run of records of one epoch.
+        batches: Vec<Vec<u8>>,
+        /// The limit cut the answer short.
+        more: bool,
+    },
+    /// To [`Request::ReadPage`]: 8 KiB, or `None` if the page does not exist at that LSN.
+    Page(Option<Vec<u8>>),
+    /// To [`Request::RelationSize`]: `None` if the group does not know the fork.
+    RelationSize(Option<u32>),
+    /// To [`Request::ListRelations`].
+    Relations(Vec<RelationSize>),
+    /// To [`Request::SlruPages`]: page numbers, ascending.
+    SlruPages(Vec<u32>),
+    /// To [`Request::ReadMeta`].
+    Meta(Option<Vec<u8>>),
+    /// To [`Request::ListMeta`].
+    MetaList(Vec<(MetaKey, Vec<u8>)>),
+    /// To [`Request::PageChecksums`].
+    PageChecksums(Vec<PageChecksum>),
+    /// To [`Request::Status`].
+    Status(NodeStatus),
+    /// The node refuses, and why.
+    Refused(Refusal),
+}
+
+/// A payload that breaks the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed message: {0}")]
+pub struct MessageError(pub &'static str);
+
+/// A payload taken apart: the request id, and the body by kind.
+#[derive(Debug)]
+pub enum Payload<'a, M> {
+    /// A redo batch.
+    Append {
+        /// The request's id.
+        request_id: u64,
+        /// The encoded batch.
+        batch: &'a [u8],
+    },
+    /// A request or reply.
+    Message {
+        /// The request's id.
+        request_id: u64,
+        /// The message.
+        message: M,
+    },
+}
+
+/// Bytes before a payload's body.
+pub const PAYLOAD_HEADER_BYTES: usize = 9;
+
+/// Takes a payload apart.
+///
+/// # Errors
+/// When it is too short, of an unknown kind, or its message malformed or followed by more bytes.
+pub fn decode_payload<'a, M: Deserialize<'a>>(payload: &'a [u8]) -> Result<Payload<'a, M>, MessageError> {
+    let (id, rest) = payload.split_first_chunk::<8>().ok_or(MessageError("no request id"))?;
+    let (&kind, body) = rest.split_first().ok_or(MessageError("no kind"))?;
+    let request_id = u64::from_le_bytes(*id);
+    match kind {
+        KIND_APPEND => Ok(Payload::Append { request_id, batch: body }),
+        KIND_MESSAGE => {
+            let (message, rest) =
+                postcard::take_from_bytes(body).map_err(|_| MessageError("body does not decode"))?;
+            if !rest.is_empty() {
+                return Err(MessageError("bytes after the body"));
+            }
+            Ok(Payload::Message { request_id, message })
+        }
+        _ => Err(MessageError("unknown kind")),
+    }
+}
+
+/// The payload of a request or reply.
+#[must_use]
+pub fn encode_message<M: Serialize>(request_id: u64, message: &M) -> Vec<u8> {
+    let mut payload = request_id.to_le_bytes().to_vec();
+    payload.push(KIND_MESSAGE);
+    postcard::to_extend(message, payload).expect("messages are plain data and always encode")
+}
+
+/// The nine bytes that precede a batch in an append's payload.
+#[must_use]
+pub fn append_header(request_id: u64) -> [u8; PAYLOAD_HEADER_BYTES] {
+    let mut header = [0; PAYLOAD_HEADER_BYTES];
+    header[..8].copy_from_slice(&request_id.to_le_bytes());
+    header[8] = KIND_APPEND;
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_survive_the_round_trip() {
+        let request = Request::ReadPage {
+            group: GroupId(3),
+            key: PageKey::Slru { kind: SlruKind::Transactions, page: 9 },
+            lsn: Lsn(77),
+        };
+        let payload = encode_message(5, &request);
+        match decode_payload::<Request>(&payload).unwrap() {
+            Payload::Message { request_id: 5, message } => assert_eq!(message, request),
+            other => panic!("decoded as {other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_payloads_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_payload::<Request>(&bytes);
+            let _ = decode_payload::<Reply>(&bytes);
+        }
+
+        #[test]
+        fn hostile_bodies_are_refused_without_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut payload = 1u64.to_le_bytes().to_vec();
+            payload.push(KIND_MESSAGE);
+            payload.extend(body);
+            let _ = decode_payload::<Request>(&payload);
+            let _ = decode_payload::<Reply>(&payload);
+        }
+    }
+}

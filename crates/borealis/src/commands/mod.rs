@@ -1,0 +1,8 @@
+//! One module for each group of commands.
+
+pub mod internal;
+pub mod parts;
+pub mod psql;
+pub mod status;
+pub mod up;
+pub mod verify;

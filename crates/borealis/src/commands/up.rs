@@ -1,0 +1,207 @@
+//! Create, start and stop a whole cluster.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use borealis_control::Catalog;
+use borealis_control::cluster::{Cluster, CreateOptions, WRITER};
+use borealis_instance::{Binaries, OperatingSystemUser, Settings};
+use borealis_types::{MAX_GROUPS, NodeId, Placement};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::UpArguments;
+use crate::progress::Step;
+
+const DEFAULT_PORT: u16 = 5432;
+const DEFAULT_PROTECTION_GROUPS: u16 = 4;
+
+/// `name=value`, for the command-line parser.
+pub fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not NAME=VALUE")),
+    }
+}
+
+/// Creates the cluster if it is new, starts it, and serves.
+pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
+    let mut stop_signals = SigSet::empty();
+    stop_signals.add(Signal::SIGINT);
+    stop_signals.add(Signal::SIGTERM);
+    if !arguments.detach {
+        // Held back until everything is up, then answered by an orderly stop.
+        stop_signals.thread_block().context("cannot hold back signals")?;
+    }
+    let (cluster, lock) = prepare(dir, arguments)?;
+    let instance = cluster.instance(WRITER)?;
+    if OperatingSystemUser::choose(instance.postgres_user.as_deref())?.switch {
+        eprintln!(
+            "running as root: PostgreSQL runs as the system user `{}`",
+            instance.postgres_user.as_deref().unwrap_or("postgres")
+        );
+    }
+    let step = Step::begin("starting six storage nodes in three availability zones");
+    let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
+    let outcome = cluster.start_nodes(&nodes);
+    step.done();
+    let outcome = outcome.and_then(|()| {
+        let step = Step::begin("recovering the volume and starting PostgreSQL");
+        let elapsed = cluster.start_instance(WRITER);
+        step.done();
+        elapsed
+    });
+    let elapsed = match outcome {
+        Ok(elapsed) => elapsed,
+        Err(error) => {
+            // What was started is stopped again: a failed `up` leaves nothing running.
+            cluster.stop_instance(WRITER)?;
+            cluster.stop_nodes()?;
+            return Err(error);
+        }
+    };
+    drop(lock);
+    eprintln!("first query answered after {} ms", elapsed.as_millis());
+    eprintln!("connect with `borealis psql --dir {}` or any driver:", dir.display());
+    println!("{}", Cluster::url(instance));
+    if arguments.detach {
+        return Ok(ExitCode::SUCCESS);
+    }
+    serve(&cluster, stop_signals)
+}
+
+/// Opens or creates the cluster, with this command's wishes applied.
+fn prepare(
+    dir: &Path,
+    arguments: &UpArguments,
+) -> anyhow::Result<(Cluster, borealis_control::catalog::CatalogLock)> {
+    let settings: std::collections::BTreeMap<String, String> = arguments.pg_set.iter().cloned().collect();
+    Settings::check(settings.clone())?;
+    if Catalog::is_fresh(dir)? {
+        let groups = arguments.protection_groups.unwrap_or(DEFAULT_PROTECTION_GROUPS);
+        let protection_groups = Placement::new(groups)
+            .with_context(|| format!("--protection-groups {groups}: a volume has 1 to {MAX_GROUPS}"))?;
+        let port = arguments.port.unwrap_or(DEFAULT_PORT);
+        require_free_port(port)?;
+        // Checked before the directory is made, so that a mistake leaves nothing behind.
+        Binaries::find(arguments.pg_bin.as_deref())?;
+        OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let lock = Catalog::lock(dir)?;
+        let step = Step::begin("creating the cluster");
+        let cluster = Cluster::create(
+            dir,
+            &CreateOptions {
+                protection_groups,
+                port,
+                postgres_bin_dir: arguments.pg_bin.clone(),
+                postgres_user: arguments.pg_user.clone(),
+                memory_root: arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from("/dev/shm")),
+                settings,
+            },
+        );
+        step.done();
+        return Ok((cluster?, lock));
+    }
+    let mut cluster = Cluster::open(dir)?;
+    let lock = Catalog::lock(dir)?;
+    if cluster.driver_process(WRITER).is_some() {
+        bail!(
+            "the cluster in {} is already running at {}; stop it with `borealis down --dir {}`",
+            dir.display(),
+            Cluster::url(cluster.instance(WRITER)?),
+            dir.display()
+        );
+    }
+    if let Some(groups) = arguments.protection_groups {
+        let fixed = cluster.catalog.protection_groups.group_count();
+        if groups != fixed {
+            bail!("the volume was created with {fixed} protection groups, which cannot be changed to {groups}");
+        }
+    }
+    let instance = cluster
+        .catalog
+        .instances
+        .iter_mut()
+        .find(|instance| instance.id == WRITER)
+        .context("the cluster has no writer instance")?;
+    if let Some(port) = arguments.port {
+        instance.port = port;
+    }
+    if let Some(folder) = &arguments.pg_bin {
+        instance.postgres_bin_dir = Binaries::find(Some(folder))?.folder;
+    }
+    if let Some(user) = &arguments.pg_user {
+        instance.postgres_user = Some(user.clone());
+    }
+    if let Some(folder) = &arguments.memory_dir {
+        instance.memory_root = folder.clone();
+    }
+    instance.settings.extend(settings);
+    Binaries::find(Some(&instance.postgres_bin_dir))?;
+    require_free_port(instance.port)?;
+    cluster.catalog.save(cluster.directory())?;
+    if !cluster.anything_runs() {
+        cluster.renew_taken_addresses()?;
+    }
+    Ok((cluster, lock))
+}
+
+fn require_free_port(port: u16) -> anyhow::Result<()> {
+    if borealis_control::ports::is_free(port) {
+        return Ok(());
+    }
+    bail!("port {port} on 127.0.0.1 is taken by another program; stop it or choose another with --port")
+}
+
+/// Waits for Ctrl-C, then stops everything. Ends by itself if the instance does.
+fn serve(cluster: &Cluster, stop_signals: SigSet) -> anyhow::Result<ExitCode> {
+    eprintln!("press Ctrl-C to stop");
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new().name("stop-signal".to_owned()).spawn(move || {
+        let _ = sender.send(stop_signals.wait());
+    })?;
+    loop {
+        match receiver.recv_timeout(Duration::from_millis(500)) {
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                if cluster.driver_process(WRITER).is_none() {
+                    let log = cluster.instance_directory(WRITER).join("driver.log");
+                    cluster.stop_nodes()?;
+                    bail!(
+                        "the instance ended by itself; {} ends with:\n{}",
+                        log.display(),
+                        borealis_control::cluster::log_tail(&log)
+                    );
+                }
+            }
+            Ok(_) | Err(mpsc::RecvTimeoutError::Disconnected) => {
+                stop(cluster)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+fn stop(cluster: &Cluster) -> anyhow::Result<()> {
+    let step = Step::begin("stopping PostgreSQL");
+    cluster.stop_instance(WRITER)?;
+    step.done();
+    let step = Step::begin("stopping the storage nodes");
+    cluster.stop_nodes()?;
+    step.done();
+    Ok(())
+}
+
+/// Stops everything in order.
+pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    if !cluster.anything_runs() {
+        eprintln!("the cluster in {} is not running", dir.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    stop(&cluster)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,1 +1,27 @@
-//! The compute-side driver: ships redo, tracks quorums, recovers, serves pages to the shim, runs postgres.
+//! The compute side: ships redo, tracks quorums, recovers, serves pages to the shim, runs `postgres`.
+//!
+//! * [`supervise`]: the life of an instance. [`recover`] opens the volume, [`contents`] reads what a data
+//!   directory needs, [`control`] is the local socket.
+//! * [`engine`]: the event loop that owns everything while the server runs. It moves bytes; what they mean is
+//!   decided by state machines without I/O: [`route`] (which groups get a record), [`shipper`] (who has which
+//!   record, what is durable), [`reads`] (whom to ask, which answer counts).
+//!
+//! Invariant: the driver never says that something is durable before the quorum tracker does.
+//! Invariant: an answer to a read is as of a position at or after the moment it was asked for.
+
+pub mod config;
+pub mod connection;
+pub mod contents;
+pub mod control;
+pub mod engine;
+pub mod prefetch;
+pub mod reads;
+pub mod recover;
+pub mod retained;
+pub mod route;
+pub mod shipper;
+pub mod supervise;
+pub mod wal_feed;
+
+pub use config::DriverConfig;
+pub use supervise::{DriverError, EXIT_FENCED, run};

@@ -1,1 +1,40 @@
 //! The shared memory between the driver and the shim inside each PostgreSQL process.
+//!
+//! One file on a memory file system, mapped by the driver ([`DriverSide`]) and by every PostgreSQL process
+//! of one instance ([`ClientSide`]). Through it the shim
+//!
+//! * publishes that write-ahead log was written and waits until it is durable,
+//! * asks for pages, relation sizes and listings, one request at a time in a slot of its own,
+//! * hints which blocks it will ask for soon, and
+//! * keeps two processes from filling and writing one cached file at the same time ([`ClientSide::lock_for_write`]).
+//!
+//! Invariant: a wait for durability ends successfully only after the driver said so; a dead driver, a fenced
+//! or a poisoned instance ends it with an error.
+//!
+//! Invariant: nothing on the client's side allocates, panics on what the driver wrote, or keeps a lock that a
+//! signal handler could need, because it runs inside somebody else's program.
+#![allow(unsafe_code)] // Shared memory, futexes and eventfd have no safe interface in the standard library.
+
+mod client;
+mod driver;
+mod fill_lock;
+mod futex;
+mod layout;
+mod mapping;
+mod probe;
+mod request;
+
+pub use client::{ClientSide, ClientSlot, RequestError, WaitError};
+pub use driver::{DriverSide, ShmError, SlotIndex, WalPosition};
+pub use fill_lock::{FillGuard, WriteGuard};
+pub use layout::{Config, InstanceState, MAX_MESSAGE_BYTES, MAX_PATH_BYTES, MAX_SLOTS};
+pub use probe::{ProbeError, probe_memory_file_system};
+pub use request::{
+    MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, Message, RelationEntry, RelationSize, Reply, Request, SlruEntry,
+};
+
+/// Environment variable with the path of the shared memory file. The shim is inactive without it.
+pub const ENVIRONMENT_SHM: &str = "BOREALIS_SHM";
+
+/// Environment variable with the number of the inherited eventfd that wakes the driver.
+pub const ENVIRONMENT_EVENT_FD: &str = "BOREALIS_EVENT_FD";

@@ -1,1 +1,122 @@
 //! Deterministic simulation of the quorum protocol under faults.
+//!
+//! One [`run`] is one history of a small volume: six storage nodes, one to four protection groups, writers
+//! that come and go (some go on after they were replaced), recoveries (some die half way, some compete), and
+//! a network and machines that fail in every way they can. The machines under test are the real ones of
+//! `borealis-quorum`; only what surrounds them is a model: a log that loses what was not synced, and a
+//! network that delays, loses, repeats and reorders.
+//!
+//! An [`oracle`] sees everything and checks, at every acknowledgement, recovery and read, that
+//! * an acknowledged record is durable on four of six segments of each of its groups,
+//! * a recovery keeps every acknowledged record, and what it keeps is durable in the same way,
+//! * nothing acknowledged by a fenced writer is outside what the recovery that fenced it kept,
+//! * what a recovery cut never comes back,
+//! * a segment that allows a read holds exactly the records of its group up to that position.
+//!
+//! After the faults stop, the volume must become writable again, and every segment complete.
+//!
+//! Invariant: the same seed gives the same trace.
+
+pub mod compute;
+pub mod message;
+pub mod node;
+pub mod oracle;
+pub mod random;
+pub mod world;
+
+/// A deliberate defect, to show that the checkers notice it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Defect {
+    /// None: the protocol as it is.
+    #[default]
+    None,
+    /// The writer counts one node's acknowledgement for another too, so three of six suffice.
+    AcknowledgeAtThree,
+    /// A node that gets records from a peer takes them for records of the newest epoch.
+    GossipIgnoresHistory,
+    /// A node answers a fence but goes on serving the old writer.
+    NoFence,
+    /// A node acknowledges before its log is synced.
+    AcknowledgeBeforeSync,
+    /// A fenced node goes on acknowledging, under its new promise, what may yet be cut.
+    AcknowledgeWhileFenced,
+    /// A node tells any connected writer of progress, also one it is fenced against.
+    ProgressToFencedWriter,
+    /// A node reports a repair as done without storing the records.
+    NoRepair,
+    /// A recovery does not see the tails of segments.
+    TailsIgnored,
+    /// A node answers reads up to its segment complete LSN whatever recovery the reader knows of.
+    ReadIgnoresHistory,
+}
+
+/// How a run is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Everything else follows from it.
+    pub seed: u64,
+    /// What is broken on purpose.
+    pub defect: Defect,
+}
+
+/// The oracle found a broken promise.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Virtual time, in milliseconds.
+    pub at_ms: u64,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// How often things happened, so that it is plain what a run covered.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Coverage {
+    counts: std::collections::BTreeMap<&'static str, u64>,
+}
+
+impl Coverage {
+    /// Counts one occurrence.
+    pub fn count(&mut self, what: &'static str) {
+        self.add(what, 1);
+    }
+
+    /// Counts several occurrences.
+    pub fn add(&mut self, what: &'static str, times: u64) {
+        *self.counts.entry(what).or_default() += times;
+    }
+
+    /// How often something happened.
+    #[must_use]
+    pub fn get(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or(0)
+    }
+
+    /// Adds another run's counts.
+    pub fn merge(&mut self, other: &Coverage) {
+        for (what, &times) in &other.counts {
+            self.add(what, times);
+        }
+    }
+
+    /// Everything counted, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.counts.iter().map(|(&what, &times)| (what, times))
+    }
+}
+
+/// What a run without a violation reports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// A digest of every event in order.
+    pub trace_hash: u64,
+    /// What happened how often.
+    pub coverage: Coverage,
+}
+
+/// Runs one history.
+///
+/// # Errors
+/// The first broken promise.
+pub fn run(options: Options) -> Result<Report, Violation> {
+    world::World::new(options).run()
+}

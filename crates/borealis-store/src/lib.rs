@@ -1,1 +1,44 @@
 //! A storage node's log, page versions, checkpoints and garbage collection.
+//!
+//! A [`Store`] is everything one node keeps on disk: one log shared by its segments, and for each segment the
+//! pages that redo made. Taking redo is [`Store::append`], then [`Store::sync`], then the acknowledgement.
+//! [`Store::materialize`] folds redo that nobody reads below into pages and lets go of the log.
+//!
+//! Invariant: nothing is acknowledged that a crash could take back; after a failed write or sync nothing is
+//! acknowledged any more. Invariant: a page is served only if every byte it was made from matched its
+//! checksum and was what it should be.
+//!
+//! Formats: [`log`](self) entries in `log/entry.rs`, page slots in `pages.rs`, small files in `directory.rs`,
+//! the checkpoint in `checkpoint.rs`.
+
+mod append;
+mod base;
+mod cache;
+mod catalog;
+mod checkpoint;
+mod commit;
+mod directory;
+mod error;
+mod hosted;
+mod index;
+mod log;
+mod materialize;
+mod metrics;
+mod options;
+mod pages;
+mod read;
+mod rules;
+mod state;
+mod store;
+mod tail;
+
+pub use append::{Appended, Origin};
+pub use error::StoreError;
+pub use materialize::{Policy, Progress};
+pub use options::{Identity, Options};
+pub use rules::{PostgresRules, RedoRules};
+pub use store::{Sequence, Store};
+pub use tail::Tail;
+
+#[cfg(test)]
+mod tests;

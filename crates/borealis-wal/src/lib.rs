@@ -1,9 +1,32 @@
 //! PostgreSQL write-ahead log: pages to records to the pages they touch, and back.
 //!
-//! Invariant: pure. Bytes from outside never panic, never index out of bounds, never allocate without a bound.
+//! Invariant: pure. Bytes from outside never panic, never index out of bounds, never allocate without a
+//! bound.
+//!
+//! * [`stream`] finds records among WAL pages, [`Record::parse`] reads one, [`effects()`] tells what it
+//!   changes;
+//! * [`layout`] has the data of single operations, [`highest_xid`] the transaction ids they prove in use;
+//! * [`encode`] goes the other way, and [`native`] has the records that are Borealis's own.
 
+pub mod bytes;
 pub mod effects;
+pub mod encode;
+mod image;
+pub mod native;
+pub mod page;
+mod pglz;
 pub mod record;
+mod resource_manager;
+pub mod stream;
+mod transaction_id;
+pub mod v15;
+
+/// Layouts of single operations. Only version 15's exist so far.
+pub use v15 as layout;
 
 pub use effects::{Effect, EffectError, effects};
-pub use record::{BlockImage, BlockReference, ImageCompression, Record, RecordError, ResourceManager};
+pub use record::{
+    BlockImage, BlockList, BlockReference, ImageCompression, Record, RecordError, verify_checksum,
+};
+pub use resource_manager::ResourceManager;
+pub use transaction_id::{highest_xid, xid_precedes};

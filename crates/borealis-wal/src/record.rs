@@ -3,7 +3,50 @@
 //! Layouts: PostgreSQL's `src/include/access/xlogrecord.h`; order of parts: `DecodeXLogRecord` in
 //! `src/backend/access/transam/xlogreader.c`.
 
-use borealis_types::{BlockKey, Lsn, PostgresVersion, RecordSpan};
+use std::fmt;
+use std::ops::Deref;
+
+use borealis_types::{BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator};
+
+use crate::ResourceManager;
+use crate::bytes::Reader;
+
+/// Bytes of a record's fixed header (`SizeOfXLogRecord`).
+pub const RECORD_HEADER_BYTES: usize = 24;
+
+/// Offset of `xl_crc`: everything before it is covered by the checksum, after the rest of the record.
+pub(crate) const CHECKSUM_OFFSET: usize = 20;
+
+/// The highest block id (`XLR_MAX_BLOCK_ID`).
+pub const BLOCK_ID_MAX: u8 = 32;
+
+/// The longest record anything here accepts: PostgreSQL's own limit (`XLogRecordMaxSize`, 1020 MiB).
+pub const RECORD_BYTES_MAX: usize = 1020 * 1024 * 1024;
+
+/// `XLR_SPECIAL_REL_UPDATE` in `info`: the record changes relation files without listing blocks.
+pub const SPECIAL_RELATION_UPDATE: u8 = 0x01;
+
+/// `XLR_CHECK_CONSISTENCY` in `info`: the images are what each block must be after redo.
+pub const CHECK_CONSISTENCY: u8 = 0x02;
+
+// Ids of the header parts that are not blocks (`XLR_BLOCK_ID_*`).
+pub(crate) const ID_DATA_SHORT: u8 = 255;
+pub(crate) const ID_DATA_LONG: u8 = 254;
+pub(crate) const ID_ORIGIN: u8 = 253;
+pub(crate) const ID_TOP_LEVEL_XID: u8 = 252;
+
+// Flags in `fork_flags`; the low four bits are the fork's number.
+pub(crate) const BLOCK_HAS_IMAGE: u8 = 0x10;
+pub(crate) const BLOCK_HAS_DATA: u8 = 0x20;
+pub(crate) const BLOCK_WILL_INIT: u8 = 0x40;
+pub(crate) const BLOCK_SAME_RELATION: u8 = 0x80;
+
+// Flags in `bimg_info`.
+pub(crate) const IMAGE_HAS_HOLE: u8 = 0x01;
+pub(crate) const IMAGE_APPLY: u8 = 0x02;
+pub(crate) const IMAGE_PGLZ: u8 = 0x04;
+pub(crate) const IMAGE_LZ4: u8 = 0x08;
+pub(crate) const IMAGE_ZSTD: u8 = 0x10;
 
 /// A parsed record. It borrows the contiguous bytes of the record (`xl_tot_len` of them).
 #[derive(Clone, Debug)]
@@ -23,7 +66,7 @@ pub struct Record<'a> {
     /// `xl_info`: the resource manager's operation in the high four bits, `XLR_*` flags in the low four.
     pub info: u8,
     /// Listed blocks, in block-id order.
-    pub blocks: Vec<BlockReference<'a>>,
+    pub blocks: BlockList<'a>,
     /// Resource-manager data that belongs to no block.
     pub main_data: &'a [u8],
     /// Replication origin, if any.
@@ -32,7 +75,22 @@ pub struct Record<'a> {
     pub top_level_xid: Option<u32>,
 }
 
-impl Record<'_> {
+impl<'a> Record<'a> {
+    /// Parses the bytes of one record, which must be exactly `xl_tot_len` long.
+    ///
+    /// The checksum is not looked at (see [`verify_checksum`]): records are parsed again and again after they
+    /// have been verified once.
+    ///
+    /// # Errors
+    /// [`RecordError::Malformed`] when the bytes break the layout.
+    pub fn parse(
+        version: PostgresVersion,
+        span: RecordSpan,
+        bytes: &'a [u8],
+    ) -> Result<Record<'a>, RecordError> {
+        parse(version, span, bytes).map_err(|what| RecordError::Malformed { start: span.start, what })
+    }
+
     /// The operation bits of `info` (without the `XLR_*` flags).
     #[must_use]
     pub fn operation(&self) -> u8 {
@@ -41,13 +99,234 @@ impl Record<'_> {
 
     /// The listed block with this id (`XLogRecGetBlock…`).
     #[must_use]
-    pub fn block(&self, id: u8) -> Option<&BlockReference<'_>> {
+    pub fn block(&self, id: u8) -> Option<&BlockReference<'a>> {
         self.blocks.iter().find(|block| block.id == id)
     }
 }
 
+/// Compares the record's checksum (`xl_crc`) with that of its bytes.
+///
+/// # Errors
+/// [`RecordError::Checksum`] when they differ, [`RecordError::Malformed`] when there is no whole header.
+pub fn verify_checksum(bytes: &[u8], start: Lsn) -> Result<(), RecordError> {
+    let mut header = Reader::new(bytes);
+    let stored = header.take(CHECKSUM_OFFSET).and_then(|_| header.u32());
+    let Some(stored) = stored else {
+        return Err(RecordError::Malformed { start, what: "shorter than a record header" });
+    };
+    if stored == checksum(bytes) { Ok(()) } else { Err(RecordError::Checksum { start }) }
+}
+
+/// The checksum a record must have: CRC-32C of what follows the header, then of the header up to `xl_crc`.
+///
+/// # Panics
+/// If there is no whole header.
+pub(crate) fn checksum(bytes: &[u8]) -> u32 {
+    let (header, body) = bytes.split_at(RECORD_HEADER_BYTES);
+    crc32c::crc32c_append(crc32c::crc32c(body), &header[..CHECKSUM_OFFSET])
+}
+
+/// The fixed header of a record (`XLogRecord`), without its checksum.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RecordHeader {
+    pub total_bytes: u32,
+    pub xid: u32,
+    pub previous_start: Lsn,
+    pub info: u8,
+    pub resource_manager: u8,
+}
+
+impl RecordHeader {
+    /// Reads the header; `None` when the bytes are too short.
+    pub fn read(reader: &mut Reader<'_>) -> Option<RecordHeader> {
+        let header = RecordHeader {
+            total_bytes: reader.u32()?,
+            xid: reader.u32()?,
+            previous_start: Lsn(reader.u64()?),
+            info: reader.u8()?,
+            resource_manager: reader.u8()?,
+        };
+        // Two bytes of padding, then the checksum.
+        reader.take(6)?;
+        Some(header)
+    }
+}
+
+/// Where a block's image and data stand among the payload: known only after all headers are read.
+#[derive(Clone, Copy, Default)]
+struct PayloadLengths {
+    image: usize,
+    data: usize,
+}
+
+fn parse<'a>(
+    version: PostgresVersion,
+    span: RecordSpan,
+    bytes: &'a [u8],
+) -> Result<Record<'a>, &'static str> {
+    const SHORT: &str = "a part of the record is cut short";
+    let mut reader = Reader::new(bytes);
+    let header = RecordHeader::read(&mut reader).ok_or("shorter than a record header")?;
+    if header.total_bytes as usize != bytes.len() {
+        return Err("its length field does not match its bytes");
+    }
+
+    let mut record = Record {
+        span,
+        version,
+        bytes,
+        xid: header.xid,
+        previous_start: header.previous_start,
+        resource_manager: ResourceManager::from(header.resource_manager),
+        info: header.info,
+        blocks: BlockList::new(),
+        main_data: &[],
+        origin: None,
+        top_level_xid: None,
+    };
+    let mut lengths = [PayloadLengths::default(); BLOCK_ID_MAX as usize + 1];
+    let mut payload_bytes = 0usize;
+    let mut main_data_bytes = 0usize;
+    let mut locator = None;
+
+    // Headers first, payload after them; the headers end where exactly the announced payload is left.
+    while reader.remaining() > payload_bytes {
+        let id = reader.u8().ok_or(SHORT)?;
+        match id {
+            ID_DATA_SHORT | ID_DATA_LONG => {
+                main_data_bytes = if id == ID_DATA_SHORT {
+                    usize::from(reader.u8().ok_or(SHORT)?)
+                } else {
+                    reader.u32().ok_or(SHORT)? as usize
+                };
+                payload_bytes += main_data_bytes;
+                // The main data is always the last part.
+                break;
+            }
+            ID_ORIGIN => record.origin = Some(reader.u16().ok_or(SHORT)?),
+            ID_TOP_LEVEL_XID => record.top_level_xid = Some(reader.u32().ok_or(SHORT)?),
+            0..=BLOCK_ID_MAX => {
+                if record.blocks.last().is_some_and(|last| last.id >= id) {
+                    return Err("block ids out of order");
+                }
+                let (block, length) = parse_block_header(id, &mut reader, &mut locator)?;
+                payload_bytes += length.image + length.data;
+                lengths[record.blocks.len()] = length;
+                record.blocks.push(block);
+            }
+            _ => return Err("unknown block id"),
+        }
+    }
+    if reader.remaining() != payload_bytes {
+        return Err(SHORT);
+    }
+
+    for (block, length) in record.blocks.as_mut_slice().iter_mut().zip(lengths) {
+        if let Some(image) = &mut block.image {
+            image.bytes = reader.take(length.image).ok_or(SHORT)?;
+        }
+        block.data = reader.take(length.data).ok_or(SHORT)?;
+    }
+    record.main_data = reader.take(main_data_bytes).ok_or(SHORT)?;
+    Ok(record)
+}
+
+/// Reads one block's header; its image and data bytes are filled in later.
+fn parse_block_header<'a>(
+    id: u8,
+    reader: &mut Reader<'a>,
+    locator: &mut Option<RelationLocator>,
+) -> Result<(BlockReference<'a>, PayloadLengths), &'static str> {
+    const SHORT: &str = "a block header is cut short";
+    let flags = reader.u8().ok_or(SHORT)?;
+    let data_bytes = usize::from(reader.u16().ok_or(SHORT)?);
+    if (flags & BLOCK_HAS_DATA != 0) != (data_bytes != 0) {
+        return Err("a block's data flag and data length disagree");
+    }
+    let fork = Fork::try_from(flags & 0x0F).map_err(|_| "unknown fork number")?;
+    let (image, image_bytes) = if flags & BLOCK_HAS_IMAGE != 0 {
+        let (image, length) = BlockImage::parse_header(reader)?;
+        (Some(image), length)
+    } else {
+        (None, 0)
+    };
+    if flags & BLOCK_SAME_RELATION == 0 {
+        *locator = Some(reader.locator().ok_or(SHORT)?);
+    }
+    let locator = (*locator).ok_or("a block refers to the previous relation, and there is none")?;
+    let block = reader.u32().ok_or(SHORT)?;
+    let key = BlockKey { relation_fork: RelationFork { locator, fork }, block };
+    let reference = BlockReference { id, key, will_init: flags & BLOCK_WILL_INIT != 0, image, data: &[] };
+    Ok((reference, PayloadLengths { image: image_bytes, data: data_bytes }))
+}
+
+/// The listed blocks of a record. Reads as a slice; up to four, which is nearly every record, need no
+/// allocation.
+#[derive(Clone)]
+pub struct BlockList<'a> {
+    inline: [BlockReference<'a>; BlockList::INLINE],
+    inline_count: usize,
+    /// Every block, once there are more than fit inline.
+    spilled: Vec<BlockReference<'a>>,
+}
+
+impl<'a> BlockList<'a> {
+    const INLINE: usize = 4;
+
+    /// An empty list.
+    #[must_use]
+    pub fn new() -> BlockList<'a> {
+        BlockList { inline: [BlockReference::NOTHING; 4], inline_count: 0, spilled: Vec::new() }
+    }
+
+    fn push(&mut self, block: BlockReference<'a>) {
+        if self.spilled.is_empty() && self.inline_count < BlockList::INLINE {
+            self.inline[self.inline_count] = block;
+            self.inline_count += 1;
+            return;
+        }
+        if self.spilled.is_empty() {
+            self.spilled.extend_from_slice(&self.inline);
+        }
+        self.spilled.push(block);
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [BlockReference<'a>] {
+        if self.spilled.is_empty() { &mut self.inline[..self.inline_count] } else { &mut self.spilled }
+    }
+}
+
+impl Default for BlockList<'_> {
+    fn default() -> Self {
+        BlockList::new()
+    }
+}
+
+impl<'a> Deref for BlockList<'a> {
+    type Target = [BlockReference<'a>];
+
+    fn deref(&self) -> &[BlockReference<'a>] {
+        if self.spilled.is_empty() { &self.inline[..self.inline_count] } else { &self.spilled }
+    }
+}
+
+impl<'l, 'a> IntoIterator for &'l BlockList<'a> {
+    type Item = &'l BlockReference<'a>;
+    type IntoIter = std::slice::Iter<'l, BlockReference<'a>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Debug for BlockList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 /// A block a record lists.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct BlockReference<'a> {
     /// The id the resource manager knows it by.
     pub id: u8,
@@ -61,8 +340,25 @@ pub struct BlockReference<'a> {
     pub data: &'a [u8],
 }
 
+impl BlockReference<'_> {
+    /// What stands in the unused places of a [`BlockList`].
+    const NOTHING: Self = BlockReference {
+        id: 0,
+        key: BlockKey {
+            relation_fork: RelationFork {
+                locator: RelationLocator { tablespace: 0, database: 0, relation: 0 },
+                fork: Fork::Main,
+            },
+            block: 0,
+        },
+        will_init: false,
+        image: None,
+        data: &[],
+    };
+}
+
 /// A full-page image as the record stores it: perhaps compressed, perhaps with its hole left out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct BlockImage<'a> {
     /// The stored bytes.
     pub bytes: &'a [u8],
@@ -89,60 +385,6 @@ pub enum ImageCompression {
     Zstd,
 }
 
-/// Resource managers, numbered as in `src/include/access/rmgrlist.h` (equal in 15 to 18).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum ResourceManager {
-    /// `RM_XLOG_ID`
-    Xlog,
-    /// `RM_XACT_ID`
-    Transaction,
-    /// `RM_SMGR_ID`
-    Storage,
-    /// `RM_CLOG_ID`
-    Clog,
-    /// `RM_DBASE_ID`
-    Database,
-    /// `RM_TBLSPC_ID`
-    Tablespace,
-    /// `RM_MULTIXACT_ID`
-    MultiXact,
-    /// `RM_RELMAP_ID`
-    RelMap,
-    /// `RM_STANDBY_ID`
-    Standby,
-    /// `RM_HEAP2_ID`
-    Heap2,
-    /// `RM_HEAP_ID`
-    Heap,
-    /// `RM_BTREE_ID`
-    Btree,
-    /// `RM_HASH_ID`
-    Hash,
-    /// `RM_GIN_ID`
-    Gin,
-    /// `RM_GIST_ID`
-    Gist,
-    /// `RM_SEQ_ID`
-    Sequence,
-    /// `RM_SPGIST_ID`
-    Spgist,
-    /// `RM_BRIN_ID`
-    Brin,
-    /// `RM_COMMIT_TS_ID`
-    CommitTs,
-    /// `RM_REPLORIGIN_ID`
-    ReplicationOrigin,
-    /// `RM_GENERIC_ID`
-    Generic,
-    /// `RM_LOGICALMSG_ID`
-    LogicalMessage,
-    /// Borealis's own records: number 127, which PostgreSQL neither uses nor gives to extensions. They put
-    /// the imported `initdb`'s status pages and small values into the stream (see `borealis_wal::native`).
-    Borealis,
-    /// Any other number: an extension's, or a later version's.
-    Other(u8),
-}
-
 /// Bytes that are not a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -152,6 +394,12 @@ pub enum RecordError {
         /// Position of its header.
         start: Lsn,
         /// Which rule is broken.
+        what: &'static str,
+    },
+    /// A full-page image cannot be restored.
+    #[error("full-page image cannot be restored: {what}")]
+    Image {
+        /// What is wrong with it.
         what: &'static str,
     },
     /// The checksum is not that of the bytes.

@@ -1,0 +1,848 @@
+//! The driver's event loop: all sockets, the shared memory, and the state machines between them.
+//!
+//! One thread owns everything. A turn of the loop is: read what PostgreSQL wrote and asked; send; sleep until
+//! something happens; take what the nodes answered; publish what became durable.
+//!
+//! Invariant: nothing is published as durable but through [`Shipper::take_publishable`], and after the stream
+//! stopped (fenced, or poisoned) nothing is published at all.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use borealis_proto::message::{PROTOCOL_VERSION, decode_payload};
+use borealis_proto::{Caller, Payload, Refusal, Reply, Request, SegmentProgress, SegmentSummary};
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_quorum::read_routing::ReadRouter;
+use borealis_quorum::recovery::Outcome;
+use borealis_quorum::writer::WriterTracker;
+use borealis_shm::{DriverSide, InstanceState, SlotIndex};
+use borealis_types::{GroupId, GroupSet, Lsn, NodeId, PAGE_SIZE, PageBytes, RecordSpan, VolumeEpoch};
+use borealis_wal::{EffectError, Record, RecordError};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use crate::config::DriverConfig;
+use crate::connection::Connection;
+use crate::reads::{Answer, ReadCounters, Reads, Transport};
+use crate::route::Router;
+use crate::shipper::{PeerIndex, ShipCounters, Shipper, ShipperLimits, UnexpectedAcknowledgement};
+use crate::wal_feed::{Fed, FeedError, Flow, WalFeed};
+
+/// The loop wakes at least this often, to show the shim that it is alive.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+/// A node that leaves a batch unanswered for so long is disconnected.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A node that leaves a batch unanswered for so long no longer holds back what others may forget.
+const SILENCE_TOLERATED: Duration = Duration::from_secs(2);
+/// A node that takes longer to introduce itself is disconnected.
+const GREETING_MAX: Duration = Duration::from_secs(3);
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// Working space for reading from sockets.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+const TOKEN_SHM: Token = Token(0);
+const TOKEN_WAKER: Token = Token(1);
+/// Descriptors that others watch through the loop: signals and the server's end.
+const TOKEN_WATCHED: Token = Token(2);
+const TOKEN_FIRST_PEER: usize = 16;
+
+/// Request ids of a connection's first requests, beyond those of batches and reads.
+const HELLO_ID: u64 = u64::MAX;
+const INSTALL_ID: u64 = u64::MAX - 1;
+
+/// Why the loop must end.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A newer writer took the volume over.
+    #[error("this instance was fenced by a newer writer (epoch {0})")]
+    Fenced(VolumeEpoch),
+    /// The log cannot be read on.
+    #[error("the log stream stopped: {0}")]
+    Feed(#[from] FeedError),
+    /// A record's effects are not known.
+    #[error("the log stream stopped: {0}")]
+    Effect(#[from] EffectError),
+    /// A record that was made here is malformed.
+    #[error("a record that was made here is malformed: {0}")]
+    Record(#[from] RecordError),
+    /// A system call that cannot fail in ordinary circumstances did.
+    #[error("the driver's event loop: {0}")]
+    System(#[from] io::Error),
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// The node was greeted and has not answered.
+    Greeting,
+    /// The node was sent the history and has not answered.
+    Installing,
+    /// In use.
+    Ready,
+}
+
+#[derive(Debug)]
+enum Link {
+    Down { retry_at: Instant, pause: Duration },
+    Up { connection: Connection, stage: Stage, since: Instant, pause: Duration },
+}
+
+impl Link {
+    fn new(now: Instant) -> Link {
+        Link::Down { retry_at: now, pause: RECONNECT_MIN }
+    }
+
+    fn ready(&mut self) -> Option<&mut Connection> {
+        match self {
+            Link::Up { connection, stage: Stage::Ready, .. } => Some(connection),
+            _ => None,
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(self, Link::Up { stage: Stage::Ready, .. })
+    }
+}
+
+/// Which of a node's two connections. Reads do not wait behind batches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Line {
+    Append,
+    Read,
+}
+
+#[derive(Debug)]
+struct PeerLinks {
+    node: NodeId,
+    address: SocketAddr,
+    groups: GroupSet,
+    append: Link,
+    read: Link,
+    /// Its segments have the history of our epoch. Before that they may hold records that were cut, and must
+    /// not be read.
+    installed: bool,
+    /// Last message that was logged about it, so that a dead node does not fill the log.
+    last_failure: String,
+}
+
+impl PeerLinks {
+    fn link(&mut self, line: Line) -> &mut Link {
+        match line {
+            Line::Append => &mut self.append,
+            Line::Read => &mut self.read,
+        }
+    }
+}
+
+/// The running server's side: its shared memory and its log.
+struct ServerSide {
+    shm: DriverSide,
+    feed: WalFeed,
+    /// The last sequence whose bytes were read completely.
+    seen_sequence: u64,
+    /// The last sequence that was looked at: what is new after it is worth waking for.
+    looked_sequence: u64,
+}
+
+/// A segment as the driver sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemberView {
+    /// On which node.
+    pub node: NodeId,
+    /// Its SCL, as far as acknowledged to this writer.
+    pub segment_complete_lsn: Lsn,
+    /// Whether the node is connected.
+    pub connected: bool,
+}
+
+/// See the module.
+pub struct Engine {
+    config: Arc<DriverConfig>,
+    epoch: VolumeEpoch,
+    outcome: Outcome,
+    poll: Poll,
+    events: Events,
+    scratch: Vec<u8>,
+    peers: Vec<PeerLinks>,
+    shipper: Shipper,
+    router: Router,
+    read_router: ReadRouter,
+    reads: Reads<SlotIndex>,
+    server: Option<ServerSide>,
+    started: Instant,
+    last_shipped_at: Instant,
+    /// When reads are due for a look at the clock.
+    reads_due: Option<Duration>,
+    stopped: bool,
+}
+
+/// How the read path reaches the nodes: over their read connections.
+struct ReadLines<'a> {
+    peers: &'a mut [PeerLinks],
+    shipper: &'a Shipper,
+}
+
+impl Transport for ReadLines<'_> {
+    fn send(&mut self, node: NodeId, request_id: u64, request: &Request) -> bool {
+        let peer = self.peers.iter_mut().find(|peer| peer.node == node && peer.installed);
+        let Some(connection) = peer.and_then(|peer| peer.read.ready()) else { return false };
+        connection.send(request_id, request);
+        true
+    }
+
+    fn needed(&self, group: GroupId) -> Lsn {
+        self.shipper.tracker().durable_point(group).group_tail
+    }
+
+    fn read_point(&self, node: NodeId, group: GroupId) -> Lsn {
+        let known = self
+            .peers
+            .iter()
+            .position(|peer| peer.node == node)
+            .map_or(Lsn::ZERO, |index| self.shipper.known_durable(index));
+        // Between the group's last record and the durable point nothing of the group changes, so every
+        // position there shows the same; the node certainly can answer at the one it knows.
+        known.max(self.needed(group))
+    }
+}
+
+impl Engine {
+    /// An engine for the writer that a recovery made. `next_xid` is the first transaction id that the
+    /// volume's counters do not know to be used.
+    ///
+    /// # Errors
+    /// When the system refuses a poll.
+    pub fn new(
+        config: Arc<DriverConfig>,
+        outcome: Outcome,
+        members: Vec<QuorumSets>,
+        next_xid: u32,
+    ) -> Result<Engine, EngineError> {
+        let now = Instant::now();
+        let epoch = outcome.promise.epoch;
+        let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
+        let tuning = &config.tuning;
+        let limits = ShipperLimits {
+            batches_in_flight: tuning.batches_in_flight,
+            batch_bytes: tuning.batch_bytes,
+            retained_bytes: tuning.retained_bytes,
+        };
+        let peers: Vec<PeerLinks> = config
+            .nodes
+            .iter()
+            .map(|node| PeerLinks {
+                node: node.node,
+                address: node.address,
+                groups: config.groups_on(node.node),
+                append: Link::new(now),
+                read: Link::new(now),
+                installed: false,
+                last_failure: String::new(),
+            })
+            .collect();
+        let nodes = peers.iter().map(|peer| (peer.node, peer.groups));
+        let shipper = Shipper::new(tracker, epoch, outcome.durable, nodes, limits);
+        let reads = Reads::new(
+            config.placement,
+            Duration::from_millis(tuning.read_timeout_ms),
+            tuning.prefetch_bytes,
+        );
+        Ok(Engine {
+            router: Router::new(config.placement, next_xid),
+            config,
+            epoch,
+            outcome,
+            poll: Poll::new()?,
+            events: Events::with_capacity(256),
+            scratch: vec![0; SCRATCH_BYTES],
+            peers,
+            shipper,
+            read_router: ReadRouter::new(),
+            reads,
+            server: None,
+            started: now,
+            last_shipped_at: now,
+            reads_due: None,
+            stopped: false,
+        })
+    }
+
+    /// A handle that wakes the loop from another thread.
+    ///
+    /// # Errors
+    /// When the system refuses one.
+    pub fn waker(&self) -> Result<Waker, EngineError> {
+        Ok(Waker::new(self.poll.registry(), TOKEN_WAKER)?)
+    }
+
+    /// Wakes the loop when the descriptor becomes readable. Its owner looks at it after each turn.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn watch(&self, descriptor: RawFd) -> Result<(), EngineError> {
+        Ok(self.poll.registry().register(&mut SourceFd(&descriptor), TOKEN_WATCHED, Interest::READABLE)?)
+    }
+
+    /// Attaches the memory shared with a server whose log goes on after the last record shipped.
+    ///
+    /// # Errors
+    /// When the system refuses to watch its event descriptor.
+    pub fn attach(
+        &mut self,
+        shm: DriverSide,
+        wal_directory: &Path,
+        segment_bytes: u32,
+    ) -> Result<(), EngineError> {
+        let last = self.shipper.last_shipped();
+        let feed = WalFeed::new(self.config.version, wal_directory, segment_bytes, 1, last);
+        self.poll.registry().register(&mut SourceFd(&shm.event_fd()), TOKEN_SHM, Interest::READABLE)?;
+        // So that the distance between what is written and what is durable is right from the first write on.
+        shm.publish_durable(0, self.shipper.durable().end);
+        shm.set_state(InstanceState::Running, "");
+        self.server = Some(ServerSide { shm, feed, seen_sequence: 0, looked_sequence: 0 });
+        Ok(())
+    }
+
+    /// Says that the volume's counters stand at this transaction id.
+    pub fn set_next_xid(&mut self, next_xid: u32) {
+        self.router = Router::new(self.config.placement, next_xid);
+    }
+
+    /// The quorum's state.
+    #[must_use]
+    pub fn shipper(&self) -> &Shipper {
+        &self.shipper
+    }
+
+    /// Counters of the write path.
+    #[must_use]
+    pub fn ship_counters(&self) -> ShipCounters {
+        self.shipper.counters()
+    }
+
+    /// Counters of the read path.
+    #[must_use]
+    pub fn read_counters(&self) -> ReadCounters {
+        self.reads.counters()
+    }
+
+    /// The segments of a group.
+    pub fn members(&self, group: GroupId) -> impl Iterator<Item = MemberView> {
+        self.peers.iter().filter(move |peer| peer.groups.contains(group)).map(move |peer| MemberView {
+            node: peer.node,
+            segment_complete_lsn: self.shipper.tracker().segment_complete(peer.node, group),
+            connected: peer.append.is_ready(),
+        })
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Ships a record that was made here and not by the server.
+    ///
+    /// # Errors
+    /// When it is malformed or its effects are not known.
+    pub fn ship(&mut self, span: RecordSpan, bytes: &[u8]) -> Result<(), EngineError> {
+        let record = Record::parse(self.config.version, span, bytes)?;
+        let groups = self.router.route(&record)?;
+        self.shipper.ship(span, groups, bytes);
+        self.last_shipped_at = Instant::now();
+        Ok(())
+    }
+
+    /// One turn of the loop, which sleeps for at most `wait` and returns early when something happened.
+    ///
+    /// # Errors
+    /// When the stream must stop. The shared memory then says so, nothing is published any more, and the
+    /// engine is of no further use.
+    pub fn turn(&mut self, wait: Duration) -> Result<(), EngineError> {
+        let result = self.try_turn(wait);
+        if let Err(error) = &result {
+            self.stop(error);
+        }
+        result
+    }
+
+    fn stop(&mut self, error: &EngineError) {
+        self.stopped = true;
+        let Some(server) = &self.server else { return };
+        let state = match error {
+            EngineError::Fenced(epoch) => InstanceState::Fenced(*epoch),
+            _ => InstanceState::Poisoned,
+        };
+        server.shm.set_state(state, &error.to_string());
+    }
+
+    fn try_turn(&mut self, wait: Duration) -> Result<(), EngineError> {
+        assert!(!self.stopped, "a stopped engine does not go on");
+        self.connect_due();
+        self.feed()?;
+        self.take_requests();
+        self.send_batches();
+        self.publish();
+        self.flush_all();
+        let wait = self.sleep_time(wait);
+        let sleep = self.server.as_ref().is_none_or(|server| server.shm.prepare_to_sleep(server.looked_sequence));
+        let timeout = if sleep { wait } else { Duration::ZERO };
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+            _ => {}
+        }
+        if let Some(server) = &self.server {
+            server.shm.woke();
+            server.shm.heartbeat();
+        }
+        self.take_events()?;
+        self.publish();
+        self.run_timers();
+        Ok(())
+    }
+
+    fn sleep_time(&self, wait: Duration) -> Duration {
+        let now = Instant::now();
+        let mut time = wait.min(HEARTBEAT);
+        if let Some(due) = self.reads_due {
+            time = time.min(due.saturating_sub(self.now()));
+        }
+        for peer in &self.peers {
+            for link in [&peer.append, &peer.read] {
+                if let Link::Down { retry_at, .. } = link {
+                    time = time.min(retry_at.saturating_duration_since(now));
+                }
+            }
+        }
+        if self.shipper.has_untold() {
+            time = time.min(self.quiet_after().saturating_sub(self.last_shipped_at.elapsed()));
+        }
+        if time.is_zero() {
+            return time;
+        }
+        // The poll counts whole milliseconds and would wake too early, again and again.
+        time.max(Duration::from_millis(1))
+    }
+
+    fn quiet_after(&self) -> Duration {
+        Duration::from_millis(self.config.tuning.quiet_ms)
+    }
+
+    /// Reads what the server wrote to its log, and ships it.
+    fn feed(&mut self) -> Result<(), EngineError> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        let position = server.shm.wal_written();
+        // While too much is shipped and not durable, acknowledgements are what to wake for.
+        server.looked_sequence = position.sequence;
+        if position.sequence == server.seen_sequence {
+            return Ok(());
+        }
+        let (shipper, router, reads) = (&mut self.shipper, &mut self.router, &mut self.reads);
+        let ahead_max = self.config.tuning.shipped_ahead_bytes;
+        if shipper.tracker().log_ahead_bytes() >= ahead_max {
+            return Ok(());
+        }
+        let before = shipper.last_shipped();
+        let fed = server.feed.read::<EngineError>(position.lsn, |record| {
+            let groups = router.route(record)?;
+            reads.invalidate(router.last_effects());
+            shipper.ship(record.span, groups, record.bytes);
+            let ahead = shipper.tracker().log_ahead_bytes();
+            Ok(if ahead >= ahead_max { Flow::Pause } else { Flow::More })
+        })?;
+        if fed == Fed::Everything {
+            server.seen_sequence = position.sequence;
+            shipper.decoded(position.sequence);
+        }
+        if shipper.last_shipped() != before {
+            self.last_shipped_at = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Takes what the server asked for.
+    fn take_requests(&mut self) {
+        let now = self.now();
+        let Some(server) = &self.server else { return };
+        let (reads, router) = (&mut self.reads, &mut self.read_router);
+        let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
+        let mut any = false;
+        server.shm.take_pending(|slot, request| {
+            any = true;
+            reads.begin(slot, request, router, &mut lines, now);
+        });
+        server.shm.take_prefetch(|key| {
+            any = true;
+            reads.prefetch(key, router, &mut lines, now);
+        });
+        if any {
+            self.answer_done();
+            self.reads_due = self.reads.next_due();
+        }
+    }
+
+    /// Hands answers to the server.
+    fn answer_done(&mut self) {
+        let done = self.reads.take_done();
+        let Some(server) = &self.server else { return };
+        for (slot, answer) in done {
+            complete(&server.shm, slot, &answer);
+        }
+    }
+
+    fn minimum_read_point(&self) -> Lsn {
+        let since = self.now().saturating_sub(SILENCE_TOLERATED);
+        // A node is read at the durable point it knows, so nobody may forget what is at or after the lowest.
+        let known = self.shipper.lowest_known_durable(since).unwrap_or(Lsn::ZERO);
+        let durable = self.shipper.durable().end;
+        self.reads.lowest_read_point().unwrap_or(durable).min(known).min(durable)
+    }
+
+    /// Gives every node that can take one its next batch.
+    fn send_batches(&mut self) {
+        let quiet = self.last_shipped_at.elapsed() >= self.quiet_after();
+        let now = self.now();
+        let mut minimum_read_point = None;
+        for index in 0..self.peers.len() {
+            while self.shipper.can_take(index, quiet) {
+                let minimum = *minimum_read_point.get_or_insert_with(|| self.minimum_read_point());
+                let Some(frame) = self.shipper.next_batch(index, minimum, quiet, now) else { break };
+                let Some(connection) = self.peers[index].append.ready() else { break };
+                connection.send_batch(frame);
+                let result = connection.flush();
+                if let Err(error) = result {
+                    self.disconnect(index, Line::Append, &error.to_string());
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let Some(server) = &self.server else { return };
+        if let Some(sequence) = self.shipper.take_publishable() {
+            server.shm.publish_durable(sequence, self.shipper.durable().end);
+        }
+    }
+
+    fn flush_all(&mut self) {
+        for index in 0..self.peers.len() {
+            for line in [Line::Append, Line::Read] {
+                let result = match self.peers[index].link(line) {
+                    Link::Up { connection, .. } if connection.has_outbound() => connection.flush(),
+                    _ => continue,
+                };
+                if let Err(error) = result {
+                    self.disconnect(index, line, &error.to_string());
+                }
+            }
+        }
+    }
+
+    fn take_events(&mut self) -> Result<(), EngineError> {
+        let tokens: Vec<Token> = self.events.iter().map(mio::event::Event::token).collect();
+        for token in tokens {
+            let Some(number) = token.0.checked_sub(TOKEN_FIRST_PEER) else { continue };
+            let (index, line) = (number / 2, if number % 2 == 0 { Line::Append } else { Line::Read });
+            if index < self.peers.len() {
+                self.take_frames(index, line)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn token(index: PeerIndex, line: Line) -> Token {
+        Token(TOKEN_FIRST_PEER + 2 * index + usize::from(line == Line::Read))
+    }
+
+    /// Reads what a node sent and takes every complete frame of it.
+    fn take_frames(&mut self, index: PeerIndex, line: Line) -> Result<(), EngineError> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let received = match self.peers[index].link(line) {
+            Link::Up { connection, .. } => {
+                let flushed = if connection.has_outbound() { connection.flush() } else { Ok(()) };
+                flushed.and_then(|()| connection.receive(&mut scratch))
+            }
+            Link::Down { .. } => Ok(true),
+        };
+        self.scratch = scratch;
+        loop {
+            let frame = match self.peers[index].link(line) {
+                Link::Up { connection, stage, .. } => connection.next_frame().map(|frame| (frame, *stage)),
+                Link::Down { .. } => return Ok(()),
+            };
+            let (payload, stage) = match frame {
+                Ok((Some(payload), stage)) => (payload, stage),
+                Ok((None, _)) => break,
+                Err(error) => {
+                    self.disconnect(index, line, &error.to_string());
+                    return Ok(());
+                }
+            };
+            let (request_id, reply) = match decode_payload::<Reply>(payload) {
+                Ok(Payload::Message { request_id, message }) => (request_id, message),
+                Ok(Payload::Append { .. }) => {
+                    self.disconnect(index, line, "it sent a batch");
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.disconnect(index, line, &error.to_string());
+                    return Ok(());
+                }
+            };
+            match line {
+                Line::Append => self.take_append_reply(index, stage, request_id, reply)?,
+                Line::Read => self.take_read_reply(index, stage, request_id, reply),
+            }
+        }
+        match received {
+            Ok(true) => {}
+            Ok(false) => self.disconnect(index, line, "the node closed the connection"),
+            Err(error) => self.disconnect(index, line, &error.to_string()),
+        }
+        Ok(())
+    }
+
+    fn take_append_reply(
+        &mut self,
+        index: PeerIndex,
+        stage: Stage,
+        request_id: u64,
+        reply: Reply,
+    ) -> Result<(), EngineError> {
+        let outcome = match (stage, reply) {
+            (_, Reply::Refused(Refusal::Fenced(epoch))) if epoch > self.epoch => {
+                return Err(EngineError::Fenced(epoch));
+            }
+            (_, Reply::Refused(refusal)) => Err(refusal.to_string()),
+            (Stage::Greeting, Reply::Welcome { segments, .. }) => return self.welcome(index, &segments),
+            (Stage::Installing, Reply::Summaries(segments)) if request_id == INSTALL_ID => {
+                return self.welcome(index, &segments);
+            }
+            // What is said before the introduction is complete is said again in it.
+            (Stage::Greeting | Stage::Installing, Reply::Progress(_)) => Ok(()),
+            (Stage::Ready, Reply::Appended(progress)) => {
+                let result = self.shipper.appended(index, request_id, &progress);
+                self.note(result, index, &progress)
+            }
+            (Stage::Ready, Reply::Progress(progress)) => {
+                let result = self.shipper.progressed(index, &progress);
+                self.note(result, index, &progress)
+            }
+            (_, other) => Err(format!("an answer that nobody asked for: {}", kind_of(&other))),
+        };
+        if let Err(why) = outcome {
+            self.disconnect(index, Line::Append, &why);
+        }
+        Ok(())
+    }
+
+    fn note(
+        &mut self,
+        result: Result<(), UnexpectedAcknowledgement>,
+        index: PeerIndex,
+        progress: &[SegmentProgress],
+    ) -> Result<(), String> {
+        result.map_err(|error| error.to_string())?;
+        let node = self.peers[index].node;
+        for segment in progress {
+            self.read_router.observe_readable(node, segment.group, segment.segment_complete_lsn);
+        }
+        Ok(())
+    }
+
+    /// A node introduced itself, or answered an installation.
+    fn welcome(&mut self, index: PeerIndex, segments: &[SegmentSummary]) -> Result<(), EngineError> {
+        if let Some(newer) = segments.iter().map(|s| s.promised_epoch).filter(|e| *e > self.epoch).max() {
+            return Err(EngineError::Fenced(newer));
+        }
+        let groups = self.peers[index].groups;
+        let behind = segments
+            .iter()
+            .any(|s| groups.contains(s.group) && s.history.newest_epoch() < self.epoch || s.promised_epoch < self.epoch);
+        let installing = matches!(self.peers[index].append, Link::Up { stage: Stage::Installing, .. });
+        if behind {
+            if installing {
+                self.disconnect(index, Line::Append, "the node did not take the volume's history");
+                return Ok(());
+            }
+            let request = Request::Install {
+                epoch: self.epoch,
+                writer: self.outcome.promise.writer,
+                history: self.outcome.history.clone(),
+                tails: self.outcome.tails.clone(),
+            };
+            if let Link::Up { connection, stage, .. } = &mut self.peers[index].append {
+                connection.send(INSTALL_ID, &request);
+                *stage = Stage::Installing;
+            }
+            return Ok(());
+        }
+        let progress: Vec<SegmentProgress> = segments
+            .iter()
+            .map(|s| SegmentProgress { group: s.group, segment_complete_lsn: s.segment_complete_lsn })
+            .collect();
+        let known_durable = segments.iter().map(|s| s.known_durable.end).min().unwrap_or_default();
+        let result = self.shipper.connected(index, &progress, known_durable);
+        if let Err(why) = self.note(result, index, &progress) {
+            self.disconnect(index, Line::Append, &why);
+            return Ok(());
+        }
+        let peer = &mut self.peers[index];
+        peer.installed = true;
+        if let Link::Up { stage, pause, .. } = &mut peer.append {
+            *stage = Stage::Ready;
+            *pause = RECONNECT_MIN;
+        }
+        if !std::mem::take(&mut peer.last_failure).is_empty() {
+            tracing::info!(node = peer.node.0, "storage node is connected again");
+        }
+        Ok(())
+    }
+
+    fn take_read_reply(&mut self, index: PeerIndex, stage: Stage, request_id: u64, reply: Reply) {
+        match (stage, reply) {
+            (Stage::Greeting, Reply::Welcome { .. }) => {
+                if let Link::Up { stage, pause, .. } = &mut self.peers[index].read {
+                    *stage = Stage::Ready;
+                    *pause = RECONNECT_MIN;
+                }
+            }
+            (Stage::Greeting, Reply::Refused(refusal)) => {
+                self.disconnect(index, Line::Read, &refusal.to_string());
+            }
+            (Stage::Ready, reply) => {
+                let (node, now) = (self.peers[index].node, self.now());
+                let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
+                self.reads.answered(node, request_id, reply, &mut self.read_router, &mut lines, now);
+                self.answer_done();
+                self.reads_due = self.reads.next_due();
+            }
+            (_, other) => {
+                let why = format!("an answer that nobody asked for: {}", kind_of(&other));
+                self.disconnect(index, Line::Read, &why);
+            }
+        }
+    }
+
+    /// Does what time has made due.
+    fn run_timers(&mut self) {
+        let now = self.now();
+        if self.reads_due.is_some_and(|due| due <= now) {
+            let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
+            self.reads_due = self.reads.tick(&mut self.read_router, &mut lines, now);
+            self.answer_done();
+        }
+        let silent: Vec<PeerIndex> =
+            self.shipper.silent_since(now.saturating_sub(SILENCE_MAX)).collect();
+        for index in silent {
+            self.disconnect(index, Line::Append, "it leaves batches unanswered");
+        }
+        for index in 0..self.peers.len() {
+            for line in [Line::Append, Line::Read] {
+                let slow = match self.peers[index].link(line) {
+                    Link::Up { stage, since, .. } => *stage != Stage::Ready && since.elapsed() > GREETING_MAX,
+                    Link::Down { .. } => false,
+                };
+                if slow {
+                    self.disconnect(index, line, "it does not introduce itself");
+                }
+            }
+        }
+    }
+
+    /// Opens connections whose time has come.
+    fn connect_due(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.peers.len() {
+            for line in [Line::Append, Line::Read] {
+                let pause = match self.peers[index].link(line) {
+                    Link::Down { retry_at, pause } if *retry_at <= now => *pause,
+                    _ => continue,
+                };
+                let (node, address) = (self.peers[index].node, self.peers[index].address);
+                let opened = Connection::open(address, self.poll.registry(), Engine::token(index, line));
+                match opened {
+                    Ok(mut connection) => {
+                        let caller = match line {
+                            Line::Append => {
+                                Caller::Writer { epoch: self.epoch, writer: self.outcome.promise.writer }
+                            }
+                            Line::Read => Caller::Client,
+                        };
+                        let volume = self.config.volume;
+                        let hello = Request::Hello { protocol: PROTOCOL_VERSION, volume, node, caller };
+                        connection.send(HELLO_ID, &hello);
+                        let link = Link::Up { connection, stage: Stage::Greeting, since: now, pause };
+                        *self.peers[index].link(line) = link;
+                    }
+                    Err(error) => {
+                        let pause = (pause * 2).min(RECONNECT_MAX);
+                        *self.peers[index].link(line) = Link::Down { retry_at: now + pause, pause };
+                        self.log_failure(index, &error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    fn disconnect(&mut self, index: PeerIndex, line: Line, why: &str) {
+        let pause = match self.peers[index].link(line) {
+            Link::Up { pause, .. } => *pause,
+            Link::Down { .. } => return,
+        };
+        let down = Link::Down { retry_at: Instant::now() + pause, pause: (pause * 2).min(RECONNECT_MAX) };
+        if let Link::Up { connection, .. } = std::mem::replace(self.peers[index].link(line), down) {
+            connection.close(self.poll.registry());
+        }
+        self.log_failure(index, why);
+        match line {
+            Line::Append => self.shipper.disconnected(index),
+            Line::Read => {
+                let (node, now) = (self.peers[index].node, self.now());
+                let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
+                self.reads.disconnected(node, &mut self.read_router, &mut lines, now);
+                self.answer_done();
+                self.reads_due = self.reads.next_due();
+            }
+        }
+    }
+
+    fn log_failure(&mut self, index: PeerIndex, why: &str) {
+        let peer = &mut self.peers[index];
+        if peer.last_failure != why {
+            tracing::warn!(node = peer.node.0, address = %peer.address, "storage node: {why}");
+            peer.last_failure = why.to_owned();
+        }
+    }
+}
+
+/// Puts an answer into the server's slot.
+fn complete(shm: &DriverSide, slot: SlotIndex, answer: &Answer) {
+    static ZERO_PAGE: PageBytes = [0; PAGE_SIZE];
+    let reply = match answer {
+        Answer::Page(Some(bytes)) => match <&PageBytes>::try_from(bytes.as_slice()) {
+            Ok(page) => borealis_shm::Reply::Page(page),
+            Err(_) => borealis_shm::Reply::Error("a page of the wrong size"),
+        },
+        Answer::Page(None) => borealis_shm::Reply::Nonexistent,
+        Answer::ZeroPage => borealis_shm::Reply::Page(&ZERO_PAGE),
+        Answer::Size(size) => borealis_shm::Reply::RelationSize(*size),
+        Answer::Relations(entries, next_cursor) => {
+            borealis_shm::Reply::Relations { entries, next_cursor: *next_cursor }
+        }
+        Answer::SlruSegment(pages) => borealis_shm::Reply::SlruSegment(*pages),
+        Answer::SlruSegments(entries, next_cursor) => {
+            borealis_shm::Reply::SlruSegments { entries, next_cursor: *next_cursor }
+        }
+        Answer::Error(text) => borealis_shm::Reply::Error(text),
+    };
+    shm.complete(slot, reply);
+}
+
+/// The name of a reply's kind, without its contents.
+fn kind_of(reply: &Reply) -> String {
+    format!("{reply:?}").chars().take_while(char::is_ascii_alphanumeric).collect()
+}

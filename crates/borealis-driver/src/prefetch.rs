@@ -1,0 +1,138 @@
+//! Pages fetched ahead of their use, for a short time.
+//!
+//! A page is here between PostgreSQL's hint and its read. Correctness first: whatever changes a page, or
+//! might, drops it, and a page is given out once.
+
+use std::collections::{HashMap, VecDeque};
+
+use borealis_types::{BlockKey, PAGE_SIZE, PageKey};
+use borealis_wal::Effect;
+
+/// A bounded set of pages, oldest out first.
+#[derive(Debug)]
+pub struct PrefetchCache {
+    pages: HashMap<BlockKey, (u64, Vec<u8>)>,
+    /// Keys in the order they came, with the number they came under: a key that was taken and came again
+    /// stands here twice, and only its newest number counts.
+    order: VecDeque<(u64, BlockKey)>,
+    next_number: u64,
+    pages_max: usize,
+}
+
+impl PrefetchCache {
+    /// An empty cache of at most `limit_bytes`.
+    #[must_use]
+    pub fn new(limit_bytes: usize) -> PrefetchCache {
+        PrefetchCache {
+            pages: HashMap::new(),
+            order: VecDeque::new(),
+            next_number: 0,
+            pages_max: limit_bytes / PAGE_SIZE,
+        }
+    }
+
+    /// Whether the page is here.
+    #[must_use]
+    pub fn contains(&self, key: &BlockKey) -> bool {
+        self.pages.contains_key(key)
+    }
+
+    /// Pages here.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether no page is here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Adds a page; the oldest makes room.
+    pub fn insert(&mut self, key: BlockKey, page: Vec<u8>) {
+        if self.pages_max == 0 {
+            return;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        self.pages.insert(key, (number, page));
+        self.order.push_back((number, key));
+        while self.pages.len() > self.pages_max || self.order.len() > 2 * self.pages_max {
+            let Some((number, key)) = self.order.pop_front() else { break };
+            if self.pages.get(&key).is_some_and(|(current, _)| *current == number) {
+                self.pages.remove(&key);
+            }
+        }
+    }
+
+    /// Takes a page out.
+    pub fn take(&mut self, key: &BlockKey) -> Option<Vec<u8>> {
+        self.pages.remove(key).map(|(_, page)| page)
+    }
+
+    /// Drops what these effects change.
+    pub fn invalidate(&mut self, effects: &[Effect]) {
+        if self.pages.is_empty() {
+            return;
+        }
+        for effect in effects {
+            match effect {
+                Effect::Page(PageKey::Block(key)) => {
+                    self.pages.remove(key);
+                }
+                Effect::Page(PageKey::Slru { .. }) | Effect::TruncateSlru { .. } | Effect::Meta(_) => {}
+                Effect::CreateRelation(_)
+                | Effect::TruncateRelation { .. }
+                | Effect::DropRelation(_)
+                | Effect::CopyDatabase { .. }
+                | Effect::DropDatabase(_) => {
+                    self.pages.clear();
+                    self.order.clear();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::{Fork, RelationFork, RelationLocator};
+
+    fn key(block: u32) -> BlockKey {
+        let locator = RelationLocator { tablespace: 1663, database: 5, relation: 16384 };
+        BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block }
+    }
+
+    #[test]
+    fn a_page_is_given_out_once() {
+        let mut cache = PrefetchCache::new(4 * PAGE_SIZE);
+        cache.insert(key(1), vec![1]);
+        assert_eq!(cache.take(&key(1)), Some(vec![1]));
+        assert_eq!(cache.take(&key(1)), None);
+    }
+
+    #[test]
+    fn the_oldest_page_makes_room_even_among_pages_that_came_twice() {
+        let mut cache = PrefetchCache::new(2 * PAGE_SIZE);
+        for round in 0..50 {
+            cache.insert(key(1), vec![round]);
+            cache.insert(key(2), vec![round]);
+            cache.insert(key(3), vec![round]);
+            assert!(cache.len() <= 2 && cache.order.len() <= 4);
+            assert_eq!(cache.take(&key(3)), Some(vec![round]));
+        }
+    }
+
+    #[test]
+    fn what_changes_a_page_drops_it() {
+        let mut cache = PrefetchCache::new(8 * PAGE_SIZE);
+        cache.insert(key(1), vec![1]);
+        cache.insert(key(2), vec![2]);
+        cache.invalidate(&[Effect::Page(PageKey::Block(key(1)))]);
+        assert!(!cache.contains(&key(1)) && cache.contains(&key(2)));
+        cache.invalidate(&[Effect::TruncateRelation { relation_fork: key(9).relation_fork, blocks: 0 }]);
+        assert!(cache.is_empty());
+    }
+}

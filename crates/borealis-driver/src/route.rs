@@ -1,0 +1,74 @@
+//! Which protection groups get a record.
+
+use borealis_types::{GroupSet, META_GROUP, Placement};
+use borealis_wal::{Effect, EffectError, Record, effects, highest_xid, xid_precedes};
+
+/// The lowest ordinary transaction id (`FirstNormalTransactionId`).
+const FIRST_NORMAL_XID: u32 = 3;
+
+/// Decides for every record where it goes.
+///
+/// Invariant: every record goes to at least one group; a record that uses a transaction id nobody used
+/// before also goes to the meta group, so that the counters there never fall behind the ids in use.
+#[derive(Debug)]
+pub struct Router {
+    placement: Placement,
+    next_xid: u32,
+    effects: Vec<Effect>,
+}
+
+impl Router {
+    /// A router for a stream whose counters stand at `next_xid`.
+    #[must_use]
+    pub fn new(placement: Placement, next_xid: u32) -> Router {
+        Router { placement, next_xid, effects: Vec::with_capacity(64) }
+    }
+
+    /// The groups of `record`. Its effects can be read from [`Router::last_effects`] until the next call.
+    ///
+    /// # Errors
+    /// When the record's effects are not known: the stream must stop here (invariant 9).
+    pub fn route(&mut self, record: &Record<'_>) -> Result<GroupSet, EffectError> {
+        self.effects.clear();
+        effects(record, &mut self.effects)?;
+        let mut groups = GroupSet::EMPTY;
+        for effect in &self.effects {
+            groups = groups.union(effect.groups(self.placement));
+        }
+        if let Some(xid) = highest_xid(record)
+            && !xid_precedes(xid, self.next_xid)
+        {
+            self.next_xid = successor(xid);
+            groups = groups.with(META_GROUP);
+        }
+        if groups.is_empty() {
+            groups = groups.with(META_GROUP);
+        }
+        Ok(groups)
+    }
+
+    /// What the record routed last changes.
+    #[must_use]
+    pub fn last_effects(&self) -> &[Effect] {
+        &self.effects
+    }
+}
+
+/// The id after `xid`, leaving out the ones with a special meaning.
+fn successor(xid: u32) -> u32 {
+    match xid.wrapping_add(1) {
+        special if special < FIRST_NORMAL_XID => FIRST_NORMAL_XID,
+        next => next,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_circle_of_ids_leaves_out_the_special_ones() {
+        assert_eq!(successor(u32::MAX), FIRST_NORMAL_XID);
+        assert_eq!(successor(100), 101);
+    }
+}

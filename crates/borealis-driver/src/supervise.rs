@@ -1,0 +1,579 @@
+//! The life of an instance: recover the volume, make a data directory, run the server, and again when it ends.
+
+use std::fs::{File, TryLockError};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use borealis_instance::data_directory::{self, prepare_memory_directory, remove_memory_directory};
+use borealis_instance::import::run_initdb;
+use borealis_instance::server::{ShimConfig, describe_exit};
+use borealis_instance::{Binaries, Import, InstanceError, OperatingSystemUser, Server, ServerConfig, Settings};
+use borealis_redo::control_file::ControlFile;
+use borealis_shm::{Config as ShmConfig, DriverSide, probe_memory_file_system};
+use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::config::DriverConfig;
+use crate::contents;
+use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPhases, Status};
+use crate::engine::{Engine, EngineError};
+use crate::recover::{self, RecoverError};
+
+/// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
+pub const EXIT_FENCED: u8 = 3;
+
+/// Room the memory file system must have.
+const MEMORY_NEEDED_MIB: u64 = 256;
+/// How long `postgres` may take to accept connections.
+const SERVER_START_MAX: Duration = Duration::from_secs(60);
+/// How long a clean shutdown may take.
+const SERVER_STOP_MAX: Duration = Duration::from_secs(60);
+/// How long a server that must end at once may take.
+const SERVER_QUIT_MAX: Duration = Duration::from_secs(5);
+/// A server that ran this long was not a failed start.
+const SETTLED: Duration = Duration::from_secs(30);
+/// The first transaction id of a cluster (`FirstNormalTransactionId`).
+const FIRST_XID: u32 = 3;
+
+/// How the driver ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// A newer writer took over. See [`EXIT_FENCED`].
+    #[error(
+        "this instance was fenced by a newer writer (epoch {0}); it ended, nothing acknowledged was lost. Start \
+         it again only if the other one has ended"
+    )]
+    Fenced(VolumeEpoch),
+    /// The server failed again and again.
+    #[error("the instance failed {0} times in a row, the last time because: {1}")]
+    KeepsFailing(u32, String),
+}
+
+/// How one run of the server ended.
+enum Ended {
+    /// As it was told to.
+    Stopped,
+    /// It has to be started again, and why.
+    Failed(String),
+}
+
+/// Runs the instance until it is told to stop by a signal (`SIGTERM`, `SIGINT`) or over its socket.
+///
+/// # Errors
+/// When the instance cannot be started, keeps failing, or a newer writer took the volume over
+/// ([`DriverError::Fenced`]).
+pub fn run(config: DriverConfig) -> anyhow::Result<()> {
+    config.validate()?;
+    // Before any thread is made, so that every thread inherits it and the signals reach only the descriptor.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("cannot block signals")?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .context("cannot make a signal descriptor")?;
+
+    std::fs::create_dir_all(&config.instance_dir)
+        .with_context(|| format!("cannot create {}", config.instance_dir.display()))?;
+    let _lock = lock_instance(&config.instance_dir)?;
+    let binaries = Binaries::find(Some(&config.postgres_bin_dir))?;
+    let user = OperatingSystemUser::choose(config.postgres_user.as_deref())?;
+    let settings = Settings::check(config.settings.clone())?;
+    let shared = Arc::new(Shared::default());
+    shared.update(|status| {
+        status.state = "starting";
+        status.driver_pid = std::process::id();
+    });
+    let socket = config.instance_dir.join("driver.sock");
+    control::listen(&socket, shared.clone())
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+
+    let mut supervisor =
+        Supervisor { config: Arc::new(config), binaries, user, settings, shared, signals, writer: new_writer()? };
+    let result = supervisor.run_until_stopped();
+    // The socket goes with the process that answers on it.
+    let _ = std::fs::remove_file(&socket);
+    result
+}
+
+/// One driver for an instance: a second one would only fence the first, and be fenced by it.
+fn lock_instance(directory: &Path) -> anyhow::Result<File> {
+    let path = directory.join("driver.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            anyhow::bail!("the instance in {} runs already; stop it first", directory.display())
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// A number that no other writer has.
+fn new_writer() -> anyhow::Result<WriterId> {
+    use std::io::Read;
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("cannot read random bytes")?;
+    // Zero means that nobody knows which writer.
+    Ok(WriterId(u64::from_le_bytes(bytes) | 1))
+}
+
+struct Supervisor {
+    config: Arc<DriverConfig>,
+    binaries: Binaries,
+    user: OperatingSystemUser,
+    settings: Settings,
+    shared: Arc<Shared>,
+    signals: SignalFd,
+    writer: WriterId,
+}
+
+/// A server that is ended when it goes out of scope, whatever the reason.
+struct RunningServer {
+    server: Server,
+    /// Readable when the server has ended.
+    end: Option<OwnedFd>,
+    ended: bool,
+}
+
+impl RunningServer {
+    fn start(config: &ServerConfig) -> Result<RunningServer, InstanceError> {
+        let server = Server::start(config)?;
+        let end = process_descriptor(server.process_id());
+        Ok(RunningServer { server, end, ended: false })
+    }
+
+    /// How it ended, if it has.
+    fn poll(&mut self) -> Option<String> {
+        match self.server.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => {
+                self.ended = true;
+                Some(describe_exit(status))
+            }
+            Err(error) => Some(format!("its state is unknown: {error}")),
+        }
+    }
+}
+
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.server.request_immediate_shutdown();
+            self.server.wait_or_kill(SERVER_QUIT_MAX);
+        }
+    }
+}
+
+/// A descriptor that becomes readable when the process ends; `None` where the kernel has none, and then its end
+/// is noticed a little later.
+#[allow(unsafe_code)] // `pidfd_open` has no safe interface here.
+fn process_descriptor(process_id: u32) -> Option<OwnedFd> {
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, process_id, 0) };
+    let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0)?;
+    // SAFETY: the kernel just made the descriptor for us, and nobody else has it.
+    Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+impl Supervisor {
+    fn run_until_stopped(&mut self) -> anyhow::Result<()> {
+        let mut failures = 0;
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let begun = Instant::now();
+            let ended = self.run_once();
+            let failure = match ended {
+                Ok(Ended::Stopped) => {
+                    remove_memory_directory(&self.config.memory_dir)?;
+                    return Ok(());
+                }
+                Ok(Ended::Failed(why)) => why,
+                Err(error) => match error.downcast_ref::<EngineError>() {
+                    Some(EngineError::Fenced(epoch)) => {
+                        let epoch = *epoch;
+                        self.shared.update(|status| status.state = "fenced");
+                        return Err(DriverError::Fenced(epoch).into());
+                    }
+                    // What stopped the stream was never shipped, so after a recovery it is not there.
+                    Some(_) => format!("{error:#}"),
+                    None => match error.downcast_ref::<RecoverError>() {
+                        Some(RecoverError::TakenOver(epoch)) => {
+                            return Err(DriverError::Fenced(*epoch).into());
+                        }
+                        _ => return Err(error),
+                    },
+                },
+            };
+            if begun.elapsed() >= SETTLED {
+                failures = 0;
+                pause = Duration::from_millis(50);
+            }
+            failures += 1;
+            tracing::error!("the instance has to be started again: {failure}");
+            if failures > self.config.tuning.restarts_max {
+                return Err(DriverError::KeepsFailing(failures, failure).into());
+            }
+            self.shared.update(|status| {
+                status.restarts += 1;
+                status.last_failure = Some(failure);
+                status.state = "recovering";
+                status.postgres_pid = None;
+            });
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(5));
+            if self.stop_wanted() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether a signal or a command asked for the end.
+    fn stop_wanted(&mut self) -> bool {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            tracing::info!(signal = signal.ssi_signo, "stopping");
+            self.shared.want_stop();
+        }
+        self.shared.stop_wanted()
+    }
+
+    /// From recovery to the server's end.
+    fn run_once(&mut self) -> anyhow::Result<Ended> {
+        let begun = Instant::now();
+        let mut phases = StartPhases::default();
+        self.shared.update(|status| status.state = "recovering");
+        end_leftover_server(&self.config.memory_dir);
+        prepare_memory_directory(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
+        probe_memory_file_system(&self.config.memory_dir)?;
+
+        let recovered = recover::recover(&self.config, self.writer)?;
+        phases.connect_ms = ms(recovered.phases.connect);
+        phases.protocol_ms = ms(recovered.phases.protocol);
+        let outcome = recovered.outcome;
+        tracing::info!(
+            epoch = outcome.promise.epoch.0,
+            vdl = %outcome.durable.end,
+            connect_ms = phases.connect_ms,
+            protocol_ms = phases.protocol_ms,
+            "the volume is open for writing"
+        );
+        let members = recover::quorum_sets(&self.config)?;
+        let mut engine = Engine::new(self.config.clone(), outcome.clone(), members, FIRST_XID)?;
+        engine.watch(self.signals.as_raw_fd())?;
+        let waker = Arc::new(engine.waker()?);
+        self.shared.set_waker(Some(waker));
+
+        if outcome.durable == RecordSpan::NONE {
+            let import_begun = Instant::now();
+            self.shared.update(|status| status.state = "importing");
+            if !self.import(&mut engine)? {
+                return Ok(Ended::Stopped);
+            }
+            phases.import_ms = ms(import_begun.elapsed());
+        }
+
+        let directory_begun = Instant::now();
+        let durable = engine.shipper().durable();
+        let tail = engine.shipper().tracker().durable_point(META_GROUP).group_tail;
+        let contents = contents::read(&self.config, durable.end, tail)?;
+        engine.set_next_xid((contents.counters.next_full_xid & 0xFFFF_FFFF) as u32);
+        let control = ControlFile::decode(&contents.control_file_template)
+            .context("the volume's control file template")?;
+        let data_directory = self.config.memory_dir.join("data");
+        let checkpoint = data_directory::write(&data_directory, &self.user, &contents, durable)?;
+        phases.directory_ms = ms(directory_begun.elapsed());
+
+        let checkpoint_begun = Instant::now();
+        engine.ship(checkpoint.span, &checkpoint.bytes)?;
+        if !self.wait_durable(&mut engine)? {
+            return Ok(Ended::Stopped);
+        }
+        phases.checkpoint_ms = ms(checkpoint_begun.elapsed());
+
+        let server_begun = Instant::now();
+        let mut server = self.start_server(&mut engine, &control, &data_directory)?;
+        if let Some(end) = &server.end {
+            engine.watch(end.as_raw_fd())?;
+        }
+        self.serve(&mut engine, &mut server, &data_directory, Starts { begun, server_begun, phases })
+    }
+
+    /// Ships a fresh `initdb`. `false` when the driver was told to stop meanwhile: the volume is then only
+    /// partly filled, and the next start begins by asking for what is missing.
+    fn import(&mut self, engine: &mut Engine) -> anyhow::Result<bool> {
+        let directory = self.config.memory_dir.join("initdb");
+        run_initdb(&self.binaries, &self.user, &directory)?;
+        let import = Import::read(self.config.version, &directory)?;
+        let ahead_max = self.config.tuning.shipped_ahead_bytes;
+        let mut records = 0u64;
+        import.for_each_record(|record| -> anyhow::Result<()> {
+            engine.ship(record.span, &record.bytes)?;
+            records += 1;
+            // Nodes work while the rest is read; memory stays bounded.
+            while engine.shipper().tracker().log_ahead_bytes() >= ahead_max {
+                engine.turn(Duration::from_millis(20))?;
+            }
+            if records.is_multiple_of(16) {
+                engine.turn(Duration::ZERO)?;
+            }
+            Ok(())
+        })?;
+        std::fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
+        self.wait_durable(engine)
+    }
+
+    /// Turns the loop until everything shipped is durable; `false` when told to stop before.
+    fn wait_durable(&mut self, engine: &mut Engine) -> anyhow::Result<bool> {
+        while !engine.shipper().all_durable() {
+            engine.turn(Duration::from_millis(100))?;
+            if self.stop_wanted() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn start_server(
+        &self,
+        engine: &mut Engine,
+        control: &ControlFile,
+        data_directory: &Path,
+    ) -> anyhow::Result<RunningServer> {
+        let tuning = &self.config.tuning;
+        let shm = DriverSide::create(
+            &self.config.memory_dir.join("shm"),
+            &ShmConfig {
+                data_directory: data_directory.to_path_buf(),
+                wal_segment_size_bytes: u64::from(control.wal_segment_bytes),
+                log_ahead_limit_bytes: tuning.log_ahead_limit_bytes,
+                major_version: 15,
+                catalog_version: control.catalog_version,
+                spin_count: tuning.spin,
+                slot_count: self.slot_count(),
+                owner: self.user.switch.then_some((self.user.user_id, self.user.group_id)),
+            },
+        )?;
+        let shim = ShimConfig {
+            library: self.config.shim_library.clone(),
+            shared_memory: shm.path().to_path_buf(),
+            event_descriptor: shm.event_fd(),
+        };
+        engine.attach(shm, &data_directory.join("pg_wal"), control.wal_segment_bytes)?;
+        let config = ServerConfig {
+            binaries: self.binaries.clone(),
+            user: self.user.clone(),
+            data_directory: data_directory.to_path_buf(),
+            socket_directory: self.socket_directory()?,
+            port: self.config.port,
+            settings: self.settings.clone(),
+            shim: Some(shim),
+            log_file: self.config.instance_dir.join("postgres.log"),
+        };
+        Ok(RunningServer::start(&config)?)
+    }
+
+    /// Where the server's local socket goes: in the memory directory, for the server's user must be able to
+    /// write there, and names of sockets must be short.
+    fn socket_directory(&self) -> anyhow::Result<PathBuf> {
+        let directory = self.config.memory_dir.join("socket");
+        std::fs::create_dir(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
+        if self.user.switch {
+            std::os::unix::fs::chown(&directory, Some(self.user.user_id), Some(self.user.group_id))?;
+        }
+        Ok(directory)
+    }
+
+    /// One slot for every process the server can have: its own settings, and room for the rest.
+    fn slot_count(&self) -> u32 {
+        let setting = |name: &str, default: u32| {
+            let value = self.config.settings.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            value.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(default)
+        };
+        let processes = setting("max_connections", 100)
+            .saturating_add(setting("max_worker_processes", 8))
+            .saturating_add(setting("autovacuum_max_workers", 3))
+            .saturating_add(setting("max_wal_senders", 10));
+        processes.saturating_add(64).min(borealis_shm::MAX_SLOTS as u32)
+    }
+
+    /// Serves until the server ends, by order or not.
+    fn serve(
+        &mut self,
+        engine: &mut Engine,
+        server: &mut RunningServer,
+        data_directory: &Path,
+        mut starts: Starts,
+    ) -> anyhow::Result<Ended> {
+        let mut ready = false;
+        let mut stopping = None;
+        let mut last_shown = Instant::now();
+        loop {
+            let wait = if ready { Duration::from_millis(250) } else { Duration::from_millis(2) };
+            engine.turn(wait)?;
+            if let Some(how) = server.poll() {
+                // What it wrote last may still have to be shipped.
+                if stopping.is_some() {
+                    return self.finish(engine);
+                }
+                return Ok(Ended::Failed(format!(
+                    "postgres ended by itself ({how}); see {}",
+                    self.config.instance_dir.join("postgres.log").display()
+                )));
+            }
+            if stopping.is_none() && self.stop_wanted() {
+                server.server.request_fast_shutdown();
+                stopping = Some(Instant::now());
+                self.shared.update(|status| status.state = "stopping");
+            }
+            if stopping.is_some_and(|since| since.elapsed() > SERVER_STOP_MAX) {
+                tracing::warn!("postgres did not shut down in time and is ended");
+                return Ok(Ended::Stopped);
+            }
+            if !ready && accepts_connections(data_directory) {
+                ready = true;
+                starts.phases.server_ms = ms(starts.server_begun.elapsed());
+                let total = starts.begun.elapsed();
+                tracing::info!(port = self.config.port, total_ms = ms(total), "the instance accepts connections");
+                self.shared.update(|status| status.last_recovery_ms = Some(ms(total)));
+                self.show(engine, server, "running", starts.phases);
+            }
+            if !ready && stopping.is_none() && starts.server_begun.elapsed() > SERVER_START_MAX {
+                return Ok(Ended::Failed("postgres did not accept connections in time".to_owned()));
+            }
+            if self.shared.status_wanted() || last_shown.elapsed() > Duration::from_secs(1) {
+                last_shown = Instant::now();
+                let state = match (ready, stopping.is_some()) {
+                    (_, true) => "stopping",
+                    (true, false) => "running",
+                    (false, false) => "starting",
+                };
+                self.show(engine, server, state, starts.phases);
+            }
+        }
+    }
+
+    /// Ships the last of the log of a server that ended in order, and tells the nodes that it is durable.
+    fn finish(&mut self, engine: &mut Engine) -> anyhow::Result<Ended> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        engine.turn(Duration::ZERO)?;
+        while !engine.shipper().all_durable() && Instant::now() < deadline {
+            engine.turn(Duration::from_millis(20))?;
+        }
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while engine.shipper().has_untold() && Instant::now() < deadline {
+            engine.turn(Duration::from_millis(5))?;
+        }
+        Ok(Ended::Stopped)
+    }
+
+    fn show(&self, engine: &Engine, server: &RunningServer, state: &'static str, phases: StartPhases) {
+        let shipper = engine.shipper();
+        let durable = shipper.durable().end.to_string();
+        let groups = self
+            .config
+            .placement
+            .groups()
+            .map(|group| GroupStatus {
+                id: group.0,
+                pgcl: shipper.tracker().group_complete(group).to_string(),
+                members: engine
+                    .members(group)
+                    .map(|member| MemberStatus {
+                        node: member.node.0,
+                        scl: member.segment_complete_lsn.to_string(),
+                        state: if member.connected { "up" } else { "down" },
+                    })
+                    .collect(),
+            })
+            .collect();
+        let (ship, read) = (engine.ship_counters(), engine.read_counters());
+        let before = self.shared.shown();
+        self.shared.show(Status {
+            state,
+            epoch: shipper.tracker().epoch().0,
+            vcl: durable.clone(),
+            vdl: durable,
+            shipped: shipper.last_shipped().end.to_string(),
+            groups,
+            driver_pid: std::process::id(),
+            postgres_pid: Some(server.server.process_id()),
+            last_recovery_ms: before.last_recovery_ms,
+            phases,
+            restarts: before.restarts,
+            last_failure: before.last_failure,
+            counters: Counters {
+                records: ship.records,
+                record_bytes: ship.record_bytes,
+                batches_sent: ship.batches_sent,
+                bytes_sent: ship.bytes_sent,
+                batches_encoded: ship.batches_encoded,
+                acknowledgements: ship.acknowledgements,
+                retained_bytes: shipper.retained_bytes() as u64,
+                reads: read.operations,
+                prefetch_hits: read.prefetch_hits,
+                prefetches: read.prefetches,
+                read_requests: read.requests,
+                read_hedges: read.hedges,
+                read_failures: read.failures,
+                read_errors: read.errors,
+            },
+        });
+    }
+}
+
+/// When the parts of a start began.
+struct Starts {
+    begun: Instant,
+    server_begun: Instant,
+    phases: StartPhases,
+}
+
+fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Whether the server says in its `postmaster.pid` that it accepts connections.
+fn accepts_connections(data_directory: &Path) -> bool {
+    std::fs::read_to_string(data_directory.join("postmaster.pid"))
+        .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
+}
+
+/// Ends the server of a driver that was killed, if it still is there: it cannot make anything durable, but it
+/// holds the port.
+fn end_leftover_server(memory_directory: &Path) {
+    let data_directory = memory_directory.join("data");
+    let Ok(text) = std::fs::read_to_string(data_directory.join("postmaster.pid")) else { return };
+    let Some(process_id) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else { return };
+    let command_line = PathBuf::from(format!("/proc/{process_id}/cmdline"));
+    let is_ours = || {
+        // Another process may have the number by now; ours names its data directory.
+        let directory = data_directory.as_os_str().as_encoded_bytes();
+        std::fs::read(&command_line)
+            .is_ok_and(|line| line.windows(directory.len()).any(|window| window == directory))
+    };
+    let begun = Instant::now();
+    for (signal, patience) in [(Signal::SIGQUIT, 2), (Signal::SIGKILL, 4)] {
+        if is_ours() {
+            tracing::info!(process_id, "ending the server that an earlier driver left behind");
+            // It may just have ended, which is what is wanted.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process_id), signal);
+        }
+        while is_ours() && begun.elapsed() < Duration::from_secs(patience) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The materializer: applies redo to pages while nobody waits for it.
+
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use borealis_store::Policy;
+
+use crate::metrics::add;
+use crate::node::Shared;
+
+/// How often the store is asked whether something is due although nothing was appended: read points move
+/// without appends.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The store is asked sooner when this much was appended. It decides itself; asking is cheap.
+const ASK_AFTER_BYTES: usize = 4 << 20;
+/// After a failure; the store's state says what failed.
+const FAILURE_PAUSE: Duration = Duration::from_secs(5);
+
+/// Wakes and stops the materializer.
+#[derive(Debug, Default)]
+pub(crate) struct Background {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    appended_bytes: usize,
+    stopping: bool,
+}
+
+impl Background {
+    /// Notes that the store took redo; wakes the materializer when enough has come together.
+    pub(crate) fn note_appended(&self, bytes: usize) {
+        let mut state = self.state.lock().expect("nothing panics while it holds this lock");
+        let before = state.appended_bytes;
+        state.appended_bytes = before.saturating_add(bytes);
+        if before < ASK_AFTER_BYTES && state.appended_bytes >= ASK_AFTER_BYTES {
+            self.wake.notify_all();
+        }
+    }
+
+    /// Makes [`materialize_until_stopped`] return after what it is doing.
+    pub(crate) fn stop(&self) {
+        self.state.lock().expect("nothing panics while it holds this lock").stopping = true;
+        self.wake.notify_all();
+    }
+
+    /// Waits until work may be due, or at least for the whole `pause`; false when stopping.
+    fn wait(&self, pause: Duration) -> bool {
+        let state = self.state.lock().expect("nothing panics while it holds this lock");
+        let (state, _) = self
+            .wake
+            .wait_timeout_while(state, pause, |state| !state.stopping)
+            .expect("nothing panics while it holds this lock");
+        let (mut state, _) = self
+            .wake
+            .wait_timeout_while(state, INTERVAL, |state| {
+                state.appended_bytes < ASK_AFTER_BYTES && !state.stopping
+            })
+            .expect("nothing panics while it holds this lock");
+        state.appended_bytes = 0;
+        !state.stopping
+    }
+}
+
+/// The body of the materializer's thread.
+pub(crate) fn materialize_until_stopped(shared: &Shared) {
+    let mut pause = Duration::ZERO;
+    while shared.background.wait(pause) {
+        pause = Duration::ZERO;
+        match shared.store.materialize(Policy::IfDue) {
+            Ok(progress) => add(&shared.metrics.materializations, u64::from(progress.advanced)),
+            Err(error) => {
+                shared.refusal(&error);
+                pause = FAILURE_PAUSE;
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Log lines that a stranger can provoke, at most one a second of each kind.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// One kind of log line.
+#[derive(Debug, Default)]
+pub(crate) struct LogLimit {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last: Option<Instant>,
+    suppressed: u64,
+}
+
+impl LogLimit {
+    /// Whether to write the line now; if so, how many were left out since the last one.
+    pub(crate) fn admit(&self) -> Option<u64> {
+        let mut state = self.state.lock().expect("nothing panics while it holds this lock");
+        let now = Instant::now();
+        if state.last.is_some_and(|last| now.duration_since(last) < INTERVAL) {
+            state.suppressed += 1;
+            return None;
+        }
+        state.last = Some(now);
+        Some(std::mem::take(&mut state.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_becomes_one_line() {
+        let limit = LogLimit::default();
+        assert_eq!(limit.admit(), Some(0));
+        assert!((0..1000).all(|_| limit.admit().is_none()));
+    }
+}

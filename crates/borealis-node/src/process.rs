@@ -1,0 +1,32 @@
+//! The node as a process: signals.
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::config::NodeConfig;
+use crate::node::Node;
+
+/// Runs a node until it is told to stop (SIGTERM, or SIGINT unless it was started in the background).
+///
+/// Being killed at any time is safe; stopping only makes the next start faster.
+///
+/// # Errors
+/// When the node cannot start (see [`Node::start`]), or its last checkpoint fails.
+pub fn run(config: NodeConfig) -> anyhow::Result<()> {
+    let mut stopping = SigSet::empty();
+    stopping.add(Signal::SIGTERM);
+    stopping.add(Signal::SIGINT);
+    // Blocked before any thread starts, so that all inherit it and the signals wait for us below.
+    stopping.thread_block().context("cannot block signals")?;
+    let detached = config.detached;
+    let node = Node::start(config)?;
+    loop {
+        match stopping.wait().context("cannot wait for signals")? {
+            Signal::SIGINT if detached => {}
+            signal => {
+                tracing::info!(%signal, "storage node stops");
+                return node.stop();
+            }
+        }
+    }
+}

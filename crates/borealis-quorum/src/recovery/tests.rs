@@ -1,0 +1,335 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use borealis_types::{EpochHistory, GroupId, GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch, WriterId};
+
+use super::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
+use crate::quorum_set::QuorumSets;
+use crate::segment::{Segment, Source};
+use crate::writer::WriterTracker;
+use crate::{ChainLink, DurablePoint, GroupTail, Promise};
+
+const ALL: [u16; 6] = [0, 1, 2, 3, 4, 5];
+
+type Record = TailRecord<u64>;
+
+/// Six nodes with a segment of every group, reached without a network.
+struct Cluster {
+    segments: Vec<Vec<Segment>>,
+    records: Vec<Vec<BTreeMap<Lsn, Record>>>,
+    down: BTreeSet<u16>,
+}
+
+impl Cluster {
+    fn new(groups: u16) -> Cluster {
+        let segments = || (0..groups).map(|id| Segment::new(GroupId(id))).collect();
+        Cluster {
+            segments: ALL.map(|_| segments()).into(),
+            records: vec![vec![BTreeMap::new(); usize::from(groups)]; 6],
+            down: BTreeSet::new(),
+        }
+    }
+
+    fn members(&self) -> Vec<QuorumSets> {
+        let set = QuorumSets::new(vec![ALL.map(NodeId)]).expect("six different nodes");
+        vec![set; self.segments[0].len()]
+    }
+
+    fn give(&mut self, node: u16, group: GroupId, source: Source, record: &Record) -> bool {
+        let link = record.links.iter().find(|link| link.group == group).expect("of this group");
+        let link = ChainLink { previous_end: link.previous_end, span: record.span };
+        let (node, position) = (usize::from(node), usize::from(group.0));
+        let taken = self.segments[node][position].offer(source, record.epoch, link).must_persist();
+        if taken {
+            self.records[node][position].insert(record.span.start, record.clone());
+        }
+        taken
+    }
+
+    fn answer(&mut self, command: Command<u64>) -> Option<Event<u64>> {
+        match command {
+            Command::Fence { node, promise } => {
+                let all = self.segments.get_mut(usize::from(node.0))?;
+                let summaries: Result<Vec<_>, _> = all.iter_mut().map(|s| s.fence(promise)).collect();
+                Some(match summaries {
+                    Ok(summaries) => Event::Fenced { node, summaries },
+                    Err(fenced) => Event::Refused { node, current: fenced.current.epoch },
+                })
+            }
+            Command::ReadTail { node, group, above } => {
+                let all = &self.records[usize::from(node.0)][usize::from(group.0)];
+                let after: Vec<Record> = all.values().filter(|r| r.span.end > above).cloned().collect();
+                let records = after.iter().take(2).cloned().collect();
+                Some(Event::TailPage { node, group, above, records, more: after.len() > 2 })
+            }
+            Command::Repair { node, group, promise, history, records } => {
+                let segment = &mut self.segments[usize::from(node.0)][usize::from(group.0)];
+                let adopted = segment.adopt_for_recovery(promise, &history).ok()?;
+                for cut in adopted.cut {
+                    let all = &mut self.records[usize::from(node.0)][usize::from(group.0)];
+                    all.remove(&cut.link.span.start);
+                }
+                for record in &records {
+                    self.give(node.0, group, Source::Recovery, record);
+                }
+                Some(Event::Repaired { node, group })
+            }
+            Command::Install { node, promise, history, tails } => {
+                for (group, tail) in tails.iter().enumerate() {
+                    self.install(node.0, group, promise.writer, &history, tail.last_end)?;
+                }
+                Some(Event::Installed { node })
+            }
+            Command::Done(_) | Command::Failed(_) => None,
+        }
+    }
+
+    fn install(
+        &mut self,
+        node: u16,
+        group: usize,
+        writer: WriterId,
+        history: &EpochHistory,
+        group_tail: Lsn,
+    ) -> Option<()> {
+        let volume = history.truncations().last()?.last;
+        let segment = &mut self.segments[usize::from(node)][group];
+        let installed = segment.install(Some(writer), history, DurablePoint { volume, group_tail }).ok()?;
+        for cut in installed.cut {
+            self.records[usize::from(node)][group].remove(&cut.link.span.start);
+        }
+        Some(())
+    }
+
+    /// Recovers with the nodes that are up. `allow` may swallow a command.
+    fn recover(
+        &mut self,
+        epoch: u64,
+        allow: impl Fn(&Command<u64>) -> bool,
+    ) -> Option<Result<Outcome, Failure>> {
+        let options = RecoveryOptions {
+            promise: promise(epoch),
+            members: self.members(),
+            retry_after: Duration::from_secs(1),
+            give_up_after: Some(Duration::from_secs(30)),
+        };
+        let mut now = Duration::ZERO;
+        let (mut recovery, commands) = Recovery::start(options, now);
+        let mut queue = VecDeque::from(commands);
+        for _ in 0..40 {
+            while let Some(command) = queue.pop_front() {
+                match &command {
+                    Command::Done(outcome) => return Some(Ok(outcome.clone())),
+                    Command::Failed(failure) => return Some(Err(failure.clone())),
+                    Command::Fence { node, .. }
+                    | Command::ReadTail { node, .. }
+                    | Command::Repair { node, .. }
+                    | Command::Install { node, .. } => {
+                        if self.down.contains(&node.0) || !allow(&command) {
+                            continue;
+                        }
+                    }
+                }
+                if let Some(event) = self.answer(command) {
+                    // Every answer comes twice.
+                    queue.extend(recovery.handle(event.clone(), now));
+                    queue.extend(recovery.handle(event, now));
+                }
+            }
+            now += Duration::from_secs(1);
+            queue.extend(recovery.handle(Event::Tick, now));
+        }
+        None
+    }
+
+    fn recover_up(&mut self, epoch: u64) -> Outcome {
+        self.recover(epoch, |_| true).expect("it ends").expect("four nodes are up")
+    }
+}
+
+fn promise(epoch: u64) -> Promise {
+    Promise { epoch: VolumeEpoch(epoch), writer: WriterId(epoch * 100) }
+}
+
+/// A writer that makes records of 32 bytes.
+struct Writer {
+    tracker: WriterTracker,
+}
+
+impl Writer {
+    fn new(cluster: &Cluster, outcome: &Outcome) -> Writer {
+        let (epoch, durable) = (outcome.promise.epoch, outcome.durable);
+        Writer { tracker: WriterTracker::new(epoch, cluster.members(), durable, &outcome.tails) }
+    }
+
+    /// The first writer of a new volume.
+    fn first(cluster: &mut Cluster) -> Writer {
+        let outcome = cluster.recover_up(1);
+        Writer::new(cluster, &outcome)
+    }
+
+    fn make(&mut self, groups: &[u16], content: u64) -> Record {
+        let previous = self.tracker.shipped();
+        let start = Lsn(previous.end.0.max(8));
+        let span = RecordSpan { start, end: Lsn(start.0 + 32) };
+        let set = groups.iter().fold(GroupSet::EMPTY, |set, &group| set.with(GroupId(group)));
+        let mut links = Vec::new();
+        self.tracker.ship(span, set, &mut links);
+        let epoch = self.tracker.epoch();
+        TailRecord { epoch, span, previous_start: previous.start, links, handle: content }
+    }
+
+    /// Makes a record and gives it to some nodes of each group.
+    fn ship(&mut self, cluster: &mut Cluster, to: &[(u16, &[u16])], content: u64) -> Record {
+        let groups: Vec<u16> = to.iter().map(|&(group, _)| group).collect();
+        let record = self.make(&groups, content);
+        for &(group, nodes) in to {
+            for &node in nodes {
+                assert!(cluster.give(node, GroupId(group), Source::Writer, &record));
+            }
+        }
+        record
+    }
+}
+
+fn tails(outcome: &Outcome) -> Vec<u64> {
+    outcome.tails.iter().map(|GroupTail { last_end, .. }| last_end.0).collect()
+}
+
+#[test]
+fn a_new_volume_starts_empty_and_a_recovery_without_news_changes_nothing() {
+    let mut cluster = Cluster::new(3);
+    let outcome = cluster.recover_up(1);
+    assert_eq!(outcome.durable, RecordSpan::NONE);
+    assert_eq!(tails(&outcome), [0, 0, 0]);
+    let outcome = cluster.recover_up(2);
+    assert_eq!(outcome.durable, RecordSpan::NONE);
+    assert_eq!(outcome.history.truncations().len(), 2);
+}
+
+#[test]
+fn acknowledged_records_stay_and_a_partly_shipped_record_ends_the_volume() {
+    let mut cluster = Cluster::new(2);
+    let mut writer = Writer::first(&mut cluster);
+    let quorum = &[0, 1, 2, 3][..];
+    let first = writer.ship(&mut cluster, &[(0, quorum), (1, quorum)], 1);
+    let second = writer.ship(&mut cluster, &[(1, quorum)], 2);
+    // Group 0 got this one, group 1 did not.
+    writer.ship(&mut cluster, &[(0, &ALL), (1, &[])], 3);
+    let after = writer.ship(&mut cluster, &[(0, &ALL)], 4);
+    cluster.down = BTreeSet::from([0, 1]);
+    let outcome = cluster.recover_up(2);
+    assert_eq!(outcome.durable, second.span);
+    assert_eq!(tails(&outcome), [first.span.end.0, second.span.end.0]);
+    for node in 2..6 {
+        let records: Vec<u64> = cluster.records[node][1].values().map(|r| r.handle).collect();
+        assert_eq!(records, [1, 2], "node {node} holds what is durable and nothing else");
+        assert!(!cluster.records[node][0].contains_key(&after.span.start));
+    }
+}
+
+#[test]
+fn a_segment_that_missed_a_recovery_does_not_bring_its_dead_records_back() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    let kept = writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], 1);
+    // Only node 5 gets the next ones; it is down during the recovery that cuts them.
+    cluster.give(5, GroupId(0), Source::Writer, &kept);
+    let dead = writer.ship(&mut cluster, &[(0, &[5])], 2);
+    writer.ship(&mut cluster, &[(0, &[5])], 3);
+    cluster.down = BTreeSet::from([5]);
+    let outcome = cluster.recover_up(2);
+    assert_eq!(outcome.durable, kept.span);
+    // The new writer writes another record at the same position.
+    let mut writer = Writer::new(&cluster, &outcome);
+    let live = writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], 4);
+    assert_eq!(live.span, dead.span);
+    // The next recovery hears node 5, and only two of those that have the live record.
+    cluster.down = BTreeSet::from([0, 1]);
+    let outcome = cluster.recover_up(3);
+    assert_eq!(outcome.durable, live.span);
+    for node in 2..6 {
+        let records: Vec<u64> = cluster.records[node][0].values().map(|r| r.handle).collect();
+        // Node 4 gets record 1 from its peers: that one was durable before, so recovery leaves it to gossip.
+        assert_eq!(records, if node == 4 { &[4][..] } else { &[1, 4] }, "node {node}");
+    }
+}
+
+#[test]
+fn what_an_abandoned_recovery_cut_on_a_minority_may_be_kept_by_the_next() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    let first = writer.ship(&mut cluster, &[(0, &ALL)], 1);
+    let second = writer.ship(&mut cluster, &[(0, &[4, 5])], 2);
+    // Epoch 2 hears nodes 0 to 3, decides to cut the second record, and dies after two installations.
+    cluster.down = BTreeSet::from([4, 5]);
+    let few = |command: &Command<u64>| match command {
+        Command::Install { node, .. } => node.0 < 2,
+        _ => true,
+    };
+    let gave_up = cluster.recover(2, few).expect("it ends");
+    assert_eq!(gave_up, Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
+    assert_eq!(cluster.segments[0][0].complete(), first.span);
+    // Epoch 3 hears nodes 2 to 5, which never saw that: it finds the record and keeps it.
+    cluster.down = BTreeSet::from([0, 1]);
+    let outcome = cluster.recover_up(3);
+    assert_eq!(outcome.durable, second.span);
+    // The minority follows.
+    for node in [0, 1] {
+        cluster.install(node, 0, WriterId(300), &outcome.history, second.span.end).expect("newer");
+        assert!(cluster.give(node, GroupId(0), Source::Peer, &second));
+        assert_eq!(cluster.segments[usize::from(node)][0].complete(), second.span);
+    }
+}
+
+#[test]
+fn a_recovery_gives_up_without_a_quorum_or_when_superseded() {
+    let mut cluster = Cluster::new(2);
+    cluster.recover_up(5);
+    let superseded = cluster.recover(4, |_| true).expect("it ends");
+    assert_eq!(superseded, Err(Failure::Superseded { current: VolumeEpoch(5) }));
+    cluster.down = BTreeSet::from([0, 2, 4]);
+    let no_quorum = cluster.recover(6, |_| true).expect("it ends");
+    assert_eq!(no_quorum, Err(Failure::NoQuorum { groups: vec![GroupId(0), GroupId(1)] }));
+    cluster.down = BTreeSet::from([0, 2]);
+    assert_eq!(cluster.recover_up(7).promise, promise(7));
+}
+
+#[test]
+fn a_member_that_dies_half_way_is_replaced_by_one_that_answers_late() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    let first = writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], 1);
+    cluster.down = BTreeSet::from([5]);
+    // Nodes 3 and 4 promise and then fall silent for all but the fence; node 5 never answers: no quorum.
+    let silent = |command: &Command<u64>| match command {
+        Command::Fence { .. } => true,
+        Command::ReadTail { node, .. } | Command::Repair { node, .. } | Command::Install { node, .. } => {
+            node.0 < 3
+        }
+        _ => true,
+    };
+    assert!(matches!(cluster.recover(2, silent), Some(Err(Failure::NoQuorum { .. }))));
+    cluster.down.clear();
+    let outcome = cluster.recover_up(3);
+    assert_eq!(outcome.durable, first.span);
+    let copies = (0..6).filter(|&node| cluster.records[node][0].contains_key(&first.span.start)).count();
+    assert!(copies >= 4);
+}
+
+#[test]
+fn a_durable_record_that_nobody_has_is_reported_not_skipped() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    writer.ship(&mut cluster, &[(0, &ALL)], 1);
+    let second = writer.ship(&mut cluster, &[(0, &ALL)], 2);
+    let third = writer.ship(&mut cluster, &[(0, &ALL)], 3);
+    for node in 0..6 {
+        cluster.records[node][0].remove(&second.span.start);
+    }
+    // One segment knows that the third is durable, so the second must exist.
+    let point = DurablePoint { volume: third.span, group_tail: Lsn(0) };
+    cluster.segments[2][0].observe_durable(VolumeEpoch(1), point);
+    let failed = cluster.recover(2, |_| true).expect("it ends");
+    assert!(matches!(failed, Err(Failure::DurableRecordMissing { .. })), "{failed:?}");
+}

@@ -1,0 +1,166 @@
+//! Block range indexes (`RM_BRIN_ID`).
+//!
+//! Records: `src/include/access/brin_xlog.h`; pages: `src/include/access/brin_page.h`; redo:
+//! `src/backend/access/brin/brin_xlog.c`. Regular pages hold a summary for each range of heap blocks; the range
+//! map says where each summary is.
+
+use borealis_types::{BlockNumber, PageBytes, PageKey};
+use borealis_wal::{BlockReference, Record};
+
+use crate::btree::tuple;
+use crate::bytes::{Reader, put, u16_at, u32_at};
+use crate::fault::{Fault, Redo, expect};
+use crate::page::{self, Placing};
+use crate::{listed_block, mask};
+
+const CREATE_INDEX: u8 = 0x00;
+const INSERT: u8 = 0x10;
+const UPDATE: u8 = 0x20;
+const SAMEPAGE_UPDATE: u8 = 0x30;
+const REVMAP_EXTEND: u8 = 0x40;
+const DESUMMARIZE: u8 = 0x50;
+/// `XLOG_BRIN_OPMASK`
+const OPERATION_MASK: u8 = 0x70;
+/// `XLOG_BRIN_INIT_PAGE`: the tuple is the first on its page.
+const INIT_PAGE: u8 = 0x80;
+
+/// `sizeof(BrinSpecialSpace)`: flags in the last but one, the page's type in the last two bytes.
+const SPECIAL_SIZE: usize = 8;
+const FLAGS_OFFSET: usize = 4;
+const TYPE_OFFSET: usize = 6;
+/// `BRIN_EVACUATE_PAGE`
+const EVACUATE: u16 = 1 << 0;
+
+/// `BRIN_PAGETYPE_META`
+const META: u16 = 0xF091;
+/// `BRIN_PAGETYPE_REVMAP`
+const RANGE_MAP: u16 = 0xF092;
+/// `BRIN_PAGETYPE_REGULAR`
+const REGULAR: u16 = 0xF093;
+
+/// `BRIN_META_MAGIC`
+const META_MAGIC: u32 = 0xA810_9CFA;
+/// `sizeof(BrinMetaPageData)`: magic, version, pages per range, last page of the range map.
+const META_SIZE: usize = 16;
+
+/// Size of an entry of the range map: where in the index the range's summary is.
+const RANGE_MAP_ENTRY_SIZE: usize = 6;
+/// `REVMAP_PAGE_MAXITEMS`
+const RANGE_MAP_ENTRIES: usize =
+    (borealis_types::PAGE_SIZE - page::HEADER_SIZE - SPECIAL_SIZE) / RANGE_MAP_ENTRY_SIZE;
+
+/// `brin_page_init`
+fn init_page(page: &mut PageBytes, page_type: u16) -> Redo {
+    page::init(page, SPECIAL_SIZE);
+    put(page::special_mut(page, SPECIAL_SIZE)?, TYPE_OFFSET, &page_type.to_le_bytes())
+}
+
+/// `xl_brin_insert`
+struct Insert {
+    heap_block: u32,
+    pages_per_range: u32,
+    offset_number: u16,
+}
+
+impl Insert {
+    /// At the start of an insertion's data, and after the old tuple's number in an update's.
+    fn read(record: &Record<'_>) -> Redo<Insert> {
+        let mut data = Reader::new(record.main_data);
+        if record.info & OPERATION_MASK == UPDATE {
+            data.skip(4)?;
+        }
+        Ok(Insert { heap_block: data.u32()?, pages_per_range: data.u32()?, offset_number: data.u16()? })
+    }
+}
+
+/// Applies a BRIN record to one of the blocks it lists.
+pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
+    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    match (record.info & OPERATION_MASK, block.id) {
+        (CREATE_INDEX, 0) => create_index(record, page),
+        (INSERT | UPDATE, 0) => insert(record, block, page),
+        (INSERT | UPDATE, 1) => point_to_summary(record, page),
+        (UPDATE, 2) => page::index_tuple_delete_no_compact(page, u16_at(record.main_data, 0)?),
+        (SAMEPAGE_UPDATE, 0) => page::index_tuple_overwrite(page, u16_at(record.main_data, 0)?, block.data),
+        (REVMAP_EXTEND, 0) => extend_range_map(record, page),
+        (REVMAP_EXTEND, 1) => init_page(page, RANGE_MAP),
+        (DESUMMARIZE, 0) => {
+            let pages_per_range = u32_at(record.main_data, 0)?;
+            let heap_block = u32_at(record.main_data, 4)?;
+            set_range_map_entry(page, pages_per_range, heap_block, u32::MAX, 0)
+        }
+        (DESUMMARIZE, 1) => page::index_tuple_delete_no_compact(page, u16_at(record.main_data, 8)?),
+        (CREATE_INDEX..=DESUMMARIZE, _) => {
+            Err(Fault::Failed("this BRIN operation does not have such a block"))
+        }
+        _ => Err(Fault::Unknown),
+    }?;
+    page::set_lsn(page, record.span.end);
+    Ok(())
+}
+
+/// `brin_metapage_init`
+fn create_index(record: &Record<'_>, page: &mut PageBytes) -> Redo {
+    let mut data = Reader::new(record.main_data);
+    let (pages_per_range, version) = (data.u32()?, data.u16()?);
+    init_page(page, META)?;
+    let words = [META_MAGIC, u32::from(version), pages_per_range, 0];
+    put(page, page::HEADER_SIZE, words.map(u32::to_le_bytes).as_flattened())?;
+    page::set_lower(page, (page::HEADER_SIZE + META_SIZE) as u16);
+    Ok(())
+}
+
+/// `brin_xlog_insert_update`, the regular page.
+fn insert(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes) -> Redo {
+    let insert = Insert::read(record)?;
+    if record.info & INIT_PAGE != 0 {
+        init_page(page, REGULAR)?;
+    }
+    expect(insert.offset_number != 0, "an index tuple needs an offset number")?;
+    page::add_item(page, block.data, insert.offset_number, Placing::Overwrite).map(|_| ())
+}
+
+/// `brin_xlog_insert_update`, the range map.
+fn point_to_summary(record: &Record<'_>, page: &mut PageBytes) -> Redo {
+    let insert = Insert::read(record)?;
+    let regular =
+        record.block(0).ok_or(Fault::Failed("the record lacks a block that its operation needs"))?;
+    let regular = regular.key.block;
+    set_range_map_entry(page, insert.pages_per_range, insert.heap_block, regular, insert.offset_number)
+}
+
+/// `brinSetHeapBlockItemptr`
+fn set_range_map_entry(
+    page: &mut PageBytes,
+    pages_per_range: u32,
+    heap_block: u32,
+    block: u32,
+    offset_number: u16,
+) -> Redo {
+    let range = heap_block.checked_div(pages_per_range).ok_or(Fault::Failed("a BRIN range has no pages"))?;
+    let at = page::HEADER_SIZE + range as usize % RANGE_MAP_ENTRIES * RANGE_MAP_ENTRY_SIZE;
+    let entry = &mut page[at..at + RANGE_MAP_ENTRY_SIZE];
+    tuple::set_block_number(entry, block)?;
+    put(entry, 4, &offset_number.to_le_bytes())
+}
+
+/// `brin_xlog_revmap_extend`, the metapage.
+fn extend_range_map(record: &Record<'_>, page: &mut PageBytes) -> Redo {
+    let last = u32_at(record.main_data, 0)?;
+    put(page, page::HEADER_SIZE + 12, &last.to_le_bytes())?;
+    page::set_lower(page, (page::HEADER_SIZE + META_SIZE) as u16);
+    Ok(())
+}
+
+/// `brin_mask`: makes equal what redo does not reproduce.
+pub(crate) fn mask(page: &mut PageBytes, _block: BlockNumber) -> Redo {
+    mask::page_lsn_and_checksum(page);
+    mask::page_hint_bits(page);
+    let special = page::special(page, SPECIAL_SIZE)?;
+    let (flags, page_type) = (u16_at(special, FLAGS_OFFSET)?, u16_at(special, TYPE_OFFSET)?);
+    let has_data = usize::from(page::lower(page)) > page::HEADER_SIZE;
+    if page_type == REGULAR || page_type == META && has_data {
+        mask::unused_space(page)?;
+    }
+    put(page::special_mut(page, SPECIAL_SIZE)?, FLAGS_OFFSET, &(flags & !EVACUATE).to_le_bytes())
+}

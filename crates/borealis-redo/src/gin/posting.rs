@@ -1,0 +1,295 @@
+//! Pages of posting trees, which hold heap positions in order.
+//!
+//! Layout: `src/include/access/ginblock.h`. After the page header comes the page's right bound, then the data:
+//! on inner pages items of a child block and the child's right bound, ten bytes each; on leaves compressed
+//! posting lists ("segments", `src/backend/access/gin/ginpostinglist.c`).
+
+use borealis_types::PageBytes;
+
+use super::{Opaque, POSTING_DATA_MAX, flag};
+use crate::btree::tuple;
+use crate::bytes::{Reader, u16_at};
+use crate::fault::{Fault, Redo, expect};
+use crate::page;
+
+/// Where the data starts: after the page header and the right bound, aligned.
+pub(super) const DATA_OFFSET: usize = page::HEADER_SIZE + 8;
+
+/// `sizeof(PostingItem)`
+const ITEM_SIZE: usize = 10;
+/// `sizeof(ItemPointerData)`
+const HEAP_POSITION_SIZE: usize = 6;
+/// Where a segment's bytes start: after its first heap position and its length.
+const SEGMENT_HEADER_SIZE: usize = 8;
+/// `MaxHeapTuplesPerPageBits`
+const OFFSET_BITS: u32 = 11;
+
+/// What is done to a segment (`GIN_SEGMENT_*`).
+mod action {
+    pub(super) const DELETE: u8 = 1;
+    pub(super) const INSERT: u8 = 2;
+    pub(super) const REPLACE: u8 = 3;
+    pub(super) const ADD_ITEMS: u8 = 4;
+}
+
+/// `GinDataPageSetDataSize`
+fn set_data_size(page: &mut PageBytes, size: usize) -> Redo {
+    expect(size <= POSTING_DATA_MAX, "a posting tree page's data does not fit the page")?;
+    page::set_lower(page, (DATA_OFFSET + size) as u16);
+    Ok(())
+}
+
+/// Replaces the data of a leaf.
+pub(super) fn set_leaf_data(page: &mut PageBytes, data: &[u8]) -> Redo {
+    set_data_size(page, data.len())?;
+    page[DATA_OFFSET..DATA_OFFSET + data.len()].copy_from_slice(data);
+    Ok(())
+}
+
+/// An inner page's items, with room for one more. Nothing else says how many there are.
+fn items(page: &mut PageBytes) -> Redo<(Opaque, &mut [u8])> {
+    let opaque = Opaque::read(page)?;
+    expect(opaque.flags & flag::LEAF == 0, "a leaf of a posting tree has no items")?;
+    let size = (usize::from(opaque.count) + 1) * ITEM_SIZE;
+    expect(size <= POSTING_DATA_MAX + ITEM_SIZE, "a posting tree page has too many items")?;
+    let room = size.min(POSTING_DATA_MAX);
+    Ok((opaque, &mut page[DATA_OFFSET..DATA_OFFSET + room]))
+}
+
+fn set_count(page: &mut PageBytes, opaque: Opaque, count: u16) -> Redo {
+    Opaque { count, ..opaque }.write(page)?;
+    set_data_size(page, usize::from(count) * ITEM_SIZE)
+}
+
+/// `ginRedoInsertData` on an inner page (`GinDataPageAddPostingItem`): the item that is there now leads to the
+/// right half of the child that was split, and a new item for the left half goes before it. Data
+/// (`ginxlogInsertDataInternal`): item number, the new item.
+pub(super) fn insert_item(page: &mut PageBytes, data: &[u8], right_child: u32) -> Redo {
+    let mut data = Reader::new(data);
+    let number = usize::from(data.u16()?);
+    let new_item = data.bytes(ITEM_SIZE)?;
+    let (opaque, items) = items(page)?;
+    let count = usize::from(opaque.count);
+    expect((1..=count).contains(&number), "a posting tree page has no such item")?;
+    expect(items.len() == (count + 1) * ITEM_SIZE, "a posting tree page is full")?;
+    let at = (number - 1) * ITEM_SIZE;
+    tuple::set_block_number(&mut items[at..at + ITEM_SIZE], right_child)?;
+    items.copy_within(at..count * ITEM_SIZE, at + ITEM_SIZE);
+    items[at..at + ITEM_SIZE].copy_from_slice(new_item);
+    set_count(page, opaque, (count + 1) as u16)
+}
+
+/// `GinPageDeletePostingItem`
+pub(super) fn delete_item(page: &mut PageBytes, number: u16) -> Redo {
+    let (opaque, items) = items(page)?;
+    expect((1..=opaque.count).contains(&number), "a posting tree page has no such item")?;
+    let (at, end) = (usize::from(number - 1) * ITEM_SIZE, usize::from(opaque.count) * ITEM_SIZE);
+    items.copy_within(at + ITEM_SIZE..end, at);
+    set_count(page, opaque, opaque.count - 1)
+}
+
+/// `SizeOfGinPostingList` of the segment at the start of `bytes`, and the bytes after it.
+fn split_segment(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
+    let size = SEGMENT_HEADER_SIZE + usize::from(u16_at(bytes, 6)?).next_multiple_of(2);
+    bytes.split_at_checked(size).ok_or(Fault::Failed("a posting list segment is longer than its data"))
+}
+
+/// A heap position as a number, in the order of heap positions (`itemptr_to_uint64`).
+fn position_number(bytes: &[u8]) -> Redo<u64> {
+    let offset = u16_at(bytes, 4)?;
+    expect(offset < 1 << OFFSET_BITS, "a heap position's offset number is too large for a posting list")?;
+    Ok(u64::from(tuple::block_number(bytes)?) << OFFSET_BITS | u64::from(offset))
+}
+
+/// The numbers of a segment's heap positions (`ginPostingListDecode`).
+fn decode(segment: &[u8]) -> Redo<Vec<u64>> {
+    let length = usize::from(u16_at(segment, 6)?);
+    let bytes = segment.get(SEGMENT_HEADER_SIZE..SEGMENT_HEADER_SIZE + length);
+    let mut bytes = bytes.ok_or(Fault::Failed("a posting list segment is longer than its data"))?.iter();
+    let mut number = position_number(segment)?;
+    let mut numbers = Vec::with_capacity(length + 1);
+    numbers.push(number);
+    while !bytes.as_slice().is_empty() {
+        let mut difference = 0;
+        for shift in (0..49).step_by(7) {
+            let byte = bytes.next().ok_or(Fault::Failed("a posting list segment ends inside a number"))?;
+            difference |= u64::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                break;
+            }
+            expect(shift < 42, "a number in a posting list segment is too long")?;
+        }
+        number += difference;
+        expect(number >> OFFSET_BITS <= u64::from(u32::MAX), "a posting list leads outside the heap")?;
+        numbers.push(number);
+    }
+    Ok(numbers)
+}
+
+/// A segment of these heap positions, which ascend (`ginCompressPostingList`): the first in full, then the
+/// differences, seven bits to a byte, the lowest first.
+fn encode(numbers: &[u64]) -> Redo<Vec<u8>> {
+    let first = *numbers.first().ok_or(Fault::Failed("a posting list segment has no items"))?;
+    let mut segment = vec![0; SEGMENT_HEADER_SIZE];
+    tuple::set_block_number(&mut segment, (first >> OFFSET_BITS) as u32)?;
+    segment[4..6].copy_from_slice(&((first & ((1 << OFFSET_BITS) - 1)) as u16).to_le_bytes());
+    for pair in numbers.windows(2) {
+        let mut difference =
+            pair[1].checked_sub(pair[0]).ok_or(Fault::Failed("the items of a posting list do not ascend"))?;
+        while difference > 0x7F {
+            segment.push(0x80 | (difference & 0x7F) as u8);
+            difference >>= 7;
+        }
+        segment.push(difference as u8);
+    }
+    let length = segment.len() - SEGMENT_HEADER_SIZE;
+    expect(length <= POSTING_DATA_MAX, "a posting list segment is longer than a page")?;
+    segment[6..8].copy_from_slice(&(length as u16).to_le_bytes());
+    segment.resize(segment.len().next_multiple_of(2), 0);
+    Ok(segment)
+}
+
+/// `ginMergeItemPointers`: both lists in order, each item once.
+fn merge(left: &[u64], right: &[u64]) -> Vec<u64> {
+    let mut merged = [left, right].concat();
+    merged.sort_unstable();
+    merged.dedup();
+    merged
+}
+
+/// The data of a leaf, in the present format. Leaves from before version 9.4 have plain heap positions.
+fn leaf_data(page: &PageBytes, opaque: Opaque) -> Redo<Vec<u8>> {
+    if opaque.flags & flag::COMPRESSED != 0 {
+        let end = usize::from(page::lower(page));
+        let data = page.get(DATA_OFFSET..end.min(DATA_OFFSET + POSTING_DATA_MAX));
+        return data.map(<[u8]>::to_vec).ok_or(Fault::Failed("a posting tree leaf's data has no valid end"));
+    }
+    if opaque.count == 0 {
+        return Ok(Vec::new());
+    }
+    let size = usize::from(opaque.count) * HEAP_POSITION_SIZE;
+    expect(size <= POSTING_DATA_MAX, "a posting tree page has too many items")?;
+    let positions = page[DATA_OFFSET..DATA_OFFSET + size].chunks_exact(HEAP_POSITION_SIZE);
+    encode(&positions.map(position_number).collect::<Redo<Vec<u64>>>()?)
+}
+
+/// `ginRedoRecompress`. Data (`ginxlogRecompressDataLeaf`): number of actions, then for each the number of the
+/// segment it is about, what is done, and the segment or items that are new.
+pub(super) fn recompress(page: &mut PageBytes, data: &[u8]) -> Redo {
+    let opaque = Opaque::read(page)?;
+    let old = leaf_data(page, opaque)?;
+    let mut data = Reader::new(data);
+    let mut new = Vec::with_capacity(POSTING_DATA_MAX);
+    let mut rest = old.as_slice();
+    let mut segment_number = 0;
+    for _ in 0..data.u16()? {
+        let (number, kind) = (data.u8()?, data.u8()?);
+        while segment_number < number {
+            let (segment, following) = split_segment(rest)?;
+            new.extend_from_slice(segment);
+            rest = following;
+            segment_number += 1;
+        }
+        let mut remove_old = || -> Redo<&[u8]> {
+            let (segment, following) = split_segment(rest)?;
+            rest = following;
+            segment_number = segment_number.saturating_add(1);
+            Ok(segment)
+        };
+        match kind {
+            action::DELETE => {
+                remove_old()?;
+            }
+            action::INSERT => new.extend_from_slice(read_segment(&mut data)?),
+            action::REPLACE => {
+                new.extend_from_slice(read_segment(&mut data)?);
+                remove_old()?;
+            }
+            action::ADD_ITEMS => {
+                let count = usize::from(data.u16()?);
+                let added = data.bytes(count * HEAP_POSITION_SIZE)?.chunks_exact(HEAP_POSITION_SIZE);
+                let added = added.map(position_number).collect::<Redo<Vec<u64>>>()?;
+                new.extend_from_slice(&encode(&merge(&added, &decode(remove_old()?)?))?);
+            }
+            _ => return Err(Fault::Failed("a GIN record does something unknown to a posting list segment")),
+        }
+        expect(new.len() <= POSTING_DATA_MAX, "a posting tree page's data does not fit the page")?;
+    }
+    new.extend_from_slice(rest);
+    if opaque.flags & flag::COMPRESSED == 0 {
+        Opaque { flags: opaque.flags | flag::COMPRESSED, count: 0, ..opaque }.write(page)?;
+    }
+    set_leaf_data(page, &new)
+}
+
+/// The segment that comes next in a record.
+fn read_segment<'a>(data: &mut Reader<'a>) -> Redo<&'a [u8]> {
+    let header = data.bytes(SEGMENT_HEADER_SIZE)?;
+    let length = usize::from(u16_at(header, 6)?).next_multiple_of(2);
+    data.rejoin(SEGMENT_HEADER_SIZE, length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn encode_and_decode_are_inverse(positions in proptest::collection::btree_set((any::<u32>(), 1_u16..2048), 1..60)) {
+            let numbers: Vec<u64> = positions
+                .iter()
+                .map(|(block, offset)| u64::from(*block) << OFFSET_BITS | u64::from(*offset))
+                .collect();
+            let segment = encode(&numbers).unwrap();
+            prop_assert_eq!(segment.len() % 2, 0);
+            prop_assert_eq!(split_segment(&segment).unwrap(), (segment.as_slice(), [].as_slice()));
+            prop_assert_eq!(decode(&segment).unwrap(), numbers);
+        }
+
+        #[test]
+        fn hostile_leaves_never_panic(
+            leaf in proptest::collection::vec(prop_oneof![0_u8..10, any::<u8>()], 0..60),
+            data in proptest::collection::vec(prop_oneof![0_u8..5, any::<u8>()], 0..60),
+            flags: u16, count in 0_u16..2000, lower: u16,
+        ) {
+            let mut page = [0; borealis_types::PAGE_SIZE];
+            super::super::init_page(&mut page, flags).unwrap();
+            page[DATA_OFFSET..DATA_OFFSET + leaf.len()].copy_from_slice(&leaf);
+            page::set_lower(&mut page, lower);
+            let opaque = Opaque::read(&page).unwrap();
+            Opaque { count, ..opaque }.write(&mut page).unwrap();
+            let _ = recompress(&mut page.clone(), &data);
+            let _ = insert_item(&mut page.clone(), &data, 7);
+            let _ = delete_item(&mut page, count / 2);
+        }
+    }
+
+    #[test]
+    fn every_action_does_its_part() {
+        let segment = |numbers: &[u64]| encode(numbers).unwrap();
+        let number = |block: u64, offset: u64| block << OFFSET_BITS | offset;
+        let old = [
+            segment(&[number(1, 1), number(1, 2)]),
+            segment(&[number(2, 1)]),
+            segment(&[number(3, 1), number(9, 1)]),
+            segment(&[number(10, 1)]),
+        ];
+        let mut page = [0; borealis_types::PAGE_SIZE];
+        super::super::init_page(&mut page, flag::DATA | flag::LEAF | flag::COMPRESSED).unwrap();
+        set_leaf_data(&mut page, &old.concat()).unwrap();
+        let mut data = vec![4, 0, 0, action::DELETE, 1, action::REPLACE];
+        data.extend(segment(&[number(2, 5)]));
+        data.extend([2, action::ADD_ITEMS, 2, 0, 0, 0, 5, 0, 1, 0, 0, 0, 3, 0, 1, 0]);
+        data.extend([4, action::INSERT]);
+        data.extend(segment(&[number(11, 1)]));
+        recompress(&mut page, &data).unwrap();
+        let expected = [
+            segment(&[number(2, 5)]),
+            segment(&[number(3, 1), number(5, 1), number(9, 1)]),
+            segment(&[number(10, 1)]),
+            segment(&[number(11, 1)]),
+        ];
+        assert_eq!(page[DATA_OFFSET..usize::from(page::lower(&page))], expected.concat());
+    }
+}

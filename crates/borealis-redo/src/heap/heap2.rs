@@ -1,0 +1,214 @@
+//! Resource manager `Heap2`: prune, vacuum, freeze, visibility, multi-insert.
+
+use borealis_types::{Fork, PageBytes, PageKey};
+use borealis_wal::Record;
+
+use super::tuple::{ItemPointer, StoredHeader, Tuple, TupleBuilder, offset_numbers};
+use super::{
+    ALL_VISIBLE_CLEARED, INIT_PAGE, LOCK_ALL_FROZEN_CLEARED, OPERATION_MASK, XmaxRecord, block_data,
+    check_next_offset_number, clear_visibility, heap_block, is_block, visibility_map,
+};
+use crate::bytes::Reader;
+use crate::fault::{Fault, Redo, expect};
+use crate::is_fork;
+use crate::page::{self, LinePointer, Placing};
+
+const REWRITE: u8 = 0x00;
+const PRUNE: u8 = 0x10;
+const VACUUM: u8 = 0x20;
+const FREEZE_PAGE: u8 = 0x30;
+const VISIBLE: u8 = 0x40;
+const MULTI_INSERT: u8 = 0x50;
+const LOCK_UPDATED: u8 = 0x60;
+const NEW_CID: u8 = 0x70;
+
+/// `XLH_INSERT_ALL_FROZEN_SET`
+const INSERT_ALL_FROZEN_SET: u8 = 0x20;
+/// `XLH_FREEZE_XVAC`
+const FREEZE_XVAC: u8 = 0x02;
+/// `XLH_INVALID_XVAC`
+const INVALID_XVAC: u8 = 0x04;
+/// `FrozenTransactionId`
+const FROZEN_XID: u32 = 2;
+
+/// Applies a `Heap2` record to a heap page or a visibility map page.
+pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
+    let operation = record.info & OPERATION_MASK;
+    if is_fork(key, Fork::VisibilityMap) && operation != VISIBLE {
+        return redo_visibility_map(record, key, page, operation);
+    }
+    match operation {
+        PRUNE => prune(record, key, page),
+        VACUUM => vacuum(record, key, page),
+        FREEZE_PAGE => freeze_page(record, key, page),
+        VISIBLE => visible(record, key, page),
+        MULTI_INSERT => multi_insert(record, key, page),
+        LOCK_UPDATED => lock_updated(record, key, page),
+        // For logical decoding only.
+        REWRITE | NEW_CID => Err(Fault::Failed("this record changes no page")),
+        _ => Err(Fault::Unknown),
+    }
+}
+
+fn redo_visibility_map(record: &Record<'_>, key: &PageKey, page: &mut PageBytes, operation: u8) -> Redo {
+    let cleared = match operation {
+        MULTI_INSERT => {
+            MultiInsertRecord::read(record)?.flags & ALL_VISIBLE_CLEARED != 0
+                && clear_visibility(record, 0, key, page, visibility_map::VALID_BITS)?
+        }
+        LOCK_UPDATED => {
+            XmaxRecord::read(record)?.flags & LOCK_ALL_FROZEN_CLEARED != 0
+                && clear_visibility(record, 0, key, page, visibility_map::ALL_FROZEN)?
+        }
+        _ => false,
+    };
+    expect(cleared, "the record does not change this visibility map page")
+}
+
+/// Block data: pairs (from, to) to redirect, then the now dead, then the now unused.
+fn prune(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
+    let mut fields = Reader::new(record.main_data);
+    fields.skip(4)?; // latestRemovedXid: for conflicts on a standby.
+    let redirected_count = usize::from(fields.u16()?);
+    let dead_count = usize::from(fields.u16()?);
+    let mut reader = Reader::new(block_data(record, key)?);
+
+    for _ in 0..redirected_count {
+        let (from, to) = (reader.u16()?, reader.u16()?);
+        page::set_line_pointer(page, from, LinePointer::redirect(to))?;
+    }
+    for offset_number in offset_numbers(reader.bytes(dead_count * 2)?) {
+        page::set_line_pointer(page, offset_number, LinePointer::DEAD)?;
+    }
+    for offset_number in offset_numbers(reader.rest()) {
+        page::set_line_pointer(page, offset_number, LinePointer::UNUSED)?;
+    }
+    page::repair_fragmentation(page)?;
+    page::set_lsn(page, record.span.end);
+    Ok(())
+}
+
+/// Block data: line pointers that were dead and are unused now.
+fn vacuum(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
+    let unused_count = usize::from(Reader::new(record.main_data).u16()?);
+    let mut reader = Reader::new(block_data(record, key)?);
+    for offset_number in offset_numbers(reader.bytes(unused_count * 2)?) {
+        page::set_line_pointer(page, offset_number, LinePointer::UNUSED)?;
+    }
+    page::truncate_line_pointer_array(page)?;
+    page::set_lsn(page, record.span.end);
+    Ok(())
+}
+
+/// Block data: an array of `xl_heap_freeze_tuple`, twelve bytes each.
+fn freeze_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
+    let mut fields = Reader::new(record.main_data);
+    fields.skip(4)?; // cutoff_xid: for conflicts on a standby.
+    let tuple_count = fields.u16()?;
+    let mut reader = Reader::new(block_data(record, key)?);
+    for _ in 0..tuple_count {
+        let (xmax, offset_number) = (reader.u32()?, reader.u16()?);
+        let (infomask2, infomask, flags) = (reader.u16()?, reader.u16()?, reader.u8()?);
+        reader.align(4)?;
+        let mut tuple = Tuple::on_page(page, offset_number)?;
+        tuple.set_xmax(xmax);
+        if flags & FREEZE_XVAC != 0 {
+            tuple.set_command_id_field(FROZEN_XID);
+        }
+        if flags & INVALID_XVAC != 0 {
+            tuple.set_command_id_field(0);
+        }
+        tuple.set_infomask(infomask);
+        tuple.set_infomask2(infomask2);
+    }
+    page::set_lsn(page, record.span.end);
+    Ok(())
+}
+
+/// Block 0 is the visibility map page, block 1 the heap page.
+///
+/// The heap page is not stamped. PostgreSQL stamps it when checksums or `wal_log_hints` are on, which the
+/// record does not tell; versions here are told apart by the record, not by the stamp.
+fn visible(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
+    let mut fields = Reader::new(record.main_data);
+    fields.skip(4)?; // cutoff_xid: for conflicts on a standby.
+    let bits = fields.u8()?;
+    let heap = heap_block(record, 1)?;
+    if is_block(record, 1, key) {
+        page::set_flag(page, page::ALL_VISIBLE, true);
+        return Ok(());
+    }
+    expect(
+        is_block(record, 0, key) && visibility_map::holds(key, heap.relation_fork.locator, heap.block),
+        "the visibility map page does not hold the heap block's bits",
+    )?;
+    visibility_map::set(page, heap.block, bits, record.span.end);
+    Ok(())
+}
+
+/// `xl_heap_multi_insert`, without the offset numbers that follow it.
+struct MultiInsertRecord {
+    flags: u8,
+    tuple_count: u16,
+}
+
+impl MultiInsertRecord {
+    const SIZE: usize = 4;
+
+    fn read(record: &Record<'_>) -> Redo<Self> {
+        let mut reader = Reader::new(record.main_data);
+        let flags = reader.u8()?;
+        reader.skip(1)?;
+        Ok(MultiInsertRecord { flags, tuple_count: reader.u16()? })
+    }
+}
+
+/// Block data: for each tuple, aligned to two bytes, its length, header and bytes. The main data names their
+/// offset numbers unless the page is initialized, when they count from one.
+fn multi_insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
+    let fields = MultiInsertRecord::read(record)?;
+    let mut tuples = Reader::new(block_data(record, key)?);
+    let mut numbers = Reader::new(record.main_data);
+    numbers.skip(MultiInsertRecord::SIZE)?;
+    let initialize = record.info & INIT_PAGE != 0;
+    if initialize {
+        page::init(page, 0);
+    }
+    let block = heap_block(record, 0)?.block;
+    let mut builder = TupleBuilder::new();
+    for index in 0..fields.tuple_count {
+        let offset_number = if initialize {
+            index.checked_add(1).ok_or(Fault::Failed("too many tuples"))?
+        } else {
+            numbers.u16()?
+        };
+        check_next_offset_number(page, offset_number)?;
+        tuples.align(2)?;
+        let length = usize::from(tuples.u16()?);
+        let header = StoredHeader::read(&mut tuples)?;
+        builder.reset();
+        builder.push(tuples.bytes(length)?)?;
+        let tuple = builder.finish(header, record.xid, 0, ItemPointer { block, offset_number });
+        page::add_item(page, tuple, offset_number, Placing::Heap)?;
+    }
+    expect(tuples.remaining() == 0, "the tuples are not as long as the record says")?;
+
+    page::set_lsn(page, record.span.end);
+    if fields.flags & ALL_VISIBLE_CLEARED != 0 {
+        page::set_flag(page, page::ALL_VISIBLE, false);
+    }
+    if fields.flags & INSERT_ALL_FROZEN_SET != 0 {
+        page::set_flag(page, page::ALL_VISIBLE, true);
+    }
+    Ok(())
+}
+
+fn lock_updated(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
+    expect(is_block(record, 0, key), "the record does not list this block")?;
+    let XmaxRecord { xmax, offset_number, infobits, .. } = XmaxRecord::read(record)?;
+    let mut tuple = Tuple::on_page(page, offset_number)?;
+    tuple.set_xmax_meaning(infobits);
+    tuple.set_xmax(xmax);
+    page::set_lsn(page, record.span.end);
+    Ok(())
+}

@@ -1,0 +1,280 @@
+//! A heap tuple's header. Layout: `HeapTupleHeaderData` in `src/include/access/htup_details.h`.
+
+use borealis_types::{BlockNumber, PAGE_SIZE, PageBytes};
+
+use crate::bytes::{Reader, put, u16_at};
+use crate::fault::{Fault, Redo, expect};
+use crate::page::{self, LinePointer};
+
+/// `SizeofHeapTupleHeader`: up to the null bitmap.
+pub(crate) const HEADER_SIZE: usize = 23;
+
+const XMIN_OFFSET: usize = 0;
+const XMAX_OFFSET: usize = 4;
+/// `t_cid`, or `t_xvac` for tuples that a `VACUUM FULL` before 9.0 moved.
+const COMMAND_ID_OFFSET: usize = 8;
+const CTID_OFFSET: usize = 12;
+const INFOMASK2_OFFSET: usize = 18;
+const INFOMASK_OFFSET: usize = 20;
+const HOFF_OFFSET: usize = 22;
+
+/// `HEAP_XMAX_KEYSHR_LOCK`
+const XMAX_KEYSHR_LOCK: u16 = 0x0010;
+/// `HEAP_COMBOCID`
+const COMBO_CID: u16 = 0x0020;
+/// `HEAP_XMAX_EXCL_LOCK`
+const XMAX_EXCL_LOCK: u16 = 0x0040;
+/// `HEAP_XMAX_LOCK_ONLY`
+const XMAX_LOCK_ONLY: u16 = 0x0080;
+/// `HEAP_XMAX_COMMITTED`
+pub(crate) const XMAX_COMMITTED: u16 = 0x0400;
+/// `HEAP_XMAX_INVALID`
+pub(crate) const XMAX_INVALID: u16 = 0x0800;
+/// `HEAP_XMAX_IS_MULTI`
+const XMAX_IS_MULTI: u16 = 0x1000;
+/// `HEAP_MOVED`
+const MOVED: u16 = 0xC000;
+/// `HEAP_LOCK_MASK`
+const LOCK_MASK: u16 = XMAX_KEYSHR_LOCK | XMAX_EXCL_LOCK;
+/// `HEAP_XMAX_BITS`
+const XMAX_BITS: u16 = XMAX_COMMITTED | XMAX_INVALID | XMAX_IS_MULTI | LOCK_MASK | XMAX_LOCK_ONLY;
+/// `HEAP_XACT_MASK`
+pub(crate) const XACT_MASK: u16 = 0xFFF0;
+/// `HEAP_XMIN_FROZEN`
+const XMIN_FROZEN: u16 = 0x0300;
+/// `HEAP_KEYS_UPDATED`, in `t_infomask2`
+const KEYS_UPDATED: u16 = 0x2000;
+/// `HEAP_HOT_UPDATED`, in `t_infomask2`
+const HOT_UPDATED: u16 = 0x4000;
+
+/// `SpecTokenOffsetNumber`: such a `t_ctid` is the token of a speculative insertion.
+const SPECULATIVE_OFFSET_NUMBER: u16 = 0xFFFE;
+/// `MovedPartitionsOffsetNumber`
+const MOVED_PARTITIONS_OFFSET_NUMBER: u16 = 0xFFFD;
+
+/// Where a tuple is: `ItemPointerData`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ItemPointer {
+    /// Block of the heap.
+    pub(crate) block: BlockNumber,
+    /// Line pointer on it.
+    pub(crate) offset_number: u16,
+}
+
+impl ItemPointer {
+    /// What `HeapTupleHeaderSetMovedPartitions` writes: the row moved to another partition.
+    pub(crate) const MOVED_PARTITIONS: ItemPointer =
+        ItemPointer { block: u32::MAX, offset_number: MOVED_PARTITIONS_OFFSET_NUMBER };
+
+    /// Two halves of the block number, the high one first, then the offset number.
+    fn encode(self) -> [u8; 6] {
+        let high = ((self.block >> 16) as u16).to_le_bytes();
+        let low = (self.block as u16).to_le_bytes();
+        let offset_number = self.offset_number.to_le_bytes();
+        [high[0], high[1], low[0], low[1], offset_number[0], offset_number[1]]
+    }
+}
+
+/// A tuple on a page, at least as long as its header.
+pub(crate) struct Tuple<'p>(&'p mut [u8]);
+
+impl<'p> Tuple<'p> {
+    /// The tuple with this offset number; a fault unless its line pointer exists and is normal.
+    pub(crate) fn on_page(page: &'p mut PageBytes, offset_number: u16) -> Redo<Tuple<'p>> {
+        let pointer = page::line_pointer(page, offset_number)?;
+        expect(pointer.is_normal(), "the tuple's line pointer is not normal")?;
+        Tuple::at(page, pointer)
+    }
+
+    /// The tuple a line pointer points to.
+    pub(crate) fn at(page: &'p mut PageBytes, pointer: LinePointer) -> Redo<Tuple<'p>> {
+        Tuple::new(page::item_mut(page, pointer)?)
+    }
+
+    fn new(bytes: &'p mut [u8]) -> Redo<Tuple<'p>> {
+        expect(bytes.len() >= HEADER_SIZE, "a heap tuple is shorter than its header")?;
+        Ok(Tuple(bytes))
+    }
+
+    fn put(&mut self, offset: usize, value: &[u8]) {
+        self.0[offset..offset + value.len()].copy_from_slice(value);
+    }
+
+    fn u16(&self, offset: usize) -> u16 {
+        u16::from_le_bytes([self.0[offset], self.0[offset + 1]])
+    }
+
+    /// `t_infomask`
+    pub(crate) fn infomask(&self) -> u16 {
+        self.u16(INFOMASK_OFFSET)
+    }
+
+    /// Overwrites `t_infomask`.
+    pub(crate) fn set_infomask(&mut self, infomask: u16) {
+        self.put(INFOMASK_OFFSET, &infomask.to_le_bytes());
+    }
+
+    fn infomask2(&self) -> u16 {
+        self.u16(INFOMASK2_OFFSET)
+    }
+
+    /// Overwrites `t_infomask2`.
+    pub(crate) fn set_infomask2(&mut self, infomask2: u16) {
+        self.put(INFOMASK2_OFFSET, &infomask2.to_le_bytes());
+    }
+
+    /// Overwrites `t_xmin`.
+    pub(crate) fn set_xmin(&mut self, xid: u32) {
+        self.put(XMIN_OFFSET, &xid.to_le_bytes());
+    }
+
+    /// Overwrites `t_xmax`.
+    pub(crate) fn set_xmax(&mut self, xid: u32) {
+        self.put(XMAX_OFFSET, &xid.to_le_bytes());
+    }
+
+    /// Overwrites the field that holds a command id or, in tuples of old, `t_xvac`.
+    pub(crate) fn set_command_id_field(&mut self, value: u32) {
+        self.put(COMMAND_ID_OFFSET, &value.to_le_bytes());
+    }
+
+    /// `HeapTupleHeaderSetCmin` and `HeapTupleHeaderSetCmax` with `FirstCommandId`.
+    pub(crate) fn set_first_command_id(&mut self) {
+        self.set_command_id_field(0);
+        self.set_infomask(self.infomask() & !COMBO_CID);
+    }
+
+    /// Overwrites `t_ctid`.
+    pub(crate) fn set_ctid(&mut self, ctid: ItemPointer) {
+        self.put(CTID_OFFSET, &ctid.encode());
+    }
+
+    /// `HeapTupleHeaderSetHotUpdated` and `HeapTupleHeaderClearHotUpdated`
+    pub(crate) fn set_hot_updated(&mut self, hot_updated: bool) {
+        let infomask2 = self.infomask2();
+        self.set_infomask2(if hot_updated { infomask2 | HOT_UPDATED } else { infomask2 & !HOT_UPDATED });
+    }
+
+    /// Forgets what `t_xmax` meant and sets what a record's `infobits_set` says it means now.
+    pub(crate) fn set_xmax_meaning(&mut self, infobits: u8) {
+        let mut infomask = self.infomask() & !(XMAX_BITS | MOVED);
+        let mut infomask2 = self.infomask2() & !KEYS_UPDATED;
+        // XLHL_XMAX_IS_MULTI and so on.
+        for (infobit, bit) in
+            [(0x01, XMAX_IS_MULTI), (0x02, XMAX_LOCK_ONLY), (0x04, XMAX_EXCL_LOCK), (0x08, XMAX_KEYSHR_LOCK)]
+        {
+            if infobits & infobit != 0 {
+                infomask |= bit;
+            }
+        }
+        if infobits & 0x10 != 0 {
+            infomask2 |= KEYS_UPDATED;
+        }
+        self.set_infomask(infomask);
+        self.set_infomask2(infomask2);
+    }
+
+    /// `HEAP_XMAX_IS_LOCKED_ONLY`
+    pub(crate) fn is_locked_only(&self) -> bool {
+        let infomask = self.infomask();
+        infomask & XMAX_LOCK_ONLY != 0 || infomask & (XMAX_IS_MULTI | LOCK_MASK) == XMAX_EXCL_LOCK
+    }
+
+    /// `HeapTupleHeaderXminFrozen`
+    pub(crate) fn is_xmin_frozen(&self) -> bool {
+        self.infomask() & XMIN_FROZEN == XMIN_FROZEN
+    }
+
+    /// `HeapTupleHeaderIsSpeculative`
+    pub(crate) fn is_speculative(&self) -> bool {
+        self.u16(CTID_OFFSET + 4) == SPECULATIVE_OFFSET_NUMBER
+    }
+
+    /// What follows the header and null bitmap (`t_hoff` bytes).
+    pub(crate) fn data_mut(&mut self) -> Redo<&mut [u8]> {
+        let start = usize::from(self.0[HOFF_OFFSET]);
+        self.0.get_mut(start..).ok_or(Fault::Failed("a heap tuple's header is longer than the tuple"))
+    }
+
+    /// What follows the header and null bitmap (`t_hoff` bytes).
+    pub(crate) fn data(&self) -> Redo<&[u8]> {
+        let start = usize::from(self.0[HOFF_OFFSET]);
+        self.0.get(start..).ok_or(Fault::Failed("a heap tuple's header is longer than the tuple"))
+    }
+}
+
+/// `xl_heap_header`: the fields of a tuple's header that a record stores.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredHeader {
+    infomask2: u16,
+    infomask: u16,
+    /// `t_hoff`: header, null bitmap and padding.
+    pub(crate) hoff: u8,
+}
+
+impl StoredHeader {
+    /// Reads one; five bytes, no padding.
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Redo<StoredHeader> {
+        Ok(StoredHeader { infomask2: reader.u16()?, infomask: reader.u16()?, hoff: reader.u8()? })
+    }
+}
+
+/// A tuple being put together from a record, on the stack.
+pub(crate) struct TupleBuilder {
+    bytes: [u8; PAGE_SIZE],
+    length: usize,
+}
+
+impl TupleBuilder {
+    /// A tuple with a header of zeros and nothing after it.
+    pub(crate) fn new() -> Self {
+        TupleBuilder { bytes: [0; PAGE_SIZE], length: HEADER_SIZE }
+    }
+
+    /// Forgets the tuple and starts the next.
+    pub(crate) fn reset(&mut self) {
+        self.bytes[..HEADER_SIZE].fill(0);
+        self.length = HEADER_SIZE;
+    }
+
+    /// Appends to the tuple.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Redo {
+        put(&mut self.bytes, self.length, bytes)
+            .map_err(|_| Fault::Failed("the tuple is longer than a page"))?;
+        self.length += bytes.len();
+        Ok(())
+    }
+
+    /// Fills the header in, as every redo function that inserts a tuple does.
+    pub(crate) fn finish(&mut self, header: StoredHeader, xmin: u32, xmax: u32, ctid: ItemPointer) -> &[u8] {
+        let bytes = &mut self.bytes[..self.length];
+        bytes[HOFF_OFFSET] = header.hoff;
+        let mut tuple = Tuple(bytes);
+        tuple.set_infomask2(header.infomask2);
+        tuple.set_infomask(header.infomask);
+        tuple.set_xmin(xmin);
+        tuple.set_first_command_id();
+        tuple.set_xmax(xmax);
+        tuple.set_ctid(ctid);
+        tuple.0
+    }
+}
+
+/// The name of the header field at `offset` in a tuple, for messages.
+pub(crate) fn field_name(offset: usize) -> &'static str {
+    match offset {
+        0..XMAX_OFFSET => "t_xmin",
+        XMAX_OFFSET..COMMAND_ID_OFFSET => "t_xmax",
+        COMMAND_ID_OFFSET..CTID_OFFSET => "t_cid",
+        CTID_OFFSET..INFOMASK2_OFFSET => "t_ctid",
+        INFOMASK2_OFFSET..INFOMASK_OFFSET => "t_infomask2",
+        INFOMASK_OFFSET..HOFF_OFFSET => "t_infomask",
+        HOFF_OFFSET => "t_hoff",
+        _ => "tuple data",
+    }
+}
+
+/// The offset numbers a record stores as an array.
+pub(crate) fn offset_numbers(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
+    bytes.chunks_exact(2).filter_map(|pair| u16_at(pair, 0).ok())
+}

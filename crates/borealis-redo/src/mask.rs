@@ -1,0 +1,72 @@
+//! What the consistency oracle must not compare, shared by all access methods.
+//!
+//! Behaviour: `src/backend/access/common/bufmask.c`. Each hides something that a server changes without a
+//! record, or that redo does not reproduce.
+
+use borealis_types::{BlockNumber, Lsn, PAGE_SIZE, PageBytes};
+use borealis_wal::ResourceManager;
+
+use crate::fault::{Redo, expect};
+use crate::page::{self, LP_UNUSED, LinePointer};
+use crate::{brin, btree, generic, gin, gist, hash, heap, sequence, spgist};
+
+/// `MASK_MARKER`: what hidden bytes are overwritten with.
+pub(crate) const MARKER: u8 = 0;
+
+/// The resource manager's own mask (`rm_mask`); one without any compares everything.
+pub(crate) fn mask(resource_manager: ResourceManager, page: &mut PageBytes, block: BlockNumber) -> Redo {
+    match resource_manager {
+        ResourceManager::Heap | ResourceManager::Heap2 => heap::mask(page, block),
+        ResourceManager::Btree => btree::mask(page, block),
+        ResourceManager::Sequence => sequence::mask(page, block),
+        ResourceManager::Hash => hash::mask(page, block),
+        ResourceManager::Gin => gin::mask(page, block),
+        ResourceManager::Gist => gist::mask(page, block),
+        ResourceManager::Spgist => spgist::mask(page, block),
+        ResourceManager::Brin => brin::mask(page, block),
+        ResourceManager::Generic => generic::mask(page, block),
+        _ => Ok(()),
+    }
+}
+
+/// `mask_page_lsn_and_checksum`
+pub(crate) fn page_lsn_and_checksum(page: &mut PageBytes) {
+    page::set_lsn(page, Lsn(u64::from(MARKER)));
+    page::set_checksum(page, u16::from(MARKER));
+}
+
+/// `mask_page_hint_bits`
+pub(crate) fn page_hint_bits(page: &mut PageBytes) {
+    page::set_prune_xid(page, u32::from(MARKER));
+    page::set_flag(page, page::PAGE_FULL | page::HAS_FREE_LINES | page::ALL_VISIBLE, false);
+}
+
+/// `mask_unused_space`
+pub(crate) fn unused_space(page: &mut PageBytes) -> Redo {
+    let (lower, upper) = (usize::from(page::lower(page)), usize::from(page::upper(page)));
+    let special = usize::from(page::special_start(page));
+    expect(
+        page::HEADER_SIZE <= lower && lower <= upper && upper <= special && special <= PAGE_SIZE,
+        "the page header's pointers are corrupt",
+    )?;
+    page[lower..upper].fill(MARKER);
+    Ok(())
+}
+
+/// `mask_lp_flags`
+#[allow(dead_code)] // For the index access methods, which mark items dead without a record.
+pub(crate) fn line_pointer_flags(page: &mut PageBytes) -> Redo {
+    for offset_number in 1..=page::max_offset_number(page) {
+        let pointer = page::line_pointer(page, offset_number)?;
+        page::set_line_pointer(page, offset_number, LinePointer { flags: LP_UNUSED, ..pointer })?;
+    }
+    Ok(())
+}
+
+/// `mask_page_content`
+#[allow(dead_code)] // For the index access methods that recycle pages.
+pub(crate) fn page_content(page: &mut PageBytes) {
+    page[page::HEADER_SIZE..].fill(MARKER);
+    page::set_lower(page, u16::from(MARKER));
+    page::set_upper(page, u16::from(MARKER));
+}

@@ -1,0 +1,383 @@
+//! PostgreSQL's page: header, line pointers, items, special space; every access checked.
+//!
+//! Layout: `src/include/storage/bufpage.h` and `itemid.h`. The behaviour of the functions that add, remove and
+//! move items is that of `src/backend/storage/page/bufpage.c`, down to where on the page each item ends up.
+//! Only the bytes of the hole between `pd_lower` and `pd_upper` are our own.
+
+mod space;
+#[cfg(test)]
+mod tests;
+
+use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
+
+use crate::fault::{Fault, Redo, expect};
+use crate::transaction_id;
+
+#[allow(unused_imports)] // For the access methods that keep their offset numbers stable.
+pub(crate) use space::{
+    index_multi_delete, index_tuple_delete, index_tuple_delete_no_compact, index_tuple_overwrite,
+    repair_fragmentation, truncate_line_pointer_array,
+};
+
+/// `SizeOfPageHeaderData`: where the line pointers start.
+pub(crate) const HEADER_SIZE: usize = 24;
+/// `sizeof(ItemIdData)`.
+pub(crate) const LINE_POINTER_SIZE: usize = 4;
+/// Line pointers that fit if nothing else is on the page: bounds every array indexed by them.
+pub(crate) const LINE_POINTERS_MAX: usize = (PAGE_SIZE - HEADER_SIZE) / LINE_POINTER_SIZE;
+/// `MaxHeapTuplesPerPage`.
+pub(crate) const HEAP_TUPLES_MAX: u16 = 291;
+
+const LSN_OFFSET: usize = 0;
+const CHECKSUM_OFFSET: usize = 8;
+const FLAGS_OFFSET: usize = 10;
+const LOWER_OFFSET: usize = 12;
+const UPPER_OFFSET: usize = 14;
+const SPECIAL_OFFSET: usize = 16;
+const SIZE_AND_VERSION_OFFSET: usize = 18;
+const PRUNE_XID_OFFSET: usize = 20;
+
+/// `pd_pagesize_version` of an 8 KiB page in layout version 4.
+const SIZE_AND_VERSION: u16 = PAGE_SIZE as u16 | 4;
+
+/// `PD_HAS_FREE_LINES`
+pub(crate) const HAS_FREE_LINES: u16 = 0x0001;
+/// `PD_PAGE_FULL`
+pub(crate) const PAGE_FULL: u16 = 0x0002;
+/// `PD_ALL_VISIBLE`
+pub(crate) const ALL_VISIBLE: u16 = 0x0004;
+
+/// `LP_UNUSED`
+pub(crate) const LP_UNUSED: u8 = 0;
+/// `LP_NORMAL`
+pub(crate) const LP_NORMAL: u8 = 1;
+/// `LP_REDIRECT`
+pub(crate) const LP_REDIRECT: u8 = 2;
+/// `LP_DEAD`
+pub(crate) const LP_DEAD: u8 = 3;
+
+/// `MAXALIGN`: up to a multiple of eight.
+pub(crate) fn max_align(length: usize) -> usize {
+    length.next_multiple_of(8)
+}
+
+fn header_u16(page: &PageBytes, offset: usize) -> u16 {
+    u16::from_le_bytes([page[offset], page[offset + 1]])
+}
+
+fn set_header_u16(page: &mut PageBytes, offset: usize, value: u16) {
+    page[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+/// `PageGetLSN`
+#[allow(dead_code)] // For the access methods whose pages refer to each other by LSN.
+pub(crate) fn lsn(page: &PageBytes) -> Lsn {
+    let half =
+        |at: usize| u64::from(u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]));
+    Lsn(half(LSN_OFFSET) << 32 | half(LSN_OFFSET + 4))
+}
+
+/// `PageSetLSN`: two halves, the high one first.
+pub(crate) fn set_lsn(page: &mut PageBytes, lsn: Lsn) {
+    page[LSN_OFFSET..LSN_OFFSET + 4].copy_from_slice(&((lsn.0 >> 32) as u32).to_le_bytes());
+    page[LSN_OFFSET + 4..LSN_OFFSET + 8].copy_from_slice(&(lsn.0 as u32).to_le_bytes());
+}
+
+/// Overwrites `pd_checksum`.
+pub(crate) fn set_checksum(page: &mut PageBytes, checksum: u16) {
+    set_header_u16(page, CHECKSUM_OFFSET, checksum);
+}
+
+/// `pd_flags`
+pub(crate) fn flags(page: &PageBytes) -> u16 {
+    header_u16(page, FLAGS_OFFSET)
+}
+
+/// Sets or clears bits of `pd_flags`.
+pub(crate) fn set_flag(page: &mut PageBytes, flag: u16, on: bool) {
+    let flags = if on { flags(page) | flag } else { flags(page) & !flag };
+    set_header_u16(page, FLAGS_OFFSET, flags);
+}
+
+/// `pd_lower`: end of the line pointers.
+pub(crate) fn lower(page: &PageBytes) -> u16 {
+    header_u16(page, LOWER_OFFSET)
+}
+
+/// Overwrites `pd_lower`.
+pub(crate) fn set_lower(page: &mut PageBytes, lower: u16) {
+    set_header_u16(page, LOWER_OFFSET, lower);
+}
+
+/// `pd_upper`: start of the items.
+pub(crate) fn upper(page: &PageBytes) -> u16 {
+    header_u16(page, UPPER_OFFSET)
+}
+
+/// Overwrites `pd_upper`.
+pub(crate) fn set_upper(page: &mut PageBytes, upper: u16) {
+    set_header_u16(page, UPPER_OFFSET, upper);
+}
+
+/// `pd_special`: end of the items, start of what the access method keeps for itself.
+pub(crate) fn special_start(page: &PageBytes) -> u16 {
+    header_u16(page, SPECIAL_OFFSET)
+}
+
+/// `pd_prune_xid`
+pub(crate) fn prune_xid(page: &PageBytes) -> u32 {
+    let at = PRUNE_XID_OFFSET;
+    u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]])
+}
+
+/// Overwrites `pd_prune_xid`.
+pub(crate) fn set_prune_xid(page: &mut PageBytes, xid: u32) {
+    page[PRUNE_XID_OFFSET..PRUNE_XID_OFFSET + 4].copy_from_slice(&xid.to_le_bytes());
+}
+
+/// `PageIsNew`: never initialized.
+pub(crate) fn is_new(page: &PageBytes) -> bool {
+    upper(page) == 0
+}
+
+/// `PageInit` with this much special space (rounded up to a multiple of eight).
+pub(crate) fn init(page: &mut PageBytes, special_size: usize) {
+    let special = PAGE_SIZE - max_align(special_size);
+    assert!(special > HEADER_SIZE, "no access method's special space fills the page");
+    page.fill(0);
+    set_lower(page, HEADER_SIZE as u16);
+    set_upper(page, special as u16);
+    set_header_u16(page, SPECIAL_OFFSET, special as u16);
+    set_header_u16(page, SIZE_AND_VERSION_OFFSET, SIZE_AND_VERSION);
+}
+
+/// The special space: exactly `size` bytes, or a fault.
+pub(crate) fn special(page: &PageBytes, size: usize) -> Redo<&[u8]> {
+    let start = usize::from(special_start(page));
+    expect(start + max_align(size) == PAGE_SIZE, "the page's special space is not the access method's")?;
+    Ok(&page[start..start + size])
+}
+
+/// The special space: exactly `size` bytes, or a fault.
+pub(crate) fn special_mut(page: &mut PageBytes, size: usize) -> Redo<&mut [u8]> {
+    let start = usize::from(special_start(page));
+    expect(start + max_align(size) == PAGE_SIZE, "the page's special space is not the access method's")?;
+    Ok(&mut page[start..start + size])
+}
+
+/// `ItemIdData`: where an item is and in what state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct LinePointer {
+    /// Offset of the item in the page; the target for [`LP_REDIRECT`].
+    pub(crate) offset: u16,
+    /// `LP_*`
+    pub(crate) flags: u8,
+    /// Length of the item, zero if it has no storage.
+    pub(crate) length: u16,
+}
+
+impl LinePointer {
+    /// `ItemIdSetUnused`
+    pub(crate) const UNUSED: LinePointer = LinePointer { offset: 0, flags: LP_UNUSED, length: 0 };
+    /// `ItemIdSetDead`
+    pub(crate) const DEAD: LinePointer = LinePointer { offset: 0, flags: LP_DEAD, length: 0 };
+
+    /// `ItemIdSetNormal`
+    pub(crate) fn normal(offset: u16, length: u16) -> Self {
+        LinePointer { offset, flags: LP_NORMAL, length }
+    }
+
+    /// `ItemIdSetRedirect`
+    pub(crate) fn redirect(target: u16) -> Self {
+        LinePointer { offset: target, flags: LP_REDIRECT, length: 0 }
+    }
+
+    /// The C bit field `lp_off:15, lp_flags:2, lp_len:15`, lowest bits first.
+    fn decode(bytes: [u8; 4]) -> Self {
+        let bits = u32::from_le_bytes(bytes);
+        LinePointer {
+            offset: (bits & 0x7FFF) as u16,
+            flags: (bits >> 15 & 3) as u8,
+            length: (bits >> 17) as u16,
+        }
+    }
+
+    fn encode(self) -> [u8; 4] {
+        (u32::from(self.offset & 0x7FFF)
+            | u32::from(self.flags & 3) << 15
+            | u32::from(self.length & 0x7FFF) << 17)
+            .to_le_bytes()
+    }
+
+    /// `ItemIdIsUsed`
+    pub(crate) fn is_used(self) -> bool {
+        self.flags != LP_UNUSED
+    }
+
+    /// `ItemIdIsNormal`
+    pub(crate) fn is_normal(self) -> bool {
+        self.flags == LP_NORMAL
+    }
+
+    /// `ItemIdHasStorage`
+    pub(crate) fn has_storage(self) -> bool {
+        self.length != 0
+    }
+}
+
+/// `PageGetMaxOffsetNumber`, bounded by what fits a page.
+pub(crate) fn max_offset_number(page: &PageBytes) -> u16 {
+    let lower = usize::from(lower(page)).min(PAGE_SIZE);
+    (lower.saturating_sub(HEADER_SIZE) / LINE_POINTER_SIZE) as u16
+}
+
+fn line_pointer_at(offset_number: u16) -> usize {
+    HEADER_SIZE + (usize::from(offset_number) - 1) * LINE_POINTER_SIZE
+}
+
+/// `PageGetItemId` of an offset number (from one) that the page has.
+pub(crate) fn line_pointer(page: &PageBytes, offset_number: u16) -> Redo<LinePointer> {
+    expect(
+        offset_number != 0 && offset_number <= max_offset_number(page),
+        "the page has no such line pointer",
+    )?;
+    let at = line_pointer_at(offset_number);
+    Ok(LinePointer::decode([page[at], page[at + 1], page[at + 2], page[at + 3]]))
+}
+
+/// Overwrites a line pointer that the page has.
+pub(crate) fn set_line_pointer(page: &mut PageBytes, offset_number: u16, value: LinePointer) -> Redo {
+    expect(
+        offset_number != 0 && offset_number <= max_offset_number(page),
+        "the page has no such line pointer",
+    )?;
+    put_line_pointer(page, offset_number, value);
+    Ok(())
+}
+
+/// Overwrites a line pointer; the caller has checked that it lies on the page.
+fn put_line_pointer(page: &mut PageBytes, offset_number: u16, value: LinePointer) {
+    let at = line_pointer_at(offset_number);
+    page[at..at + LINE_POINTER_SIZE].copy_from_slice(&value.encode());
+}
+
+fn item_range(pointer: LinePointer) -> Redo<std::ops::Range<usize>> {
+    let start = usize::from(pointer.offset);
+    let end = start + usize::from(pointer.length);
+    expect(
+        pointer.has_storage() && start >= HEADER_SIZE && end <= PAGE_SIZE,
+        "a line pointer points outside the page",
+    )?;
+    Ok(start..end)
+}
+
+/// `PageGetItem`: the bytes of an item that has storage.
+pub(crate) fn item(page: &PageBytes, pointer: LinePointer) -> Redo<&[u8]> {
+    item_range(pointer).map(|range| &page[range])
+}
+
+/// `PageGetItem`: the bytes of an item that has storage.
+pub(crate) fn item_mut(page: &mut PageBytes, pointer: LinePointer) -> Redo<&mut [u8]> {
+    item_range(pointer).map(|range| &mut page[range])
+}
+
+/// The header's pointers, when they are in order, as every function that moves items demands.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    lower: usize,
+    upper: usize,
+    special: usize,
+}
+
+fn bounds(page: &PageBytes) -> Redo<Bounds> {
+    let bounds = Bounds {
+        lower: usize::from(lower(page)),
+        upper: usize::from(upper(page)),
+        special: usize::from(special_start(page)),
+    };
+    expect(
+        HEADER_SIZE <= bounds.lower
+            && bounds.lower <= bounds.upper
+            && bounds.upper <= bounds.special
+            && bounds.special <= PAGE_SIZE,
+        "the page header's pointers are corrupt",
+    )?;
+    Ok(bounds)
+}
+
+/// How [`add_item`] treats the offset number it is given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Placing {
+    /// `PAI_OVERWRITE | PAI_IS_HEAP`: that number, which must be unused or the next one, within a heap
+    /// page's limit.
+    Heap,
+    /// `PAI_OVERWRITE`: that number, which must be unused or the next one.
+    #[allow(dead_code)] // For the access methods that keep their offset numbers stable.
+    Overwrite,
+    /// No flags: before the item that has the number now; later items move up by one number.
+    #[allow(dead_code)] // For the access methods that keep their items sorted.
+    Shift,
+}
+
+/// `PageAddItemExtended`: puts an item on the page and returns its offset number.
+///
+/// Offset number zero takes the first unused line pointer (if the page's hint says that there is one), else
+/// the next. Every refusal, which PostgreSQL reports by returning zero and its redo functions by a panic, is a
+/// fault.
+pub(crate) fn add_item(page: &mut PageBytes, item: &[u8], offset_number: u16, placing: Placing) -> Redo<u16> {
+    let bounds = bounds(page)?;
+    let limit = max_offset_number(page) + 1;
+    let mut chosen = offset_number;
+    let mut shuffle = false;
+    if offset_number != 0 {
+        if offset_number < limit {
+            if placing == Placing::Shift {
+                shuffle = true;
+            } else {
+                let old = line_pointer(page, offset_number)?;
+                expect(!old.is_used() && !old.has_storage(), "will not overwrite a used line pointer")?;
+            }
+        }
+    } else {
+        chosen = limit;
+        if flags(page) & HAS_FREE_LINES != 0 {
+            for candidate in 1..limit {
+                let pointer = line_pointer(page, candidate)?;
+                if !pointer.is_used() && !pointer.has_storage() {
+                    chosen = candidate;
+                    break;
+                }
+            }
+            if chosen == limit {
+                set_flag(page, HAS_FREE_LINES, false);
+            }
+        }
+    }
+    expect(chosen <= limit, "the item's offset number is too large")?;
+    expect(placing != Placing::Heap || chosen <= HEAP_TUPLES_MAX, "too many line pointers for a heap page")?;
+
+    let new_lower = if chosen == limit || shuffle { bounds.lower + LINE_POINTER_SIZE } else { bounds.lower };
+    let new_upper = bounds
+        .upper
+        .checked_sub(max_align(item.len()))
+        .filter(|new_upper| new_lower <= *new_upper)
+        .ok_or(Fault::Failed("the item does not fit the page"))?;
+
+    if shuffle {
+        let at = line_pointer_at(chosen);
+        page.copy_within(at..line_pointer_at(limit), at + LINE_POINTER_SIZE);
+    }
+    put_line_pointer(page, chosen, LinePointer::normal(new_upper as u16, item.len() as u16));
+    page[new_upper..new_upper + item.len()].copy_from_slice(item);
+    set_lower(page, new_lower as u16);
+    set_upper(page, new_upper as u16);
+    Ok(chosen)
+}
+
+/// `PageSetPrunable`
+pub(crate) fn set_prunable(page: &mut PageBytes, xid: u32) {
+    let old = prune_xid(page);
+    if old == 0 || transaction_id::precedes(xid, old) {
+        set_prune_xid(page, xid);
+    }
+}

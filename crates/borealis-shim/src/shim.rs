@@ -1,0 +1,238 @@
+//! The library's state inside one process, and what it tells the user.
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use borealis_shm::{ClientSide, ClientSlot, RequestError, WaitError};
+use libc::c_int;
+
+use crate::path::{FolderClass, Layout, PathClass};
+
+/// Everything a call needs. Made once, when the library is loaded; inherited by every child.
+pub(crate) struct Shim {
+    pub client: ClientSide,
+    pub slot: ClientSlot,
+    /// PostgreSQL's variable `PostmasterPid`: the postmaster's process number, in it and in its children;
+    /// zero in a stand-alone server. Null when the program does not export it.
+    postmaster_pid: *const c_int,
+}
+
+// SAFETY: the pointer is to a variable of the program, which lives as long as the process; PostgreSQL sets it
+// once, before it has children.
+unsafe impl Send for Shim {}
+// SAFETY: as above.
+unsafe impl Sync for Shim {}
+
+static SHIM: OnceLock<Shim> = OnceLock::new();
+
+/// The state; `None` in a process this library has no business in.
+#[inline]
+pub(crate) fn get() -> Option<&'static Shim> {
+    SHIM.get()
+}
+
+impl Shim {
+    fn layout(&self) -> Layout<'_> {
+        Layout {
+            data_directory: self.client.data_directory(),
+            versions: self.client.versions(),
+            wal_segment_size_bytes: self.client.wal_segment_size_bytes(),
+        }
+    }
+
+    /// Whether this process is the postmaster.
+    pub(crate) fn in_postmaster(&self) -> bool {
+        if self.postmaster_pid.is_null() {
+            return false;
+        }
+        // SAFETY: the program's `int` of this name; nobody changes it while this thread reads it.
+        let postmaster = unsafe { self.postmaster_pid.read_volatile() };
+        u32::try_from(postmaster) == Ok(std::process::id())
+    }
+
+    pub(crate) fn classify(&self, path: &CStr) -> PathClass {
+        self.layout().classify(path.to_bytes())
+    }
+
+    pub(crate) fn classify_folder(&self, path: &CStr) -> FolderClass {
+        self.layout().classify_folder(path.to_bytes())
+    }
+}
+
+/// Copies an environment variable into `buffer`, with its zero byte. PostgreSQL writes its process title over
+/// the memory `getenv` points into.
+fn copy_environment<'b>(name: &CStr, buffer: &'b mut [u8]) -> Option<&'b CStr> {
+    // SAFETY: the name is a C string, and this runs before the program's own code, so nobody changes the
+    // environment meanwhile. The result is a C string.
+    let value = unsafe {
+        let value = libc::getenv(name.as_ptr());
+        if value.is_null() {
+            return None;
+        }
+        CStr::from_ptr(value)
+    };
+    let bytes = value.to_bytes_with_nul();
+    buffer.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    CStr::from_bytes_until_nul(buffer).ok()
+}
+
+/// Whether this process runs a program called `postgres`. The shell of an `archive_command` inherits the
+/// preloaded library and must not be touched.
+fn runs_postgres() -> bool {
+    let mut target = [0u8; 4096];
+    // SAFETY: the path is a C string and the buffer is writable for the length given.
+    let length =
+        unsafe { libc::readlink(c"/proc/self/exe".as_ptr(), target.as_mut_ptr().cast(), target.len()) };
+    let Some(target) = usize::try_from(length).ok().and_then(|length| target.get(..length)) else {
+        return false;
+    };
+    target.rsplit(|&byte| byte == b'/').next() == Some(b"postgres")
+}
+
+/// Decides whether the library is active in this process, and prepares it.
+///
+/// A `postgres` that was told to use the shared memory and cannot must not run: it would acknowledge commits
+/// that nothing keeps.
+pub(crate) fn load() {
+    let mut buffer = [0u8; 4096];
+    let Some(path) = copy_environment(c"BOREALIS_SHM", &mut buffer) else { return };
+    if !runs_postgres() {
+        return;
+    }
+    let mut number = [0u8; 32];
+    let event_fd = copy_environment(c"BOREALIS_EVENT_FD", &mut number)
+        .and_then(|text| text.to_str().ok())
+        .and_then(|text| text.parse::<RawFd>().ok());
+    let client = event_fd.and_then(|event_fd| {
+        // The shell of an archive_command needs no share in it.
+        // SAFETY: no memory is involved; a descriptor that is not open is an error, which is caught.
+        let status = unsafe { libc::fcntl(event_fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        if status == 0 { ClientSide::attach(path, event_fd) } else { None }
+    });
+    let Some(client) = client else {
+        say(&[
+            b"borealis: cannot use the shared memory ",
+            path.to_bytes(),
+            b" (BOREALIS_SHM) with the descriptor in BOREALIS_EVENT_FD; start postgres with the driver",
+        ]);
+        // SAFETY: ends the process without running anything else.
+        unsafe { libc::_exit(1) };
+    };
+    client.announce_attached();
+    // SAFETY: the name is a C string; looking a symbol up has no other precondition.
+    let postmaster_pid = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"PostmasterPid".as_ptr()) };
+    let shim = Shim { client, slot: ClientSlot::new(), postmaster_pid: postmaster_pid.cast() };
+    // A second load in one process would find it set, which is as good.
+    let _ = SHIM.set(shim);
+}
+
+/// Gives the process's request slot back. The slots of killed processes are found by their dead owner.
+pub(crate) fn unload() {
+    if let Some(shim) = get() {
+        shim.client.release_slot(&shim.slot);
+    }
+}
+
+/// Writes one line to standard error, which is PostgreSQL's log. Longer than 600 bytes is cut.
+pub(crate) fn say(parts: &[&[u8]]) {
+    let mut line = [0u8; 600];
+    let mut used = 0;
+    for &byte in parts.iter().copied().flatten().take(line.len() - 1).chain(b"\n") {
+        if let Some(place) = line.get_mut(used) {
+            *place = byte;
+            used += 1;
+        }
+    }
+    // SAFETY: the buffer is readable for the length given. Nothing can be done if nobody listens.
+    unsafe { libc::syscall(libc::SYS_write, 2, line.as_ptr(), used) };
+}
+
+/// A number in decimal digits, without allocating.
+pub(crate) struct Digits([u8; 20], usize);
+
+impl Digits {
+    pub(crate) fn new(mut value: u64) -> Digits {
+        let mut digits = Digits([b'0'; 20], 20);
+        for (index, digit) in digits.0.iter_mut().enumerate().rev() {
+            *digit = b'0' + (value % 10) as u8;
+            value /= 10;
+            digits.1 = index;
+            if value == 0 {
+                break;
+            }
+        }
+        digits
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.get(self.1..).unwrap_or(&[])
+    }
+}
+
+/// Messages of one process, so that a loop of failures does not fill the log.
+static SAID: AtomicU32 = AtomicU32::new(0);
+const MAX_SAID: u32 = 100;
+
+fn may_say() -> bool {
+    SAID.fetch_add(1, Ordering::Relaxed) < MAX_SAID
+}
+
+/// Says why a wait failed; the `errno` to fail with.
+pub(crate) fn report_wait(error: &WaitError) -> c_int {
+    if may_say() {
+        match error {
+            WaitError::Fenced(epoch) => say(&[
+                b"borealis: this instance was fenced by a newer writer (epoch ",
+                Digits::new(epoch.0).as_bytes(),
+                b"); nothing more it writes will be kept. Connect to the new writer.",
+            ]),
+            WaitError::Poisoned(reason) => say(&[
+                b"borealis: the driver stopped this instance: ",
+                reason.as_bytes(),
+                b". Restart it; everything acknowledged is in storage.",
+            ]),
+            WaitError::DriverGone => say(&[
+                b"borealis: the driver of this instance is gone; what was not acknowledged may be lost. ",
+                b"Restart the instance.",
+            ]),
+        }
+    }
+    libc::EIO
+}
+
+/// Says why a request for `path` (or another description) failed; the `errno` to fail with.
+pub(crate) fn report_request(what: &[u8], error: &RequestError) -> c_int {
+    match error {
+        RequestError::Instance(error) => return report_wait(error),
+        RequestError::Refused(reason) if may_say() => {
+            say(&[b"borealis: storage could not serve ", what, b": ", reason.as_bytes()]);
+        }
+        RequestError::Malformed if may_say() => {
+            say(&[b"borealis: the driver's answer about ", what, b" makes no sense; are both of one build?"]);
+        }
+        RequestError::Refused(_) | RequestError::Malformed => {}
+    }
+    libc::EIO
+}
+
+/// Says something about a file; the `errno` to fail with.
+pub(crate) fn report_file(parts: &[&[u8]]) -> c_int {
+    if may_say() {
+        say(parts);
+    }
+    libc::EIO
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_those_of_the_number() {
+        for value in [0, 7, 10, 1_234_567_890, u64::MAX] {
+            assert_eq!(Digits::new(value).as_bytes(), value.to_string().as_bytes());
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! A simulated storage node: real segments over a log that loses what was not synced.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use borealis_quorum::segment::{InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source};
+use borealis_quorum::{DurablePoint, Promise};
+use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, VolumeEpoch, WriterId};
+
+use crate::message::{Host, Message, SimRecord, durable_point};
+use crate::random::Random;
+use crate::{Coverage, Defect};
+
+/// How many records one answer carries at most.
+const PAGE_RECORDS: usize = 8;
+
+/// One entry of the node's log.
+#[derive(Clone, Debug)]
+enum Entry {
+    Record(GroupId, Rc<SimRecord>),
+    Fence(GroupId, Promise),
+    Install(GroupId, Option<WriterId>, EpochHistory, DurablePoint),
+    Adopt(GroupId, Promise, EpochHistory),
+    Observe(GroupId, VolumeEpoch, DurablePoint),
+}
+
+/// Records of one group, by start position.
+type Records = BTreeMap<Lsn, Rc<SimRecord>>;
+
+/// What a node is after its log is applied: also what a checkpoint stores.
+#[derive(Clone, Debug)]
+struct State {
+    segments: Vec<Segment>,
+    records: Vec<Records>,
+}
+
+impl State {
+    fn new(group_count: u16) -> State {
+        State {
+            segments: (0..group_count).map(|id| Segment::new(GroupId(id))).collect(),
+            records: vec![Records::new(); usize::from(group_count)],
+        }
+    }
+
+    fn forget(&mut self, group: GroupId, cut: &[borealis_quorum::segment::SegmentRecord]) {
+        for record in cut {
+            let removed = self.records[usize::from(group.0)].remove(&record.link.span.start);
+            assert!(
+                removed.is_some_and(|known| known.epoch == record.epoch),
+                "a segment cuts only what it has"
+            );
+        }
+    }
+
+    /// Applies an entry that was accepted when it was written.
+    fn apply(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Record(group, record) => {
+                let link = record.link(*group).expect("a record is logged for its own groups");
+                let offer = self.segments[usize::from(group.0)].offer(Source::Replay, record.epoch, link);
+                assert!(offer.must_persist(), "replay must take what was taken: {offer:?}");
+                self.records[usize::from(group.0)].insert(record.span.start, Rc::clone(record));
+            }
+            Entry::Fence(group, promise) => {
+                self.segments[usize::from(group.0)].fence(*promise).expect("it was granted before");
+            }
+            Entry::Install(group, writer, history, durable) => {
+                let installed = self.segments[usize::from(group.0)].install(*writer, history, *durable);
+                self.forget(*group, &installed.expect("it was installed before").cut);
+            }
+            Entry::Adopt(group, promise, history) => {
+                let adopted = self.segments[usize::from(group.0)].adopt_for_recovery(*promise, history);
+                self.forget(*group, &adopted.expect("it was adopted before").cut);
+            }
+            Entry::Observe(group, epoch, point) => {
+                self.segments[usize::from(group.0)].observe_durable(*epoch, *point);
+            }
+        }
+    }
+}
+
+/// A storage node.
+#[derive(Debug)]
+pub struct SimNode {
+    /// Its number.
+    pub id: NodeId,
+    /// Whether it runs.
+    pub running: bool,
+    /// Raised with every crash: timers of earlier lives are void.
+    pub life: u64,
+    /// Whether a sync is under way.
+    pub syncing: bool,
+    defect: Defect,
+    state: State,
+    /// What is durable, kept beside the log so that the oracle can look at it at any time.
+    durable: State,
+    /// The durable state the log continues from.
+    checkpoint: (Vec<SegmentCheckpoint>, Vec<Records>),
+    log: Vec<Entry>,
+    synced: usize,
+    /// Answers that wait until this much of the log is synced.
+    answers: Vec<(usize, Host, Message)>,
+    /// Writers with an open connection, which hear of progress they did not cause.
+    writers: BTreeMap<Host, VolumeEpoch>,
+}
+
+/// What a node does in answer to something.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Messages to send now.
+    pub send: Vec<(Host, Message)>,
+    /// Records newly stored, with the history they were stored under; the oracle checks them.
+    pub stored: Vec<(GroupId, Rc<SimRecord>)>,
+    /// A contradiction that a correct protocol rules out.
+    pub impossible: Option<String>,
+}
+
+impl SimNode {
+    /// An empty node with a segment of every group.
+    #[must_use]
+    pub fn new(id: NodeId, group_count: u16, defect: Defect) -> SimNode {
+        let state = State::new(group_count);
+        SimNode {
+            id,
+            running: true,
+            life: 0,
+            syncing: false,
+            defect,
+            durable: state.clone(),
+            checkpoint: checkpoint_of(&state),
+            state,
+            log: Vec::new(),
+            synced: 0,
+            answers: Vec::new(),
+            writers: BTreeMap::new(),
+        }
+    }
+
+    /// A segment as the node sees it.
+    #[must_use]
+    pub fn segment(&self, group: GroupId) -> &Segment {
+        &self.state.segments[usize::from(group.0)]
+    }
+
+    /// The records of a group as the node sees them.
+    #[must_use]
+    pub fn records(&self, group: GroupId) -> &Records {
+        &self.state.records[usize::from(group.0)]
+    }
+
+    /// Whether a record would survive a crash of this node now.
+    #[must_use]
+    pub fn has_durably(&self, group: GroupId, record: &SimRecord) -> bool {
+        let records = &self.durable.records[usize::from(group.0)];
+        records.get(&record.span.start).is_some_and(|known| known.content == record.content)
+    }
+
+    /// Whether there is anything to sync or anyone waiting for it.
+    #[must_use]
+    pub fn wants_sync(&self) -> bool {
+        self.synced < self.log.len() || !self.answers.is_empty()
+    }
+
+    /// How much log there is: a sync that starts now covers it.
+    #[must_use]
+    pub fn log_position(&self) -> usize {
+        self.log.len()
+    }
+
+    /// Everything up to `position` is durable; answers that waited for it leave.
+    pub fn synced_to(&mut self, position: usize) -> Vec<(Host, Message)> {
+        for entry in &self.log[self.synced.min(position)..position] {
+            self.durable.apply(entry);
+        }
+        self.synced = self.synced.max(position);
+        let mut ready = Vec::new();
+        let synced = self.synced;
+        self.answers.retain(|(wanted, host, message)| {
+            if *wanted <= synced {
+                ready.push((*host, message.clone()));
+            }
+            *wanted > synced
+        });
+        ready
+    }
+
+    /// Stores a checkpoint and starts a new log, if everything is synced.
+    pub fn store_checkpoint(&mut self) -> bool {
+        if self.synced < self.log.len() || !self.answers.is_empty() || self.log.is_empty() {
+            return false;
+        }
+        self.checkpoint = checkpoint_of(&self.state);
+        self.log.clear();
+        self.synced = 0;
+        true
+    }
+
+    /// The machine dies. Of the entries not synced, some first ones may have reached the disk.
+    pub fn crash(&mut self, random: &mut Random, coverage: &mut Coverage) {
+        let unsynced = self.log.len() - self.synced;
+        let survive = self.synced + random.below(unsynced as u64 + 1) as usize;
+        coverage.add("log entries lost in a crash", (self.log.len() - survive) as u64);
+        self.synced_to(survive);
+        self.log.truncate(survive);
+        self.answers.clear();
+        self.writers.clear();
+        self.running = false;
+        self.syncing = false;
+        self.life += 1;
+    }
+
+    /// The machine starts again, from its checkpoint and log.
+    ///
+    /// # Panics
+    /// If that does not give the state that was durable.
+    pub fn restart(&mut self) {
+        let (segments, records) = self.checkpoint.clone();
+        let segments =
+            segments.into_iter().map(|c| Segment::restore(c).expect("a segment restores its own state"));
+        let mut state = State { segments: segments.collect(), records };
+        for entry in &self.log {
+            state.apply(entry);
+        }
+        assert_eq!(state.segments, self.durable.segments, "replay must give the same segments");
+        self.state = state;
+        self.running = true;
+    }
+
+    /// An answer that waits until everything logged so far is durable.
+    fn answer(&mut self, to: Host, message: Message, effects: &mut Effects) {
+        if self.defect == Defect::AcknowledgeBeforeSync {
+            effects.send.push((to, message));
+        } else {
+            self.answers.push((self.log.len(), to, message));
+        }
+    }
+
+    /// The state of every segment.
+    #[must_use]
+    pub fn summaries(&self) -> Vec<SegmentSummary> {
+        self.state.segments.iter().map(Segment::summary).collect()
+    }
+
+    fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (0..self.state.segments.len()).map(|position| GroupId(position as u16))
+    }
+
+    fn segment_mut(&mut self, group: GroupId) -> &mut Segment {
+        &mut self.state.segments[usize::from(group.0)]
+    }
+
+    fn offer(
+        &mut self,
+        group: GroupId,
+        source: Source,
+        record: &Rc<SimRecord>,
+        effects: &mut Effects,
+        coverage: &mut Coverage,
+    ) -> Offer {
+        let Some(link) = record.link(group) else { return Offer::Conflict };
+        let offer = self.segment_mut(group).offer(source, record.epoch, link);
+        if offer.must_persist() {
+            self.log.push(Entry::Record(group, Rc::clone(record)));
+            self.state.records[usize::from(group.0)].insert(record.span.start, Rc::clone(record));
+            effects.stored.push((group, Rc::clone(record)));
+        }
+        match offer {
+            Offer::Complete => {}
+            Offer::Held => coverage.count("records held for a predecessor"),
+            Offer::Duplicate => coverage.count("duplicate records"),
+            Offer::Stale => coverage.count("stale records refused"),
+            Offer::NeedsHistory => coverage.count("records refused for want of history"),
+            Offer::TooFarAhead => coverage.count("records too far ahead"),
+            Offer::Conflict => {
+                effects.impossible = Some(format!("node {} group {group}: conflict {record:?}", self.id));
+            }
+        }
+        offer
+    }
+
+    fn install(
+        &mut self,
+        group: GroupId,
+        writer: Option<WriterId>,
+        history: &EpochHistory,
+        durable: DurablePoint,
+        effects: &mut Effects,
+        coverage: &mut Coverage,
+    ) -> Result<(), VolumeEpoch> {
+        match self.segment_mut(group).install(writer, history, durable) {
+            Ok(installed) => {
+                if installed.changed {
+                    self.log.push(Entry::Install(group, writer, history.clone(), durable));
+                }
+                coverage.add("records cut", installed.cut.len() as u64);
+                self.state.forget(group, &installed.cut);
+                Ok(())
+            }
+            Err(InstallError::Fenced(fenced)) => Err(fenced.current.epoch),
+            Err(other) => {
+                effects.impossible = Some(format!("node {} group {group}: {other}", self.id));
+                Ok(())
+            }
+        }
+    }
+
+    fn observe(&mut self, group: GroupId, epoch: VolumeEpoch, point: DurablePoint) {
+        if self.segment_mut(group).observe_durable(epoch, point) {
+            self.log.push(Entry::Observe(group, epoch, point));
+        }
+    }
+
+    /// Takes one message.
+    pub fn receive(&mut self, from: Host, message: Message, coverage: &mut Coverage) -> Effects {
+        let mut effects = Effects::default();
+        match message {
+            Message::Fence(promise) => self.fence(from, promise, &mut effects, coverage),
+            Message::ReadTail { group, above } => {
+                let records = &self.state.records[usize::from(group.0)];
+                // A real node may have dropped what it applied up to its known durable position, so a
+                // recovery must not depend on getting it.
+                let floor = above.max(self.segment(group).known_durable().volume.end);
+                let mut after: Vec<_> = records.values().filter(|r| r.span.end > floor).cloned().collect();
+                let more = after.len() > PAGE_RECORDS;
+                after.truncate(PAGE_RECORDS);
+                if self.defect == Defect::TailsIgnored {
+                    after.clear();
+                }
+                self.answer(from, Message::Tail { group, above, records: after, more }, &mut effects);
+            }
+            Message::Repair { group, promise, history, records } => {
+                self.repair(from, group, promise, &history, &records, &mut effects, coverage);
+            }
+            Message::Install { promise, history, tails } => {
+                let last = history.truncations().last().expect("an installed history is not empty").last;
+                let mut result = Ok(());
+                for group in self.groups() {
+                    let point = durable_point(last, &tails, group);
+                    let one =
+                        self.install(group, Some(promise.writer), &history, point, &mut effects, coverage);
+                    result = result.and(one);
+                }
+                let answer = match result {
+                    Ok(()) => Message::Installed(promise.epoch),
+                    Err(current) => Message::Refused(current),
+                };
+                self.answer(from, answer, &mut effects);
+            }
+            Message::Append { epoch, records, durable, tails } => {
+                self.writers.insert(from, epoch);
+                self.append(from, epoch, &records, &mut effects, coverage);
+                for group in self.groups() {
+                    self.observe(group, epoch, durable_point(durable, &tails, group));
+                }
+            }
+            Message::GossipSummary(summaries) => self.gossip(from, &summaries, &mut effects, coverage),
+            Message::GossipAsk(group, gap) => {
+                let records = &self.state.records[usize::from(group.0)];
+                let range = |r: &&Rc<SimRecord>| r.span.end > gap.after && r.span.end <= gap.through;
+                let found = records.values().filter(range).take(PAGE_RECORDS).cloned().collect();
+                // Only durable bytes leave a node.
+                self.answer(from, Message::GossipRecords(group, found), &mut effects);
+            }
+            Message::GossipRecords(group, records) => {
+                let before = self.segment(group).segment_complete_lsn();
+                for record in records {
+                    let mut record = record;
+                    if self.defect == Defect::GossipIgnoresHistory {
+                        let epoch = self.segment(group).history().newest_epoch();
+                        record = Rc::new(SimRecord { epoch, ..(*record).clone() });
+                    }
+                    if self.offer(group, Source::Peer, &record, &mut effects, coverage).must_persist() {
+                        coverage.count("records taken from peers");
+                    }
+                }
+                if self.segment(group).segment_complete_lsn() > before {
+                    self.push_progress(group, &mut effects, coverage);
+                }
+            }
+            other => effects.impossible = Some(format!("node {} got {other:?}", self.id)),
+        }
+        effects
+    }
+
+    /// Tells connected writers that a segment got further through its peers: only the writer it serves.
+    fn push_progress(&mut self, group: GroupId, effects: &mut Effects, coverage: &mut Coverage) {
+        for (host, epoch) in self.writers.clone() {
+            let segment = self.segment(group);
+            let complete = segment.segment_complete_lsn();
+            let serves = segment.acknowledgement() == Some((epoch, complete));
+            if serves || self.defect == Defect::ProgressToFencedWriter {
+                coverage.count("progress pushed to a writer");
+                self.answer(host, Message::Acknowledge(vec![(group, epoch, complete)]), effects);
+            }
+        }
+    }
+
+    fn fence(&mut self, from: Host, promise: Promise, effects: &mut Effects, coverage: &mut Coverage) {
+        let mut summaries = Vec::new();
+        let mut refused = None;
+        for group in self.groups() {
+            let before = self.segment(group).clone();
+            match self.segment_mut(group).fence(promise) {
+                Ok(summary) => {
+                    summaries.push(summary);
+                    if self.defect == Defect::NoFence {
+                        *self.segment_mut(group) = before;
+                    } else if *self.segment(group) != before {
+                        self.log.push(Entry::Fence(group, promise));
+                    }
+                }
+                Err(fenced) => refused = refused.max(Some(fenced.current.epoch)),
+            }
+        }
+        let answer = match refused {
+            None => Message::Fenced(summaries),
+            Some(current) => {
+                coverage.count("fences refused");
+                Message::Refused(current)
+            }
+        };
+        self.answer(from, answer, effects);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message, and where results go")]
+    fn repair(
+        &mut self,
+        from: Host,
+        group: GroupId,
+        promise: Promise,
+        history: &EpochHistory,
+        records: &[Rc<SimRecord>],
+        effects: &mut Effects,
+        coverage: &mut Coverage,
+    ) {
+        match self.segment_mut(group).adopt_for_recovery(promise, history) {
+            Ok(adopted) => {
+                if adopted.changed {
+                    self.log.push(Entry::Adopt(group, promise, history.clone()));
+                    coverage.count("histories adopted for a repair");
+                }
+                coverage.add("records cut", adopted.cut.len() as u64);
+                self.state.forget(group, &adopted.cut);
+            }
+            // A repeated repair that arrives after the installation: the recovery has its answer already.
+            Err(_) => {
+                return self.answer(from, Message::Refused(self.segment(group).promise().epoch), effects);
+            }
+        }
+        if self.defect != Defect::NoRepair {
+            for record in records {
+                coverage.count("records repaired");
+                let offer = self.offer(group, Source::Recovery, record, effects, coverage);
+                if !offer.must_persist() && offer != Offer::Duplicate {
+                    effects.impossible = Some(format!("node {} refused a repair: {offer:?}", self.id));
+                }
+            }
+        }
+        self.answer(from, Message::Repaired(group), effects);
+    }
+
+    fn append(
+        &mut self,
+        from: Host,
+        epoch: VolumeEpoch,
+        records: &[Rc<SimRecord>],
+        effects: &mut Effects,
+        coverage: &mut Coverage,
+    ) {
+        let newest = |node: &SimNode, group| node.segment(group).history().newest_epoch();
+        let fenced = self.groups().map(|group| self.segment(group).promise().epoch).max();
+        if let Some(current) = fenced.filter(|&current| current > epoch) {
+            coverage.count("appends of fenced writers");
+            // Groups that are not fenced yet take their part all the same.
+            self.answer(from, Message::Refused(current), effects);
+        } else if self.groups().any(|group| newest(self, group) < epoch) {
+            effects.send.push((from, Message::NeedsHistory));
+        }
+        for record in records {
+            for link in &record.links {
+                self.offer(link.group, Source::Writer, record, effects, coverage);
+            }
+        }
+        let state = |group| {
+            let segment = self.segment(group);
+            if self.defect == Defect::AcknowledgeWhileFenced {
+                return Some((group, segment.promise().epoch, segment.segment_complete_lsn()));
+            }
+            let (epoch, complete) = segment.acknowledgement()?;
+            Some((group, epoch, complete))
+        };
+        let progress = self.groups().filter_map(state).collect();
+        self.answer(from, Message::Acknowledge(progress), effects);
+    }
+
+    fn gossip(
+        &mut self,
+        from: Host,
+        summaries: &[SegmentSummary],
+        effects: &mut Effects,
+        coverage: &mut Coverage,
+    ) {
+        for summary in summaries {
+            let group = summary.group;
+            let plan = self.segment(group).plan_gossip(summary);
+            if plan.install_history {
+                coverage.count("histories learned from peers");
+                let installed =
+                    self.install(group, None, &summary.history, summary.known_durable, effects, coverage);
+                if installed.is_err() {
+                    effects.impossible = Some(format!("node {} planned a fenced history", self.id));
+                }
+            }
+            if plan.observe_durable {
+                self.observe(group, summary.history.newest_epoch(), summary.known_durable);
+            }
+            if let Some(gap) = plan.ask {
+                effects.send.push((from, Message::GossipAsk(group, gap)));
+            }
+        }
+    }
+}
+
+fn checkpoint_of(state: &State) -> (Vec<SegmentCheckpoint>, Vec<Records>) {
+    (state.segments.iter().map(Segment::checkpoint).collect(), state.records.clone())
+}

@@ -1,0 +1,224 @@
+//! Sees everything, and says when a promise is broken.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use borealis_quorum::recovery::Outcome;
+use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch, WRITE_QUORUM};
+
+use crate::Coverage;
+use crate::message::SimRecord;
+use crate::node::SimNode;
+
+/// The truth about one volume.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    /// Everything ever shipped, by epoch and start.
+    streams: BTreeMap<VolumeEpoch, BTreeMap<Lsn, Rc<SimRecord>>>,
+    /// What clients were told is durable or what a recovery made visible, by start. Nothing ever leaves.
+    durable: BTreeMap<Lsn, Rc<SimRecord>>,
+    durable_end: Lsn,
+    /// The history of the newest recovery that completed.
+    history: EpochHistory,
+    /// Records that a completed recovery cut, and by which epoch.
+    cut: BTreeMap<u64, VolumeEpoch>,
+}
+
+impl Oracle {
+    /// A writer made a record.
+    pub fn shipped(&mut self, record: &Rc<SimRecord>) {
+        self.streams.entry(record.epoch).or_default().insert(record.span.start, Rc::clone(record));
+        for truncation in self.history.truncations() {
+            if truncation.epoch > record.epoch && record.span.end > truncation.last.end {
+                self.cut.entry(record.content).or_insert(truncation.epoch);
+            }
+        }
+    }
+
+    /// The position up to which everything was acknowledged or recovered.
+    #[must_use]
+    pub fn durable_end(&self) -> Lsn {
+        self.durable_end
+    }
+
+    /// The epoch of the newest completed recovery.
+    #[must_use]
+    pub fn newest_epoch(&self) -> VolumeEpoch {
+        self.history.newest_epoch()
+    }
+
+    fn check_copies(record: &SimRecord, nodes: &[SimNode]) -> Result<(), String> {
+        for link in &record.links {
+            let copies = nodes.iter().filter(|node| node.has_durably(link.group, record)).count();
+            if copies < WRITE_QUORUM {
+                let group = link.group;
+                return Err(format!("{record:?} counts as durable with {copies} copies in group {group}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The volume as `history` leaves it, up to `last`.
+    fn stream_of(&self, history: &EpochHistory, last: RecordSpan) -> Result<Vec<Rc<SimRecord>>, String> {
+        let mut stream = Vec::new();
+        let mut at = RecordSpan::NONE;
+        for (epoch, records) in &self.streams {
+            for record in records.values() {
+                if record.span.end > last.end || !history.admits(*epoch, record.span.end) {
+                    continue;
+                }
+                if record.previous_start != at.start || record.span.start < at.end {
+                    return Err(format!("{record:?} does not follow {at:?} under {history:?}"));
+                }
+                at = record.span;
+                stream.push(Rc::clone(record));
+            }
+        }
+        if at == last { Ok(stream) } else { Err(format!("the stream ends at {at:?} instead of {last:?}")) }
+    }
+
+    /// A recovery completed: nothing acknowledged may be missing, and what it kept must be durable.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn recovered(
+        &mut self,
+        outcome: &Outcome,
+        nodes: &[SimNode],
+        coverage: &mut Coverage,
+    ) -> Result<(), String> {
+        if outcome.promise.epoch <= self.history.newest_epoch() {
+            // The last answer of an older recovery was late. What it installed, the newer one must have seen.
+            coverage.count("recoveries completed after a newer one");
+            return if self.history.truncations().starts_with(outcome.history.truncations()) {
+                Ok(())
+            } else {
+                Err(format!("{outcome:?} completed, but {:?} does not continue it", self.history))
+            };
+        }
+        let stream = self.stream_of(&outcome.history, outcome.durable)?;
+        let kept: BTreeMap<Lsn, &Rc<SimRecord>> = stream.iter().map(|r| (r.span.start, r)).collect();
+        for (start, record) in &self.durable {
+            if kept.get(start).is_none_or(|same| same.content != record.content) {
+                return Err(format!("epoch {} lost {record:?}", outcome.promise.epoch));
+            }
+        }
+        for record in stream.iter().filter(|r| r.span.end > self.durable_end) {
+            coverage.count("unacknowledged records kept by a recovery");
+            Oracle::check_copies(record, nodes)?;
+        }
+        for tail in &outcome.tails {
+            let of_group = stream.iter().rev().find(|r| r.link(tail.group).is_some());
+            if of_group.map_or(Lsn::ZERO, |r| r.span.end) != tail.last_end {
+                return Err(format!("epoch {} has a wrong tail {tail:?}", outcome.promise.epoch));
+            }
+        }
+        let cut_before = self.cut.len();
+        for (epoch, records) in &self.streams {
+            for record in records.values() {
+                if *epoch < outcome.promise.epoch && record.span.end > outcome.durable.end {
+                    self.cut.entry(record.content).or_insert(outcome.promise.epoch);
+                }
+            }
+        }
+        coverage.add("written records cut by a recovery", (self.cut.len() - cut_before) as u64);
+        self.history = outcome.history.clone();
+        self.durable = stream.into_iter().map(|record| (record.span.start, record)).collect();
+        self.durable_end = outcome.durable.end;
+        Ok(())
+    }
+
+    /// A writer told its clients that everything up to `through` is durable.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn acknowledged(
+        &mut self,
+        epoch: VolumeEpoch,
+        through: Lsn,
+        nodes: &[SimNode],
+        coverage: &mut Coverage,
+    ) -> Result<(), String> {
+        let Some(stream) = self.streams.get(&epoch) else { return Ok(()) };
+        for record in stream.values().filter(|r| r.span.end <= through) {
+            if let Some(known) = self.durable.get(&record.span.start) {
+                if known.content != record.content {
+                    return Err(format!("acknowledged {record:?}, but {known:?} was durable there"));
+                }
+                continue;
+            }
+            if epoch != self.history.newest_epoch() {
+                return Err(format!(
+                    "{record:?} acknowledged after epoch {} completed without it",
+                    self.history.newest_epoch()
+                ));
+            }
+            if record.span.start < self.durable_end {
+                return Err(format!("{record:?} acknowledged below the durable end {}", self.durable_end));
+            }
+            Oracle::check_copies(record, nodes)?;
+            coverage.count("records acknowledged");
+            self.durable.insert(record.span.start, Rc::clone(record));
+            self.durable_end = record.span.end;
+        }
+        Ok(())
+    }
+
+    /// A node stored a record.
+    ///
+    /// # Errors
+    /// If a recovery that the segment knows of cut that record.
+    pub fn stored(&self, node: &SimNode, group: GroupId, record: &SimRecord) -> Result<(), String> {
+        let newest = node.segment(group).history().newest_epoch();
+        match self.cut.get(&record.content) {
+            Some(&by) if by <= newest => {
+                Err(format!("node {} took {record:?}, which epoch {by} cut", node.id))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a node would answer a read with must be the truth.
+    ///
+    /// # Errors
+    /// If it lacks a record, or has one that is not of the volume.
+    pub fn check_read(&self, node: &SimNode, group: GroupId, lsn: Lsn) -> Result<(), String> {
+        let truth: BTreeSet<u64> = self
+            .durable
+            .values()
+            .filter(|r| r.span.end <= lsn && r.link(group).is_some())
+            .map(|r| r.content)
+            .collect();
+        let here: BTreeSet<u64> =
+            node.records(group).values().filter(|r| r.span.end <= lsn).map(|r| r.content).collect();
+        if truth == here {
+            return Ok(());
+        }
+        let missing: Vec<_> = truth.difference(&here).collect();
+        let extra: Vec<_> = here.difference(&truth).collect();
+        Err(format!("node {} group {group} read at {lsn}: lacks {missing:?}, has {extra:?}", node.id))
+    }
+
+    /// A segment claims to be complete to `lsn`, in the epoch of a live writer.
+    ///
+    /// # Errors
+    /// If it lacks a record of that writer's volume, durably.
+    pub fn check_complete(
+        &self,
+        node: &SimNode,
+        group: GroupId,
+        epoch: VolumeEpoch,
+        lsn: Lsn,
+    ) -> Result<(), String> {
+        if epoch != self.history.newest_epoch() {
+            return Ok(());
+        }
+        let pending = self.streams.get(&epoch).into_iter().flat_map(BTreeMap::values);
+        for record in self.durable.values().chain(pending) {
+            if record.span.end <= lsn && record.link(group).is_some() && !node.has_durably(group, record) {
+                return Err(format!("node {} group {group} claims {lsn} but lacks {record:?}", node.id));
+            }
+        }
+        Ok(())
+    }
+}

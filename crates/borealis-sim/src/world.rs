@@ -1,0 +1,523 @@
+//! The event loop: virtual time, the network, and everything that goes wrong.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::mem::discriminant;
+
+use borealis_quorum::Promise;
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_quorum::recovery::Failure;
+use borealis_quorum::segment::SegmentSummary;
+use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch, WriterId};
+
+use crate::compute::{self, Compute};
+use crate::message::{Host, Message};
+use crate::node::{self, SimNode};
+use crate::oracle::Oracle;
+use crate::random::Random;
+use crate::{Coverage, Defect, Options, Report, Violation};
+
+const NODES: u16 = 6;
+/// Faults happen until here.
+const CHAOS_MS: u64 = 4_000;
+/// After the faults, the volume must be well again before this.
+const HEALED_BY_MS: u64 = 60_000;
+
+#[derive(Debug)]
+enum Event {
+    Deliver { from: Host, to: Host, message: Message },
+    NodeTick(usize),
+    Synced { node: usize, life: u64, position: usize },
+    Restart(usize),
+    ComputeTick(u32),
+    Write(u32),
+    Fault,
+    Supervise,
+}
+
+/// How bad this run's world is, per thousand.
+#[derive(Debug)]
+struct Faults {
+    lose: u64,
+    duplicate: u64,
+    delay_long: u64,
+    crash_node: u64,
+    crash_compute: u64,
+    take_over: u64,
+    partition: u64,
+    compete: u64,
+    lose_nodes: u64,
+}
+
+impl Faults {
+    fn draw(random: &mut Random) -> Faults {
+        // Each kind of fault is absent, ordinary or frequent, independently of the others.
+        let mut level = |ordinary: u64| random.below(3) * ordinary;
+        Faults {
+            lose: level(30),
+            duplicate: level(30),
+            delay_long: level(15),
+            crash_node: level(60),
+            crash_compute: level(40),
+            take_over: level(40),
+            partition: level(50),
+            compete: level(150),
+            lose_nodes: level(8),
+        }
+    }
+}
+
+/// One simulated history.
+#[derive(Debug)]
+pub struct World {
+    random: Random,
+    defect: Defect,
+    faults: Faults,
+    now: u64,
+    sequence: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    nodes: Vec<SimNode>,
+    lost: Vec<bool>,
+    computes: BTreeMap<u32, Compute>,
+    members: Vec<QuorumSets>,
+    oracle: Oracle,
+    coverage: Coverage,
+    trace: DefaultHasher,
+    /// Who cannot reach whom: hosts on different sides, in one or in both directions.
+    sides: Option<(u64, bool)>,
+    next_compute: u32,
+    last_epoch: VolumeEpoch,
+    next_content: u64,
+    /// Durable position when the supervisor last looked after the faults, and since when it stands still.
+    stuck: (Lsn, u64),
+    /// Since when, after the faults, some segment is not complete.
+    unwell_since: u64,
+}
+
+impl World {
+    /// A world at time zero.
+    #[must_use]
+    pub fn new(options: Options) -> World {
+        let mut random = Random::new(options.seed);
+        let group_count = random.between(1, 4) as u16;
+        let everyone = [0, 1, 2, 3, 4, 5].map(NodeId);
+        let set = QuorumSets::new(vec![everyone]).expect("six different nodes");
+        let faults = Faults::draw(&mut random);
+        let nodes = (0..NODES).map(|id| SimNode::new(NodeId(id), group_count, options.defect)).collect();
+        World {
+            random,
+            defect: options.defect,
+            faults,
+            now: 0,
+            sequence: 0,
+            events: BTreeMap::new(),
+            nodes,
+            lost: vec![false; usize::from(NODES)],
+            computes: BTreeMap::new(),
+            members: vec![set; usize::from(group_count)],
+            oracle: Oracle::default(),
+            coverage: Coverage::default(),
+            trace: DefaultHasher::new(),
+            sides: None,
+            next_compute: 0,
+            last_epoch: VolumeEpoch(0),
+            next_content: 1,
+            stuck: (Lsn::ZERO, 0),
+            unwell_since: CHAOS_MS,
+        }
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// The first broken promise.
+    pub fn run(mut self) -> Result<Report, Violation> {
+        for node in 0..usize::from(NODES) {
+            self.schedule(node as u64 * 3, Event::NodeTick(node));
+        }
+        self.schedule(0, Event::Supervise);
+        self.schedule(50, Event::Fault);
+        loop {
+            let ((at, _), event) = self.events.pop_first().expect("somebody always has a timer");
+            self.now = at;
+            self.note(&event);
+            let done = self.step(event).map_err(|what| Violation { at_ms: at, what })?;
+            if done {
+                return Ok(Report { trace_hash: self.trace.finish(), coverage: self.coverage });
+            }
+        }
+    }
+
+    fn chaos(&self) -> bool {
+        self.now < CHAOS_MS
+    }
+
+    fn schedule(&mut self, delay: u64, event: Event) {
+        self.sequence += 1;
+        self.events.insert((self.now + delay, self.sequence), event);
+    }
+
+    fn note(&mut self, event: &Event) {
+        self.now.hash(&mut self.trace);
+        discriminant(event).hash(&mut self.trace);
+        if let Event::Deliver { from, to, message } = event {
+            format!("{from:?}{to:?}").hash(&mut self.trace);
+            discriminant(message).hash(&mut self.trace);
+        }
+        self.oracle.durable_end().hash(&mut self.trace);
+    }
+
+    fn step(&mut self, event: Event) -> Result<bool, String> {
+        match event {
+            Event::Deliver { from, to: Host::Node(id), message } => {
+                let position = usize::from(id.0);
+                if self.nodes[position].running {
+                    let effects = self.nodes[position].receive(from, message, &mut self.coverage);
+                    self.finish_node(position, effects)?;
+                }
+            }
+            Event::Deliver { from: Host::Node(node), to: Host::Compute(id), message } => {
+                if let Message::Acknowledge(progress) = &message {
+                    self.check_progress(node, progress)?;
+                }
+                if let Some(compute) = self.computes.get_mut(&id) {
+                    let effects = compute.receive(node, message, self.now);
+                    self.finish_compute(id, effects)?;
+                }
+            }
+            Event::Deliver { .. } => return Err("instances do not talk to each other".to_owned()),
+            Event::NodeTick(position) => self.node_tick(position),
+            Event::Synced { node, life, position } => self.synced(node, life, position),
+            Event::Restart(position) => {
+                if !self.nodes[position].running && !self.lost[position] {
+                    self.nodes[position].restart();
+                    self.coverage.count("node restarts");
+                }
+            }
+            Event::ComputeTick(id) => {
+                if let Some(compute) = self.computes.get_mut(&id).filter(|compute| !compute.is_stopped()) {
+                    let effects = compute.tick(self.now);
+                    self.finish_compute(id, effects)?;
+                    let delay = self.random.between(60, 120);
+                    self.schedule(delay, Event::ComputeTick(id));
+                }
+            }
+            Event::Write(id) => {
+                if let Some(compute) = self.computes.get_mut(&id).filter(|compute| !compute.is_stopped()) {
+                    let effects = compute.write(&mut self.random, self.next_content);
+                    self.next_content += 1;
+                    self.finish_compute(id, effects)?;
+                    let delay = if self.chaos() { self.random.between(2, 40) } else { 200 };
+                    self.schedule(delay, Event::Write(id));
+                }
+            }
+            Event::Fault => {
+                if self.chaos() {
+                    self.fault();
+                    let delay = self.random.between(10, 80);
+                    self.schedule(delay, Event::Fault);
+                } else {
+                    self.heal();
+                }
+            }
+            Event::Supervise => return self.supervise(),
+        }
+        self.check_random_read()?;
+        Ok(false)
+    }
+
+    fn check_progress(&self, node: NodeId, progress: &[(GroupId, VolumeEpoch, Lsn)]) -> Result<(), String> {
+        let node = &self.nodes[usize::from(node.0)];
+        for &(group, epoch, complete) in progress {
+            // Only while nothing newer was promised can the claim be compared with what is there now.
+            if node.running && node.segment(group).promise().epoch == epoch {
+                self.oracle.check_complete(node, group, epoch, complete)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_random_read(&mut self) -> Result<(), String> {
+        if !self.random.chance(100) {
+            return Ok(());
+        }
+        let position = self.random.below(u64::from(NODES)) as usize;
+        let group = GroupId(self.random.below(self.members.len() as u64) as u16);
+        let end = self.oracle.durable_end();
+        let lsn = if self.random.chance(500) { end } else { Lsn(self.random.below(end.0 + 1)) };
+        let node = &self.nodes[position];
+        let epoch = match self.defect {
+            Defect::ReadIgnoresHistory => VolumeEpoch(0),
+            _ => self.oracle.newest_epoch(),
+        };
+        if node.running && node.segment(group).check_read(epoch, lsn).is_ok() {
+            self.coverage.count("reads checked");
+            self.oracle.check_read(node, group, lsn)?;
+        } else {
+            self.coverage.count("reads refused");
+        }
+        Ok(())
+    }
+
+    fn finish_node(&mut self, position: usize, effects: node::Effects) -> Result<(), String> {
+        if let Some(what) = effects.impossible {
+            return Err(what);
+        }
+        for (group, record) in &effects.stored {
+            self.oracle.stored(&self.nodes[position], *group, record)?;
+        }
+        let from = Host::Node(self.nodes[position].id);
+        for (to, message) in effects.send {
+            self.send(from, to, message);
+        }
+        self.start_sync(position);
+        Ok(())
+    }
+
+    fn start_sync(&mut self, position: usize) {
+        let node = &mut self.nodes[position];
+        if node.running && !node.syncing && node.wants_sync() {
+            node.syncing = true;
+            let event = Event::Synced { node: position, life: node.life, position: node.log_position() };
+            let delay = self.random.between(1, 12);
+            self.schedule(delay, event);
+        }
+    }
+
+    fn synced(&mut self, position: usize, life: u64, log_position: usize) {
+        let node = &mut self.nodes[position];
+        if node.life != life {
+            return;
+        }
+        node.syncing = false;
+        let from = Host::Node(node.id);
+        for (to, message) in node.synced_to(log_position) {
+            self.send(from, to, message);
+        }
+        self.start_sync(position);
+    }
+
+    fn node_tick(&mut self, position: usize) {
+        let delay = self.random.between(40, 100);
+        self.schedule(delay, Event::NodeTick(position));
+        if !self.nodes[position].running {
+            return;
+        }
+        if self.random.chance(100) && self.nodes[position].store_checkpoint() {
+            self.coverage.count("checkpoints");
+        }
+        let peer = self.random.below(u64::from(NODES)) as usize;
+        if peer != position {
+            let summaries = self.nodes[position].summaries();
+            let (from, to) = (self.nodes[position].id, self.nodes[peer].id);
+            self.send(Host::Node(from), Host::Node(to), Message::GossipSummary(summaries));
+        }
+    }
+
+    fn finish_compute(&mut self, id: u32, effects: compute::Effects) -> Result<(), String> {
+        if let Some(what) = effects.impossible {
+            return Err(what);
+        }
+        let epoch = self.computes[&id].promise.epoch;
+        for (node, message) in effects.send {
+            self.send(Host::Compute(id), Host::Node(node), message);
+        }
+        if let Some(record) = &effects.shipped {
+            self.coverage.count(if epoch < self.oracle.newest_epoch() {
+                "records written by replaced writers"
+            } else {
+                "records written"
+            });
+            self.oracle.shipped(record);
+        }
+        if let Some(outcome) = &effects.recovered {
+            self.coverage.count("recoveries completed");
+            self.oracle.recovered(outcome, &self.nodes, &mut self.coverage)?;
+        }
+        if let Some(failure) = &effects.failed {
+            match failure {
+                Failure::Superseded { current } => {
+                    self.coverage.count("recoveries superseded");
+                    self.last_epoch = self.last_epoch.max(*current);
+                }
+                Failure::NoQuorum { .. } => self.coverage.count("recoveries without quorum"),
+                other => return Err(format!("recovery of epoch {epoch}: {other}")),
+            }
+        }
+        if let Some(through) = effects.durable {
+            self.oracle.acknowledged(epoch, through, &self.nodes, &mut self.coverage)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, from: Host, to: Host, message: Message) {
+        if self.chaos() {
+            if self.random.chance(self.faults.lose) {
+                return self.coverage.count("messages lost");
+            }
+            if let Some((mask, both_ways)) = self.sides {
+                let side = |host| match host {
+                    Host::Node(id) => mask >> id.0 & 1,
+                    Host::Compute(id) => mask >> (8 + id % 8) & 1,
+                };
+                if side(from) != side(to) && (both_ways || side(from) == 0) {
+                    return self.coverage.count("messages lost in a partition");
+                }
+            }
+            if self.random.chance(self.faults.duplicate) {
+                self.coverage.count("messages repeated");
+                let delay = self.random.between(1, 400);
+                self.schedule(delay, Event::Deliver { from, to, message: message.clone() });
+            }
+        }
+        let late = self.chaos() && self.random.chance(self.faults.delay_long);
+        let delay = if late { self.random.between(100, 2500) } else { self.random.between(1, 15) };
+        self.schedule(delay, Event::Deliver { from, to, message });
+    }
+
+    fn start_compute(&mut self, epoch: VolumeEpoch) {
+        let id = self.next_compute;
+        self.next_compute += 1;
+        self.last_epoch = self.last_epoch.max(epoch);
+        let promise = Promise { epoch, writer: WriterId(u64::from(id) + 1) };
+        let (mut compute, effects) = Compute::start(id, promise, self.members.clone(), self.now, self.defect);
+        compute.stubborn = self.random.chance(500);
+        self.coverage.count("recoveries started");
+        let host = compute.host();
+        self.computes.insert(id, compute);
+        for (node, message) in effects.send {
+            self.send(host, Host::Node(node), message);
+        }
+        self.schedule(80, Event::ComputeTick(id));
+        self.schedule(20, Event::Write(id));
+    }
+
+    fn fault(&mut self) {
+        if self.random.chance(self.faults.crash_node) {
+            let position = self.random.below(u64::from(NODES)) as usize;
+            if self.nodes[position].running {
+                self.nodes[position].crash(&mut self.random, &mut self.coverage);
+                self.coverage.count("node crashes");
+                let delay = self.random.between(20, 800);
+                self.schedule(delay, Event::Restart(position));
+            }
+        }
+        if self.random.chance(self.faults.lose_nodes) && self.lost.iter().filter(|&&lost| lost).count() < 2 {
+            let position = self.random.below(u64::from(NODES)) as usize;
+            if self.nodes[position].running {
+                self.nodes[position].crash(&mut self.random, &mut self.coverage);
+            }
+            if !self.lost[position] {
+                self.coverage.count("nodes lost for ever");
+            }
+            self.lost[position] = true;
+        }
+        if self.random.chance(self.faults.crash_compute) {
+            let alive: Vec<u32> = self.computes.values().filter(|c| !c.is_stopped()).map(|c| c.id).collect();
+            if !alive.is_empty() {
+                let id = alive[self.random.below(alive.len() as u64) as usize];
+                let compute = self.computes.get_mut(&id).expect("it was just listed");
+                self.coverage.count(if compute.is_recovering() {
+                    "recoveries crashed"
+                } else {
+                    "writers crashed"
+                });
+                compute.stop();
+            }
+        }
+        if self.random.chance(self.faults.take_over) {
+            let compete = self.random.chance(self.faults.compete) && self.last_epoch.0 > 0;
+            if compete {
+                self.coverage.count("recoveries competing for one epoch");
+            } else {
+                self.coverage.count("writers replaced while alive");
+            }
+            self.start_compute(VolumeEpoch(self.last_epoch.0 + u64::from(!compete)));
+        }
+        if self.random.chance(self.faults.partition) {
+            self.sides = match self.sides {
+                Some(_) => None,
+                None => {
+                    self.coverage.count("partitions");
+                    Some((self.random.number(), self.random.chance(600)))
+                }
+            };
+        }
+    }
+
+    fn heal(&mut self) {
+        self.sides = None;
+        for position in 0..usize::from(NODES) {
+            if !self.nodes[position].running && !self.lost[position] {
+                self.nodes[position].restart();
+            }
+        }
+        self.stuck = (self.oracle.durable_end(), self.now);
+    }
+
+    /// Starts an instance when none is left; after the faults also when the volume stands still.
+    /// Returns whether the run is over.
+    fn supervise(&mut self) -> Result<bool, String> {
+        let delay = self.random.between(100, 300);
+        self.schedule(delay, Event::Supervise);
+        if self.chaos() {
+            if self.computes.values().all(Compute::is_stopped) {
+                self.start_compute(VolumeEpoch(self.last_epoch.0 + 1));
+            }
+            return Ok(false);
+        }
+        if self.now > HEALED_BY_MS {
+            let state = |segment: &SegmentSummary| {
+                let newest = segment.history.newest_epoch();
+                let SegmentSummary { group, promised, complete, known_durable, .. } = segment;
+                format!("\n  group {group}: {promised:?} {newest:?} {complete:?} {known_durable:?}")
+            };
+            let states: String = self.nodes.iter().flat_map(SimNode::summaries).map(|s| state(&s)).collect();
+            return Err(format!("not well again after the faults: {states}"));
+        }
+        if self.now < CHAOS_MS + 3_000 {
+            return Ok(false);
+        }
+        let durable = self.oracle.durable_end();
+        if durable > self.stuck.0 {
+            self.stuck = (durable, self.now);
+        } else if self.now > self.stuck.1 + 3_000 {
+            self.stuck.1 = self.now;
+            self.start_compute(VolumeEpoch(self.last_epoch.0 + 1));
+        }
+        if self.now > self.unwell_since + 15_000 {
+            // A recovery that died after it fenced a minority leaves those segments waiting for the next one,
+            // while the writer goes on with the others.
+            self.coverage.count("takeovers to release a fenced minority");
+            self.unwell_since = self.now;
+            self.start_compute(VolumeEpoch(self.last_epoch.0 + 1));
+        }
+        let newest = self.oracle.newest_epoch();
+        let current = self.computes.values().find(|c| c.promise.epoch == newest && !c.is_stopped());
+        let caught_up =
+            current.and_then(Compute::positions).is_some_and(|(durable, shipped)| durable == shipped);
+        if !caught_up || self.now < CHAOS_MS + 5_000 || self.stuck.1 + 1_000 < self.now {
+            return Ok(false);
+        }
+        self.finally(durable)
+    }
+
+    /// Whether every segment that is left has everything; then nothing acknowledged is lost.
+    fn finally(&mut self, durable: Lsn) -> Result<bool, String> {
+        let epoch = self.oracle.newest_epoch();
+        for group in (0..self.members.len()).map(|position| GroupId(position as u16)) {
+            for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
+                if node.segment(group).check_read(epoch, durable).is_err() {
+                    return Ok(false);
+                }
+            }
+        }
+        for group in (0..self.members.len()).map(|position| GroupId(position as u16)) {
+            for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
+                self.oracle.check_read(node, group, durable)?;
+            }
+        }
+        self.coverage.count("runs");
+        Ok(true)
+    }
+}

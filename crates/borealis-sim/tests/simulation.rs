@@ -1,0 +1,91 @@
+//! The protocol holds in many random histories, and the checkers notice when it is broken.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use borealis_sim::{Coverage, Defect, Options, run};
+
+#[test]
+fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
+    let mut coverage = Coverage::default();
+    for seed in 0..200 {
+        match run(Options { seed, defect: Defect::None }) {
+            Ok(report) => coverage.merge(&report.coverage),
+            Err(violation) => panic!("seed {seed}, {} ms: {}", violation.at_ms, violation.what),
+        }
+    }
+    for what in [
+        "appends of fenced writers",
+        "checkpoints",
+        "duplicate records",
+        "fences refused",
+        "histories adopted for a repair",
+        "histories learned from peers",
+        "log entries lost in a crash",
+        "messages lost",
+        "messages repeated",
+        "node crashes",
+        "node restarts",
+        "nodes lost for ever",
+        "partitions",
+        "progress pushed to a writer",
+        "reads checked",
+        "reads refused",
+        "records acknowledged",
+        "records cut",
+        "records held for a predecessor",
+        "records repaired",
+        "records taken from peers",
+        "records written by replaced writers",
+        "recoveries competing for one epoch",
+        "recoveries completed",
+        "recoveries crashed",
+        "recoveries superseded",
+        "stale records refused",
+        "unacknowledged records kept by a recovery",
+        "written records cut by a recovery",
+        "writers crashed",
+        "writers replaced while alive",
+    ] {
+        assert!(coverage.get(what) >= 10, "{what}: only {} times", coverage.get(what));
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in [3, 77, 4711] {
+        let once = run(Options { seed, defect: Defect::None });
+        let again = run(Options { seed, defect: Defect::None });
+        assert_eq!(once, again);
+    }
+    let hash = |seed| run(Options { seed, defect: Defect::None }).map(|report| report.trace_hash);
+    assert_ne!(hash(3), hash(4));
+}
+
+/// How many seeds it takes until the checkers notice a defect (by an assertion or a violation).
+fn seeds_until_caught(defect: Defect, at_most: u64) -> Option<(u64, String)> {
+    (0..at_most).find_map(|seed| match catch_unwind(AssertUnwindSafe(|| run(Options { seed, defect }))) {
+        Ok(Ok(_)) => None,
+        Ok(Err(violation)) => Some((seed + 1, violation.what)),
+        Err(_) => Some((seed + 1, "an assertion in the protocol itself".to_owned())),
+    })
+}
+
+#[test]
+fn every_deliberate_defect_is_caught() {
+    for (defect, at_most, expected) in [
+        (Defect::AcknowledgeAtThree, 20, "counts as durable with 3 copies"),
+        (Defect::AcknowledgeBeforeSync, 20, "lacks"),
+        (Defect::NoRepair, 50, "counts as durable with"),
+        (Defect::TailsIgnored, 50, ""),
+        (Defect::NoFence, 100, ""),
+        (Defect::GossipIgnoresHistory, 100, ""),
+        (Defect::AcknowledgeWhileFenced, 100, ""),
+        (Defect::ProgressToFencedWriter, 400, ""),
+        (Defect::ReadIgnoresHistory, 200, "read at"),
+    ] {
+        let caught = seeds_until_caught(defect, at_most);
+        println!("{defect:?}: {caught:?}");
+        let (_, what) = caught.unwrap_or_else(|| panic!("{defect:?} went unnoticed in {at_most} runs"));
+        assert!(what.contains(expected), "{defect:?} was caught for another reason: {what}");
+    }
+}

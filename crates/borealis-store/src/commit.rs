@@ -1,0 +1,61 @@
+//! Group commit: whoever waits while a sync runs is served by the next one.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::StoreError;
+use crate::log::LogPosition;
+
+#[derive(Debug)]
+struct Progress {
+    /// The log is durable below this.
+    durable: LogPosition,
+    /// Someone is syncing.
+    running: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct GroupCommit {
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+impl GroupCommit {
+    pub(crate) fn new(durable: LogPosition) -> GroupCommit {
+        GroupCommit { progress: Mutex::new(Progress { durable, running: false }), changed: Condvar::new() }
+    }
+
+    /// The log is durable below this.
+    pub(crate) fn durable(&self) -> LogPosition {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).durable
+    }
+
+    /// Returns when the log is durable below `wanted`. `sync` makes durable what was appended so far and says
+    /// up to where; it is called by one thread at a time. When it fails, the other waiters call it too, and it
+    /// must go on failing: a sync that failed once proves nothing by succeeding later.
+    pub(crate) fn wait(
+        &self,
+        wanted: LogPosition,
+        sync: impl Fn() -> Result<LogPosition, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if progress.durable >= wanted {
+                return Ok(());
+            }
+            if progress.running {
+                progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            progress.running = true;
+            drop(progress);
+            let result = sync();
+            progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            progress.running = false;
+            self.changed.notify_all();
+            let durable = result?;
+            progress.durable = progress.durable.max(durable);
+            assert!(progress.durable >= wanted, "a sync covers everything appended before it");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! One segment on this node: its chain, its index, and its base.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use borealis_quorum::segment::{Installed, Segment};
+use borealis_types::{GroupId, Lsn, Placement, PostgresVersion, RecordSpan};
+use borealis_wal::{Effect, Record};
+
+use crate::StoreError;
+use crate::base::Base;
+use crate::index::{Index, RecordRef};
+use crate::pages::PageFiles;
+use crate::rules::RedoRules;
+
+/// Why a segment stopped applying redo, and where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct RedoFailure {
+    /// End of the record.
+    pub lsn: Lsn,
+    pub reason: String,
+}
+
+/// How the bytes of a record are had.
+pub(crate) type ReadRecord<'a> = dyn Fn(&RecordRef) -> Result<Vec<u8>, StoreError> + 'a;
+
+/// See the module.
+pub(crate) struct HostedSegment {
+    pub segment: Segment,
+    /// Records that are not in the index, by start: their chain has a hole before them.
+    pub pending: BTreeMap<Lsn, RecordRef>,
+    /// Every record of the group up to here is in the index or in the base.
+    pub indexed_through: Lsn,
+    pub index: Index,
+    pub base: Arc<Base>,
+    /// Changes whenever something that a reader may have looked up could be gone or different.
+    pub version: u64,
+    /// A record whose effects are unknown: nothing at or after it is served (invariant 9).
+    pub failure: Option<RedoFailure>,
+    pub pages: Arc<PageFiles>,
+}
+
+impl HostedSegment {
+    pub(crate) fn new(segment: Segment, base: Base, pages: PageFiles) -> HostedSegment {
+        HostedSegment {
+            segment,
+            pending: BTreeMap::new(),
+            indexed_through: base.materialized,
+            index: Index::default(),
+            base: Arc::new(base),
+            version: 0,
+            failure: None,
+            pages: Arc::new(pages),
+        }
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        self.segment.group()
+    }
+
+    /// Moves records that the chain reaches from `pending` to the index.
+    pub(crate) fn index_pending(
+        &mut self,
+        rules: &dyn RedoRules,
+        version: PostgresVersion,
+        placement: Placement,
+        read: &ReadRecord<'_>,
+    ) -> Result<(), StoreError> {
+        let complete = self.segment.segment_complete_lsn();
+        while let Some(first) = self.pending.first_entry() {
+            let reference = *first.get();
+            if reference.span.end > complete {
+                break;
+            }
+            let bytes = read(&reference)?;
+            first.remove();
+            self.index_record(rules, version, placement, reference, &bytes);
+        }
+        Ok(())
+    }
+
+    /// Enters the next record of the chain into the index.
+    pub(crate) fn index_record(
+        &mut self,
+        rules: &dyn RedoRules,
+        version: PostgresVersion,
+        placement: Placement,
+        reference: RecordRef,
+        bytes: &[u8],
+    ) {
+        let RecordSpan { end, .. } = reference.span;
+        assert!(end > self.indexed_through, "records enter the index in order, each once");
+        self.indexed_through = end;
+        let mut effects: Vec<Effect> = Vec::new();
+        let known = Record::parse(version, reference.span, bytes)
+            .map_err(|error| error.to_string())
+            .and_then(|record| {
+                rules.effects(&record, &mut effects).map_err(|error| error.to_string()).map(|()| record)
+            });
+        match known {
+            Ok(record) => {
+                let group = self.group();
+                self.index.insert(&self.base, group, placement, &record, reference, &effects);
+            }
+            Err(reason) => self.fail(end, reason),
+        }
+    }
+
+    /// Stops the line at `lsn` unless it stands at an earlier record already.
+    pub(crate) fn fail(&mut self, lsn: Lsn, reason: String) {
+        if self.failure.as_ref().is_none_or(|failure| lsn < failure.lsn) {
+            tracing::error!(group = self.group().0, %lsn, reason, "the segment cannot apply redo");
+            self.failure = Some(RedoFailure { lsn, reason });
+            self.version += 1;
+        }
+    }
+
+    /// Forgets the records that a new history cut.
+    pub(crate) fn forget_cut(&mut self, installed: &Installed) {
+        let Some(kept) = installed.cut.iter().map(|record| record.link.previous_end).min() else { return };
+        for record in &installed.cut {
+            self.pending.remove(&record.link.span.start);
+        }
+        let materialized = self.base.materialized;
+        assert!(
+            installed.cut.iter().all(|record| record.link.span.end > materialized),
+            "what is materialized is durable and never cut"
+        );
+        // The base may be ahead of the group's last record, when the volume went on without the group.
+        let kept = kept.max(materialized);
+        if kept < self.indexed_through {
+            self.index.drop_above(kept);
+            self.indexed_through = kept;
+        }
+        if self.failure.as_ref().is_some_and(|failure| failure.lsn > kept) {
+            self.failure = None;
+        }
+        self.version += 1;
+    }
+
+    /// The LSN up to which redo may be folded into the base: nobody reads below it, and nothing below it is
+    /// missing, can be cut, or cannot be applied.
+    pub(crate) fn materialization_target(&self) -> Lsn {
+        let durable = self.segment.known_durable().volume.end;
+        let target = self.segment.minimum_read_point().min(self.segment.readable_through()).min(durable);
+        match &self.failure {
+            Some(failure) => target.min(Lsn(failure.lsn.0 - 1)),
+            None => target,
+        }
+    }
+}

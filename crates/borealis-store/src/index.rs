@@ -1,0 +1,427 @@
+//! The records of one segment that are not materialized, by what they change.
+//!
+//! Records enter in LSN order, once the group's chain is complete to them. So every list here is sorted, and
+//! what is known about a relation at an LSN does not depend on when records arrived.
+
+use std::collections::{BTreeMap, HashMap};
+
+use borealis_types::{
+    BlockKey, DatabaseKey, Fork, GroupId, Lsn, MetaKey, PageKey, Placement, RecordSpan, RelationFork,
+    SlruKind,
+};
+use borealis_wal::{Effect, Record, ResourceManager};
+
+use crate::base::{Base, database_of, database_range, in_database};
+use crate::log::LogPosition;
+
+/// A record in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RecordRef {
+    pub span: RecordSpan,
+    /// Where its bytes begin.
+    pub position: LogPosition,
+    pub length: u32,
+}
+
+/// What happened to a fork.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ForkEvent {
+    Create,
+    /// A record changed the page before this one.
+    Extend(u32),
+    Truncate(u32),
+    Drop,
+}
+
+/// What happened to a database.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DatabaseEvent {
+    Drop,
+    CopyOf(DatabaseKey),
+}
+
+/// Where the content of a page before its own records comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Origin {
+    /// The base.
+    Base,
+    /// It began as nothing at this LSN.
+    Nothing { since: Lsn },
+    /// It is a copy of a page of this database as of just before this LSN.
+    Copy { from: DatabaseKey, at: Lsn },
+}
+
+/// About what a reference costs, with its share of the list that holds it.
+const REFERENCE_BYTES: u64 = 40;
+/// Each time this many records more wait for a page, it is worth preparing for its next reader.
+const LONG_CHAIN: usize = 512;
+/// Pages remembered for that.
+const LONG_CHAINS_MAX: usize = 256;
+/// Sizes remembered to spare the computation.
+const NEWEST_SIZES_MAX: usize = 16_384;
+/// About what a key costs in its map.
+const KEY_BYTES: u64 = 120;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    pub pages: HashMap<PageKey, Vec<RecordRef>>,
+    pub meta: HashMap<MetaKey, Vec<RecordRef>>,
+    /// Every record, where counters are kept (the meta group).
+    pub counters: Vec<RecordRef>,
+    forks: BTreeMap<RelationFork, Vec<(Lsn, ForkEvent)>>,
+    /// Of `forks`, only what removes blocks: from which block on. Every page read asks for it.
+    erasures: HashMap<RelationFork, Vec<(Lsn, u32)>>,
+    /// Sizes as of the newest record, for forks whose pages changed lately.
+    newest_sizes: HashMap<RelationFork, u32>,
+    /// Pages that many records wait for: the next reader would have to apply them all.
+    pub long_chains: Vec<PageKey>,
+    databases: Vec<(Lsn, DatabaseKey, DatabaseEvent)>,
+    slru: Vec<(Lsn, SlruKind, u32)>,
+    /// Bytes of the records in it.
+    pub record_bytes: u64,
+    /// The records, for `record_bytes`, by end: only their length.
+    lengths: Vec<(Lsn, u32)>,
+    references: u64,
+}
+
+/// Which end of every list goes.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// What ends at or below.
+    Through(Lsn),
+    /// What ends above.
+    Above(Lsn),
+}
+
+impl Cut {
+    /// Drops that end of a sorted list and returns how many entries that were.
+    fn apply<T>(self, list: &mut Vec<T>, end: impl Fn(&T) -> Lsn) -> u64 {
+        let before = list.len();
+        match self {
+            Cut::Through(lsn) => drop(list.drain(..list.partition_point(|item| end(item) <= lsn))),
+            Cut::Above(lsn) => list.truncate(list.partition_point(|item| end(item) <= lsn)),
+        }
+        if list.capacity() > 2 * list.len() + 16 {
+            list.shrink_to_fit();
+        }
+        (before - list.len()) as u64
+    }
+}
+
+impl Index {
+    /// Enters a record whose effects are known.
+    pub(crate) fn insert(
+        &mut self,
+        base: &Base,
+        group: GroupId,
+        placement: Placement,
+        record: &Record<'_>,
+        reference: RecordRef,
+        effects: &[Effect],
+    ) {
+        let lsn = reference.span.end;
+        self.record_bytes += u64::from(reference.length);
+        self.lengths.push((lsn, reference.length));
+        if group == borealis_types::META_GROUP {
+            self.counters.push(reference);
+            self.references += 1;
+        }
+        let copied_to = effects.iter().find_map(|effect| match effect {
+            Effect::CopyDatabase { to, .. } => Some(*to),
+            _ => None,
+        });
+        for effect in effects {
+            match effect {
+                Effect::Page(key) => {
+                    if placement.group_of(key) != group {
+                        continue;
+                    }
+                    let records = self.pages.entry(*key).or_default();
+                    records.push(reference);
+                    if records.len().is_multiple_of(LONG_CHAIN) && self.long_chains.len() < LONG_CHAINS_MAX {
+                        self.long_chains.push(*key);
+                    }
+                    self.references += 1;
+                    if let PageKey::Block(block) = key
+                        && !changes_only_existing_pages(record)
+                    {
+                        self.extend(base, lsn, block);
+                    }
+                }
+                Effect::CreateRelation(fork) => self.fork_event(*fork, lsn, ForkEvent::Create),
+                Effect::TruncateRelation { relation_fork, blocks } => {
+                    self.fork_event(*relation_fork, lsn, ForkEvent::Truncate(*blocks));
+                }
+                Effect::DropRelation(locator) => {
+                    for fork in Fork::ALL {
+                        self.fork_event(RelationFork { locator: *locator, fork }, lsn, ForkEvent::Drop);
+                    }
+                }
+                Effect::CopyDatabase { from, to } => {
+                    self.databases.push((lsn, *to, DatabaseEvent::CopyOf(*from)));
+                    self.newest_sizes.clear();
+                }
+                Effect::DropDatabase(database) => {
+                    self.databases.push((lsn, *database, DatabaseEvent::Drop));
+                    self.newest_sizes.clear();
+                }
+                Effect::TruncateSlru { kind, first_kept_page } => {
+                    if group == borealis_types::META_GROUP {
+                        self.slru.push((lsn, *kind, *first_kept_page));
+                    }
+                }
+                Effect::Meta(MetaKey::Counters) => {}
+                // The copy itself brings the map: see `Origin::Copy` of a relation map.
+                Effect::Meta(MetaKey::RelationMap(database)) if copied_to == Some(*database) => {}
+                Effect::Meta(key) => {
+                    if group == borealis_types::META_GROUP {
+                        self.meta.entry(key.clone()).or_default().push(reference);
+                        self.references += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn fork_event(&mut self, fork: RelationFork, lsn: Lsn, event: ForkEvent) {
+        let erased_from = match event {
+            ForkEvent::Truncate(blocks) => Some(blocks),
+            ForkEvent::Drop => Some(0),
+            ForkEvent::Create | ForkEvent::Extend(_) => None,
+        };
+        if let Some(block) = erased_from {
+            self.erasures.entry(fork).or_default().push((lsn, block));
+            self.newest_sizes.remove(&fork);
+            self.references += 1;
+        }
+        self.forks.entry(fork).or_default().push((lsn, event));
+        self.references += 1;
+    }
+
+    /// Notes that a block was changed, if that makes its fork larger.
+    fn extend(&mut self, base: &Base, lsn: Lsn, key: &BlockKey) {
+        let blocks = key.block.saturating_add(1);
+        if self.newest_sizes.get(&key.relation_fork).is_some_and(|&known| known >= blocks) {
+            return;
+        }
+        let known = self.relation_blocks(base, key.relation_fork, lsn);
+        if known.is_none_or(|known| known < blocks) {
+            self.fork_event(key.relation_fork, lsn, ForkEvent::Extend(blocks));
+        }
+        if self.newest_sizes.len() >= NEWEST_SIZES_MAX {
+            self.newest_sizes.clear();
+        }
+        self.newest_sizes.insert(key.relation_fork, known.unwrap_or(0).max(blocks));
+    }
+
+    /// The newest event of a fork's database at or before `lsn` that replaced all its relations.
+    fn database_event(&self, database: DatabaseKey, lsn: Lsn) -> Option<(Lsn, DatabaseEvent)> {
+        let until = self.databases.partition_point(|(at, ..)| *at <= lsn);
+        let found = self.databases[..until].iter().rev().find(|(_, key, _)| *key == database);
+        found.map(|&(at, _, event)| (at, event))
+    }
+
+    /// A fork's size in blocks as of `lsn`, as far as this group knows; `None` if it does not exist.
+    pub(crate) fn relation_blocks(&self, base: &Base, fork: RelationFork, lsn: Lsn) -> Option<u32> {
+        let database = self.database_event(database_of(fork.locator), lsn);
+        let (since, mut blocks) = match database {
+            None => (Lsn::ZERO, base.relations.get(&fork).copied()),
+            Some((at, DatabaseEvent::Drop)) => (at, None),
+            // The copy is of the state before its own record, so this ends: the position falls each time.
+            Some((at, DatabaseEvent::CopyOf(from))) => {
+                (at, self.relation_blocks(base, in_database(fork, from), Lsn(at.0 - 1)))
+            }
+        };
+        let events = self.forks.get(&fork).map_or(&[][..], Vec::as_slice);
+        for &(at, event) in events {
+            if at > lsn {
+                break;
+            }
+            if at <= since {
+                continue;
+            }
+            blocks = match event {
+                ForkEvent::Create => Some(blocks.unwrap_or(0)),
+                ForkEvent::Extend(least) => Some(blocks.unwrap_or(0).max(least)),
+                // Truncating what does not exist creates nothing (redo creates the main fork; it has a
+                // `Create` of its own).
+                ForkEvent::Truncate(most) => blocks.map(|blocks| blocks.min(most)),
+                ForkEvent::Drop => None,
+            };
+        }
+        blocks
+    }
+
+    /// Every fork of a database that may exist as of `lsn`, in key order.
+    pub(crate) fn fork_candidates(
+        &self,
+        base: &Base,
+        database: DatabaseKey,
+        lsn: Lsn,
+    ) -> std::collections::BTreeSet<RelationFork> {
+        let range = database_range(database);
+        let mut forks: std::collections::BTreeSet<RelationFork> =
+            self.forks.range(range.clone()).map(|(fork, _)| *fork).collect();
+        match self.database_event(database, lsn) {
+            None => forks.extend(base.relations.range(range).map(|(fork, _)| *fork)),
+            Some((_, DatabaseEvent::Drop)) => {}
+            Some((at, DatabaseEvent::CopyOf(from))) => {
+                let source = self.fork_candidates(base, from, Lsn(at.0 - 1));
+                forks.extend(source.into_iter().map(|fork| in_database(fork, database)));
+            }
+        }
+        forks
+    }
+
+    /// Where a page's content comes from as of `lsn`, before the records that change it after that point.
+    pub(crate) fn page_origin(&self, key: &PageKey, lsn: Lsn) -> Origin {
+        let block = match key {
+            PageKey::Block(block) => block,
+            PageKey::Slru { kind, page } => {
+                let gone = self.slru.iter().rev().find(|(at, truncated, first_kept)| {
+                    *at <= lsn && truncated == kind && slru_page_is_gone(*kind, *page, *first_kept)
+                });
+                return gone.map_or(Origin::Base, |&(since, ..)| Origin::Nothing { since });
+            }
+        };
+        let fork = block.relation_fork;
+        let database = self.database_event(database_of(fork.locator), lsn);
+        let erasures = self.erasures.get(&fork).map_or(&[][..], Vec::as_slice);
+        let erased = erasures.iter().rev().find(|(at, from)| *at <= lsn && *from <= block.block);
+        match (database, erased) {
+            (Some((at, _)), Some(&(since, _))) if since > at => Origin::Nothing { since },
+            (Some((at, DatabaseEvent::CopyOf(from))), _) => Origin::Copy { from, at },
+            (Some((since, DatabaseEvent::Drop)), _) => Origin::Nothing { since },
+            (None, Some(&(since, _))) => Origin::Nothing { since },
+            (None, None) => Origin::Base,
+        }
+    }
+
+    /// Where the relation map of a database comes from as of `lsn`, before its own updates.
+    pub(crate) fn relation_map_origin(&self, database: DatabaseKey, lsn: Lsn) -> Origin {
+        match self.database_event(database, lsn) {
+            None => Origin::Base,
+            Some((since, DatabaseEvent::Drop)) => Origin::Nothing { since },
+            Some((at, DatabaseEvent::CopyOf(from))) => Origin::Copy { from, at },
+        }
+    }
+
+    /// The databases that appeared by copying, or vanished, after `above` and not after `lsn`.
+    pub(crate) fn database_events(
+        &self,
+        above: Lsn,
+        lsn: Lsn,
+    ) -> impl Iterator<Item = (Lsn, DatabaseKey, DatabaseEvent)> + '_ {
+        self.databases.iter().copied().filter(move |(at, ..)| *at > above && *at <= lsn)
+    }
+
+    /// The forks with events after `above` and not after `lsn`.
+    pub(crate) fn changed_forks(
+        &self,
+        above: Lsn,
+        lsn: Lsn,
+    ) -> impl Iterator<Item = (RelationFork, &[(Lsn, ForkEvent)])> + '_ {
+        self.forks.iter().filter_map(move |(fork, events)| {
+            let first = events.partition_point(|(at, _)| *at <= above);
+            let last = events.partition_point(|(at, _)| *at <= lsn);
+            (first < last).then(|| (*fork, &events[first..last]))
+        })
+    }
+
+    /// The stores truncated after `above` and not after `lsn`.
+    pub(crate) fn truncated_slru(&self, above: Lsn, lsn: Lsn) -> impl Iterator<Item = SlruKind> + '_ {
+        self.slru.iter().filter(move |(at, ..)| *at > above && *at <= lsn).map(|(_, kind, _)| *kind)
+    }
+
+    /// Forgets what ends at or below `lsn`: it is in the base now.
+    pub(crate) fn drop_through(&mut self, lsn: Lsn) {
+        self.cut(Cut::Through(lsn));
+    }
+
+    /// Forgets what ends above `lsn`: a recovery cut it.
+    pub(crate) fn drop_above(&mut self, lsn: Lsn) {
+        self.newest_sizes.clear();
+        self.cut(Cut::Above(lsn));
+    }
+
+    fn cut(&mut self, cut: Cut) {
+        let mut dropped = cut.apply(&mut self.counters, |reference| reference.span.end);
+        self.pages.retain(|_, list| {
+            dropped += cut.apply(list, |reference| reference.span.end);
+            !list.is_empty()
+        });
+        self.meta.retain(|_, list| {
+            dropped += cut.apply(list, |reference| reference.span.end);
+            !list.is_empty()
+        });
+        self.forks.retain(|_, list| {
+            dropped += cut.apply(list, |(at, _)| *at);
+            !list.is_empty()
+        });
+        self.erasures.retain(|_, list| {
+            dropped += cut.apply(list, |(at, _)| *at);
+            !list.is_empty()
+        });
+        self.references -= dropped;
+        cut.apply(&mut self.databases, |(at, ..)| *at);
+        cut.apply(&mut self.slru, |(at, ..)| *at);
+        cut.apply(&mut self.lengths, |(end, _)| *end);
+        self.record_bytes = self.lengths.iter().map(|(_, length)| u64::from(*length)).sum();
+        if self.pages.capacity() > 4 * self.pages.len() + 64 {
+            self.pages.shrink_to_fit();
+        }
+    }
+
+    /// About how much memory it takes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let keys = self.pages.len() + self.meta.len() + self.forks.len();
+        self.references * REFERENCE_BYTES + self.lengths.len() as u64 * 16 + keys as u64 * KEY_BYTES
+    }
+}
+
+/// Redo of a truncation zeroes the tails of maps only where the map and the page exist, so its changes of map
+/// pages never make a page (`smgr_redo` in `src/backend/catalog/storage.c`).
+pub(crate) fn changes_only_existing_pages(record: &Record<'_>) -> bool {
+    record.resource_manager == ResourceManager::Storage
+}
+
+/// Pages in one segment file of a transaction-status store (`SLRU_PAGES_PER_SEGMENT`).
+const SLRU_PAGES_PER_SEGMENT: u32 = 32;
+
+/// Whether truncating the store so that `first_kept` stays removes `page`.
+///
+/// As `SlruMayDeleteSegment` in `src/backend/access/transam/slru.c`: a segment file goes when its first and
+/// its last page both precede the cutoff, in the circular order of what the pages are about.
+pub(crate) fn slru_page_is_gone(kind: SlruKind, page: u32, first_kept: u32) -> bool {
+    // `CLOG_XACTS_PER_PAGE`, `MULTIXACT_OFFSETS_PER_PAGE`, `MULTIXACT_MEMBERS_PER_PAGE`, and
+    // `COMMIT_TS_XACTS_PER_PAGE` with blocks of 8 KiB.
+    let per_page: u32 = match kind {
+        SlruKind::Transactions => 32_768,
+        SlruKind::MultiXactOffsets => 2048,
+        SlruKind::MultiXactMembers => 1636,
+        SlruKind::CommitTimestamps => 819,
+    };
+    let precedes = |page: u32, other: u32| {
+        let (first, other_first) = (page.wrapping_mul(per_page), other.wrapping_mul(per_page));
+        let before = |a: u32, b: u32| (a.wrapping_sub(b) as i32) < 0;
+        before(first, other_first) && before(first, other_first.wrapping_add(per_page - 1))
+    };
+    let segment_first = page - page % SLRU_PAGES_PER_SEGMENT;
+    precedes(segment_first, first_kept)
+        && precedes(segment_first.wrapping_add(SLRU_PAGES_PER_SEGMENT - 1), first_kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn truncating_a_store_removes_whole_segments_in_circular_order() {
+        let gone = |page, kept| slru_page_is_gone(SlruKind::Transactions, page, kept);
+        assert!(gone(0, 32) && gone(31, 32) && gone(31, 40));
+        assert!(!gone(32, 40) && !gone(0, 31) && !gone(64, 40));
+        // Pages 0 to 131071 are all there are; the cutoff has wrapped around.
+        assert!(gone(131_008, 40) && !gone(40, 131_008));
+    }
+}

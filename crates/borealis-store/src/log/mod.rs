@@ -1,0 +1,296 @@
+//! The node's log: one sequence of entries in numbered files, shared by all segments, so that one `fdatasync`
+//! serves every group.
+//!
+//! Entries never cross files. A file is zero-filled a stretch ahead of its end, and a file that is no longer
+//! needed becomes the next one, so that a sync seldom has to change the file's size or allocation. The file
+//! before is synced before a new one begins.
+
+pub(crate) mod entry;
+mod scan;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+use crate::StoreError;
+use crate::directory::sync_folder;
+use entry::{ENTRY_HEADER_BYTES, EntryKind, FILE_HEADER_BYTES, PAYLOAD_BYTES_MAX};
+
+pub(crate) use scan::{ScannedEntry, read_payload, scan_from, scan_old_file};
+
+/// Bounds of the size of a file. The lower one is for tests; the upper one leaves room for a long entry in what
+/// a position can name.
+pub(crate) const FILE_BYTES_MIN: u64 = 4 << 10;
+pub(crate) const FILE_BYTES_MAX: u64 = 2 << 30;
+
+/// Zero-filled at a time, ahead of the entries.
+const ZERO_STRETCH_BYTES: u64 = 4 << 20;
+
+/// A byte of the log: file number in the high half, offset in the file in the low half.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LogPosition(pub u64);
+
+impl LogPosition {
+    pub(crate) fn new(file: u32, offset: u32) -> LogPosition {
+        LogPosition(u64::from(file) << 32 | u64::from(offset))
+    }
+
+    pub(crate) fn file(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    pub(crate) fn offset(self) -> u32 {
+        (self.0 & 0xFFFF_FFFF) as u32
+    }
+
+    /// Where the first entry of the same file is.
+    pub(crate) fn file_start(self) -> LogPosition {
+        LogPosition::new(self.file(), FILE_HEADER_BYTES as u32)
+    }
+
+    /// The position `bytes` further in the same file.
+    pub(crate) fn plus(self, bytes: usize) -> LogPosition {
+        LogPosition(self.0 + bytes as u64)
+    }
+}
+
+/// One file of the log.
+#[derive(Debug)]
+pub(crate) struct LogFile {
+    pub number: u32,
+    pub path: PathBuf,
+    pub file: File,
+    /// No entry goes beyond.
+    size: u64,
+}
+
+impl LogFile {
+    pub(crate) fn read(&self, offset: u32, length: usize) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, u64::from(offset)).map_err(|source| {
+            if source.kind() == io::ErrorKind::UnexpectedEof {
+                StoreError::corrupt(self.path.display().to_string(), "it is cut short")
+            } else {
+                StoreError::io("read", &self.path)(source)
+            }
+        })?;
+        Ok(bytes)
+    }
+}
+
+/// The files of a log, for those who read records from them.
+#[derive(Debug, Default)]
+pub(crate) struct LogFiles(RwLock<BTreeMap<u32, Arc<LogFile>>>);
+
+impl LogFiles {
+    pub(crate) fn get(&self, number: u32) -> Option<Arc<LogFile>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Bytes all files may grow to.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().map(|file| file.size).sum()
+    }
+
+    /// Bytes at a position; the caller verifies what they mean.
+    pub(crate) fn read(&self, position: LogPosition, length: usize) -> Result<Vec<u8>, StoreError> {
+        let file = self.get(position.file()).ok_or_else(|| {
+            StoreError::corrupt(
+                format!("log file {}", position.file()),
+                "a record in it is needed, and it is gone",
+            )
+        })?;
+        file.read(position.offset(), length)
+    }
+
+    /// From `least` up to `most` bytes at a position, fewer than `most` only at the end of the file.
+    pub(crate) fn read_some(
+        &self,
+        position: LogPosition,
+        least: usize,
+        most: usize,
+    ) -> Result<Vec<u8>, StoreError> {
+        let length = self.get(position.file()).and_then(|file| Some(file.file.metadata().ok()?.len()));
+        let there = length.unwrap_or(0).saturating_sub(u64::from(position.offset()));
+        self.read(position, usize::try_from(there).unwrap_or(usize::MAX).min(most).max(least))
+    }
+
+    fn insert(&self, file: Arc<LogFile>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(file.number, file);
+    }
+
+    fn remove(&self, number: u32) -> Option<Arc<LogFile>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
+    }
+}
+
+/// The writing end.
+#[derive(Debug)]
+pub(crate) struct Log {
+    folder: PathBuf,
+    incarnation: u128,
+    file_bytes: u64,
+    files: Arc<LogFiles>,
+    active: Arc<LogFile>,
+    /// Where the next entry goes.
+    offset: u32,
+    /// The active file is written, with entries or zeros, up to here.
+    filled: u64,
+    /// A file to become the next one.
+    spare: Option<PathBuf>,
+}
+
+fn file_path(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("{number:010}.log"))
+}
+
+fn spare_path(folder: &Path) -> PathBuf {
+    folder.join("spare")
+}
+
+impl Log {
+    /// Starts an empty log with file 1.
+    pub(crate) fn create(folder: &Path, incarnation: u128, file_bytes: u64) -> Result<Log, StoreError> {
+        let file_bytes = file_bytes.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
+        let active = begin_file(folder, incarnation, 1, 0, file_bytes, None)?;
+        let files = Arc::new(LogFiles::default());
+        files.insert(Arc::clone(&active));
+        let offset = FILE_HEADER_BYTES as u32;
+        Ok(Log {
+            folder: folder.to_owned(),
+            incarnation,
+            file_bytes,
+            files,
+            active,
+            offset,
+            filled: FILE_HEADER_BYTES,
+            spare: None,
+        })
+    }
+
+    pub(crate) fn files(&self) -> Arc<LogFiles> {
+        Arc::clone(&self.files)
+    }
+
+    /// The file that is written, for syncing.
+    pub(crate) fn active(&self) -> Arc<LogFile> {
+        Arc::clone(&self.active)
+    }
+
+    /// Where the next entry goes: everything appended so far is before it.
+    pub(crate) fn end(&self) -> LogPosition {
+        LogPosition::new(self.active.number, self.offset)
+    }
+
+    /// Where the first entry of the first file is.
+    pub(crate) fn first_position() -> LogPosition {
+        LogPosition::new(1, 0).file_start()
+    }
+
+    /// Writes an entry, without syncing it, and returns the position of its payload.
+    ///
+    /// # Errors
+    /// After any error the log must not be used any more.
+    pub(crate) fn append(
+        &mut self,
+        kind: EntryKind,
+        durable_through: LogPosition,
+        payload: &[&[u8]],
+    ) -> Result<LogPosition, StoreError> {
+        let length: usize = payload.iter().map(|part| part.len()).sum();
+        assert!(length <= PAYLOAD_BYTES_MAX, "a log entry of {length} bytes is over the limit");
+        let bytes_needed = entry::entry_bytes(length);
+        if u64::from(self.offset) + bytes_needed > self.active.size {
+            self.roll(bytes_needed)?;
+        }
+        let seed = entry::file_seed(self.incarnation, self.active.number);
+        let bytes = entry::encode_entry(seed, self.offset, kind, durable_through, payload);
+        let end = u64::from(self.offset) + bytes.len() as u64;
+        self.fill_ahead(end)?;
+        let written = self.active.file.write_all_at(&bytes, u64::from(self.offset));
+        written.map_err(StoreError::io("write", &self.active.path))?;
+        let position = self.end().plus(ENTRY_HEADER_BYTES);
+        self.offset = end as u32;
+        Ok(position)
+    }
+
+    /// Zero-fills the next stretch when an entry that ends at `end` would go beyond what is filled.
+    fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
+        if end <= self.filled {
+            return Ok(());
+        }
+        let stretch = ZERO_STRETCH_BYTES.min(self.file_bytes / 4).next_multiple_of(8);
+        let target = (end + stretch).min(self.active.size);
+        let zeros = vec![0; (target - self.filled) as usize];
+        let written = self.active.file.write_all_at(&zeros, self.filled);
+        written.map_err(StoreError::io("write", &self.active.path))?;
+        self.filled = target;
+        Ok(())
+    }
+
+    /// Begins the next file; everything in this one is durable before that.
+    fn roll(&mut self, bytes_needed: u64) -> Result<(), StoreError> {
+        self.active.file.sync_data().map_err(StoreError::io("sync", &self.active.path))?;
+        let number = self.active.number + 1;
+        let size = self.file_bytes.max(FILE_HEADER_BYTES + bytes_needed);
+        let spare = if size == self.file_bytes { self.spare.take() } else { None };
+        self.active =
+            begin_file(&self.folder, self.incarnation, number, self.offset, size, spare.as_deref())?;
+        let metadata = self.active.file.metadata().map_err(StoreError::io("stat", &self.active.path))?;
+        self.filled = metadata.len().max(FILE_HEADER_BYTES);
+        self.offset = FILE_HEADER_BYTES as u32;
+        self.files.insert(Arc::clone(&self.active));
+        Ok(())
+    }
+
+    /// Gives up a file that nobody needs: it becomes the spare, or is deleted.
+    pub(crate) fn release(&mut self, number: u32) -> Result<(), StoreError> {
+        assert!(number < self.active.number, "the file being written is always needed");
+        let Some(file) = self.files.remove(number) else { return Ok(()) };
+        if self.spare.is_none() && file.size == self.file_bytes {
+            let spare = spare_path(&self.folder);
+            fs::rename(&file.path, &spare).map_err(StoreError::io("rename", &file.path))?;
+            self.spare = Some(spare);
+        } else {
+            fs::remove_file(&file.path).map_err(StoreError::io("delete", &file.path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes file `number`, from the spare if there is one, durable under its name before it is used.
+fn begin_file(
+    folder: &Path,
+    incarnation: u128,
+    number: u32,
+    previous_end: u32,
+    size: u64,
+    spare: Option<&Path>,
+) -> Result<Arc<LogFile>, StoreError> {
+    let path = file_path(folder, number);
+    let temporary = spare.map_or_else(|| spare_path(folder), Path::to_owned);
+    let make = || -> io::Result<File> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(spare.is_none())
+            .open(&temporary)?;
+        file.write_all_at(&entry::encode_file_header(incarnation, number, previous_end), 0)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        Ok(file)
+    };
+    let file = make().map_err(StoreError::io("create", &path))?;
+    sync_folder(folder)?;
+    Ok(Arc::new(LogFile { number, path, file, size }))
+}

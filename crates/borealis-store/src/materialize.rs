@@ -1,0 +1,405 @@
+//! Folding redo into pages, checkpoints, and letting go of the log.
+//!
+//! One round takes each segment from its base to a later one: every page with records in between is made as of
+//! the target and written to its other slot, all of it is synced, a checkpoint names the new state, and only
+//! then do readers see it and does the log before it become free. Relation and database events are folded at
+//! the same time. A database copy is taken in a step of its own, from the state just before it, so that no
+//! later change of the template is in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+
+use borealis_types::{BlockKey, GroupId, Lsn, META_GROUP, MetaKey, PageBytes, PageKey, RelationFork};
+
+use crate::base::{Base, Extent, PAGES_PER_EXTENT, extent_of, in_database, next_generation};
+use crate::checkpoint::{Checkpoint, CheckpointedSegment};
+use crate::index::{DatabaseEvent, ForkEvent, Origin};
+use crate::log::LogPosition;
+use crate::log::entry::ENTRY_HEADER_BYTES;
+use crate::metrics::count;
+use crate::pages::{PageFiles, SlotAddress};
+use crate::store::Sequence;
+use crate::{Store, StoreError};
+
+/// When to work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Policy {
+    /// If enough redo or memory has piled up.
+    IfDue,
+    /// In any case.
+    Now,
+}
+
+/// What a call of [`Store::materialize`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Some segment's materialized LSN moved.
+    pub advanced: bool,
+    /// Page versions written.
+    pub pages_written: u64,
+    /// Log files let go.
+    pub log_files_freed: u64,
+}
+
+/// A segment's next base, on disk but not yet in use.
+struct NextBase {
+    base: Base,
+    files: Arc<PageFiles>,
+    freed_regions: Vec<u32>,
+    written_regions: BTreeSet<u32>,
+    pages_written: u64,
+}
+
+/// What changes between a base and a target.
+struct Changes {
+    base: Arc<Base>,
+    files: Arc<PageFiles>,
+    pages: BTreeSet<PageKey>,
+    relations: BTreeMap<RelationFork, Option<u32>>,
+    meta: BTreeSet<MetaKey>,
+}
+
+impl Store {
+    /// Folds redo that nobody reads below into pages, writes a checkpoint, and frees log. One caller works at
+    /// a time; others wait for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`] when a write or sync failed; [`StoreError::Corrupt`] when what pages are made
+    /// from is damaged. Redo that cannot be applied stops its segment below that record and shows in
+    /// [`Store::failure`].
+    pub fn materialize(&self, policy: Policy) -> Result<Progress, StoreError> {
+        let _working = self.maintenance.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = Progress::default();
+        self.prepare_long_chains();
+        loop {
+            self.check_poison()?;
+            if policy == Policy::IfDue && !self.is_due() {
+                return Ok(progress);
+            }
+            let targets = self.targets();
+            if targets.is_empty() {
+                return Ok(progress);
+            }
+            let round = self.round(&targets).map_err(|error| match error {
+                StoreError::Io { .. } => self.poisoned(&error),
+                error => {
+                    self.note_damage(&error);
+                    error
+                }
+            })?;
+            progress.pages_written += round.pages_written;
+            progress.log_files_freed += round.log_files_freed;
+            if !round.advanced {
+                return Ok(progress);
+            }
+            progress.advanced = true;
+        }
+    }
+
+    /// Brings the page cache up to date for pages that many records wait for, so that their next reader need
+    /// not apply all of them. They are still written once per checkpoint.
+    fn prepare_long_chains(&self) {
+        let mut pages = Vec::new();
+        for hosted in self.lock().segments.values_mut() {
+            let lsn = hosted.segment.readable_through().min(hosted.segment.known_durable().volume.end);
+            let group = hosted.group();
+            pages.extend(hosted.index.long_chains.drain(..).map(|key| (group, key, lsn)));
+        }
+        for (group, key, lsn) in pages {
+            if let Err(error) =
+                self.page_version(group, &key, lsn, &|state| Store::readable(state, group, lsn))
+            {
+                tracing::debug!(%error, "a page with many records is not prepared");
+            }
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let state = self.lock();
+        let applicable = state
+            .segments
+            .values()
+            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        let record_bytes: u64 = applicable.map(|hosted| hosted.index.record_bytes).sum();
+        let memory = state.memory_bytes() > self.options.memory_limit_bytes / 4;
+        record_bytes >= self.options.materialize_after_bytes || memory && record_bytes > 0
+    }
+
+    /// How far each segment can go in one round; those that cannot are left out.
+    fn targets(&self) -> Vec<(GroupId, Lsn)> {
+        let state = self.lock();
+        let mut targets = Vec::new();
+        for hosted in state.segments.values() {
+            let (base, target) = (hosted.base.materialized, hosted.materialization_target());
+            let copies = hosted.index.database_events(base, target);
+            let copy = copies
+                .filter(|(.., event)| matches!(event, DatabaseEvent::CopyOf(_)))
+                .map(|(at, ..)| at)
+                .next();
+            let target = match copy {
+                // First everything before it, then it alone.
+                Some(at) if base.0 < at.0 - 1 => Lsn(at.0 - 1),
+                Some(at) => at,
+                None => target,
+            };
+            if target > base {
+                targets.push((hosted.group(), target));
+            }
+        }
+        targets
+    }
+
+    fn round(&self, targets: &[(GroupId, Lsn)]) -> Result<Progress, StoreError> {
+        let mut next = BTreeMap::new();
+        for &(group, target) in targets {
+            match self.next_base(group, target) {
+                Ok(base) => {
+                    next.insert(group, base);
+                }
+                // The segment has noted it, and its next target is below.
+                Err(StoreError::Redo { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if next.is_empty() {
+            return Ok(Progress::default());
+        }
+        for base in next.values() {
+            base.files.sync(base.written_regions.iter().copied())?;
+        }
+        let replay_from = self.write_checkpoint(&next)?;
+        let pages_written = next.values().map(|base| base.pages_written).sum();
+        count(&self.counters.pages_written, pages_written);
+        let freed = self.take_over(next);
+        for (files, regions) in freed {
+            for region in regions {
+                files.free_region(region);
+            }
+        }
+        let log_files_freed = self.free_log(replay_from)?;
+        Ok(Progress { advanced: true, pages_written, log_files_freed })
+    }
+
+    /// Makes and writes everything that changes up to `target`.
+    fn next_base(&self, group: GroupId, target: Lsn) -> Result<NextBase, StoreError> {
+        let changes = {
+            let state = self.lock();
+            changes(Store::hosted(&state, group)?, target)
+        };
+        let mut writer = PageWriter {
+            next: NextBase {
+                base: (*changes.base).clone(),
+                files: Arc::clone(&changes.files),
+                freed_regions: Vec::new(),
+                written_regions: BTreeSet::new(),
+                pages_written: 0,
+            },
+            target,
+        };
+        for key in &changes.pages {
+            let page = self.page_version(group, key, target, &|state| Store::hosted(state, group))?;
+            match page {
+                Some(page) => writer.write(key, &page)?,
+                None => writer.erase(key),
+            }
+        }
+        let mut next = writer.next;
+        for (fork, blocks) in changes.relations {
+            match blocks {
+                Some(blocks) => next.base.relations.insert(fork, blocks),
+                None => next.base.relations.remove(&fork),
+            };
+        }
+        for key in changes.meta {
+            let value = self.meta_version(&key, target, &|state| Store::hosted(state, group))?;
+            match value {
+                Some(value) => next.base.meta.insert(key, value),
+                None => next.base.meta.remove(&key),
+            };
+        }
+        next.base.materialized = target;
+        Ok(next)
+    }
+
+    /// Writes a checkpoint with the next bases and returns from where it needs the log.
+    fn write_checkpoint(&self, next: &BTreeMap<GroupId, NextBase>) -> Result<LogPosition, StoreError> {
+        let (checkpoint, log_end) = {
+            let state = self.lock_to_change()?;
+            let base = |group: GroupId| -> &Base {
+                match (next.get(&group), state.segments.get(&group)) {
+                    (Some(next), _) => &next.base,
+                    (None, Some(hosted)) => &hosted.base,
+                    (None, None) => unreachable!("only groups with a segment here are asked for"),
+                }
+            };
+            let log_end = state.log.end();
+            let needed = state.catalog.first_needed(|group| {
+                let hosted = state.segments.contains_key(&group);
+                if hosted { base(group).materialized } else { Lsn::MAX }
+            });
+            let entry_start = |payload: LogPosition| LogPosition(payload.0 - ENTRY_HEADER_BYTES as u64);
+            let segments = state.segments.values().map(|hosted| CheckpointedSegment {
+                chain: hosted.segment.checkpoint(),
+                base: base(hosted.group()).clone(),
+            });
+            let files = state.catalog.files.iter().map(|(number, file)| (*number, file.ranges.clone()));
+            let checkpoint = Checkpoint {
+                incarnation: self.identity.incarnation,
+                replay_from: needed.map_or(log_end, entry_start),
+                log_end,
+                segments: segments.collect(),
+                files: files.collect(),
+            };
+            (checkpoint, log_end)
+        };
+        // The chains in it must not know more than the log.
+        self.sync(Sequence(log_end))?;
+        let bytes = checkpoint.write(&self.directory)?;
+        count(&self.counters.checkpoints, 1);
+        count(&self.counters.checkpoint_bytes, bytes);
+        Ok(checkpoint.replay_from)
+    }
+
+    /// Puts the next bases in use and returns the regions that are free now.
+    fn take_over(&self, next: BTreeMap<GroupId, NextBase>) -> Vec<(Arc<PageFiles>, Vec<u32>)> {
+        let mut state = self.lock();
+        let mut freed = Vec::new();
+        for (group, next) in next {
+            let Some(hosted) = state.segments.get_mut(&group) else { continue };
+            let target = next.base.materialized;
+            hosted.index.drop_through(target);
+            hosted.indexed_through = hosted.indexed_through.max(target);
+            hosted.base = Arc::new(next.base);
+            hosted.version += 1;
+            freed.push((next.files, next.freed_regions));
+        }
+        freed
+    }
+
+    /// Lets go of log files before `replay_from`, oldest first, unless a peer may need them and they are not
+    /// too many.
+    fn free_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
+        let mut state = self.lock_to_change()?;
+        let mut freed = 0;
+        let mut kept_bytes = self.files.total_bytes();
+        for number in self.files.numbers() {
+            if number >= replay_from.file() {
+                break;
+            }
+            let ranges = state.catalog.files.get(&number).map(|file| file.ranges.clone()).unwrap_or_default();
+            let floor = |group: &GroupId| state.peer_floors.get(group).copied().unwrap_or(Lsn::ZERO);
+            let needed = ranges.iter().any(|range| range.last_end > floor(&range.group));
+            if needed && kept_bytes <= self.options.log_retention_bytes {
+                break;
+            }
+            if needed {
+                count(&self.counters.log_files_lost_to_peers, 1);
+            }
+            state.log.release(number)?;
+            state.catalog.files.remove(&number);
+            kept_bytes = self.files.total_bytes();
+            freed += 1;
+        }
+        Ok(freed)
+    }
+}
+
+/// Writes versions of pages to their other slots.
+struct PageWriter {
+    next: NextBase,
+    target: Lsn,
+}
+
+impl PageWriter {
+    fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {
+        let (first, place) = extent_of(key);
+        let base = &mut self.next.base;
+        let extent = base.extents.entry(first).or_insert_with(|| {
+            // Only regions that were free at the last checkpoint: those freed since are still named by it.
+            let region = base.free_regions.pop().unwrap_or_else(|| {
+                base.next_region += 1;
+                base.next_region - 1
+            });
+            Arc::new(Extent { region, generations: [0; PAGES_PER_EXTENT as usize] })
+        });
+        let extent = Arc::make_mut(extent);
+        let generation = next_generation(extent.generations[place]);
+        extent.generations[place] = generation;
+        let address = SlotAddress { region: extent.region, place, generation };
+        self.next.files.write(key, address, self.target, page)?;
+        self.next.written_regions.insert(address.region);
+        self.next.pages_written += 1;
+        Ok(())
+    }
+
+    fn erase(&mut self, key: &PageKey) {
+        let (first, place) = extent_of(key);
+        let Some(extent) = self.next.base.extents.get_mut(&first) else { return };
+        let extent = Arc::make_mut(extent);
+        extent.generations[place] = 0;
+        if extent.generations.iter().all(|&generation| generation == 0) {
+            self.next.freed_regions.push(extent.region);
+            self.next.base.extents.remove(&first);
+        }
+    }
+}
+
+/// What is different at `target` from the segment's base.
+fn changes(hosted: &crate::hosted::HostedSegment, target: Lsn) -> Changes {
+    let base = Arc::clone(&hosted.base);
+    let above = base.materialized;
+    let index = &hosted.index;
+    let has_records = |records: &Vec<crate::index::RecordRef>| {
+        records.first().is_some_and(|first| first.span.end <= target)
+    };
+    let mut pages: BTreeSet<PageKey> =
+        index.pages.iter().filter(|(_, records)| has_records(records)).map(|(key, _)| *key).collect();
+    let mut forks = BTreeSet::new();
+    let mut meta: BTreeSet<MetaKey> =
+        index.meta.iter().filter(|(_, records)| has_records(records)).map(|(key, _)| key.clone()).collect();
+    for (fork, events) in index.changed_forks(above, target) {
+        forks.insert(fork);
+        let gone_from = events.iter().filter_map(|(_, event)| match event {
+            ForkEvent::Truncate(blocks) => Some(*blocks),
+            ForkEvent::Drop => Some(0),
+            ForkEvent::Create | ForkEvent::Extend(_) => None,
+        });
+        if let Some(from) = gone_from.min() {
+            let gone =
+                base.fork_extents(fork, from).flat_map(|(first, extent)| Base::pages_of(first, extent));
+            pages.extend(gone.filter(|key| matches!(key, PageKey::Block(block) if block.block >= from)));
+        }
+    }
+    for (_, database, event) in index.database_events(above, target) {
+        let all = |database| {
+            base.database_extents(database).flat_map(|(first, extent)| Base::pages_of(first, extent))
+        };
+        pages.extend(all(database));
+        forks.extend(base.relations.range(crate::base::database_range(database)).map(|(fork, _)| *fork));
+        forks.extend(index.fork_candidates(&base, database, target));
+        if hosted.group() == META_GROUP {
+            meta.insert(MetaKey::RelationMap(database));
+        }
+        if let DatabaseEvent::CopyOf(from) = event {
+            pages.extend(all(from).filter_map(|key| match key {
+                PageKey::Block(block) => Some(PageKey::Block(BlockKey {
+                    relation_fork: in_database(block.relation_fork, database),
+                    ..block
+                })),
+                PageKey::Slru { .. } => None,
+            }));
+        }
+    }
+    for kind in index.truncated_slru(above, target) {
+        let key = |page| PageKey::Slru { kind, page };
+        let extents = base.extents.range(key(0)..=key(u32::MAX));
+        let gone = extents.flat_map(|(first, extent)| Base::pages_of(first, extent));
+        pages.extend(gone.filter(|page| index.page_origin(page, target) != Origin::Base));
+    }
+    if hosted.group() == META_GROUP && has_records(&index.counters) {
+        meta.insert(MetaKey::Counters);
+    }
+    let relations =
+        forks.into_iter().map(|fork| (fork, index.relation_blocks(&base, fork, target))).collect();
+    Changes { base, files: Arc::clone(&hosted.pages), pages, relations, meta }
+}

@@ -1,0 +1,60 @@
+//! What a store counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters since the store was opened.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $($(#[$doc])* pub $name: AtomicU64,)*
+        }
+
+        impl Counters {
+            /// Names and values.
+            pub(crate) fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records that at least one segment took.
+    records_taken,
+    /// Offers of a record to a segment that had it.
+    records_duplicate,
+    /// Offers refused because the epoch is over.
+    records_stale,
+    /// Offers refused because too many records wait for a predecessor.
+    records_too_far_ahead,
+    /// Offers that contradict what a segment holds.
+    records_conflicting,
+    /// Log entries written.
+    log_entries,
+    /// Bytes of log entries written.
+    log_bytes,
+    /// Syncs of the log.
+    log_syncs,
+    /// Pages served.
+    pages_read,
+    /// Records applied to serve them.
+    records_applied_for_reads,
+    /// Page reads that began from the page cache.
+    page_cache_hits,
+    /// Page versions written by the materializer.
+    pages_written,
+    /// Checkpoints written.
+    checkpoints,
+    /// Bytes of checkpoints written.
+    checkpoint_bytes,
+    /// Log files given up although a peer may lack redo in them.
+    log_files_lost_to_peers,
+    /// Appends that had to wait for materialization.
+    appends_held_back,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, amount: u64) {
+    counter.fetch_add(amount, Ordering::Relaxed);
+}

@@ -1,0 +1,48 @@
+//! Who a store is, and its bounds.
+
+use borealis_types::{AvailabilityZone, GroupId, NodeId, Placement, PostgresVersion, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// Whose data a directory holds. Written once, when the store is created.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The node.
+    pub node: NodeId,
+    /// Its zone.
+    pub zone: AvailabilityZone,
+    /// Whose redo it applies.
+    pub version: PostgresVersion,
+    /// Which pages belong to which group.
+    pub placement: Placement,
+    /// The groups that have a segment here, ascending.
+    pub groups: Vec<GroupId>,
+    /// Random at creation: tells a directory that lost its contents, and was created anew, from the one that
+    /// made the promises (hazard 27).
+    pub incarnation: u128,
+}
+
+/// The bounds of a store. They may differ from one opening to the next.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// About how much memory the record index and the page cache may take.
+    pub memory_limit_bytes: u64,
+    /// Size of a log file; an entry that does not fit gets a larger file of its own. At most 2 GiB.
+    pub log_file_bytes: u64,
+    /// Log kept for peers that lag; past it they must be rebuilt.
+    pub log_retention_bytes: u64,
+    /// Materialization is due when this many bytes of records are not applied.
+    pub materialize_after_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            memory_limit_bytes: 256 << 20,
+            log_file_bytes: 64 << 20,
+            log_retention_bytes: 2 << 30,
+            materialize_after_bytes: 32 << 20,
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The page files of a segment.
+//!
+//! A file `pages.NNNN` holds [`REGIONS_PER_FILE`] regions, sparse; a region is 128 pages; a page has two slots
+//! of [`SLOT_BYTES`]: a 64-byte header and the page. A new version goes to the slot that does not hold the
+//! version of the last durable checkpoint, and no page is written twice between two checkpoints, so a write
+//! that a crash tears never damages what the next opening needs. Which slot counts is known from the
+//! checkpoint alone, so a damaged newer version can never be passed over in favour of an older one.
+//!
+//! ```text
+//! header: magic u32 | format u16 | group u16 | lsn u64 | incarnation u64 (low half)
+//!         | kind u8 (0 block, 1 slru) | fork or slru kind u8 | generation u8 | zero u8
+//!         | tablespace u32 | database u32 | relation u32 | block or page u32 | zero [16] | checksum u32
+//! ```
+//! Numbers little-endian; the checksum is CRC-32C of the 60 bytes before it and the page. `lsn` is the state
+//! the version is part of, not the LSN inside the page.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use borealis_types::{BlockKey, GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, PageKey};
+
+use crate::StoreError;
+use crate::base::{Generation, PAGES_PER_EXTENT};
+
+const SLOT_HEADER_BYTES: usize = 64;
+const SLOT_BYTES: usize = SLOT_HEADER_BYTES + PAGE_SIZE;
+const REGION_BYTES: u64 = SLOT_BYTES as u64 * 2 * PAGES_PER_EXTENT as u64;
+/// So that a file stays below 1 GiB.
+const REGIONS_PER_FILE: u32 = 508;
+const MAGIC: u32 = u32::from_le_bytes(*b"BPAG");
+const FORMAT: u16 = 1;
+
+/// Where a version of a page is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SlotAddress {
+    pub region: u32,
+    pub place: usize,
+    pub generation: Generation,
+}
+
+/// The page files of one segment.
+#[derive(Debug)]
+pub(crate) struct PageFiles {
+    folder: PathBuf,
+    node: NodeId,
+    group: GroupId,
+    incarnation: u64,
+    open: Mutex<BTreeMap<u32, Arc<File>>>,
+}
+
+impl PageFiles {
+    pub(crate) fn new(folder: PathBuf, node: NodeId, group: GroupId, incarnation: u128) -> PageFiles {
+        PageFiles { folder, node, group, incarnation: incarnation as u64, open: Mutex::default() }
+    }
+
+    fn path(&self, number: u32) -> PathBuf {
+        self.folder.join(format!("pages.{number:04}"))
+    }
+
+    fn file(&self, number: u32, create: bool) -> Result<Arc<File>, StoreError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(&number) {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.path(number);
+        let existed = path.exists();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(create)
+            .truncate(false)
+            .open(&path)
+            .map_err(StoreError::io("open", &path))?;
+        if !existed {
+            crate::directory::sync_folder(&self.folder)?;
+        }
+        let file = Arc::new(file);
+        open.insert(number, Arc::clone(&file));
+        Ok(file)
+    }
+
+    fn locate(address: SlotAddress) -> (u32, u64) {
+        let slot = address.place as u64 * 2 + u64::from(address.generation % 2);
+        let offset = u64::from(address.region % REGIONS_PER_FILE) * REGION_BYTES + slot * SLOT_BYTES as u64;
+        (address.region / REGIONS_PER_FILE, offset)
+    }
+
+    fn place(&self, key: &PageKey, address: SlotAddress) -> String {
+        let (number, offset) = PageFiles::locate(address);
+        let path = self.path(number);
+        format!("node {} group {} page {key} ({} at offset {offset})", self.node, self.group, path.display())
+    }
+
+    fn header(
+        &self,
+        key: &PageKey,
+        generation: Generation,
+        lsn: Lsn,
+        page: &[u8],
+    ) -> [u8; SLOT_HEADER_BYTES] {
+        let mut header = [0; SLOT_HEADER_BYTES];
+        header[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        header[4..6].copy_from_slice(&FORMAT.to_le_bytes());
+        header[6..8].copy_from_slice(&self.group.0.to_le_bytes());
+        header[8..16].copy_from_slice(&lsn.0.to_le_bytes());
+        header[16..24].copy_from_slice(&self.incarnation.to_le_bytes());
+        header[26] = generation;
+        let numbers = match *key {
+            PageKey::Block(BlockKey { relation_fork, block }) => {
+                header[25] = relation_fork.fork as u8;
+                let locator = relation_fork.locator;
+                [locator.tablespace, locator.database, locator.relation, block]
+            }
+            PageKey::Slru { kind, page } => {
+                header[24] = 1;
+                header[25] = kind as u8;
+                [0, 0, 0, page]
+            }
+        };
+        for (at, number) in numbers.into_iter().enumerate() {
+            header[28 + at * 4..32 + at * 4].copy_from_slice(&number.to_le_bytes());
+        }
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..60]), page);
+        header[60..].copy_from_slice(&checksum.to_le_bytes());
+        header
+    }
+
+    /// Writes a version, not yet durable.
+    pub(crate) fn write(
+        &self,
+        key: &PageKey,
+        address: SlotAddress,
+        lsn: Lsn,
+        page: &PageBytes,
+    ) -> Result<(), StoreError> {
+        let (number, offset) = PageFiles::locate(address);
+        let mut slot = Vec::with_capacity(SLOT_BYTES);
+        slot.extend_from_slice(&self.header(key, address.generation, lsn, page));
+        slot.extend_from_slice(page);
+        self.file(number, true)?
+            .write_all_at(&slot, offset)
+            .map_err(StoreError::io("write", &self.path(number)))
+    }
+
+    /// Reads the version of `key` in a slot and verifies that it is this one.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the slot holds anything else, or a state later than `not_after`.
+    pub(crate) fn read(
+        &self,
+        key: &PageKey,
+        address: SlotAddress,
+        not_after: Lsn,
+    ) -> Result<Box<PageBytes>, StoreError> {
+        let (number, offset) = PageFiles::locate(address);
+        let corrupt = |what: &str| StoreError::corrupt(self.place(key, address), what);
+        let file = self.file(number, false)?;
+        let mut slot = [0; SLOT_BYTES];
+        file.read_exact_at(&mut slot, offset).map_err(|source| {
+            if source.kind() == std::io::ErrorKind::UnexpectedEof {
+                corrupt("the file is cut short")
+            } else {
+                StoreError::io("read", &self.path(number))(source)
+            }
+        })?;
+        let (header, page) = slot.split_at(SLOT_HEADER_BYTES);
+        let lsn = Lsn(u64::from_le_bytes(header[8..16].try_into().expect("eight bytes")));
+        if header != self.header(key, address.generation, lsn, page) {
+            return Err(corrupt("the page is not the one written there (checksum or identity)"));
+        }
+        if lsn > not_after {
+            return Err(corrupt("the page is of a later state than it should be"));
+        }
+        let page: &PageBytes = page.try_into().expect("the rest of a slot is one page");
+        Ok(Box::new(*page))
+    }
+
+    /// Makes every write so far durable.
+    pub(crate) fn sync(&self, regions: impl Iterator<Item = u32>) -> Result<(), StoreError> {
+        let mut numbers: Vec<u32> = regions.map(|region| region / REGIONS_PER_FILE).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for number in numbers {
+            let path = self.path(number);
+            self.file(number, true)?.sync_data().map_err(StoreError::io("sync", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the space of a region back to the file system. That it may fail to is no error.
+    pub(crate) fn free_region(&self, region: u32) {
+        use nix::fcntl::{FallocateFlags, fallocate};
+        let Ok(file) = self.file(region / REGIONS_PER_FILE, false) else { return };
+        let offset = u64::from(region % REGIONS_PER_FILE) * REGION_BYTES;
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        if let Err(error) = fallocate(&*file, flags, offset as i64, REGION_BYTES as i64) {
+            tracing::debug!(%error, region, "a freed region keeps its space: the file system cannot punch holes");
+        }
+    }
+
+    /// Fails unless the files that hold `regions` are there.
+    pub(crate) fn check_present(&self, regions: impl Iterator<Item = u32>) -> Result<(), StoreError> {
+        let mut numbers: Vec<u32> = regions.map(|region| region / REGIONS_PER_FILE).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for number in numbers {
+            let path = self.path(number);
+            if !Path::new(&path).exists() {
+                let what = "is missing: the store is damaged; rebuild this node from its peers";
+                return Err(StoreError::directory(&path, what));
+            }
+        }
+        Ok(())
+    }
+}

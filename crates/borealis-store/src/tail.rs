@@ -1,0 +1,163 @@
+//! Handing out redo to peers and recoveries.
+
+use std::collections::BTreeMap;
+
+use borealis_proto::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal};
+use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
+
+use crate::catalog::{BatchPrefix, Catalog, EntryRef, TailKey};
+use crate::log::entry::EntryKind;
+use crate::log::{read_payload, scan_old_file};
+use crate::state::decode_entry;
+use crate::store::Sequence;
+use crate::{Store, StoreError};
+
+/// No answer is longer, whatever the caller's limit, so that it fits a frame; except by one record.
+const TAIL_BYTES_MAX: usize = 32 << 20;
+
+/// Records of one group, in LSN order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tail {
+    /// Redo batches, one for each run of records of one epoch. Their headers bring no positions.
+    pub batches: Vec<Vec<u8>>,
+    /// The limit cut it short: ask again above the last record.
+    pub more: bool,
+}
+
+struct TailRecord {
+    span: RecordSpan,
+    links: Vec<GroupLink>,
+    bytes: Vec<u8>,
+}
+
+impl Store {
+    /// Records of a group that end above `above`, in LSN order, whether or not they connect, of about
+    /// `limit_bytes` (at least one if there is one). Only records the history admits, and only what is durable
+    /// here. Records below what the log still keeps are missing.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSegment`], or when the log cannot be read.
+    pub fn read_tail(&self, group: GroupId, above: Lsn, limit_bytes: u32) -> Result<Tail, StoreError> {
+        self.read_old_files(group, above)?;
+        let (entries, history, sequence) = {
+            let state = self.lock_to_change()?;
+            let hosted = state.segments.get(&group).ok_or(Refusal::NoSegment(group))?;
+            let mut entries: Vec<EntryRef> = state
+                .catalog
+                .files
+                .values()
+                .flat_map(|file| file.entries.iter().flatten())
+                .filter(|entry| entry.groups.contains(group) && entry.last_end > above)
+                .copied()
+                .collect();
+            entries.sort_by_key(|entry| entry.first_start);
+            (entries, hosted.segment.history().clone(), Sequence(state.log.end()))
+        };
+        self.sync(sequence)?;
+        let limit = (limit_bytes as usize).min(TAIL_BYTES_MAX);
+        let mut found = BTreeMap::new();
+        let mut chosen = Vec::new();
+        let mut chosen_bytes = 0;
+        for (at, entry) in entries.iter().enumerate() {
+            let Some(payload) = read_payload(&self.files, self.identity.incarnation, entry.position)? else {
+                continue;
+            };
+            collect(&payload, group, above, &history, &mut found);
+            // No later entry has a record before its first, so what is before that is complete.
+            let settled = entries.get(at + 1).map_or(Lsn::MAX, |next| next.first_start);
+            while let Some(first) = found.first_entry() {
+                if first.key().start >= settled {
+                    break;
+                }
+                let (key, record): (TailKey, TailRecord) = first.remove_entry();
+                if !chosen.is_empty() && chosen_bytes + record.bytes.len() > limit {
+                    return Ok(Tail { batches: encode(&chosen), more: true });
+                }
+                chosen_bytes += record.bytes.len();
+                chosen.push((key.epoch, record));
+            }
+        }
+        Ok(Tail { batches: encode(&chosen), more: false })
+    }
+
+    /// Looks up the entries of files from before the last opening that the tail reaches.
+    fn read_old_files(&self, group: GroupId, above: Lsn) -> Result<(), StoreError> {
+        let unread: Vec<u32> = {
+            let state = self.lock();
+            let files = state.catalog.files.iter().filter(|(_, file)| {
+                let needed = file.ranges.iter().any(|range| range.group == group && range.last_end > above);
+                file.entries.is_none() && needed
+            });
+            files.map(|(number, _)| *number).collect()
+        };
+        for number in unread {
+            let mut catalog = Catalog::default();
+            let scanned = scan_old_file(&self.files, self.identity.incarnation, number, &mut |entry| {
+                if entry.kind != EntryKind::Batch {
+                    return Ok(());
+                }
+                let (prefix, _, records) = decode_entry(entry.position, &entry.payload)?;
+                let spans = || records.iter().map(|(record, _)| record.reference.span);
+                if let (Some(first_start), Some(last_end)) =
+                    (spans().map(|span| span.start).min(), spans().map(|span| span.end).max())
+                {
+                    let (position, length) = (entry.position, entry.payload.len() as u32);
+                    catalog.push(EntryRef { position, length, groups: prefix.groups, first_start, last_end });
+                }
+                Ok(())
+            });
+            let mut state = self.lock();
+            let Some(file) = state.catalog.files.get_mut(&number) else {
+                // The file went while it was read.
+                continue;
+            };
+            scanned?;
+            if file.entries.is_none() {
+                let read = catalog.files.remove(&number).and_then(|file| file.entries);
+                file.entries = Some(read.unwrap_or_default());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn collect(
+    payload: &[u8],
+    group: GroupId,
+    above: Lsn,
+    history: &EpochHistory,
+    found: &mut BTreeMap<TailKey, TailRecord>,
+) {
+    // The payload's checksum was verified, and it was decoded before it was appended.
+    let Some((prefix, batch)) = BatchPrefix::decode(payload) else { return };
+    let Ok((header, reader)) = BatchReader::new(batch) else { return };
+    if !prefix.groups.contains(group) {
+        return;
+    }
+    let epoch = header.volume_epoch;
+    for record in reader.flatten() {
+        let span = record.span;
+        if span.end <= above || record.link(group).is_none() || !history.admits(epoch, span.end) {
+            continue;
+        }
+        let key = TailKey { start: span.start, epoch };
+        found.entry(key).or_insert_with(|| TailRecord {
+            span,
+            links: record.links.clone(),
+            bytes: record.bytes.to_vec(),
+        });
+    }
+}
+
+fn encode(records: &[(VolumeEpoch, TailRecord)]) -> Vec<Vec<u8>> {
+    let runs = records.chunk_by(|(epoch, _), (next, _)| epoch == next);
+    runs.map(|run| {
+        let mut builder =
+            BatchBuilder::new(&BatchHeader { volume_epoch: run[0].0, ..BatchHeader::default() });
+        for (_, record) in run {
+            builder.push(record.span, &record.links, &record.bytes);
+        }
+        builder.finish()
+    })
+    .collect()
+}

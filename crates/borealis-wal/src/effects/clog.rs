@@ -1,0 +1,20 @@
+//! Transaction status pages come and go (`clog_redo` in `src/backend/access/transam/clog.c`).
+
+use borealis_types::SlruKind;
+
+use super::{Effect, EffectError, Sink, unknown};
+use crate::Record;
+use crate::v15::slru::{ClogTruncate, TRUNCATE, ZERO_PAGE, first_kept_page, zeroed_page};
+
+pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
+    match record.operation() {
+        ZERO_PAGE => sink.slru(SlruKind::Transactions, zeroed_page(record)?),
+        TRUNCATE => {
+            let first_kept_page = first_kept_page(ClogTruncate::parse(record)?.cutoff_page);
+            sink.counters();
+            sink.push(Effect::TruncateSlru { kind: SlruKind::Transactions, first_kept_page });
+        }
+        _ => return Err(unknown(record)),
+    }
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! Hash index (`src/include/access/hash_xlog.h`): every operation changes only the blocks it lists.
+
+use super::{EffectError, Sink, listed_only};
+use crate::Record;
+
+pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
+    listed_only(record, sink, record.operation() <= 0xC0)
+}

@@ -1,0 +1,8 @@
+//! Messages for logical decoding (`src/include/replication/message.h`): redo does nothing with them.
+
+use super::{EffectError, Sink, listed_only};
+use crate::Record;
+
+pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
+    listed_only(record, sink, record.operation() == 0x00)
+}

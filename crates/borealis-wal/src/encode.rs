@@ -1,0 +1,352 @@
+//! The way back: records from their parts, and their place among WAL pages.
+
+use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageBytes, PostgresVersion, RecordSpan};
+
+use crate::page::{WAL_PAGE_BYTES, WalLayout, is_segment_start, page_start};
+use crate::record::{
+    BLOCK_HAS_DATA, BLOCK_HAS_IMAGE, BLOCK_ID_MAX, BLOCK_SAME_RELATION, BLOCK_WILL_INIT, CHECKSUM_OFFSET,
+    ID_DATA_LONG, ID_DATA_SHORT, ID_ORIGIN, ID_TOP_LEVEL_XID, IMAGE_APPLY, IMAGE_HAS_HOLE, IMAGE_LZ4,
+    IMAGE_PGLZ, IMAGE_ZSTD, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, checksum,
+};
+use crate::v15::{CheckPointRecord, xlog};
+use crate::{BlockImage, BlockReference, ImageCompression, ResourceManager};
+
+/// Pages one [`full_page_images`] record can hold.
+pub const FULL_PAGE_IMAGES_MAX: usize = BLOCK_ID_MAX as usize;
+
+/// Builds one record. The order of parts is that of `XLogRecordAssemble`
+/// (`src/backend/access/transam/xloginsert.c`).
+#[derive(Clone, Debug)]
+pub struct RecordBuilder<'a> {
+    resource_manager: ResourceManager,
+    info: u8,
+    xid: u32,
+    previous_start: Lsn,
+    origin: Option<u16>,
+    top_level_xid: Option<u32>,
+    blocks: Vec<BlockReference<'a>>,
+    main_data: &'a [u8],
+}
+
+impl<'a> RecordBuilder<'a> {
+    /// A record of this operation (with its `XLR_*` flags), of no transaction, after no record.
+    #[must_use]
+    pub fn new(resource_manager: ResourceManager, info: u8) -> RecordBuilder<'a> {
+        RecordBuilder {
+            resource_manager,
+            info,
+            xid: 0,
+            previous_start: Lsn::ZERO,
+            origin: None,
+            top_level_xid: None,
+            blocks: Vec::new(),
+            main_data: &[],
+        }
+    }
+
+    /// Sets the transaction.
+    #[must_use]
+    pub fn xid(mut self, xid: u32) -> Self {
+        self.xid = xid;
+        self
+    }
+
+    /// Sets the start of the record before (`xl_prev`).
+    #[must_use]
+    pub fn previous_start(mut self, previous_start: Lsn) -> Self {
+        self.previous_start = previous_start;
+        self
+    }
+
+    /// Sets the replication origin.
+    #[must_use]
+    pub fn origin(mut self, origin: Option<u16>) -> Self {
+        self.origin = origin;
+        self
+    }
+
+    /// Sets the top-level transaction.
+    #[must_use]
+    pub fn top_level_xid(mut self, xid: Option<u32>) -> Self {
+        self.top_level_xid = xid;
+        self
+    }
+
+    /// Sets the main data.
+    #[must_use]
+    pub fn main_data(mut self, main_data: &'a [u8]) -> Self {
+        self.main_data = main_data;
+        self
+    }
+
+    /// Adds a block. Its image is stored as it is given.
+    ///
+    /// # Panics
+    /// If its id is not above the last one's, or above [`BLOCK_ID_MAX`].
+    #[must_use]
+    pub fn block(mut self, block: BlockReference<'a>) -> Self {
+        assert!(block.id <= BLOCK_ID_MAX, "block id {} does not exist", block.id);
+        let rises = self.blocks.last().is_none_or(|last| last.id < block.id);
+        assert!(rises, "block ids must rise, {} does not", block.id);
+        self.blocks.push(block);
+        self
+    }
+
+    /// The bytes of the record, checksum and all.
+    ///
+    /// # Panics
+    /// If the record is longer than [`RECORD_BYTES_MAX`], or a block's data or image longer than a record can
+    /// say.
+    #[must_use]
+    pub fn finish(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(RECORD_HEADER_BYTES + self.main_data.len() + 64);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.xid.to_le_bytes());
+        bytes.extend_from_slice(&self.previous_start.0.to_le_bytes());
+        bytes.extend_from_slice(&[self.info, self.resource_manager.number()]);
+        bytes.extend_from_slice(&[0; 6]);
+
+        let mut last_locator = None;
+        for block in &self.blocks {
+            let locator = block.key.relation_fork.locator;
+            push_block_header(block, last_locator == Some(locator), &mut bytes);
+            last_locator = Some(locator);
+        }
+        if let Some(origin) = self.origin {
+            bytes.push(ID_ORIGIN);
+            bytes.extend_from_slice(&origin.to_le_bytes());
+        }
+        if let Some(xid) = self.top_level_xid {
+            bytes.push(ID_TOP_LEVEL_XID);
+            bytes.extend_from_slice(&xid.to_le_bytes());
+        }
+        if let Ok(length @ 1..) = u8::try_from(self.main_data.len()) {
+            bytes.extend_from_slice(&[ID_DATA_SHORT, length]);
+        } else if !self.main_data.is_empty() {
+            bytes.push(ID_DATA_LONG);
+            let length = u32::try_from(self.main_data.len()).expect("main data is shorter than a record");
+            bytes.extend_from_slice(&length.to_le_bytes());
+        }
+
+        for block in &self.blocks {
+            if let Some(image) = &block.image {
+                bytes.extend_from_slice(image.bytes);
+            }
+            bytes.extend_from_slice(block.data);
+        }
+        bytes.extend_from_slice(self.main_data);
+
+        assert!(bytes.len() <= RECORD_BYTES_MAX, "a record of {} bytes is too long", bytes.len());
+        let total_bytes = u32::try_from(bytes.len()).expect("the limit is below 4 GiB");
+        bytes[..4].copy_from_slice(&total_bytes.to_le_bytes());
+        let checksum = checksum(&bytes);
+        bytes[CHECKSUM_OFFSET..RECORD_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+}
+
+fn push_block_header(block: &BlockReference<'_>, same_relation: bool, bytes: &mut Vec<u8>) {
+    let mut flags = block.key.relation_fork.fork as u8;
+    let mut set = |condition: bool, flag: u8| flags |= if condition { flag } else { 0 };
+    set(block.image.is_some(), BLOCK_HAS_IMAGE);
+    set(!block.data.is_empty(), BLOCK_HAS_DATA);
+    set(block.will_init, BLOCK_WILL_INIT);
+    set(same_relation, BLOCK_SAME_RELATION);
+    let data_bytes = u16::try_from(block.data.len()).expect("a block's data is shorter than 64 KiB");
+    bytes.extend_from_slice(&[block.id, flags]);
+    bytes.extend_from_slice(&data_bytes.to_le_bytes());
+    if let Some(image) = &block.image {
+        let has_hole = image.hole_length > 0;
+        let compression = match image.compression {
+            ImageCompression::None => 0,
+            ImageCompression::Pglz => IMAGE_PGLZ,
+            ImageCompression::Lz4 => IMAGE_LZ4,
+            ImageCompression::Zstd => IMAGE_ZSTD,
+        };
+        let info = compression
+            | if has_hole { IMAGE_HAS_HOLE } else { 0 }
+            | if image.apply { IMAGE_APPLY } else { 0 };
+        let image_bytes = u16::try_from(image.bytes.len()).expect("an image is no longer than a page");
+        bytes.extend_from_slice(&image_bytes.to_le_bytes());
+        bytes.extend_from_slice(&image.hole_offset.to_le_bytes());
+        bytes.push(info);
+        if has_hole && compression != 0 {
+            bytes.extend_from_slice(&image.hole_length.to_le_bytes());
+        }
+    }
+    if !same_relation {
+        let locator = block.key.relation_fork.locator;
+        for number in [locator.tablespace, locator.database, locator.relation] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+    bytes.extend_from_slice(&block.key.block.to_le_bytes());
+}
+
+/// Where a page can be cut so that its image needs fewer bytes: offset and length of a hole, which is all
+/// zeros.
+fn hole(page: &PageBytes) -> (u16, u16) {
+    let is_zero = |range: std::ops::Range<usize>| page[range].iter().all(|&byte| byte == 0);
+    let lower = u16::from_le_bytes([page[12], page[13]]);
+    let upper = u16::from_le_bytes([page[14], page[15]]);
+    let (start, end) = (usize::from(lower), usize::from(upper));
+    // Between `pd_lower` and `pd_upper` a standard page is free. A page that is not standard may have
+    // anything there, so the bytes are looked at and not believed.
+    if start >= 24 && start < end && end <= PAGE_SIZE && is_zero(start..end) {
+        (lower, upper - lower)
+    } else if is_zero(0..PAGE_SIZE) {
+        // The format has no hole at offset zero, so one byte stays.
+        (1, PAGE_SIZE as u16 - 1)
+    } else {
+        (0, 0)
+    }
+}
+
+/// One `XLOG_FPI` record that makes each of these blocks exactly the page given (but for the LSN redo
+/// stamps).
+///
+/// # Panics
+/// If there are no pages or more than [`FULL_PAGE_IMAGES_MAX`].
+#[must_use]
+pub fn full_page_images(pages: &[(BlockKey, &PageBytes)], previous_start: Lsn) -> Vec<u8> {
+    assert!(!pages.is_empty() && pages.len() <= FULL_PAGE_IMAGES_MAX, "{} pages in one record", pages.len());
+    let solid: Vec<(u16, u16, Vec<u8>)> = pages
+        .iter()
+        .map(|(_, page)| {
+            let (offset, length) = hole(page);
+            let (before, rest) = page.split_at(usize::from(offset));
+            (offset, length, [before, &rest[usize::from(length)..]].concat())
+        })
+        .collect();
+    let mut builder = RecordBuilder::new(ResourceManager::Xlog, xlog::FULL_PAGE_IMAGE);
+    for (id, ((key, _), (hole_offset, hole_length, bytes))) in pages.iter().zip(&solid).enumerate() {
+        builder = builder.block(BlockReference {
+            id: u8::try_from(id).expect("there are at most 32 pages"),
+            key: *key,
+            will_init: false,
+            image: Some(BlockImage {
+                bytes,
+                hole_offset: *hole_offset,
+                hole_length: *hole_length,
+                compression: ImageCompression::None,
+                apply: true,
+            }),
+            data: &[],
+        });
+    }
+    builder.previous_start(previous_start).finish()
+}
+
+/// Lays a record out as it stands in the log.
+///
+/// `at` is the end of the record before (`RecordSpan::end`). The bytes returned begin at `at`: a page
+/// header if a page begins there, the record, a header wherever it enters another page, and zeros up to the
+/// aligned end.
+///
+/// # Panics
+/// If `at` is not aligned or inside a page header, or `record` is empty.
+#[must_use]
+pub fn lay_out(layout: &WalLayout, record: &[u8], at: Lsn) -> (RecordSpan, Vec<u8>) {
+    let in_page = at.0 - page_start(at).0;
+    assert!(at.0.is_multiple_of(8), "a record begins at an aligned position, {at} is not");
+    assert!(
+        in_page == 0 || in_page >= layout.header_bytes(page_start(at)) as u64,
+        "{at} is inside a page header"
+    );
+    assert!(!record.is_empty(), "there is no empty record");
+    let mut bytes = Vec::with_capacity(record.len() + record.len() / 200 + 96);
+    let position = |bytes: &Vec<u8>| Lsn(at.0 + bytes.len() as u64);
+    let mut start = at;
+    let mut rest = record;
+    while !rest.is_empty() {
+        let here = position(&bytes);
+        if page_start(here) == here {
+            let continues = rest.len() < record.len();
+            let continuation = if continues { u32::try_from(rest.len()).unwrap_or(u32::MAX) } else { 0 };
+            bytes.extend_from_slice(&layout.encode_header(here, continuation));
+            if !continues {
+                start = position(&bytes);
+            }
+        }
+        let here = position(&bytes);
+        let room = (page_start(here).0 + WAL_PAGE_BYTES - here.0) as usize;
+        let (fits, later) = rest.split_at(room.min(rest.len()));
+        bytes.extend_from_slice(fits);
+        rest = later;
+    }
+    let end = position(&bytes).align_up();
+    bytes.resize((end.0 - at.0) as usize, 0);
+    (RecordSpan { start, end }, bytes)
+}
+
+/// A shutdown checkpoint written into otherwise empty pages.
+#[derive(Clone, Debug)]
+pub struct ShutdownCheckpoint {
+    /// Where the record stands.
+    pub span: RecordSpan,
+    /// The record's bytes.
+    pub record: Vec<u8>,
+    /// Whole WAL pages and where they begin: those the record stands on and, before them, the first page of
+    /// its segment file, which PostgreSQL reads to know the file. What of them is not the record is zeros,
+    /// and zeros is what PostgreSQL finds when it goes on writing after it.
+    pub pages: Vec<(Lsn, Box<PageBytes>)>,
+}
+
+/// Writes a shutdown checkpoint after the record `last`, whose end need not be on a page that exists.
+///
+/// The checkpoint's `redo` is set to the new record's own start, as PostgreSQL has it.
+///
+/// # Panics
+/// As [`lay_out`] for `last.end`.
+#[must_use]
+pub fn shutdown_checkpoint(
+    layout: &WalLayout,
+    last: RecordSpan,
+    checkpoint: CheckPointRecord,
+) -> ShutdownCheckpoint {
+    let at = last.end;
+    let header_bytes = if page_start(at) == at { layout.header_bytes(at) as u64 } else { 0 };
+    let PostgresVersion::V15 = layout.version;
+    let body = CheckPointRecord { redo: Lsn(at.0 + header_bytes), ..checkpoint }.encode();
+    let record = RecordBuilder::new(ResourceManager::Xlog, xlog::CHECKPOINT_SHUTDOWN)
+        .previous_start(last.start)
+        .main_data(&body)
+        .finish();
+    let (span, bytes) = lay_out(layout, &record, at);
+
+    let mut pages: Vec<(Lsn, Box<PageBytes>)> = Vec::new();
+    let mut begin = |page: Lsn| {
+        // What stands on the first page before the checkpoint is declared the rest of an earlier record:
+        // tools that read a page from its start then step over it.
+        let before = at.0.saturating_sub(page.0 + layout.header_bytes(page) as u64);
+        let continuation = if page == page_start(at) { before as u32 } else { 0 };
+        let header = layout.encode_header(page, continuation);
+        let mut content = Box::new([0; PAGE_SIZE]);
+        content[..header.len()].copy_from_slice(&header);
+        pages.push((page, content));
+    };
+    let segment = Lsn(at.0 - at.0 % u64::from(layout.segment_bytes));
+    if segment != page_start(at) {
+        begin(segment);
+    }
+    let mut page = page_start(at);
+    while page < span.end {
+        begin(page);
+        page = Lsn(page.0 + WAL_PAGE_BYTES);
+    }
+    // The laid-out bytes bring their own headers for pages that begin inside them.
+    for (offset, byte) in bytes.iter().enumerate() {
+        let position = Lsn(at.0 + offset as u64);
+        let home = page_start(position);
+        let (_, content) = pages
+            .iter_mut()
+            .find(|(page, _)| *page == home)
+            .expect("every page of the record was begun above");
+        content[(position.0 - home.0) as usize] = *byte;
+    }
+    assert!(
+        pages.iter().any(|(page, _)| is_segment_start(*page, layout.segment_bytes)),
+        "the segment file's first page is among the pages"
+    );
+    ShutdownCheckpoint { span, record, pages }
+}

@@ -1,0 +1,166 @@
+//! Headers of WAL pages (`src/include/access/xlog_internal.h`) and where pages and segment files begin.
+
+use borealis_types::{Lsn, PostgresVersion};
+
+use crate::bytes::Reader;
+use crate::v15;
+
+/// Bytes of a WAL page (`XLOG_BLCKSZ`). Borealis supports the default only.
+pub const WAL_PAGE_BYTES: u64 = 8192;
+
+/// Bytes of a page header (`SizeOfXLogShortPHD`).
+pub const SHORT_HEADER_BYTES: usize = 24;
+
+/// Bytes of the header of a segment file's first page (`SizeOfXLogLongPHD`).
+pub const LONG_HEADER_BYTES: usize = 40;
+
+/// The page's first bytes are the rest of a record of the page before (`XLP_FIRST_IS_CONTRECORD`).
+pub const FIRST_IS_CONTINUATION: u16 = 0x0001;
+/// The header is a long one (`XLP_LONG_HEADER`).
+pub const LONG_HEADER: u16 = 0x0002;
+/// Instead of the rest of a record, the page begins with another one (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
+pub const FIRST_IS_OVERWRITE: u16 = 0x0008;
+/// Every flag there is (`XLP_ALL_FLAGS`).
+const ALL_FLAGS: u16 = 0x000F;
+
+/// What all pages of a stream have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WalLayout {
+    /// Whose pages they are.
+    pub version: PostgresVersion,
+    /// Time line the pages are written on.
+    pub timeline: u32,
+    /// The cluster's identity, as in `pg_control`.
+    pub system_identifier: u64,
+    /// Size of a segment file: a power of two from 1 MiB to 1 GiB.
+    pub segment_bytes: u32,
+}
+
+impl WalLayout {
+    /// PostgreSQL's default segment size.
+    pub const DEFAULT_SEGMENT_BYTES: u32 = 16 * 1024 * 1024;
+
+    /// Bytes of the header of the page that begins at `page`.
+    #[must_use]
+    pub fn header_bytes(&self, page: Lsn) -> usize {
+        if is_segment_start(page, self.segment_bytes) { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES }
+    }
+
+    /// The bytes of the header of the page at `page`, of which the first `continuation_bytes` after the
+    /// header (and maybe more on later pages) are the rest of an earlier record.
+    #[must_use]
+    pub fn encode_header(&self, page: Lsn, continuation_bytes: u32) -> Vec<u8> {
+        let long = is_segment_start(page, self.segment_bytes);
+        let mut flags = 0;
+        if long {
+            flags |= LONG_HEADER;
+        }
+        if continuation_bytes > 0 {
+            flags |= FIRST_IS_CONTINUATION;
+        }
+        let mut bytes = Vec::with_capacity(LONG_HEADER_BYTES);
+        bytes.extend_from_slice(&page_magic(self.version).to_le_bytes());
+        bytes.extend_from_slice(&flags.to_le_bytes());
+        bytes.extend_from_slice(&self.timeline.to_le_bytes());
+        bytes.extend_from_slice(&page.0.to_le_bytes());
+        bytes.extend_from_slice(&continuation_bytes.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        if long {
+            bytes.extend_from_slice(&self.system_identifier.to_le_bytes());
+            bytes.extend_from_slice(&self.segment_bytes.to_le_bytes());
+            bytes.extend_from_slice(&(WAL_PAGE_BYTES as u32).to_le_bytes());
+        }
+        bytes
+    }
+}
+
+/// `XLOG_PAGE_MAGIC`.
+#[must_use]
+pub fn page_magic(version: PostgresVersion) -> u16 {
+    match version {
+        PostgresVersion::V15 => v15::PAGE_MAGIC,
+    }
+}
+
+/// Where the page that holds this position begins.
+#[must_use]
+pub fn page_start(position: Lsn) -> Lsn {
+    Lsn(position.0 - position.0 % WAL_PAGE_BYTES)
+}
+
+/// Whether a segment file begins at this position.
+#[must_use]
+pub fn is_segment_start(position: Lsn, segment_bytes: u32) -> bool {
+    position.0.is_multiple_of(u64::from(segment_bytes))
+}
+
+/// The position rounded up to the start of a segment file.
+#[must_use]
+pub fn segment_end(position: Lsn, segment_bytes: u32) -> Option<Lsn> {
+    position.0.checked_next_multiple_of(u64::from(segment_bytes)).map(Lsn)
+}
+
+/// A page header as read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageHeader {
+    /// `xlp_magic`
+    pub magic: u16,
+    /// `xlp_info`
+    pub flags: u16,
+    /// `xlp_tli`
+    pub timeline: u32,
+    /// `xlp_pageaddr`
+    pub page_address: Lsn,
+    /// `xlp_rem_len`: bytes of an earlier record still to come, this page's included.
+    pub continuation_bytes: u32,
+    /// What a long header adds.
+    pub long: Option<LongHeader>,
+}
+
+/// What the header of a segment file's first page adds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LongHeader {
+    /// `xlp_sysid`
+    pub system_identifier: u64,
+    /// `xlp_seg_size`
+    pub segment_bytes: u32,
+    /// `xlp_xlog_blcksz`
+    pub page_bytes: u32,
+}
+
+impl PageHeader {
+    /// Reads a header; `None` when the bytes are too few.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<PageHeader> {
+        let mut reader = Reader::new(bytes);
+        let mut header = PageHeader {
+            magic: reader.u16()?,
+            flags: reader.u16()?,
+            timeline: reader.u32()?,
+            page_address: Lsn(reader.u64()?),
+            continuation_bytes: reader.u32()?,
+            long: None,
+        };
+        reader.take(4)?;
+        if header.flags & LONG_HEADER != 0 {
+            header.long = Some(LongHeader {
+                system_identifier: reader.u64()?,
+                segment_bytes: reader.u32()?,
+                page_bytes: reader.u32()?,
+            });
+        }
+        Some(header)
+    }
+
+    /// Its own length.
+    #[must_use]
+    pub fn header_bytes(&self) -> usize {
+        if self.long.is_some() { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES }
+    }
+
+    /// Whether only flags that exist are set.
+    #[must_use]
+    pub fn flags_are_known(&self) -> bool {
+        self.flags & !ALL_FLAGS == 0
+    }
+}

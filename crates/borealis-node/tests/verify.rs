@@ -7,6 +7,8 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use borealis_node::verify::{Difference, Subject, verify_volume};
 use borealis_types::{DatabaseKey, MetaKey, NodeId};
@@ -126,4 +128,31 @@ fn a_flipped_bit_in_a_record_that_is_not_applied_yet_is_found() {
     assert!(!report.findings.iter().any(|f| f.subject == Subject::Page { key: block(RELATION, 10) }));
     assert_eq!(report.pages_compared, u64::from(PAGES));
     cluster.kill_node(1);
+}
+
+#[test]
+fn a_volume_that_is_being_written_to_raises_no_false_alarm() {
+    let (cluster, mut writer) = filled(1);
+    let target = cluster.verify_target();
+    let stop = AtomicBool::new(false);
+    let reports = thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in (0..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                for number in 0..20 {
+                    writer.put_page(block(RELATION, (round * 7 + number) % PAGES), &image(round + number));
+                }
+                writer.ship(&ALL);
+                writer.announce(&ALL);
+            }
+        });
+        let reports: Vec<_> = (0..3).map(|_| verify_volume(&target)).collect();
+        stop.store(true, Ordering::Relaxed);
+        reports
+    });
+    for report in reports {
+        assert!(report.is_clean(), "{report:#?}");
+        assert_eq!(report.unreachable, []);
+    }
+    let report = verify_volume(&target);
+    assert!(report.is_clean() && report.is_complete(), "{report:#?}");
 }

@@ -47,7 +47,6 @@ impl<'a> Reader<'a> {
     }
 
     /// The next eight bytes.
-    #[allow(dead_code)] // For the resource managers whose records hold 64-bit fields.
     pub(crate) fn u64(&mut self) -> Redo<u64> {
         self.array().map(u64::from_le_bytes)
     }

@@ -54,7 +54,6 @@ pub(crate) fn unused_space(page: &mut PageBytes) -> Redo {
 }
 
 /// `mask_lp_flags`
-#[allow(dead_code)] // For the index access methods, which mark items dead without a record.
 pub(crate) fn line_pointer_flags(page: &mut PageBytes) -> Redo {
     for offset_number in 1..=page::max_offset_number(page) {
         let pointer = page::line_pointer(page, offset_number)?;
@@ -64,7 +63,6 @@ pub(crate) fn line_pointer_flags(page: &mut PageBytes) -> Redo {
 }
 
 /// `mask_page_content`
-#[allow(dead_code)] // For the index access methods that recycle pages.
 pub(crate) fn page_content(page: &mut PageBytes) {
     page[page::HEADER_SIZE..].fill(MARKER);
     page::set_lower(page, u16::from(MARKER));

@@ -60,10 +60,11 @@ pub(crate) fn lock_for_write<'a>(
 ) -> WriteGuard<'a> {
     held.release(locks);
     let word = &locks[index % FILL_LOCKS];
+    let mut attempts = 0;
     loop {
         let value = word.load(Ordering::Relaxed);
         if value & FILLER != 0 {
-            wait(word, value);
+            wait(word, value, &mut attempts);
             continue;
         }
         if word.compare_exchange_weak(value, value + 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
@@ -80,23 +81,28 @@ pub(crate) fn lock_for_fill<'a>(
 ) -> FillGuard<'a> {
     held.release(locks);
     let word = &locks[index % FILL_LOCKS];
+    let mut attempts = 0;
     loop {
         match word.compare_exchange(0, FILLER, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => {
                 held.set(index % FILL_LOCKS, true);
                 return FillGuard(locks, held);
             }
-            Err(value) => wait(word, value),
+            Err(value) => wait(word, value, &mut attempts),
         }
     }
 }
 
 /// Holders are inside one system call on a memory file system, so nobody bothers to wake: giving the
-/// processor away is enough, with a short sleep for the rare case that the holder is not running.
-fn wait(word: &AtomicU32, value: u32) {
-    // SAFETY: no arguments, no memory.
-    unsafe { libc::sched_yield() };
-    if word.load(Ordering::Relaxed) == value {
+/// processor away is enough, with a short sleep for the rare case that the holder does not get to run.
+fn wait(word: &AtomicU32, value: u32, attempts: &mut u32) {
+    const YIELDS: u32 = 100;
+    *attempts += 1;
+    if *attempts <= YIELDS {
+        // SAFETY: no arguments, no memory.
+        unsafe { libc::sched_yield() };
+    } else {
+        *attempts = 0;
         futex::wait(word, value, 1);
     }
 }

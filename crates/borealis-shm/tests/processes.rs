@@ -484,6 +484,8 @@ fn a_fill_never_overwrites_a_write() {
             scope.spawn(move || {
                 let slot = ClientSlot::new();
                 while !stop.load(Ordering::Relaxed) {
+                    // A real filler fetches a block between two fills.
+                    std::thread::yield_now();
                     let _guard = client.lock_for_fill(&slot, 5);
                     if !present.load(Ordering::Relaxed) {
                         // Where a real filler is inside a system call.
@@ -495,7 +497,7 @@ fn a_fill_never_overwrites_a_write() {
                 }
             });
         }
-        for round in 0..5_000u64 {
+        for round in 0..1_000u64 {
             {
                 let _guard = client.lock_for_write(&slot, 5);
                 version.store(round + 2, Ordering::Relaxed);

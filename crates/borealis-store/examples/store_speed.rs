@@ -165,6 +165,8 @@ fn main() -> Result<()> {
     report("page reads with 10 records", rounds, begin.elapsed());
     let appended = store.append(&writer.commits(2000), origin)?;
     store.sync(appended.sequence)?;
+    writer.durable = writer.last;
+    store.note_positions(&writer.header())?;
     let begin = Instant::now();
     ensure!(store.read_page(GROUP, &status, writer.last.end)?.is_some());
     report("first page read with 2,010 records", 1, begin.elapsed());

@@ -219,7 +219,14 @@ impl Store {
                 let Some(hosted) = state.segments.get_mut(&group) else { continue };
                 offered.concerned = offered.concerned.with(group);
                 let link = ChainLink { previous_end, span: record.span };
-                match hosted.segment.offer(source, header.volume_epoch, link) {
+                // Whoever said that the group has no more records up to the materialized LSN was believed.
+                let complete = hosted.segment.segment_complete_lsn();
+                let denied = link.span.end > complete && link.span.end <= hosted.base.materialized;
+                let outcome = match denied {
+                    true => Offer::Conflict,
+                    false => hosted.segment.offer(source, header.volume_epoch, link),
+                };
+                match outcome {
                     Offer::Complete | Offer::Held => offered.taken[at] = offered.taken[at].with(group),
                     Offer::Duplicate => count(&self.counters.records_duplicate, 1),
                     Offer::TooFarAhead => {

@@ -138,8 +138,11 @@ impl<'a> RecordReader<'a> {
         let range = match inside(&self.chunk) {
             Some(range) => range,
             None => {
-                let most = self.chunk_bytes.max(length);
-                self.chunk = (reference.position, self.files.read_some(reference.position, length, most)?);
+                let bytes = match self.chunk_bytes {
+                    0 => self.files.read(reference.position, length)?,
+                    chunk => self.files.read_some(reference.position, length, chunk.max(length))?,
+                };
+                self.chunk = (reference.position, bytes);
                 0..length
             }
         };

@@ -70,7 +70,7 @@ fn set_header_u16(page: &mut PageBytes, offset: usize, value: u16) {
 }
 
 /// `PageGetLSN`
-#[allow(dead_code)] // For the access methods whose pages refer to each other by LSN.
+#[cfg(test)]
 pub(crate) fn lsn(page: &PageBytes) -> Lsn {
     let half =
         |at: usize| u64::from(u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]));
@@ -312,10 +312,8 @@ pub(crate) enum Placing {
     /// page's limit.
     Heap,
     /// `PAI_OVERWRITE`: that number, which must be unused or the next one.
-    #[allow(dead_code)] // For the access methods that keep their offset numbers stable.
     Overwrite,
     /// No flags: before the item that has the number now; later items move up by one number.
-    #[allow(dead_code)] // For the access methods that keep their items sorted.
     Shift,
 }
 

@@ -169,7 +169,6 @@ pub(crate) fn index_tuple_delete(page: &mut PageBytes, offset_number: u16) -> Re
 }
 
 /// `PageIndexTupleDeleteNoCompact`: removes an item but leaves its line pointer unused, unless it is the last.
-#[allow(dead_code)] // For the access methods that keep their offset numbers stable.
 pub(crate) fn index_tuple_delete_no_compact(page: &mut PageBytes, offset_number: u16) -> Redo {
     let bounds = aligned_bounds(page)?;
     let (_, start, length) = index_item(page, bounds, offset_number)?;
@@ -212,7 +211,6 @@ pub(crate) fn index_multi_delete(page: &mut PageBytes, offset_numbers: &[u16]) -
 }
 
 /// `PageIndexTupleOverwrite`: puts `item` where an old item is, moving the others to fit.
-#[allow(dead_code)] // For the access methods that replace items in place.
 pub(crate) fn index_tuple_overwrite(page: &mut PageBytes, offset_number: u16, item: &[u8]) -> Redo {
     let bounds = aligned_bounds(page)?;
     let (pointer, start, old_length) = index_item(page, bounds, offset_number)?;

@@ -146,7 +146,9 @@ impl Log {
     /// The first place without an entry ends the log, if what follows shows no sign that anything there was
     /// ever acknowledged: an entry behind it that knows it to be durable, or a later file. Entries behind the
     /// end that were never durable (a crash of the machine may keep a later write and lose an earlier one)
-    /// are wiped, so that they cannot come back behind what is appended next.
+    /// are wiped, so that they cannot come back behind what is appended next. Damage to the very last entry
+    /// cannot be told from a crash while it was written, unless the checkpoint knows it (the caller compares);
+    /// peers then have what it held.
     ///
     /// # Errors
     /// When the files are not a whole log, or acknowledged entries are damaged.

@@ -1,5 +1,6 @@
-//! Tests that look inside: a model of the whole store, damage, and group commit.
+//! Tests that look inside: a model of the whole store, damage, and the taking of redo.
 
 mod damage;
 mod model;
 mod records;
+mod redo;

@@ -1,0 +1,227 @@
+//! Taking redo: from whom, in which order, how much at once, and from hostile senders.
+
+use std::sync::atomic::Ordering;
+
+use borealis_proto::Refusal;
+use borealis_quorum::Promise;
+use borealis_types::{GroupId, Lsn, VolumeEpoch, WriterId};
+use proptest::prelude::*;
+
+use super::records::{TestEffect, Writer, block, create, fork, open};
+use crate::{Origin, Policy, StoreError};
+
+fn page(number: u32) -> Vec<TestEffect> {
+    vec![TestEffect::Page(block(fork(1, 16_384), number))]
+}
+
+#[test]
+fn concurrent_syncs_are_shared() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = create(&folder.path().join("node"), 1);
+    let mut writer = Writer::start(&store);
+    for number in 0..200 {
+        writer.write(page(number % 4), false);
+    }
+    let before = store.counters.log_syncs.load(Ordering::Relaxed);
+    let origin = Origin::Writer(writer.promise);
+    let batches: Vec<_> = writer.records.chunks(1).map(|record| writer.batch(record)).collect();
+    let next = std::sync::Mutex::new(batches.iter());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                loop {
+                    let appended = {
+                        let mut next = next.lock().unwrap();
+                        let Some(batch) = next.next() else { return };
+                        store.append(batch, origin).unwrap()
+                    };
+                    store.sync(appended.sequence).unwrap();
+                    assert!(store.commit.durable() >= appended.sequence.0);
+                }
+            });
+        }
+    });
+    let syncs = store.counters.log_syncs.load(Ordering::Relaxed) - before;
+    assert!(syncs < 200, "{syncs} syncs for 200 appends by 8 threads");
+    assert_eq!(store.summaries().unwrap()[0].segment_complete_lsn, writer.last().end);
+}
+
+#[test]
+fn an_older_writer_is_fenced_and_a_promise_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    let store = create(&path, 2);
+    let mut writer = Writer::start(&store);
+    writer.write(page(0), false);
+    let batch = writer.batch(&writer.records);
+    let newer = Promise { epoch: VolumeEpoch(7), writer: WriterId(5) };
+    store.fence(newer).unwrap();
+    let refused = |result: Result<(), StoreError>| {
+        matches!(result, Err(StoreError::Refused(Refusal::Fenced(VolumeEpoch(7)))))
+    };
+    assert!(refused(store.append(&batch, Origin::Writer(writer.promise)).map(drop)));
+    drop(store);
+    let store = open(&path).unwrap();
+    assert!(refused(store.append(&batch, Origin::Writer(writer.promise)).map(drop)));
+    let rival = Promise { epoch: VolumeEpoch(7), writer: WriterId(6) };
+    assert!(refused(store.fence(rival).map(drop)));
+    assert!(refused(
+        store
+            .install(writer.promise.writer, &writer.history, &[])
+            .map(drop)
+            .map_err(|error| { StoreError::Refused(error.to_refusal()) })
+    ));
+    store.fence(newer).unwrap();
+}
+
+#[test]
+fn a_full_index_is_emptied_before_more_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    drop(create(&path, 1));
+    let options = crate::Options { memory_limit_bytes: 64 << 10, ..super::records::options() };
+    let rules = std::sync::Arc::new(super::records::TestRules);
+    let store = crate::Store::open_with_rules(&path, options, rules).unwrap();
+    let mut writer = Writer::start(&store);
+    for _ in 0..100 {
+        let first = writer.records.len();
+        for number in 0..20 {
+            writer.write(page(number), false);
+        }
+        let batch = writer.batch(&writer.records[first..]);
+        store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        writer.durable = writer.last();
+        writer.minimum_read_point = writer.durable.end;
+        for group in writer.placement.groups() {
+            store.set_peer_floor(group, writer.durable.end);
+        }
+    }
+    let metrics: std::collections::BTreeMap<_, _> = store.metrics().into_iter().collect();
+    assert!(metrics["appends_held_back"] > 0);
+    assert!(metrics["index_memory_bytes"] < 96 << 10, "{metrics:?}");
+    assert!(metrics["log_file_bytes"] < 256 << 10, "{metrics:?}");
+}
+
+#[test]
+fn a_page_with_many_records_is_prepared_for_its_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = create(&folder.path().join("node"), 1);
+    let mut writer = Writer::start(&store);
+    for _ in 0..1100 {
+        writer.write(page(0), false);
+    }
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    writer.durable = writer.last();
+    store.note_positions(&writer.header()).unwrap();
+    // Nothing can be materialized, because someone may still read at the beginning.
+    assert!(!store.materialize(Policy::Now).unwrap().advanced);
+    let before = store.counters.records_applied_for_reads.load(Ordering::Relaxed);
+    store.read_page(GroupId(0), &block(fork(1, 16_384), 0), writer.last().end).unwrap().unwrap();
+    assert_eq!(store.counters.records_applied_for_reads.load(Ordering::Relaxed), before);
+    let oldest = writer.records[0].span.end;
+    let first = store.read_page(GroupId(0), &block(fork(1, 16_384), 0), oldest).unwrap().unwrap();
+    assert_eq!(first, super::records::page_of(super::records::mix(0, oldest)));
+}
+
+#[test]
+fn reads_are_exact_while_pages_are_overwritten_and_log_files_reused() {
+    const PAGES: u32 = 6;
+    const RECORDS: usize = 3000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = create(&folder.path().join("node"), 1);
+    let mut writer = Writer::start(&store);
+    let mut versions = vec![vec![(Lsn::ZERO, 0)]; PAGES as usize];
+    let mut batches = Vec::new();
+    for first in (0..RECORDS).step_by(10) {
+        for number in first..first + 10 {
+            let number = (number * 7 % PAGES as usize) as u32;
+            let lsn = writer.write(page(number), false).span.end;
+            let (_, hash) = *versions[number as usize].last().unwrap();
+            versions[number as usize].push((lsn, super::records::mix(hash, lsn)));
+        }
+        batches.push(writer.batch(&writer.records[first..]));
+        writer.durable = writer.last();
+        writer.minimum_read_point = writer.records[first.saturating_sub(30)].span.end;
+    }
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut exact = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for batch in &batches {
+                store.append(batch, Origin::Writer(writer.promise)).unwrap();
+                std::thread::yield_now();
+            }
+            done.store(true, Ordering::Release);
+        });
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                let summary = &store.summaries().unwrap()[0];
+                store.set_peer_floor(GroupId(0), summary.segment_complete_lsn);
+                store.materialize(Policy::Now).unwrap();
+            }
+        });
+        let mut round = 0u64;
+        while !done.load(Ordering::Acquire) {
+            round += 1;
+            let summary = &store.summaries().unwrap()[0];
+            let (from, through) = (summary.minimum_read_point.0, summary.readable_through.0);
+            let lsn = Lsn(from + round.wrapping_mul(0x9E37_79B9_7F4A_7C15) % (through - from + 1));
+            let number = (round % u64::from(PAGES)) as u32;
+            let found = match store.read_page(GroupId(0), &block(fork(1, 16_384), number), lsn) {
+                Err(StoreError::Refused(_)) => continue,
+                found => found.unwrap(),
+            };
+            let of_page = &versions[number as usize];
+            let (since, hash) = of_page[of_page.partition_point(|(at, _)| *at <= lsn) - 1];
+            let expected = (since != Lsn::ZERO).then(|| super::records::page_of(hash));
+            assert_eq!(found, expected, "page {number} as of {lsn}");
+            exact += 1;
+        }
+    });
+    let metrics: std::collections::BTreeMap<_, _> = store.metrics().into_iter().collect();
+    assert!(exact > 10 && metrics["checkpoints"] > 3, "{exact} reads, {metrics:?}");
+}
+
+#[test]
+fn hostile_batches_never_panic_and_bring_no_positions() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = create(&folder.path().join("node"), 2);
+    let mut writer = Writer::start(&store);
+    for number in 0..4 {
+        writer.write(page(number), false);
+    }
+    let whole = writer.batch(&writer.records);
+    let origins = [
+        Origin::Writer(writer.promise),
+        Origin::Peer(GroupId(0)),
+        Origin::Recovery(writer.promise, GroupId(1)),
+        Origin::Peer(GroupId(9)),
+    ];
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let strategy = (0..whole.len(), any::<u8>(), 0..origins.len(), any::<bool>());
+    runner
+        .run(&strategy, |(at, value, origin, cut)| {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            if cut {
+                bytes.truncate(at);
+            }
+            // Where records stand is the sender's word, which the frame's checksum covers; the positions in the
+            // header count from the writer only.
+            let origin = if origins[origin] == origins[0] { origins[1] } else { origins[origin] };
+            let _ = store.append(&bytes, origin);
+            Ok(())
+        })
+        .unwrap();
+    runner
+        .run(&prop::collection::vec(any::<u8>(), 0..200), |bytes| {
+            let _ = store.append(&bytes, origins[0]);
+            let _ = store.append(&bytes, origins[1]);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(store.failure(), None);
+    for summary in store.summaries().unwrap() {
+        assert_eq!(summary.minimum_read_point, Lsn::ZERO);
+    }
+}

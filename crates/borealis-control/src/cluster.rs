@@ -452,7 +452,9 @@ impl Cluster {
         for process in [driver, postmaster].into_iter().flatten() {
             process.kill_and_wait()?;
         }
-        Ok(driver.is_some() || postmaster.is_some())
+        // A power cut takes the server's other processes too.
+        let others = borealis_instance::server::kill_processes_in(&self.memory_directory(instance));
+        Ok(driver.is_some() || postmaster.is_some() || others > 0)
     }
 
     /// Stops an instance in order.

@@ -41,6 +41,8 @@ pub struct Tuning {
     pub shipped_ahead_bytes: u64,
     /// Batches a node may have unacknowledged.
     pub batches_in_flight: usize,
+    /// Send in rounds (see `ShipperLimits::in_rounds`).
+    pub in_rounds: bool,
     /// The goal for a batch's size; one record may exceed it.
     pub batch_bytes: usize,
     /// Durable log kept for nodes that lag; a node further behind is left to its peers.
@@ -65,6 +67,7 @@ impl Default for Tuning {
             log_ahead_limit_bytes: 96 << 20,
             shipped_ahead_bytes: 16 << 20,
             batches_in_flight: 1,
+            in_rounds: true,
             batch_bytes: 512 << 10,
             retained_bytes: 8 << 20,
             prefetch_bytes: 16 << 20,
@@ -149,7 +152,11 @@ impl DriverConfig {
         }
         for group in &self.groups {
             if group.group.0 >= self.placement.group_count() {
-                return error(format!("group {} is beyond the volume's {}", group.group, self.placement.group_count()));
+                return error(format!(
+                    "group {} is beyond the volume's {}",
+                    group.group,
+                    self.placement.group_count()
+                ));
             }
             if group.members.len() != borealis_types::SEGMENTS_PER_GROUP {
                 return error(format!("group {} has {} members, not six", group.group, group.members.len()));

@@ -178,6 +178,8 @@ pub struct Engine {
     last_shipped_at: Instant,
     /// When reads are due for a look at the clock.
     reads_due: Option<Duration>,
+    /// A watched descriptor became readable.
+    watched: bool,
     stopped: bool,
 }
 
@@ -231,6 +233,7 @@ impl Engine {
             batches_in_flight: tuning.batches_in_flight,
             batch_bytes: tuning.batch_bytes,
             retained_bytes: tuning.retained_bytes,
+            in_rounds: tuning.in_rounds && std::env::var_os("BOREALIS_NO_ROUNDS").is_none(),
         };
         let peers: Vec<PeerLinks> = config
             .nodes
@@ -268,6 +271,7 @@ impl Engine {
             started: now,
             last_shipped_at: now,
             reads_due: None,
+            watched: false,
             stopped: false,
         })
     }
@@ -286,6 +290,12 @@ impl Engine {
     /// When the system refuses.
     pub fn watch(&self, descriptor: RawFd) -> Result<(), EngineError> {
         Ok(self.poll.registry().register(&mut SourceFd(&descriptor), TOKEN_WATCHED, Interest::READABLE)?)
+    }
+
+    /// Whether a watched descriptor became readable, or another thread woke the loop, since this was asked
+    /// last.
+    pub fn take_watched(&mut self) -> bool {
+        std::mem::take(&mut self.watched)
     }
 
     /// Attaches the memory shared with a server whose log goes on after the last record shipped.
@@ -388,7 +398,8 @@ impl Engine {
         self.publish();
         self.flush_all();
         let wait = self.sleep_time(wait);
-        let sleep = self.server.as_ref().is_none_or(|server| server.shm.prepare_to_sleep(server.looked_sequence));
+        let sleep =
+            self.server.as_ref().is_none_or(|server| server.shm.prepare_to_sleep(server.looked_sequence));
         let timeout = if sleep { wait } else { Duration::ZERO };
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
@@ -544,6 +555,7 @@ impl Engine {
     fn take_events(&mut self) -> Result<(), EngineError> {
         let tokens: Vec<Token> = self.events.iter().map(mio::event::Event::token).collect();
         for token in tokens {
+            self.watched |= token == TOKEN_WATCHED || token == TOKEN_WAKER;
             let Some(number) = token.0.checked_sub(TOKEN_FIRST_PEER) else { continue };
             let (index, line) = (number / 2, if number % 2 == 0 { Line::Append } else { Line::Read });
             if index < self.peers.len() {
@@ -659,9 +671,9 @@ impl Engine {
             return Err(EngineError::Fenced(newer));
         }
         let groups = self.peers[index].groups;
-        let behind = segments
-            .iter()
-            .any(|s| groups.contains(s.group) && s.history.newest_epoch() < self.epoch || s.promised_epoch < self.epoch);
+        let behind = segments.iter().any(|s| {
+            groups.contains(s.group) && s.history.newest_epoch() < self.epoch || s.promised_epoch < self.epoch
+        });
         let installing = matches!(self.peers[index].append, Link::Up { stage: Stage::Installing, .. });
         if behind {
             if installing {
@@ -735,8 +747,7 @@ impl Engine {
             self.reads_due = self.reads.tick(&mut self.read_router, &mut lines, now);
             self.answer_done();
         }
-        let silent: Vec<PeerIndex> =
-            self.shipper.silent_since(now.saturating_sub(SILENCE_MAX)).collect();
+        let silent: Vec<PeerIndex> = self.shipper.silent_since(now.saturating_sub(SILENCE_MAX)).collect();
         for index in silent {
             self.disconnect(index, Line::Append, "it leaves batches unanswered");
         }

@@ -14,8 +14,8 @@ use borealis_proto::{Refusal, RelationSize, Reply, Request};
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_shm as shm;
 use borealis_types::{
-    BlockKey, DatabaseKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PAGE_SIZE, PageKey, Placement, RelationFork,
-    RelationLocator, SlruKind,
+    BlockKey, DatabaseKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PAGE_SIZE, PageKey, Placement,
+    RelationFork, RelationLocator, SlruKind,
 };
 use borealis_wal::Effect;
 
@@ -68,7 +68,10 @@ impl Ask {
 enum Waiter<Slot> {
     Slot(Slot),
     /// A hint. PostgreSQL may ask for the block before the answer is here; then that slot waits.
-    Prefetch { key: BlockKey, slot: Option<Slot> },
+    Prefetch {
+        key: BlockKey,
+        slot: Option<Slot>,
+    },
 }
 
 #[derive(Debug)]
@@ -879,7 +882,9 @@ mod tests {
             lines.sent.clear();
             reads.begin(1, Wanted::ListRelations { database, cursor }, &mut router, &mut lines, MS);
             for (node, id, request) in lines.sent.clone() {
-                let Request::ListRelations { group, after, limit, .. } = request else { panic!("{request:?}") };
+                let Request::ListRelations { group, after, limit, .. } = request else {
+                    panic!("{request:?}")
+                };
                 // Group 2 knows only every third relation; sizes differ between groups.
                 let list = forks
                     .iter()

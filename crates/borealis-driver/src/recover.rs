@@ -278,7 +278,8 @@ impl<'a> Attempt<'a> {
             if !groups.contains(&group) {
                 continue;
             }
-            let here = |node: &NodeId| self.welcomes.contains_key(node) && !self.unreachable.contains_key(node);
+            let here =
+                |node: &NodeId| self.welcomes.contains_key(node) && !self.unreachable.contains_key(node);
             let present = members.members().filter(here).count();
             let all = members.members().count();
             absent.extend(members.members().filter(|node| !here(node)));

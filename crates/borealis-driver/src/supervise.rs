@@ -11,7 +11,9 @@ use anyhow::Context as _;
 use borealis_instance::data_directory::{self, prepare_memory_directory, remove_memory_directory};
 use borealis_instance::import::run_initdb;
 use borealis_instance::server::{ShimConfig, describe_exit};
-use borealis_instance::{Binaries, Import, InstanceError, OperatingSystemUser, Server, ServerConfig, Settings};
+use borealis_instance::{
+    Binaries, Import, InstanceError, OperatingSystemUser, Server, ServerConfig, Settings,
+};
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::{Config as ShmConfig, DriverSide, probe_memory_file_system};
 use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId};
@@ -22,6 +24,7 @@ use crate::config::DriverConfig;
 use crate::contents;
 use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPhases, Status};
 use crate::engine::{Engine, EngineError};
+use crate::leftovers;
 use crate::recover::{self, RecoverError};
 
 /// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
@@ -35,6 +38,9 @@ const SERVER_START_MAX: Duration = Duration::from_secs(60);
 const SERVER_STOP_MAX: Duration = Duration::from_secs(60);
 /// How long a server that must end at once may take.
 const SERVER_QUIT_MAX: Duration = Duration::from_secs(5);
+/// How often the server and the signals are looked at without a sign of them: while the server starts, and then.
+const LOOK_INTERVAL_STARTING: Duration = Duration::from_millis(2);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// A server that ran this long was not a failed start.
 const SETTLED: Duration = Duration::from_secs(30);
 /// The first transaction id of a cluster (`FirstNormalTransactionId`).
@@ -92,8 +98,15 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     control::listen(&socket, shared.clone())
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
 
-    let mut supervisor =
-        Supervisor { config: Arc::new(config), binaries, user, settings, shared, signals, writer: new_writer()? };
+    let mut supervisor = Supervisor {
+        config: Arc::new(config),
+        binaries,
+        user,
+        settings,
+        shared,
+        signals,
+        writer: new_writer()?,
+    };
     let result = supervisor.run_until_stopped();
     // The socket goes with the process that answers on it.
     let _ = std::fs::remove_file(&socket);
@@ -144,16 +157,17 @@ struct Supervisor {
 /// A server that is ended when it goes out of scope, whatever the reason.
 struct RunningServer {
     server: Server,
+    memory_directory: PathBuf,
     /// Readable when the server has ended.
     end: Option<OwnedFd>,
     ended: bool,
 }
 
 impl RunningServer {
-    fn start(config: &ServerConfig) -> Result<RunningServer, InstanceError> {
+    fn start(config: &ServerConfig, memory_directory: &Path) -> Result<RunningServer, InstanceError> {
         let server = Server::start(config)?;
         let end = process_descriptor(server.process_id());
-        Ok(RunningServer { server, end, ended: false })
+        Ok(RunningServer { server, memory_directory: memory_directory.to_path_buf(), end, ended: false })
     }
 
     /// How it ended, if it has.
@@ -175,6 +189,8 @@ impl Drop for RunningServer {
             self.server.request_immediate_shutdown();
             self.server.wait_or_kill(SERVER_QUIT_MAX);
         }
+        // Processes that waited for a lock of one that died never notice that the postmaster is gone.
+        leftovers::clear(&self.memory_directory);
     }
 }
 
@@ -255,7 +271,7 @@ impl Supervisor {
         let begun = Instant::now();
         let mut phases = StartPhases::default();
         self.shared.update(|status| status.state = "recovering");
-        end_leftover_server(&self.config.memory_dir);
+        leftovers::clear(&self.config.memory_dir);
         prepare_memory_directory(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
@@ -331,7 +347,8 @@ impl Supervisor {
             }
             Ok(())
         })?;
-        std::fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
+        std::fs::remove_dir_all(&directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
         self.wait_durable(engine)
     }
 
@@ -382,7 +399,7 @@ impl Supervisor {
             shim: Some(shim),
             log_file: self.config.instance_dir.join("postgres.log"),
         };
-        Ok(RunningServer::start(&config)?)
+        Ok(RunningServer::start(&config, &self.config.memory_dir)?)
     }
 
     /// Where the server's local socket goes: in the memory directory, for the server's user must be able to
@@ -421,9 +438,15 @@ impl Supervisor {
         let mut ready = false;
         let mut stopping = None;
         let mut last_shown = Instant::now();
+        let mut last_looked = Instant::now();
         loop {
-            let wait = if ready { Duration::from_millis(250) } else { Duration::from_millis(2) };
-            engine.turn(wait)?;
+            let look_interval = if ready { LOOK_INTERVAL } else { LOOK_INTERVAL_STARTING };
+            engine.turn(if ready { Duration::from_millis(250) } else { look_interval })?;
+            // Most turns are about redo. What follows is looked at when something said so, and now and then.
+            if !engine.take_watched() && last_looked.elapsed() < look_interval {
+                continue;
+            }
+            last_looked = Instant::now();
             if let Some(how) = server.poll() {
                 // What it wrote last may still have to be shipped.
                 if stopping.is_some() {
@@ -447,7 +470,11 @@ impl Supervisor {
                 ready = true;
                 starts.phases.server_ms = ms(starts.server_begun.elapsed());
                 let total = starts.begun.elapsed();
-                tracing::info!(port = self.config.port, total_ms = ms(total), "the instance accepts connections");
+                tracing::info!(
+                    port = self.config.port,
+                    total_ms = ms(total),
+                    "the instance accepts connections"
+                );
                 self.shared.update(|status| status.last_recovery_ms = Some(ms(total)));
                 self.show(engine, server, "running", starts.phases);
             }
@@ -550,30 +577,4 @@ fn ms(duration: Duration) -> f64 {
 fn accepts_connections(data_directory: &Path) -> bool {
     std::fs::read_to_string(data_directory.join("postmaster.pid"))
         .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
-}
-
-/// Ends the server of a driver that was killed, if it still is there: it cannot make anything durable, but it
-/// holds the port.
-fn end_leftover_server(memory_directory: &Path) {
-    let data_directory = memory_directory.join("data");
-    let Ok(text) = std::fs::read_to_string(data_directory.join("postmaster.pid")) else { return };
-    let Some(process_id) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else { return };
-    let command_line = PathBuf::from(format!("/proc/{process_id}/cmdline"));
-    let is_ours = || {
-        // Another process may have the number by now; ours names its data directory.
-        let directory = data_directory.as_os_str().as_encoded_bytes();
-        std::fs::read(&command_line)
-            .is_ok_and(|line| line.windows(directory.len()).any(|window| window == directory))
-    };
-    let begun = Instant::now();
-    for (signal, patience) in [(Signal::SIGQUIT, 2), (Signal::SIGKILL, 4)] {
-        if is_ours() {
-            tracing::info!(process_id, "ending the server that an earlier driver left behind");
-            // It may just have ended, which is what is wanted.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process_id), signal);
-        }
-        while is_ours() && begun.elapsed() < Duration::from_secs(patience) {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
 }

@@ -272,12 +272,16 @@ pub fn prepare_memory_directory(
     Ok(())
 }
 
-/// Removes the memory directory of an instance that no longer runs, and the System V segment that a killed
-/// server leaves behind.
+/// Removes the memory directory of an instance that no longer runs, and what a killed server leaves behind: its
+/// orphaned processes, and a System V segment.
 ///
 /// # Errors
 /// When it is there and cannot be removed.
 pub fn remove_memory_directory(path: &Path) -> Result<(), InstanceError> {
+    let orphans = crate::server::kill_processes_in(path);
+    if orphans > 0 {
+        tracing::warn!(orphans, "killed processes that a server which is gone left behind");
+    }
     if let Ok(text) = fs::read_to_string(path.join("data/postmaster.pid")) {
         crate::server::remove_interlock_segment(&text);
     }

@@ -48,9 +48,26 @@ number_newtype! {
     WriterId(u64)
 }
 
-/// A volume's identity, random at its creation.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A volume's identity, random at its creation. In formats for people it is 32 hexadecimal digits: most JSON
+/// readers know no numbers of 128 bits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeId(pub u128);
+
+impl Serialize for VolumeId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
+    }
+}
+
+impl<'de> Deserialize<'de> for VolumeId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if !deserializer.is_human_readable() {
+            return u128::deserialize(deserializer).map(VolumeId);
+        }
+        let text = String::deserialize(deserializer)?;
+        u128::from_str_radix(&text, 16).map(VolumeId).map_err(serde::de::Error::custom)
+    }
+}
 
 impl fmt::Display for VolumeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -117,21 +134,5 @@ impl EpochHistory {
     #[must_use]
     pub fn admits(&self, epoch: VolumeEpoch, end: crate::Lsn) -> bool {
         self.truncations.iter().all(|t| t.epoch <= epoch || end <= t.last.end)
-    }
-
-    /// The union of two histories; `None` if they name different truncations for one epoch, which means one
-    /// of them is not of this volume.
-    #[must_use]
-    pub fn merge(&self, other: &EpochHistory) -> Option<EpochHistory> {
-        let mut merged = self.truncations.clone();
-        for &truncation in &other.truncations {
-            match merged.iter().find(|t| t.epoch == truncation.epoch) {
-                Some(same) if *same == truncation => {}
-                Some(_) => return None,
-                None => merged.push(truncation),
-            }
-        }
-        merged.sort_by_key(|t| t.epoch);
-        Some(EpochHistory { truncations: merged })
     }
 }

@@ -175,3 +175,25 @@ fn everything_is_killed_at_once_twenty_times() {
     cluster.assert_amcheck_clean();
     cluster.ok(&["verify"]);
 }
+
+#[test]
+fn clients_are_let_go_when_driver_and_postmaster_are_both_killed() {
+    let cluster = TestCluster::start(&[]);
+    Ledger::create(&cluster);
+    for _ in 0..5 {
+        let mut ledger = Ledger::start(&cluster, 8);
+        std::thread::sleep(Duration::from_millis(400));
+        let instance = cluster.status()["instances"][0].clone();
+        // Not by the command, which ends the server's other processes too.
+        for name in ["driver_pid", "postgres_pid"] {
+            let process = nix::unistd::Pid::from_raw(instance[name].as_i64().expect("running") as i32);
+            nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).expect("killed");
+        }
+        // A client of a process that waits for ever would hang here.
+        let begin = Instant::now();
+        ledger.stop();
+        println!("all clients were let go after {:?}", begin.elapsed());
+        cluster.ok(&["instance", "start"]);
+        ledger.assert_nothing_lost(&cluster);
+    }
+}

@@ -168,6 +168,9 @@ impl Drop for TestCluster {
             eprintln!("left for inspection: {}", self.dir().display());
             return;
         }
+        if !self.dir().join("cluster.json").exists() {
+            return;
+        }
         let output = self.run(&["down"]);
         if !output.status.success() && !std::thread::panicking() {
             panic!("down failed:\n{}", text(&output));

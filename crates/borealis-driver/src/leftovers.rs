@@ -1,0 +1,110 @@
+//! What a server leaves behind when it, or its driver, was killed.
+//!
+//! Backends that wait for a lock of a process that died do not notice that the postmaster is gone: they would
+//! hold their clients' connections for ever. And the kernel keeps the small System V segment by which
+//! PostgreSQL tells that a data directory is in use. Nothing of it can make anything durable any more, so all
+//! of it is ended without ceremony.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long killed processes may take to disappear.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Ends every process whose working directory is in the memory directory, which is where PostgreSQL's are, and
+/// removes the server's System V segment.
+pub fn clear(memory_directory: &Path) {
+    let begun = Instant::now();
+    let mut first = true;
+    loop {
+        let processes = processes_in(memory_directory);
+        if processes.is_empty() || begun.elapsed() > PATIENCE {
+            break;
+        }
+        if first {
+            tracing::info!(count = processes.len(), "ending processes of a server that is gone");
+            first = false;
+        }
+        for process in processes {
+            // It may just have ended, which is what is wanted.
+            let _ = kill(process, Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if let Ok(text) = fs::read_to_string(memory_directory.join("data/postmaster.pid")) {
+        remove_segment(&text);
+    }
+}
+
+fn processes_in(directory: &Path) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let own = nix::unistd::getpid();
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let process = entry.file_name().to_str()?.parse().ok().map(Pid::from_raw)?;
+            // The kernel marks a directory that was removed meanwhile; it still begins the same.
+            let inside = fs::read_link(entry.path().join("cwd")).ok()?.starts_with(directory);
+            // One that is dead and only not yet waited for has no working directory any more.
+            (inside && process != own).then_some(process)
+        })
+        .collect()
+}
+
+/// The key and number of the segment, from the seventh line of a `postmaster.pid`.
+fn segment_of(postmaster_file: &str) -> Option<(i32, i32)> {
+    let mut numbers = postmaster_file.lines().nth(6)?.split_whitespace();
+    let key = numbers.next()?.parse::<u32>().ok()?.cast_signed();
+    Some((key, numbers.next()?.parse().ok()?))
+}
+
+#[allow(unsafe_code)] // `shmctl` has no safe interface here.
+fn remove_segment(postmaster_file: &str) {
+    let Some((key, number)) = segment_of(postmaster_file) else { return };
+    let Ok(table) = fs::read_to_string(PathBuf::from("/proc/sysvipc/shm")) else { return };
+    let is_there = table.lines().skip(1).any(|line| {
+        let mut columns = line.split_whitespace().map(str::parse::<i32>);
+        columns.next() == Some(Ok(key)) && columns.next() == Some(Ok(number))
+    });
+    if is_there {
+        // SAFETY: the call takes numbers and, for this command, no buffer. The kernel keeps the segment for as
+        // long as anyone is attached to it.
+        unsafe { libc::shmctl(number, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn processes_below_the_directory_are_ended_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("data");
+        fs::create_dir(&inside).unwrap();
+        let sleep =
+            |directory: &Path| Command::new("sleep").arg("60").current_dir(directory).spawn().unwrap();
+        let mut victim = sleep(&inside);
+        let mut bystander = sleep(Path::new("/"));
+        // A thread waits for the victim, as its parent would.
+        let waiter = std::thread::spawn(move || victim.wait().unwrap());
+        clear(folder.path());
+        assert!(!waiter.join().unwrap().success());
+        assert!(bystander.try_wait().unwrap().is_none());
+        bystander.kill().unwrap();
+        bystander.wait().unwrap();
+    }
+
+    #[test]
+    fn the_segment_is_read_from_postgres_own_file() {
+        let file =
+            "32013\n/dev/shm/x/data\n1795402318\n15491\n/dev/shm/x/socket\n127.0.0.1\n  2123   3\nready   \n";
+        assert_eq!(segment_of(file), Some((2123, 3)));
+        assert_eq!(segment_of("1\n2\n"), None);
+    }
+}

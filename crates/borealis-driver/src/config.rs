@@ -67,7 +67,7 @@ impl Default for Tuning {
             log_ahead_limit_bytes: 96 << 20,
             shipped_ahead_bytes: 16 << 20,
             batches_in_flight: 1,
-            in_rounds: true,
+            in_rounds: false,
             batch_bytes: 512 << 10,
             retained_bytes: 8 << 20,
             prefetch_bytes: 16 << 20,

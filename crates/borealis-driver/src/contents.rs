@@ -20,7 +20,10 @@ pub enum ContentsError {
     #[error("no storage node gave the volume's small values: {0}")]
     Unavailable(String),
     /// A value that every volume has is not there or not readable.
-    #[error("the volume's {0} are missing or damaged; it was not created completely")]
+    #[error(
+        "the volume has no usable {0}: its creation was interrupted. Nothing was ever stored in it; remove its \
+         nodes' directories and create it again"
+    )]
     Missing(&'static str),
 }
 

@@ -327,8 +327,8 @@ impl Supervisor {
         self.serve(&mut engine, &mut server, &data_directory, Starts { begun, server_begun, phases })
     }
 
-    /// Ships a fresh `initdb`. `false` when the driver was told to stop meanwhile: the volume is then only
-    /// partly filled, and the next start begins by asking for what is missing.
+    /// Ships a fresh `initdb`. `false` when the driver was told to stop before all of it was durable: the volume
+    /// is then only partly filled, and opening it again fails for want of the values that are shipped last.
     fn import(&mut self, engine: &mut Engine) -> anyhow::Result<bool> {
         let directory = self.config.memory_dir.join("initdb");
         run_initdb(&self.binaries, &self.user, &directory)?;

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId};
 use nix::fcntl::{Flock, FlockArg};
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 const FORMAT: u32 = 1;
 const FILE_NAME: &str = "cluster.json";
 const LOCK_NAME: &str = "cluster.lock";
+/// How long a command waits for another one to end.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a cluster consists of.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -129,13 +132,18 @@ impl Catalog {
         VolumeId(u128::from_str_radix(&self.volume, 16).expect("checked when loaded"))
     }
 
-    /// Whether `directory` holds nothing yet (or does not exist).
+    /// Whether a cluster can be made in `directory`: it does not exist, or holds nothing but what a creation that
+    /// was interrupted left (its lock, and nodes that belong to no catalog).
     ///
     /// # Errors
     /// When it cannot be looked at.
     pub fn is_fresh(directory: &Path) -> Result<bool, CatalogError> {
         match fs::read_dir(directory) {
-            Ok(mut entries) => Ok(entries.next().is_none()),
+            Ok(entries) => {
+                let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+                let interrupted = names.iter().any(|name| name == LOCK_NAME);
+                Ok(names.iter().all(|name| interrupted && (name == LOCK_NAME || name == "nodes")))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
             Err(source) => Err(CatalogError::File { path: directory.to_path_buf(), source }),
         }
@@ -150,7 +158,6 @@ impl Catalog {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                // The lock file alone is left by a creation that was interrupted before anything was made.
                 return Err(if Self::is_fresh(directory)? {
                     CatalogError::Missing(directory.to_path_buf())
                 } else {
@@ -194,21 +201,28 @@ impl Catalog {
         write().map_err(|source| CatalogError::File { path: path.clone(), source })
     }
 
-    /// Takes the lock that commands which change the cluster hold.
+    /// Takes the lock that commands which change the cluster hold; waits a moment for one that is about to end.
     ///
     /// # Errors
-    /// When another command has it.
+    /// When another command keeps it.
     pub fn lock(directory: &Path) -> Result<CatalogLock, CatalogError> {
         let path = directory.join(LOCK_NAME);
-        let file = File::options()
+        let mut file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)
             .map_err(|source| CatalogError::File { path, source })?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(CatalogLock { _lock: lock }),
-            Err(_) => Err(CatalogError::Locked(directory.to_path_buf())),
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(CatalogLock { _lock: lock }),
+                Err(_) if Instant::now() > deadline => {
+                    return Err(CatalogError::Locked(directory.to_path_buf()));
+                }
+                Err((file, _)) => file,
+            };
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
@@ -242,6 +256,10 @@ mod tests {
     fn other_peoples_directories_are_left_alone() {
         let directory = tempfile::tempdir().expect("temporary folder");
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Missing(_))));
+        let lock = Catalog::lock(directory.path()).expect("free");
+        fs::create_dir(directory.path().join("nodes")).expect("made");
+        drop(lock);
+        assert!(Catalog::is_fresh(directory.path()).expect("listed"), "an interrupted creation may be repeated");
         fs::write(directory.path().join("thesis.txt"), "precious").expect("written");
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::NotOurs(_))));
     }

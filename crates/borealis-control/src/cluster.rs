@@ -64,8 +64,18 @@ impl Cluster {
         let binaries = Binaries::find(options.postgres_bin_dir.as_deref())?;
         OperatingSystemUser::choose(options.postgres_user.as_deref())?;
         Settings::check(options.settings.clone())?;
+        let memory_root = options.memory_root.canonicalize().with_context(|| {
+            format!("cannot use {} for --memory-dir", options.memory_root.display())
+        })?;
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let directory = directory.canonicalize().context("cannot resolve the cluster's directory")?;
+        // An earlier creation that was interrupted left nodes that never belonged to a cluster.
+        match fs::remove_dir_all(directory.join("nodes")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context("cannot remove what an interrupted creation left");
+            }
+            _ => {}
+        }
         let volume = VolumeId(random_number()?);
         let mut catalog = Catalog::new(volume, options.protection_groups, binaries.version);
         for (index, address) in ports::free_addresses(SEGMENTS_PER_GROUP)?.into_iter().enumerate() {
@@ -81,7 +91,7 @@ impl Cluster {
             port: options.port,
             postgres_bin_dir: binaries.folder,
             postgres_user: options.postgres_user.clone(),
-            memory_root: options.memory_root.clone(),
+            memory_root,
             settings: options.settings.clone(),
         });
         let cluster = Cluster { directory, catalog };
@@ -128,8 +138,10 @@ impl Cluster {
     /// Where an instance's data directory and WAL live, on the memory file system.
     #[must_use]
     pub fn memory_directory(&self, instance: &InstanceEntry) -> PathBuf {
-        let volume = &self.catalog.volume;
-        instance.memory_root.join(format!("borealis-{}-{}", &volume[..volume.len().min(12)], instance.id))
+        // A copy of a cluster has the same volume, but another place.
+        let mut name = self.catalog.volume.clone().into_bytes();
+        name.extend_from_slice(self.directory.as_os_str().as_encoded_bytes());
+        instance.memory_root.join(format!("borealis-{:08x}-{}", crc32c::crc32c(&name), instance.id))
     }
 
     /// A node's entry.
@@ -440,21 +452,12 @@ impl Cluster {
     pub fn kill_instance(&self, id: InstanceId) -> anyhow::Result<bool> {
         let instance = self.instance(id)?;
         let driver = self.driver_process(id);
-        let postmaster_file = self.memory_directory(instance).join("data/postmaster.pid");
-        let postmaster = fs::read_to_string(postmaster_file)
-            .ok()
-            .and_then(|text| text.lines().next()?.trim().parse().ok())
-            .and_then(ProcessIdentity::of);
-        // Both before either is waited for: the driver would begin to restart a server that died alone.
-        for process in [driver, postmaster].into_iter().flatten() {
-            process.signal(Signal::SIGKILL);
+        // The driver first: it would begin to restart a server that died alone.
+        if let Some(driver) = driver {
+            driver.kill_and_wait()?;
         }
-        for process in [driver, postmaster].into_iter().flatten() {
-            process.kill_and_wait()?;
-        }
-        // A power cut takes the server's other processes too.
-        let others = borealis_instance::server::kill_processes_in(&self.memory_directory(instance));
-        Ok(driver.is_some() || postmaster.is_some() || others > 0)
+        let server = borealis_instance::server::kill_processes_in(&self.memory_directory(instance));
+        Ok(driver.is_some() || server > 0)
     }
 
     /// Stops an instance in order.
@@ -462,12 +465,17 @@ impl Cluster {
     /// # Errors
     /// When it does not end even when killed.
     pub fn stop_instance(&self, id: InstanceId) -> anyhow::Result<bool> {
-        let Some(driver) = self.driver_process(id) else { return Ok(false) };
-        driver.signal(Signal::SIGTERM);
-        if !driver.wait_gone(STOP_TIMEOUT) {
-            self.kill_instance(id)?;
+        let instance = self.instance(id)?;
+        let driver = self.driver_process(id);
+        if let Some(driver) = driver {
+            driver.signal(Signal::SIGTERM);
+            if !driver.wait_gone(STOP_TIMEOUT) {
+                self.kill_instance(id)?;
+            }
         }
-        Ok(true)
+        // Also what an instance that was killed, or failed, has left.
+        borealis_instance::data_directory::remove_memory_directory(&self.memory_directory(instance))?;
+        Ok(driver.is_some())
     }
 }
 

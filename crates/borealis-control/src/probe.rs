@@ -5,10 +5,14 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Runs `SELECT 1` as user and database `postgres` on 127.0.0.1.
+/// What a server says that is still starting or already stopping (`ERRCODE_CANNOT_CONNECT_NOW`).
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
+/// Runs `SELECT 1` as user and database `postgres` on 127.0.0.1. A server that refuses this user or database
+/// answers too: it may have been told to.
 ///
 /// # Errors
-/// When the server does not answer within `timeout`, or answers with an error.
+/// When the server does not answer within `timeout`, or says that it cannot be connected to now.
 pub fn answers_sql(port: u16, timeout: Duration) -> std::io::Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;
@@ -20,7 +24,9 @@ pub fn answers_sql(port: u16, timeout: Duration) -> std::io::Result<()> {
     startup.extend(196_608u32.to_be_bytes());
     startup.extend(parameters);
     stream.write_all(&startup)?;
-    wait_until_ready(&mut stream)?;
+    if !wait_until_ready(&mut stream)? {
+        return Ok(());
+    }
     let query = b"SELECT 1\0";
     let mut message = vec![b'Q'];
     message.extend(((4 + query.len()) as u32).to_be_bytes());
@@ -30,7 +36,8 @@ pub fn answers_sql(port: u16, timeout: Duration) -> std::io::Result<()> {
     stream.write_all(&[b'X', 0, 0, 0, 4])
 }
 
-fn wait_until_ready(stream: &mut TcpStream) -> std::io::Result<()> {
+/// `true` when it is ready for a query, `false` when it refused in a way that will not pass.
+fn wait_until_ready(stream: &mut TcpStream) -> std::io::Result<bool> {
     loop {
         let mut header = [0; 5];
         stream.read_exact(&mut header)?;
@@ -39,10 +46,12 @@ fn wait_until_ready(stream: &mut TcpStream) -> std::io::Result<()> {
         let mut body = Vec::new();
         stream.take(u64::from(length.min(1 << 16))).read_to_end(&mut body)?;
         match kind {
-            b'Z' => return Ok(()),
+            b'Z' => return Ok(true),
             b'E' => {
-                let text = String::from_utf8_lossy(&body).replace('\0', " ");
-                return Err(std::io::Error::other(text));
+                // Fields, each a letter and text that ends with a zero byte; C is the code.
+                let text = String::from_utf8_lossy(&body).into_owned();
+                let now = text.split('\0').any(|field| field.strip_prefix('C') == Some(CANNOT_CONNECT_NOW));
+                return if now { Err(std::io::Error::other(text.replace('\0', " "))) } else { Ok(false) };
             }
             _ => {}
         }

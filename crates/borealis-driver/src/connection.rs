@@ -11,8 +11,10 @@ use borealis_proto::{FrameBuffer, FrameError, Request};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-/// The most a peer may leave unread before its connection is given up.
-const OUTBOUND_BYTES_MAX: usize = 16 << 20;
+/// The most requests a peer may leave unread before its connection is given up. Batches do not count: their
+/// number is bounded by what may be in flight, a peer that leaves them unread is noticed by its silence, and one
+/// alone may be as large as a frame.
+const REQUEST_BYTES_MAX: usize = 16 << 20;
 
 /// A complete frame that carries a redo batch. Nodes that need the same batch get the same frame: the request
 /// id is part of it, so it is unique to the frame and not to the connection.
@@ -81,7 +83,8 @@ pub struct Connection {
     established: bool,
     inbound: FrameBuffer,
     outbound: VecDeque<Outgoing>,
-    outbound_bytes: usize,
+    /// Bytes of the requests in `outbound`, batches left out.
+    request_bytes: usize,
     /// Bytes of `outbound[0]` that are written.
     written: usize,
 }
@@ -99,7 +102,7 @@ impl Connection {
             established: false,
             inbound: FrameBuffer::default(),
             outbound: VecDeque::new(),
-            outbound_bytes: 0,
+            request_bytes: 0,
             written: 0,
         })
     }
@@ -116,13 +119,12 @@ impl Connection {
         let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
         bytes.extend_from_slice(&frame_header(&payload));
         bytes.extend_from_slice(&payload);
-        self.outbound_bytes += bytes.len();
+        self.request_bytes += bytes.len();
         self.outbound.push_back(Outgoing::Message(bytes));
     }
 
     /// Queues a batch.
     pub fn send_batch(&mut self, frame: Rc<BatchFrame>) {
-        self.outbound_bytes += frame.size_bytes();
         self.outbound.push_back(Outgoing::Batch(frame));
     }
 
@@ -152,8 +154,10 @@ impl Connection {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.written += count;
-                    self.outbound_bytes -= count;
                     if self.written == head.len() + tail.len() {
+                        if let Outgoing::Message(bytes) = front {
+                            self.request_bytes -= bytes.len();
+                        }
                         self.written = 0;
                         self.outbound.pop_front();
                     }
@@ -163,7 +167,7 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        if self.outbound_bytes > OUTBOUND_BYTES_MAX {
+        if self.request_bytes > REQUEST_BYTES_MAX {
             return Err(io::Error::other("the node does not read what it is sent"));
         }
         Ok(())
@@ -193,16 +197,12 @@ impl Connection {
         if !self.established && !self.check_established()? {
             return Ok(true);
         }
+        // A short read says nothing: the end of the stream may be right behind it, in the same event, and there
+        // will be no other.
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return Ok(false),
-                Ok(count) => {
-                    self.inbound.extend(&scratch[..count]);
-                    // Less than asked for: there is no more for now, and new bytes are a new event.
-                    if count < scratch.len() {
-                        return Ok(true);
-                    }
-                }
+                Ok(count) => self.inbound.extend(&scratch[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -216,5 +216,80 @@ impl Connection {
     /// When it fails its checks; the connection is then of no use.
     pub fn next_frame(&mut self) -> Result<Option<&[u8]>, FrameError> {
         self.inbound.next_frame()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::time::{Duration, Instant};
+
+    /// A connection, what keeps it registered, and its peer's end.
+    fn pair() -> (Connection, mio::Poll, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let poll = mio::Poll::new().unwrap();
+        let address = listener.local_addr().unwrap();
+        let connection = Connection::open(address, poll.registry(), Token(0)).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        (connection, poll, peer)
+    }
+
+    #[test]
+    fn batches_as_large_as_a_frame_wait_for_a_slow_peer() {
+        let (mut connection, _poll, mut peer) = pair();
+        let frame = Rc::new(BatchFrame::new(1, vec![7; 40_000_000]));
+        connection.send_batch(frame.clone());
+        connection.send_batch(frame.clone());
+        connection.flush().unwrap();
+        assert!(connection.has_outbound(), "the peer has not read, so the socket cannot have taken all");
+        let total = 2 * frame.size_bytes();
+        let reader = std::thread::spawn(move || {
+            let (mut scratch, mut count) = (vec![0; 1 << 20], 0);
+            while count < total {
+                count += peer.read(&mut scratch).unwrap();
+            }
+            count
+        });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while connection.has_outbound() && Instant::now() < deadline {
+            connection.flush().unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!connection.has_outbound());
+        assert_eq!(reader.join().unwrap(), total);
+    }
+
+    #[test]
+    fn requests_that_are_never_read_are_not_collected_for_ever() {
+        let (mut connection, _poll, _peer) = pair();
+        let history = borealis_types::EpochHistory::default();
+        let (epoch, writer) = (borealis_types::VolumeEpoch(1), borealis_types::WriterId(1));
+        let request = Request::Repair {
+            epoch,
+            writer,
+            group: borealis_types::GroupId(0),
+            history,
+            batches: vec![vec![0; 1 << 20]],
+        };
+        let failed = (0..64).any(|id| {
+            connection.send(id, &request);
+            connection.flush().is_err()
+        });
+        assert!(failed, "64 MiB of requests are unread");
+    }
+
+    #[test]
+    fn an_end_right_behind_the_last_bytes_is_seen() {
+        let (mut connection, _poll, mut peer) = pair();
+        connection.flush().unwrap();
+        peer.write_all(&frame_header(b"last")).unwrap();
+        peer.write_all(b"last").unwrap();
+        drop(peer);
+        let mut scratch = vec![0; 4096];
+        // Bytes and end are both here, as one event would announce them.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!connection.receive(&mut scratch).unwrap());
+        assert_eq!(connection.next_frame().unwrap(), Some(b"last".as_slice()));
     }
 }

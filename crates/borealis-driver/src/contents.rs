@@ -6,7 +6,7 @@ use borealis_instance::Contents;
 use borealis_node::client::{ClientError, NodeClient, Timeouts};
 use borealis_proto::Caller;
 use borealis_redo::counters::Counters;
-use borealis_types::{Lsn, META_GROUP, MetaKey, NodeId};
+use borealis_types::{Lsn, META_GROUP, MetaKey, NodeId, VolumeEpoch};
 
 use crate::config::{DriverConfig, NodeAddress};
 
@@ -28,16 +28,23 @@ pub enum ContentsError {
 }
 
 /// Reads counters, the control file template and every other small value as of `durable`, the volume's last
-/// durable record ending there; `tail` is where the meta group's redo ends.
+/// durable record ending there; `tail` is where the meta group's redo ends, and `epoch` the recovery that found
+/// them. Only a node that has that recovery's history installed is believed: one that missed it may hold, at the
+/// same positions, records that were cut.
 ///
 /// # Errors
 /// When no node of the meta group can answer.
-pub fn read(config: &DriverConfig, durable: Lsn, tail: Lsn) -> Result<Contents, ContentsError> {
+pub fn read(
+    config: &DriverConfig,
+    epoch: VolumeEpoch,
+    durable: Lsn,
+    tail: Lsn,
+) -> Result<Contents, ContentsError> {
     let members = config.groups.iter().find(|group| group.group == META_GROUP);
     let members: &[NodeId] = members.map_or(&[], |group| &group.members);
     let mut failures = Vec::new();
     for node in config.nodes.iter().filter(|node| members.contains(&node.node)) {
-        match read_from(config, node, durable, tail) {
+        match read_from(config, node, epoch, durable, tail) {
             Ok((Some(counters), Some(template), values)) => {
                 let counters = Counters::decode(&counters).ok_or(ContentsError::Missing("counters"))?;
                 return Ok(Contents {
@@ -60,18 +67,20 @@ type Values = (Option<Vec<u8>>, Option<Vec<u8>>, Vec<(MetaKey, Vec<u8>)>);
 fn read_from(
     config: &DriverConfig,
     node: &NodeAddress,
+    epoch: VolumeEpoch,
     durable: Lsn,
     tail: Lsn,
 ) -> Result<Values, ClientError> {
     let timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(5) };
     let mut client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts)?;
+    let segment = client.welcome().iter().find(|segment| segment.group == META_GROUP);
+    if segment.is_none_or(|segment| segment.history.newest_epoch() != epoch) {
+        let what = format!("it does not know the recovery of epoch {epoch} yet");
+        return Err(ClientError::Protocol { node: node.node, address: node.address, what });
+    }
     // Between the group's last record and the durable point nothing changes, so every position there shows the
     // same. The node can answer at the durable point it knows, if the group's redo does not end later.
-    let known = client
-        .welcome()
-        .iter()
-        .find(|segment| segment.group == META_GROUP)
-        .map_or(Lsn::ZERO, |segment| segment.known_durable.end);
+    let known = segment.map_or(Lsn::ZERO, |segment| segment.known_durable.end);
     let lsn = known.min(durable).max(tail);
     let counters = client.read_meta(MetaKey::Counters, lsn)?;
     let template = client.read_meta(MetaKey::ControlFileTemplate, lsn)?;

@@ -247,6 +247,12 @@ impl Engine {
         Ok(())
     }
 
+    /// The process that attached to the shared memory of the server.
+    #[must_use]
+    pub fn attached_pid(&self) -> Option<u32> {
+        self.server.as_ref().and_then(|server| server.shm.attached_pid())
+    }
+
     /// Says that the volume's counters stand at this transaction id.
     pub fn set_next_xid(&mut self, next_xid: u32) {
         self.router = Router::new(self.config.placement, next_xid);

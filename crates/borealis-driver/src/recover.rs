@@ -220,7 +220,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn dispatch(&self, command: Command<Handle>) {
+    fn dispatch(&mut self, command: Command<Handle>) {
         let node = match &command {
             Command::Fence { node, .. }
             | Command::ReadTail { node, .. }
@@ -228,9 +228,11 @@ impl<'a> Attempt<'a> {
             | Command::Install { node, .. } => *node,
             Command::Done(_) | Command::Failed(_) => return,
         };
-        if let Some(sender) = self.commands.get(&node) {
-            // The thread is there for as long as the sender is.
-            let _ = sender.send(command);
+        if let Some(sender) = self.commands.get(&node)
+            && sender.send(command).is_err()
+        {
+            // The thread outlives its sender unless it failed; the node is then as good as down.
+            self.unreachable.insert(node, "the thread that talks to it failed".to_owned());
         }
     }
 
@@ -427,16 +429,9 @@ impl Worker {
         loop {
             let mut batches = Vec::new();
             if let Some(first) = records.first() {
-                let header = BatchHeader { volume_epoch: first.epoch, ..BatchHeader::default() };
-                let mut batch = BatchBuilder::new(&header);
-                while let Some((record, rest)) = records.split_first()
-                    && record.epoch == first.epoch
-                    && (batch.record_count() == 0 || batch.size_bytes() < REPAIR_BATCH_BYTES)
-                {
-                    batch.push(record.span, &record.links, &record.handle);
-                    records = rest;
-                }
-                batches.push(batch.finish());
+                let (batch, rest) = repair_batch(first.epoch, records);
+                batches.push(batch);
+                records = rest;
             }
             client.call(&Request::Repair { epoch, writer, group, history: history.clone(), batches })?;
             if records.is_empty() {
@@ -444,6 +439,20 @@ impl Worker {
             }
         }
     }
+}
+
+/// A batch of the first records, which are of one epoch, and the records left. Beyond the size goal it holds at
+/// most one record, so that it fits into a frame.
+fn repair_batch(epoch: VolumeEpoch, mut records: &[TailRecord<Handle>]) -> (Vec<u8>, &[TailRecord<Handle>]) {
+    let mut batch = BatchBuilder::new(&BatchHeader { volume_epoch: epoch, ..BatchHeader::default() });
+    while let Some((record, rest)) = records.split_first()
+        && record.epoch == epoch
+        && (batch.record_count() == 0 || batch.size_bytes() + record.handle.len() <= REPAIR_BATCH_BYTES)
+    {
+        batch.push(record.span, &record.links, &record.handle);
+        records = rest;
+    }
+    (batch.finish(), records)
 }
 
 /// Adds the records of one batch of a tail; `false` if it is malformed.
@@ -482,5 +491,46 @@ fn to_quorum_summary(summary: SegmentSummary) -> borealis_quorum::segment::Segme
         complete: RecordSpan { start: Lsn::ZERO, end: summary.segment_complete_lsn },
         known_durable: DurablePoint { volume: summary.known_durable, group_tail: summary.known_durable_tail },
         minimum_read_point: summary.minimum_read_point,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(number: u64, epoch: u64, length: usize) -> TailRecord<Handle> {
+        TailRecord {
+            epoch: VolumeEpoch(epoch),
+            span: RecordSpan { start: Lsn(number << 32), end: Lsn((number << 32) + length as u64) },
+            previous_start: Lsn((number - 1) << 32),
+            links: Vec::new(),
+            handle: Arc::from(vec![0; length]),
+        }
+    }
+
+    #[test]
+    fn a_repair_batch_holds_a_large_record_alone() {
+        let large = REPAIR_BATCH_BYTES * 2;
+        let records = [
+            record(1, 1, 100),
+            record(2, 1, 100),
+            record(3, 1, large),
+            record(4, 1, 100),
+            record(5, 1, REPAIR_BATCH_BYTES - 50),
+            record(6, 2, 100),
+            record(7, 1, 100),
+        ];
+        let (mut rest, mut counts) = (&records[..], Vec::new());
+        while let Some(first) = rest.first() {
+            let before = rest.len();
+            let (batch, left) = repair_batch(first.epoch, rest);
+            let (header, reader) = BatchReader::new(&batch).unwrap();
+            assert_eq!(header.volume_epoch, first.epoch);
+            assert_eq!(reader.map(Result::unwrap).count(), before - left.len());
+            assert!(batch.len() <= REPAIR_BATCH_BYTES || before - left.len() == 1);
+            counts.push(before - left.len());
+            rest = left;
+        }
+        assert_eq!(counts, [2, 1, 1, 1, 1, 1]);
     }
 }

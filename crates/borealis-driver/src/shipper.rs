@@ -203,6 +203,12 @@ impl Shipper {
         self.tracker.volume_durable()
     }
 
+    /// The volume epoch the shipper writes in.
+    #[must_use]
+    pub fn epoch(&self) -> VolumeEpoch {
+        self.epoch
+    }
+
     /// The quorum tracker, to read from.
     #[must_use]
     pub fn tracker(&self) -> &WriterTracker {
@@ -286,7 +292,10 @@ impl Shipper {
         segments: &[SegmentProgress],
         known_durable: Lsn,
     ) -> Result<(), UnexpectedAcknowledgement> {
-        self.acknowledge_segments(peer, segments)?;
+        let node = self.peers[peer].node;
+        for segment in segments {
+            self.tracker.restate(node, segment.group, segment.segment_complete_lsn)?;
+        }
         let state = &mut self.peers[peer];
         state.connected = true;
         state.known_durable = known_durable;
@@ -623,6 +632,24 @@ mod tests {
         let kept = progress(&[(0, span(2).end.0), (1, span(3).end.0)]);
         shipper.connected(0, &kept, Lsn::ZERO).unwrap();
         assert_eq!(records_of(&next(&mut shipper, 0).unwrap()), [span(4).end]);
+    }
+
+    #[test]
+    fn a_node_that_comes_back_without_what_it_acknowledged_does_not_count_for_it() {
+        let mut shipper = shipper(1, limits());
+        connect_all(&mut shipper);
+        ship(&mut shipper, 1, &[0]);
+        shipper.decoded(1);
+        for peer in 0..3 {
+            shipper.progressed(peer, &progress(&[(0, span(1).end.0)])).unwrap();
+        }
+        shipper.disconnected(0);
+        shipper.connected(0, &progress(&[(0, 0)]), Lsn::ZERO).unwrap();
+        shipper.progressed(3, &progress(&[(0, span(1).end.0)])).unwrap();
+        assert_eq!(shipper.take_publishable(), None, "three nodes have it");
+        assert_eq!(records_of(&next(&mut shipper, 0).unwrap()), [span(1).end]);
+        shipper.progressed(0, &progress(&[(0, span(1).end.0)])).unwrap();
+        assert_eq!(shipper.take_publishable(), Some(1));
     }
 
     #[test]

@@ -304,7 +304,7 @@ impl Supervisor {
         let directory_begun = Instant::now();
         let durable = engine.shipper().durable();
         let tail = engine.shipper().tracker().durable_point(META_GROUP).group_tail;
-        let contents = contents::read(&self.config, durable.end, tail)?;
+        let contents = contents::read(&self.config, engine.shipper().epoch(), durable.end, tail)?;
         engine.set_next_xid((contents.counters.next_full_xid & 0xFFFF_FFFF) as u32);
         let control = ControlFile::decode(&contents.control_file_template)
             .context("the volume's control file template")?;
@@ -467,6 +467,8 @@ impl Supervisor {
                 return Ok(Ended::Stopped);
             }
             if !ready && accepts_connections(data_directory) {
+                // Without the shim the server would serve from memory, and keep nothing.
+                check_shim_is_loaded(engine.attached_pid(), server.server.process_id())?;
                 ready = true;
                 starts.phases.server_ms = ms(starts.server_begun.elapsed());
                 let total = starts.begun.elapsed();
@@ -573,8 +575,35 @@ fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
+/// Whether the process that attached to the shared memory is the server that was started.
+fn check_shim_is_loaded(attached: Option<u32>, server: u32) -> anyhow::Result<()> {
+    if attached == Some(server) {
+        return Ok(());
+    }
+    let who = attached.map_or_else(|| "no process".to_owned(), |other| format!("process {other}"));
+    anyhow::bail!(
+        "postgres (process {server}) runs without the Borealis shim ({who} attached to the shared memory): the \
+         library was not loaded, so nothing it writes would be kept; check that shim_library is readable for \
+         the server's user and that postgres-bin-dir holds the programs themselves, not set-user-id copies"
+    )
+}
+
 /// Whether the server says in its `postmaster.pid` that it accepts connections.
 fn accepts_connections(data_directory: &Path) -> bool {
     std::fs::read_to_string(data_directory.join("postmaster.pid"))
         .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_server_itself_counts_as_attached() {
+        assert!(check_shim_is_loaded(Some(7), 7).is_ok());
+        for attached in [None, Some(8)] {
+            let text = check_shim_is_loaded(attached, 7).unwrap_err().to_string();
+            assert!(text.contains("the library was not loaded"), "{text}");
+        }
+    }
 }

@@ -161,6 +161,16 @@ impl Directory {
                 // folder in the memory directory takes its place.
                 self.make(&format!("pg_tblspc/{tablespace}"))?;
                 self.make(&format!("pg_tblspc/{tablespace}/PG_15_202209061"))?;
+                // Any database may have relations in it, and PostgreSQL opens them without making the folder.
+                // Where it is the database's own tablespace, the folder is made below, with its files.
+                for (key, _) in &contents.values {
+                    let MetaKey::Database(database) = key else { continue };
+                    let there = DatabaseKey { tablespace: *tablespace, ..*database };
+                    let own = |(key, _): &(MetaKey, Vec<u8>)| *key == MetaKey::Database(there);
+                    if !contents.values.iter().any(own) {
+                        self.make(&Self::database_folder(there))?;
+                    }
+                }
             }
         }
         for (key, _) in &contents.values {

@@ -193,12 +193,8 @@ impl Import {
             Stream { layout: self.layout, next: self.first_lsn, previous_start: Lsn::ZERO };
         // Counters first: everything after sees a volume that knows its next transaction id.
         let counters = self.counters.encode();
-        let first = [
-            (&MetaKey::Counters, &counters),
-            (&MetaKey::ControlFileTemplate, &self.control_file),
-        ];
-        let values = self.values.iter().map(|(key, value)| (key, value));
-        for (key, value) in first.into_iter().chain(values) {
+        ship(stream.native(&Native::PutMeta { key: MetaKey::Counters, value: Some(&counters) }))?;
+        for (key, value) in &self.values {
             ship(stream.native(&Native::PutMeta { key: key.clone(), value: Some(value) }))?;
         }
         for part in self.relations.chunks(512) {
@@ -241,7 +237,10 @@ impl Import {
                 ship(stream.full_page_images(&batch))?;
             }
         }
-        Ok(())
+        // Last: a volume without it is one whose import did not finish, and is refused instead of opened with
+        // pages missing.
+        let template = Native::PutMeta { key: MetaKey::ControlFileTemplate, value: Some(&self.control_file) };
+        ship(stream.native(&template))
     }
 }
 

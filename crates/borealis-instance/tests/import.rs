@@ -16,7 +16,7 @@ fn an_initdb_becomes_an_unbroken_chain_of_records() {
     import::run_initdb(&binaries, &user, &directory).expect("initdb");
     let import = Import::read(binaries.version, &directory).expect("read");
 
-    let mut previous = None;
+    let (mut previous, mut last_effect) = (None, None);
     let (mut blocks, mut databases, mut status_pages, mut bytes) = (0, 0, 0, 0);
     import
         .for_each_record(|record| -> Result<(), InstanceError> {
@@ -31,6 +31,7 @@ fn an_initdb_becomes_an_unbroken_chain_of_records() {
             let mut found = Vec::new();
             effects(&parsed, &mut found).expect("known effects");
             for effect in found {
+                last_effect = Some(effect.clone());
                 match effect {
                     Effect::Page(PageKey::Block(_)) => blocks += 1,
                     Effect::Page(PageKey::Slru { .. }) => status_pages += 1,
@@ -43,6 +44,7 @@ fn an_initdb_becomes_an_unbroken_chain_of_records() {
         .expect("imported");
     println!("{blocks} blocks, {bytes} bytes");
     assert!(blocks > 2000, "only {blocks} blocks");
+    assert_eq!(last_effect, Some(Effect::Meta(MetaKey::ControlFileTemplate)), "marks a finished import");
     assert_eq!(databases, 3, "template1, template0 and postgres");
     assert!(status_pages >= 3, "transactions, multixact offsets and members");
 }

@@ -161,6 +161,34 @@ impl WriterTracker {
         Ok(self.advance_durable())
     }
 
+    /// Notes where a segment stands that introduced itself, which may be before what it acknowledged: a node
+    /// that lost the end of its log with its power has lost what it said it had. The group is then complete to
+    /// less than before; what was durable stays so, for it was decided on what four segments had, and recovery
+    /// bears the loss of one.
+    ///
+    /// # Errors
+    /// If the segment claims more than was shipped: it is not of this volume or broken.
+    pub fn restate(
+        &mut self,
+        node: NodeId,
+        group_id: GroupId,
+        complete: Lsn,
+    ) -> Result<Acknowledgement, ImpossibleAcknowledgement> {
+        let Some(group) = self.groups.get_mut(usize::from(group_id.0)) else {
+            return Ok(Acknowledgement::Ignored);
+        };
+        if complete > group.shipped {
+            let shipped = group.shipped;
+            return Err(ImpossibleAcknowledgement { node, group: group_id, claimed: complete, shipped });
+        }
+        let Some(known) = group.complete.iter_mut().find(|(member, _)| *member == node) else {
+            return Ok(Acknowledgement::Ignored);
+        };
+        known.1 = complete;
+        group.update_group_complete();
+        Ok(self.advance_durable())
+    }
+
     fn advance_durable(&mut self) -> Acknowledgement {
         let before = self.durable;
         while let Some(&(span, groups)) = self.pending.front() {
@@ -307,6 +335,30 @@ mod tests {
         assert_eq!(both, Ok(Acknowledgement::Durable(span(40, 80))));
         assert_eq!(tracker.durable_point(one).group_tail, Lsn(80));
         assert_eq!(tracker.pending_count(), 0);
+    }
+
+    #[test]
+    fn a_segment_that_came_back_with_less_no_longer_counts_for_what_it_lost() {
+        let mut tracker = tracker(1);
+        let group = GroupId(0);
+        tracker.ship(span(8, 40), GroupSet::EMPTY.with(group), &mut Vec::new());
+        tracker.ship(span(40, 80), GroupSet::EMPTY.with(group), &mut Vec::new());
+        for node in 0..4 {
+            tracker.acknowledge(NodeId(node), group, EPOCH, Lsn(40)).expect("shipped");
+        }
+        for node in 0..3 {
+            tracker.acknowledge(NodeId(node), group, EPOCH, Lsn(80)).expect("shipped");
+        }
+        assert_eq!(tracker.restate(NodeId(0), group, Lsn(0)), Ok(Acknowledgement::Noted));
+        assert_eq!(tracker.segment_complete(NodeId(0), group), Lsn(0));
+        assert_eq!(tracker.group_complete(group), Lsn(0));
+        assert_eq!(tracker.volume_durable(), span(8, 40), "what is durable stays");
+        let third = tracker.acknowledge(NodeId(3), group, EPOCH, Lsn(80));
+        assert_eq!(third, Ok(Acknowledgement::Noted), "three have the second record");
+        let fourth = tracker.restate(NodeId(4), group, Lsn(80));
+        assert_eq!(fourth, Ok(Acknowledgement::Durable(span(40, 80))));
+        assert!(tracker.restate(NodeId(4), group, Lsn(81)).is_err());
+        assert_eq!(tracker.restate(NodeId(9), group, Lsn(80)), Ok(Acknowledgement::Ignored));
     }
 
     #[test]

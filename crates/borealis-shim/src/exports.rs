@@ -17,7 +17,7 @@ use crate::descriptors::{self, OpenFile, SYNCHRONOUS, WRITABLE};
 use crate::path::{FolderClass, PathClass};
 use crate::real::{errno, set_errno};
 use crate::shim::{self, Shim};
-use crate::{blocks, materialise, real, wal};
+use crate::{blocks, materialise, real, tablespace, wal};
 
 /// The state and the path's class, when the library is active and the path is of ours.
 ///
@@ -521,6 +521,22 @@ pub unsafe extern "C" fn copy_file_range(
 pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
     // SAFETY: the caller keeps the contract of unlink(2).
     unsafe { with_file(path, || real::unlink(path)) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn symlink(target: *const c_char, path: *const c_char) -> c_int {
+    if let Some(shim) = shim::get()
+        && !target.is_null()
+        && !path.is_null()
+    {
+        // SAFETY: both are C strings, as symlink(2) wants.
+        let (target, path) = unsafe { (CStr::from_ptr(target), CStr::from_ptr(path)) };
+        if let Some(status) = tablespace::symlink(shim, target, path) {
+            return status;
+        }
+    }
+    // SAFETY: the caller keeps the contract of symlink(2).
+    unsafe { libc::syscall(libc::SYS_symlink, target, path) as c_int }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]

@@ -28,6 +28,7 @@ mod materialise;
 mod path;
 mod real;
 mod shim;
+mod tablespace;
 mod wal;
 
 /// Runs when the library is loaded, before the program.

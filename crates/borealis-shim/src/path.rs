@@ -116,6 +116,17 @@ impl Layout<'_> {
         parts.next().is_none().then_some(class)
     }
 
+    /// Whether the path is `pg_tblspc/<oid>`, the link of a user's tablespace.
+    pub(crate) fn is_tablespace_link(&self, path: &[u8]) -> bool {
+        let is_link = || {
+            let mut parts = self.components(path)?;
+            (parts.next()? == b"pg_tblspc").then_some(())?;
+            decimal(parts.next()?)?;
+            Some(parts.next().is_none())
+        };
+        is_link().unwrap_or(false)
+    }
+
     /// `pg_tblspc/<oid>/PG_<major>_<catalog version>`.
     fn tablespace(&self, oid: &[u8], version: &[u8]) -> Option<u32> {
         let mut numbers = version.strip_prefix(b"PG_")?.split(|&byte| byte == b'_');

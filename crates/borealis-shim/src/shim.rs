@@ -56,6 +56,10 @@ impl Shim {
         self.layout().classify(path.to_bytes())
     }
 
+    pub(crate) fn is_tablespace_link(&self, path: &CStr) -> bool {
+        self.layout().is_tablespace_link(path.to_bytes())
+    }
+
     pub(crate) fn classify_folder(&self, path: &CStr) -> FolderClass {
         self.layout().classify_folder(path.to_bytes())
     }

@@ -1,8 +1,9 @@
 //! Handing out redo to peers and recoveries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use borealis_proto::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal};
+use borealis_quorum::segment::Segment;
 use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
 
 use crate::catalog::{BatchPrefix, Catalog, EntryRef, TailKey};
@@ -32,14 +33,14 @@ struct TailRecord {
 
 impl Store {
     /// Records of a group that end above `above`, in LSN order, whether or not they connect, of about
-    /// `limit_bytes` (at least one if there is one). Only records the history admits, and only what is durable
-    /// here. Records below what the log still keeps are missing.
+    /// `limit_bytes` (at least one if there is one). Only records the segment has, which is less than what is in
+    /// its log, and only what is durable here. Records below what the log still keeps are missing.
     ///
     /// # Errors
     /// [`Refusal::NoSegment`], or when the log cannot be read.
     pub fn read_tail(&self, group: GroupId, above: Lsn, limit_bytes: u32) -> Result<Tail, StoreError> {
         self.read_old_files(group, above)?;
-        let (entries, history, sequence) = {
+        let (entries, holding, sequence) = {
             let state = self.lock_to_change()?;
             let hosted = state.segments.get(&group).ok_or(Refusal::NoSegment(group))?;
             let mut entries: Vec<EntryRef> = state
@@ -51,7 +52,7 @@ impl Store {
                 .copied()
                 .collect();
             entries.sort_by_key(|entry| entry.first_start);
-            (entries, hosted.segment.history().clone(), Sequence(state.log.end()))
+            (entries, Holding::of(&hosted.segment), Sequence(state.log.end()))
         };
         self.sync(sequence)?;
         let limit = (limit_bytes as usize).min(TAIL_BYTES_MAX);
@@ -62,7 +63,7 @@ impl Store {
             let Some(payload) = read_payload(&self.files, self.identity.incarnation, entry.position)? else {
                 continue;
             };
-            collect(&payload, group, above, &history, &mut found);
+            collect(&payload, group, above, &holding, &mut found);
             // No later entry has a record before its first, so what is before that is complete.
             let settled = entries.get(at + 1).map_or(Lsn::MAX, |next| next.first_start);
             while let Some(first) = found.first_entry() {
@@ -121,11 +122,42 @@ impl Store {
     }
 }
 
+/// Which records a segment has.
+///
+/// The log alone does not say it: a history that was installed by a recovery that did not finish may have cut a
+/// record, and the history that replaced it admit the record again. The segment does not have it any more, and
+/// a recovery must not count it as a copy.
+struct Holding {
+    history: EpochHistory,
+    /// Everything admitted up to here is complete and certain.
+    certain_through: Lsn,
+    /// What it has beyond.
+    uncertain: BTreeSet<(VolumeEpoch, Lsn, Lsn)>,
+}
+
+impl Holding {
+    fn of(segment: &Segment) -> Holding {
+        Holding {
+            history: segment.history().clone(),
+            certain_through: segment.known_durable().volume.end.min(segment.segment_complete_lsn()),
+            uncertain: segment
+                .uncertain()
+                .map(|record| (record.epoch, record.link.span.start, record.link.span.end))
+                .collect(),
+        }
+    }
+
+    fn has(&self, epoch: VolumeEpoch, span: RecordSpan) -> bool {
+        self.uncertain.contains(&(epoch, span.start, span.end))
+            || span.end <= self.certain_through && self.history.admits(epoch, span.end)
+    }
+}
+
 fn collect(
     payload: &[u8],
     group: GroupId,
     above: Lsn,
-    history: &EpochHistory,
+    holding: &Holding,
     found: &mut BTreeMap<TailKey, TailRecord>,
 ) {
     // The payload's checksum was verified, and it was decoded before it was appended.
@@ -137,7 +169,7 @@ fn collect(
     let epoch = header.volume_epoch;
     for record in reader.flatten() {
         let span = record.span;
-        if span.end <= above || record.link(group).is_none() || !history.admits(epoch, span.end) {
+        if span.end <= above || record.link(group).is_none() || !holding.has(epoch, span) {
             continue;
         }
         let key = TailKey { start: span.start, epoch };
@@ -160,4 +192,51 @@ fn encode(records: &[(VolumeEpoch, TailRecord)]) -> Vec<Vec<u8>> {
         builder.finish()
     })
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_quorum::segment::Source;
+    use borealis_quorum::{ChainLink, DurablePoint, Promise};
+    use borealis_types::{Truncation, WriterId};
+
+    fn span(start: u64, end: u64) -> RecordSpan {
+        RecordSpan { start: Lsn(start), end: Lsn(end) }
+    }
+
+    fn history(truncations: &[(u64, RecordSpan)]) -> EpochHistory {
+        let mut history = EpochHistory::default();
+        for &(epoch, last) in truncations {
+            history.push(Truncation { epoch: VolumeEpoch(epoch), last });
+        }
+        history
+    }
+
+    #[test]
+    fn what_an_unfinished_recovery_cut_is_not_handed_out_when_a_later_history_admits_it_again() {
+        let point = |volume| DurablePoint { volume, group_tail: Lsn::ZERO };
+        let mut segment = Segment::new(GroupId(0));
+        segment.fence(Promise { epoch: VolumeEpoch(1), writer: WriterId(1) }).expect("fresh");
+        let first = history(&[(1, RecordSpan::NONE)]);
+        segment.install(Some(WriterId(1)), &first, point(RecordSpan::NONE)).expect("installed");
+        let written = span(100, 160);
+        let link = ChainLink { previous_end: Lsn::ZERO, span: written };
+        assert!(segment.offer(Source::Writer, VolumeEpoch(1), link).must_persist());
+        assert!(Holding::of(&segment).has(VolumeEpoch(1), written));
+
+        // Epoch 2's recovery did not see the record, cut it here, and stopped.
+        segment.fence(Promise { epoch: VolumeEpoch(2), writer: WriterId(2) }).expect("newer");
+        let second = history(&[(1, RecordSpan::NONE), (2, RecordSpan::NONE)]);
+        segment.install(Some(WriterId(2)), &second, point(RecordSpan::NONE)).expect("installed");
+        assert!(!Holding::of(&segment).has(VolumeEpoch(1), written));
+
+        // Epoch 3's recovery saw the record, not epoch 2's truncation.
+        segment.fence(Promise { epoch: VolumeEpoch(3), writer: WriterId(3) }).expect("newer");
+        let third = history(&[(1, RecordSpan::NONE), (3, written)]);
+        let durable = DurablePoint { volume: written, group_tail: written.end };
+        segment.install(Some(WriterId(3)), &third, durable).expect("installed");
+        assert!(third.admits(VolumeEpoch(1), written.end));
+        assert!(!Holding::of(&segment).has(VolumeEpoch(1), written), "it was cut here and is not held");
+    }
 }

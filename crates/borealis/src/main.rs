@@ -63,13 +63,13 @@ enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct UpArguments {
     /// TCP port of the database on 127.0.0.1. [default: 5432, or as before]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
     /// Return as soon as SQL is answered, and leave everything running.
     #[arg(long)]
     pub detach: bool,
     /// Protection groups of a new volume. [default: 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub protection_groups: Option<u16>,
     /// Folder with `postgres` and `initdb`. [default: where distributions put version 15]
     #[arg(long, value_name = "DIR")]
@@ -77,7 +77,7 @@ pub(crate) struct UpArguments {
     /// System user that runs PostgreSQL when started by root. [default: postgres]
     #[arg(long, value_name = "NAME")]
     pub pg_user: Option<String>,
-    /// A PostgreSQL setting; may be given many times.
+    /// A PostgreSQL setting; may be given many times. Kept for later starts; NAME= alone forgets it.
     #[arg(long, value_name = "NAME=VALUE", value_parser = commands::up::parse_setting)]
     pub pg_set: Vec<(String, String)>,
     /// Folder on a memory file system that holds WAL in flight and cached pages. [default: /dev/shm]

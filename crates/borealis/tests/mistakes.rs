@@ -13,7 +13,7 @@ use harness::ledger::Ledger;
 #[test]
 fn wrong_command_lines_exit_with_two() {
     let cluster = TestCluster::unstarted();
-    for words in [&["upp"][..], &["node", "kill"], &["up", "--port", "many"], &["up", "--pg-set", "nothing"]] {
+    for words in [&["upp"][..], &["node", "kill"], &["up", "--port", "many"], &["up", "--port", "0"], &["up", "--protection-groups", "0"], &["up", "--pg-set", "nothing"]] {
         let output = cluster.run(words);
         assert_eq!(output.status.code(), Some(2), "{words:?}: {}", harness::text(&output));
     }
@@ -35,8 +35,6 @@ fn a_refused_start_says_why_and_leaves_nothing_behind() {
     assert!(said.contains("--pg-bin"), "{said}");
     let said = cluster.fails(&["up", "--detach", "--port", &port, "--pg-set", "fsync=off"]);
     assert!(said.contains("fsync=off cannot be used"), "{said}");
-    let said = cluster.fails(&["up", "--detach", "--port", &port, "--protection-groups", "0"]);
-    assert!(said.contains("--protection-groups"), "{said}");
     assert!(!cluster.dir().exists(), "a refused start left something behind");
 
     std::fs::create_dir_all(cluster.dir()).expect("made");
@@ -66,6 +64,25 @@ fn a_running_cluster_is_not_started_again() {
     let said = cluster.fails(&["az", "kill", "az9"]);
     assert!(said.contains("az9"), "{said}");
     assert!(cluster.connect().query_one("SELECT 1", &[]).is_ok());
+}
+
+#[test]
+fn a_bad_wish_is_not_remembered() {
+    let cluster = TestCluster::start(&["--pg-set", "work_mem=8MB"]);
+    let show = |name: &str| -> String {
+        cluster.connect().query_one(&format!("SHOW {name}"), &[]).expect("shown").get(0)
+    };
+    assert_eq!(show("work_mem"), "8MB");
+    cluster.ok(&["down"]);
+    let said = cluster.fails(&["up", "--detach", "--pg-set", "shared_bufers=1GB"]);
+    assert!(said.contains("shared_bufers"), "{said}");
+    cluster.up(&["--pg-set", "work_mem="]);
+    assert_eq!(show("work_mem"), "4MB");
+    // Nobody promised that the database and the user the probe asks for stay.
+    cluster.client_program("psql", &["-c", "CREATE DATABASE other"]);
+    cluster.client_program("psql", &["-d", "other", "-c", "DROP DATABASE postgres"]);
+    cluster.ok(&["instance", "kill"]);
+    cluster.ok(&["instance", "start"]);
 }
 
 #[test]
@@ -132,12 +149,22 @@ fn a_second_driver_fences_the_first() {
     config["port"] = other_port.into();
     let other_config = other_dir.join("instance.json");
     std::fs::write(&other_config, config.to_string()).expect("written");
-    let mut second = std::process::Command::new(env!("CARGO_BIN_EXE_borealis"))
+    struct KilledAtTheEnd(std::process::Child);
+    impl Drop for KilledAtTheEnd {
+        fn drop(&mut self) {
+            // It may have ended in order already.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_borealis"))
         .args(["internal", "driver", "--config"])
         .arg(&other_config)
+        .stdout(std::process::Stdio::null())
         .stderr(std::fs::File::create(other_dir.join("driver.log")).expect("a log"))
         .spawn()
         .expect("a second driver");
+    let mut second = KilledAtTheEnd(second);
     let connect_second = || {
         postgres::Config::new()
             .host("127.0.0.1")
@@ -163,11 +190,11 @@ fn a_second_driver_fences_the_first() {
     client.batch_execute("INSERT INTO t VALUES (3)").expect("the new writer writes");
     drop(client);
     nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(second.id() as i32),
+        nix::unistd::Pid::from_raw(second.0.id() as i32),
         nix::sys::signal::Signal::SIGTERM,
     )
     .expect("stopped");
-    second.wait().expect("ended");
+    second.0.wait().expect("ended");
 }
 
 #[test]

@@ -88,7 +88,6 @@ fn everyday_sql_survives_a_crash_of_the_instance() {
                  jsonb_build_object('n', n, 'long', repeat(md5(n::text), n % 100)) FROM generate_series(1, 20000) n;
              UPDATE people SET name = upper(name) WHERE id % 7 = 0;
              DELETE FROM people WHERE id % 11 = 0;
-             VACUUM ANALYZE people;
              CREATE UNLOGGED TABLE scratch (n int); INSERT INTO scratch SELECT generate_series(1, 1000);
              CREATE SEQUENCE counter; SELECT nextval('counter') FROM generate_series(1, 100);
              CREATE MATERIALIZED VIEW summary AS SELECT id % 10 AS part, count(*) FROM people GROUP BY 1;
@@ -102,6 +101,17 @@ fn everyday_sql_survives_a_crash_of_the_instance() {
              CLUSTER people USING people_pkey; REINDEX TABLE people",
         )
         .expect("everyday SQL");
+    client.batch_execute("VACUUM ANALYZE people").expect("vacuumed");
+    // A tablespace on the user's disk: its relations are in the volume like all others.
+    let elsewhere = cluster.postgres_folder("elsewhere");
+    let create = format!("CREATE TABLESPACE elsewhere LOCATION '{}'", elsewhere.display());
+    client.batch_execute(&create).expect("a tablespace");
+    client
+        .batch_execute("CREATE TABLE far TABLESPACE elsewhere AS SELECT generate_series(1, 5000) n")
+        .expect("a table elsewhere");
+    client.batch_execute("CREATE DATABASE fourth TABLESPACE elsewhere").expect("a database elsewhere");
+    let there: Vec<_> = std::fs::read_dir(&elsewhere).expect("listed").flatten().map(|e| e.path()).collect();
+    assert!(there.is_empty(), "pages went to the user's disk: {there:?}");
     client.batch_execute("CREATE DATABASE second").expect("a database");
     client.batch_execute("CREATE DATABASE third STRATEGY file_copy").expect("a database by file copy");
     client.batch_execute("BEGIN; INSERT INTO parent VALUES (5000); PREPARE TRANSACTION 'open'").expect("prepared");
@@ -109,6 +119,7 @@ fn everyday_sql_survives_a_crash_of_the_instance() {
         "SELECT count(*)::bigint, sum(hashtext(people::text)::bigint)::bigint FROM people",
         "SELECT count(*)::bigint, sum(hashtext(child::text)::bigint)::bigint FROM child",
         "SELECT count(*)::bigint, sum(count)::bigint FROM summary",
+        "SELECT count(*)::bigint, sum(n)::bigint FROM far",
         "SELECT count(*)::bigint, sum(length(prosrc))::bigint FROM pg_proc",
     ];
     let answers = |client: &mut postgres::Client| -> Vec<(i64, i64)> {
@@ -135,11 +146,14 @@ fn everyday_sql_survives_a_crash_of_the_instance() {
     let committed: i64 =
         client.query_one("SELECT count(*) FROM parent WHERE id = 5000", &[]).expect("readable").get(0);
     assert_eq!(committed, 1);
-    for database in ["second", "third"] {
+    for database in ["second", "third", "fourth"] {
         let text = cluster.client_program("psql", &["-d", database, "-Atc", "SELECT count(*) > 300 FROM pg_class"]);
         assert!(text.contains("\nt\n"), "{database}: {text}");
     }
     client.batch_execute("DROP DATABASE second").expect("dropped");
+    client.batch_execute("DROP DATABASE fourth").expect("dropped");
+    client.batch_execute("DROP TABLE far").expect("dropped");
+    client.batch_execute("DROP TABLESPACE elsewhere").expect("an empty tablespace is dropped");
     cluster.assert_amcheck_clean();
     cluster.ok(&["verify"]);
 }

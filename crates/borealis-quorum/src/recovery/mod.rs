@@ -461,7 +461,12 @@ impl<Handle: Clone> Recovery<Handle> {
         let fenced: BTreeSet<NodeId> =
             self.groups.iter().flat_map(|group| group.summaries.keys().copied()).collect();
         for node in fenced {
-            if !self.installed.contains(&node) {
+            // A segment that has the new history refuses repairs under the old one. So a node gets it when none
+            // of its segments needs any; one that answers after the end learns it from the writer or its peers.
+            let complete = self
+                .group_ids()
+                .all(|id| !self.group(id).summaries.contains_key(&node) || self.has_everything(node, id));
+            if complete && !self.installed.contains(&node) {
                 self.request_once(Request::Install(node), now, commands);
             }
         }

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -315,6 +316,28 @@ fn a_member_that_dies_half_way_is_replaced_by_one_that_answers_late() {
     assert_eq!(outcome.durable, first.span);
     let copies = (0..6).filter(|&node| cluster.records[node][0].contains_key(&first.span.start)).count();
     assert!(copies >= 4);
+}
+
+#[test]
+fn a_member_whose_tail_comes_late_is_repaired_before_it_gets_the_history() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    let first = writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], 1);
+    cluster.down = BTreeSet::from([5]);
+    // Node 4, which lacks the record, says what it has only after the others were told to install; and node 3
+    // is lost then, so that node 4 is needed.
+    let installing = Cell::new(false);
+    let late = |command: &Command<u64>| match command {
+        Command::ReadTail { node, .. } => node.0 != 4 || installing.get(),
+        Command::Install { node, .. } => {
+            installing.set(true);
+            node.0 != 3
+        }
+        _ => true,
+    };
+    let outcome = cluster.recover(2, late).expect("it ends").expect("four nodes take the history");
+    assert_eq!(outcome.durable, first.span);
+    assert!(cluster.records[4][0].contains_key(&first.span.start));
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! The processes that the other commands start.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+
+use borealis_driver::DriverError;
 
 /// Runs a storage node until it is told to stop.
 pub fn node(config: &Path) -> anyhow::Result<ExitCode> {
@@ -11,6 +14,16 @@ pub fn node(config: &Path) -> anyhow::Result<ExitCode> {
 
 /// Runs an instance's driver until it is told to stop.
 pub fn driver(config: &Path) -> anyhow::Result<ExitCode> {
-    borealis_driver::run(borealis_driver::config::DriverConfig::load(config)?)?;
-    Ok(ExitCode::SUCCESS)
+    let config = borealis_driver::config::DriverConfig::load(config)?;
+    let server_log = config.instance_dir.join("postgres.log");
+    let Err(error) = borealis_driver::run(config) else { return Ok(ExitCode::SUCCESS) };
+    if let Some(DriverError::Fenced(_)) = error.downcast_ref() {
+        // Whoever wonders why the server stopped looks into its own log first.
+        if let Ok(mut log) = std::fs::File::options().append(true).open(server_log) {
+            let _ = writeln!(log, "borealis: {error}");
+        }
+        eprintln!("borealis: {error}");
+        return Ok(ExitCode::from(borealis_driver::EXIT_FENCED));
+    }
+    Err(error)
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use borealis_control::Catalog;
 use borealis_control::cluster::Cluster;
 use borealis_types::{InstanceId, NodeId};
 
@@ -11,12 +12,15 @@ use crate::progress::Step;
 /// SIGKILLs nodes.
 pub fn kill_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
     let ids: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
-    report_killed(&Cluster::open(dir)?, &ids)
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    report_killed(&cluster, &ids)
 }
 
 /// SIGKILLs the nodes of a zone.
 pub fn kill_zone(dir: &Path, zone: &str) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
     let nodes = cluster.nodes_in_zone(zone)?;
     report_killed(&cluster, &nodes)
 }
@@ -36,6 +40,7 @@ fn report_killed(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode> 
 /// Starts nodes; all that are down if none is named.
 pub fn start_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
     let ids: Vec<NodeId> = if ids.is_empty() {
         cluster.catalog.nodes.iter().map(|node| node.id).collect()
     } else {
@@ -47,6 +52,7 @@ pub fn start_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
 /// Starts the nodes of a zone.
 pub fn start_zone(dir: &Path, zone: &str) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
     let nodes = cluster.nodes_in_zone(zone)?;
     report_started(&cluster, &nodes)
 }
@@ -63,14 +69,18 @@ fn report_started(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode>
 
 /// SIGKILLs an instance.
 pub fn kill_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
-    let killed = Cluster::open(dir)?.kill_instance(InstanceId(id))?;
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    let killed = cluster.kill_instance(InstanceId(id))?;
     println!("instance {id} {}", if killed { "killed" } else { "was not running" });
     Ok(ExitCode::SUCCESS)
 }
 
 /// Stops an instance in order.
 pub fn stop_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
-    let stopped = Cluster::open(dir)?.stop_instance(InstanceId(id))?;
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    let stopped = cluster.stop_instance(InstanceId(id))?;
     println!("instance {id} {}", if stopped { "stopped" } else { "was not running" });
     Ok(ExitCode::SUCCESS)
 }
@@ -78,6 +88,7 @@ pub fn stop_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
 /// Starts an instance.
 pub fn start_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
     let instance = cluster.instance(InstanceId(id))?;
     let step = Step::begin("recovering and starting PostgreSQL");
     let elapsed = cluster.start_instance(InstanceId(id))?;

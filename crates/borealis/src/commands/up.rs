@@ -1,5 +1,6 @@
 //! Create, start and stop a whole cluster.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use borealis_control::Catalog;
+use borealis_control::catalog::CatalogLock;
 use borealis_control::cluster::{Cluster, CreateOptions, WRITER};
 use borealis_instance::{Binaries, OperatingSystemUser, Settings};
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
@@ -31,11 +33,12 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     let mut stop_signals = SigSet::empty();
     stop_signals.add(Signal::SIGINT);
     stop_signals.add(Signal::SIGTERM);
+    stop_signals.add(Signal::SIGHUP);
     if !arguments.detach {
         // Held back until everything is up, then answered by an orderly stop.
         stop_signals.thread_block().context("cannot hold back signals")?;
     }
-    let (cluster, lock) = prepare(dir, arguments)?;
+    let Prepared { cluster, lock, earlier_catalog } = prepare(dir, arguments)?;
     let instance = cluster.instance(WRITER)?;
     if OperatingSystemUser::choose(instance.postgres_user.as_deref())?.switch {
         eprintln!(
@@ -56,10 +59,16 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     let elapsed = match outcome {
         Ok(elapsed) => elapsed,
         Err(error) => {
-            // What was started is stopped again: a failed `up` leaves nothing running.
-            cluster.stop_instance(WRITER)?;
-            cluster.stop_nodes()?;
-            return Err(error);
+            // What was started is stopped again: a failed `up` leaves nothing running, and its wishes, which may
+            // be why it failed, are forgotten.
+            let stopped = stop(&cluster);
+            if let Some(earlier) = earlier_catalog {
+                earlier.save(cluster.directory())?;
+            }
+            return Err(match stopped {
+                Ok(()) => error,
+                Err(again) => error.context(format!("and what was started could not be stopped: {again:#}")),
+            });
         }
     };
     drop(lock);
@@ -72,12 +81,19 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     serve(&cluster, stop_signals)
 }
 
+struct Prepared {
+    cluster: Cluster,
+    lock: CatalogLock,
+    /// The catalog before this command's wishes; `None` for a new cluster.
+    earlier_catalog: Option<Catalog>,
+}
+
 /// Opens or creates the cluster, with this command's wishes applied.
-fn prepare(
-    dir: &Path,
-    arguments: &UpArguments,
-) -> anyhow::Result<(Cluster, borealis_control::catalog::CatalogLock)> {
-    let settings: std::collections::BTreeMap<String, String> = arguments.pg_set.iter().cloned().collect();
+fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
+    let mut settings: BTreeMap<String, String> = arguments.pg_set.iter().cloned().collect();
+    let forgotten: Vec<String> =
+        settings.iter().filter(|(_, value)| value.is_empty()).map(|(name, _)| name.clone()).collect();
+    settings.retain(|_, value| !value.is_empty());
     Settings::check(settings.clone())?;
     if Catalog::is_fresh(dir)? {
         let groups = arguments.protection_groups.unwrap_or(DEFAULT_PROTECTION_GROUPS);
@@ -103,7 +119,7 @@ fn prepare(
             },
         );
         step.done();
-        return Ok((cluster?, lock));
+        return Ok(Prepared { cluster: cluster?, lock, earlier_catalog: None });
     }
     let mut cluster = Cluster::open(dir)?;
     let lock = Catalog::lock(dir)?;
@@ -121,6 +137,7 @@ fn prepare(
             bail!("the volume was created with {fixed} protection groups, which cannot be changed to {groups}");
         }
     }
+    let earlier_catalog = Some(cluster.catalog.clone());
     let instance = cluster
         .catalog
         .instances
@@ -137,16 +154,18 @@ fn prepare(
         instance.postgres_user = Some(user.clone());
     }
     if let Some(folder) = &arguments.memory_dir {
-        instance.memory_root = folder.clone();
+        instance.memory_root =
+            folder.canonicalize().with_context(|| format!("cannot use {} for --memory-dir", folder.display()))?;
     }
     instance.settings.extend(settings);
+    instance.settings.retain(|name, _| !forgotten.contains(name));
     Binaries::find(Some(&instance.postgres_bin_dir))?;
     require_free_port(instance.port)?;
     cluster.catalog.save(cluster.directory())?;
     if !cluster.anything_runs() {
         cluster.renew_taken_addresses()?;
     }
-    Ok((cluster, lock))
+    Ok(Prepared { cluster, lock, earlier_catalog })
 }
 
 fn require_free_port(port: u16) -> anyhow::Result<()> {
@@ -156,25 +175,34 @@ fn require_free_port(port: u16) -> anyhow::Result<()> {
     bail!("port {port} on 127.0.0.1 is taken by another program; stop it or choose another with --port")
 }
 
-/// Waits for Ctrl-C, then stops everything. Ends by itself if the instance does.
+/// Waits for Ctrl-C, then stops everything. Ends by itself when another command has stopped everything; an
+/// instance alone may end and start again.
 fn serve(cluster: &Cluster, stop_signals: SigSet) -> anyhow::Result<ExitCode> {
     eprintln!("press Ctrl-C to stop");
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new().name("stop-signal".to_owned()).spawn(move || {
         let _ = sender.send(stop_signals.wait());
     })?;
+    let mut instance_ran = true;
     loop {
         match receiver.recv_timeout(Duration::from_millis(500)) {
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                if cluster.driver_process(WRITER).is_none() {
+                if !cluster.anything_runs() {
+                    eprintln!("everything was stopped");
+                    return Ok(ExitCode::SUCCESS);
+                }
+                let instance_runs = cluster.driver_process(WRITER).is_some();
+                if instance_ran && !instance_runs {
                     let log = cluster.instance_directory(WRITER).join("driver.log");
-                    cluster.stop_nodes()?;
-                    bail!(
-                        "the instance ended by itself; {} ends with:\n{}",
+                    eprintln!(
+                        "the instance ended; the storage nodes go on. Start it again with `borealis instance start \
+                         --dir {}`. {} ends with:\n{}",
+                        cluster.directory().display(),
                         log.display(),
                         borealis_control::cluster::log_tail(&log)
                     );
                 }
+                instance_ran = instance_runs;
             }
             Ok(_) | Err(mpsc::RecvTimeoutError::Disconnected) => {
                 stop(cluster)?;
@@ -200,8 +228,8 @@ pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
     let _lock = Catalog::lock(dir)?;
     if !cluster.anything_runs() {
         eprintln!("the cluster in {} is not running", dir.display());
-        return Ok(ExitCode::SUCCESS);
     }
+    // Also when nothing runs: what was killed may have left memory behind.
     stop(&cluster)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -50,6 +50,17 @@ impl TestCluster {
         self.folder.path().join("cluster")
     }
 
+    /// A folder outside the cluster's that the server's user owns.
+    pub fn postgres_folder(&self, name: &str) -> PathBuf {
+        let folder = self.folder.path().join(name);
+        std::fs::create_dir(&folder).expect("made");
+        if nix::unistd::geteuid().is_root() {
+            let user = nix::unistd::User::from_name("postgres").expect("asked").expect("a user postgres");
+            nix::unistd::chown(&folder, Some(user.uid), Some(user.gid)).expect("given");
+        }
+        folder
+    }
+
     /// Runs `borealis` with these words and `--dir`.
     pub fn run(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_borealis"))
@@ -172,8 +183,14 @@ impl Drop for TestCluster {
             return;
         }
         let output = self.run(&["down"]);
-        if !output.status.success() && !std::thread::panicking() {
-            panic!("down failed:\n{}", text(&output));
+        if std::thread::panicking() {
+            return;
+        }
+        assert!(output.status.success(), "down failed:\n{}", text(&output));
+        let catalog = std::fs::read_to_string(self.dir().join("instances/1/instance.json")).unwrap_or_default();
+        if let Ok(config) = serde_json::from_str::<serde_json::Value>(&catalog) {
+            let memory = config["memory_dir"].as_str().expect("a path");
+            assert!(!Path::new(memory).exists(), "{memory} was left behind");
         }
     }
 }

@@ -18,7 +18,7 @@ PURE = {
     "borealis-types": set(),
     "borealis-wal": {"borealis-types"},
     "borealis-redo": {"borealis-types", "borealis-wal"},
-    "borealis-quorum": {"borealis-types"},
+    "borealis-quorum": {"borealis-types", "borealis-proto"},
     "borealis-proto": {"borealis-types"},
 }
 PURE_LIBRARIES = {
@@ -32,7 +32,9 @@ EXEMPT = {"crates/borealis-proto/src/frame.rs"}
 
 root = pathlib.Path(__file__).resolve().parent.parent
 metadata = json.loads(
-    subprocess.check_output(["cargo", "metadata", "--format-version", "1", "--locked"], cwd=root)
+    subprocess.check_output(["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"],
+        cwd=root,
+    )
 )
 problems = []
 

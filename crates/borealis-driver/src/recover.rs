@@ -497,13 +497,14 @@ fn to_quorum_summary(summary: SegmentSummary) -> borealis_quorum::segment::Segme
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_proto::GroupLink;
 
     fn record(number: u64, epoch: u64, length: usize) -> TailRecord<Handle> {
         TailRecord {
             epoch: VolumeEpoch(epoch),
             span: RecordSpan { start: Lsn(number << 32), end: Lsn((number << 32) + length as u64) },
             previous_start: Lsn((number - 1) << 32),
-            links: Vec::new(),
+            links: vec![GroupLink { group: GroupId(0), previous_end: Lsn((number - 1) << 32) }],
             handle: Arc::from(vec![0; length]),
         }
     }

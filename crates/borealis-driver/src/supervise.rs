@@ -583,8 +583,8 @@ fn check_shim_is_loaded(attached: Option<u32>, server: u32) -> anyhow::Result<()
     let who = attached.map_or_else(|| "no process".to_owned(), |other| format!("process {other}"));
     anyhow::bail!(
         "postgres (process {server}) runs without the Borealis shim ({who} attached to the shared memory): the \
-         library was not loaded, so nothing it writes would be kept; check that shim_library is readable for \
-         the server's user and that postgres-bin-dir holds the programs themselves, not set-user-id copies"
+         library was not loaded, so nothing it writes would be kept; check that the shim library is readable for \
+         the server's user, and that the postgres program is neither static nor set-user-id"
     )
 }
 

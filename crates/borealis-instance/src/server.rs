@@ -157,6 +157,9 @@ impl Server {
     }
 }
 
+/// Longest wait for killed processes to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Kills every process that works in `directory` (its current directory is there or below, even if it was
 /// deleted since), and returns how many there were.
 ///
@@ -165,17 +168,23 @@ impl Server {
 #[must_use]
 pub fn kill_processes_in(directory: &Path) -> usize {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
-    let mut killed = 0;
+    let mut killed = Vec::new();
     for process in processes.flatten() {
         let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let Ok(current) = std::fs::read_link(process.path().join("cwd")) else { continue };
         let current = current.to_string_lossy();
         let works_there = Path::new(current.trim_end_matches(" (deleted)")).starts_with(directory);
         if works_there && id != std::process::id() as i32 && kill(Pid::from_raw(id), Signal::SIGKILL).is_ok() {
-            killed += 1;
+            killed.push(process.path());
         }
     }
-    killed
+    // Until they are gone they hold their port. A process that has ended has no current directory any more, even
+    // if nobody has asked for its exit status yet.
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    while killed.iter().any(|path| std::fs::read_link(path.join("cwd")).is_ok()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    killed.len()
 }
 
 /// Removes the small System V segment that `postmaster.pid` names on its seventh line (key and id), if nobody

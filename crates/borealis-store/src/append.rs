@@ -140,7 +140,7 @@ impl Store {
                     hosted.index.record_bytes > 0
                         && hosted.materialization_target() > hosted.base.materialized
                 });
-                possible && state.memory_bytes() > bound.max(PAGE_SIZE as u64)
+                possible && state.applicable_memory_bytes() > bound.max(PAGE_SIZE as u64)
             };
             if !over {
                 return Ok(());

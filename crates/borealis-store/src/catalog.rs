@@ -32,7 +32,8 @@ pub(crate) struct GroupRange {
 /// What is known about one file.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct FileEntries {
-    /// Its batches in log order; `None` for a file from before the last opening that nobody has read yet.
+    /// Its batches in log order; `None` for a file that everything in it is materialized of, and nobody has
+    /// read since the last checkpoint.
     pub entries: Option<Vec<EntryRef>>,
     pub ranges: Vec<GroupRange>,
 }

@@ -4,6 +4,7 @@
 //! are durable.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use borealis_quorum::segment::{Segment, SegmentCheckpoint};
 use borealis_types::{GroupId, Lsn};
@@ -37,7 +38,21 @@ pub(crate) struct Checkpoint {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct CheckpointedSegment {
     pub chain: SegmentCheckpoint,
-    pub base: Base,
+    #[serde(with = "shared_base")]
+    pub base: Arc<Base>,
+}
+
+mod shared_base {
+    use super::{Arc, Base, Deserialize, Serialize};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(base: &Arc<Base>, serializer: S) -> Result<S::Ok, S::Error> {
+        Base::serialize(base, serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Base>, D::Error> {
+        Base::deserialize(deserializer).map(Arc::new)
+    }
 }
 
 impl Checkpoint {

@@ -41,13 +41,13 @@ pub(crate) struct HostedSegment {
 }
 
 impl HostedSegment {
-    pub(crate) fn new(segment: Segment, base: Base, pages: PageFiles) -> HostedSegment {
+    pub(crate) fn new(segment: Segment, base: Arc<Base>, pages: PageFiles) -> HostedSegment {
         HostedSegment {
             segment,
             pending: BTreeMap::new(),
             indexed_through: base.materialized,
             index: Index::default(),
-            base: Arc::new(base),
+            base,
             version: 0,
             failure: None,
             pages: Arc::new(pages),

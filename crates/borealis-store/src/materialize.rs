@@ -18,6 +18,7 @@ use crate::log::LogPosition;
 use crate::log::entry::ENTRY_HEADER_BYTES;
 use crate::metrics::count;
 use crate::pages::{PageFiles, SlotAddress};
+use crate::read::Overtaken;
 use crate::store::Sequence;
 use crate::{Store, StoreError};
 
@@ -43,7 +44,7 @@ pub struct Progress {
 
 /// A segment's next base, on disk but not yet in use.
 struct NextBase {
-    base: Base,
+    base: Arc<Base>,
     files: Arc<PageFiles>,
     freed_regions: Vec<u32>,
     written_regions: BTreeSet<u32>,
@@ -106,8 +107,8 @@ impl Store {
             pages.extend(hosted.index.long_chains.drain(..).map(|key| (group, key, lsn)));
         }
         for (group, key, lsn) in pages {
-            if let Err(error) =
-                self.page_version(group, &key, lsn, &|state| Store::readable(state, group, lsn))
+            if let Err(error) = self
+                .page_version(group, &key, lsn, Overtaken::Fail, &|state| Store::readable(state, group, lsn))
             {
                 tracing::debug!(%error, "a page with many records is not prepared");
             }
@@ -121,7 +122,7 @@ impl Store {
             .values()
             .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
         let record_bytes: u64 = applicable.map(|hosted| hosted.index.record_bytes).sum();
-        let memory = state.memory_bytes() > self.options.memory_limit_bytes / 4;
+        let memory = state.applicable_memory_bytes() > self.options.memory_limit_bytes / 4;
         record_bytes >= self.options.materialize_after_bytes || memory && record_bytes > 0
     }
 
@@ -170,10 +171,9 @@ impl Store {
         let replay_from = self.write_checkpoint(&next)?;
         let pages_written = next.values().map(|base| base.pages_written).sum();
         count(&self.counters.pages_written, pages_written);
-        let freed = self.take_over(next);
-        for (files, regions) in freed {
-            for region in regions {
-                files.free_region(region);
+        for replaced in self.take_over(next) {
+            for region in replaced.freed_regions {
+                replaced.files.free_region(region);
             }
         }
         let log_files_freed = self.free_log(replay_from)?;
@@ -188,7 +188,7 @@ impl Store {
         };
         let mut writer = PageWriter {
             next: NextBase {
-                base: (*changes.base).clone(),
+                base: Arc::new((*changes.base).clone()),
                 files: Arc::clone(&changes.files),
                 freed_regions: Vec::new(),
                 written_regions: BTreeSet::new(),
@@ -197,27 +197,35 @@ impl Store {
             target,
         };
         for key in &changes.pages {
-            let page = self.page_version(group, key, target, &|state| Store::hosted(state, group))?;
+            let page =
+                self.page_version(group, key, target, Overtaken::Fail, &|state| Store::hosted(state, group))?;
             match page {
                 Some(page) => writer.write(key, &page)?,
                 None => writer.erase(key),
             }
         }
         let mut next = writer.next;
+        let base = Arc::make_mut(&mut next.base);
         for (fork, blocks) in changes.relations {
             match blocks {
-                Some(blocks) => next.base.relations.insert(fork, blocks),
-                None => next.base.relations.remove(&fork),
+                Some(blocks) => base.relations.insert(fork, blocks),
+                None => base.relations.remove(&fork),
             };
         }
         for key in changes.meta {
-            let value = self.meta_version(&key, target, &|state| Store::hosted(state, group))?;
+            let value =
+                self.meta_version(&key, target, Overtaken::Fail, &|state| Store::hosted(state, group))?;
             match value {
-                Some(value) => next.base.meta.insert(key, value),
-                None => next.base.meta.remove(&key),
+                Some(value) => base.meta.insert(key, value),
+                None => base.meta.remove(&key),
             };
         }
-        next.base.materialized = target;
+        base.materialized = target;
+        // Only now: the next round is the first that may take them, when the checkpoint that does not name
+        // them any more is durable, their space is given back, and the version tells their readers.
+        base.free_regions.extend(&next.freed_regions);
+        // The lowest is taken first, which keeps the files few.
+        base.free_regions.sort_unstable_by(|one, other| other.cmp(one));
         Ok(next)
     }
 
@@ -225,7 +233,7 @@ impl Store {
     fn write_checkpoint(&self, next: &BTreeMap<GroupId, NextBase>) -> Result<LogPosition, StoreError> {
         let (checkpoint, log_end) = {
             let state = self.lock_to_change()?;
-            let base = |group: GroupId| -> &Base {
+            let base = |group: GroupId| -> &Arc<Base> {
                 match (next.get(&group), state.segments.get(&group)) {
                     (Some(next), _) => &next.base,
                     (None, Some(hosted)) => &hosted.base,
@@ -240,7 +248,8 @@ impl Store {
             let entry_start = |payload: LogPosition| LogPosition(payload.0 - ENTRY_HEADER_BYTES as u64);
             let segments = state.segments.values().map(|hosted| CheckpointedSegment {
                 chain: hosted.segment.checkpoint(),
-                base: base(hosted.group()).clone(),
+                // Shared, because appends wait for this lock.
+                base: Arc::clone(base(hosted.group())),
             });
             let files = state.catalog.files.iter().map(|(number, file)| (*number, file.ranges.clone()));
             let checkpoint = Checkpoint {
@@ -260,20 +269,22 @@ impl Store {
         Ok(checkpoint.replay_from)
     }
 
-    /// Puts the next bases in use and returns the regions that are free now.
-    fn take_over(&self, next: BTreeMap<GroupId, NextBase>) -> Vec<(Arc<PageFiles>, Vec<u32>)> {
+    /// Puts the next bases in use and returns what was before in their place, with the regions that are free
+    /// now.
+    fn take_over(&self, next: BTreeMap<GroupId, NextBase>) -> Vec<NextBase> {
         let mut state = self.lock();
-        let mut freed = Vec::new();
-        for (group, next) in next {
+        let mut replaced = Vec::new();
+        for (group, mut next) in next {
             let Some(hosted) = state.segments.get_mut(&group) else { continue };
             let target = next.base.materialized;
             hosted.index.drop_through(target);
             hosted.indexed_through = hosted.indexed_through.max(target);
-            hosted.base = Arc::new(next.base);
+            // The old one goes back to be dropped without the lock.
+            std::mem::swap(&mut hosted.base, &mut next.base);
             hosted.version += 1;
-            freed.push((next.files, next.freed_regions));
+            replaced.push(next);
         }
-        freed
+        replaced
     }
 
     /// Lets go of log files before `replay_from`, oldest first, unless a peer may need them and they are not
@@ -300,6 +311,10 @@ impl Store {
             kept_bytes = self.files.total_bytes();
             freed += 1;
         }
+        // A peer that is gone keeps many files; where the redo in them is, is read again if it comes back.
+        for (_, file) in state.catalog.files.range_mut(..replay_from.file()) {
+            file.entries = None;
+        }
         Ok(freed)
     }
 }
@@ -313,7 +328,7 @@ struct PageWriter {
 impl PageWriter {
     fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {
         let (first, place) = extent_of(key);
-        let base = &mut self.next.base;
+        let base = Arc::make_mut(&mut self.next.base);
         let extent = base.extents.entry(first).or_insert_with(|| {
             // Only regions that were free at the last checkpoint: those freed since are still named by it.
             let region = base.free_regions.pop().unwrap_or_else(|| {
@@ -334,12 +349,13 @@ impl PageWriter {
 
     fn erase(&mut self, key: &PageKey) {
         let (first, place) = extent_of(key);
-        let Some(extent) = self.next.base.extents.get_mut(&first) else { return };
+        let base = Arc::make_mut(&mut self.next.base);
+        let Some(extent) = base.extents.get_mut(&first) else { return };
         let extent = Arc::make_mut(extent);
         extent.generations[place] = 0;
         if extent.generations.iter().all(|&generation| generation == 0) {
             self.next.freed_regions.push(extent.region);
-            self.next.base.extents.remove(&first);
+            base.extents.remove(&first);
         }
     }
 }

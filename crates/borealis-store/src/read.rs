@@ -26,6 +26,16 @@ use crate::{Store, StoreError};
 
 /// A read that keeps being overtaken by the materializer waits for it after this many attempts.
 const ATTEMPTS: usize = 8;
+
+/// What becomes of a read after [`ATTEMPTS`] attempts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Overtaken {
+    /// It waits for the materializer and keeps it from going on meanwhile.
+    Wait,
+    /// It fails; for the materializer itself, whose lock is taken already.
+    Fail,
+}
+
 /// A version that took at least this many records is kept in the cache.
 const CACHE_FROM_RECORDS: usize = 16;
 /// Log read at once where many records are needed.
@@ -193,7 +203,7 @@ impl Store {
             return Err(Refusal::Misuse(format!("page {key} is not of group {group}")).into());
         }
         count(&self.counters.pages_read, 1);
-        self.page_version(group, key, lsn, &|state| Store::readable(state, group, lsn))
+        self.page_version(group, key, lsn, Overtaken::Wait, &|state| Store::readable(state, group, lsn))
     }
 
     /// A page as of an LSN that `look` permits.
@@ -202,10 +212,12 @@ impl Store {
         group: GroupId,
         key: &PageKey,
         lsn: Lsn,
+        overtaken: Overtaken,
         look: &dyn for<'s> Fn(&'s State) -> Result<&'s HostedSegment, StoreError>,
     ) -> Result<Option<Box<PageBytes>>, StoreError> {
         self.consistent(
             group,
+            overtaken,
             || {
                 let state = self.lock();
                 Ok(self.page_recipe(look(&state)?, key, lsn))
@@ -296,11 +308,16 @@ impl Store {
     fn consistent<L, T>(
         &self,
         group: GroupId,
+        overtaken: Overtaken,
         look: impl Fn() -> Result<L, StoreError>,
         version: impl Fn(&L) -> u64,
         make: impl Fn(&L) -> Result<T, (u64, Spoiled)>,
     ) -> Result<T, StoreError> {
-        for _ in 0..ATTEMPTS {
+        let mut waited = None;
+        for attempt in 0..2 * ATTEMPTS {
+            if attempt == ATTEMPTS && overtaken == Overtaken::Wait {
+                waited = Some(self.maintenance.lock().unwrap_or_else(PoisonError::into_inner));
+            }
             let looked = look()?;
             let made = make(&looked);
             let mut state = self.lock();
@@ -321,7 +338,9 @@ impl Store {
                 }
             };
         }
-        let what = format!("group {group} changed during each of {ATTEMPTS} attempts to read; try again");
+        drop(waited);
+        // Only histories that are installed one after another come to this, or redo that fails.
+        let what = format!("group {group} changed during each of {} attempts to read", 2 * ATTEMPTS);
         Err(Refusal::Failed(what).into())
     }
 
@@ -330,17 +349,19 @@ impl Store {
     /// # Errors
     /// As [`Store::read_page`].
     pub fn read_meta(&self, key: &MetaKey, lsn: Lsn) -> Result<Option<Vec<u8>>, StoreError> {
-        self.meta_version(key, lsn, &|state| Store::readable(state, META_GROUP, lsn))
+        self.meta_version(key, lsn, Overtaken::Wait, &|state| Store::readable(state, META_GROUP, lsn))
     }
 
     pub(crate) fn meta_version(
         &self,
         key: &MetaKey,
         lsn: Lsn,
+        overtaken: Overtaken,
         look: &dyn for<'s> Fn(&'s State) -> Result<&'s HostedSegment, StoreError>,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         self.consistent(
             META_GROUP,
+            overtaken,
             || {
                 let state = self.lock();
                 let hosted = look(&state)?;

@@ -203,12 +203,19 @@ impl State {
 
     /// About how much memory the indexes take.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let segments: u64 = self
+        let of = |hosted: &HostedSegment| hosted.index.memory_bytes() + hosted.pending.len() as u64 * 64;
+        self.segments.values().map(of).sum()
+    }
+
+    /// About how much memory the indexes take that materializing now makes smaller. What it cannot make
+    /// smaller is no reason to do it: the catalog, the records that wait for a predecessor, and the index of
+    /// a segment that cannot go on.
+    pub(crate) fn applicable_memory_bytes(&self) -> u64 {
+        let applicable = self
             .segments
             .values()
-            .map(|hosted| hosted.index.memory_bytes() + hosted.pending.len() as u64 * 64)
-            .sum();
-        segments + self.catalog.memory_bytes()
+            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        applicable.map(|hosted| hosted.index.memory_bytes()).sum()
     }
 }
 

@@ -10,7 +10,6 @@ use borealis_quorum::segment::Segment;
 use borealis_quorum::{DurablePoint, Promise};
 use borealis_types::{EpochHistory, GroupId, Lsn, WriterId};
 
-use crate::base::Base;
 use crate::cache::PageCache;
 use crate::checkpoint::{self, Checkpoint, CheckpointedSegment};
 use crate::commit::GroupCommit;
@@ -84,7 +83,7 @@ impl Store {
         let log = Log::create(&directory.log(), identity.incarnation, options.log_file_bytes)?;
         let segments = identity.groups.iter().map(|&group| CheckpointedSegment {
             chain: Segment::new(group).checkpoint(),
-            base: Base::default(),
+            base: Arc::default(),
         });
         let checkpoint = Checkpoint {
             incarnation: identity.incarnation,
@@ -468,6 +467,7 @@ impl Store {
         let extents = state.segments.values().map(|hosted| hosted.base.extents.len() as u64).sum();
         list.extend([
             ("index_memory_bytes", state.memory_bytes()),
+            ("catalog_memory_bytes", state.catalog.memory_bytes()),
             ("base_memory_bytes", bases),
             ("cache_memory_bytes", self.cache.lock().unwrap_or_else(PoisonError::into_inner).memory_bytes()),
             ("unapplied_record_bytes", unapplied),

@@ -39,33 +39,74 @@ impl Store {
     /// # Errors
     /// [`Refusal::NoSegment`], or when the log cannot be read.
     pub fn read_tail(&self, group: GroupId, above: Lsn, limit_bytes: u32) -> Result<Tail, StoreError> {
-        self.read_old_files(group, above)?;
-        let (entries, holding, sequence) = {
-            let state = self.lock_to_change()?;
-            let hosted = state.segments.get(&group).ok_or(Refusal::NoSegment(group))?;
-            let mut entries: Vec<EntryRef> = state
-                .catalog
-                .files
-                .values()
-                .flat_map(|file| file.entries.iter().flatten())
-                .filter(|entry| entry.groups.contains(group) && entry.last_end > above)
-                .copied()
-                .collect();
-            entries.sort_by_key(|entry| entry.first_start);
-            (entries, Holding::of(&hosted.segment), Sequence(state.log.end()))
-        };
-        self.sync(sequence)?;
+        let mut read = BTreeMap::new();
+        loop {
+            let sources = self.tail_sources(group, above, &read)?;
+            let tail = self.tail_of(group, above, limit_bytes, &sources)?;
+            let Some((_, number)) = sources.unread else { return Ok(tail) };
+            if !tail.batches.is_empty() {
+                return Ok(Tail { more: true, ..tail });
+            }
+            read.insert(number, self.read_old_file(number)?);
+        }
+    }
+
+    /// What a tail is made from, as far as it is known which redo is where; `read` is of files that are not in
+    /// the catalog or may just have left it.
+    fn tail_sources(
+        &self,
+        group: GroupId,
+        above: Lsn,
+        read: &BTreeMap<u32, Vec<EntryRef>>,
+    ) -> Result<TailSources, StoreError> {
+        let state = self.lock_to_change()?;
+        let hosted = state.segments.get(&group).ok_or(Refusal::NoSegment(group))?;
+        let mut entries: Vec<EntryRef> = Vec::new();
+        let mut unread: Option<(Lsn, u32)> = None;
+        for (number, file) in &state.catalog.files {
+            let range = file.ranges.iter().find(|range| range.group == group && range.last_end > above);
+            let Some(range) = range else { continue };
+            match file.entries.as_ref().or_else(|| read.get(number)) {
+                Some(known) => entries.extend(
+                    known.iter().filter(|entry| entry.groups.contains(group) && entry.last_end > above),
+                ),
+                None => {
+                    let this = (range.first_start, *number);
+                    unread = Some(unread.map_or(this, |first| first.min(this)));
+                }
+            }
+        }
+        entries.sort_by_key(|entry| entry.first_start);
+        let holding = Holding::of(&hosted.segment);
+        Ok(TailSources { entries, unread, holding, sequence: Sequence(state.log.end()) })
+    }
+
+    /// The tail before the first file that is not read yet.
+    fn tail_of(
+        &self,
+        group: GroupId,
+        above: Lsn,
+        limit_bytes: u32,
+        sources: &TailSources,
+    ) -> Result<Tail, StoreError> {
+        let TailSources { entries, unread, holding, sequence } = sources;
+        self.sync(*sequence)?;
+        let unread_start = unread.map_or(Lsn::MAX, |(start, _)| start);
         let limit = (limit_bytes as usize).min(TAIL_BYTES_MAX);
         let mut found = BTreeMap::new();
         let mut chosen = Vec::new();
         let mut chosen_bytes = 0;
         for (at, entry) in entries.iter().enumerate() {
+            if entry.first_start >= unread_start {
+                break;
+            }
             let Some(payload) = read_payload(&self.files, self.identity.incarnation, entry.position)? else {
                 continue;
             };
-            collect(&payload, group, above, &holding, &mut found);
+            collect(&payload, group, above, holding, &mut found);
             // No later entry has a record before its first, so what is before that is complete.
-            let settled = entries.get(at + 1).map_or(Lsn::MAX, |next| next.first_start);
+            let next_start = entries.get(at + 1).map_or(Lsn::MAX, |next| next.first_start);
+            let settled = next_start.min(unread_start);
             while let Some(first) = found.first_entry() {
                 if first.key().start >= settled {
                     break;
@@ -81,45 +122,45 @@ impl Store {
         Ok(Tail { batches: encode(&chosen), more: false })
     }
 
-    /// Looks up the entries of files from before the last opening that the tail reaches.
-    fn read_old_files(&self, group: GroupId, above: Lsn) -> Result<(), StoreError> {
-        let unread: Vec<u32> = {
-            let state = self.lock();
-            let files = state.catalog.files.iter().filter(|(_, file)| {
-                let needed = file.ranges.iter().any(|range| range.group == group && range.last_end > above);
-                file.entries.is_none() && needed
-            });
-            files.map(|(number, _)| *number).collect()
-        };
-        for number in unread {
-            let mut catalog = Catalog::default();
-            let scanned = scan_old_file(&self.files, self.identity.incarnation, number, &mut |entry| {
-                if entry.kind != EntryKind::Batch {
-                    return Ok(());
-                }
-                let (prefix, _, records) = decode_entry(entry.position, &entry.payload)?;
-                let spans = || records.iter().map(|(record, _)| record.reference.span);
-                if let (Some(first_start), Some(last_end)) =
-                    (spans().map(|span| span.start).min(), spans().map(|span| span.end).max())
-                {
-                    let (position, length) = (entry.position, entry.payload.len() as u32);
-                    catalog.push(EntryRef { position, length, groups: prefix.groups, first_start, last_end });
-                }
-                Ok(())
-            });
-            let mut state = self.lock();
-            let Some(file) = state.catalog.files.get_mut(&number) else {
-                // The file went while it was read.
-                continue;
-            };
-            scanned?;
-            if file.entries.is_none() {
-                let read = catalog.files.remove(&number).and_then(|file| file.entries);
-                file.entries = Some(read.unwrap_or_default());
+    /// Finds out where the redo in a file is that everything is materialized of, for the catalog until the next
+    /// checkpoint; nothing if the file is gone.
+    fn read_old_file(&self, number: u32) -> Result<Vec<EntryRef>, StoreError> {
+        let mut catalog = Catalog::default();
+        let scanned = scan_old_file(&self.files, self.identity.incarnation, number, &mut |entry| {
+            if entry.kind != EntryKind::Batch {
+                return Ok(());
             }
-        }
-        Ok(())
+            let (prefix, _, records) = decode_entry(entry.position, &entry.payload)?;
+            let spans = || records.iter().map(|(record, _)| record.reference.span);
+            if let (Some(first_start), Some(last_end)) =
+                (spans().map(|span| span.start).min(), spans().map(|span| span.end).max())
+            {
+                let (position, length) = (entry.position, entry.payload.len() as u32);
+                catalog.push(EntryRef { position, length, groups: prefix.groups, first_start, last_end });
+            }
+            Ok(())
+        });
+        let mut state = self.lock();
+        let Some(file) = state.catalog.files.get_mut(&number) else {
+            // The file went while it was read.
+            return Ok(Vec::new());
+        };
+        scanned?;
+        let read = catalog.files.remove(&number).and_then(|file| file.entries).unwrap_or_default();
+        file.entries.get_or_insert_with(|| read.clone());
+        Ok(read)
     }
+}
+
+/// What a tail is made from.
+struct TailSources {
+    /// By their first record.
+    entries: Vec<EntryRef>,
+    /// The lowest start of a record in files of which it is not known what is in them, and that file.
+    unread: Option<(Lsn, u32)>,
+    holding: Holding,
+    /// To be durable before anything is handed out.
+    sequence: Sequence,
 }
 
 /// Which records a segment has.

@@ -234,11 +234,11 @@ fn a_segment_that_missed_a_recovery_does_not_bring_its_dead_records_back() {
     let mut cluster = Cluster::new(1);
     let mut writer = Writer::first(&mut cluster);
     let kept = writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], 1);
-    // Only node 5 gets the next ones; it is down during the recovery that cuts them.
+    // Only node 5 gets the next ones; it is down during the recovery that cuts them, and so is node 4.
     cluster.give(5, GroupId(0), Source::Writer, &kept);
     let dead = writer.ship(&mut cluster, &[(0, &[5])], 2);
     writer.ship(&mut cluster, &[(0, &[5])], 3);
-    cluster.down = BTreeSet::from([5]);
+    cluster.down = BTreeSet::from([4, 5]);
     let outcome = cluster.recover_up(2);
     assert_eq!(outcome.durable, kept.span);
     // The new writer writes another record at the same position.

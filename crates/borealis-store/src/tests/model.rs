@@ -494,6 +494,17 @@ impl Run {
         self.coverage.materialized += u64::from(progress.advanced);
         self.coverage.log_files_freed += progress.log_files_freed;
         self.sync();
+        self.check_regions();
+    }
+
+    /// Every region that was ever used is in use or free, and not both.
+    fn check_regions(&self) {
+        for hosted in self.store().lock().segments.values() {
+            let used = hosted.base.extents.values().map(|extent| extent.region);
+            let mut regions: Vec<u32> = used.chain(hosted.base.free_regions.iter().copied()).collect();
+            regions.sort_unstable();
+            assert!(regions.into_iter().eq(0..hosted.base.next_region), "group {}", hosted.group());
+        }
     }
 
     fn step(&mut self) {

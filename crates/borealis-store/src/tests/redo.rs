@@ -103,6 +103,95 @@ fn a_full_index_is_emptied_before_more_is_taken() {
 }
 
 #[test]
+fn what_is_dropped_makes_room_for_what_comes_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    let mut store = create(&path, 1);
+    let mut writer = Writer::start(&store);
+    for round in 0..30 {
+        let relation = fork(1, 20_000 + round);
+        let first = writer.records.len();
+        for extent in 0..3 {
+            writer.write(vec![TestEffect::Page(block(relation, extent * 128))], false);
+        }
+        if round > 0 {
+            writer.write(vec![TestEffect::Drop(fork(1, 20_000 + round - 1).locator)], false);
+        }
+        store.append(&writer.batch(&writer.records[first..]), Origin::Writer(writer.promise)).unwrap();
+        writer.durable = writer.last();
+        writer.minimum_read_point = writer.durable.end;
+        store.note_positions(&writer.header()).unwrap();
+        assert!(store.materialize(Policy::Now).unwrap().advanced);
+        if round == 15 {
+            drop(store);
+            store = open(&path).unwrap();
+        }
+        for extent in 0..3 {
+            let key = block(relation, extent * 128);
+            let lsn = writer.records[first + extent as usize].span.end;
+            let page = store.read_page(GroupId(0), &key, writer.last().end).unwrap().unwrap();
+            assert_eq!(page, super::records::page_of(super::records::mix(0, lsn)));
+        }
+    }
+    let next_region = store.lock().segments[&GroupId(0)].base.next_region;
+    assert!(next_region <= 6, "{next_region} regions for 3 in use at a time");
+}
+
+#[test]
+fn a_peer_that_is_gone_does_not_make_every_append_a_checkpoint() {
+    const APPENDS: usize = 3000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    drop(create(&path, 1));
+    let options = crate::Options {
+        memory_limit_bytes: 32 << 10,
+        materialize_after_bytes: 64 << 10,
+        log_file_bytes: 32 << 10,
+        ..super::records::options()
+    };
+    let rules = std::sync::Arc::new(super::records::TestRules);
+    let store = crate::Store::open_with_rules(&path, options, rules).unwrap();
+    let mut writer = Writer::start(&store);
+    // The peer has nothing, so the whole log is kept.
+    for number in 0..APPENDS {
+        let first = writer.records.len();
+        writer.write(page(number as u32 % 20), false);
+        let batch = writer.batch(&writer.records[first..]);
+        store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        writer.durable = writer.last();
+        writer.minimum_read_point = writer.durable.end;
+        store.materialize(Policy::IfDue).unwrap();
+    }
+    let metrics: std::collections::BTreeMap<_, _> = store.metrics().into_iter().collect();
+    assert!(metrics["checkpoints"] > 3, "{metrics:?}");
+    assert!(metrics["checkpoints"] + metrics["appends_held_back"] < 300, "{metrics:?}");
+    assert!(metrics["catalog_memory_bytes"] < 40 << 10, "{metrics:?}");
+    // It comes back and is given everything, in order, a piece at a time.
+    let mut from = Lsn::ZERO;
+    let mut found = 0;
+    loop {
+        let tail = store.read_tail(GroupId(0), from, 10_000).unwrap();
+        for batch in &tail.batches {
+            let (_, reader) = borealis_proto::BatchReader::new(batch).unwrap();
+            for record in reader {
+                let record = record.unwrap();
+                assert_eq!(record.span, writer.records[found].span);
+                from = record.span.end;
+                found += 1;
+            }
+        }
+        if !tail.more {
+            break;
+        }
+        if found % 7 == 0 {
+            // A checkpoint in between makes the catalog forget again.
+            store.materialize(Policy::Now).unwrap();
+        }
+    }
+    assert_eq!(found, APPENDS);
+}
+
+#[test]
 fn a_page_with_many_records_is_prepared_for_its_reader() {
     let folder = tempfile::tempdir().unwrap();
     let store = create(&folder.path().join("node"), 1);

@@ -174,8 +174,7 @@ impl Catalog {
             Some(found) => return Err(CatalogError::Format { path: path.clone(), found }),
             None => return Err(damaged("it has no format number".to_owned())),
         }
-        let catalog: Catalog =
-            serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+        let catalog: Catalog = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
         if u128::from_str_radix(&catalog.volume, 16).is_err() || catalog.nodes.is_empty() {
             return Err(damaged("its volume or nodes are missing".to_owned()));
         }
@@ -259,7 +258,10 @@ mod tests {
         let lock = Catalog::lock(directory.path()).expect("free");
         fs::create_dir(directory.path().join("nodes")).expect("made");
         drop(lock);
-        assert!(Catalog::is_fresh(directory.path()).expect("listed"), "an interrupted creation may be repeated");
+        assert!(
+            Catalog::is_fresh(directory.path()).expect("listed"),
+            "an interrupted creation may be repeated"
+        );
         fs::write(directory.path().join("thesis.txt"), "precious").expect("written");
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::NotOurs(_))));
     }

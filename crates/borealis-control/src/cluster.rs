@@ -64,9 +64,10 @@ impl Cluster {
         let binaries = Binaries::find(options.postgres_bin_dir.as_deref())?;
         OperatingSystemUser::choose(options.postgres_user.as_deref())?;
         Settings::check(options.settings.clone())?;
-        let memory_root = options.memory_root.canonicalize().with_context(|| {
-            format!("cannot use {} for --memory-dir", options.memory_root.display())
-        })?;
+        let memory_root = options
+            .memory_root
+            .canonicalize()
+            .with_context(|| format!("cannot use {} for --memory-dir", options.memory_root.display()))?;
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let directory = directory.canonicalize().context("cannot resolve the cluster's directory")?;
         // An earlier creation that was interrupted left nodes that never belonged to a cluster.
@@ -484,9 +485,13 @@ fn shim_library() -> anyhow::Result<PathBuf> {
     const NAME: &str = "libborealis_shim.so";
     let program = process::own_program()?;
     let folder = program.parent().unwrap_or(Path::new("/"));
-    let candidates = [folder.join(NAME), folder.join("../lib").join(NAME), folder.join("../lib/borealis").join(NAME)];
+    let candidates =
+        [folder.join(NAME), folder.join("../lib").join(NAME), folder.join("../lib/borealis").join(NAME)];
     candidates.iter().find(|path| path.is_file()).cloned().with_context(|| {
-        format!("{NAME} is missing beside {}; build everything with `cargo build --release`", program.display())
+        format!(
+            "{NAME} is missing beside {}; build everything with `cargo build --release`",
+            program.display()
+        )
     })
 }
 

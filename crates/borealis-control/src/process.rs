@@ -85,10 +85,8 @@ fn start_ticks(process_id: u32) -> Option<u64> {
 pub fn read_process_file(path: &Path) -> Option<ProcessIdentity> {
     let text = fs::read_to_string(path).ok()?;
     let (process_id, start_ticks) = text.trim().split_once(' ')?;
-    let identity = ProcessIdentity {
-        process_id: process_id.parse().ok()?,
-        start_ticks: start_ticks.parse().ok()?,
-    };
+    let identity =
+        ProcessIdentity { process_id: process_id.parse().ok()?, start_ticks: start_ticks.parse().ok()? };
     identity.is_alive().then_some(identity)
 }
 

@@ -153,9 +153,9 @@ impl Status {
                 let complete: Vec<(u16, Option<Lsn>)> = answers
                     .iter()
                     .map(|(node, answer)| {
-                        let segment = answer.as_ref().and_then(|status| {
-                            status.segments.iter().find(|segment| segment.group == group)
-                        });
+                        let segment = answer
+                            .as_ref()
+                            .and_then(|status| status.segments.iter().find(|segment| segment.group == group));
                         (node.id, segment.map(|segment| segment.segment_complete_lsn))
                     })
                     .collect();
@@ -177,8 +177,7 @@ impl Status {
             .collect();
         let segments = || answers.iter().filter_map(|(_, answer)| answer.as_ref()).flat_map(|a| &a.segments);
         let known_durable = segments().map(|segment| segment.known_durable.end).max().unwrap_or_default();
-        let epoch =
-            segments().map(|segment| segment.promised_epoch).max().unwrap_or(VolumeEpoch::default());
+        let epoch = segments().map(|segment| segment.promised_epoch).max().unwrap_or(VolumeEpoch::default());
         let from_driver = |name: &str| {
             let driver = instances.iter().find(|instance| instance.state == "up")?;
             Some(driver.driver.get(name)?.as_str()?.to_owned())

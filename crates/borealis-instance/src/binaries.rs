@@ -29,9 +29,8 @@ impl Binaries {
     /// When there is none, or it is of a version that is not supported.
     pub fn find(folder: Option<&Path>) -> Result<Binaries, InstanceError> {
         if let Some(folder) = folder {
-            return Self::at(folder)?.ok_or_else(|| InstanceError::PostgresMissing {
-                looked_in: folder.display().to_string(),
-            });
+            return Self::at(folder)?
+                .ok_or_else(|| InstanceError::PostgresMissing { looked_in: folder.display().to_string() });
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
         let candidates: Vec<PathBuf> =
@@ -57,10 +56,8 @@ impl Binaries {
         // Resolve links: `initdb` looks for its share folder relative to where it really is.
         let program = program.canonicalize().unwrap_or(program);
         let folder = program.parent().map_or_else(|| folder.to_path_buf(), Path::to_path_buf);
-        let output = Command::new(&program)
-            .arg("--version")
-            .output()
-            .map_err(crate::on("cannot run", &program))?;
+        let output =
+            Command::new(&program).arg("--version").output().map_err(crate::on("cannot run", &program))?;
         let version_text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         match major_version(&version_text) {
             Some(15) => Ok(Some(Binaries { folder, version: PostgresVersion::V15, version_text })),

@@ -106,7 +106,7 @@ pub fn write(
         .map_or(0, |since| since.as_secs() as i64);
     // The record's own start takes the place of `redo` once it is known.
     let checkpoint = contents.counters.to_checkpoint(last.end, now_seconds);
-    let written = encode::shutdown_checkpoint(&layout, last, checkpoint.clone());
+    let written = encode::shutdown_checkpoint(&layout, last, checkpoint);
     directory.write_wal_pages(layout.segment_bytes, &written.pages)?;
     let checkpoint = CheckPointRecord { redo: written.span.start, ..checkpoint };
     let control = template.shut_down_at(checkpoint, &contents.counters.parameters);
@@ -265,7 +265,7 @@ pub fn prepare_memory_directory(
     remove_memory_directory(path)?;
     let statistics = nix::sys::statfs::statfs(parent)
         .map_err(|error| on("cannot examine", parent)(std::io::Error::from(error)))?;
-    let available_mib = statistics.blocks_available() * statistics.block_size() as u64 >> 20;
+    let available_mib = (statistics.blocks_available() * statistics.block_size() as u64) >> 20;
     if available_mib < needed_mib {
         return Err(InstanceError::MemoryFileSystemFull {
             path: parent.to_path_buf(),
@@ -296,9 +296,7 @@ pub fn remove_memory_directory(path: &Path) -> Result<(), InstanceError> {
         crate::server::remove_interlock_segment(&text);
     }
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(on("cannot remove", path)(error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(on("cannot remove", path)(error)),
         _ => Ok(()),
     }
 }

@@ -8,12 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use borealis_redo::control_file::ControlFile;
+use borealis_redo::counters::Counters;
 use borealis_types::{
     BLOCKS_PER_SEGMENT_FILE, BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey,
     PostgresVersion, RecordSpan, RelationFork, RelationLocator, SlruKind,
 };
-use borealis_redo::control_file::ControlFile;
-use borealis_redo::counters::Counters;
 use borealis_wal::encode;
 use borealis_wal::native::{CreatedRelation, Native};
 use borealis_wal::page::WalLayout;
@@ -149,8 +149,7 @@ impl Import {
         let mut found = Vec::new();
         for (name, path) in folder(path)? {
             let Some((relation, fork, segment)) = parse_relation_file_name(&name) else { continue };
-            let locator =
-                RelationLocator { tablespace: key.tablespace, database: key.database, relation };
+            let locator = RelationLocator { tablespace: key.tablespace, database: key.database, relation };
             found.push((RelationFork { locator, fork }, segment, path));
         }
         found.sort();
@@ -159,9 +158,7 @@ impl Import {
             let blocks = u32::try_from(length / PAGE_SIZE as u64)
                 .ok()
                 .filter(|&blocks| length % PAGE_SIZE as u64 == 0 && blocks <= BLOCKS_PER_SEGMENT_FILE)
-                .ok_or_else(|| {
-                    InstanceError::Unexpected(format!("{} has {length} bytes", path.display()))
-                })?;
+                .ok_or_else(|| InstanceError::Unexpected(format!("{} has {length} bytes", path.display())))?;
             match self.relations.last_mut() {
                 Some(last) if last.relation_fork == relation_fork && segment as usize == last.files.len() => {
                     last.files.push(path);
@@ -171,10 +168,7 @@ impl Import {
                     self.relations.push(RelationFiles { relation_fork, files: vec![path], blocks });
                 }
                 _ => {
-                    return Err(InstanceError::Unexpected(format!(
-                        "{} continues no file",
-                        path.display()
-                    )));
+                    return Err(InstanceError::Unexpected(format!("{} continues no file", path.display())));
                 }
             }
         }
@@ -189,8 +183,7 @@ impl Import {
         &self,
         mut ship: impl FnMut(ImportedRecord) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut stream =
-            Stream { layout: self.layout, next: self.first_lsn, previous_start: Lsn::ZERO };
+        let mut stream = Stream { layout: self.layout, next: self.first_lsn, previous_start: Lsn::ZERO };
         // Counters first: everything after sees a volume that knows its next transaction id.
         let counters = self.counters.encode();
         ship(stream.native(&Native::PutMeta { key: MetaKey::Counters, value: Some(&counters) }))?;

@@ -64,7 +64,9 @@ pub enum InstanceError {
         found: String,
     },
     /// The system user does not exist.
-    #[error("there is no system user `{0}` to run PostgreSQL as (it refuses to run as root); name one with --pg-user")]
+    #[error(
+        "there is no system user `{0}` to run PostgreSQL as (it refuses to run as root); name one with --pg-user"
+    )]
     NoUser(String),
     /// A program failed.
     #[error("{program} failed ({status}): {output}")]

@@ -170,18 +170,22 @@ pub fn kill_processes_in(directory: &Path) -> usize {
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     let mut killed = Vec::new();
     for process in processes.flatten() {
-        let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let Ok(current) = std::fs::read_link(process.path().join("cwd")) else { continue };
         let current = current.to_string_lossy();
         let works_there = Path::new(current.trim_end_matches(" (deleted)")).starts_with(directory);
-        if works_there && id != std::process::id() as i32 && kill(Pid::from_raw(id), Signal::SIGKILL).is_ok() {
+        if works_there && id != std::process::id() as i32 && kill(Pid::from_raw(id), Signal::SIGKILL).is_ok()
+        {
             killed.push(process.path());
         }
     }
     // Until they are gone they hold their port. A process that has ended has no current directory any more, even
     // if nobody has asked for its exit status yet.
     let deadline = Instant::now() + KILL_TIMEOUT;
-    while killed.iter().any(|path| std::fs::read_link(path.join("cwd")).is_ok()) && Instant::now() < deadline {
+    while killed.iter().any(|path| std::fs::read_link(path.join("cwd")).is_ok()) && Instant::now() < deadline
+    {
         std::thread::sleep(Duration::from_millis(2));
     }
     killed.len()
@@ -190,7 +194,8 @@ pub fn kill_processes_in(directory: &Path) -> usize {
 /// Removes the small System V segment that `postmaster.pid` names on its seventh line (key and id), if nobody
 /// is attached: PostgreSQL uses it to notice that a server still runs, and a killed server leaves it behind.
 pub(crate) fn remove_interlock_segment(postmaster_file: &str) {
-    let segment = postmaster_file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    let segment =
+        postmaster_file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
     let Some(segment) = segment else { return };
     // SAFETY: shmctl writes only into the structure it is given, which is plain data and outlives the calls.
     unsafe {

@@ -25,7 +25,11 @@ const FORCED: &[(&str, &str, &str)] = &[
     ("wal_sync_method", "fdatasync", "it is the call that waits for four of six peers"),
     ("wal_init_zero", "off", "WAL segments live in memory and need no zeroes"),
     ("wal_recycle", "off", "WAL segments live in memory and are freed instead"),
-    ("restart_after_crash", "off", "after a crash the instance goes through quorum recovery, not local replay"),
+    (
+        "restart_after_crash",
+        "off",
+        "after a crash the instance goes through quorum recovery, not local replay",
+    ),
     ("shared_memory_type", "mmap", "System V memory would outlive the instance"),
     ("dynamic_shared_memory_type", "mmap", "it keeps dynamic shared memory inside the instance's directory"),
     ("track_commit_timestamp", "off", "commit timestamps are not stored yet"),

@@ -13,7 +13,14 @@ use harness::ledger::Ledger;
 #[test]
 fn wrong_command_lines_exit_with_two() {
     let cluster = TestCluster::unstarted();
-    for words in [&["upp"][..], &["node", "kill"], &["up", "--port", "many"], &["up", "--port", "0"], &["up", "--protection-groups", "0"], &["up", "--pg-set", "nothing"]] {
+    for words in [
+        &["upp"][..],
+        &["node", "kill"],
+        &["up", "--port", "many"],
+        &["up", "--port", "0"],
+        &["up", "--protection-groups", "0"],
+        &["up", "--pg-set", "nothing"],
+    ] {
         let output = cluster.run(words);
         assert_eq!(output.status.code(), Some(2), "{words:?}: {}", harness::text(&output));
     }

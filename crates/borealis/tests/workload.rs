@@ -68,17 +68,20 @@ fn looks_like_data(name: &str) -> bool {
     let wal = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     let digits = name.bytes().take_while(u8::is_ascii_digit).count();
     let rest = &name[digits..];
-    wal || digits > 0 && (rest.is_empty() || ["_fsm", "_vm", "_init", "."].iter().any(|s| rest.starts_with(s)))
+    wal || digits > 0
+        && (rest.is_empty() || ["_fsm", "_vm", "_init", "."].iter().any(|s| rest.starts_with(s)))
 }
 
 fn children_and_self(parent: u64) -> Vec<u64> {
-    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    let children =
+        std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     children.split_whitespace().filter_map(|id| id.parse().ok()).chain([parent]).collect()
 }
 
 #[test]
 fn everyday_sql_survives_a_crash_of_the_instance() {
-    let cluster = TestCluster::start(&["--pg-set", "shared_buffers=16MB", "--pg-set", "max_prepared_transactions=8"]);
+    let cluster =
+        TestCluster::start(&["--pg-set", "shared_buffers=16MB", "--pg-set", "max_prepared_transactions=8"]);
     let mut client = cluster.connect();
     client
         .batch_execute(
@@ -114,7 +117,9 @@ fn everyday_sql_survives_a_crash_of_the_instance() {
     assert!(there.is_empty(), "pages went to the user's disk: {there:?}");
     client.batch_execute("CREATE DATABASE second").expect("a database");
     client.batch_execute("CREATE DATABASE third STRATEGY file_copy").expect("a database by file copy");
-    client.batch_execute("BEGIN; INSERT INTO parent VALUES (5000); PREPARE TRANSACTION 'open'").expect("prepared");
+    client
+        .batch_execute("BEGIN; INSERT INTO parent VALUES (5000); PREPARE TRANSACTION 'open'")
+        .expect("prepared");
     let checks = [
         "SELECT count(*)::bigint, sum(hashtext(people::text)::bigint)::bigint FROM people",
         "SELECT count(*)::bigint, sum(hashtext(child::text)::bigint)::bigint FROM child",
@@ -147,7 +152,8 @@ fn everyday_sql_survives_a_crash_of_the_instance() {
         client.query_one("SELECT count(*) FROM parent WHERE id = 5000", &[]).expect("readable").get(0);
     assert_eq!(committed, 1);
     for database in ["second", "third", "fourth"] {
-        let text = cluster.client_program("psql", &["-d", database, "-Atc", "SELECT count(*) > 300 FROM pg_class"]);
+        let text =
+            cluster.client_program("psql", &["-d", database, "-Atc", "SELECT count(*) > 300 FROM pg_class"]);
         assert!(text.contains("\nt\n"), "{database}: {text}");
     }
     client.batch_execute("DROP DATABASE second").expect("dropped");

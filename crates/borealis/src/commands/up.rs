@@ -134,7 +134,9 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     if let Some(groups) = arguments.protection_groups {
         let fixed = cluster.catalog.protection_groups.group_count();
         if groups != fixed {
-            bail!("the volume was created with {fixed} protection groups, which cannot be changed to {groups}");
+            bail!(
+                "the volume was created with {fixed} protection groups, which cannot be changed to {groups}"
+            );
         }
     }
     let earlier_catalog = Some(cluster.catalog.clone());
@@ -154,8 +156,9 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
         instance.postgres_user = Some(user.clone());
     }
     if let Some(folder) = &arguments.memory_dir {
-        instance.memory_root =
-            folder.canonicalize().with_context(|| format!("cannot use {} for --memory-dir", folder.display()))?;
+        instance.memory_root = folder
+            .canonicalize()
+            .with_context(|| format!("cannot use {} for --memory-dir", folder.display()))?;
     }
     instance.settings.extend(settings);
     instance.settings.retain(|name, _| !forgotten.contains(name));

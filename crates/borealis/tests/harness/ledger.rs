@@ -118,7 +118,10 @@ impl Ledger {
                 "client {client}: {acknowledged} was acknowledged, {highest} is the last there: LOST\n{}",
                 cluster.logs()
             );
-            assert!(highest <= acknowledged + 1, "client {client}: {highest} is there, {acknowledged} was said");
+            assert!(
+                highest <= acknowledged + 1,
+                "client {client}: {highest} is there, {acknowledged} was said"
+            );
         }
     }
 }

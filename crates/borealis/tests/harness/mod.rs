@@ -187,7 +187,8 @@ impl Drop for TestCluster {
             return;
         }
         assert!(output.status.success(), "down failed:\n{}", text(&output));
-        let catalog = std::fs::read_to_string(self.dir().join("instances/1/instance.json")).unwrap_or_default();
+        let catalog =
+            std::fs::read_to_string(self.dir().join("instances/1/instance.json")).unwrap_or_default();
         if let Ok(config) = serde_json::from_str::<serde_json::Value>(&catalog) {
             let memory = config["memory_dir"].as_str().expect("a path");
             assert!(!Path::new(memory).exists(), "{memory} was left behind");

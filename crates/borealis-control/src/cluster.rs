@@ -360,6 +360,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// Ends and removes what an instance that was killed left behind: dying processes still hold its port. Does
+    /// nothing to one that runs.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn clear_leftovers(&self, id: InstanceId) -> anyhow::Result<()> {
+        if self.driver_process(id).is_none() {
+            let memory = self.memory_directory(self.instance(id)?);
+            borealis_instance::data_directory::remove_memory_directory(&memory)?;
+        }
+        Ok(())
+    }
+
     /// Starts an instance: its driver recovers the volume, writes a fresh data directory and starts the server.
     /// Returns when SQL is answered, with the time that took.
     ///
@@ -372,6 +385,7 @@ impl Cluster {
         if self.driver_process(id).is_some() {
             bail!("instance {id} is already running at {}", Self::url(instance));
         }
+        self.clear_leftovers(id)?;
         if !ports::is_free(instance.port) {
             bail!(
                 "port {} on 127.0.0.1 is taken by another program; stop it or choose another with \
@@ -466,7 +480,6 @@ impl Cluster {
     /// # Errors
     /// When it does not end even when killed.
     pub fn stop_instance(&self, id: InstanceId) -> anyhow::Result<bool> {
-        let instance = self.instance(id)?;
         let driver = self.driver_process(id);
         if let Some(driver) = driver {
             driver.signal(Signal::SIGTERM);
@@ -474,8 +487,7 @@ impl Cluster {
                 self.kill_instance(id)?;
             }
         }
-        // Also what an instance that was killed, or failed, has left.
-        borealis_instance::data_directory::remove_memory_directory(&self.memory_directory(instance))?;
+        self.clear_leftovers(id)?;
         Ok(driver.is_some())
     }
 }

@@ -163,7 +163,9 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     instance.settings.extend(settings);
     instance.settings.retain(|name, _| !forgotten.contains(name));
     Binaries::find(Some(&instance.postgres_bin_dir))?;
-    require_free_port(instance.port)?;
+    let port = instance.port;
+    cluster.clear_leftovers(WRITER)?;
+    require_free_port(port)?;
     cluster.catalog.save(cluster.directory())?;
     if !cluster.anything_runs() {
         cluster.renew_taken_addresses()?;

@@ -91,7 +91,9 @@ class Stock(Server):
         self.data = self.folder / "data"
         self.port = free_port()
         self.settings = [f"shared_buffers={SHARED_BUFFERS}", f"port={self.port}", "listen_addresses=127.0.0.1",
-                         f"unix_socket_directories={self.folder}", *settings]
+                         f"unix_socket_directories={self.folder}",
+                         # Killed servers would leave the default kind behind.
+                         "dynamic_shared_memory_type=mmap", *settings]
         run(as_server_user([POSTGRES / "initdb", "-D", self.data, "-A", "trust", "-U", "postgres"]), cwd="/")
         self.start()
 

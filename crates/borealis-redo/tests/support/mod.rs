@@ -59,7 +59,8 @@ impl Cluster {
             configuration,
             "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\nautovacuum = off\n\
              wal_level = replica\nwal_consistency_checking = 'all'\nmax_wal_size = 100GB\nwal_keep_size = 100GB\n\
-             checkpoint_timeout = 1h\nmax_prepared_transactions = 10\nshared_buffers = 64MB\n{settings}",
+             checkpoint_timeout = 1h\nmax_prepared_transactions = 10\nshared_buffers = 64MB\n\
+             dynamic_shared_memory_type = mmap\n{settings}",
             cluster.folder.path().display()
         )
         .unwrap();

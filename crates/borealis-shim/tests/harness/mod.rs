@@ -35,6 +35,7 @@ wal_init_zero = off
 wal_recycle = off
 restart_after_crash = off
 shared_buffers = 2MB
+dynamic_shared_memory_type = mmap
 max_wal_size = 64MB
 log_min_messages = warning
 ";

@@ -471,7 +471,7 @@ impl Cluster {
         if let Some(driver) = driver {
             driver.kill_and_wait()?;
         }
-        let server = borealis_instance::server::kill_processes_in(&self.memory_directory(instance));
+        let server = borealis_instance::leftovers::clear(&self.memory_directory(instance));
         Ok(driver.is_some() || server > 0)
     }
 

@@ -14,7 +14,6 @@ pub mod connection;
 pub mod contents;
 pub mod control;
 pub mod engine;
-mod leftovers;
 pub mod prefetch;
 pub mod reads;
 pub mod recover;

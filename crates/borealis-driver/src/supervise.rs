@@ -24,7 +24,6 @@ use crate::config::DriverConfig;
 use crate::contents;
 use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPhases, Status};
 use crate::engine::{Engine, EngineError};
-use crate::leftovers;
 use crate::recover::{self, RecoverError};
 
 /// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
@@ -190,7 +189,7 @@ impl Drop for RunningServer {
             self.server.wait_or_kill(SERVER_QUIT_MAX);
         }
         // Processes that waited for a lock of one that died never notice that the postmaster is gone.
-        leftovers::clear(&self.memory_directory);
+        borealis_instance::leftovers::clear(&self.memory_directory);
     }
 }
 
@@ -271,7 +270,7 @@ impl Supervisor {
         let begun = Instant::now();
         let mut phases = StartPhases::default();
         self.shared.update(|status| status.state = "recovering");
-        leftovers::clear(&self.config.memory_dir);
+        borealis_instance::leftovers::clear(&self.config.memory_dir);
         prepare_memory_directory(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 

@@ -288,13 +288,7 @@ pub fn prepare_memory_directory(
 /// # Errors
 /// When it is there and cannot be removed.
 pub fn remove_memory_directory(path: &Path) -> Result<(), InstanceError> {
-    let orphans = crate::server::kill_processes_in(path);
-    if orphans > 0 {
-        tracing::warn!(orphans, "killed processes that a server which is gone left behind");
-    }
-    if let Ok(text) = fs::read_to_string(path.join("data/postmaster.pid")) {
-        crate::server::remove_interlock_segment(&text);
-    }
+    crate::leftovers::clear(path);
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(on("cannot remove", path)(error)),
         _ => Ok(()),

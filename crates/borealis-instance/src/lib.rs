@@ -6,6 +6,7 @@
 pub mod binaries;
 pub mod data_directory;
 pub mod import;
+pub mod leftovers;
 pub mod server;
 pub mod settings;
 

@@ -157,55 +157,6 @@ impl Server {
     }
 }
 
-/// Longest wait for killed processes to be gone.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Kills every process that works in `directory` (its current directory is there or below, even if it was
-/// deleted since), and returns how many there were.
-///
-/// A server's processes outlive a postmaster and a driver that were both killed: one of them may hold a lock that
-/// the others wait for, for ever, with their clients. Every server process works in its data directory.
-#[must_use]
-pub fn kill_processes_in(directory: &Path) -> usize {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
-    let mut killed = Vec::new();
-    for process in processes.flatten() {
-        let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let Ok(current) = std::fs::read_link(process.path().join("cwd")) else { continue };
-        let current = current.to_string_lossy();
-        let works_there = Path::new(current.trim_end_matches(" (deleted)")).starts_with(directory);
-        if works_there && id != std::process::id() as i32 && kill(Pid::from_raw(id), Signal::SIGKILL).is_ok()
-        {
-            killed.push(process.path());
-        }
-    }
-    // Until they are gone they hold their port. A process that has ended has no current directory any more, even
-    // if nobody has asked for its exit status yet.
-    let deadline = Instant::now() + KILL_TIMEOUT;
-    while killed.iter().any(|path| std::fs::read_link(path.join("cwd")).is_ok()) && Instant::now() < deadline
-    {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    killed.len()
-}
-
-/// Removes the small System V segment that `postmaster.pid` names on its seventh line (key and id), if nobody
-/// is attached: PostgreSQL uses it to notice that a server still runs, and a killed server leaves it behind.
-pub(crate) fn remove_interlock_segment(postmaster_file: &str) {
-    let segment =
-        postmaster_file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    let Some(segment) = segment else { return };
-    // SAFETY: shmctl writes only into the structure it is given, which is plain data and outlives the calls.
-    unsafe {
-        let mut state: libc::shmid_ds = std::mem::zeroed();
-        if libc::shmctl(segment, libc::IPC_STAT, &raw mut state) == 0 && state.shm_nattch == 0 {
-            libc::shmctl(segment, libc::IPC_RMID, std::ptr::null_mut());
-        }
-    }
-}
-
 /// Says in words how a process ended.
 #[must_use]
 pub fn describe_exit(status: ExitStatus) -> String {
@@ -233,25 +184,4 @@ pub fn readable_by(user: &OperatingSystemUser, path: &Path) -> bool {
         mode & bit != 0
     };
     allowed(&path, 0o400) && path.ancestors().skip(1).all(|folder| allowed(folder, 0o100))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processes_left_in_a_directory_are_killed_and_no_others() {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        let inside = folder.path().join("data");
-        std::fs::create_dir(&inside).expect("made");
-        let sleep = |place: &Path| Command::new("sleep").arg("60").current_dir(place).spawn().expect("sleep");
-        let mut left_over = sleep(&inside);
-        let mut stranger = sleep(folder.path());
-        std::fs::remove_dir(&inside).expect("removed");
-        assert_eq!(kill_processes_in(&inside), 1);
-        assert_eq!(left_over.wait().expect("ended").signal(), Some(9));
-        assert!(stranger.try_wait().expect("asked").is_none(), "a process elsewhere was killed");
-        stranger.kill().expect("killed");
-        stranger.wait().expect("ended");
-    }
 }

@@ -13,21 +13,19 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// How long killed processes may take to disappear.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Ends every process whose working directory is in the memory directory, which is where PostgreSQL's are, and
-/// removes the server's System V segment.
-pub fn clear(memory_directory: &Path) {
+/// Ends every process whose working directory is in the memory directory, which is where PostgreSQL's are, waits
+/// until they are gone (they hold the server's port), and removes the server's System V segment. Returns how many
+/// processes there were.
+pub fn clear(memory_directory: &Path) -> usize {
     let begun = Instant::now();
-    let mut first = true;
+    let mut ended = 0;
     loop {
         let processes = processes_in(memory_directory);
+        ended = processes.len().max(ended);
         if processes.is_empty() || begun.elapsed() > PATIENCE {
             break;
-        }
-        if first {
-            tracing::info!(count = processes.len(), "ending processes of a server that is gone");
-            first = false;
         }
         for process in processes {
             // It may just have ended, which is what is wanted.
@@ -38,6 +36,10 @@ pub fn clear(memory_directory: &Path) {
     if let Ok(text) = fs::read_to_string(memory_directory.join("data/postmaster.pid")) {
         remove_segment(&text);
     }
+    if ended > 0 {
+        tracing::info!(ended, "ended processes of a server that is gone");
+    }
+    ended
 }
 
 fn processes_in(directory: &Path) -> Vec<Pid> {
@@ -84,20 +86,25 @@ mod tests {
 
     #[test]
     fn processes_below_the_directory_are_ended_and_no_others() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("part of the test's own set-up");
         let inside = folder.path().join("data");
-        fs::create_dir(&inside).unwrap();
-        let sleep =
-            |directory: &Path| Command::new("sleep").arg("60").current_dir(directory).spawn().unwrap();
+        fs::create_dir(&inside).expect("part of the test's own set-up");
+        let sleep = |directory: &Path| {
+            Command::new("sleep")
+                .arg("60")
+                .current_dir(directory)
+                .spawn()
+                .expect("part of the test's own set-up")
+        };
         let mut victim = sleep(&inside);
         let mut bystander = sleep(Path::new("/"));
         // A thread waits for the victim, as its parent would.
-        let waiter = std::thread::spawn(move || victim.wait().unwrap());
-        clear(folder.path());
-        assert!(!waiter.join().unwrap().success());
-        assert!(bystander.try_wait().unwrap().is_none());
-        bystander.kill().unwrap();
-        bystander.wait().unwrap();
+        let waiter = std::thread::spawn(move || victim.wait().expect("part of the test's own set-up"));
+        assert_eq!(clear(folder.path()), 1);
+        assert!(!waiter.join().expect("part of the test's own set-up").success());
+        assert!(bystander.try_wait().expect("part of the test's own set-up").is_none());
+        bystander.kill().expect("part of the test's own set-up");
+        bystander.wait().expect("part of the test's own set-up");
     }
 
     #[test]

@@ -24,6 +24,8 @@ PURE = {
 PURE_LIBRARIES = {
     "serde", "thiserror", "postcard", "crc32c", "lz4_flex", "ruzstd", "zerocopy", "smallvec", "arrayvec",
 }
+# Crates that exist to test others: nothing that is delivered may depend on them.
+TEST_ONLY = {"borealis-fuzz", "borealis-sim"}
 IMPURE_WORDS = re.compile(
     r"\b(std::(fs|net|thread|process)|SystemTime::now|Instant::now|HashMap|HashSet|rand::)\b"
 )
@@ -62,6 +64,8 @@ for package in metadata["packages"]:
         used = re.search(rf"\b{dependency['name'].replace('-', '_')}\b", sources)
         if not used:
             problems.append(f"{name}: dependency {dependency['name']} is not used")
+        if dependency["name"] in TEST_ONLY and dependency["kind"] is None and name not in TEST_ONLY:
+            problems.append(f"{name}: only tests may depend on {dependency['name']}")
         if name in PURE and dependency["kind"] is None:
             if dependency["name"] not in PURE[name] | PURE_LIBRARIES:
                 problems.append(f"{name}: a pure crate must not depend on {dependency['name']}")

@@ -61,6 +61,9 @@ pub struct InstanceEntry {
     pub postgres_user: Option<String>,
     /// A memory file system's folder, below which the instance's own is made.
     pub memory_root: PathBuf,
+    /// How much memory cached pages should take at most; `None` for a share of what is free.
+    #[serde(default)]
+    pub cache_limit_bytes: Option<u64>,
     /// The user's PostgreSQL settings.
     pub settings: std::collections::BTreeMap<String, String>,
 }

@@ -43,6 +43,8 @@ pub struct CreateOptions {
     pub postgres_user: Option<String>,
     /// A memory file system's folder.
     pub memory_root: PathBuf,
+    /// How much memory cached pages should take at most; `None` for a share of what is free.
+    pub cache_limit_bytes: Option<u64>,
     /// PostgreSQL settings.
     pub settings: BTreeMap<String, String>,
 }
@@ -93,6 +95,7 @@ impl Cluster {
             postgres_bin_dir: binaries.folder,
             postgres_user: options.postgres_user.clone(),
             memory_root,
+            cache_limit_bytes: options.cache_limit_bytes,
             settings: options.settings.clone(),
         });
         let cluster = Cluster { directory, catalog };
@@ -456,7 +459,7 @@ impl Cluster {
             port: instance.port,
             postgres_user: instance.postgres_user.clone(),
             settings: instance.settings.clone(),
-            tuning: Tuning::default(),
+            tuning: Tuning { cache_limit_bytes: instance.cache_limit_bytes, ..Tuning::default() },
         })
     }
 

@@ -49,6 +49,9 @@ pub struct Tuning {
     pub retained_bytes: usize,
     /// Memory for pages fetched ahead.
     pub prefetch_bytes: usize,
+    /// How much memory the local page cache should take at most; `None` for a share of what is free when the server
+    /// starts. What must stay in it stays, even beyond.
+    pub cache_limit_bytes: Option<u64>,
     /// How long after the last write the nodes are told the final durable point.
     pub quiet_ms: u64,
     /// A page request that no node answered for so long fails.
@@ -71,6 +74,7 @@ impl Default for Tuning {
             batch_bytes: 512 << 10,
             retained_bytes: 8 << 20,
             prefetch_bytes: 16 << 20,
+            cache_limit_bytes: None,
             quiet_ms: 20,
             read_timeout_ms: 30_000,
             recovery_timeout_ms: 10_000,

@@ -91,6 +91,12 @@ pub struct Counters {
     pub read_failures: u64,
     /// Requests of PostgreSQL that ended with an error.
     pub read_errors: u64,
+    /// Bytes of relation files in memory when they were last counted.
+    pub cache_bytes: u64,
+    /// What they should take at most.
+    pub cache_limit_bytes: u64,
+    /// Blocks dropped to make room.
+    pub cache_blocks_dropped: u64,
 }
 
 /// What `status` answers.

@@ -27,6 +27,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use self::peers::{Line, Link, PeerLinks, Stage, TOKEN_FIRST_PEER};
 use crate::config::DriverConfig;
+use crate::open_transactions::OpenTransactions;
 use crate::reads::{Answer, ReadCounters, Reads, Transport};
 use crate::route::Router;
 use crate::shipper::{PeerIndex, ShipCounters, Shipper, ShipperLimits};
@@ -72,6 +73,7 @@ pub enum EngineError {
 struct ServerSide {
     shm: DriverSide,
     feed: WalFeed,
+    transactions: OpenTransactions,
     /// The last sequence whose bytes were read completely.
     seen_sequence: u64,
     /// The last sequence that was looked at: what is new after it is worth waking for.
@@ -124,6 +126,10 @@ impl Transport for ReadLines<'_> {
         let Some(connection) = peer.and_then(|peer| peer.read.ready()) else { return false };
         connection.send(request_id, request);
         true
+    }
+
+    fn durable(&self) -> Lsn {
+        self.shipper.durable().end
     }
 
     fn needed(&self, group: GroupId) -> Lsn {
@@ -240,10 +246,18 @@ impl Engine {
         let last = self.shipper.last_shipped();
         let feed = WalFeed::new(self.config.version, wal_directory, segment_bytes, 1, last);
         self.poll.registry().register(&mut SourceFd(&shm.event_fd()), TOKEN_SHM, Interest::READABLE)?;
+        // What a new server's transactions have changed is nothing yet.
+        shm.publish_oldest_open(Lsn::MAX);
         // So that the distance between what is written and what is durable is right from the first write on.
         shm.publish_durable(0, self.shipper.durable().end);
         shm.set_state(InstanceState::Running, "");
-        self.server = Some(ServerSide { shm, feed, seen_sequence: 0, looked_sequence: 0 });
+        self.server = Some(ServerSide {
+            shm,
+            feed,
+            transactions: OpenTransactions::default(),
+            seen_sequence: 0,
+            looked_sequence: 0,
+        });
         Ok(())
     }
 
@@ -251,6 +265,15 @@ impl Engine {
     #[must_use]
     pub fn attached_pid(&self) -> Option<u32> {
         self.server.as_ref().and_then(|server| server.shm.attached_pid())
+    }
+
+    /// Gives the shared memory up: whoever still waits for an answer over it is told that the instance has ended.
+    pub fn detach(&mut self) {
+        if let Some(server) = self.server.take()
+            && matches!(server.shm.state(), InstanceState::Starting | InstanceState::Running)
+        {
+            server.shm.set_state(InstanceState::Poisoned, "the instance has ended");
+        }
     }
 
     /// Says that the volume's counters stand at this transaction id.
@@ -392,9 +415,11 @@ impl Engine {
             return Ok(());
         }
         let before = shipper.last_shipped();
+        let transactions = &mut server.transactions;
         let fed = server.feed.read::<EngineError>(position.lsn, |record| {
             let groups = router.route(record)?;
-            reads.invalidate(router.last_effects());
+            reads.invalidate(router.last_effects(), record.span.end);
+            transactions.see(record);
             shipper.ship(record.span, groups, record.bytes);
             let ahead = shipper.tracker().log_ahead_bytes();
             Ok(if ahead >= ahead_max { Flow::Pause } else { Flow::More })
@@ -469,6 +494,7 @@ impl Engine {
     fn publish(&mut self) {
         let Some(server) = &self.server else { return };
         if let Some(sequence) = self.shipper.take_publishable() {
+            server.shm.publish_oldest_open(server.transactions.oldest());
             server.shm.publish_durable(sequence, self.shipper.durable().end);
         }
     }

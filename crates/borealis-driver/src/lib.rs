@@ -6,6 +6,8 @@
 //!   decided by state machines without I/O: [`route`] (which groups get a record), [`shipper`] (who has which
 //!   record, what is durable), [`reads`] (whom to ask, which answer counts).
 //!
+//! * [`evict`]: a thread that keeps the local page cache within its limit.
+//!
 //! Invariant: the driver never says that something is durable before the quorum tracker does.
 //! Invariant: an answer to a read is as of a position at or after the moment it was asked for.
 
@@ -14,6 +16,8 @@ pub mod connection;
 pub mod contents;
 pub mod control;
 pub mod engine;
+pub mod evict;
+pub mod open_transactions;
 pub mod prefetch;
 pub mod reads;
 pub mod recover;

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use borealis_types::{BlockKey, PAGE_SIZE, PageKey};
+use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageKey};
 use borealis_wal::Effect;
 
 /// A bounded set of pages, oldest out first.
@@ -95,6 +95,57 @@ impl PrefetchCache {
     }
 }
 
+/// Places of [`RecentChanges`].
+const CHANGE_PLACES: usize = 4096;
+
+/// Up to where each block was changed by redo, at least. Blocks share places, the later change counts.
+///
+/// A block that changed after the point a read is made at must not be fetched ahead: PostgreSQL may write the block
+/// and have it dropped before it asks for it, and would get a page from before the change.
+#[derive(Debug)]
+pub struct RecentChanges {
+    blocks: Box<[Lsn; CHANGE_PLACES]>,
+    /// The last change of whole relations.
+    everything: Lsn,
+}
+
+impl RecentChanges {
+    /// Nothing has changed.
+    #[must_use]
+    pub fn new() -> RecentChanges {
+        RecentChanges { blocks: Box::new([Lsn::ZERO; CHANGE_PLACES]), everything: Lsn::ZERO }
+    }
+
+    /// Notes what the record that ends at `lsn` changes.
+    pub fn note(&mut self, effects: &[Effect], lsn: Lsn) {
+        for effect in effects {
+            match effect {
+                Effect::Page(PageKey::Block(key)) => self.blocks[place(key)] = lsn,
+                Effect::Page(PageKey::Slru { .. }) | Effect::TruncateSlru { .. } | Effect::Meta(_) => {}
+                _ => self.everything = lsn,
+            }
+        }
+    }
+
+    /// The last change of the block, or a later one.
+    #[must_use]
+    pub fn last_change(&self, key: &BlockKey) -> Lsn {
+        self.blocks[place(key)].max(self.everything)
+    }
+}
+
+impl Default for RecentChanges {
+    fn default() -> RecentChanges {
+        RecentChanges::new()
+    }
+}
+
+fn place(key: &BlockKey) -> usize {
+    // The 64-bit golden ratio spreads neighbours.
+    let number = u64::from(key.relation_fork.locator.relation) << 32 | u64::from(key.block);
+    (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize % CHANGE_PLACES
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +185,22 @@ mod tests {
         assert!(!cache.contains(&key(1)) && cache.contains(&key(2)));
         cache.invalidate(&[Effect::TruncateRelation { relation_fork: key(9).relation_fork, blocks: 0 }]);
         assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn the_last_change_of_a_block_is_never_understated() {
+        let mut changes = RecentChanges::new();
+        assert_eq!(changes.last_change(&key(1)), Lsn::ZERO);
+        for block in 0..20_000 {
+            changes.note(&[Effect::Page(PageKey::Block(key(block)))], Lsn(u64::from(block) + 1));
+        }
+        for block in 0..20_000 {
+            assert!(changes.last_change(&key(block)) >= Lsn(u64::from(block) + 1));
+        }
+        changes.note(
+            &[Effect::TruncateRelation { relation_fork: key(9).relation_fork, blocks: 0 }],
+            Lsn(30_000),
+        );
+        assert_eq!(changes.last_change(&key(77_777)), Lsn(30_000));
     }
 }

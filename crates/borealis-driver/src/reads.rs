@@ -19,7 +19,7 @@ use borealis_types::{
 };
 use borealis_wal::Effect;
 
-use crate::prefetch::PrefetchCache;
+use crate::prefetch::{PrefetchCache, RecentChanges};
 
 /// Pages in one segment file of a transaction-status store.
 const SLRU_PAGES_PER_SEGMENT: u32 = 32;
@@ -137,6 +137,8 @@ pub enum Answer {
 pub trait Transport {
     /// Sends a request; `false` if there is no connection to the node.
     fn send(&mut self, node: NodeId, request_id: u64, request: &Request) -> bool;
+    /// Up to where redo is durable: every answer is as of here or later.
+    fn durable(&self) -> Lsn;
     /// Up to where a segment must have its group's records to answer as of now.
     fn needed(&self, group: GroupId) -> Lsn;
     /// The LSN to ask `node` at, which shows the group as of now: the durable point the node knows, or where
@@ -175,6 +177,7 @@ pub struct Reads<Slot> {
     /// Operation of each block that is being fetched ahead and still wanted.
     prefetching: HashMap<BlockKey, u64>,
     cache: PrefetchCache,
+    changes: RecentChanges,
     next_id: u64,
     counters: ReadCounters,
     done: Vec<(Slot, Answer)>,
@@ -192,6 +195,7 @@ impl<Slot: Copy> Reads<Slot> {
             requests: HashMap::new(),
             prefetching: HashMap::new(),
             cache: PrefetchCache::new(prefetch_bytes),
+            changes: RecentChanges::new(),
             next_id: 1,
             counters: ReadCounters::default(),
             done: Vec::new(),
@@ -311,6 +315,10 @@ impl<Slot: Copy> Reads<Slot> {
         if known || self.prefetching.len() >= PREFETCHES_MAX {
             return;
         }
+        // Every answer is as of this point or later. What changes the block from here on drops the answer.
+        if self.changes.last_change(&key) > transport.durable() {
+            return;
+        }
         self.counters.prefetches += 1;
         let waiter = Waiter::Prefetch { key, slot: None };
         let id = self.next_id;
@@ -319,8 +327,10 @@ impl<Slot: Copy> Reads<Slot> {
         self.begin_page(waiter, what, PageKey::Block(key), router, transport, now);
     }
 
-    /// Drops what was fetched ahead, or is being fetched, and is changed by these effects.
-    pub fn invalidate(&mut self, effects: &[Effect]) {
+    /// Drops what was fetched ahead, or is being fetched, and is changed by these effects of the record that ends at
+    /// `lsn`.
+    pub fn invalidate(&mut self, effects: &[Effect], lsn: Lsn) {
+        self.changes.note(effects, lsn);
         self.cache.invalidate(effects);
         if self.prefetching.is_empty() {
             return;
@@ -744,6 +754,10 @@ mod tests {
             up
         }
 
+        fn durable(&self) -> Lsn {
+            Lsn(100)
+        }
+
         fn needed(&self, _: GroupId) -> Lsn {
             Lsn(100)
         }
@@ -945,7 +959,7 @@ mod tests {
             reads.prefetch(key, router, lines, MS);
             let (node, id, _) = lines.sent.pop().unwrap();
             if change {
-                reads.invalidate(&[Effect::Page(PageKey::Block(key))]);
+                reads.invalidate(&[Effect::Page(PageKey::Block(key))], Lsn(100));
             }
             reads.answered(node, id, Reply::Page(Some(page(5))), router, lines, 2 * MS);
         };
@@ -970,5 +984,15 @@ mod tests {
         let (node, id, _) = lines.sent[0].clone();
         reads.answered(node, id, Reply::Page(Some(page(6))), &mut router, &mut lines, 2 * MS);
         assert_eq!(reads.take_done(), [(4, Answer::Page(Some(page(6))))]);
+    }
+
+    #[test]
+    fn a_block_whose_change_is_not_durable_is_not_fetched_ahead() {
+        let (mut reads, mut router, mut lines) = setup(1);
+        reads.invalidate(&[Effect::Page(PageKey::Block(block(1, 2)))], Lsn(101));
+        reads.prefetch(block(1, 2), &mut router, &mut lines, MS);
+        assert!(lines.sent.is_empty(), "an answer would be as of a point before the change");
+        reads.prefetch(block(1, 3), &mut router, &mut lines, MS);
+        assert_eq!(lines.sent.len(), 1);
     }
 }

@@ -65,6 +65,19 @@ fn successor(xid: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_types::{Lsn, PostgresVersion, RecordSpan};
+    use borealis_wal::ResourceManager;
+    use borealis_wal::encode::RecordBuilder;
+
+    #[test]
+    fn an_extensions_record_goes_nowhere() {
+        let placement = Placement::new(4).expect("a placement");
+        let bytes = RecordBuilder::new(ResourceManager::Other(128), 0).xid(900).main_data(b"theirs").finish();
+        let span = RecordSpan { start: Lsn(0x100_0028), end: Lsn(0x100_0060) };
+        let record = Record::parse(PostgresVersion::V15, span, &bytes).expect("a well-formed record");
+        let error = Router::new(placement, 100).route(&record).expect_err("it cannot be stored");
+        assert!(matches!(error, EffectError::Custom { number: 128, .. }), "{error:?}");
+    }
 
     #[test]
     fn the_circle_of_ids_leaves_out_the_special_ones() {

@@ -1,10 +1,11 @@
 //! The life of an instance: recover the volume, make a data directory, run the server, and again when it ends.
 
 use std::fs::{File, TryLockError};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -17,6 +18,7 @@ use borealis_instance::{
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::{Config as ShmConfig, DriverSide, probe_memory_file_system};
 use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId};
+use borealis_wal::EffectError;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -24,6 +26,7 @@ use crate::config::DriverConfig;
 use crate::contents;
 use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPhases, Status};
 use crate::engine::{Engine, EngineError};
+use crate::evict::Evictor;
 use crate::recover::{self, RecoverError};
 
 /// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
@@ -31,6 +34,9 @@ pub const EXIT_FENCED: u8 = 3;
 
 /// Room the memory file system must have.
 const MEMORY_NEEDED_MIB: u64 = 256;
+/// The part of the memory file system's room that cached pages may take unless the user says otherwise: the rest is
+/// for log in flight, temporary files, and everybody else.
+const CACHE_SHARE: u64 = 2;
 /// How long `postgres` may take to accept connections.
 const SERVER_START_MAX: Duration = Duration::from_secs(60);
 /// How long a clean shutdown may take.
@@ -54,6 +60,9 @@ pub enum DriverError {
          it again only if the other one has ended"
     )]
     Fenced(VolumeEpoch),
+    /// The server writes what cannot be stored, and would again.
+    #[error("the instance was stopped: {0}")]
+    Refused(EffectError),
     /// The server failed again and again.
     #[error("the instance failed {0} times in a row, the last time because: {1}")]
     KeepsFailing(u32, String),
@@ -88,6 +97,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     let binaries = Binaries::find(Some(&config.postgres_bin_dir))?;
     let user = OperatingSystemUser::choose(config.postgres_user.as_deref())?;
     let settings = Settings::check(config.settings.clone())?;
+    settings.check_libraries(&binaries)?;
     let shared = Arc::new(Shared::default());
     shared.update(|status| {
         status.state = "starting";
@@ -157,16 +167,30 @@ struct Supervisor {
 struct RunningServer {
     server: Server,
     memory_directory: PathBuf,
+    /// What it shares with the driver, for other clients of it.
+    shared_memory: PathBuf,
+    event_descriptor: RawFd,
     /// Readable when the server has ended.
     end: Option<OwnedFd>,
     ended: bool,
 }
 
 impl RunningServer {
-    fn start(config: &ServerConfig, memory_directory: &Path) -> Result<RunningServer, InstanceError> {
+    fn start(
+        config: &ServerConfig,
+        shim: &ShimConfig,
+        memory_directory: &Path,
+    ) -> Result<RunningServer, InstanceError> {
         let server = Server::start(config)?;
         let end = process_descriptor(server.process_id());
-        Ok(RunningServer { server, memory_directory: memory_directory.to_path_buf(), end, ended: false })
+        Ok(RunningServer {
+            server,
+            memory_directory: memory_directory.to_path_buf(),
+            shared_memory: shim.shared_memory.clone(),
+            event_descriptor: shim.event_descriptor,
+            end,
+            ended: false,
+        })
     }
 
     /// How it ended, if it has.
@@ -223,6 +247,15 @@ impl Supervisor {
                         self.shared.update(|status| status.state = "fenced");
                         return Err(DriverError::Fenced(epoch).into());
                     }
+                    // A restart would only bring the next such record.
+                    Some(EngineError::Effect(refused @ EffectError::Custom { .. })) => {
+                        let refused = refused.clone();
+                        self.shared.update(|status| {
+                            status.state = "refused";
+                            status.last_failure = Some(refused.to_string());
+                        });
+                        return Err(DriverError::Refused(refused).into());
+                    }
                     // What stopped the stream was never shipped, so after a recovery it is not there.
                     Some(_) => format!("{error:#}"),
                     None => match error.downcast_ref::<RecoverError>() {
@@ -271,7 +304,7 @@ impl Supervisor {
         let mut phases = StartPhases::default();
         self.shared.update(|status| status.state = "recovering");
         borealis_instance::leftovers::clear(&self.config.memory_dir);
-        prepare_memory_directory(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
+        let memory_bytes = prepare_memory_directory(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
         let recovered = recover::recover(&self.config, self.writer)?;
@@ -323,7 +356,14 @@ impl Supervisor {
         if let Some(end) = &server.end {
             engine.watch(end.as_raw_fd())?;
         }
-        self.serve(&mut engine, &mut server, &data_directory, Starts { begun, server_begun, phases })
+        let limit_bytes = self.config.tuning.cache_limit_bytes.unwrap_or(memory_bytes / CACHE_SHARE);
+        let evictor =
+            Evictor::start(&data_directory, &server.shared_memory, server.event_descriptor, limit_bytes)?;
+        let starts = Starts { begun, server_begun, phases };
+        let ended = self.serve(&mut engine, &mut server, &evictor, &data_directory, starts);
+        // It may wait for an answer that would never come.
+        engine.detach();
+        ended
     }
 
     /// Ships a fresh `initdb`. `false` when the driver was told to stop before all of it was durable: the volume
@@ -395,10 +435,10 @@ impl Supervisor {
             socket_directory: self.socket_directory()?,
             port: self.config.port,
             settings: self.settings.clone(),
-            shim: Some(shim),
+            shim: Some(shim.clone()),
             log_file: self.config.instance_dir.join("postgres.log"),
         };
-        Ok(RunningServer::start(&config, &self.config.memory_dir)?)
+        Ok(RunningServer::start(&config, &shim, &self.config.memory_dir)?)
     }
 
     /// Where the server's local socket goes: in the memory directory, for the server's user must be able to
@@ -431,6 +471,7 @@ impl Supervisor {
         &mut self,
         engine: &mut Engine,
         server: &mut RunningServer,
+        evictor: &Evictor,
         data_directory: &Path,
         mut starts: Starts,
     ) -> anyhow::Result<Ended> {
@@ -477,7 +518,7 @@ impl Supervisor {
                     "the instance accepts connections"
                 );
                 self.shared.update(|status| status.last_recovery_ms = Some(ms(total)));
-                self.show(engine, server, "running", starts.phases);
+                self.show(engine, server, evictor, "running", starts.phases);
             }
             if !ready && stopping.is_none() && starts.server_begun.elapsed() > SERVER_START_MAX {
                 return Ok(Ended::Failed("postgres did not accept connections in time".to_owned()));
@@ -489,7 +530,7 @@ impl Supervisor {
                     (true, false) => "running",
                     (false, false) => "starting",
                 };
-                self.show(engine, server, state, starts.phases);
+                self.show(engine, server, evictor, state, starts.phases);
             }
         }
     }
@@ -508,7 +549,14 @@ impl Supervisor {
         Ok(Ended::Stopped)
     }
 
-    fn show(&self, engine: &Engine, server: &RunningServer, state: &'static str, phases: StartPhases) {
+    fn show(
+        &self,
+        engine: &Engine,
+        server: &RunningServer,
+        evictor: &Evictor,
+        state: &'static str,
+        phases: StartPhases,
+    ) {
         let shipper = engine.shipper();
         let durable = shipper.durable().end.to_string();
         let groups = self
@@ -558,6 +606,9 @@ impl Supervisor {
                 read_hedges: read.hedges,
                 read_failures: read.failures,
                 read_errors: read.errors,
+                cache_bytes: evictor.figures().bytes.load(Ordering::Relaxed),
+                cache_limit_bytes: evictor.limit_bytes(),
+                cache_blocks_dropped: evictor.figures().dropped_blocks.load(Ordering::Relaxed),
             },
         });
     }

@@ -247,7 +247,7 @@ fn wal_file_name(segment: u64, segment_bytes: u64) -> String {
     format!("{TIME_LINE:08X}{:08X}{:08X}", segment / per_id, segment % per_id)
 }
 
-/// Makes the memory directory of an instance anew and returns the path of its data directory.
+/// Makes the memory directory of an instance anew and returns how many bytes its file system has to offer.
 ///
 /// # Errors
 /// When `path` is not on a memory file system, has not enough room, or cannot be made.
@@ -255,7 +255,7 @@ pub fn prepare_memory_directory(
     path: &Path,
     user: &OperatingSystemUser,
     needed_mib: u64,
-) -> Result<(), InstanceError> {
+) -> Result<u64, InstanceError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     let statistics = nix::sys::statfs::statfs(parent)
         .map_err(|error| on("cannot examine", parent)(std::io::Error::from(error)))?;
@@ -265,7 +265,8 @@ pub fn prepare_memory_directory(
     remove_memory_directory(path)?;
     let statistics = nix::sys::statfs::statfs(parent)
         .map_err(|error| on("cannot examine", parent)(std::io::Error::from(error)))?;
-    let available_mib = (statistics.blocks_available() * statistics.block_size() as u64) >> 20;
+    let available_bytes = statistics.blocks_available() * statistics.block_size() as u64;
+    let available_mib = available_bytes >> 20;
     if available_mib < needed_mib {
         return Err(InstanceError::MemoryFileSystemFull {
             path: parent.to_path_buf(),
@@ -279,7 +280,7 @@ pub fn prepare_memory_directory(
         chown(path, Some(user.user_id), Some(user.group_id))
             .map_err(on("cannot give to the server's user", path))?;
     }
-    Ok(())
+    Ok(available_bytes)
 }
 
 /// Removes the memory directory of an instance that no longer runs, and what a killed server leaves behind: its

@@ -7,6 +7,7 @@ pub mod binaries;
 pub mod data_directory;
 pub mod import;
 pub mod leftovers;
+mod libraries;
 pub mod server;
 pub mod settings;
 

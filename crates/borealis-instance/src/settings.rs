@@ -3,6 +3,8 @@
 //! What is needed goes on the server's command line, where neither a configuration file nor `ALTER SYSTEM`
 //! can override it.
 
+use crate::{Binaries, libraries};
+
 /// A setting that cannot be changed under Borealis.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("PostgreSQL setting {name}={value} cannot be used with Borealis: {reason}")]
@@ -78,6 +80,23 @@ impl Settings {
             checked.push((name, value));
         }
         Ok(Settings { pairs: checked })
+    }
+
+    /// Checks the libraries that the server is to load when it starts.
+    ///
+    /// # Errors
+    /// The first one that brings its own kind of WAL records. A library that is not found is the server's to refuse.
+    pub fn check_libraries(&self, binaries: &Binaries) -> Result<(), RefusedSetting> {
+        let name = "shared_preload_libraries";
+        let lists = self.pairs.iter().filter(|(own, _)| own == name);
+        for library in lists.flat_map(|(_, list)| libraries::names(list)) {
+            if libraries::registers_resource_manager(binaries, &library) {
+                let reason = "the library has its own WAL resource manager, whose records only its own code can apply \
+                              to pages; leave it out";
+                return Err(RefusedSetting { name: name.to_owned(), value: library, reason });
+            }
+        }
+        Ok(())
     }
 
     /// What goes on the command line after `postgres`, in `-c name=value` pairs.

@@ -133,9 +133,17 @@ impl Gossip {
         members.values().map(|member| member.safe).min()
     }
 
-    /// Notes that a peer has collected log that our segment would need.
-    fn note_collected(&self, peer: NodeId, group: GroupId, ours: Lsn) {
-        self.lock().collected.insert((group, peer), (ours, Instant::now()));
+    /// Notes that a peer had no record after `ours`, where our segment stood when it was asked and still stands.
+    /// True if the peer must have had one and has collected it; a peer that is not ahead has nothing to give, as
+    /// when the writer's stream brought meanwhile what was missing.
+    fn note_nothing_came(&self, peer: NodeId, group: GroupId, ours: Lsn) -> bool {
+        let mut state = self.lock();
+        let member = state.members.get(&group).and_then(|members| members.get(&peer));
+        if member.is_none_or(|member| member.complete <= ours) {
+            return false;
+        }
+        state.collected.insert((group, peer), (ours, Instant::now()));
+        true
     }
 
     /// Whether asking the peer for records after `ours` was in vain not long ago.
@@ -375,8 +383,7 @@ impl Puller<'_> {
             }
             self.shared.background.note_appended(appended_bytes);
             if store.with_segment(group, complete)? <= above {
-                // The peer has the next record, or its chain would not be complete, but no longer in its log.
-                self.note_collected(group, above);
+                self.note_nothing_came(group, above);
                 return Ok(());
             }
             if !more {
@@ -386,8 +393,10 @@ impl Puller<'_> {
         Ok(())
     }
 
-    fn note_collected(&self, group: GroupId, ours: Lsn) {
-        self.shared.gossip.note_collected(self.peer.node, group, ours);
+    fn note_nothing_came(&self, group: GroupId, ours: Lsn) {
+        if !self.shared.gossip.note_nothing_came(self.peer.node, group, ours) {
+            return;
+        }
         if let Some(suppressed) = self.shared.gossip.rebuild_log.admit() {
             tracing::warn!(
                 peer = %self.peer.node, %group, segment_complete_lsn = %ours, suppressed,
@@ -459,15 +468,25 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_is_not_ahead_has_not_collected_anything() {
+        let gossip = gossip();
+        gossip.note_peer(NodeId(2), &segment(500));
+        // We stood at 400 when we decided to ask, and the writer's stream came before the peer's answer.
+        assert!(!gossip.note_nothing_came(NodeId(2), GROUP, Lsn(500)));
+        assert!(!gossip.is_collected(NodeId(2), GROUP, Lsn(500)));
+        assert!(!gossip.note_nothing_came(NodeId(3), GROUP, Lsn(500)), "never heard of");
+    }
+
+    #[test]
     fn a_rebuild_is_needed_when_every_peer_that_is_ahead_collected_its_log() {
         let gossip = gossip();
         let ours = [segment(100)];
         gossip.note_peer(NodeId(2), &segment(500));
         gossip.note_peer(NodeId(3), &segment(400));
-        gossip.note_collected(NodeId(2), GROUP, Lsn(100));
+        assert!(gossip.note_nothing_came(NodeId(2), GROUP, Lsn(100)));
         assert!(gossip.is_collected(NodeId(2), GROUP, Lsn(100)));
         assert_eq!(gossip.rebuild_needed(&ours), None, "node 3 may still have it");
-        gossip.note_collected(NodeId(3), GROUP, Lsn(100));
+        assert!(gossip.note_nothing_came(NodeId(3), GROUP, Lsn(100)));
         assert!(gossip.rebuild_needed(&ours).is_some_and(|why| why.contains("group 0")));
         // Once the segment moves, what was noticed before is void.
         assert_eq!(gossip.rebuild_needed(&[segment(200)]), None);

@@ -81,6 +81,32 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Offset numbers as a record stores them: two bytes each, perhaps not aligned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OffsetNumbers<'a>(&'a [[u8; 2]]);
+
+impl<'a> OffsetNumbers<'a> {
+    /// The numbers that `bytes` has room for.
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        OffsetNumbers(bytes.as_chunks::<2>().0)
+    }
+
+    /// The next `count` numbers.
+    pub(crate) fn read(data: &mut Reader<'a>, count: u16) -> Redo<Self> {
+        data.bytes(usize::from(count) * 2).map(Self::new)
+    }
+
+    /// In the order of the record.
+    pub(crate) fn iter(self) -> impl DoubleEndedIterator<Item = u16> + ExactSizeIterator + Clone + 'a {
+        self.0.iter().map(|number| u16::from_le_bytes(*number))
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// Two bytes at `offset`.
 pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Redo<u16> {
     Reader::new(bytes.get(offset..).ok_or(TOO_SHORT)?).u16()

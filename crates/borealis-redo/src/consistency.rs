@@ -4,29 +4,59 @@
 //! the record had it afterwards. Behaviour: `verifyBackupPageConsistency` in
 //! `src/backend/access/transam/xlogrecovery.c`.
 
+mod fields;
+
 use std::fmt;
 
 use borealis_types::{BlockKey, BlockNumber, PAGE_SIZE, PageBytes, PageKey};
 use borealis_wal::{Record, ResourceManager};
 
-use crate::heap::tuple;
 use crate::{RedoError, listed_block, mask, page};
 
-/// The first byte in which two pages differ after masking.
+/// How many bytes of the first difference are shown.
+const SHOWN_BYTES_MAX: usize = 16;
+
+/// Where two pages first differ after masking.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mismatch {
     /// Which block.
     pub key: BlockKey,
-    /// Offset of the byte in the page.
+    /// Offset of the first differing byte in the page.
     pub offset: usize,
-    /// What PostgreSQL has there.
-    pub expected: u8,
-    /// What redo made of it.
-    pub actual: u8,
-    /// What the byte is part of.
+    /// What PostgreSQL has from there on: as many bytes as differ in one piece, but not more than a few.
+    pub expected: Vec<u8>,
+    /// What redo made of them.
+    pub actual: Vec<u8>,
+    /// What the first byte is part of.
     pub field: String,
     /// How many bytes differ in all.
     pub different_bytes: usize,
+}
+
+/// Bytes as pairs of hexadecimal digits.
+struct Hexadecimal<'b>(&'b [u8]);
+
+impl fmt::Display for Hexadecimal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            write!(f, "{}{byte:02x}", if index == 0 { "" } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
+impl Mismatch {
+    /// PostgreSQL's bytes as text.
+    #[must_use]
+    pub fn expected_text(&self) -> String {
+        Hexadecimal(&self.expected).to_string()
+    }
+
+    /// Redo's bytes as text.
+    #[must_use]
+    pub fn actual_text(&self) -> String {
+        Hexadecimal(&self.actual).to_string()
+    }
 }
 
 impl fmt::Display for Mismatch {
@@ -34,8 +64,10 @@ impl fmt::Display for Mismatch {
         let Mismatch { key, offset, expected, actual, field, different_bytes } = self;
         write!(
             f,
-            "{key}: byte {offset} ({field}) is {actual:#04x} after redo, {expected:#04x} in PostgreSQL; \
-             {different_bytes} bytes differ"
+            "{key}: from byte {offset} ({field}) on, redo made {}, and PostgreSQL has {}; {different_bytes} bytes \
+             differ",
+            Hexadecimal(actual),
+            Hexadecimal(expected)
         )
     }
 }
@@ -43,8 +75,12 @@ impl fmt::Display for Mismatch {
 /// What the oracle says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Comparison {
-    /// The record has no image to check this page with.
-    NotChecked,
+    /// The record does not list the page: PostgreSQL does not say what it must be.
+    NotListed,
+    /// The record lists the block without an image: it was written without `wal_consistency_checking`.
+    NoImage,
+    /// Redo takes the page whole from the record, so there is nothing to compare.
+    Restored,
     /// Equal after masking.
     Equal,
     /// Redo and PostgreSQL disagree.
@@ -62,10 +98,11 @@ pub fn check_consistency(
     key: &PageKey,
     page_after: &PageBytes,
 ) -> Result<Comparison, RedoError> {
-    let Some(block) = listed_block(record, key) else { return Ok(Comparison::NotChecked) };
-    let Some(image) = block.image.as_ref().filter(|image| !image.apply) else {
-        return Ok(Comparison::NotChecked);
-    };
+    let Some(block) = listed_block(record, key) else { return Ok(Comparison::NotListed) };
+    let Some(image) = block.image.as_ref() else { return Ok(Comparison::NoImage) };
+    if image.apply {
+        return Ok(Comparison::Restored);
+    }
     let mut expected = [0; PAGE_SIZE];
     image
         .restore(&mut expected)
@@ -103,53 +140,17 @@ fn compare(
         }
         Ok(masked)
     };
-    let (expected, actual) = (masked(expected, key.block)?, masked(actual, key.block)?);
-    let mut differing = (0..PAGE_SIZE).filter(|offset| expected[*offset] != actual[*offset]);
-    let Some(offset) = differing.next() else { return Ok(None) };
+    let (unmasked, expected, actual) = (expected, masked(expected, key.block)?, masked(actual, key.block)?);
+    let differs = |offset: &usize| expected[*offset] != actual[*offset];
+    let Some(offset) = (0..PAGE_SIZE).find(differs) else { return Ok(None) };
+    let shown_max = PAGE_SIZE.min(offset + SHOWN_BYTES_MAX);
+    let end = (offset..shown_max).find(|offset| !differs(offset)).unwrap_or(shown_max);
     Ok(Some(Mismatch {
         key,
         offset,
-        expected: expected[offset],
-        actual: actual[offset],
-        field: field_name(resource_manager, &expected, offset),
-        different_bytes: 1 + differing.count(),
+        expected: expected[offset..end].to_vec(),
+        actual: actual[offset..end].to_vec(),
+        field: fields::field_name(resource_manager, key.block, unmasked, offset),
+        different_bytes: (offset..PAGE_SIZE).filter(differs).count(),
     }))
-}
-
-/// What the byte at `offset` is part of.
-fn field_name(resource_manager: ResourceManager, page: &PageBytes, offset: usize) -> String {
-    let lower = usize::from(page::lower(page));
-    if offset < page::HEADER_SIZE {
-        let name = match offset {
-            0..8 => "pd_lsn",
-            8..10 => "pd_checksum",
-            10..12 => "pd_flags",
-            12..14 => "pd_lower",
-            14..16 => "pd_upper",
-            16..18 => "pd_special",
-            18..20 => "pd_pagesize_version",
-            _ => "pd_prune_xid",
-        };
-        return name.to_owned();
-    }
-    if offset >= usize::from(page::special_start(page)) {
-        return format!("special space byte {}", offset - usize::from(page::special_start(page)));
-    }
-    if offset < lower {
-        return format!("line pointer {}", (offset - page::HEADER_SIZE) / page::LINE_POINTER_SIZE + 1);
-    }
-    for offset_number in 1..=page::max_offset_number(page) {
-        let Ok(pointer) = page::line_pointer(page, offset_number) else { break };
-        let start = usize::from(pointer.offset);
-        if pointer.has_storage() && (start..start + usize::from(pointer.length)).contains(&offset) {
-            let in_item = offset - start;
-            return match resource_manager {
-                ResourceManager::Heap | ResourceManager::Heap2 => {
-                    format!("tuple {offset_number}, {}", tuple::field_name(in_item))
-                }
-                _ => format!("item {offset_number}, byte {in_item}"),
-            };
-        }
-    }
-    "between the items".to_owned()
 }

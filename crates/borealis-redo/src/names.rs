@@ -152,3 +152,41 @@ const HASH: [&str; 13] = [
     "UPDATE_META_PAGE",
     "VACUUM_ONE_PAGE",
 ];
+
+/// Every operation that PostgreSQL 15 can write, in the order of resource managers' numbers and then of info
+/// bytes, each name once.
+pub fn operations() -> impl Iterator<Item = (Rm, &'static str)> {
+    (0..=Rm::LogicalMessage.number()).map(Rm::from).flat_map(|resource_manager| {
+        let mut names: Vec<&'static str> = Vec::new();
+        for operation in 0..16 {
+            if let Some(name) = operation_name(resource_manager, operation << 4)
+                && !names.contains(&name)
+                && !NEVER_WRITTEN.contains(&(resource_manager, name))
+            {
+                names.push(name);
+            }
+        }
+        names.into_iter().map(move |name| (resource_manager, name))
+    })
+}
+
+/// Operations that PostgreSQL 15 has a name for, and no code that writes them. A new version on the same page as the
+/// old one is never the only tuple of its page.
+const NEVER_WRITTEN: &[(Rm, &str)] = &[(Rm::Xlog, "NOOP"), (Rm::Heap, "HOT_UPDATE+INIT")];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_listed_once() {
+        let mut all: Vec<_> = operations().collect();
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+        assert!(all.contains(&(Rm::Transaction, "COMMIT")));
+        assert!(all.contains(&(Rm::Hash, "VACUUM_ONE_PAGE")));
+        assert!(!all.contains(&(Rm::Xlog, "NOOP")));
+    }
+}

@@ -1,9 +1,11 @@
 //! Reading and writing cached files: relations and transaction-status stores.
 //!
 //! The file system's allocation map says which blocks are present. A block that PostgreSQL wrote, or that was
-//! fetched before, is data; a hole inside the file's length is a block that is still in storage. A hole reads
-//! as zeros, so only a page that begins with zeros needs a second look: no page PostgreSQL initialised begins
-//! with 24 of them (`pd_upper` is never zero), and a page of real zeros was written and is data.
+//! fetched before, is data; a hole inside the file's length is a block that is in storage alone, because nobody
+//! read it yet or because the driver dropped it to make room. A hole reads as zeros, so only a page that begins
+//! with zeros, or has a piece of the file system's size that is all zeros, needs a second look: no page PostgreSQL
+//! initialised begins with 24 of them (`pd_upper` is never zero), and a page of real zeros was written and is
+//! data.
 //!
 //! For that to hold nothing of ours may leave a hole that is not "still in storage":
 //!
@@ -14,19 +16,21 @@
 
 #![allow(clippy::result_large_err)] // A boxed error would allocate inside PostgreSQL; the paths are cold.
 
-use borealis_shm::RequestError;
+use borealis_shm::{CachedBlock, RequestError};
 use borealis_types::{BLOCKS_PER_SEGMENT_FILE, BlockKey, PAGE_SIZE, PageBytes};
 use libc::{c_int, c_void, iovec, off_t, size_t, ssize_t};
 
 use crate::descriptors::{self, OpenFile, WRITABLE};
-use crate::materialise::{Errno, file_hash};
-use crate::path::PathClass;
+use crate::materialise::Errno;
 use crate::real::{self, errno, set_errno};
 use crate::shim::{Digits, Shim, report_file, report_request};
+use borealis_shm::path::PathClass;
 
 const PAGE: i64 = PAGE_SIZE as i64;
 /// `SizeOfPageHeaderData` (`bufpage.h`).
 const HEADER_BYTES: usize = 24;
+/// The file system allocates in pages of its own, of which a block has several.
+const ALLOCATION: usize = 4096;
 /// Pages of a status store in one segment file (`SLRU_PAGES_PER_SEGMENT` in `slru.h`).
 const PAGES_PER_SLRU_SEGMENT: u32 = 32;
 
@@ -48,8 +52,6 @@ fn seek(descriptor: c_int, offset: i64, whence: c_int) -> Option<i64> {
 /// Asks for data, not for a hole: looking for a hole walks over all the data behind the offset, which takes
 /// milliseconds in a file of some hundred MiB, while looking for data in data ends at once.
 fn is_absent(descriptor: c_int, offset: i64) -> bool {
-    /// The file system allocates in pages of its own, of which a block has several.
-    const ALLOCATION: i64 = 4096;
     // Beyond the end there is no block, so none is absent.
     if file_size(descriptor).is_none_or(|size| offset >= size) {
         return false;
@@ -59,7 +61,7 @@ fn is_absent(descriptor: c_int, offset: i64) -> bool {
         if seek(descriptor, part, libc::SEEK_DATA) != Some(part) {
             return true;
         }
-        part += ALLOCATION;
+        part += ALLOCATION as i64;
     }
     false
 }
@@ -190,21 +192,55 @@ fn complete(
         let inside = (at - block_offset) as usize;
         let end = bytes.len().min(position + (PAGE_SIZE - inside));
         let Some(part) = bytes.get_mut(position..end) else { break };
-        let looks_absent = part.iter().take(HEADER_BYTES).all(|&byte| byte == 0);
-        // A part that begins inside a page may begin with zeros by right; the allocation map knows.
-        if looks_absent && is_absent(descriptor, block_offset) {
+        // A part may have zeros by right; the allocation map knows.
+        if looks_absent(part, inside) && !read_present(shim, descriptor, file, block_offset, inside, part)? {
             fetch(shim, descriptor, file, block_offset, inside, part, fill)?;
-        } else if looks_absent {
-            // Present, perhaps only since a moment: read it again.
-            reread(descriptor, at, part)?;
         }
+        note_use(shim, file, block_offset);
         position = end;
     }
     Ok(())
 }
 
-/// Reads bytes that are known to be in the file. Fewer are there only when it was cut meanwhile; then what the
-/// first read saw stands.
+/// Whether the bytes, which begin `inside` a page, may be of a block that is absent, or was while they were read:
+/// they begin with zeros, or one of the block's pieces is all zeros. The file system copies, fills and drops such
+/// pieces one by one, so a block that is dropped under a reader's eyes can look half present.
+fn looks_absent(part: &[u8], inside: usize) -> bool {
+    if part.iter().take(HEADER_BYTES).all(|&byte| byte == 0) {
+        return true;
+    }
+    let mut rest = part;
+    let mut place = inside;
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(rest.len().min(ALLOCATION - place % ALLOCATION));
+        // From the end, where a page that is in use has its first tuple or its special space.
+        if piece.iter().rev().all(|&byte| byte == 0) {
+            return true;
+        }
+        place += piece.len();
+        rest = after;
+    }
+    false
+}
+
+/// Reads a part of a block again while nobody can fill or drop it. `false` when the block is absent. Fewer bytes are
+/// there only when the file was cut meanwhile; then what the first read saw stands.
+fn read_present(
+    shim: &Shim,
+    descriptor: c_int,
+    file: OpenFile,
+    block_offset: i64,
+    inside: usize,
+    part: &mut [u8],
+) -> Result<bool, Errno> {
+    // Writers do not exclude each other; what they exclude is fillers, and who drops blocks.
+    let _guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
+    if is_absent(descriptor, block_offset) {
+        return Ok(false);
+    }
+    reread(descriptor, block_offset + inside as i64, part).map(|()| true)
+}
+
 fn reread(descriptor: c_int, offset: i64, part: &mut [u8]) -> Result<(), Errno> {
     // SAFETY: the slice is writable for its length.
     let read = unsafe { real::pread(descriptor, part.as_mut_ptr().cast(), part.len(), offset) };
@@ -223,20 +259,23 @@ fn fetch(
 ) -> Result<(), Errno> {
     let mut page: PageBytes = [0; PAGE_SIZE];
     let number = u32::try_from(block_offset / PAGE).map_err(|_| libc::EFBIG)?;
+    let book = shim.client.cache();
+    let block = cached_block(file, block_offset);
+    let written_before = book.written_at(block);
     if !request(shim, descriptor, file, number, &mut page).map_err(|error| describe(file, number, &error))? {
         // A relation that was dropped or cut while a backup reads it; anything else would be a lost block.
-        if !is_absent(descriptor, block_offset) {
-            return reread(descriptor, block_offset + inside as i64, part);
+        if read_present(shim, descriptor, file, block_offset, inside, part)? {
+            return Ok(());
         }
         if is_unlinked(descriptor) {
             part.fill(0);
             return Ok(());
         }
-        let block = Digits::new(u64::from(number));
+        let digits = Digits::new(u64::from(number));
         let what = name(file);
         return Err(report_file(&[
             b"borealis: storage has no block ",
-            block.as_bytes(),
+            digits.as_bytes(),
             b" of ",
             what.as_bytes(),
         ]));
@@ -244,17 +283,21 @@ fn fetch(
 
     // Between the look and here somebody may have filled or written the block; then the file is right and the
     // fetched page may be older.
-    let guard = shim.client.lock_for_fill(&shim.slot, file_hash(file.class));
+    let guard = shim.client.lock_for_fill(&shim.slot, file.class.hash());
     if !is_absent(descriptor, block_offset) {
-        drop(guard);
         return reread(descriptor, block_offset + inside as i64, part);
     }
-    if fill && file.flags & WRITABLE != 0 {
+    // Nor may it be filled with a page from before it was written and dropped again.
+    let unwritten = book.written_at(block) == written_before;
+    if fill && unwritten && file.flags & WRITABLE != 0 && !book.is_full() {
         // SAFETY: the buffer is readable for the length given.
         let written =
             unsafe { libc::syscall(libc::SYS_pwrite64, descriptor, page.as_ptr(), PAGE_SIZE, block_offset) };
         // No memory left: the block stays absent, and PostgreSQL has it in its buffer.
-        if written != PAGE {
+        if written == PAGE {
+            book.grown();
+            note_use(shim, file, block_offset);
+        } else {
             punch(descriptor, block_offset);
         }
     }
@@ -323,6 +366,35 @@ pub(crate) fn will_need(shim: &Shim, descriptor: c_int, file: OpenFile, offset: 
     }
 }
 
+fn cached_block(file: OpenFile, block_offset: i64) -> CachedBlock {
+    CachedBlock {
+        file_hash: file.class.hash(),
+        block: u32::try_from(block_offset / PAGE).unwrap_or(u32::MAX),
+    }
+}
+
+/// A block that was read lately stays in the cache when others are dropped.
+fn note_use(shim: &Shim, file: OpenFile, block_offset: i64) {
+    if matches!(file.class, PathClass::Relation { .. }) {
+        shim.client.cache().using(cached_block(file, block_offset));
+    }
+}
+
+/// Notes for each block of a write how much log there is: what is dropped later must be in storage up to there.
+/// (Not every change of a page raises its LSN.)
+fn note_write(shim: &Shim, file: OpenFile, offset: i64, length: usize) {
+    if !matches!(file.class, PathClass::Relation { .. }) || length == 0 {
+        return;
+    }
+    let insert_lsn = shim.insert_lsn();
+    let end = offset.saturating_add(i64::try_from(length).unwrap_or(i64::MAX));
+    let mut block_offset = offset - offset.rem_euclid(PAGE);
+    while block_offset < end {
+        shim.client.cache().writing(cached_block(file, block_offset), insert_lsn);
+        block_offset = block_offset.saturating_add(PAGE);
+    }
+}
+
 /// Makes a block a hole again.
 fn punch(descriptor: c_int, block_offset: i64) {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -330,7 +402,8 @@ fn punch(descriptor: c_int, block_offset: i64) {
     unsafe { libc::syscall(libc::SYS_fallocate, descriptor, mode, block_offset, PAGE) };
 }
 
-/// Runs a write of `length` bytes at `offset` so that it leaves no hole and no half-written block behind.
+/// Runs a write of `length` bytes at `offset` so that it leaves no hole and no half-written block behind, and says that
+/// the blocks were written.
 fn guarded_write(
     shim: &Shim,
     descriptor: c_int,
@@ -339,12 +412,13 @@ fn guarded_write(
     length: usize,
     write: impl FnOnce() -> ssize_t,
 ) -> ssize_t {
-    let guard = shim.client.lock_for_write(&shim.slot, file_hash(file.class));
+    let guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
     if let Err(error) = write_gap(descriptor, offset) {
         drop(guard);
         set_errno(error);
         return -1;
     }
+    note_write(shim, file, offset, length);
     let written = write();
     if let Ok(done) = usize::try_from(written)
         && done < length
@@ -436,7 +510,7 @@ pub(crate) unsafe fn write(
 
 /// `ftruncate` on a cached file.
 pub(crate) fn ftruncate(shim: &Shim, descriptor: c_int, file: OpenFile, length: off_t) -> c_int {
-    let guard = shim.client.lock_for_write(&shim.slot, file_hash(file.class));
+    let guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
     let gap = write_gap(descriptor, length);
     // SAFETY: no memory is involved.
     let status = gap.map(|()| unsafe { real::ftruncate(descriptor, length) });
@@ -457,7 +531,7 @@ pub(crate) fn posix_fallocate(
     length: off_t,
 ) -> c_int {
     let Some(end) = offset.checked_add(length) else { return libc::EFBIG };
-    let _guard = shim.client.lock_for_write(&shim.slot, file_hash(file.class));
+    let _guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
     write_gap(descriptor, end).err().unwrap_or(0)
 }
 

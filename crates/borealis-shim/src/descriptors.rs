@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use borealis_types::{Fork, RelationFork, RelationLocator, SlruKind};
 use libc::c_int;
 
-use crate::path::PathClass;
+use borealis_shm::path::PathClass;
 
 /// Descriptors from here on cannot be of ours: opening one fails.
 pub(crate) const MAX_DESCRIPTORS: usize = 65_536;

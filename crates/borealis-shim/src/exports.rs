@@ -14,10 +14,10 @@ use borealis_types::PAGE_SIZE;
 use libc::{c_char, c_int, c_uint, c_void, iovec, mode_t, off_t, size_t, ssize_t};
 
 use crate::descriptors::{self, OpenFile, SYNCHRONOUS, WRITABLE};
-use crate::path::{FolderClass, PathClass};
 use crate::real::{errno, set_errno};
 use crate::shim::{self, Shim};
 use crate::{blocks, materialise, real, tablespace, wal};
+use borealis_shm::path::{FolderClass, PathClass};
 
 /// The state and the path's class, when the library is active and the path is of ours.
 ///

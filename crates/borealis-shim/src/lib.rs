@@ -25,7 +25,6 @@ mod blocks;
 mod descriptors;
 mod exports;
 mod materialise;
-mod path;
 mod real;
 mod shim;
 mod tablespace;

@@ -12,9 +12,9 @@ use borealis_types::{
 };
 use libc::{c_int, off_t};
 
-use crate::path::{FolderClass, PathClass};
 use crate::real::errno;
 use crate::shim::{Digits, Shim, report_file, report_request};
+use borealis_shm::path::{FolderClass, PathClass};
 
 /// Longest path that is handled, with its zero byte.
 const MAX_PATH: usize = 2048;
@@ -311,7 +311,7 @@ fn absent_words(fork: RelationFork, segment: u32) -> [u64; 3] {
     let first = u64::from(locator.tablespace) << 32 | u64::from(locator.database);
     let second = u64::from(locator.relation) << 32 | u64::from(segment) << 2 | fork.fork as u64;
     // Never zero, so an unused place is no match.
-    let check = file_hash(PathClass::Relation { fork, segment }) | 1;
+    let check = PathClass::Relation { fork, segment }.hash() | 1;
     [first, second, check]
 }
 
@@ -333,25 +333,6 @@ fn remember_absent(fork: RelationFork, segment: u32) {
         place.store(word, Ordering::Relaxed);
     }
     ABSENT_ENTRIES.store(1, Ordering::Relaxed);
-}
-
-/// A number for the file, for the locks between fillers and writers.
-pub(crate) fn file_hash(class: PathClass) -> u64 {
-    // Multiplications by odd constants (the 64-bit golden ratio, as in Fibonacci hashing) mix well enough for
-    // a table of locks.
-    let mix = |hash: u64, word: u32| {
-        let mixed = (hash ^ u64::from(word)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        mixed ^ mixed >> 32
-    };
-    let words = match class {
-        PathClass::Relation { fork, segment } => {
-            let locator = fork.locator;
-            [locator.tablespace, locator.database, locator.relation, fork.fork as u32, segment]
-        }
-        PathClass::Slru { kind, segment } => [u32::MAX, kind as u32, segment, 0, 0],
-        PathClass::Wal { .. } | PathClass::Other => [0; 5],
-    };
-    words.into_iter().fold(0, mix)
 }
 
 #[cfg(test)]
@@ -382,15 +363,5 @@ mod tests {
         assert!(!known_absent(absent, 4));
         assert!(!known_absent(fork(4_000_000_000, Fork::Main), 3));
         assert!(!known_absent(fork(4_000_000_001, Fork::VisibilityMap), 3));
-    }
-
-    #[test]
-    fn locks_are_spread_over_files() {
-        let mut used = std::collections::HashSet::new();
-        for relation in 0..1000 {
-            let class = PathClass::Relation { fork: fork(relation, Fork::Main), segment: 0 };
-            used.insert(file_hash(class) % 4096);
-        }
-        assert!(used.len() > 800, "{} different locks for 1000 files", used.len());
     }
 }

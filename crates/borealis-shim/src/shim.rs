@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use borealis_shm::{ClientSide, ClientSlot, RequestError, WaitError};
 use libc::c_int;
 
-use crate::path::{FolderClass, Layout, PathClass};
+use borealis_shm::path::{FolderClass, Layout, PathClass};
 
 /// Everything a call needs. Made once, when the library is loaded; inherited by every child.
 pub(crate) struct Shim {
@@ -17,7 +17,11 @@ pub(crate) struct Shim {
     /// PostgreSQL's variable `PostmasterPid`: the postmaster's process number, in it and in its children;
     /// zero in a stand-alone server. Null when the program does not export it.
     postmaster_pid: *const c_int,
+    insert_position: Option<InsertPosition>,
 }
+
+/// PostgreSQL's function `GetXLogInsertRecPtr`: where the next record of the log will be inserted.
+type InsertPosition = unsafe extern "C" fn() -> u64;
 
 // SAFETY: the pointer is to a variable of the program, which lives as long as the process; PostgreSQL sets it
 // once, before it has children.
@@ -50,6 +54,20 @@ impl Shim {
         // SAFETY: the program's `int` of this name; nobody changes it while this thread reads it.
         let postmaster = unsafe { self.postmaster_pid.read_volatile() };
         u32::try_from(postmaster) == Ok(std::process::id())
+    }
+
+    /// Where PostgreSQL's log ends now, written or not. Call it only in a process that has attached to
+    /// PostgreSQL's shared memory, as every process that writes relation blocks has.
+    ///
+    /// Beyond all log when the program does not export its function: then nothing it writes counts as durable,
+    /// and the cache keeps it.
+    pub(crate) fn insert_lsn(&self) -> u64 {
+        match self.insert_position {
+            // SAFETY: the program's function of this name, which takes nothing, returns an `XLogRecPtr`, and needs
+            // the shared memory the caller is attached to. It holds a spin lock for two loads and calls nobody.
+            Some(function) if !self.in_postmaster() => unsafe { function() },
+            _ => u64::MAX,
+        }
     }
 
     pub(crate) fn classify(&self, path: &CStr) -> PathClass {
@@ -127,7 +145,14 @@ pub(crate) fn load() {
     client.announce_attached();
     // SAFETY: the name is a C string; looking a symbol up has no other precondition.
     let postmaster_pid = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"PostmasterPid".as_ptr()) };
-    let shim = Shim { client, slot: ClientSlot::new(), postmaster_pid: postmaster_pid.cast() };
+    // SAFETY: as above.
+    let insert_position = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"GetXLogInsertRecPtr".as_ptr()) };
+    // SAFETY: the program's function of this name has this type in every version (`access/xlog.h`); a null pointer
+    // becomes `None`.
+    let insert_position =
+        unsafe { std::mem::transmute::<*mut libc::c_void, Option<InsertPosition>>(insert_position) };
+    let postmaster_pid = postmaster_pid.cast();
+    let shim = Shim { client, slot: ClientSlot::new(), postmaster_pid, insert_position };
     // A second load in one process would find it set, which is as good.
     let _ = SHIM.set(shim);
 }

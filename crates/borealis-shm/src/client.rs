@@ -5,8 +5,9 @@ use std::ffi::CStr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use borealis_types::{BlockKey, DatabaseKey, PageBytes, RelationFork, SlruKind, VolumeEpoch};
+use borealis_types::{BlockKey, DatabaseKey, Lsn, PageBytes, RelationFork, SlruKind, VolumeEpoch};
 
+use crate::cache::CacheBook;
 use crate::driver::monotonic_ms;
 use crate::fill_lock::{self, FillGuard, Held, WriteGuard};
 use crate::futex;
@@ -292,6 +293,19 @@ impl ClientSide {
     #[must_use]
     pub fn lock_for_fill<'a>(&'a self, slot: &'a ClientSlot, file_hash: u64) -> FillGuard<'a> {
         fill_lock::lock_for_fill(&self.mapping.header().fill_locks, lock_index(file_hash), &slot.held)
+    }
+
+    /// The bookkeeping of the local page cache.
+    #[inline]
+    #[must_use]
+    pub fn cache(&self) -> CacheBook<'_> {
+        CacheBook(&self.mapping.header().cache)
+    }
+
+    /// End of the last durable record; zero before there is one.
+    #[must_use]
+    pub fn durable_lsn(&self) -> Lsn {
+        Lsn(self.mapping.header().durable.lsn.load(Ordering::Acquire))
     }
 
     /// The block as of now, into `page`. `false` when it does not exist.

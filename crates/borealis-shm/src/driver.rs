@@ -206,6 +206,13 @@ impl DriverSide {
         self.wake_waiters();
     }
 
+    /// Says where the oldest transaction that is not over began to log ([`Lsn::MAX`] without one), as of all log
+    /// that was decoded. Call it before [`DriverSide::publish_durable`]: whoever sees a durable point must see
+    /// the transactions below it.
+    pub fn publish_oldest_open(&self, lsn: Lsn) {
+        self.mapping.header().cache.oldest_open_lsn.store(lsn.0, Ordering::Release);
+    }
+
     /// Every waiter for durability looks again.
     fn wake_waiters(&self) {
         let durable = &self.mapping.header().durable;

@@ -1,7 +1,7 @@
 //! What is where in the shared memory.
 //!
 //! ```text
-//! Header                 configuration, state, WAL and durability words, pending bitmaps, fill locks
+//! Header                 configuration, state, WAL and durability words, pending bitmaps, fill locks, cache tables
 //! Slot 0 … Slot N-1      one outstanding request each, with an 8 KiB page buffer and a ring of prefetch hints
 //! ```
 //!
@@ -14,10 +14,12 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use borealis_types::{PAGE_SIZE, VolumeEpoch};
 
+use crate::cache::CacheWords;
+
 /// First word of the file, written last: `BOREALIS` in ASCII, little endian.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"BOREALIS");
 /// Raised with every change of this file's structures or of the protocol.
-pub(crate) const LAYOUT_VERSION: u32 = 1;
+pub(crate) const LAYOUT_VERSION: u32 = 2;
 
 /// The most request slots an instance can have.
 pub const MAX_SLOTS: usize = 4096;
@@ -147,6 +149,8 @@ pub(crate) struct Header {
     pub prefetch_pending: [AtomicU64; BITMAP_WORDS],
     /// See `fill_lock`.
     pub fill_locks: [AtomicU32; FILL_LOCKS],
+    /// See `cache`.
+    pub cache: CacheWords,
 }
 
 /// Nobody waits; the owner may write a request.

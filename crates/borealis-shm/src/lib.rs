@@ -5,7 +5,8 @@
 //!
 //! * publishes that write-ahead log was written and waits until it is durable,
 //! * asks for pages, relation sizes and listings, one request at a time in a slot of its own,
-//! * hints which blocks it will ask for soon, and
+//! * hints which blocks it will ask for soon,
+//! * remembers what must be known of a cached block before it may be dropped ([`CacheBook`]), and
 //! * keeps two processes from filling and writing one cached file at the same time ([`ClientSide::lock_for_write`]).
 //!
 //! Invariant: a wait for durability ends successfully only after the driver said so; a dead driver, a fenced
@@ -15,15 +16,18 @@
 //! signal handler could need, because it runs inside somebody else's program.
 #![allow(unsafe_code)] // Shared memory, futexes and eventfd have no safe interface in the standard library.
 
+mod cache;
 mod client;
 mod driver;
 mod fill_lock;
 mod futex;
 mod layout;
 mod mapping;
+pub mod path;
 mod probe;
 mod request;
 
+pub use cache::{CacheBook, CachedBlock};
 pub use client::{ClientSide, ClientSlot, RequestError, WaitError};
 pub use driver::{DriverSide, ShmError, SlotIndex, WalPosition};
 pub use fill_lock::{FillGuard, WriteGuard};

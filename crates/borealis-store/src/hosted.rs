@@ -72,6 +72,11 @@ impl HostedSegment {
             if reference.span.end > complete {
                 break;
             }
+            if reference.span.end <= self.indexed_through {
+                let place = format!("record of group {} at {}", self.group(), reference.span.start);
+                let what = "the checkpoint or another record of the log covers it already";
+                return Err(StoreError::corrupt(place, what));
+            }
             let bytes = read(&reference)?;
             first.remove();
             self.index_record(rules, version, placement, reference, &bytes);

@@ -153,6 +153,13 @@ impl State {
                 let Some(hosted) = self.segments.get_mut(&group) else { continue };
                 let link = ChainLink { previous_end, span: record.reference.span };
                 match hosted.segment.offer(Source::Replay, header.volume_epoch, link) {
+                    Offer::Complete | Offer::Held if link.span.end <= hosted.indexed_through => {
+                        let what = format!(
+                            "group {group} took the record at {}, which its checkpoint covers",
+                            link.span.start
+                        );
+                        return Err(StoreError::corrupt(format!("log entry at {position:?}"), what));
+                    }
                     Offer::Complete | Offer::Held => groups = groups.with(group),
                     Offer::Duplicate | Offer::Stale | Offer::TooFarAhead => {}
                     Offer::NeedsHistory | Offer::Conflict => {

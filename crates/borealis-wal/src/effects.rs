@@ -101,6 +101,21 @@ pub enum EffectError {
         /// Its info byte.
         info: u8,
     },
+    /// An extension's own resource manager wrote it.
+    #[error(
+        "the record at {start} is an extension's own: custom resource manager {}, info {info:#04x}. Only the \
+         extension's code knows what it does to pages, so it cannot be stored. Nothing of it was acknowledged. Take \
+         the extension out of shared_preload_libraries and start again",
+        crate::custom::describe(*number)
+    )]
+    Custom {
+        /// Position of the record.
+        start: borealis_types::Lsn,
+        /// The resource manager's number, 128 or above.
+        number: u8,
+        /// Its info byte.
+        info: u8,
+    },
     /// The record's own data breaks its layout.
     #[error(transparent)]
     Record(#[from] crate::RecordError),
@@ -163,6 +178,9 @@ fn collect(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> 
         ResourceManager::Generic => generic::effects(record, sink),
         ResourceManager::LogicalMessage => logical_message::effects(record, sink),
         ResourceManager::Borealis => native::effects(record, sink),
+        ResourceManager::Other(number @ crate::custom::FIRST_NUMBER..) => {
+            Err(EffectError::Custom { start: record.span.start, number, info: record.info })
+        }
         ResourceManager::Other(_) => Err(unknown(record)),
     }
 }

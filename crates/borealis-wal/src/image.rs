@@ -16,9 +16,10 @@ const ZSTD_WINDOW_BYTES_MAX: u64 = 1 << 20;
 
 impl<'a> BlockImage<'a> {
     /// Reads the image header that follows a block header; the second value is the stored length in bytes.
-    pub(crate) fn parse_header(reader: &mut Reader<'a>) -> Result<(BlockImage<'a>, usize), &'static str> {
+    pub(crate) fn parse_header(reader: &mut Reader<'a>) -> Result<(BlockImage<'a>, u16), &'static str> {
         const SHORT: &str = "an image header is cut short";
-        let stored_bytes = usize::from(reader.u16().ok_or(SHORT)?);
+        let image_bytes = reader.u16().ok_or(SHORT)?;
+        let stored_bytes = usize::from(image_bytes);
         let hole_offset = reader.u16().ok_or(SHORT)?;
         let info = reader.u8().ok_or(SHORT)?;
         let compression = match info & (IMAGE_PGLZ | IMAGE_LZ4 | IMAGE_ZSTD) {
@@ -50,7 +51,7 @@ impl<'a> BlockImage<'a> {
         }
         let image =
             BlockImage { bytes: &[], hole_offset, hole_length, compression, apply: info & IMAGE_APPLY != 0 };
-        Ok((image, stored_bytes))
+        Ok((image, image_bytes))
     }
 
     /// Rebuilds the page, its hole filled with zeros.

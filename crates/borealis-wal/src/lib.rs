@@ -9,6 +9,7 @@
 //! * [`encode`] goes the other way, and [`native`] has the records that are Borealis's own.
 
 pub mod bytes;
+pub mod custom;
 pub mod effects;
 pub mod encode;
 mod image;
@@ -29,4 +30,4 @@ pub use record::{
     BlockImage, BlockList, BlockReference, ImageCompression, Record, RecordError, verify_checksum,
 };
 pub use resource_manager::ResourceManager;
-pub use transaction_id::{highest_xid, xid_precedes};
+pub use transaction_id::{ended_transactions, highest_xid, oldest_running_transaction, xid_precedes};

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::Deref;
 
+use arrayvec::ArrayVec;
 use borealis_types::{BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator};
 
 use crate::ResourceManager;
@@ -83,12 +84,30 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// [`RecordError::Malformed`] when the bytes break the layout.
+    // Inlined, so that the record, which is large, is made where the caller wants it.
+    #[inline]
     pub fn parse(
         version: PostgresVersion,
         span: RecordSpan,
         bytes: &'a [u8],
     ) -> Result<Record<'a>, RecordError> {
-        parse(version, span, bytes).map_err(|what| RecordError::Malformed { start: span.start, what })
+        let mut record = Record {
+            span,
+            version,
+            bytes,
+            xid: 0,
+            previous_start: Lsn::ZERO,
+            resource_manager: ResourceManager::Xlog,
+            info: 0,
+            blocks: BlockList::new(),
+            main_data: &[],
+            origin: None,
+            top_level_xid: None,
+        };
+        match parse(&mut record) {
+            Ok(()) => Ok(record),
+            Err(what) => Err(RecordError::Malformed { start: span.start, what }),
+        }
     }
 
     /// The operation bits of `info` (without the `XLR_*` flags).
@@ -99,6 +118,7 @@ impl<'a> Record<'a> {
 
     /// The listed block with this id (`XLogRecGetBlock…`).
     #[must_use]
+    #[inline]
     pub fn block(&self, id: u8) -> Option<&BlockReference<'a>> {
         self.blocks.iter().find(|block| block.id == id)
     }
@@ -152,39 +172,28 @@ impl RecordHeader {
     }
 }
 
-/// Where a block's image and data stand among the payload: known only after all headers are read.
-#[derive(Clone, Copy, Default)]
+/// How much of the payload is a block's: where it stands is known only after all headers are read.
+#[derive(Clone, Copy)]
 struct PayloadLengths {
-    image: usize,
-    data: usize,
+    image: u16,
+    data: u16,
 }
 
-fn parse<'a>(
-    version: PostgresVersion,
-    span: RecordSpan,
-    bytes: &'a [u8],
-) -> Result<Record<'a>, &'static str> {
+/// Fills in everything that stands in the record's bytes.
+fn parse(record: &mut Record<'_>) -> Result<(), &'static str> {
     const SHORT: &str = "a part of the record is cut short";
+    let bytes = record.bytes;
     let mut reader = Reader::new(bytes);
     let header = RecordHeader::read(&mut reader).ok_or("shorter than a record header")?;
     if header.total_bytes as usize != bytes.len() {
         return Err("its length field does not match its bytes");
     }
 
-    let mut record = Record {
-        span,
-        version,
-        bytes,
-        xid: header.xid,
-        previous_start: header.previous_start,
-        resource_manager: ResourceManager::from(header.resource_manager),
-        info: header.info,
-        blocks: BlockList::new(),
-        main_data: &[],
-        origin: None,
-        top_level_xid: None,
-    };
-    let mut lengths = [PayloadLengths::default(); BLOCK_ID_MAX as usize + 1];
+    record.xid = header.xid;
+    record.previous_start = header.previous_start;
+    record.resource_manager = ResourceManager::from(header.resource_manager);
+    record.info = header.info;
+    let mut lengths = ArrayVec::<PayloadLengths, { BLOCK_ID_MAX as usize + 1 }>::new();
     let mut payload_bytes = 0usize;
     let mut main_data_bytes = 0usize;
     let mut locator = None;
@@ -210,8 +219,9 @@ fn parse<'a>(
                     return Err("block ids out of order");
                 }
                 let (block, length) = parse_block_header(id, &mut reader, &mut locator)?;
-                payload_bytes += length.image + length.data;
-                lengths[record.blocks.len()] = length;
+                payload_bytes += usize::from(length.image) + usize::from(length.data);
+                // Ids ascend, so there are no more blocks than ids.
+                lengths.push(length);
                 record.blocks.push(block);
             }
             _ => return Err("unknown block id"),
@@ -223,12 +233,12 @@ fn parse<'a>(
 
     for (block, length) in record.blocks.as_mut_slice().iter_mut().zip(lengths) {
         if let Some(image) = &mut block.image {
-            image.bytes = reader.take(length.image).ok_or(SHORT)?;
+            image.bytes = reader.take(length.image.into()).ok_or(SHORT)?;
         }
-        block.data = reader.take(length.data).ok_or(SHORT)?;
+        block.data = reader.take(length.data.into()).ok_or(SHORT)?;
     }
     record.main_data = reader.take(main_data_bytes).ok_or(SHORT)?;
-    Ok(record)
+    Ok(())
 }
 
 /// Reads one block's header; its image and data bytes are filled in later.
@@ -239,7 +249,7 @@ fn parse_block_header<'a>(
 ) -> Result<(BlockReference<'a>, PayloadLengths), &'static str> {
     const SHORT: &str = "a block header is cut short";
     let flags = reader.u8().ok_or(SHORT)?;
-    let data_bytes = usize::from(reader.u16().ok_or(SHORT)?);
+    let data_bytes = reader.u16().ok_or(SHORT)?;
     if (flags & BLOCK_HAS_DATA != 0) != (data_bytes != 0) {
         return Err("a block's data flag and data length disagree");
     }
@@ -264,6 +274,7 @@ fn parse_block_header<'a>(
 /// allocation.
 #[derive(Clone)]
 pub struct BlockList<'a> {
+    // Not an `ArrayVec`: its destructor would keep what it borrows borrowed to the end of a scope.
     inline: [BlockReference<'a>; BlockList::INLINE],
     inline_count: usize,
     /// Every block, once there are more than fit inline.
@@ -280,12 +291,12 @@ impl<'a> BlockList<'a> {
     }
 
     fn push(&mut self, block: BlockReference<'a>) {
-        if self.spilled.is_empty() && self.inline_count < BlockList::INLINE {
-            self.inline[self.inline_count] = block;
-            self.inline_count += 1;
-            return;
-        }
         if self.spilled.is_empty() {
+            if let Some(place) = self.inline.get_mut(self.inline_count) {
+                *place = block;
+                self.inline_count += 1;
+                return;
+            }
             self.spilled.extend_from_slice(&self.inline);
         }
         self.spilled.push(block);

@@ -178,23 +178,36 @@ impl RecordDecoder {
     ///
     /// # Errors
     /// When something stands there that no later write can mend; the decoder does not move.
+    #[inline]
     pub fn next<'r, 'w: 'r>(&'r mut self, source: &impl WalSource<'w>) -> Result<Next<'r>, StreamError> {
-        let mut position = self.position;
-        let found = loop {
-            match self.find(source, position) {
-                Ok(found) => break found,
-                // The page is a later one each time, so this ends where the source does.
-                Err(Stop::Overwritten(page)) => position = page,
-                Err(Stop::Incomplete(reason)) => return Ok(Next::Incomplete(reason)),
-                Err(Stop::Error(error)) => return Err(error),
-            }
+        let found = match self.find_next(source) {
+            Ok(found) => found,
+            Err(Stop::Error(error)) => return Err(error),
+            Err(Stop::Incomplete(reason)) => return Ok(Next::Incomplete(reason)),
+            Err(Stop::Overwritten(_)) => unreachable!("the search goes on there"),
         };
         let bytes = found.in_place.unwrap_or(&self.assembled);
-        let record = Record::parse(self.version, found.span, bytes)?;
-        self.position = found.span.end;
-        self.previous_start = found.span.start;
-        self.timeline = found.timeline;
-        Ok(Next::Record(record))
+        match Record::parse(self.version, found.span, bytes) {
+            Ok(record) => {
+                self.position = found.span.end;
+                self.previous_start = found.span.start;
+                self.timeline = found.timeline;
+                Ok(Next::Record(record))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Finds the next record, past those that were never finished.
+    fn find_next<'w>(&mut self, source: &impl WalSource<'w>) -> Result<Found<'w>, Stop> {
+        let mut position = self.position;
+        loop {
+            match self.find(source, position) {
+                // The page is a later one each time, so this ends where the source does.
+                Err(Stop::Overwritten(page)) => position = page,
+                found => return found,
+            }
+        }
     }
 
     /// Moves a decoder that stands at the start of a page past the rest of a record that began before it.

@@ -1,4 +1,4 @@
-//! Which transaction ids a record proves to be in use.
+//! Which transaction ids a record proves to be in use, and which to be over.
 
 use borealis_types::PostgresVersion;
 
@@ -82,6 +82,32 @@ fn see_carried(record: &Record<'_>, see: &mut impl FnMut(u32)) {
             }
         }
         _ => {}
+    }
+}
+
+/// Hands out the transactions, and subtransactions, that are over after this record. One that is prepared is not.
+pub fn ended_transactions(record: &Record<'_>, mut over: impl FnMut(u32)) {
+    match record.version {
+        PostgresVersion::V15 => {
+            let ends = record.resource_manager == ResourceManager::Transaction
+                && matches!(record.info & OPERATION_MASK, COMMIT | ABORT | COMMIT_PREPARED | ABORT_PREPARED);
+            if ends && let Ok(end) = TransactionEnd::parse(record) {
+                over(end.xid);
+                end.subxids().for_each(over);
+            }
+        }
+    }
+}
+
+/// The oldest transaction that was running, if the record is a snapshot of running transactions.
+#[must_use]
+pub fn oldest_running_transaction(record: &Record<'_>) -> Option<u32> {
+    match record.version {
+        PostgresVersion::V15 => (record.resource_manager == ResourceManager::Standby
+            && record.operation() == standby::RUNNING_TRANSACTIONS)
+            .then(|| RunningTransactions::parse(record).ok())
+            .flatten()
+            .map(|running| running.oldest_running_xid),
     }
 }
 

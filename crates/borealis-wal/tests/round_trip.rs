@@ -509,7 +509,6 @@ fn an_unknown_operation_is_an_error_that_names_it() {
     for (resource_manager, info) in [
         (ResourceManager::Xlog, 0xC0),
         (ResourceManager::Btree, 0xF0),
-        (ResourceManager::Other(200), 0x00),
         (ResourceManager::Other(60), 0x00),
         (ResourceManager::Transaction, 0x70),
         (ResourceManager::Storage, 0x00),
@@ -521,5 +520,19 @@ fn an_unknown_operation_is_an_error_that_names_it() {
         let record = parse(&bytes).expect("an encoded record is well-formed");
         let expected = EffectError::Unknown { start: Lsn(64), resource_manager, info };
         assert_eq!(effects(&record, &mut Vec::new()), Err(expected));
+    }
+}
+
+#[test]
+fn an_extensions_record_is_refused_by_number_and_by_name_where_there_is_one() {
+    for (number, said) in [(134, "134 (reserved for Neon)"), (200, "custom resource manager 200,")] {
+        let bytes = RecordBuilder::new(ResourceManager::Other(number), 0x30).main_data(&[0; 64]).finish();
+        let record = parse(&bytes).expect("an encoded record is well-formed");
+        let mut out = Vec::new();
+        let error = effects(&record, &mut out).expect_err("nobody knows what it does");
+        assert_eq!(error, EffectError::Custom { start: Lsn(64), number, info: 0x30 });
+        assert!(out.is_empty());
+        let text = error.to_string();
+        assert!(text.contains(said) && text.contains("shared_preload_libraries"), "{text}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod commands;
 mod progress;
+mod redo_check;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,6 +56,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Apply WAL and compare every page with what PostgreSQL says it must be.
+    RedoCheck(redo_check::RedoCheckArguments),
     /// Parts of a cluster, started by the other commands.
     #[command(subcommand, hide = true)]
     Internal(InternalCommand),
@@ -83,6 +86,10 @@ pub(crate) struct UpArguments {
     /// Folder on a memory file system that holds WAL in flight and cached pages. [default: /dev/shm]
     #[arg(long, value_name = "DIR")]
     pub memory_dir: Option<PathBuf>,
+    /// Memory that cached pages may take, like 512MB or 4GB; 0 keeps only what must be kept, `auto` goes back to the
+    /// default. Kept for later starts. [default: half of what is free in the memory folder]
+    #[arg(long, value_name = "SIZE", value_parser = commands::up::parse_cache_limit)]
+    pub cache_limit: Option<commands::up::CacheLimit>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -154,7 +161,21 @@ enum InternalCommand {
     },
 }
 
+/// Ends the process quietly when whoever reads its output has gone (`borealis status | head`). The long-running parts
+/// write to files and sockets only, and those report a broken pipe as an error all the same.
+#[allow(unsafe_code)] // Changing a signal's action has no safe interface.
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // The nodes and the driver have sockets whose peers go away at any time.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "internal") {
+        return;
+    }
+    // SAFETY: the default action runs no code of ours.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}
+
 fn main() -> ExitCode {
+    end_with_the_reader();
     let line = CommandLine::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("BOREALIS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -174,6 +195,7 @@ fn main() -> ExitCode {
         Command::Instance(InstanceCommand::Start { id }) => commands::parts::start_instance(&dir, id),
         Command::Instance(InstanceCommand::Stop { id }) => commands::parts::stop_instance(&dir, id),
         Command::Verify { json } => commands::verify::verify(&dir, json),
+        Command::RedoCheck(arguments) => redo_check::redo_check(&dir, &arguments),
         Command::Internal(InternalCommand::Node { config }) => commands::internal::node(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };

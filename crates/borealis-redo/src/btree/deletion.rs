@@ -5,7 +5,7 @@ use borealis_wal::{BlockReference, Record};
 
 use super::tuple;
 use super::{HIGH_KEY, Opaque, flag};
-use crate::bytes::{Reader, put};
+use crate::bytes::{OffsetNumbers, Reader, put};
 use crate::fault::{Redo, expect};
 use crate::page::{self, Placing};
 
@@ -27,26 +27,21 @@ pub(super) fn delete(record: &Record<'_>, block: &BlockReference<'_>, page: &mut
 /// the posting lists to update, and for each of the latter an `xl_btree_update`.
 fn remove_tuples(deleted_count: u16, updated_count: u16, data: &[u8], page: &mut PageBytes) -> Redo {
     let mut data = Reader::new(data);
-    let deleted = numbers(&mut data, deleted_count)?;
-    let updated = numbers(&mut data, updated_count)?;
-    for offset_number in updated {
+    let deleted = OffsetNumbers::read(&mut data, deleted_count)?;
+    let updated = OffsetNumbers::read(&mut data, updated_count)?;
+    for offset_number in updated.iter() {
         let item_count = data.u16()?;
-        let items = numbers(&mut data, item_count)?;
+        let items = OffsetNumbers::read(&mut data, item_count)?;
         let pointer = page::line_pointer(page, offset_number)?;
-        let smaller = tuple::update_posting(page::item(page, pointer)?, &items)?;
+        let smaller = tuple::update_posting(page::item(page, pointer)?, items.iter())?;
         page::index_tuple_overwrite(page, offset_number, &smaller)?;
     }
     if !deleted.is_empty() {
-        page::index_multi_delete(page, &deleted)?;
+        page::index_multi_delete(page, deleted.iter())?;
     }
     let mut opaque = Opaque::read(page)?;
     opaque.flags &= !flag::HAS_GARBAGE;
     opaque.write(page)
-}
-
-fn numbers(data: &mut Reader<'_>, count: u16) -> Redo<Vec<u16>> {
-    let bytes = data.bytes(usize::from(count) * 2)?;
-    Ok(bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect())
 }
 
 /// `xl_btree_mark_page_halfdead`

@@ -1,11 +1,12 @@
 //! Inserting tuples, splitting pages, growing the tree, and merging duplicates.
 
+use arrayvec::ArrayVec;
 use borealis_types::PageBytes;
 use borealis_wal::{BlockReference, Record};
 
-use super::tuple::{self, HEAP_POSITION_SIZE};
+use super::tuple::{self, HEAP_POSITION_SIZE, HeapPositions};
 use super::{HIGH_KEY, NO_BLOCK, Opaque, flag};
-use crate::bytes::{Reader, u16_at, u32_at};
+use crate::bytes::{Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::{self, Placing};
 
@@ -34,10 +35,23 @@ pub(super) fn insert_with_posting_split(
     let offset_number = u16_at(record.main_data, 0)?;
     let mut data = Reader::new(block.data);
     let posting_offset = data.u16()?;
-    let mut new_item = data.rest().to_vec();
+    let new_item = data.rest();
+    let mut heap_position = tuple::heap_position(new_item)?;
     let pointer = page::line_pointer(page, offset_number.wrapping_sub(1))?;
-    tuple::swap_posting(&mut new_item, page::item_mut(page, pointer)?, posting_offset)?;
-    add_at(page, &new_item, offset_number)
+    tuple::swap_posting(&mut heap_position, page::item_mut(page, pointer)?, posting_offset)?;
+    add_with_position(page, new_item, heap_position, offset_number)
+}
+
+/// Puts a tuple at a number, with this heap position in place of its own.
+fn add_with_position(
+    page: &mut PageBytes,
+    item: &[u8],
+    heap_position: [u8; HEAP_POSITION_SIZE],
+    offset_number: u16,
+) -> Redo {
+    add_at(page, item, offset_number)?;
+    let pointer = page::line_pointer(page, offset_number)?;
+    put(page::item_mut(page, pointer)?, 0, &heap_position)
 }
 
 /// `xl_btree_split`
@@ -101,50 +115,43 @@ pub(super) fn split_left(
     new_item_on_left: bool,
 ) -> Redo {
     let split = Split::read(record)?;
-    let original = *page;
+    let mut original = *page;
     let mut opaque = Opaque::read(&original)?;
 
     let mut data = block.data;
-    let mut new_item = Vec::new();
-    let mut replacement: Option<(u16, Vec<u8>)> = None;
+    let mut new_item = None;
     if new_item_on_left || split.posting_offset != 0 {
         let (first, rest) = tuple::split_first(data)?;
-        new_item.extend_from_slice(first);
         data = rest;
+        let mut heap_position = tuple::heap_position(first)?;
         if split.posting_offset != 0 {
-            let offset_number = split.new_item.wrapping_sub(1);
-            let old = page::item(&original, page::line_pointer(&original, offset_number)?)?;
-            let mut posting = old.to_vec();
-            tuple::swap_posting(&mut new_item, &mut posting, split.posting_offset)?;
-            replacement = Some((offset_number, posting));
+            let pointer = page::line_pointer(&original, split.new_item.wrapping_sub(1))?;
+            let posting = page::item_mut(&mut original, pointer)?;
+            tuple::swap_posting(&mut heap_position, posting, split.posting_offset)?;
         }
+        new_item = Some((first, heap_position)).filter(|_| new_item_on_left);
     }
     let (high_key, rest) = tuple::split_first(data)?;
     expect(rest.is_empty(), "a B-tree split has more data than a high key")?;
 
     page::init(page, Opaque::SIZE);
     let mut next_number = HIGH_KEY;
-    let mut append = |item: &[u8]| -> Redo {
-        add_at(page, item, next_number)?;
+    let mut number = || {
         next_number += 1;
-        Ok(())
+        next_number - 1
     };
-    append(high_key)?;
+    add_at(page, high_key, number())?;
     let mut offset_number = opaque.first_data_key();
-    while offset_number < split.first_right {
-        match &replacement {
-            Some((number, posting)) if *number == offset_number => append(posting)?,
-            _ => {
-                if new_item_on_left && offset_number == split.new_item {
-                    append(&new_item)?;
-                }
-                append(page::item(&original, page::line_pointer(&original, offset_number)?)?)?;
-            }
+    loop {
+        if let Some((item, heap_position)) = new_item.filter(|_| offset_number == split.new_item) {
+            add_with_position(page, item, heap_position, number())?;
         }
+        if offset_number >= split.first_right {
+            break;
+        }
+        let pointer = page::line_pointer(&original, offset_number)?;
+        add_at(page, page::item(&original, pointer)?, number())?;
         offset_number += 1;
-    }
-    if new_item_on_left && offset_number == split.new_item {
-        append(&new_item)?;
     }
 
     opaque.flags = flag::INCOMPLETE_SPLIT | split.leaf_flag();
@@ -164,17 +171,15 @@ pub(super) fn new_root(record: &Record<'_>, block: &BlockReference<'_>, page: &m
 /// `_bt_restore_page`: fills a fresh page with tuples as another page had them between its `pd_upper` and its
 /// special space, so that the last one comes first.
 fn restore_page(page: &mut PageBytes, data: &[u8]) -> Redo {
-    let mut items: [&[u8]; TUPLES_MAX] = [&[]; TUPLES_MAX];
-    let mut count = 0;
+    let mut items = ArrayVec::<&[u8], TUPLES_MAX>::new();
     let mut rest = data;
     while !rest.is_empty() {
         let (item, following) = tuple::split_first(rest)?;
-        *items.get_mut(count).ok_or(Fault::Failed("more index tuples than fit a page"))? = item;
-        count += 1;
+        items.try_push(item).map_err(|_| Fault::Failed("more index tuples than fit a page"))?;
         rest = following;
     }
-    for (index, item) in items[..count].iter().rev().enumerate() {
-        add_at(page, item, (index + 1) as u16)?;
+    for (number, item) in (1..).zip(items.iter().rev()) {
+        add_at(page, item, number)?;
     }
     Ok(())
 }
@@ -184,41 +189,40 @@ struct Pending<'a> {
     base: &'a [u8],
     base_number: u16,
     item_count: u16,
-    heap_positions: Vec<u8>,
+    heap_positions: HeapPositions,
 }
 
 impl<'a> Pending<'a> {
     /// `_bt_dedup_start_pending`
-    fn start(base: &'a [u8], base_number: u16, mut buffer: Vec<u8>) -> Redo<Pending<'a>> {
-        buffer.clear();
-        buffer.extend_from_slice(tuple::heap_positions(base)?);
-        Ok(Pending { base, base_number, item_count: 1, heap_positions: buffer })
+    fn start(&mut self, base: &'a [u8], base_number: u16) -> Redo {
+        self.base = base;
+        self.base_number = base_number;
+        self.item_count = 0;
+        self.heap_positions.clear();
+        self.add(base)
     }
 
     /// `_bt_dedup_save_htid`
     fn add(&mut self, item: &[u8]) -> Redo {
         let positions = tuple::heap_positions(item)?;
-        expect(
-            self.heap_positions.len() + positions.len() <= HEAP_POSITION_SIZE * 0x0FFF,
-            "a posting list has too many items",
-        )?;
-        self.heap_positions.extend_from_slice(positions);
+        self.heap_positions
+            .try_extend_from_slice(positions)
+            .map_err(|_| Fault::Failed("a posting list has too many items"))?;
         self.item_count += 1;
         Ok(())
     }
 
-    /// `_bt_dedup_finish_pending`: appends the run to the new page and hands back the buffer.
-    fn finish(self, page: &mut PageBytes) -> Redo<Vec<u8>> {
+    /// `_bt_dedup_finish_pending`: appends the run to the new page.
+    fn finish(&self, page: &mut PageBytes) -> Redo {
         let offset_number = page::max_offset_number(page) + 1;
         if self.item_count == 1 {
             let size = tuple::size(self.base)?;
             let item =
                 self.base.get(..size).ok_or(Fault::Failed("an index tuple is longer than its item"))?;
-            add_at(page, item, offset_number)?;
+            add_at(page, item, offset_number)
         } else {
-            add_at(page, &tuple::form_posting(self.base, &self.heap_positions)?, offset_number)?;
+            add_at(page, &tuple::form_posting(self.base, &self.heap_positions)?, offset_number)
         }
-        Ok(self.heap_positions)
     }
 }
 
@@ -239,32 +243,29 @@ pub(super) fn deduplicate(record: &Record<'_>, block: &BlockReference<'_>, page:
     }
     let (mut run_start, mut run_length) = next_interval()?;
     let mut runs_left = interval_count;
-    let mut pending: Option<Pending<'_>> = None;
+    // No items yet: nothing is pending.
+    let mut pending =
+        Pending { base: &[], base_number: 0, item_count: 0, heap_positions: HeapPositions::new() };
     for offset_number in opaque.first_data_key()..=page::max_offset_number(&original) {
         let item = page::item(&original, page::line_pointer(&original, offset_number)?)?;
-        let buffer = match &mut pending {
-            Some(run) if runs_left > 0 && run.base_number == run_start && run.item_count < run_length => {
-                run.add(item)?;
+        if pending.item_count > 0 {
+            if runs_left > 0 && pending.base_number == run_start && pending.item_count < run_length {
+                pending.add(item)?;
                 continue;
             }
-            _ => match pending.take() {
-                None => Vec::new(),
-                Some(run) => {
-                    if run.item_count > 1 {
-                        runs_left -= 1;
-                        (run_start, run_length) = next_interval()?;
-                    }
-                    run.finish(page)?
-                }
-            },
-        };
-        pending = Some(Pending::start(item, offset_number, buffer)?);
+            if pending.item_count > 1 {
+                runs_left -= 1;
+                (run_start, run_length) = next_interval()?;
+            }
+            pending.finish(page)?;
+        }
+        pending.start(item, offset_number)?;
     }
-    let last = pending.ok_or(Fault::Failed("a B-tree page without tuples cannot be deduplicated"))?;
-    if last.item_count > 1 {
+    expect(pending.item_count > 0, "a B-tree page without tuples cannot be deduplicated")?;
+    if pending.item_count > 1 {
         runs_left -= 1;
     }
-    last.finish(page)?;
+    pending.finish(page)?;
     expect(runs_left == 0, "a run of duplicates is not on the page")?;
     opaque.flags &= !flag::HAS_GARBAGE;
     opaque.write(page)

@@ -133,7 +133,8 @@ fn split_data(first_right: u16, new_item: u16, posting_offset: u16) -> Vec<u8> {
 fn a_split_that_also_splits_the_last_posting_list_on_the_left() {
     let positions: Vec<u8> = [10_u8, 30, 40].iter().flat_map(|block| [0, 0, *block, 0, 1, 0]).collect();
     let posting = tuple::form_posting(&plain(5, 0, 0), &positions).unwrap();
-    let mut page = page_with(leaf(0, 9), &[plain(90, 0, 0), plain(1, 1, 1), posting.clone(), plain(7, 7, 1)]);
+    let mut page =
+        page_with(leaf(0, 9), &[plain(90, 0, 0), plain(1, 1, 1), posting.to_vec(), plain(7, 7, 1)]);
     // The new tuple would be item 4, which goes right; the posting list before it stays.
     let data = [plain(5, 20, 1), plain(6, 0, 0)].concat();
     let right = [plain(7, 7, 1), plain(5, 40, 1), plain(90, 0, 0)].concat();
@@ -141,7 +142,7 @@ fn a_split_that_also_splits_the_last_posting_list_on_the_left() {
     apply(SPLIT_R, &split_data(4, 4, 1), blocks, 1, &mut page);
     let expected: Vec<u8> = [10_u8, 20, 30].iter().flat_map(|block| [0, 0, *block, 0, 1, 0]).collect();
     let new_posting = tuple::form_posting(&posting, &expected).unwrap();
-    assert_eq!(items(&page), [plain(6, 0, 0), plain(1, 1, 1), new_posting]);
+    assert_eq!(items(&page), [plain(6, 0, 0), plain(1, 1, 1), new_posting.to_vec()]);
     let opaque = Opaque::read(&page).unwrap();
     assert_eq!(opaque, Opaque { flags: flag::LEAF | flag::INCOMPLETE_SPLIT, ..leaf(0, 8) });
 
@@ -175,7 +176,7 @@ fn duplicates_merge_in_the_named_runs_only() {
     apply(DEDUP, &[2, 0], &[(0, 1, &intervals)], 1, &mut page);
     let merged = |first: u8| {
         let positions = [[0, 0, first, 0, 1, 0], [0, 0, first + 1, 0, 1, 0]].concat();
-        tuple::form_posting(&plain(5, 0, 0), &positions).unwrap()
+        tuple::form_posting(&plain(5, 0, 0), &positions).unwrap().to_vec()
     };
     assert_eq!(items(&page).len(), 4);
     assert_eq!(items(&page)[..2], [plain(9, 0, 0), plain(1, 1, 1)]);
@@ -217,7 +218,7 @@ proptest! {
         main_data.resize(40, 0);
         let positions: Vec<u8> = [10_u8, 30].iter().flat_map(|block| [0, 0, *block, 0, 1, 0]).collect();
         let posting = tuple::form_posting(&plain(5, 0, 0), &positions).unwrap();
-        let mut page = page_with(leaf(0, 9), &[plain(90, 0, 0), posting, plain(1, 1, 1), plain(7, 7, 1)]);
+        let mut page = page_with(leaf(0, 9), &[plain(90, 0, 0), posting.to_vec(), plain(1, 1, 1), plain(7, 7, 1)]);
         for (offset, byte) in damage.into_iter().chain(header_damage) {
             page[offset] = byte;
         }

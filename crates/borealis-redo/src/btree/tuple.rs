@@ -3,6 +3,9 @@
 //! Layouts: `src/include/access/itup.h` and the notes on tuple formats in `src/include/access/nbtree.h`.
 //! A tuple is its heap position (block number in two halves, offset number), its info word, then its keys.
 
+use arrayvec::ArrayVec;
+use borealis_types::PAGE_SIZE;
+
 use crate::bytes::{put, u16_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::max_align;
@@ -23,6 +26,11 @@ const STATUS_OFFSET: usize = 4;
 const COUNT_MASK: u16 = 0x0FFF;
 /// `BT_IS_POSTING`
 const IS_POSTING: u16 = 0x2000;
+
+/// A tuple being made.
+pub(super) type IndexTuple = ArrayVec<u8, PAGE_SIZE>;
+/// Heap positions being collected, as many as a posting list can count.
+pub(super) type HeapPositions = ArrayVec<u8, { HEAP_POSITION_SIZE * COUNT_MASK as usize }>;
 
 /// `IndexTupleSize`
 pub(crate) fn size(tuple: &[u8]) -> Redo<usize> {
@@ -82,8 +90,13 @@ pub(super) fn heap_positions(tuple: &[u8]) -> Redo<&[u8]> {
     }
 }
 
+/// A plain tuple's own heap position.
+pub(super) fn heap_position(tuple: &[u8]) -> Redo<[u8; HEAP_POSITION_SIZE]> {
+    tuple.first_chunk().copied().ok_or(Fault::Failed("an index tuple is smaller than its header"))
+}
+
 /// `_bt_form_posting`: a tuple with `base`'s keys for these heap positions; a plain one if there is only one.
-pub(super) fn form_posting(base: &[u8], heap_positions: &[u8]) -> Redo<Vec<u8>> {
+pub(super) fn form_posting(base: &[u8], heap_positions: &[u8]) -> Redo<IndexTuple> {
     let key_size = if is_posting(base)? { posting_range(base)?.start } else { size(base)? };
     let keys = base.get(..key_size).ok_or(Fault::Failed("an index tuple is longer than its item"))?;
     expect(
@@ -95,14 +108,21 @@ pub(super) fn form_posting(base: &[u8], heap_positions: &[u8]) -> Redo<Vec<u8>> 
     let new_size = if count > 1 { max_align(key_size + heap_positions.len()) } else { key_size };
     expect(new_size <= usize::from(SIZE_MASK), "a posting list is too long for a tuple")?;
 
-    let mut tuple = vec![0; new_size];
-    tuple[..key_size].copy_from_slice(keys);
+    // Only the padding after a posting list is neither keys nor heap positions.
+    let mut tuple = IndexTuple::new();
+    for part in [keys, if count > 1 { heap_positions } else { &[] }] {
+        tuple
+            .try_extend_from_slice(part)
+            .map_err(|_| Fault::Failed("a posting list is longer than a page"))?;
+    }
+    while tuple.len() < new_size {
+        tuple.try_push(0).map_err(|_| Fault::Failed("a posting list is longer than a page"))?;
+    }
     let info = u16_at(base, INFO_OFFSET)? & !SIZE_MASK | new_size as u16;
     if count > 1 {
         put(&mut tuple, INFO_OFFSET, &(info | ALTERNATIVE_POSITION).to_le_bytes())?;
         put(&mut tuple, STATUS_OFFSET, &(count as u16 | IS_POSTING).to_le_bytes())?;
         set_block_number(&mut tuple, key_size as u32)?;
-        put(&mut tuple, key_size, heap_positions)?;
     } else {
         put(&mut tuple, INFO_OFFSET, &(info & !ALTERNATIVE_POSITION).to_le_bytes())?;
         put(&mut tuple, 0, heap_positions)?;
@@ -131,13 +151,14 @@ pub(super) fn swap_posting(new_item: &mut [u8], posting: &mut [u8], posting_offs
 
 /// `_bt_update_posting`: the tuple without the items of its posting list that have these numbers (ascending,
 /// from zero).
-pub(super) fn update_posting(original: &[u8], deleted: &[u16]) -> Redo<Vec<u8>> {
+pub(super) fn update_posting(original: &[u8], deleted: impl Iterator<Item = u16>) -> Redo<IndexTuple> {
     let list = &original[posting_range(original)?];
-    let mut kept = Vec::with_capacity(list.len());
-    let mut doomed = deleted.iter().peekable();
+    let mut kept = HeapPositions::new();
+    let mut doomed = deleted.peekable();
     for (number, heap_position) in list.chunks_exact(HEAP_POSITION_SIZE).enumerate() {
-        if doomed.next_if(|next| usize::from(**next) == number).is_none() {
-            kept.extend_from_slice(heap_position);
+        if doomed.next_if(|next| usize::from(*next) == number).is_none() {
+            kept.try_extend_from_slice(heap_position)
+                .map_err(|_| Fault::Failed("a posting list has too many items"))?;
         }
     }
     expect(doomed.peek().is_none(), "the items to delete are not in the posting list")?;
@@ -170,11 +191,11 @@ mod tests {
         let posting = form_posting(&base, &positions).unwrap();
         assert_eq!(posting.len(), 40);
         assert_eq!(heap_positions(&posting).unwrap(), positions);
-        let smaller = update_posting(&posting, &[1]).unwrap();
+        let smaller = update_posting(&posting, [1].into_iter()).unwrap();
         assert_eq!(heap_positions(&smaller).unwrap(), [position(1), position(3)].concat());
-        assert_eq!(update_posting(&posting, &[1, 2]).unwrap(), plain(7, 1, 1));
-        assert!(update_posting(&posting, &[3]).is_err(), "an item that is not there was deleted");
-        assert!(update_posting(&posting, &[0, 1, 2]).is_err(), "every item was deleted");
+        assert_eq!(update_posting(&posting, [1, 2].into_iter()).unwrap()[..], plain(7, 1, 1));
+        assert!(update_posting(&posting, [3].into_iter()).is_err(), "an item that is not there was deleted");
+        assert!(update_posting(&posting, [0, 1, 2].into_iter()).is_err(), "every item was deleted");
     }
 
     #[test]
@@ -197,7 +218,7 @@ mod tests {
             numbers in proptest::collection::vec(any::<u16>(), 0..4),
             offset: u16,
         ) {
-            let _ = update_posting(&left, &numbers);
+            let _ = update_posting(&left, numbers.into_iter());
             let _ = form_posting(&left, &right);
             let _ = split_first(&right);
             let _ = swap_posting(&mut left, &mut right, offset);

@@ -4,6 +4,7 @@
 //! on inner pages items of a child block and the child's right bound, ten bytes each; on leaves compressed
 //! posting lists ("segments", `src/backend/access/gin/ginpostinglist.c`).
 
+use arrayvec::ArrayVec;
 use borealis_types::PageBytes;
 
 use super::{Opaque, POSTING_DATA_MAX, flag};
@@ -102,75 +103,141 @@ fn position_number(bytes: &[u8]) -> Redo<u64> {
 }
 
 /// The numbers of a segment's heap positions (`ginPostingListDecode`).
-fn decode(segment: &[u8]) -> Redo<Vec<u64>> {
-    let length = usize::from(u16_at(segment, 6)?);
-    let bytes = segment.get(SEGMENT_HEADER_SIZE..SEGMENT_HEADER_SIZE + length);
-    let mut bytes = bytes.ok_or(Fault::Failed("a posting list segment is longer than its data"))?.iter();
-    let mut number = position_number(segment)?;
-    let mut numbers = Vec::with_capacity(length + 1);
-    numbers.push(number);
-    while !bytes.as_slice().is_empty() {
+struct Decoder<'a> {
+    /// The next number; `None` after the last.
+    next: Option<u64>,
+    /// The differences of those after it.
+    bytes: &'a [u8],
+}
+
+impl<'a> Decoder<'a> {
+    fn new(segment: &'a [u8]) -> Redo<Decoder<'a>> {
+        let length = usize::from(u16_at(segment, 6)?);
+        let bytes = segment
+            .get(SEGMENT_HEADER_SIZE..SEGMENT_HEADER_SIZE + length)
+            .ok_or(Fault::Failed("a posting list segment is longer than its data"))?;
+        Ok(Decoder { next: Some(position_number(segment)?), bytes })
+    }
+
+    /// The number that comes next, which stays.
+    fn peek(&self) -> Option<u64> {
+        self.next
+    }
+
+    /// Passes the number that comes next.
+    fn advance(&mut self) -> Redo {
+        let Some(number) = self.next.take().filter(|_| !self.bytes.is_empty()) else { return Ok(()) };
         let mut difference = 0;
         for shift in (0..49).step_by(7) {
-            let byte = bytes.next().ok_or(Fault::Failed("a posting list segment ends inside a number"))?;
+            let (byte, rest) = self
+                .bytes
+                .split_first()
+                .ok_or(Fault::Failed("a posting list segment ends inside a number"))?;
+            self.bytes = rest;
             difference |= u64::from(byte & 0x7F) << shift;
             if byte & 0x80 == 0 {
                 break;
             }
             expect(shift < 42, "a number in a posting list segment is too long")?;
         }
-        number += difference;
+        let number = number + difference;
         expect(number >> OFFSET_BITS <= u64::from(u32::MAX), "a posting list leads outside the heap")?;
-        numbers.push(number);
+        self.next = Some(number);
+        Ok(())
     }
-    Ok(numbers)
 }
 
-/// A segment of these heap positions, which ascend (`ginCompressPostingList`): the first in full, then the
+/// The data of a leaf being made.
+type LeafData = ArrayVec<u8, POSTING_DATA_MAX>;
+
+fn append(data: &mut LeafData, bytes: &[u8]) -> Redo {
+    data.try_extend_from_slice(bytes)
+        .map_err(|_| Fault::Failed("a posting tree page's data does not fit the page"))
+}
+
+/// Writes a segment of heap positions, which ascend (`ginCompressPostingList`): the first in full, then the
 /// differences, seven bits to a byte, the lowest first.
-fn encode(numbers: &[u64]) -> Redo<Vec<u8>> {
-    let first = *numbers.first().ok_or(Fault::Failed("a posting list segment has no items"))?;
-    let mut segment = vec![0; SEGMENT_HEADER_SIZE];
-    tuple::set_block_number(&mut segment, (first >> OFFSET_BITS) as u32)?;
-    segment[4..6].copy_from_slice(&((first & ((1 << OFFSET_BITS) - 1)) as u16).to_le_bytes());
-    for pair in numbers.windows(2) {
+struct Encoder<'d> {
+    data: &'d mut LeafData,
+    /// Where the segment starts in the data.
+    start: usize,
+    /// The last number written.
+    last: Option<u64>,
+}
+
+impl<'d> Encoder<'d> {
+    fn new(data: &'d mut LeafData) -> Encoder<'d> {
+        let start = data.len();
+        Encoder { data, start, last: None }
+    }
+
+    fn push(&mut self, number: u64) -> Redo {
+        let Some(last) = self.last.replace(number) else {
+            let mut header = [0; SEGMENT_HEADER_SIZE];
+            tuple::set_block_number(&mut header, (number >> OFFSET_BITS) as u32)?;
+            header[4..6].copy_from_slice(&((number & ((1 << OFFSET_BITS) - 1)) as u16).to_le_bytes());
+            return append(self.data, &header);
+        };
         let mut difference =
-            pair[1].checked_sub(pair[0]).ok_or(Fault::Failed("the items of a posting list do not ascend"))?;
+            number.checked_sub(last).ok_or(Fault::Failed("the items of a posting list do not ascend"))?;
         while difference > 0x7F {
-            segment.push(0x80 | (difference & 0x7F) as u8);
+            append(self.data, &[0x80 | (difference & 0x7F) as u8])?;
             difference >>= 7;
         }
-        segment.push(difference as u8);
+        append(self.data, &[difference as u8])
     }
-    let length = segment.len() - SEGMENT_HEADER_SIZE;
-    expect(length <= POSTING_DATA_MAX, "a posting list segment is longer than a page")?;
-    segment[6..8].copy_from_slice(&(length as u16).to_le_bytes());
-    segment.resize(segment.len().next_multiple_of(2), 0);
-    Ok(segment)
+
+    fn finish(self) -> Redo {
+        expect(self.last.is_some(), "a posting list segment has no items")?;
+        let length = self.data.len() - self.start - SEGMENT_HEADER_SIZE;
+        // No longer than a page, so it fits two bytes.
+        self.data[self.start + 6..self.start + 8].copy_from_slice(&(length as u16).to_le_bytes());
+        if length % 2 == 1 { append(self.data, &[0]) } else { Ok(()) }
+    }
 }
 
-/// `ginMergeItemPointers`: both lists in order, each item once.
-fn merge(left: &[u64], right: &[u64]) -> Vec<u64> {
-    let mut merged = [left, right].concat();
-    merged.sort_unstable();
-    merged.dedup();
-    merged
+/// Appends the segment with `added`, which ascend, put among its items, each item once
+/// (`ginMergeItemPointers`).
+fn append_merged(data: &mut LeafData, segment: &[u8], added: &[u8]) -> Redo {
+    let mut old = Decoder::new(segment)?;
+    let mut encoder = Encoder::new(data);
+    for heap_position in added.chunks_exact(HEAP_POSITION_SIZE) {
+        let number = position_number(heap_position)?;
+        while let Some(old_number) = old.peek().filter(|old_number| *old_number <= number) {
+            if old_number < number {
+                encoder.push(old_number)?;
+            }
+            old.advance()?;
+        }
+        // What repeats the one before it is the same item.
+        if encoder.last != Some(number) {
+            encoder.push(number)?;
+        }
+    }
+    while let Some(number) = old.peek() {
+        encoder.push(number)?;
+        old.advance()?;
+    }
+    encoder.finish()
 }
 
 /// The data of a leaf, in the present format. Leaves from before version 9.4 have plain heap positions.
-fn leaf_data(page: &PageBytes, opaque: Opaque) -> Redo<Vec<u8>> {
+fn leaf_data(page: &PageBytes, opaque: Opaque) -> Redo<LeafData> {
+    let mut data = LeafData::new();
     if opaque.flags & flag::COMPRESSED != 0 {
         let end = usize::from(page::lower(page));
-        let data = page.get(DATA_OFFSET..end.min(DATA_OFFSET + POSTING_DATA_MAX));
-        return data.map(<[u8]>::to_vec).ok_or(Fault::Failed("a posting tree leaf's data has no valid end"));
+        let old = page.get(DATA_OFFSET..end.min(DATA_OFFSET + POSTING_DATA_MAX));
+        append(&mut data, old.ok_or(Fault::Failed("a posting tree leaf's data has no valid end"))?)?;
+    } else if opaque.count > 0 {
+        let size = usize::from(opaque.count) * HEAP_POSITION_SIZE;
+        expect(size <= POSTING_DATA_MAX, "a posting tree page has too many items")?;
+        let mut encoder = Encoder::new(&mut data);
+        for heap_position in page[DATA_OFFSET..DATA_OFFSET + size].chunks_exact(HEAP_POSITION_SIZE) {
+            encoder.push(position_number(heap_position)?)?;
+        }
+        encoder.finish()?;
     }
-    if opaque.count == 0 {
-        return Ok(Vec::new());
-    }
-    let size = usize::from(opaque.count) * HEAP_POSITION_SIZE;
-    expect(size <= POSTING_DATA_MAX, "a posting tree page has too many items")?;
-    let positions = page[DATA_OFFSET..DATA_OFFSET + size].chunks_exact(HEAP_POSITION_SIZE);
-    encode(&positions.map(position_number).collect::<Redo<Vec<u64>>>()?)
+    Ok(data)
 }
 
 /// `ginRedoRecompress`. Data (`ginxlogRecompressDataLeaf`): number of actions, then for each the number of the
@@ -179,14 +246,14 @@ pub(super) fn recompress(page: &mut PageBytes, data: &[u8]) -> Redo {
     let opaque = Opaque::read(page)?;
     let old = leaf_data(page, opaque)?;
     let mut data = Reader::new(data);
-    let mut new = Vec::with_capacity(POSTING_DATA_MAX);
+    let mut new = LeafData::new();
     let mut rest = old.as_slice();
     let mut segment_number = 0;
     for _ in 0..data.u16()? {
         let (number, kind) = (data.u8()?, data.u8()?);
         while segment_number < number {
             let (segment, following) = split_segment(rest)?;
-            new.extend_from_slice(segment);
+            append(&mut new, segment)?;
             rest = following;
             segment_number += 1;
         }
@@ -200,22 +267,20 @@ pub(super) fn recompress(page: &mut PageBytes, data: &[u8]) -> Redo {
             action::DELETE => {
                 remove_old()?;
             }
-            action::INSERT => new.extend_from_slice(read_segment(&mut data)?),
+            action::INSERT => append(&mut new, read_segment(&mut data)?)?,
             action::REPLACE => {
-                new.extend_from_slice(read_segment(&mut data)?);
+                append(&mut new, read_segment(&mut data)?)?;
                 remove_old()?;
             }
             action::ADD_ITEMS => {
                 let count = usize::from(data.u16()?);
-                let added = data.bytes(count * HEAP_POSITION_SIZE)?.chunks_exact(HEAP_POSITION_SIZE);
-                let added = added.map(position_number).collect::<Redo<Vec<u64>>>()?;
-                new.extend_from_slice(&encode(&merge(&added, &decode(remove_old()?)?))?);
+                let added = data.bytes(count * HEAP_POSITION_SIZE)?;
+                append_merged(&mut new, remove_old()?, added)?;
             }
             _ => return Err(Fault::Failed("a GIN record does something unknown to a posting list segment")),
         }
-        expect(new.len() <= POSTING_DATA_MAX, "a posting tree page's data does not fit the page")?;
     }
-    new.extend_from_slice(rest);
+    append(&mut new, rest)?;
     if opaque.flags & flag::COMPRESSED == 0 {
         Opaque { flags: opaque.flags | flag::COMPRESSED, count: 0, ..opaque }.write(page)?;
     }
@@ -234,6 +299,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn encode(numbers: &[u64]) -> Vec<u8> {
+        let mut data = LeafData::new();
+        let mut encoder = Encoder::new(&mut data);
+        numbers.iter().try_for_each(|number| encoder.push(*number)).unwrap();
+        encoder.finish().unwrap();
+        data.to_vec()
+    }
+
+    fn decode(segment: &[u8]) -> Vec<u64> {
+        let mut decoder = Decoder::new(segment).unwrap();
+        std::iter::from_fn(|| {
+            let number = decoder.peek();
+            decoder.advance().unwrap();
+            number
+        })
+        .collect()
+    }
+
     proptest! {
         #[test]
         fn encode_and_decode_are_inverse(positions in proptest::collection::btree_set((any::<u32>(), 1_u16..2048), 1..60)) {
@@ -241,10 +324,27 @@ mod tests {
                 .iter()
                 .map(|(block, offset)| u64::from(*block) << OFFSET_BITS | u64::from(*offset))
                 .collect();
-            let segment = encode(&numbers).unwrap();
+            let segment = encode(&numbers);
             prop_assert_eq!(segment.len() % 2, 0);
             prop_assert_eq!(split_segment(&segment).unwrap(), (segment.as_slice(), [].as_slice()));
-            prop_assert_eq!(decode(&segment).unwrap(), numbers);
+            prop_assert_eq!(decode(&segment), numbers);
+        }
+
+        #[test]
+        fn merging_puts_both_lists_in_order_with_each_item_once(
+            old in proptest::collection::btree_set((0_u32..40, 1_u16..9), 1..60),
+            added in proptest::collection::btree_set((0_u32..40, 1_u16..9), 1..60),
+        ) {
+            let number = |position: &(u32, u16)| u64::from(position.0) << OFFSET_BITS | u64::from(position.1);
+            let bytes: Vec<u8> = added
+                .iter()
+                .flat_map(|(block, offset)| [[0, 0], (*block as u16).to_le_bytes(), offset.to_le_bytes()])
+                .flatten()
+                .collect();
+            let mut merged = LeafData::new();
+            append_merged(&mut merged, &encode(&old.iter().map(number).collect::<Vec<_>>()), &bytes).unwrap();
+            let expected: Vec<u64> = old.union(&added).map(number).collect();
+            prop_assert_eq!(decode(&merged), expected);
         }
 
         #[test]
@@ -267,7 +367,7 @@ mod tests {
 
     #[test]
     fn every_action_does_its_part() {
-        let segment = |numbers: &[u64]| encode(numbers).unwrap();
+        let segment = |numbers: &[u64]| encode(numbers);
         let number = |block: u64, offset: u64| block << OFFSET_BITS | offset;
         let old = [
             segment(&[number(1, 1), number(1, 2)]),
@@ -280,7 +380,7 @@ mod tests {
         set_leaf_data(&mut page, &old.concat()).unwrap();
         let mut data = vec![4, 0, 0, action::DELETE, 1, action::REPLACE];
         data.extend(segment(&[number(2, 5)]));
-        data.extend([2, action::ADD_ITEMS, 2, 0, 0, 0, 5, 0, 1, 0, 0, 0, 3, 0, 1, 0]);
+        data.extend([2, action::ADD_ITEMS, 2, 0, 0, 0, 3, 0, 1, 0, 0, 0, 5, 0, 1, 0]);
         data.extend([4, action::INSERT]);
         data.extend(segment(&[number(11, 1)]));
         recompress(&mut page, &data).unwrap();

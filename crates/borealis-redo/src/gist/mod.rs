@@ -7,7 +7,7 @@ use borealis_types::{BlockNumber, Lsn, PageBytes, PageKey};
 use borealis_wal::{BlockReference, Record};
 
 use crate::btree::tuple;
-use crate::bytes::{Reader, put, u16_at, u32_at};
+use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::{self, Placing};
 use crate::{listed_block, mask};
@@ -121,11 +121,6 @@ fn clear_follow_right(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     })
 }
 
-fn offset_numbers(data: &mut Reader<'_>, count: u16) -> Redo<Vec<u16>> {
-    let bytes = data.bytes(usize::from(count) * 2)?;
-    Ok(bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect())
-}
-
 /// The first tuple in `bytes`, in exactly its own size, and what follows it.
 fn split_first(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
     let size = tuple::size(bytes)?;
@@ -153,15 +148,15 @@ fn update_page(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageB
     let mut data = Reader::new(record.main_data);
     let (deleted_count, inserted_count) = (data.u16()?, data.u16()?);
     let mut data = Reader::new(block.data);
-    let deleted = offset_numbers(&mut data, deleted_count)?;
-    if let ([offset_number], 1) = (deleted.as_slice(), inserted_count) {
+    let deleted = OffsetNumbers::read(&mut data, deleted_count)?;
+    if let (1, Some(offset_number), 1) = (deleted_count, deleted.iter().next(), inserted_count) {
         // One for one keeps its place on the page.
         let (item, rest) = split_first(data.rest())?;
         expect(rest.is_empty(), "a GiST record has more tuples than it says")?;
-        return page::index_tuple_overwrite(page, *offset_number, item);
+        return page::index_tuple_overwrite(page, offset_number, item);
     }
     if !deleted.is_empty() {
-        page::index_multi_delete(page, &deleted)?;
+        page::index_multi_delete(page, deleted.iter())?;
         // `GistMarkTuplesDeleted`
         update_opaque(page, |opaque| {
             if opaque.flags & flag::LEAF != 0 {
@@ -184,8 +179,7 @@ fn delete_dead(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     data.skip(4)?;
     let count = data.u16()?;
     if data.remaining() > 0 {
-        let deleted = offset_numbers(&mut data, count)?;
-        page::index_multi_delete(page, &deleted)?;
+        page::index_multi_delete(page, OffsetNumbers::read(&mut data, count)?.iter())?;
     }
     update_opaque(page, |opaque| opaque.flags &= !flag::HAS_GARBAGE)
 }

@@ -8,7 +8,7 @@ use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::{BlockReference, Record};
 
 use crate::btree::tuple;
-use crate::bytes::{Reader, put, u16_at, u32_at};
+use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::{self, Placing};
 use crate::{listed_block, mask};
@@ -220,8 +220,7 @@ fn add_tuples(page: &mut PageBytes, data: &[u8], count: u16) -> Redo {
 
 /// Deletes the tuples with the offset numbers in `data`.
 fn delete_tuples(page: &mut PageBytes, data: &[u8]) -> Redo {
-    let numbers: Vec<u16> = data.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect();
-    if numbers.is_empty() { Ok(()) } else { page::index_multi_delete(page, &numbers) }
+    page::index_multi_delete(page, OffsetNumbers::new(data).iter())
 }
 
 /// `hash_xlog_squeeze_page`: an overflow page's tuples go to an earlier page, and the page becomes free.

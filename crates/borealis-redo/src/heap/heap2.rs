@@ -3,7 +3,7 @@
 use borealis_types::{Fork, PageBytes, PageKey};
 use borealis_wal::Record;
 
-use super::tuple::{ItemPointer, StoredHeader, Tuple, TupleBuilder, offset_numbers};
+use super::tuple::{ItemPointer, NewTuple, Piece, StoredHeader, Tuple, offset_numbers};
 use super::{
     ALL_VISIBLE_CLEARED, INIT_PAGE, LOCK_ALL_FROZEN_CLEARED, OPERATION_MASK, XmaxRecord, block_data,
     check_next_offset_number, clear_visibility, heap_block, is_block, visibility_map,
@@ -11,7 +11,7 @@ use super::{
 use crate::bytes::Reader;
 use crate::fault::{Fault, Redo, expect};
 use crate::is_fork;
-use crate::page::{self, LinePointer, Placing};
+use crate::page::{self, LinePointer};
 
 const REWRITE: u8 = 0x00;
 const PRUNE: u8 = 0x10;
@@ -175,7 +175,6 @@ fn multi_insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Red
         page::init(page, 0);
     }
     let block = heap_block(record, 0)?.block;
-    let mut builder = TupleBuilder::new();
     for index in 0..fields.tuple_count {
         let offset_number = if initialize {
             index.checked_add(1).ok_or(Fault::Failed("too many tuples"))?
@@ -186,10 +185,9 @@ fn multi_insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Red
         tuples.align(2)?;
         let length = usize::from(tuples.u16()?);
         let header = StoredHeader::read(&mut tuples)?;
-        builder.reset();
-        builder.push(tuples.bytes(length)?)?;
-        let tuple = builder.finish(header, record.xid, 0, ItemPointer { block, offset_number });
-        page::add_item(page, tuple, offset_number, Placing::Heap)?;
+        let ctid = ItemPointer { block, offset_number };
+        NewTuple { header, xmin: record.xid, xmax: 0, ctid, offset_number }
+            .add_to(page, &[Piece::New(tuples.bytes(length)?)])?;
     }
     expect(tuples.remaining() == 0, "the tuples are not as long as the record says")?;
 

@@ -18,8 +18,7 @@ use crate::bytes::Reader;
 use crate::fault::{Fault, Redo, expect};
 use crate::{is_fork, page};
 pub(crate) use mask::mask;
-use page::Placing;
-use tuple::{ItemPointer, StoredHeader, Tuple, TupleBuilder};
+use tuple::{ItemPointer, NewTuple, Piece, StoredHeader, Tuple};
 
 /// `XLOG_HEAP_OPMASK`
 pub(crate) const OPERATION_MASK: u8 = 0x70;
@@ -212,10 +211,9 @@ fn insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     prepare_insertion(record, page, offset_number)?;
 
     let header = StoredHeader::read(&mut reader)?;
-    let mut builder = TupleBuilder::new();
-    builder.push(reader.rest())?;
     let ctid = ItemPointer { block: heap_block(record, 0)?.block, offset_number };
-    page::add_item(page, builder.finish(header, record.xid, 0, ctid), offset_number, Placing::Heap)?;
+    NewTuple { header, xmin: record.xid, xmax: 0, ctid, offset_number }
+        .add_to(page, &[Piece::New(reader.rest())])?;
 
     page::set_lsn(page, record.span.end);
     if flags & ALL_VISIBLE_CLEARED != 0 {
@@ -317,31 +315,33 @@ fn update_new_tuple(
     let header = StoredHeader::read(&mut reader)?;
 
     // Null bitmap and padding; prefix of the old tuple's data; what is new; suffix of the old tuple.
-    let mut builder = TupleBuilder::new();
-    if prefix_length > 0 {
-        let bitmap_length = usize::from(header.hoff)
-            .checked_sub(tuple::HEADER_SIZE)
-            .ok_or(Fault::Failed("a heap tuple's header is too short"))?;
-        builder.push(reader.bytes(bitmap_length)?)?;
-        let old = Tuple::on_page(page, fields.old_offset_number)?;
-        builder.push(
-            old.data()?
-                .get(..prefix_length)
-                .ok_or(Fault::Failed("the old tuple is shorter than the shared prefix"))?,
-        )?;
+    let (mut bitmap, mut prefix, mut suffix) = ([].as_slice(), 0..0, 0..0);
+    if prefix_length > 0 || suffix_length > 0 {
+        let (old, data_start) = tuple::ranges_on_page(page, fields.old_offset_number)?;
+        if prefix_length > 0 {
+            let bitmap_length = usize::from(header.hoff)
+                .checked_sub(tuple::HEADER_SIZE)
+                .ok_or(Fault::Failed("a heap tuple's header is too short"))?;
+            bitmap = reader.bytes(bitmap_length)?;
+            prefix = data_start..data_start + prefix_length;
+            expect(prefix.end <= old.end, "the old tuple is shorter than the shared prefix")?;
+        }
+        expect(suffix_length <= old.len(), "the old tuple is shorter than the shared suffix")?;
+        suffix = old.end - suffix_length..old.end;
     }
-    builder.push(reader.rest())?;
-    if suffix_length > 0 {
-        let pointer = page::line_pointer(page, fields.old_offset_number)?;
-        let old = page::item(page, pointer)?;
-        let start = old
-            .len()
-            .checked_sub(suffix_length)
-            .ok_or(Fault::Failed("the old tuple is shorter than the shared suffix"))?;
-        builder.push(&old[start..])?;
+    let new = NewTuple {
+        header,
+        xmin: record.xid,
+        xmax: fields.new_xmax,
+        ctid: new_tid,
+        offset_number: fields.new_offset_number,
+    };
+    let new_bytes = Piece::New(reader.rest());
+    if prefix.is_empty() && suffix.is_empty() {
+        new.add_to(page, &[new_bytes])?;
+    } else {
+        new.add_to(page, &[Piece::New(bitmap), Piece::OnPage(prefix), new_bytes, Piece::OnPage(suffix)])?;
     }
-    let new = builder.finish(header, record.xid, fields.new_xmax, new_tid);
-    page::add_item(page, new, fields.new_offset_number, Placing::Heap)?;
 
     if fields.flags & UPDATE_NEW_ALL_VISIBLE_CLEARED != 0 {
         page::set_flag(page, page::ALL_VISIBLE, false);

@@ -1,10 +1,12 @@
 //! A heap tuple's header. Layout: `HeapTupleHeaderData` in `src/include/access/htup_details.h`.
 
-use borealis_types::{BlockNumber, PAGE_SIZE, PageBytes};
+use std::ops::Range;
 
-use crate::bytes::{Reader, put, u16_at};
+use borealis_types::{BlockNumber, PageBytes};
+
+use crate::bytes::{Reader, u16_at};
 use crate::fault::{Fault, Redo, expect};
-use crate::page::{self, LinePointer};
+use crate::page::{self, LinePointer, Placing};
 
 /// `SizeofHeapTupleHeader`: up to the null bitmap.
 pub(crate) const HEADER_SIZE: usize = 23;
@@ -195,12 +197,19 @@ impl<'p> Tuple<'p> {
         let start = usize::from(self.0[HOFF_OFFSET]);
         self.0.get_mut(start..).ok_or(Fault::Failed("a heap tuple's header is longer than the tuple"))
     }
+}
 
-    /// What follows the header and null bitmap (`t_hoff` bytes).
-    pub(crate) fn data(&self) -> Redo<&[u8]> {
-        let start = usize::from(self.0[HOFF_OFFSET]);
-        self.0.get(start..).ok_or(Fault::Failed("a heap tuple's header is longer than the tuple"))
-    }
+/// Where the tuple with this offset number is on the page, and where its data begins: after the header and null
+/// bitmap (`t_hoff` bytes).
+pub(crate) fn ranges_on_page(page: &PageBytes, offset_number: u16) -> Redo<(Range<usize>, usize)> {
+    let pointer = page::line_pointer(page, offset_number)?;
+    expect(pointer.is_normal(), "the tuple's line pointer is not normal")?;
+    let length = page::item(page, pointer)?.len();
+    expect(length >= HEADER_SIZE, "a heap tuple is shorter than its header")?;
+    let start = usize::from(pointer.offset);
+    let data_start = start + usize::from(page[start + HOFF_OFFSET]);
+    expect(data_start <= start + length, "a heap tuple's header is longer than the tuple")?;
+    Ok((start..start + length, data_start))
 }
 
 /// `xl_heap_header`: the fields of a tuple's header that a record stores.
@@ -219,44 +228,66 @@ impl StoredHeader {
     }
 }
 
-/// A tuple being put together from a record, on the stack.
-pub(crate) struct TupleBuilder {
-    bytes: [u8; PAGE_SIZE],
-    length: usize,
+/// Part of a new tuple, after its header.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece<'r> {
+    /// Bytes of the record.
+    New(&'r [u8]),
+    /// Bytes of an older tuple, by where they are on the page.
+    OnPage(Range<usize>),
 }
 
-impl TupleBuilder {
-    /// A tuple with a header of zeros and nothing after it.
-    pub(crate) fn new() -> Self {
-        TupleBuilder { bytes: [0; PAGE_SIZE], length: HEADER_SIZE }
-    }
+/// What the header of a new tuple says besides what the record stores.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewTuple {
+    /// The stored fields.
+    pub(crate) header: StoredHeader,
+    /// `t_xmin`
+    pub(crate) xmin: u32,
+    /// `t_xmax`
+    pub(crate) xmax: u32,
+    /// `t_ctid`
+    pub(crate) ctid: ItemPointer,
+    /// Which line pointer it gets.
+    pub(crate) offset_number: u16,
+}
 
-    /// Forgets the tuple and starts the next.
-    pub(crate) fn reset(&mut self) {
-        self.bytes[..HEADER_SIZE].fill(0);
-        self.length = HEADER_SIZE;
-    }
-
-    /// Appends to the tuple.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Redo {
-        put(&mut self.bytes, self.length, bytes)
-            .map_err(|_| Fault::Failed("the tuple is longer than a page"))?;
-        self.length += bytes.len();
-        Ok(())
-    }
-
-    /// Fills the header in, as every redo function that inserts a tuple does.
-    pub(crate) fn finish(&mut self, header: StoredHeader, xmin: u32, xmax: u32, ctid: ItemPointer) -> &[u8] {
-        let bytes = &mut self.bytes[..self.length];
-        bytes[HOFF_OFFSET] = header.hoff;
-        let mut tuple = Tuple(bytes);
-        tuple.set_infomask2(header.infomask2);
-        tuple.set_infomask(header.infomask);
-        tuple.set_xmin(xmin);
+impl NewTuple {
+    /// Puts the tuple together right where it belongs on the page, as every redo function that inserts one does.
+    pub(crate) fn add_to(self, page: &mut PageBytes, pieces: &[Piece<'_>]) -> Redo {
+        let length = HEADER_SIZE
+            + pieces
+                .iter()
+                .map(|piece| match piece {
+                    Piece::New(bytes) => bytes.len(),
+                    Piece::OnPage(range) => range.len(),
+                })
+                .sum::<usize>();
+        let (_, range) = page::reserve_item(page, length, self.offset_number, Placing::Heap)?;
+        let mut header = [0; HEADER_SIZE];
+        header[HOFF_OFFSET] = self.header.hoff;
+        let mut tuple = Tuple(&mut header);
+        tuple.set_infomask2(self.header.infomask2);
+        tuple.set_infomask(self.header.infomask);
+        tuple.set_xmin(self.xmin);
         tuple.set_first_command_id();
-        tuple.set_xmax(xmax);
-        tuple.set_ctid(ctid);
-        tuple.0
+        tuple.set_xmax(self.xmax);
+        tuple.set_ctid(self.ctid);
+        let mut at = range.start + HEADER_SIZE;
+        page[range.start..at].copy_from_slice(&header);
+        for piece in pieces {
+            match piece {
+                Piece::New(bytes) => {
+                    page[at..at + bytes.len()].copy_from_slice(bytes);
+                    at += bytes.len();
+                }
+                Piece::OnPage(range) => {
+                    page.copy_within(range.clone(), at);
+                    at += range.len();
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -319,10 +319,25 @@ pub(crate) enum Placing {
 
 /// `PageAddItemExtended`: puts an item on the page and returns its offset number.
 ///
+/// See [`reserve_item`].
+pub(crate) fn add_item(page: &mut PageBytes, item: &[u8], offset_number: u16, placing: Placing) -> Redo<u16> {
+    let (chosen, range) = reserve_item(page, item.len(), offset_number, placing)?;
+    page[range].copy_from_slice(item);
+    Ok(chosen)
+}
+
+/// All of `PageAddItemExtended` but copying the item: its offset number, and where on the page its bytes go. What
+/// is there now is not part of any other item.
+///
 /// Offset number zero takes the first unused line pointer (if the page's hint says that there is one), else
 /// the next. Every refusal, which PostgreSQL reports by returning zero and its redo functions by a panic, is a
 /// fault.
-pub(crate) fn add_item(page: &mut PageBytes, item: &[u8], offset_number: u16, placing: Placing) -> Redo<u16> {
+pub(crate) fn reserve_item(
+    page: &mut PageBytes,
+    length: usize,
+    offset_number: u16,
+    placing: Placing,
+) -> Redo<(u16, std::ops::Range<usize>)> {
     let bounds = bounds(page)?;
     let limit = max_offset_number(page) + 1;
     let mut chosen = offset_number;
@@ -357,7 +372,7 @@ pub(crate) fn add_item(page: &mut PageBytes, item: &[u8], offset_number: u16, pl
     let new_lower = if chosen == limit || shuffle { bounds.lower + LINE_POINTER_SIZE } else { bounds.lower };
     let new_upper = bounds
         .upper
-        .checked_sub(max_align(item.len()))
+        .checked_sub(max_align(length))
         .filter(|new_upper| new_lower <= *new_upper)
         .ok_or(Fault::Failed("the item does not fit the page"))?;
 
@@ -365,11 +380,10 @@ pub(crate) fn add_item(page: &mut PageBytes, item: &[u8], offset_number: u16, pl
         let at = line_pointer_at(chosen);
         page.copy_within(at..line_pointer_at(limit), at + LINE_POINTER_SIZE);
     }
-    put_line_pointer(page, chosen, LinePointer::normal(new_upper as u16, item.len() as u16));
-    page[new_upper..new_upper + item.len()].copy_from_slice(item);
+    put_line_pointer(page, chosen, LinePointer::normal(new_upper as u16, length as u16));
     set_lower(page, new_lower as u16);
     set_upper(page, new_upper as u16);
-    Ok(chosen)
+    Ok((chosen, new_upper..new_upper + length))
 }
 
 /// `PageSetPrunable`

@@ -1,5 +1,6 @@
 //! Moving items: closing the gaps that removed ones leave.
 
+use arrayvec::ArrayVec;
 use borealis_types::{PAGE_SIZE, PageBytes};
 
 use super::{
@@ -22,40 +23,52 @@ struct Kept {
 
 /// Items that stay, in line pointer order.
 struct KeptItems {
-    items: [Kept; LINE_POINTERS_MAX],
-    count: usize,
+    items: ArrayVec<Kept, LINE_POINTERS_MAX>,
     total_length: usize,
 }
 
 impl KeptItems {
     fn new() -> Self {
-        let none = Kept { offset_number: 0, start: 0, aligned_length: 0 };
-        KeptItems { items: [none; LINE_POINTERS_MAX], count: 0, total_length: 0 }
+        KeptItems { items: ArrayVec::new(), total_length: 0 }
     }
 
     fn push(&mut self, offset_number: u16, pointer: LinePointer) -> Redo {
         let aligned_length = max_align(usize::from(pointer.length));
         expect(usize::from(pointer.offset) + aligned_length <= PAGE_SIZE, "an item ends outside the page")?;
-        let slot = self.items.get_mut(self.count).ok_or(Fault::Failed("too many items on the page"))?;
-        *slot = Kept { offset_number, start: pointer.offset, aligned_length: aligned_length as u16 };
-        self.count += 1;
+        let kept = Kept { offset_number, start: pointer.offset, aligned_length: aligned_length as u16 };
+        self.items.try_push(kept).map_err(|_| Fault::Failed("too many items on the page"))?;
         self.total_length += aligned_length;
         Ok(())
     }
 
     /// `compactify_tuples`: lays the items out downwards from the special space, in line pointer order.
     ///
-    /// PostgreSQL avoids most of the copying when the items are already in that order; where they end up is
-    /// the same.
+    /// Items at the start of the list that are where they belong already stay untouched, which after removing
+    /// few is most of them. The others are copied from a copy of the item space, for they may change order.
     fn compactify(&self, page: &mut PageBytes, bounds: Bounds) -> Redo {
         expect(
             self.total_length <= bounds.special - bounds.lower,
             "the items are longer than the page has room for",
         )?;
-        let before = *page;
         let mut upper = bounds.special;
-        for kept in &self.items[..self.count] {
-            let (start, length) = (usize::from(kept.start), usize::from(kept.aligned_length));
+        let in_place = self.items.iter().take_while(|kept| {
+            let stays = usize::from(kept.start) + usize::from(kept.aligned_length) == upper;
+            if stays {
+                upper = usize::from(kept.start);
+            }
+            stays
+        });
+        let moving = &self.items[in_place.count()..];
+        // Only what lies below the last item that stays can move.
+        let mut before = ArrayVec::<u8, PAGE_SIZE>::new();
+        let lowest = moving.iter().map(|kept| usize::from(kept.start)).min().unwrap_or(upper);
+        let highest =
+            moving.iter().map(|kept| usize::from(kept.start) + usize::from(kept.aligned_length)).max();
+        before
+            .try_extend_from_slice(&page[lowest..highest.unwrap_or(lowest)])
+            .expect("a part of a page is no longer than a page");
+        for kept in moving {
+            let (start, length) = (usize::from(kept.start) - lowest, usize::from(kept.aligned_length));
             upper -= length;
             page[upper..upper + length].copy_from_slice(&before[start..start + length]);
             let pointer = line_pointer(page, kept.offset_number)?;
@@ -185,27 +198,30 @@ pub(crate) fn index_tuple_delete_no_compact(page: &mut PageBytes, offset_number:
 /// `PageIndexMultiDelete`: removes the items with these offset numbers, which must ascend.
 ///
 /// One or two leave the order of the others on the page as it is; more lay all of them out anew.
-pub(crate) fn index_multi_delete(page: &mut PageBytes, offset_numbers: &[u16]) -> Redo {
+pub(crate) fn index_multi_delete(
+    page: &mut PageBytes,
+    offset_numbers: impl DoubleEndedIterator<Item = u16> + ExactSizeIterator,
+) -> Redo {
     if offset_numbers.len() <= 2 {
-        return offset_numbers.iter().rev().try_for_each(|number| index_tuple_delete(page, *number));
+        return offset_numbers.rev().try_for_each(|number| index_tuple_delete(page, number));
     }
     let bounds = aligned_bounds(page)?;
     let mut kept = KeptItems::new();
-    let mut pointers = [LinePointer::UNUSED; INDEX_TUPLES_MAX];
-    let mut doomed = offset_numbers.iter().peekable();
+    let mut pointers = ArrayVec::<LinePointer, INDEX_TUPLES_MAX>::new();
+    let mut doomed = offset_numbers.peekable();
     for offset_number in 1..=max_offset_number(page) {
         let (pointer, _, _) = index_item(page, bounds, offset_number)?;
-        if doomed.next_if_eq(&&offset_number).is_some() {
+        if doomed.next_if_eq(&offset_number).is_some() {
             continue;
         }
-        *pointers.get_mut(kept.count).ok_or(Fault::Failed("too many items on an index page"))? = pointer;
-        kept.push((kept.count + 1) as u16, pointer)?;
+        pointers.try_push(pointer).map_err(|_| Fault::Failed("too many items on an index page"))?;
+        kept.push(pointers.len() as u16, pointer)?;
     }
     expect(doomed.peek().is_none(), "the offset numbers to delete do not ascend or do not exist")?;
-    for (index, pointer) in pointers[..kept.count].iter().enumerate() {
+    for (index, pointer) in pointers.iter().enumerate() {
         put_line_pointer(page, (index + 1) as u16, *pointer);
     }
-    let lower = HEADER_SIZE + kept.count * LINE_POINTER_SIZE;
+    let lower = HEADER_SIZE + pointers.len() * LINE_POINTER_SIZE;
     set_lower(page, lower as u16);
     kept.compactify(page, bounds)
 }

@@ -168,7 +168,7 @@ proptest! {
         }
         let before = items(&page);
         let numbers: Vec<u16> = (1..=before.len() as u16).filter(|number| doomed[usize::from(*number) - 1]).collect();
-        index_multi_delete(&mut page, &numbers).unwrap();
+        index_multi_delete(&mut page, numbers.iter().copied()).unwrap();
         let kept: Vec<_> = before.iter().enumerate().filter(|(index, _)| !doomed[*index]).map(|(_, item)| item.clone()).collect();
         prop_assert_eq!(items(&page), kept);
         assert_compact(&page);
@@ -266,7 +266,7 @@ proptest! {
         let _ = index_tuple_delete(&mut original.clone(), number);
         let _ = index_tuple_delete_no_compact(&mut original.clone(), number);
         let _ = index_tuple_overwrite(&mut original.clone(), number, &item);
-        let _ = index_multi_delete(&mut original.clone(), &[number, number + 1, number + 2]);
+        let _ = index_multi_delete(&mut original.clone(), [number, number + 1, number + 2].into_iter());
         let _ = special(&original, usize::from(header[0]));
     }
 }

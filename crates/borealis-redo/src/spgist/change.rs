@@ -4,10 +4,10 @@ use borealis_types::PageBytes;
 use borealis_wal::Record;
 
 use super::{
-    LEAF, NULLS, Source, State, add_or_replace, count, delete_tuples, init_page, offset_numbers, replace,
-    set_next_in_chain, split_inner, split_leaf, update_node_link,
+    LEAF, NULLS, Source, State, add_or_replace, count, delete_tuples, init_page, replace, set_next_in_chain,
+    split_inner, split_leaf, update_node_link,
 };
-use crate::bytes::Reader;
+use crate::bytes::{OffsetNumbers, Reader};
 use crate::fault::{Fault, Redo, expect};
 
 const NO_SUCH_BLOCK: Fault = Fault::Failed("this SP-GiST operation does not have such a block");
@@ -59,23 +59,23 @@ pub(super) fn move_leafs(record: &Record<'_>, block_id: u8, page: &mut PageBytes
     let (parent, node) = (data.u16()?, data.u16()?);
     data.align(4)?;
     let source = Source::read(&mut data)?;
-    let deleted = offset_numbers(&mut data, moved)?;
+    let deleted = OffsetNumbers::read(&mut data, moved)?;
     let inserted_count =
         if replaces_dead { 1 } else { moved.checked_add(1).ok_or(Fault::Failed("too many tuples move"))? };
-    let inserted = offset_numbers(&mut data, inserted_count)?;
-    let head = inserted.last().copied().unwrap_or_default();
+    let inserted = OffsetNumbers::read(&mut data, inserted_count)?;
+    let head = inserted.iter().next_back().unwrap_or_default();
     let target = (listed_number(record, 1)?, head);
     match block_id {
         0 => {
             let first = if source.is_build { State::Placeholder } else { State::Redirect };
-            delete_tuples(page, source, &deleted, (first, State::Placeholder), target)
+            delete_tuples(page, source, deleted, (first, State::Placeholder), target)
         }
         1 => {
             if new_page {
                 init_page(page, leaf_flags(stores_nulls))?;
             }
             let mut rest = data.rest();
-            for offset_number in inserted {
+            for offset_number in inserted.iter() {
                 let (tuple, following) = split_leaf(rest)?;
                 add_or_replace(page, tuple, offset_number)?;
                 rest = following;
@@ -164,8 +164,8 @@ pub(super) fn pick_split(record: &Record<'_>, block_id: u8, page: &mut PageBytes
     let (parent, node) = (data.u16()?, data.u16()?);
     data.align(4)?;
     let source = Source::read(&mut data)?;
-    let deleted = offset_numbers(&mut data, deleted_count)?;
-    let inserted = offset_numbers(&mut data, inserted_count)?;
+    let deleted = OffsetNumbers::read(&mut data, deleted_count)?;
+    let inserted = OffsetNumbers::read(&mut data, inserted_count)?;
     let destinations = data.bytes(usize::from(inserted_count))?;
     let (inner_tuple, leaf_tuples) = split_inner(data.rest())?;
     let target = (listed_number(record, 2)?, inner);
@@ -176,10 +176,10 @@ pub(super) fn pick_split(record: &Record<'_>, block_id: u8, page: &mut PageBytes
                 init_page(page, leaf_flags(stores_nulls))?;
             } else if block_id == 0 {
                 let first = if source.is_build { State::Placeholder } else { State::Redirect };
-                delete_tuples(page, source, &deleted, (first, State::Placeholder), target)?;
+                delete_tuples(page, source, deleted, (first, State::Placeholder), target)?;
             }
             let mut rest = leaf_tuples;
-            for (offset_number, destination) in inserted.into_iter().zip(destinations) {
+            for (offset_number, destination) in inserted.iter().zip(destinations) {
                 let (tuple, following) = split_leaf(rest)?;
                 if (*destination != 0) == (block_id == 1) {
                     add_or_replace(page, tuple, offset_number)?;

@@ -7,11 +7,12 @@
 mod change;
 mod vacuum;
 
+use arrayvec::ArrayVec;
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::Record;
 
 use crate::btree::tuple as index_tuple;
-use crate::bytes::{Reader, put, u16_at, u32_at};
+use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::{self, Placing};
 use crate::{listed_block, mask};
@@ -199,16 +200,19 @@ fn set_next_in_chain(page: &mut PageBytes, offset_number: u16, next: u16) -> Red
 fn delete_tuples(
     page: &mut PageBytes,
     source: Source,
-    offset_numbers: &[u16],
+    offset_numbers: OffsetNumbers<'_>,
     (first, rest): (State, State),
     target: (u32, u16),
 ) -> Redo {
-    let Some(first_number) = offset_numbers.first() else { return Ok(()) };
-    let mut sorted = offset_numbers.to_vec();
+    let Some(first_number) = offset_numbers.iter().next() else { return Ok(()) };
+    let mut sorted = ArrayVec::<u16, { page::LINE_POINTERS_MAX }>::new();
+    for offset_number in offset_numbers.iter() {
+        sorted.try_push(offset_number).map_err(|_| Fault::Failed("more tuples to delete than fit a page"))?;
+    }
     sorted.sort_unstable();
-    page::index_multi_delete(page, &sorted)?;
+    page::index_multi_delete(page, sorted.iter().copied())?;
     for offset_number in sorted {
-        let state = if offset_number == *first_number { first } else { rest };
+        let state = if offset_number == first_number { first } else { rest };
         add(page, &source.dead_tuple(state, target)?, offset_number)?;
         match state {
             State::Redirect => count(page, 1, 0)?,
@@ -217,12 +221,6 @@ fn delete_tuples(
         }
     }
     Ok(())
-}
-
-/// The next `count` offset numbers.
-fn offset_numbers(data: &mut Reader<'_>, count: u16) -> Redo<Vec<u16>> {
-    let bytes = data.bytes(usize::from(count) * 2)?;
-    Ok(bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect())
 }
 
 /// Applies an SP-GiST record to one of the blocks it lists.

@@ -23,6 +23,9 @@ pub(crate) struct ScannedEntry {
     pub payload: Vec<u8>,
 }
 
+/// Bytes of a payload read together: a length that a header announces allocates no more than the file has.
+const READ_BYTES: usize = 1 << 20;
+
 /// Bytes looked at together when searching for entries after the end of the log.
 const SEARCH_BYTES: usize = 1 << 20;
 
@@ -48,9 +51,17 @@ fn read_entry(file: &LogFile, seed: u32, offset: u64) -> Result<Option<(EntryHea
         return Ok(None);
     }
     let Some(header) = decode_entry_header(seed, small_offset, &header) else { return Ok(None) };
-    let mut payload = vec![0; header.payload_length as usize];
-    let filled = read_up_to(file, &mut payload, offset + ENTRY_HEADER_BYTES as u64)?;
-    let whole = filled == payload.len() && crc32c::crc32c(&payload) == header.payload_checksum;
+    let length = header.payload_length as usize;
+    let mut payload = Vec::new();
+    while payload.len() < length {
+        let before = payload.len();
+        payload.resize(length.min(before + READ_BYTES), 0);
+        let position = offset + (ENTRY_HEADER_BYTES + before) as u64;
+        if read_up_to(file, &mut payload[before..], position)? < payload.len() - before {
+            return Ok(None);
+        }
+    }
+    let whole = crc32c::crc32c(&payload) == header.payload_checksum;
     Ok(whole.then_some((header, payload)))
 }
 

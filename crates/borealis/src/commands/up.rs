@@ -28,6 +28,32 @@ pub fn parse_setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// What `--cache-limit` says; `None` for the default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CacheLimit(pub Option<u64>);
+
+/// A size with PostgreSQL's units (`kB`, `MB`, `GB`, `TB`), in any case, or `0`, or `auto`, for the command-line parser.
+pub fn parse_cache_limit(text: &str) -> Result<CacheLimit, String> {
+    let wrong = || format!("`{text}` is not a size like 512MB or 4GB, 0, or auto");
+    let lower = text.trim().to_ascii_lowercase();
+    if lower == "auto" {
+        return Ok(CacheLimit(None));
+    }
+    let digits = lower.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = lower.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let shift = match unit.trim() {
+        "" if number == 0 => 0,
+        "kb" => 10,
+        "mb" => 20,
+        "gb" => 30,
+        "tb" => 40,
+        // A bare number says nothing of its unit.
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(1 << shift).map(|bytes| CacheLimit(Some(bytes))).ok_or_else(wrong)
+}
+
 /// Creates the cluster if it is new, starts it, and serves.
 pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     let mut stop_signals = SigSet::empty();
@@ -94,7 +120,7 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     let forgotten: Vec<String> =
         settings.iter().filter(|(_, value)| value.is_empty()).map(|(name, _)| name.clone()).collect();
     settings.retain(|_, value| !value.is_empty());
-    Settings::check(settings.clone())?;
+    let checked = Settings::check(settings.clone())?;
     if Catalog::is_fresh(dir)? {
         let groups = arguments.protection_groups.unwrap_or(DEFAULT_PROTECTION_GROUPS);
         let protection_groups = Placement::new(groups)
@@ -102,7 +128,7 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
         let port = arguments.port.unwrap_or(DEFAULT_PORT);
         require_free_port(port)?;
         // Checked before the directory is made, so that a mistake leaves nothing behind.
-        Binaries::find(arguments.pg_bin.as_deref())?;
+        checked.check_libraries(&Binaries::find(arguments.pg_bin.as_deref())?)?;
         OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let lock = Catalog::lock(dir)?;
@@ -114,6 +140,7 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
                 port,
                 postgres_bin_dir: arguments.pg_bin.clone(),
                 postgres_user: arguments.pg_user.clone(),
+                cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
                 memory_root: arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from("/dev/shm")),
                 settings,
             },
@@ -160,9 +187,13 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
             .canonicalize()
             .with_context(|| format!("cannot use {} for --memory-dir", folder.display()))?;
     }
+    if let Some(limit) = arguments.cache_limit {
+        instance.cache_limit_bytes = limit.0;
+    }
     instance.settings.extend(settings);
     instance.settings.retain(|name, _| !forgotten.contains(name));
-    Binaries::find(Some(&instance.postgres_bin_dir))?;
+    let binaries = Binaries::find(Some(&instance.postgres_bin_dir))?;
+    Settings::check(instance.settings.clone())?.check_libraries(&binaries)?;
     let port = instance.port;
     cluster.clear_leftovers(WRITER)?;
     require_free_port(port)?;
@@ -237,4 +268,21 @@ pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
     // Also when nothing runs: what was killed may have left memory behind.
     stop(&cluster)?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_limit_has_a_unit() {
+        for (text, bytes) in
+            [("0", Some(0)), ("512MB", Some(512 << 20)), ("4 gb", Some(4 << 30)), ("auto", None)]
+        {
+            assert_eq!(parse_cache_limit(text), Ok(CacheLimit(bytes)), "{text}");
+        }
+        for text in ["", "512", "MB", "-1MB", "1.5GB", "12 parsecs", "99999999999TB"] {
+            assert!(parse_cache_limit(text).is_err(), "{text}");
+        }
+    }
 }

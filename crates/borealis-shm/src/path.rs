@@ -1,4 +1,4 @@
-//! What a path names: the classes of files of `docs/interception`.
+//! What a path names: the classes of files in a data directory.
 //!
 //! PostgreSQL's processes run inside the data directory and use relative paths, now and then with a leading
 //! `./`, or absolute ones built from the data directory's name. Everything unknown is [`PathClass::Other`].
@@ -12,20 +12,56 @@ const GLOBAL_TABLESPACE: u32 = 1664;
 
 /// One file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum PathClass {
+pub enum PathClass {
     /// A 1 GiB segment of a permanent or unlogged relation's fork.
-    Relation { fork: RelationFork, segment: u32 },
+    Relation {
+        /// The fork.
+        fork: RelationFork,
+        /// Number of the segment file (1 GiB each).
+        segment: u32,
+    },
     /// A segment of a transaction-status store.
-    Slru { kind: SlruKind, segment: u32 },
-    /// A WAL segment, by its number counted from LSN 0.
-    Wal { segment_number: u64 },
+    Slru {
+        /// The store.
+        kind: SlruKind,
+        /// Number of the segment file (32 pages each).
+        segment: u32,
+    },
+    /// A WAL segment.
+    Wal {
+        /// Its number, counted from LSN 0.
+        segment_number: u64,
+    },
     /// Nothing of ours.
     Other,
 }
 
+impl PathClass {
+    /// A number for the file, for the locks between fillers and writers and for what is remembered of blocks.
+    #[must_use]
+    pub fn hash(self) -> u64 {
+        let words = match self {
+            PathClass::Relation { fork, segment } => {
+                let locator = fork.locator;
+                [locator.tablespace, locator.database, locator.relation, fork.fork as u32, segment]
+            }
+            PathClass::Slru { kind, segment } => [u32::MAX, kind as u32, segment, 0, 0],
+            PathClass::Wal { .. } | PathClass::Other => [0; 5],
+        };
+        words.into_iter().fold(0, mix)
+    }
+}
+
+/// Multiplications by odd constants (the 64-bit golden ratio, as in Fibonacci hashing) mix well enough for tables
+/// in which a collision costs only time.
+pub(crate) fn mix(hash: u64, word: u32) -> u64 {
+    let mixed = (hash ^ u64::from(word)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed ^ mixed >> 32
+}
+
 /// One folder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum FolderClass {
+pub enum FolderClass {
     /// The relation files of a database in one tablespace, or the shared relations.
     Database(DatabaseKey),
     /// The segments of a transaction-status store.
@@ -35,7 +71,7 @@ pub(crate) enum FolderClass {
 }
 
 /// What the classification depends on.
-pub(crate) struct Layout<'a> {
+pub struct Layout<'a> {
     /// PostgreSQL's data directory, absolute.
     pub data_directory: &'a [u8],
     /// Major and catalog version.
@@ -61,7 +97,8 @@ impl Layout<'_> {
     }
 
     /// Classifies a file's path.
-    pub(crate) fn classify(&self, path: &[u8]) -> PathClass {
+    #[must_use]
+    pub fn classify(&self, path: &[u8]) -> PathClass {
         self.file(path).unwrap_or(PathClass::Other)
     }
 
@@ -95,7 +132,8 @@ impl Layout<'_> {
     }
 
     /// Classifies a folder's path.
-    pub(crate) fn classify_folder(&self, path: &[u8]) -> FolderClass {
+    #[must_use]
+    pub fn classify_folder(&self, path: &[u8]) -> FolderClass {
         self.folder(path).unwrap_or(FolderClass::Other)
     }
 
@@ -117,7 +155,8 @@ impl Layout<'_> {
     }
 
     /// Whether the path is `pg_tblspc/<oid>`, the link of a user's tablespace.
-    pub(crate) fn is_tablespace_link(&self, path: &[u8]) -> bool {
+    #[must_use]
+    pub fn is_tablespace_link(&self, path: &[u8]) -> bool {
         let is_link = || {
             let mut parts = self.components(path)?;
             (parts.next()? == b"pg_tblspc").then_some(())?;
@@ -327,5 +366,12 @@ mod tests {
         for (path, class) in cases {
             assert_eq!(LAYOUT.classify_folder(path.as_bytes()), class, "{path}");
         }
+    }
+
+    #[test]
+    fn hashes_are_spread_over_files() {
+        let used: std::collections::HashSet<u64> =
+            (1..=1000).map(|number| relation(1663, 5, number, Fork::Main, 0).hash() % 4096).collect();
+        assert!(used.len() > 800, "{} different numbers for 1000 files", used.len());
     }
 }

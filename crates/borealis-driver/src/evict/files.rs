@@ -1,0 +1,138 @@
+//! The relation files of a data directory, and the blocks in them.
+#![allow(unsafe_code)] // `lseek` for data and `fallocate` have no safe interface in the standard library.
+
+use std::fs::{File, ReadDir};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use borealis_shm::path::{Layout, PathClass};
+use borealis_types::{Fork, PAGE_SIZE, PageBytes, RelationFork};
+
+/// One segment file of a relation fork.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct RelationFile {
+    pub path: PathBuf,
+    pub fork: RelationFork,
+    pub segment: u32,
+    /// [`PathClass::hash`]
+    pub hash: u64,
+    /// What it takes in memory.
+    pub bytes: u64,
+}
+
+impl RelationFile {
+    pub fn is_main_fork(&self) -> bool {
+        self.fork.fork == Fork::Main
+    }
+}
+
+/// Every relation file, sorted by path. Files and folders that vanish meanwhile are left out.
+pub(super) fn list(
+    data_directory: &Path,
+    wal_segment_size_bytes: u64,
+    versions: (u32, u32),
+) -> anyhow::Result<Vec<RelationFile>> {
+    let layout =
+        Layout { data_directory: data_directory.as_os_str().as_bytes(), versions, wal_segment_size_bytes };
+    let mut found = Vec::new();
+    list_folder(&data_directory.join("global"), &layout, &mut found)?;
+    for database in folder(&data_directory.join("base"))?.into_iter().flatten() {
+        list_folder(&database?.path(), &layout, &mut found)?;
+    }
+    for tablespace in folder(&data_directory.join("pg_tblspc"))?.into_iter().flatten() {
+        for version in folder(&tablespace?.path())?.into_iter().flatten() {
+            for database in folder(&version?.path())?.into_iter().flatten() {
+                list_folder(&database?.path(), &layout, &mut found)?;
+            }
+        }
+    }
+    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+/// The folder's entries; `None` if there is no such folder.
+fn folder(path: &Path) -> anyhow::Result<Option<ReadDir>> {
+    match std::fs::read_dir(path) {
+        Ok(entries) => Ok(Some(entries)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot list {}", path.display())),
+    }
+}
+
+fn list_folder(path: &Path, layout: &Layout<'_>, found: &mut Vec<RelationFile>) -> anyhow::Result<()> {
+    for entry in folder(path)?.into_iter().flatten() {
+        let entry = entry.with_context(|| format!("cannot list {}", path.display()))?;
+        let path = entry.path();
+        let class = layout.classify(path.as_os_str().as_bytes());
+        let PathClass::Relation { fork, segment } = class else { continue };
+        let Ok(metadata) = entry.metadata() else { continue };
+        // `st_blocks` counts units of 512 bytes, whatever the file system.
+        found.push(RelationFile { path, fork, segment, hash: class.hash(), bytes: metadata.blocks() * 512 });
+    }
+    Ok(())
+}
+
+/// An open relation file on a memory file system.
+pub(super) struct CacheFile(File);
+
+impl CacheFile {
+    /// `None` when it has gone.
+    pub fn open(path: &Path) -> anyhow::Result<Option<CacheFile>> {
+        match File::options().read(true).write(true).open(path) {
+            Ok(file) => Ok(Some(CacheFile(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot open {}", path.display())),
+        }
+    }
+
+    /// The next run of blocks that are at least partly there, from `block` on.
+    pub fn next_data(&self, block: u32) -> io::Result<Option<Range<u32>>> {
+        let Some(start) = self.seek(u64::from(block) * PAGE_SIZE as u64, libc::SEEK_DATA)? else {
+            return Ok(None);
+        };
+        let Some(end) = self.seek(start, libc::SEEK_HOLE)? else { return Ok(None) };
+        let number = |offset: u64| u32::try_from(offset).unwrap_or(u32::MAX);
+        let (first, end) = (number(start / PAGE_SIZE as u64), number(end.div_ceil(PAGE_SIZE as u64)));
+        // The file may have changed between the two looks.
+        Ok((end > first && end > block).then(|| first.max(block)..end))
+    }
+
+    fn seek(&self, offset: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: moves the descriptor's position, which nothing here depends on; no memory is involved.
+        let found = unsafe { libc::lseek(self.0.as_raw_fd(), offset, whence) };
+        match u64::try_from(found) {
+            Ok(found) => Ok(Some(found)),
+            Err(_) => match io::Error::last_os_error() {
+                // Nothing from here to the end.
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Reads a block; `false` if the file ends before its end.
+    pub fn read(&self, block: u32, page: &mut PageBytes) -> io::Result<bool> {
+        match self.0.read_exact_at(page, u64::from(block) * PAGE_SIZE as u64) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a block a hole.
+    pub fn punch(&self, block: u32) -> io::Result<()> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let offset = i64::from(block) * PAGE_SIZE as i64;
+        // SAFETY: no memory is involved.
+        let status = unsafe { libc::fallocate(self.0.as_raw_fd(), mode, offset, PAGE_SIZE as i64) };
+        if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}

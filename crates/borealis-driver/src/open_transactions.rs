@@ -1,0 +1,135 @@
+//! Which transactions have logged something and are not over.
+//!
+//! A page that such a transaction changed must not be fetched from storage again: command ids, and the tokens of
+//! speculative insertions, are in the page and not in its redo. PostgreSQL has the page's LSN at or after the
+//! transaction's first record, so knowing where the oldest one began is enough.
+
+use std::collections::{HashSet, VecDeque};
+
+use borealis_types::Lsn;
+use borealis_wal::{Record, ended_transactions, oldest_running_transaction, xid_precedes};
+
+/// The lowest ordinary transaction id (`FirstNormalTransactionId`).
+const FIRST_NORMAL_XID: u32 = 3;
+
+/// See the module. Subtransactions count on their own: they are over with their own end or with their parent's.
+#[derive(Debug, Default)]
+pub struct OpenTransactions {
+    /// By the end of their first record. Those that are over leave when they come to the front.
+    begun: VecDeque<(Lsn, u32)>,
+    open: HashSet<u32>,
+    /// The last one seen, which the next record is most often of too.
+    last_seen: u32,
+}
+
+impl OpenTransactions {
+    /// Takes the next record of the log.
+    pub fn see(&mut self, record: &Record<'_>) {
+        let xid = record.xid;
+        if xid >= FIRST_NORMAL_XID && xid != self.last_seen {
+            self.last_seen = xid;
+            if self.open.insert(xid) {
+                self.begun.push_back((record.span.end, xid));
+            }
+        }
+        let (open, last_seen) = (&mut self.open, &mut self.last_seen);
+        ended_transactions(record, |over| {
+            open.remove(&over);
+            if *last_seen == over {
+                *last_seen = 0;
+            }
+        });
+        if let Some(oldest) = oldest_running_transaction(record) {
+            // Whatever ended without a trace.
+            self.open.retain(|&open| !xid_precedes(open, oldest));
+            self.last_seen = 0;
+        }
+        while self.begun.front().is_some_and(|(_, xid)| !self.open.contains(xid)) {
+            self.begun.pop_front();
+        }
+    }
+
+    /// The end of the first record of the oldest open transaction; [`Lsn::MAX`] without one. A page whose LSN is
+    /// below was changed by none of them.
+    #[must_use]
+    pub fn oldest(&self) -> Lsn {
+        self.begun.front().map_or(Lsn::MAX, |(first, _)| *first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::{PostgresVersion, RecordSpan};
+    use borealis_wal::ResourceManager;
+    use borealis_wal::encode::RecordBuilder;
+    use borealis_wal::layout::{standby, transaction};
+
+    fn see(open: &mut OpenTransactions, end: u64, xid: u32, manager: ResourceManager, info: u8, data: &[u8]) {
+        let bytes = RecordBuilder::new(manager, info).xid(xid).main_data(data).finish();
+        let span = RecordSpan { start: Lsn(end - 8), end: Lsn(end) };
+        open.see(&Record::parse(PostgresVersion::V15, span, &bytes).expect("a record made here"));
+    }
+
+    fn change(open: &mut OpenTransactions, end: u64, xid: u32) {
+        see(open, end, xid, ResourceManager::Heap, 0, &[0; 3]);
+    }
+
+    /// A commit or abort, with these subtransactions.
+    fn ends(open: &mut OpenTransactions, end: u64, xid: u32, info: u8, subxids: &[u32]) {
+        const HAS_SUBXIDS: u32 = 1 << 1;
+        let mut data = 0i64.to_le_bytes().to_vec();
+        data.extend(HAS_SUBXIDS.to_le_bytes());
+        data.extend((subxids.len() as u32).to_le_bytes());
+        data.extend(subxids.iter().flat_map(|xid| xid.to_le_bytes()));
+        see(open, end, xid, ResourceManager::Transaction, info | transaction::HAS_INFO, &data);
+    }
+
+    #[test]
+    fn the_oldest_open_transaction_is_the_one_that_logged_first() {
+        let mut open = OpenTransactions::default();
+        assert_eq!(open.oldest(), Lsn::MAX);
+        change(&mut open, 100, 12);
+        change(&mut open, 200, 11);
+        change(&mut open, 300, 12);
+        assert_eq!(open.oldest(), Lsn(100));
+        ends(&mut open, 400, 12, transaction::COMMIT, &[]);
+        assert_eq!(open.oldest(), Lsn(200));
+        ends(&mut open, 500, 11, transaction::ABORT, &[]);
+        assert_eq!(open.oldest(), Lsn::MAX);
+        // A transaction whose only record is its end was never open.
+        ends(&mut open, 600, 13, transaction::COMMIT, &[]);
+        assert_eq!(open.oldest(), Lsn::MAX);
+        assert!(open.open.is_empty() && open.begun.is_empty());
+    }
+
+    #[test]
+    fn subtransactions_end_with_themselves_or_with_their_parent() {
+        let mut open = OpenTransactions::default();
+        change(&mut open, 100, 20);
+        change(&mut open, 200, 21);
+        change(&mut open, 300, 22);
+        ends(&mut open, 400, 21, transaction::ABORT, &[]);
+        ends(&mut open, 500, 20, transaction::COMMIT, &[22]);
+        assert_eq!(open.oldest(), Lsn::MAX);
+    }
+
+    #[test]
+    fn a_prepared_transaction_stays_open() {
+        let mut open = OpenTransactions::default();
+        change(&mut open, 100, 30);
+        see(&mut open, 200, 30, ResourceManager::Transaction, transaction::PREPARE, &[0; 8]);
+        assert_eq!(open.oldest(), Lsn(100));
+    }
+
+    #[test]
+    fn what_a_snapshot_does_not_list_is_over() {
+        let mut open = OpenTransactions::default();
+        change(&mut open, 100, 40);
+        change(&mut open, 200, 44);
+        let words = [0u32, 0, 0, 50, 44, 43];
+        let data: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        see(&mut open, 300, 0, ResourceManager::Standby, standby::RUNNING_TRANSACTIONS, &data);
+        assert_eq!(open.oldest(), Lsn(200));
+    }
+}

@@ -191,18 +191,24 @@ impl Connection {
     /// Reads what the socket has. `scratch` is only working space. `Ok(false)` means that the peer closed the
     /// connection; frames received before that can still be taken.
     ///
+    /// `has_ended`: the event said that the peer closed its side. Without that a short read means that the socket is
+    /// empty, and whatever comes later, the end included, is a new event.
+    ///
     /// # Errors
     /// When the connection failed.
-    pub fn receive(&mut self, scratch: &mut [u8]) -> io::Result<bool> {
+    pub fn receive(&mut self, scratch: &mut [u8], has_ended: bool) -> io::Result<bool> {
         if !self.established && !self.check_established()? {
             return Ok(true);
         }
-        // A short read says nothing: the end of the stream may be right behind it, in the same event, and there
-        // will be no other.
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return Ok(false),
-                Ok(count) => self.inbound.extend(&scratch[..count]),
+                Ok(count) => {
+                    self.inbound.extend(&scratch[..count]);
+                    if count < scratch.len() && !has_ended {
+                        return Ok(true);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -289,7 +295,24 @@ mod tests {
         let mut scratch = vec![0; 4096];
         // Bytes and end are both here, as one event would announce them.
         std::thread::sleep(Duration::from_millis(50));
-        assert!(!connection.receive(&mut scratch).unwrap());
+        assert!(!connection.receive(&mut scratch, true).unwrap());
         assert_eq!(connection.next_frame().unwrap(), Some(b"last".as_slice()));
+    }
+
+    #[test]
+    fn an_end_after_a_short_read_is_an_event_of_its_own() {
+        let (mut connection, mut poll, mut peer) = pair();
+        connection.flush().unwrap();
+        peer.write_all(&frame_header(b"last")).unwrap();
+        peer.write_all(b"last").unwrap();
+        let mut scratch = vec![0; 4096];
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(connection.receive(&mut scratch, false).unwrap());
+        let mut events = mio::Events::with_capacity(8);
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+        assert!(events.iter().any(mio::event::Event::is_read_closed), "the end is an event");
+        assert!(!connection.receive(&mut scratch, true).unwrap());
     }
 }

@@ -98,6 +98,8 @@ pub struct Engine {
     outcome: Outcome,
     poll: Poll,
     events: Events,
+    /// What the events are about, and whether the other side has closed; kept for its memory.
+    ready: Vec<(Token, bool)>,
     scratch: Vec<u8>,
     peers: Vec<PeerLinks>,
     shipper: Shipper,
@@ -197,6 +199,7 @@ impl Engine {
             outcome,
             poll: Poll::new()?,
             events: Events::with_capacity(256),
+            ready: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES],
             peers,
             shipper,
@@ -364,7 +367,7 @@ impl Engine {
             _ => {}
         }
         if let Some(server) = &self.server {
-            server.shm.woke();
+            server.shm.woke(self.events.iter().any(|event| event.token() == TOKEN_SHM));
             server.shm.heartbeat();
         }
         self.take_events()?;
@@ -514,16 +517,23 @@ impl Engine {
     }
 
     fn take_events(&mut self) -> Result<(), EngineError> {
-        let tokens: Vec<Token> = self.events.iter().map(mio::event::Event::token).collect();
-        for token in tokens {
-            self.watched |= token == TOKEN_WATCHED || token == TOKEN_WAKER;
-            let Some(number) = token.0.checked_sub(TOKEN_FIRST_PEER) else { continue };
-            let (index, line) = (number / 2, if number % 2 == 0 { Line::Append } else { Line::Read });
-            if index < self.peers.len() {
-                self.take_frames(index, line)?;
-            }
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.extend(
+            self.events.iter().map(|event| (event.token(), event.is_read_closed() || event.is_error())),
+        );
+        let result = ready.drain(..).try_for_each(|(token, has_ended)| self.take_event(token, has_ended));
+        self.ready = ready;
+        result
+    }
+
+    fn take_event(&mut self, token: Token, has_ended: bool) -> Result<(), EngineError> {
+        self.watched |= token == TOKEN_WATCHED || token == TOKEN_WAKER;
+        let Some(number) = token.0.checked_sub(TOKEN_FIRST_PEER) else { return Ok(()) };
+        let (index, line) = (number / 2, if number % 2 == 0 { Line::Append } else { Line::Read });
+        if index >= self.peers.len() {
+            return Ok(());
         }
-        Ok(())
+        self.take_frames(index, line, has_ended)
     }
 
     /// Does what time has made due.

@@ -10,7 +10,7 @@
 //!     …
 //!     let sleep = shm.prepare_to_sleep(position.sequence);
 //!     poll(event_fd, other descriptors, if sleep { until the next heartbeat } else { no time });
-//!     shm.woke();
+//!     shm.woke(event_fd was readable);
 //!     shm.heartbeat();
 //! }
 //! ```
@@ -331,9 +331,12 @@ impl DriverSide {
         !work
     }
 
-    /// Ends what [`DriverSide::prepare_to_sleep`] began, and empties the eventfd.
-    pub fn woke(&self) {
+    /// Ends what [`DriverSide::prepare_to_sleep`] began, and empties the eventfd if it was found readable.
+    pub fn woke(&self, event_was_readable: bool) {
         self.mapping.header().sleep.driver_sleeping.store(0, Ordering::SeqCst);
+        if !event_was_readable {
+            return;
+        }
         let mut count = 0u64;
         // SAFETY: the buffer is eight bytes, as eventfd(2) wants. The descriptor does not block; that it had
         // nothing to say is no error.

@@ -87,7 +87,7 @@ fn sleep_until_woken(driver: &DriverSide, seen_sequence: u64, timeout_ms: i32) -
         // SAFETY: one structure, writable, that outlives the call.
         woken = unsafe { libc::poll(&mut poll, 1, timeout_ms) } > 0;
     }
-    driver.woke();
+    driver.woke(true);
     woken
 }
 

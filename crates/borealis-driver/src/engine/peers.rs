@@ -91,12 +91,17 @@ impl Engine {
     }
 
     /// Reads what a node sent and takes every complete frame of it.
-    pub(super) fn take_frames(&mut self, index: PeerIndex, line: Line) -> Result<(), EngineError> {
+    pub(super) fn take_frames(
+        &mut self,
+        index: PeerIndex,
+        line: Line,
+        has_ended: bool,
+    ) -> Result<(), EngineError> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let received = match self.peers[index].link(line) {
             Link::Up { connection, .. } => {
                 let flushed = if connection.has_outbound() { connection.flush() } else { Ok(()) };
-                flushed.and_then(|()| connection.receive(&mut scratch))
+                flushed.and_then(|()| connection.receive(&mut scratch, has_ended))
             }
             Link::Down { .. } => Ok(true),
         };

@@ -442,7 +442,7 @@ impl FakeDriver {
                 let busy = !self.unacknowledged.is_empty();
                 wait_readable(self.shm.event_fd(), if busy { 1 } else { 20 });
             }
-            self.shm.woke();
+            self.shm.woke(true);
         }
     }
 

@@ -26,6 +26,8 @@ PURE_LIBRARIES = {
 }
 # Crates that exist to test others: nothing that is delivered may depend on them.
 TEST_ONLY = {"borealis-fuzz", "borealis-sim"}
+# Tools that are part of the program and of nothing else.
+TOOLS = {"borealis-bench"}
 IMPURE_WORDS = re.compile(
     r"\b(std::(fs|net|thread|process)|SystemTime::now|Instant::now|HashMap|HashSet|rand::)\b"
 )
@@ -66,6 +68,8 @@ for package in metadata["packages"]:
             problems.append(f"{name}: dependency {dependency['name']} is not used")
         if dependency["name"] in TEST_ONLY and dependency["kind"] is None and name not in TEST_ONLY:
             problems.append(f"{name}: only tests may depend on {dependency['name']}")
+        if dependency["name"] in TOOLS and name != "borealis":
+            problems.append(f"{name}: only the program may depend on {dependency['name']}")
         if name in PURE and dependency["kind"] is None:
             if dependency["name"] not in PURE[name] | PURE_LIBRARIES:
                 problems.append(f"{name}: a pure crate must not depend on {dependency['name']}")

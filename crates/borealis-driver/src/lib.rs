@@ -11,6 +11,8 @@
 //! Invariant: the driver never says that something is durable before the quorum tracker does.
 //! Invariant: an answer to a read is as of a position at or after the moment it was asked for.
 
+#[cfg(feature = "broken-durability")]
+mod broken_durability;
 pub mod config;
 pub mod connection;
 pub mod contents;

@@ -12,6 +12,9 @@ use borealis_wal::{Record, ended_transactions, oldest_running_transaction, xid_p
 /// The lowest ordinary transaction id (`FirstNormalTransactionId`).
 const FIRST_NORMAL_XID: u32 = 3;
 
+/// Entries of transactions that are over, beyond as many as are open, that may wait for the next clearing.
+const COMPACT_BEYOND: usize = 1024;
+
 /// See the module. Subtransactions count on their own: they are over with their own end or with their parent's.
 #[derive(Debug, Default)]
 pub struct OpenTransactions {
@@ -43,6 +46,11 @@ impl OpenTransactions {
             // Whatever ended without a trace.
             self.open.retain(|&open| !xid_precedes(open, oldest));
             self.last_seen = 0;
+        }
+        // One that stays open for long must not keep all those after it here.
+        if self.begun.len() > 2 * self.open.len() + COMPACT_BEYOND {
+            let open = &self.open;
+            self.begun.retain(|(_, xid)| open.contains(xid));
         }
         while self.begun.front().is_some_and(|(_, xid)| !self.open.contains(xid)) {
             self.begun.pop_front();
@@ -120,6 +128,18 @@ mod tests {
         change(&mut open, 100, 30);
         see(&mut open, 200, 30, ResourceManager::Transaction, transaction::PREPARE, &[0; 8]);
         assert_eq!(open.oldest(), Lsn(100));
+    }
+
+    #[test]
+    fn an_old_transaction_does_not_keep_the_younger_ones() {
+        let mut open = OpenTransactions::default();
+        change(&mut open, 8, 3);
+        for xid in 4..20_000 {
+            change(&mut open, u64::from(xid) * 16, xid);
+            ends(&mut open, u64::from(xid) * 16 + 8, xid, transaction::COMMIT, &[]);
+        }
+        assert_eq!(open.oldest(), Lsn(8));
+        assert!(open.begun.len() <= COMPACT_BEYOND + 3, "{} entries", open.begun.len());
     }
 
     #[test]

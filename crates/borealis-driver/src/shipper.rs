@@ -90,6 +90,8 @@ pub struct ShipCounters {
 /// See the module.
 #[derive(Debug)]
 pub struct Shipper {
+    #[cfg(feature = "broken-durability")]
+    one_is_enough: bool,
     tracker: WriterTracker,
     epoch: VolumeEpoch,
     limits: ShipperLimits,
@@ -142,6 +144,8 @@ impl Shipper {
             known_durable: Lsn::ZERO,
         };
         Shipper {
+            #[cfg(feature = "broken-durability")]
+            one_is_enough: crate::broken_durability::is_wanted(),
             tracker,
             epoch,
             limits,
@@ -371,6 +375,13 @@ impl Shipper {
         let node = self.peers[peer].node;
         for segment in progress {
             self.tracker.acknowledge(node, segment.group, self.epoch, segment.segment_complete_lsn)?;
+            #[cfg(feature = "broken-durability")]
+            if self.one_is_enough {
+                for other in &self.peers {
+                    let complete = segment.segment_complete_lsn;
+                    self.tracker.acknowledge(other.node, segment.group, self.epoch, complete)?;
+                }
+            }
         }
         Ok(())
     }

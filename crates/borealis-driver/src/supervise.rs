@@ -26,7 +26,7 @@ use crate::config::DriverConfig;
 use crate::contents;
 use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPhases, Status};
 use crate::engine::{Engine, EngineError};
-use crate::evict::Evictor;
+use crate::evict::{Evictor, default_limit_bytes};
 use crate::recover::{self, RecoverError};
 
 /// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
@@ -34,9 +34,6 @@ pub const EXIT_FENCED: u8 = 3;
 
 /// Room the memory file system must have.
 const MEMORY_NEEDED_MIB: u64 = 256;
-/// The part of the memory file system's room that cached pages may take unless the user says otherwise: the rest is
-/// for log in flight, temporary files, and everybody else.
-const CACHE_SHARE: u64 = 2;
 /// How long `postgres` may take to accept connections.
 const SERVER_START_MAX: Duration = Duration::from_secs(60);
 /// How long a clean shutdown may take.
@@ -46,7 +43,7 @@ const SERVER_QUIT_MAX: Duration = Duration::from_secs(5);
 /// How often the server and the signals are looked at without a sign of them: while the server starts, and then.
 const LOOK_INTERVAL_STARTING: Duration = Duration::from_millis(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// A server that ran this long was not a failed start.
+/// After a server that ran this long the next one is started without delay.
 const SETTLED: Duration = Duration::from_secs(30);
 /// The first transaction id of a cluster (`FirstNormalTransactionId`).
 const FIRST_XID: u32 = 3;
@@ -115,6 +112,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
         shared,
         signals,
         writer: new_writer()?,
+        has_served: false,
     };
     let result = supervisor.run_until_stopped();
     // The socket goes with the process that answers on it.
@@ -161,6 +159,8 @@ struct Supervisor {
     shared: Arc<Shared>,
     signals: SignalFd,
     writer: WriterId,
+    /// The server accepted connections since this was looked at last.
+    has_served: bool,
 }
 
 /// A server that is ended when it goes out of scope, whatever the reason.
@@ -267,8 +267,11 @@ impl Supervisor {
                 },
             };
             if begun.elapsed() >= SETTLED {
-                failures = 0;
                 pause = Duration::from_millis(50);
+            }
+            // One that served was no failed start: whatever ended it, its users want it back.
+            if std::mem::take(&mut self.has_served) {
+                failures = 0;
             }
             failures += 1;
             tracing::error!("the instance has to be started again: {failure}");
@@ -356,7 +359,8 @@ impl Supervisor {
         if let Some(end) = &server.end {
             engine.watch(end.as_raw_fd())?;
         }
-        let limit_bytes = self.config.tuning.cache_limit_bytes.unwrap_or(memory_bytes / CACHE_SHARE);
+        let limit_bytes =
+            self.config.tuning.cache_limit_bytes.unwrap_or_else(|| default_limit_bytes(memory_bytes));
         let evictor =
             Evictor::start(&data_directory, &server.shared_memory, server.event_descriptor, limit_bytes)?;
         let starts = Starts { begun, server_begun, phases };
@@ -510,6 +514,7 @@ impl Supervisor {
                 // Without the shim the server would serve from memory, and keep nothing.
                 check_shim_is_loaded(engine.attached_pid(), server.server.process_id())?;
                 ready = true;
+                self.has_served = true;
                 starts.phases.server_ms = ms(starts.server_begun.elapsed());
                 let total = starts.begun.elapsed();
                 tracing::info!(

@@ -64,8 +64,25 @@ impl Background {
     }
 }
 
+/// How much less of a busy processor the materializer gets than those who answer: as a process that was started
+/// with `nice`. It can wait; what bounds how far it may lag is the store's (`Options::memory_limit_bytes`).
+const NICENESS: libc::c_int = 10;
+
+/// Lets the calling thread, and only it, stand back behind others.
+fn stand_back() {
+    // SAFETY: the call takes no pointers and only changes this thread's share of the processor: on Linux, zero
+    // names the calling thread.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+    if result != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::debug!(%error, "the materializer keeps its priority");
+    }
+}
+
 /// The body of the materializer's thread.
 pub(crate) fn materialize_until_stopped(shared: &Shared) {
+    stand_back();
     let mut pause = Duration::ZERO;
     while shared.background.wait(pause) {
         pause = Duration::ZERO;

@@ -18,6 +18,7 @@ use borealis_quorum::Promise;
 use borealis_store::{Origin, Sequence, StoreError};
 use borealis_types::GroupSet;
 
+use crate::gossip::has_hole;
 use crate::metrics::add;
 use crate::node::Shared;
 use crate::receiver::{Fill, Receiver};
@@ -351,8 +352,8 @@ impl<'a> Session<'a> {
             metrics.acknowledgements.record(received.elapsed());
         }
         let concerned = std::mem::take(&mut self.concerned);
-        let has_gap = |group| self.shared.store.with_segment(group, |segment| segment.gap().is_some());
-        if concerned.iter().any(|group| has_gap(group).unwrap_or(false)) {
+        let has_hole = |group| self.shared.store.with_segment(group, has_hole);
+        if concerned.iter().any(|group| has_hole(group).unwrap_or(false)) {
             self.shared.gossip.wake();
         }
         self.shared.background.note_appended(appended_bytes);

@@ -4,11 +4,11 @@
 //! peer's log: first the epoch history, so that nothing is taken that a recovery cut, then the records.
 //!
 //! A peer is ahead most of the time only because its copy of the writer's stream came sooner. So records are
-//! asked for when they are known to be missing (a later one is here already), when nothing moved since the last
-//! exchange, or when this is the first exchange after a start.
+//! asked for when they are known to be missing (a later one is here already), when nothing moved for a while, or
+//! when this is the first exchange after a start.
 //!
 //! The exchanges are frequent while segments differ and rare when all agree, so an idle volume costs next to
-//! nothing.
+//! nothing; and rare while the writer's stream moves ours, so a busy one costs little more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -27,8 +27,14 @@ use crate::log_limit::LogLimit;
 use crate::metrics::add;
 use crate::node::Shared;
 
-/// Between exchanges while something moves.
+/// Between exchanges while something is missing or about to be agreed.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Between exchanges while the writer's stream moves our segments: there is little to learn from peers then, and
+/// every exchange takes time from that stream.
+const INTERVAL_FED: Duration = Duration::from_millis(500);
+/// A peer is ahead, and our segment has not moved for this long: what it lacks will not come by itself. Under a
+/// heavy load a batch takes a tenth of a second; asking for it meanwhile makes the load heavier.
+const STUCK_AFTER: Duration = Duration::from_millis(500);
 /// Between exchanges while nothing does.
 const INTERVAL_MAX: Duration = Duration::from_millis(1600);
 /// However often it is woken, a thread does not ask its peer sooner than this.
@@ -180,11 +186,13 @@ impl Gossip {
 }
 
 /// What an exchange with a peer brought.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Exchanged {
     /// The segments agree and did not move.
     Quiet,
-    /// Something moved or differs.
+    /// Ours moves without the peer's doing, and lacks nothing that it knows of.
+    Fed,
+    /// Something else moved or differs.
     Moving,
 }
 
@@ -198,10 +206,32 @@ enum ExchangeError {
 }
 
 /// Where a segment and the peer's ended at the last exchange.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Ends {
     ours: Lsn,
     theirs: Lsn,
+    /// Up to where ours knew the volume to be durable.
+    durable: Lsn,
+    /// Since when ours has stood there while the peer's was ahead.
+    behind_since: Option<Instant>,
+}
+
+impl Ends {
+    /// What is known now, after `before`.
+    fn after(before: Option<&Ends>, ours: Lsn, theirs: Lsn, durable: Lsn, now: Instant) -> Ends {
+        let stood = before.filter(|before| before.ours == ours).and_then(|before| before.behind_since);
+        Ends { ours, theirs, durable, behind_since: (theirs > ours).then(|| stood.unwrap_or(now)) }
+    }
+
+    /// Whether ours moved between the two exchanges, whoever moved it.
+    fn moved_since(&self, before: &Ends) -> bool {
+        self.ours > before.ours || self.durable > before.durable
+    }
+
+    /// Whether what ours lacks has not come by itself for long enough.
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.behind_since.is_some_and(|since| now.duration_since(since) >= STUCK_AFTER)
+    }
 }
 
 /// Whom a segment serves.
@@ -232,6 +262,10 @@ pub(crate) fn gossip_until_stopped(shared: &Shared, peer: &PeerConfig) {
         let failed = match pulls.exchange() {
             Ok(Exchanged::Moving) => {
                 interval = INTERVAL_MIN;
+                None
+            }
+            Ok(Exchanged::Fed) => {
+                interval = INTERVAL_FED;
                 None
             }
             Ok(Exchanged::Quiet) => {
@@ -282,9 +316,7 @@ impl Puller<'_> {
             if !self.shared.gossip.pulling.contains_key(&theirs.group) {
                 continue;
             }
-            if self.compare(&theirs)? == Exchanged::Moving {
-                exchanged = Exchanged::Moving;
-            }
+            exchanged = exchanged.max(self.compare(&theirs)?);
         }
         Ok(exchanged)
     }
@@ -302,7 +334,18 @@ impl Puller<'_> {
         if plan.install_history && !self.install_history(theirs)? {
             return Ok(Exchanged::Moving);
         }
-        if plan.observe_durable {
+        let before = self.ends.get(&group).copied();
+        let (ours, durable, has_hole, newest_epoch) = store.with_segment(group, |segment| {
+            let durable = segment.known_durable().volume.end;
+            let newest_epoch = segment.history().newest_epoch();
+            (segment.segment_complete_lsn(), durable, has_hole(segment), newest_epoch)
+        })?;
+        let asked = Instant::now();
+        let now = Ends::after(before.as_ref(), ours, theirs.segment_complete_lsn, durable, asked);
+        self.ends.insert(group, now);
+        let fed = before.is_some_and(|before| now.moved_since(&before));
+        // Whoever moves ours says with each batch how far the volume is durable, too.
+        if plan.observe_durable && !fed {
             store.note_positions(&BatchHeader {
                 volume_epoch: theirs.history.newest_epoch(),
                 durable: theirs.known_durable,
@@ -313,24 +356,24 @@ impl Puller<'_> {
         if let Some(floor) = self.shared.gossip.note_peer(self.peer.node, theirs) {
             store.set_peer_floor(group, floor);
         }
-        let (ours, has_gap, newest_epoch) = store.with_segment(group, |segment| {
-            (segment.segment_complete_lsn(), segment.gap().is_some(), segment.history().newest_epoch())
-        })?;
-        let now = Ends { ours, theirs: theirs.segment_complete_lsn };
-        let before = self.ends.insert(group, now);
+        let otherwise = if fed { Exchanged::Fed } else { Exchanged::Moving };
         if now.theirs <= now.ours {
             let still = before == Some(now) && now.theirs == now.ours && !plan.observe_durable;
-            return Ok(if still { Exchanged::Quiet } else { Exchanged::Moving });
+            return Ok(if still { Exchanged::Quiet } else { otherwise });
         }
-        let stuck = before.is_none_or(|before| before.ours == now.ours && before.theirs > now.ours);
+        let stuck = before.is_none() || now.is_stuck(asked);
         let hopeless = self.shared.gossip.is_collected(self.peer.node, group, ours);
         // A peer that is behind in history may hold records that were cut, and learns that from us first. One
         // that is ahead in history, but not as far as our promise, has to wait for the same recovery as we.
         let agreed = newest_epoch == theirs.history.newest_epoch();
-        if (stuck || has_gap) && agreed && !hopeless {
+        if (stuck || has_hole) && agreed && !hopeless {
             self.pull(group)?;
+            // What we took ourselves does not count as having been fed.
+            let ours = self.shared.store.with_segment(group, Segment::segment_complete_lsn)?;
+            self.ends.insert(group, Ends { ours, ..now });
+            return Ok(Exchanged::Moving);
         }
-        Ok(Exchanged::Moving)
+        Ok(if agreed { otherwise } else { Exchanged::Moving })
     }
 
     /// Takes over the peer's newer history; false if that has to wait.
@@ -406,6 +449,12 @@ impl Puller<'_> {
     }
 }
 
+/// Whether records are missing before one that is here. That the volume is known to be durable beyond what is here
+/// is another thing: while this node is the slowest, every batch says so, and brings more.
+pub(crate) fn has_hole(segment: &Segment) -> bool {
+    segment.held_count() > 0
+}
+
 /// A peer's summary in the words of the chain's state machine, which asks only where a chain ends.
 fn chain_summary(summary: &SegmentSummary) -> borealis_quorum::segment::SegmentSummary {
     let end = summary.segment_complete_lsn;
@@ -452,6 +501,22 @@ mod tests {
             minimum_read_point: Lsn::ZERO,
             materialized_lsn: Lsn::ZERO,
         }
+    }
+
+    #[test]
+    fn a_segment_is_stuck_only_when_it_stood_still_behind_a_peer_for_a_while() {
+        let begin = Instant::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        let first = Ends::after(None, Lsn(100), Lsn(200), Lsn(90), at(0));
+        assert!(!first.is_stuck(at(100)), "a batch may be on its way");
+        let same = Ends::after(Some(&first), Lsn(100), Lsn(300), Lsn(90), at(300));
+        assert!(!same.moved_since(&first) && !same.is_stuck(at(300)));
+        assert!(same.is_stuck(at(500)), "the time counts from when it was first behind");
+        let moved = Ends::after(Some(&same), Lsn(250), Lsn(300), Lsn(240), at(600));
+        assert!(moved.moved_since(&same) && !moved.is_stuck(at(900)), "it only lags");
+        let caught_up = Ends::after(Some(&moved), Lsn(300), Lsn(300), Lsn(300), at(700));
+        let behind = Ends::after(Some(&caught_up), Lsn(300), Lsn(400), Lsn(300), at(5000));
+        assert!(!behind.is_stuck(at(5100)), "it stood still because there was nothing");
     }
 
     #[test]

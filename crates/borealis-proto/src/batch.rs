@@ -69,7 +69,7 @@ impl BatchRecord<'_> {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct RecordHeader {
     /// From the end of the record before (from zero for the first).
     start_delta: i64,
@@ -77,6 +77,15 @@ struct RecordHeader {
     byte_length: u32,
     /// Group and how far before `start` its previous record ended.
     links: Vec<(GroupId, i64)>,
+}
+
+/// The front of a [`RecordHeader`]: a list begins with its length.
+#[derive(Deserialize)]
+struct RecordHeaderFront {
+    start_delta: i64,
+    span_length: u64,
+    byte_length: u32,
+    link_count: usize,
 }
 
 /// Bytes that are not a batch.
@@ -168,30 +177,51 @@ impl<'a> BatchReader<'a> {
         self.whole.len() - self.rest.len()
     }
 
-    fn read_record(&mut self) -> Result<BatchRecord<'a>, BatchError> {
-        let (header, rest): (RecordHeader, _) =
+    /// Reads the next record and appends its links to `links`: where it stands, and its bytes. For those who
+    /// read many and keep all links in one list; everyone else iterates.
+    ///
+    /// # Errors
+    /// When the record is malformed; nothing more is read then.
+    pub fn next_into(
+        &mut self,
+        links: &mut Vec<GroupLink>,
+    ) -> Option<Result<(RecordSpan, &'a [u8]), BatchError>> {
+        if self.failed || self.rest.is_empty() {
+            return None;
+        }
+        let record = self.read_record(links);
+        self.failed = record.is_err();
+        Some(record)
+    }
+
+    fn read_record(&mut self, links: &mut Vec<GroupLink>) -> Result<(RecordSpan, &'a [u8]), BatchError> {
+        let (header, mut rest): (RecordHeaderFront, _) =
             postcard::take_from_bytes(self.rest).map_err(|_| BatchError("record header"))?;
         let start = Lsn(self.last_end.0.wrapping_add(header.start_delta as u64));
         let end = start.checked_add(header.span_length).ok_or(BatchError("record end"))?;
         if header.span_length < u64::from(header.byte_length) || header.byte_length == 0 {
             return Err(BatchError("record length"));
         }
-        let bytes = rest.get(..header.byte_length as usize).ok_or(BatchError("record bytes"))?;
-        let mut links = Vec::with_capacity(header.links.len().min(usize::from(MAX_GROUPS)));
-        for (group, delta) in header.links {
-            let previous_end = Lsn(start.0.wrapping_sub(delta as u64));
-            let in_order = links.last().is_none_or(|last: &GroupLink| last.group < group);
-            if group.0 >= MAX_GROUPS || !in_order || previous_end > start {
-                return Err(BatchError("group link"));
-            }
-            links.push(GroupLink { group, previous_end });
-        }
-        if links.is_empty() {
+        if header.link_count == 0 {
             return Err(BatchError("record without a group"));
         }
+        let mut last_group = None;
+        for _ in 0..header.link_count {
+            let ((group, delta), after): ((GroupId, i64), _) =
+                postcard::take_from_bytes(rest).map_err(|_| BatchError("record header"))?;
+            rest = after;
+            let previous_end = Lsn(start.0.wrapping_sub(delta as u64));
+            // Ascending numbers below a bound also bound how many there are.
+            if group.0 >= MAX_GROUPS || last_group >= Some(group) || previous_end > start {
+                return Err(BatchError("group link"));
+            }
+            last_group = Some(group);
+            links.push(GroupLink { group, previous_end });
+        }
+        let bytes = rest.get(..header.byte_length as usize).ok_or(BatchError("record bytes"))?;
         self.rest = &rest[bytes.len()..];
         self.last_end = end;
-        Ok(BatchRecord { span: RecordSpan { start, end }, links, bytes })
+        Ok((RecordSpan { start, end }, bytes))
     }
 }
 
@@ -199,12 +229,9 @@ impl<'a> Iterator for BatchReader<'a> {
     type Item = Result<BatchRecord<'a>, BatchError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed || self.rest.is_empty() {
-            return None;
-        }
-        let record = self.read_record();
-        self.failed = record.is_err();
-        Some(record)
+        let mut links = Vec::new();
+        let record = self.next_into(&mut links)?;
+        Some(record.map(|(span, bytes)| BatchRecord { span, links, bytes }))
     }
 }
 

@@ -4,6 +4,7 @@
 //! given. Nothing a peer sends can panic the receiver or make it allocate more than it sent.
 
 pub mod batch;
+mod byte_string;
 pub mod frame;
 pub mod message;
 

@@ -298,7 +298,7 @@ pub enum Reply {
         more: bool,
     },
     /// To [`Request::ReadPage`]: 8 KiB, or `None` if the page does not exist at that LSN.
-    Page(Option<Vec<u8>>),
+    Page(#[serde(with = "crate::byte_string::optional")] Option<Vec<u8>>),
     /// To [`Request::RelationSize`]: `None` if the group does not know the fork.
     RelationSize(Option<u32>),
     /// To [`Request::ListRelations`].

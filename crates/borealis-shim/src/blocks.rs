@@ -17,7 +17,7 @@
 #![allow(clippy::result_large_err)] // A boxed error would allocate inside PostgreSQL; the paths are cold.
 
 use borealis_shm::{CachedBlock, RequestError};
-use borealis_types::{BLOCKS_PER_SEGMENT_FILE, BlockKey, PAGE_SIZE, PageBytes};
+use borealis_types::{BLOCKS_PER_SEGMENT_FILE, BlockKey, Lsn, PAGE_SIZE, PageBytes};
 use libc::{c_int, c_void, iovec, off_t, size_t, ssize_t};
 
 use crate::descriptors::{self, OpenFile, WRITABLE};
@@ -193,8 +193,10 @@ fn complete(
         let end = bytes.len().min(position + (PAGE_SIZE - inside));
         let Some(part) = bytes.get_mut(position..end) else { break };
         // A part may have zeros by right; the allocation map knows.
-        if looks_absent(part, inside) && !read_present(shim, descriptor, file, block_offset, inside, part)? {
-            fetch(shim, descriptor, file, block_offset, inside, part, fill)?;
+        if looks_absent(part, inside)
+            && let Some(absent) = read_present(shim, descriptor, file, block_offset, inside, part)?
+        {
+            fetch(shim, descriptor, file, absent, inside, part, fill)?;
         }
         note_use(shim, file, block_offset);
         position = end;
@@ -223,8 +225,16 @@ fn looks_absent(part: &[u8], inside: usize) -> bool {
     false
 }
 
-/// Reads a part of a block again while nobody can fill or drop it. `false` when the block is absent. Fewer bytes are
-/// there only when the file was cut meanwhile; then what the first read saw stands.
+/// A block that was found to be absent.
+#[derive(Clone, Copy)]
+struct Absent {
+    block_offset: i64,
+    /// Up to where the log reached when it was last written, at that moment.
+    written_at: Lsn,
+}
+
+/// Reads a part of a block again while nobody can fill or drop it, unless it is absent. Fewer bytes are there only
+/// when the file was cut meanwhile; then what the first read saw stands.
 fn read_present(
     shim: &Shim,
     descriptor: c_int,
@@ -232,13 +242,14 @@ fn read_present(
     block_offset: i64,
     inside: usize,
     part: &mut [u8],
-) -> Result<bool, Errno> {
+) -> Result<Option<Absent>, Errno> {
     // Writers do not exclude each other; what they exclude is fillers, and who drops blocks.
     let _guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
     if is_absent(descriptor, block_offset) {
-        return Ok(false);
+        let written_at = shim.client.cache().written_at(cached_block(file, block_offset));
+        return Ok(Some(Absent { block_offset, written_at }));
     }
-    reread(descriptor, block_offset + inside as i64, part).map(|()| true)
+    reread(descriptor, block_offset + inside as i64, part).map(|()| None)
 }
 
 fn reread(descriptor: c_int, offset: i64, part: &mut [u8]) -> Result<(), Errno> {
@@ -252,19 +263,19 @@ fn fetch(
     shim: &Shim,
     descriptor: c_int,
     file: OpenFile,
-    block_offset: i64,
+    absent: Absent,
     inside: usize,
     part: &mut [u8],
     fill: bool,
 ) -> Result<(), Errno> {
+    let Absent { block_offset, written_at } = absent;
     let mut page: PageBytes = [0; PAGE_SIZE];
     let number = u32::try_from(block_offset / PAGE).map_err(|_| libc::EFBIG)?;
     let book = shim.client.cache();
     let block = cached_block(file, block_offset);
-    let written_before = book.written_at(block);
     if !request(shim, descriptor, file, number, &mut page).map_err(|error| describe(file, number, &error))? {
         // A relation that was dropped or cut while a backup reads it; anything else would be a lost block.
-        if read_present(shim, descriptor, file, block_offset, inside, part)? {
+        if read_present(shim, descriptor, file, block_offset, inside, part)?.is_none() {
             return Ok(());
         }
         if is_unlinked(descriptor) {
@@ -288,7 +299,7 @@ fn fetch(
         return reread(descriptor, block_offset + inside as i64, part);
     }
     // Nor may it be filled with a page from before it was written and dropped again.
-    let unwritten = book.written_at(block) == written_before;
+    let unwritten = book.written_at(block) == written_at;
     if fill && unwritten && file.flags & WRITABLE != 0 && !book.is_full() {
         // SAFETY: the buffer is readable for the length given.
         let written =
@@ -541,8 +552,8 @@ pub(crate) fn fill_all(shim: &Shim, descriptor: c_int, file: OpenFile) -> Result
     let mut page: PageBytes = [0; PAGE_SIZE];
     for block in 0..blocks {
         let offset = block * PAGE;
-        if is_absent(descriptor, offset) {
-            fetch(shim, descriptor, file, offset, 0, &mut page, true)?;
+        if let Some(absent) = read_present(shim, descriptor, file, offset, 0, &mut page)? {
+            fetch(shim, descriptor, file, absent, 0, &mut page, true)?;
         }
     }
     Ok(())

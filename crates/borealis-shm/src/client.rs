@@ -295,6 +295,13 @@ impl ClientSide {
         fill_lock::lock_for_fill(&self.mapping.header().fill_locks, lock_index(file_hash), &slot.held)
     }
 
+    /// As [`ClientSide::lock_for_fill`], but `None` when somebody else has the lock. A process that was killed keeps
+    /// what it had until the instance ends, so whoever is to outlive that must not wait.
+    #[must_use]
+    pub fn try_lock_for_fill<'a>(&'a self, slot: &'a ClientSlot, file_hash: u64) -> Option<FillGuard<'a>> {
+        fill_lock::try_lock_for_fill(&self.mapping.header().fill_locks, lock_index(file_hash), &slot.held)
+    }
+
     /// The bookkeeping of the local page cache.
     #[inline]
     #[must_use]
@@ -426,7 +433,13 @@ impl ClientSide {
         self.check_state().map_err(RequestError::Instance)?;
         let (index, slot) = loop {
             if let Some(found) = self.own_slot(client_slot) {
-                break found;
+                if found.1.state.load(Ordering::Acquire) == SLOT_IDLE {
+                    break found;
+                }
+                // A signal handler that ends the process, out of the middle of a request: the driver may be about
+                // to answer that one, so this one needs a slot of its own.
+                client_slot.pid.store(0, Ordering::Relaxed);
+                continue;
             }
             // More processes than slots: wait for one to end. The driver sizes the slots so that this does
             // not happen.

@@ -93,6 +93,18 @@ pub(crate) fn lock_for_fill<'a>(
     }
 }
 
+/// As [`lock_for_fill`], for who must not wait for a process that may be dead: `None` when the lock is taken.
+pub(crate) fn try_lock_for_fill<'a>(
+    locks: &'a [AtomicU32; FILL_LOCKS],
+    index: usize,
+    held: &'a Held,
+) -> Option<FillGuard<'a>> {
+    held.release(locks);
+    locks[index % FILL_LOCKS].compare_exchange(0, FILLER, Ordering::Acquire, Ordering::Relaxed).ok()?;
+    held.set(index % FILL_LOCKS, true);
+    Some(FillGuard(locks, held))
+}
+
 /// Holders are inside one system call on a memory file system, so nobody bothers to wake: giving the
 /// processor away is enough, with a short sleep for the rare case that the holder does not get to run.
 fn wait(word: &AtomicU32, value: u32, attempts: &mut u32) {

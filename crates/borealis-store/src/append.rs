@@ -1,23 +1,34 @@
 //! Taking redo.
 
-use borealis_proto::{
-    BatchBuilder, BatchHeader, BatchReader, BatchRecord, GroupLink, Refusal, SegmentProgress,
-};
+use std::ops::Range;
+
+use borealis_proto::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal, SegmentProgress};
 use borealis_quorum::segment::{Offer, Source};
 use borealis_quorum::{ChainLink, Promise};
-use borealis_types::{GroupId, GroupSet, MAX_GROUPS, PAGE_SIZE};
-use borealis_wal::Record;
+use borealis_types::{GroupId, GroupSet, MAX_GROUPS, PAGE_SIZE, RecordSpan};
+use borealis_wal::{Effect, Record};
 
 use crate::catalog::{BATCH_PREFIX_BYTES, BatchPrefix};
 use crate::directory::encode;
+use crate::facts::Facts;
+use crate::index::RecordRef;
+use crate::log::LogPosition;
 use crate::log::entry::EntryKind;
 use crate::metrics::count;
-use crate::state::{PositionsEntry, State, decode_batch};
+use crate::state::{EnteredRecord, PositionsEntry, State};
 use crate::store::Sequence;
 use crate::{Policy, Store, StoreError};
 
 /// The longest batch accepted: as much as a frame can carry.
 const BATCH_BYTES_MAX: usize = borealis_proto::frame::MAX_PAYLOAD_BYTES;
+
+/// Appends wait when this many rounds' worth of records is not applied.
+const LAG_ROUNDS_MAX: u64 = 8;
+/// An ordinary short record, with its header in the batch.
+const SHORT_RECORD_BYTES: usize = 80;
+
+/// Room made at once, however long a batch claims to be.
+const LIKELY_RECORDS_MAX: usize = 512;
 
 /// Who brings redo.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,10 +64,44 @@ pub struct Appended {
     pub too_far_ahead: Vec<GroupId>,
 }
 
-/// What offering a batch to the segments came to.
-struct Offered {
-    /// For each record, the segments that took it.
-    taken: Vec<GroupSet>,
+/// A batch that was taken apart, and everything checked that can be without the state.
+struct OfferedBatch<'a> {
+    bytes: &'a [u8],
+    header: BatchHeader,
+    records: Vec<OfferedRecord<'a>>,
+    /// Of all records, one after another.
+    links: Vec<GroupLink>,
+    effects: Vec<Effect>,
+}
+
+/// One record of it.
+struct OfferedRecord<'a> {
+    span: RecordSpan,
+    bytes: &'a [u8],
+    /// Where `bytes` begin in the batch.
+    offset: usize,
+    /// Its part of the batch's links.
+    links: Range<usize>,
+    facts: Facts,
+    /// The segments that took it.
+    taken: GroupSet,
+}
+
+impl OfferedBatch<'_> {
+    fn links(&self, at: usize) -> &[GroupLink] {
+        &self.links[self.records[at].links.clone()]
+    }
+
+    /// The record's groups that are also in `groups`.
+    fn groups_of(&self, at: usize, groups: GroupSet) -> GroupSet {
+        let linked = self.links(at).iter().filter(|link| groups.contains(link.group));
+        linked.fold(GroupSet::EMPTY, |set, link| set.with(link.group))
+    }
+}
+
+/// What offering a batch to the segments came to, besides what each record says of itself.
+#[derive(Default)]
+struct Outcome {
     concerned: GroupSet,
     too_far_ahead: GroupSet,
     /// Why the rest of the batch was not looked at.
@@ -78,22 +123,22 @@ impl Store {
     /// its epoch is not known yet; [`StoreError::Poisoned`].
     pub fn append(&self, batch: &[u8], origin: Origin) -> Result<Appended, StoreError> {
         self.check_poison()?;
-        let (header, records) = self.validate(batch)?;
+        let mut batch = self.take_apart(batch)?;
         self.hold_back()?;
         let mut state = self.lock_to_change()?;
-        self.check_origin(&state, &header, origin, &records)?;
-        let positions = PositionsEntry::from(&header);
+        self.check_origin(&state, &batch, origin)?;
         let positions_count = matches!(origin, Origin::Writer(_));
-        let news = positions_count && state.observe(&positions);
-        let offered = self.offer(&mut state, &header, origin, &records);
-        let taken = offered.taken.iter().filter(|groups| !groups.is_empty()).count();
+        let news = positions_count && state.observe(&batch.header);
+        let outcome = self.offer(&mut state, &mut batch, origin);
+        let taken = batch.records.iter().filter(|record| !record.taken.is_empty()).count();
         count(&self.counters.records_taken, taken as u64);
         if taken > 0 {
-            self.write(&mut state, batch, &header, &records, &offered.taken, positions_count)?;
+            self.write(&mut state, batch, positions_count)?;
         } else if news {
+            let positions = PositionsEntry::from(&batch.header);
             self.append_entry(&mut state, EntryKind::Positions, &[&encode(&positions)])?;
         }
-        if let Some(error) = offered.refused {
+        if let Some(error) = outcome.refused {
             return Err(error);
         }
         let progress = |group: GroupId| {
@@ -102,37 +147,49 @@ impl Store {
         };
         Ok(Appended {
             sequence: Sequence(state.log.end()),
-            progress: offered.concerned.iter().filter_map(progress).collect(),
+            progress: outcome.concerned.iter().filter_map(progress).collect(),
             taken,
-            too_far_ahead: offered.too_far_ahead.iter().collect(),
+            too_far_ahead: outcome.too_far_ahead.iter().collect(),
         })
     }
 
-    /// Checks everything that can be checked without the state.
-    fn validate<'a>(&self, batch: &'a [u8]) -> Result<(BatchHeader, Vec<BatchRecord<'a>>), StoreError> {
-        if batch.len() > BATCH_BYTES_MAX {
-            return Err(misuse(format!("a batch of {} bytes (limit {BATCH_BYTES_MAX})", batch.len())));
+    /// Checks everything that can be checked without the state, and finds out what each record does: once, and
+    /// while nobody waits for the lock.
+    fn take_apart<'a>(&self, bytes: &'a [u8]) -> Result<OfferedBatch<'a>, StoreError> {
+        if bytes.len() > BATCH_BYTES_MAX {
+            return Err(misuse(format!("a batch of {} bytes (limit {BATCH_BYTES_MAX})", bytes.len())));
         }
-        let (header, reader) = BatchReader::new(batch).map_err(|error| misuse(error.to_string()))?;
+        let (header, mut reader) = BatchReader::new(bytes).map_err(|error| misuse(error.to_string()))?;
         let group_count = self.identity.placement.group_count();
-        let mut records = Vec::new();
-        for record in reader {
-            let record = record.map_err(|error| misuse(error.to_string()))?;
-            let start = record.span.start;
-            if record.links.iter().any(|link| link.group.0 >= group_count) {
+        let context = self.context();
+        // Records are seldom much shorter, so these seldom grow.
+        let likely = (bytes.len() / SHORT_RECORD_BYTES + 1).min(LIKELY_RECORDS_MAX);
+        let (mut links, mut effects) = (Vec::with_capacity(likely), Vec::with_capacity(likely));
+        let mut records = Vec::with_capacity(likely);
+        loop {
+            let first_link = links.len();
+            let Some(record) = reader.next_into(&mut links) else { break };
+            let (span, bytes) = record.map_err(|error| misuse(error.to_string()))?;
+            if links[first_link..].iter().any(|link| link.group.0 >= group_count) {
+                let start = span.start;
                 return Err(misuse(format!("the record at {start} is of a group the volume does not have")));
             }
-            self.rules.verify(record.bytes, start).map_err(|error| misuse(error.to_string()))?;
-            let parsed = Record::parse(self.identity.version, record.span, record.bytes);
-            parsed.map_err(|error| misuse(error.to_string()))?;
-            records.push(record);
+            self.rules.verify(bytes, span.start).map_err(|error| misuse(error.to_string()))?;
+            let parsed = Record::parse(self.identity.version, span, bytes);
+            let parsed = parsed.map_err(|error| misuse(error.to_string()))?;
+            let facts = Facts::of(context, &parsed, &mut effects);
+            let offset = reader.offset() - bytes.len();
+            let links = first_link..links.len();
+            records.push(OfferedRecord { span, bytes, offset, links, facts, taken: GroupSet::EMPTY });
         }
-        Ok((header, records))
+        Ok(OfferedBatch { bytes, header, records, links, effects })
     }
 
-    /// Applies redo in the caller's place while the index is too large and that can make it smaller.
+    /// Applies redo in the caller's place while too much of it waits, and that can make it less: more than memory
+    /// is meant for, or so much log that the materializer must have been kept from its work.
     fn hold_back(&self) -> Result<(), StoreError> {
         let bound = self.options.memory_limit_bytes / 2;
+        let log_bound = self.options.materialize_after_bytes.saturating_mul(LAG_ROUNDS_MAX);
         loop {
             let over = {
                 let state = self.lock();
@@ -140,7 +197,8 @@ impl Store {
                     hosted.index.record_bytes > 0
                         && hosted.materialization_target() > hosted.base.materialized
                 });
-                possible && state.applicable_memory_bytes() > bound.max(PAGE_SIZE as u64)
+                let memory = state.applicable_memory_bytes() > bound.max(PAGE_SIZE as u64);
+                possible && (memory || state.applicable_record_bytes() > log_bound)
             };
             if !over {
                 return Ok(());
@@ -155,14 +213,13 @@ impl Store {
     fn check_origin(
         &self,
         state: &State,
-        header: &BatchHeader,
+        batch: &OfferedBatch<'_>,
         origin: Origin,
-        records: &[BatchRecord<'_>],
     ) -> Result<(), StoreError> {
         let promise = match origin {
             Origin::Peer(_) => return Ok(()),
             Origin::Writer(promise) => {
-                if header.volume_epoch != promise.epoch {
+                if batch.header.volume_epoch != promise.epoch {
                     let what = "a writer sends records of its own epoch only";
                     return Err(misuse(what));
                 }
@@ -170,10 +227,10 @@ impl Store {
             }
             Origin::Recovery(promise, _) => promise,
         };
-        let concerned = records.iter().fold(GroupSet::EMPTY, |set, record| set.union(record.groups()));
+        let concerned = batch.links.iter().fold(GroupSet::EMPTY, |set, link| set.with(link.group));
         for hosted in state.segments.values() {
             // An empty batch concerns every segment.
-            let named = records.is_empty() || concerned.contains(hosted.group());
+            let named = batch.records.is_empty() || concerned.contains(hosted.group());
             if !named || !origin.concerns(hosted.group()) {
                 continue;
             }
@@ -193,26 +250,17 @@ impl Store {
         Ok(())
     }
 
-    fn offer(
-        &self,
-        state: &mut State,
-        header: &BatchHeader,
-        origin: Origin,
-        records: &[BatchRecord<'_>],
-    ) -> Offered {
+    /// Offers each record to its segments, and notes which of them took it.
+    fn offer(&self, state: &mut State, batch: &mut OfferedBatch<'_>, origin: Origin) -> Outcome {
         let source = match origin {
             Origin::Writer(_) => Source::Writer,
             Origin::Peer(_) => Source::Peer,
             Origin::Recovery(..) => Source::Recovery,
         };
-        let mut offered = Offered {
-            taken: vec![GroupSet::EMPTY; records.len()],
-            concerned: GroupSet::EMPTY,
-            too_far_ahead: GroupSet::EMPTY,
-            refused: None,
-        };
-        for (at, record) in records.iter().enumerate() {
-            for &GroupLink { group, previous_end } in &record.links {
+        let epoch = batch.header.volume_epoch;
+        let mut offered = Outcome::default();
+        for record in &mut batch.records {
+            for &GroupLink { group, previous_end } in &batch.links[record.links.clone()] {
                 if !origin.concerns(group) {
                     continue;
                 }
@@ -224,10 +272,10 @@ impl Store {
                 let denied = link.span.end > complete && link.span.end <= hosted.base.materialized;
                 let outcome = match denied {
                     true => Offer::Conflict,
-                    false => hosted.segment.offer(source, header.volume_epoch, link),
+                    false => hosted.segment.offer(source, epoch, link),
                 };
                 match outcome {
-                    Offer::Complete | Offer::Held => offered.taken[at] = offered.taken[at].with(group),
+                    Offer::Complete | Offer::Held => record.taken = record.taken.with(group),
                     Offer::Duplicate => count(&self.counters.records_duplicate, 1),
                     Offer::TooFarAhead => {
                         count(&self.counters.records_too_far_ahead, 1);
@@ -241,7 +289,6 @@ impl Store {
                         }
                     }
                     Offer::NeedsHistory => {
-                        let epoch = header.volume_epoch;
                         offered.refused = Some(StoreError::NeedsHistory { group, epoch });
                     }
                     Offer::Conflict => {
@@ -266,48 +313,79 @@ impl Store {
     fn write(
         &self,
         state: &mut State,
-        batch: &[u8],
-        header: &BatchHeader,
-        records: &[BatchRecord<'_>],
-        taken: &[GroupSet],
+        mut batch: OfferedBatch<'_>,
         positions_count: bool,
     ) -> Result<(), StoreError> {
         // An entry has one set of groups: each of its records was taken by those of them that it links to.
-        let everyone = taken.iter().fold(GroupSet::EMPTY, |set, groups| set.union(*groups));
-        let of = |record: &BatchRecord<'_>, groups: GroupSet| {
-            let linked = record.links.iter().filter(|link| groups.contains(link.group));
-            linked.fold(GroupSet::EMPTY, |set, link| set.with(link.group))
-        };
-        let fits = |at: usize| of(&records[at], everyone) == taken[at];
-        if (0..records.len()).all(fits) {
-            return self.write_entry(state, BatchPrefix { groups: everyone, positions_count }, batch);
-        }
-        let new: Vec<usize> = (0..records.len()).filter(|&at| !taken[at].is_empty()).collect();
-        let build = |chosen: &[usize]| {
-            let mut builder = BatchBuilder::new(header);
-            for &at in chosen {
-                builder.push(records[at].span, &records[at].links, records[at].bytes);
+        let everyone = batch.records.iter().fold(GroupSet::EMPTY, |set, record| set.union(record.taken));
+        let fits = |at: usize| batch.groups_of(at, everyone) == batch.records[at].taken;
+        let new: Vec<usize> =
+            (0..batch.records.len()).filter(|&at| !batch.records[at].taken.is_empty()).collect();
+        // Where each record's bytes came to stand.
+        let mut positions = vec![LogPosition(0); batch.records.len()];
+        if (0..batch.records.len()).all(fits) {
+            let start = self.write_entry(state, everyone, positions_count, batch.bytes, || {
+                batch.records.iter().map(|record| record.span)
+            })?;
+            for (position, record) in positions.iter_mut().zip(&batch.records) {
+                *position = start.plus(record.offset);
             }
-            builder.finish()
-        };
-        if new.iter().all(|&at| fits(at)) {
-            return self.write_entry(state, BatchPrefix { groups: everyone, positions_count }, &build(&new));
+        } else {
+            let mut entries: Vec<(GroupSet, Vec<usize>)> = Vec::new();
+            for at in new.iter().copied() {
+                let groups = batch.records[at].taken;
+                match entries.iter_mut().find(|(of, _)| *of == groups) {
+                    Some((_, members)) => members.push(at),
+                    None => entries.push((groups, vec![at])),
+                }
+            }
+            if new.iter().all(|&at| fits(at)) {
+                entries = vec![(everyone, new.clone())];
+            }
+            for (groups, members) in entries {
+                let mut builder = BatchBuilder::new(&batch.header);
+                let mut offsets = Vec::with_capacity(members.len());
+                for &at in &members {
+                    builder.push(batch.records[at].span, batch.links(at), batch.records[at].bytes);
+                    offsets.push(builder.size_bytes() - batch.records[at].bytes.len());
+                }
+                let start = self.write_entry(state, groups, positions_count, &builder.finish(), || {
+                    members.iter().map(|&at| batch.records[at].span)
+                })?;
+                for (&at, offset) in members.iter().zip(offsets) {
+                    positions[at] = start.plus(offset);
+                }
+            }
         }
-        for at in new {
-            self.write_entry(state, BatchPrefix { groups: taken[at], positions_count }, &build(&[at]))?;
-        }
-        Ok(())
-    }
-
-    fn write_entry(&self, state: &mut State, prefix: BatchPrefix, batch: &[u8]) -> Result<(), StoreError> {
-        let prefix_bytes = prefix.encode();
-        let position = self.append_entry(state, EntryKind::Batch, &[&prefix_bytes, batch])?;
-        let (_, records) = decode_batch(position.plus(BATCH_PREFIX_BYTES), prefix.groups, batch)?;
-        state.catalog_batch(position, BATCH_PREFIX_BYTES + batch.len(), prefix.groups, &records);
-        let records: Vec<_> = records.into_iter().map(|(record, _)| record).collect();
-        let entered = state.enter(self.context(), &self.files, &records);
+        // Only now: the index takes a chain's records one after another, and entries of different groups
+        // interleave.
+        let effects = std::mem::take(&mut batch.effects);
+        let records = batch.records.into_iter().zip(positions).filter(|(record, _)| !record.taken.is_empty());
+        let entered: Vec<EnteredRecord> = records
+            .map(|(record, position)| EnteredRecord {
+                reference: RecordRef { span: record.span, position, length: record.bytes.len() as u32 },
+                groups: record.taken,
+                facts: record.facts,
+            })
+            .collect();
+        let entered = state.enter(self.context(), &self.files, entered, &effects);
         // The segments count on what is in the log; if it cannot be read back, nothing can be promised.
         entered.map_err(|error| self.poisoned(&error))
+    }
+
+    /// Writes an entry with records at `spans` that `groups` took, and returns where its batch begins.
+    fn write_entry<S: Iterator<Item = RecordSpan>>(
+        &self,
+        state: &mut State,
+        groups: GroupSet,
+        positions_count: bool,
+        batch: &[u8],
+        spans: impl FnOnce() -> S,
+    ) -> Result<LogPosition, StoreError> {
+        let prefix = BatchPrefix { groups, positions_count }.encode();
+        let position = self.append_entry(state, EntryKind::Batch, &[&prefix, batch])?;
+        state.catalog_batch(position, BATCH_PREFIX_BYTES + batch.len(), groups, spans());
+        Ok(position.plus(BATCH_PREFIX_BYTES))
     }
 
     /// Notes positions that came without a batch, as a writer of `epoch` says; not durable by itself.
@@ -319,8 +397,8 @@ impl Store {
         if header.tails.iter().any(|tail| tail.group.0 >= MAX_GROUPS) {
             return Err(misuse("a group number in the header"));
         }
-        let positions = PositionsEntry::from(header);
-        if state.observe(&positions) {
+        if state.observe(header) {
+            let positions = PositionsEntry::from(header);
             self.append_entry(&mut state, EntryKind::Positions, &[&encode(&positions)])?;
         }
         Ok(())

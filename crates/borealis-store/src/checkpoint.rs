@@ -117,7 +117,7 @@ fn collect(
         return Ok(());
     }
     let (prefix, header, records) = state::decode_entry(entry.position, &entry.payload)?;
-    for (record, _) in &records {
+    for record in &records {
         let span = record.reference.span;
         for group in record.groups.iter() {
             let Some(hosted) = state.segments.get(&group) else { continue };
@@ -127,7 +127,8 @@ fn collect(
             }
         }
     }
-    state.catalog_batch(entry.position, entry.payload.len(), prefix.groups, &records);
+    let spans = records.iter().map(|record| record.reference.span);
+    state.catalog_batch(entry.position, entry.payload.len(), prefix.groups, spans);
     Ok(())
 }
 
@@ -155,7 +156,7 @@ fn replay_entry(state: &mut State, context: RedoContext<'_>, entry: &ScannedEntr
         EntryKind::Batch => state.replay_batch(context, &files, entry.position, &entry.payload),
         EntryKind::Positions => {
             let positions: PositionsEntry = decode(&entry.payload, &path)?;
-            state.observe(&positions);
+            state.observe(&positions.into());
             Ok(())
         }
         EntryKind::Fence => {

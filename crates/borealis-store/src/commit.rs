@@ -11,6 +11,8 @@ struct Progress {
     durable: LogPosition,
     /// Someone is syncing.
     running: bool,
+    /// How many wait for that. Waking nobody costs a system call, too.
+    waiting: usize,
 }
 
 /// See the module.
@@ -22,7 +24,10 @@ pub(crate) struct GroupCommit {
 
 impl GroupCommit {
     pub(crate) fn new(durable: LogPosition) -> GroupCommit {
-        GroupCommit { progress: Mutex::new(Progress { durable, running: false }), changed: Condvar::new() }
+        GroupCommit {
+            progress: Mutex::new(Progress { durable, running: false, waiting: 0 }),
+            changed: Condvar::new(),
+        }
     }
 
     /// The log is durable below this.
@@ -44,7 +49,9 @@ impl GroupCommit {
                 return Ok(());
             }
             if progress.running {
+                progress.waiting += 1;
                 progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+                progress.waiting -= 1;
                 continue;
             }
             progress.running = true;
@@ -52,7 +59,9 @@ impl GroupCommit {
             let result = sync();
             progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
             progress.running = false;
-            self.changed.notify_all();
+            if progress.waiting > 0 {
+                self.changed.notify_all();
+            }
             let durable = result?;
             progress.durable = progress.durable.max(durable);
             assert!(progress.durable >= wanted, "a sync covers everything appended before it");

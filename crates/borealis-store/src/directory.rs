@@ -20,7 +20,8 @@ use serde::de::DeserializeOwned;
 
 use crate::{Identity, StoreError};
 
-const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x01";
+/// The last byte counts formats of a store as a whole: an older one is refused when it is opened.
+const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x02";
 const HEADER_BYTES: usize = 20;
 
 /// Paths of a store.

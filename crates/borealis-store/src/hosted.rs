@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_quorum::segment::{Installed, Segment};
-use borealis_types::{GroupId, Lsn, Placement, PostgresVersion, RecordSpan};
-use borealis_wal::{Effect, Record};
+use borealis_types::{GroupId, Lsn, Placement, RecordSpan};
+use borealis_wal::Effect;
 
 use crate::StoreError;
 use crate::base::Base;
+use crate::facts::Facts;
 use crate::index::{Index, RecordRef};
 use crate::pages::PageFiles;
-use crate::rules::RedoRules;
+use crate::state::RedoContext;
 
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,12 +62,11 @@ impl HostedSegment {
     /// Moves records that the chain reaches from `pending` to the index.
     pub(crate) fn index_pending(
         &mut self,
-        rules: &dyn RedoRules,
-        version: PostgresVersion,
-        placement: Placement,
+        context: RedoContext<'_>,
         read: &ReadRecord<'_>,
     ) -> Result<(), StoreError> {
         let complete = self.segment.segment_complete_lsn();
+        let mut effects = Vec::new();
         while let Some(first) = self.pending.first_entry() {
             let reference = *first.get();
             if reference.span.end > complete {
@@ -79,35 +79,31 @@ impl HostedSegment {
             }
             let bytes = read(&reference)?;
             first.remove();
-            self.index_record(rules, version, placement, reference, &bytes);
+            effects.clear();
+            let facts = Facts::of_bytes(context, reference.span, &bytes, &mut effects);
+            self.index_record(context.placement, reference, &facts, &effects);
         }
         Ok(())
     }
 
-    /// Enters the next record of the chain into the index.
+    /// Enters the next record of the chain into the index. `effects` is the list that `facts` is about.
     pub(crate) fn index_record(
         &mut self,
-        rules: &dyn RedoRules,
-        version: PostgresVersion,
         placement: Placement,
         reference: RecordRef,
-        bytes: &[u8],
+        facts: &Facts,
+        effects: &[Effect],
     ) {
         let RecordSpan { end, .. } = reference.span;
         assert!(end > self.indexed_through, "records enter the index in order, each once");
         self.indexed_through = end;
-        let mut effects: Vec<Effect> = Vec::new();
-        let known = Record::parse(version, reference.span, bytes)
-            .map_err(|error| error.to_string())
-            .and_then(|record| {
-                rules.effects(&record, &mut effects).map_err(|error| error.to_string()).map(|()| record)
-            });
-        match known {
-            Ok(record) => {
-                let group = self.group();
-                self.index.insert(&self.base, group, placement, &record, reference, &effects);
+        match &facts.effects {
+            Ok(range) => {
+                let (group, existing) = (self.group(), facts.changes_only_existing_pages);
+                let effects = &effects[range.clone()];
+                self.index.insert(&self.base, group, placement, reference, effects, existing);
             }
-            Err(reason) => self.fail(end, reason),
+            Err(reason) => self.fail(end, reason.clone()),
         }
     }
 

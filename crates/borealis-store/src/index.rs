@@ -3,16 +3,18 @@
 //! Records enter in LSN order, once the group's chain is complete to them. So every list here is sorted, and
 //! what is known about a relation at an LSN does not depend on when records arrived.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use borealis_types::{
-    BlockKey, DatabaseKey, Fork, GroupId, Lsn, MetaKey, PageKey, Placement, RecordSpan, RelationFork,
-    SlruKind,
+    BlockKey, DatabaseKey, Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RecordSpan,
+    RelationFork, SlruKind,
 };
 use borealis_wal::{Effect, Record, ResourceManager};
 
 use crate::base::{Base, database_of, database_range, in_database};
+use crate::key_map::KeyMap;
 use crate::log::LogPosition;
+use crate::record_list::RecordList;
 
 /// A record in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,8 +53,10 @@ pub(crate) enum Origin {
     Copy { from: DatabaseKey, at: Lsn },
 }
 
-/// About what a reference costs, with its share of the list that holds it.
-const REFERENCE_BYTES: u64 = 40;
+/// What a record costs in the list of all records, with that list's room to grow.
+const RECORD_BYTES: u64 = size_of::<RecordRef>() as u64 * 3 / 2;
+/// About what each mention of a record costs beyond its key.
+const REFERENCE_BYTES: u64 = 8;
 /// Each time this many records more wait for a page, it is worth preparing for its next reader.
 const LONG_CHAIN: usize = 512;
 /// Pages remembered for that.
@@ -65,23 +69,23 @@ const KEY_BYTES: u64 = 120;
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    pub pages: HashMap<PageKey, Vec<RecordRef>>,
-    pub meta: HashMap<MetaKey, Vec<RecordRef>>,
-    /// Every record, where counters are kept (the meta group).
-    pub counters: Vec<RecordRef>,
+    /// Every record, in order: whatever concerns a record names it by its place here, which takes an eighth of
+    /// the memory of a copy of the reference and is written to one place, not all over the heap.
+    records: Vec<RecordRef>,
+    pages: KeyMap<PageKey, RecordList>,
+    meta: KeyMap<MetaKey, RecordList>,
     forks: BTreeMap<RelationFork, Vec<(Lsn, ForkEvent)>>,
     /// Of `forks`, only what removes blocks: from which block on. Every page read asks for it.
-    erasures: HashMap<RelationFork, Vec<(Lsn, u32)>>,
+    erasures: KeyMap<RelationFork, Vec<(Lsn, u32)>>,
     /// Sizes as of the newest record, for forks whose pages changed lately.
-    newest_sizes: HashMap<RelationFork, u32>,
+    newest_sizes: KeyMap<RelationFork, u32>,
     /// Pages that many records wait for: the next reader would have to apply them all.
     pub long_chains: Vec<PageKey>,
     databases: Vec<(Lsn, DatabaseKey, DatabaseEvent)>,
     slru: Vec<(Lsn, SlruKind, u32)>,
     /// Bytes of the records in it.
     pub record_bytes: u64,
-    /// The records, for `record_bytes`, by end: only their length.
-    lengths: Vec<(Lsn, u32)>,
+    /// Mentions of records, and events.
     references: u64,
 }
 
@@ -116,17 +120,15 @@ impl Index {
         base: &Base,
         group: GroupId,
         placement: Placement,
-        record: &Record<'_>,
         reference: RecordRef,
         effects: &[Effect],
+        changes_only_existing_pages: bool,
     ) {
         let lsn = reference.span.end;
         self.record_bytes += u64::from(reference.length);
-        self.lengths.push((lsn, reference.length));
-        if group == borealis_types::META_GROUP {
-            self.counters.push(reference);
-            self.references += 1;
-        }
+        let number = u32::try_from(self.records.len());
+        let number = number.expect("what memory is allowed ends far below four thousand million records");
+        self.records.push(reference);
         let copied_to = effects.iter().find_map(|effect| match effect {
             Effect::CopyDatabase { to, .. } => Some(*to),
             _ => None,
@@ -138,13 +140,13 @@ impl Index {
                         continue;
                     }
                     let records = self.pages.entry(*key).or_default();
-                    records.push(reference);
+                    records.push(number);
                     if records.len().is_multiple_of(LONG_CHAIN) && self.long_chains.len() < LONG_CHAINS_MAX {
                         self.long_chains.push(*key);
                     }
                     self.references += 1;
                     if let PageKey::Block(block) = key
-                        && !changes_only_existing_pages(record)
+                        && !changes_only_existing_pages
                     {
                         self.extend(base, lsn, block);
                     }
@@ -167,7 +169,7 @@ impl Index {
                     self.newest_sizes.clear();
                 }
                 Effect::TruncateSlru { kind, first_kept_page } => {
-                    if group == borealis_types::META_GROUP {
+                    if group == META_GROUP {
                         self.slru.push((lsn, *kind, *first_kept_page));
                     }
                 }
@@ -175,8 +177,8 @@ impl Index {
                 // The copy itself brings the map: see `Origin::Copy` of a relation map.
                 Effect::Meta(MetaKey::RelationMap(database)) if copied_to == Some(*database) => {}
                 Effect::Meta(key) => {
-                    if group == borealis_types::META_GROUP {
-                        self.meta.entry(key.clone()).or_default().push(reference);
+                    if group == META_GROUP {
+                        self.meta.entry(key.clone()).or_default().push(number);
                         self.references += 1;
                     }
                 }
@@ -346,15 +348,20 @@ impl Index {
     }
 
     fn cut(&mut self, cut: Cut) {
-        let mut dropped = cut.apply(&mut self.counters, |reference| reference.span.end);
-        self.pages.retain(|_, list| {
-            dropped += cut.apply(list, |reference| reference.span.end);
+        let records_before = self.records.len();
+        let mut dropped = 0;
+        cut.apply(&mut self.records, |reference| reference.span.end);
+        let gone = (records_before - self.records.len()) as u32;
+        let kept = self.records.len() as u32;
+        let mut cut_list = |list: &mut RecordList| {
+            dropped += match cut {
+                Cut::Through(_) => list.drop_first(gone),
+                Cut::Above(_) => list.drop_from(kept),
+            };
             !list.is_empty()
-        });
-        self.meta.retain(|_, list| {
-            dropped += cut.apply(list, |reference| reference.span.end);
-            !list.is_empty()
-        });
+        };
+        self.pages.retain(|_, list| cut_list(list));
+        self.meta.retain(|_, list| cut_list(list));
         self.forks.retain(|_, list| {
             dropped += cut.apply(list, |(at, _)| *at);
             !list.is_empty()
@@ -366,17 +373,85 @@ impl Index {
         self.references -= dropped;
         cut.apply(&mut self.databases, |(at, ..)| *at);
         cut.apply(&mut self.slru, |(at, ..)| *at);
-        cut.apply(&mut self.lengths, |(end, _)| *end);
-        self.record_bytes = self.lengths.iter().map(|(_, length)| u64::from(*length)).sum();
+        self.record_bytes = self.records.iter().map(|reference| u64::from(reference.length)).sum();
         if self.pages.capacity() > 4 * self.pages.len() + 64 {
             self.pages.shrink_to_fit();
         }
     }
 
+    /// The records of a list that end after `above` and not after `lsn`.
+    fn between(
+        &self,
+        list: Option<&RecordList>,
+        above: Lsn,
+        lsn: Lsn,
+    ) -> impl ExactSizeIterator<Item = RecordRef> {
+        let numbers = list.map_or(&[][..], RecordList::as_slice);
+        let first = numbers.partition_point(|&number| self.record(number).span.end <= above);
+        let last = numbers.partition_point(|&number| self.record(number).span.end <= lsn);
+        numbers.get(first..last).unwrap_or_default().iter().map(|&number| *self.record(number))
+    }
+
+    fn record(&self, number: u32) -> &RecordRef {
+        // Lists and records are cut together, so every number is of a record that is there.
+        &self.records[number as usize]
+    }
+
+    /// The records that change a page, end after `above` and not after `lsn`.
+    pub(crate) fn page_records(
+        &self,
+        key: &PageKey,
+        above: Lsn,
+        lsn: Lsn,
+    ) -> impl ExactSizeIterator<Item = RecordRef> {
+        self.between(self.pages.get(key), above, lsn)
+    }
+
+    /// The records that change a small value, end after `above` and not after `lsn`.
+    pub(crate) fn meta_records(
+        &self,
+        key: &MetaKey,
+        above: Lsn,
+        lsn: Lsn,
+    ) -> impl ExactSizeIterator<Item = RecordRef> {
+        self.between(self.meta.get(key), above, lsn)
+    }
+
+    /// All records that end after `above` and not after `lsn`: in the meta group, those that change counters.
+    pub(crate) fn all_records(&self, above: Lsn, lsn: Lsn) -> &[RecordRef] {
+        let first = self.records.partition_point(|reference| reference.span.end <= above);
+        let last = self.records.partition_point(|reference| reference.span.end <= lsn);
+        self.records.get(first..last).unwrap_or_default()
+    }
+
+    /// The pages that have records, in no order.
+    pub(crate) fn page_keys(&self) -> impl Iterator<Item = &PageKey> {
+        self.pages.keys()
+    }
+
+    /// The small values that have records, except counters, in no order.
+    pub(crate) fn meta_keys(&self) -> impl Iterator<Item = &MetaKey> {
+        self.meta.keys()
+    }
+
+    /// The pages with records that do not end after `lsn`, in no order.
+    pub(crate) fn changed_pages(&self, lsn: Lsn) -> impl Iterator<Item = &PageKey> {
+        self.pages.iter().filter(move |(_, list)| self.begins_by(list, lsn)).map(|(key, _)| key)
+    }
+
+    /// The small values, except counters, with records that do not end after `lsn`, in no order.
+    pub(crate) fn changed_meta(&self, lsn: Lsn) -> impl Iterator<Item = &MetaKey> {
+        self.meta.iter().filter(move |(_, list)| self.begins_by(list, lsn)).map(|(key, _)| key)
+    }
+
+    fn begins_by(&self, list: &RecordList, lsn: Lsn) -> bool {
+        list.as_slice().first().is_some_and(|&number| self.record(number).span.end <= lsn)
+    }
+
     /// About how much memory it takes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let keys = self.pages.len() + self.meta.len() + self.forks.len();
-        self.references * REFERENCE_BYTES + self.lengths.len() as u64 * 16 + keys as u64 * KEY_BYTES
+        self.records.len() as u64 * RECORD_BYTES + self.references * REFERENCE_BYTES + keys as u64 * KEY_BYTES
     }
 }
 

@@ -17,7 +17,7 @@ use crate::index::{DatabaseEvent, ForkEvent, Origin};
 use crate::log::LogPosition;
 use crate::log::entry::ENTRY_HEADER_BYTES;
 use crate::metrics::count;
-use crate::pages::{PageFiles, SlotAddress};
+use crate::pages::{PageFiles, SlotAddress, SlotRun};
 use crate::read::Overtaken;
 use crate::store::Sequence;
 use crate::{Store, StoreError};
@@ -55,7 +55,8 @@ struct NextBase {
 struct Changes {
     base: Arc<Base>,
     files: Arc<PageFiles>,
-    pages: BTreeSet<PageKey>,
+    /// In no order, and some more than once: that is put right without the lock.
+    pages: Vec<PageKey>,
     relations: BTreeMap<RelationFork, Option<u32>>,
     meta: BTreeSet<MetaKey>,
 }
@@ -117,11 +118,7 @@ impl Store {
 
     fn is_due(&self) -> bool {
         let state = self.lock();
-        let applicable = state
-            .segments
-            .values()
-            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
-        let record_bytes: u64 = applicable.map(|hosted| hosted.index.record_bytes).sum();
+        let record_bytes = state.applicable_record_bytes();
         let memory = state.applicable_memory_bytes() > self.options.memory_limit_bytes / 4;
         record_bytes >= self.options.materialize_after_bytes || memory && record_bytes > 0
     }
@@ -182,10 +179,12 @@ impl Store {
 
     /// Makes and writes everything that changes up to `target`.
     fn next_base(&self, group: GroupId, target: Lsn) -> Result<NextBase, StoreError> {
-        let changes = {
+        let mut changes = {
             let state = self.lock();
             changes(Store::hosted(&state, group)?, target)
         };
+        changes.pages.sort_unstable();
+        changes.pages.dedup();
         let mut writer = PageWriter {
             next: NextBase {
                 base: Arc::new((*changes.base).clone()),
@@ -195,6 +194,8 @@ impl Store {
                 pages_written: 0,
             },
             target,
+            run: SlotRun::default(),
+            unsynced_pages: 0,
         };
         for key in &changes.pages {
             let page =
@@ -204,7 +205,7 @@ impl Store {
                 None => writer.erase(key),
             }
         }
-        let mut next = writer.next;
+        let mut next = writer.finish()?;
         let base = Arc::make_mut(&mut next.base);
         for (fork, blocks) in changes.relations {
             match blocks {
@@ -323,7 +324,14 @@ impl Store {
 struct PageWriter {
     next: NextBase,
     target: Lsn,
+    run: SlotRun,
+    /// Written since the last sync.
+    unsynced_pages: u64,
 }
+
+/// Pages written between two syncs: one sync of everything at the end would keep the disk from the log's for as
+/// long.
+const SYNC_EVERY_PAGES: u64 = 4096;
 
 impl PageWriter {
     fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {
@@ -341,10 +349,22 @@ impl PageWriter {
         let generation = next_generation(extent.generations[place]);
         extent.generations[place] = generation;
         let address = SlotAddress { region: extent.region, place, generation };
-        self.next.files.write(key, address, self.target, page)?;
+        self.next.files.write(&mut self.run, key, address, self.target, page)?;
         self.next.written_regions.insert(address.region);
         self.next.pages_written += 1;
+        self.unsynced_pages += 1;
+        if self.unsynced_pages >= SYNC_EVERY_PAGES {
+            self.unsynced_pages = 0;
+            self.next.files.write_run(&mut self.run)?;
+            self.next.files.sync(std::iter::once(address.region))?;
+        }
         Ok(())
+    }
+
+    /// Writes what is left, not yet durable.
+    fn finish(mut self) -> Result<NextBase, StoreError> {
+        self.next.files.write_run(&mut self.run)?;
+        Ok(self.next)
     }
 
     fn erase(&mut self, key: &PageKey) {
@@ -365,14 +385,9 @@ fn changes(hosted: &crate::hosted::HostedSegment, target: Lsn) -> Changes {
     let base = Arc::clone(&hosted.base);
     let above = base.materialized;
     let index = &hosted.index;
-    let has_records = |records: &Vec<crate::index::RecordRef>| {
-        records.first().is_some_and(|first| first.span.end <= target)
-    };
-    let mut pages: BTreeSet<PageKey> =
-        index.pages.iter().filter(|(_, records)| has_records(records)).map(|(key, _)| *key).collect();
+    let mut pages: Vec<PageKey> = index.changed_pages(target).copied().collect();
     let mut forks = BTreeSet::new();
-    let mut meta: BTreeSet<MetaKey> =
-        index.meta.iter().filter(|(_, records)| has_records(records)).map(|(key, _)| key.clone()).collect();
+    let mut meta: BTreeSet<MetaKey> = index.changed_meta(target).cloned().collect();
     for (fork, events) in index.changed_forks(above, target) {
         forks.insert(fork);
         let gone_from = events.iter().filter_map(|(_, event)| match event {
@@ -412,7 +427,7 @@ fn changes(hosted: &crate::hosted::HostedSegment, target: Lsn) -> Changes {
         let gone = extents.flat_map(|(first, extent)| Base::pages_of(first, extent));
         pages.extend(gone.filter(|page| index.page_origin(page, target) != Origin::Base));
     }
-    if hosted.group() == META_GROUP && has_records(&index.counters) {
+    if hosted.group() == META_GROUP && !index.all_records(Lsn::ZERO, target).is_empty() {
         meta.insert(MetaKey::Counters);
     }
     let relations =

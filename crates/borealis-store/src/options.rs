@@ -42,7 +42,7 @@ impl Default for Options {
             memory_limit_bytes: 256 << 20,
             log_file_bytes: 64 << 20,
             log_retention_bytes: 2 << 30,
-            materialize_after_bytes: 32 << 20,
+            materialize_after_bytes: 128 << 20,
         }
     }
 }

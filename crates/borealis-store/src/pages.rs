@@ -1,7 +1,9 @@
 //! The page files of a segment.
 //!
 //! A file `pages.NNNN` holds [`REGIONS_PER_FILE`] regions, sparse; a region is 128 pages; a page has two slots
-//! of [`SLOT_BYTES`]: a 64-byte header and the page. A new version goes to the slot that does not hold the
+//! of [`SLOT_BYTES`]: a 64-byte header and the page. The first slots of all 128 pages stand together, and then
+//! the second ones: neighbours that are written together, as a bulk load's are, make one run in the file. A new
+//! version goes to the slot that does not hold the
 //! version of the last durable checkpoint, and no page is written twice between two checkpoints, so a write
 //! that a crash tears never damages what the next opening needs. Which slot counts is known from the
 //! checkpoint alone, so a damaged newer version can never be passed over in favour of an older one.
@@ -30,8 +32,10 @@ const SLOT_BYTES: usize = SLOT_HEADER_BYTES + PAGE_SIZE;
 const REGION_BYTES: u64 = SLOT_BYTES as u64 * 2 * PAGES_PER_EXTENT as u64;
 /// So that a file stays below 1 GiB.
 const REGIONS_PER_FILE: u32 = 508;
+/// A run is written when it has this much.
+const RUN_BYTES: usize = 32 * SLOT_BYTES;
 const MAGIC: u32 = u32::from_le_bytes(*b"BPAG");
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 
 /// Where a version of a page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +43,15 @@ pub(crate) struct SlotAddress {
     pub region: u32,
     pub place: usize,
     pub generation: Generation,
+}
+
+/// Versions for slots that follow one another, to be written at once.
+#[derive(Default, Debug)]
+pub(crate) struct SlotRun {
+    /// Of the file.
+    number: u32,
+    offset: u64,
+    slots: Vec<u8>,
 }
 
 /// The page files of one segment.
@@ -83,7 +96,7 @@ impl PageFiles {
     }
 
     fn locate(address: SlotAddress) -> (u32, u64) {
-        let slot = address.place as u64 * 2 + u64::from(address.generation % 2);
+        let slot = u64::from(address.generation % 2) * u64::from(PAGES_PER_EXTENT) + address.place as u64;
         let offset = u64::from(address.region % REGIONS_PER_FILE) * REGION_BYTES + slot * SLOT_BYTES as u64;
         (address.region / REGIONS_PER_FILE, offset)
     }
@@ -128,21 +141,33 @@ impl PageFiles {
         header
     }
 
-    /// Writes a version, not yet durable.
+    /// Adds a version to a run, after writing the run if the version's slot does not follow it.
     pub(crate) fn write(
         &self,
+        run: &mut SlotRun,
         key: &PageKey,
         address: SlotAddress,
         lsn: Lsn,
         page: &PageBytes,
     ) -> Result<(), StoreError> {
-        let (number, offset) = PageFiles::locate(address);
-        let mut slot = Vec::with_capacity(SLOT_BYTES);
-        slot.extend_from_slice(&self.header(key, address.generation, lsn, page));
-        slot.extend_from_slice(page);
-        self.file(number, true)?
-            .write_all_at(&slot, offset)
-            .map_err(StoreError::io("write", &self.path(number)))
+        let place = PageFiles::locate(address);
+        if place != (run.number, run.offset + run.slots.len() as u64) || run.slots.len() >= RUN_BYTES {
+            self.write_run(run)?;
+            (run.number, run.offset) = place;
+        }
+        run.slots.extend_from_slice(&self.header(key, address.generation, lsn, page));
+        run.slots.extend_from_slice(page);
+        Ok(())
+    }
+
+    /// Writes what is in a run, not yet durable.
+    pub(crate) fn write_run(&self, run: &mut SlotRun) -> Result<(), StoreError> {
+        if !run.slots.is_empty() {
+            let written = self.file(run.number, true)?.write_all_at(&run.slots, run.offset);
+            written.map_err(StoreError::io("write", &self.path(run.number)))?;
+            run.slots.clear();
+        }
+        Ok(())
     }
 
     /// Reads the version of `key` in a slot and verifies that it is this one.

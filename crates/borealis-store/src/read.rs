@@ -63,13 +63,6 @@ struct MetaRecipe {
     version: u64,
 }
 
-/// The part of a sorted list that ends after `above` and not after `lsn`.
-fn between(list: &[RecordRef], above: Lsn, lsn: Lsn) -> &[RecordRef] {
-    let first = list.partition_point(|reference| reference.span.end <= above);
-    let last = list.partition_point(|reference| reference.span.end <= lsn);
-    list.get(first..last).unwrap_or_default()
-}
-
 fn add_page(
     hosted: &HostedSegment,
     key: &PageKey,
@@ -95,8 +88,7 @@ fn add_page(
             (add_page(hosted, &PageKey::Block(original), Lsn(at.0 - 1), steps), at)
         }
     };
-    let records = hosted.index.pages.get(key).map_or(&[][..], Vec::as_slice);
-    steps.extend(between(records, above, lsn).iter().map(|reference| (*key, *reference)));
+    steps.extend(hosted.index.page_records(key, above, lsn).map(|reference| (*key, reference)));
     source
 }
 
@@ -117,11 +109,16 @@ fn add_meta(
             (add_meta(hosted, &MetaKey::RelationMap(from), Lsn(at.0 - 1), steps), at)
         }
     };
-    let records = match key {
-        MetaKey::Counters => hosted.index.counters.as_slice(),
-        _ => hosted.index.meta.get(key).map_or(&[][..], Vec::as_slice),
-    };
-    steps.extend(between(records, above, lsn).iter().map(|reference| (key.clone(), *reference)));
+    match key {
+        MetaKey::Counters => {
+            let records = hosted.index.all_records(above, lsn);
+            steps.extend(records.iter().map(|reference| (MetaKey::Counters, *reference)));
+        }
+        _ => {
+            let records = hosted.index.meta_records(key, above, lsn);
+            steps.extend(records.map(|reference| (key.clone(), reference)));
+        }
+    }
     value
 }
 
@@ -262,8 +259,8 @@ impl Store {
             };
             if !replaced {
                 count(&self.counters.page_cache_hits, 1);
-                let records = hosted.index.pages.get(key).map_or(&[][..], Vec::as_slice);
-                let steps = between(records, since, lsn).iter().map(|reference| (*key, *reference)).collect();
+                let records = hosted.index.page_records(key, since, lsn);
+                let steps = records.map(|reference| (*key, reference)).collect();
                 return PageRecipe { source: Source::Cached(page), steps, version };
             }
         }
@@ -370,8 +367,27 @@ impl Store {
                 Ok(MetaRecipe { value, steps, version: hosted.version })
             },
             |recipe| recipe.version,
-            |recipe| self.make_meta(recipe).map_err(|spoiled| (recipe.version, spoiled)),
+            |recipe| {
+                let made = match key {
+                    MetaKey::Counters => self.make_counters(recipe),
+                    _ => self.make_meta(recipe),
+                };
+                made.map_err(|spoiled| (recipe.version, spoiled))
+            },
         )
+    }
+
+    fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
+        let mut counters = self.rules.counters(recipe.value.clone());
+        let mut reader = RecordReader::new(&self.files, recipe.steps.len());
+        for (_, reference) in &recipe.steps {
+            let bytes = reader.read(reference).map_err(Spoiled::Other)?;
+            let record = self.parse(reference, bytes).map_err(Spoiled::Other)?;
+            counters
+                .apply(&record)
+                .map_err(|error| Spoiled::Redo { lsn: reference.span.end, reason: error.to_string() })?;
+        }
+        Ok(counters.finish())
     }
 
     fn make_meta(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
@@ -402,7 +418,7 @@ impl Store {
             let hosted = Store::readable(&state, META_GROUP, lsn)?;
             let copied = hosted.index.database_events(Lsn::ZERO, lsn);
             let copied = copied.map(|(_, database, _)| MetaKey::RelationMap(database));
-            let known = hosted.base.meta.keys().chain(hosted.index.meta.keys()).cloned();
+            let known = hosted.base.meta.keys().chain(hosted.index.meta_keys()).cloned();
             known
                 .chain(copied)
                 .filter(|key| !matches!(key, MetaKey::Counters | MetaKey::ControlFileTemplate))
@@ -475,7 +491,7 @@ impl Store {
                 }
             }
         }
-        for (page, records) in &hosted.index.pages {
+        for page in hosted.index.page_keys() {
             if !matches!(page, PageKey::Slru { kind: of, .. } if *of == kind) {
                 continue;
             }
@@ -483,7 +499,7 @@ impl Store {
                 Origin::Nothing { since } => since,
                 _ => Lsn::ZERO,
             };
-            if !between(records, above, lsn).is_empty() {
+            if hosted.index.page_records(page, above, lsn).len() > 0 {
                 pages.insert(*page);
             }
         }
@@ -538,8 +554,7 @@ impl Store {
 /// The next keys after `after` that may exist as of `lsn`, at most `limit`, in order.
 fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, limit: usize) -> Vec<PageKey> {
     let is_after = |key: &PageKey| after.is_none_or(|after| *key > after);
-    let mut keys: BTreeSet<PageKey> =
-        hosted.index.pages.keys().filter(|key| is_after(key)).copied().collect();
+    let mut keys: BTreeSet<PageKey> = hosted.index.page_keys().filter(|key| is_after(key)).copied().collect();
     for (_, database, event) in hosted.index.database_events(Lsn::ZERO, lsn) {
         let crate::index::DatabaseEvent::CopyOf(_) = event else { continue };
         for fork in hosted.index.fork_candidates(&hosted.base, database, lsn) {
@@ -551,7 +566,7 @@ fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, lim
             {
                 original = in_database(original, from);
                 at = Lsn(copied.0 - 1);
-                let pending = hosted.index.pages.keys().filter_map(|key| match key {
+                let pending = hosted.index.page_keys().filter_map(|key| match key {
                     PageKey::Block(block) if block.relation_fork == original => Some(block.block),
                     _ => None,
                 });

@@ -1,8 +1,9 @@
 //! What a store needs to know about redo.
 
 use borealis_redo::RedoError;
+use borealis_redo::counters::Counters;
 use borealis_types::{MetaKey, PageBytes, PageKey};
-use borealis_wal::{Effect, EffectError, Record, RecordError};
+use borealis_wal::{Effect, EffectError, Record, RecordError, ResourceManager};
 
 /// Redo as the store uses it. [`PostgresRules`] is the real one; tests bring simpler records of their own.
 pub trait RedoRules: Send + Sync {
@@ -34,6 +35,21 @@ pub trait RedoRules: Send + Sync {
         key: &MetaKey,
         value: Option<Vec<u8>>,
     ) -> Result<Option<Vec<u8>>, RedoError>;
+
+    /// Begins to apply a run of records to the counters, of which every record of the meta group changes some.
+    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersRun + '_>;
+}
+
+/// The counters while a run of records is applied to them.
+pub trait CountersRun {
+    /// Applies the next record, as [`RedoRules::apply_meta`] does.
+    ///
+    /// # Errors
+    /// When it cannot be applied; the run is of no use then.
+    fn apply(&mut self, record: &Record<'_>) -> Result<(), RedoError>;
+
+    /// What the records made of the counters.
+    fn finish(self: Box<Self>) -> Option<Vec<u8>>;
 }
 
 /// PostgreSQL's redo, from `borealis-wal` and `borealis-redo`.
@@ -60,5 +76,90 @@ impl RedoRules for PostgresRules {
         value: Option<Vec<u8>>,
     ) -> Result<Option<Vec<u8>>, RedoError> {
         borealis_redo::apply_meta(record, key, value)
+    }
+
+    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersRun + '_> {
+        Box::new(PostgresCounters::Encoded(value))
+    }
+}
+
+/// Decoded by the first record that changes them, and encoded again when someone asks for them.
+enum PostgresCounters {
+    Encoded(Option<Vec<u8>>),
+    Decoded(Counters),
+}
+
+impl CountersRun for PostgresCounters {
+    fn apply(&mut self, record: &Record<'_>) -> Result<(), RedoError> {
+        if let PostgresCounters::Decoded(counters) = self
+            && record.resource_manager != ResourceManager::Borealis
+        {
+            return counters.apply(record);
+        }
+        // Borealis's own records bring encoded values. And what does not decode is refused as everywhere else.
+        let before = std::mem::replace(self, PostgresCounters::Encoded(None));
+        let after = borealis_redo::apply_meta(record, &MetaKey::Counters, before.encoded())?;
+        *self = match after.as_deref().map(Counters::decode) {
+            Some(Some(counters)) => PostgresCounters::Decoded(counters),
+            _ => PostgresCounters::Encoded(after),
+        };
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Option<Vec<u8>> {
+        self.encoded()
+    }
+}
+
+impl PostgresCounters {
+    fn encoded(self) -> Option<Vec<u8>> {
+        match self {
+            PostgresCounters::Encoded(value) => value,
+            PostgresCounters::Decoded(counters) => Some(counters.encode()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use borealis_types::{Lsn, PostgresVersion, RecordSpan};
+    use borealis_wal::encode::RecordBuilder;
+    use borealis_wal::native::Native;
+
+    use super::*;
+
+    /// Records one after another, from these bytes.
+    fn records(all: &[Vec<u8>]) -> impl Iterator<Item = Record<'_>> {
+        let mut start = Lsn(1 << 24);
+        all.iter().map(move |bytes| {
+            let span = RecordSpan { start, end: Lsn(start.0 + bytes.len() as u64).align_up() };
+            start = Lsn(span.end.0 + 24);
+            Record::parse(PostgresVersion::V15, span, bytes).unwrap()
+        })
+    }
+
+    #[test]
+    fn a_run_of_records_makes_the_same_counters_as_one_after_another() {
+        let commit =
+            |xid| RecordBuilder::new(ResourceManager::Transaction, 0).xid(xid).main_data(&[0; 8]).finish();
+        let stored = Counters { next_full_xid: 5000, next_oid: 77, ..Counters::default() }.encode();
+        let put = Native::PutMeta { key: MetaKey::Counters, value: Some(&stored[..]) }.encode(Lsn::ZERO);
+        let all = [commit(700), commit(701), put, commit(6000), commit(5999)];
+        let rules = PostgresRules;
+        let (mut run, mut value) = (rules.counters(None), None);
+        for record in records(&all) {
+            run.apply(&record).unwrap();
+            value = rules.apply_meta(&record, &MetaKey::Counters, value).unwrap();
+        }
+        let after = run.finish();
+        assert_eq!(after, value);
+        assert_eq!(Counters::decode(&after.unwrap()).unwrap().next_full_xid, 6001);
+    }
+
+    #[test]
+    fn stored_counters_that_do_not_decode_stop_a_run() {
+        let commit = RecordBuilder::new(ResourceManager::Transaction, 0).xid(9).main_data(&[0; 8]).finish();
+        let record = records(std::slice::from_ref(&commit)).next().unwrap();
+        assert!(PostgresRules.counters(Some(vec![1, 2, 3])).apply(&record).is_err());
     }
 }

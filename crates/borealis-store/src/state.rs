@@ -8,10 +8,12 @@ use borealis_quorum::{ChainLink, DurablePoint, Promise};
 use borealis_types::{
     EpochHistory, GroupId, GroupSet, Lsn, Placement, PostgresVersion, RecordSpan, VolumeEpoch, WriterId,
 };
+use borealis_wal::Effect;
 use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::catalog::{BATCH_PREFIX_BYTES, BatchPrefix, Catalog, EntryRef};
+use crate::facts::Facts;
 use crate::hosted::HostedSegment;
 use crate::index::RecordRef;
 use crate::log::{Log, LogFiles, LogPosition};
@@ -54,6 +56,13 @@ impl From<&BatchHeader> for PositionsEntry {
     }
 }
 
+impl From<PositionsEntry> for BatchHeader {
+    fn from(entry: PositionsEntry) -> BatchHeader {
+        let PositionsEntry { epoch, durable, minimum_read_point, tails } = entry;
+        BatchHeader { volume_epoch: epoch, durable, minimum_read_point, tails }
+    }
+}
+
 /// What redo means here.
 #[derive(Clone, Copy)]
 pub(crate) struct RedoContext<'a> {
@@ -71,39 +80,46 @@ pub(crate) struct State {
     pub peer_floors: BTreeMap<GroupId, Lsn>,
 }
 
-/// A record whose bytes are in the log, as one batch entry has it.
-pub(crate) struct EnteredRecord<'a> {
+/// A record whose bytes are in the log.
+pub(crate) struct EnteredRecord {
     pub reference: RecordRef,
+    /// The groups whose segments took it.
     pub groups: GroupSet,
-    pub bytes: &'a [u8],
+    pub facts: Facts,
 }
 
 impl State {
     /// Notes positions; returns whether any segment learned something.
-    pub(crate) fn observe(&mut self, positions: &PositionsEntry) -> bool {
+    pub(crate) fn observe(&mut self, positions: &BatchHeader) -> bool {
+        let epoch = positions.volume_epoch;
         let mut news = false;
         for tail in &positions.tails {
             let Some(hosted) = self.segments.get_mut(&tail.group) else { continue };
             let point = DurablePoint { volume: positions.durable, group_tail: tail.last_end };
-            news |= hosted.segment.observe_durable(positions.epoch, point);
+            news |= hosted.segment.observe_durable(epoch, point);
         }
         for hosted in self.segments.values_mut() {
             let point = positions.minimum_read_point;
-            news |= hosted.segment.observe_minimum_read_point(positions.epoch, point);
+            news |= hosted.segment.observe_minimum_read_point(epoch, point);
         }
         news
     }
 
     /// Enters records that segments took and that are in the log into the index, as far as chains reach.
+    /// `effects` is the list that their facts are about.
     pub(crate) fn enter(
         &mut self,
         context: RedoContext<'_>,
         files: &LogFiles,
-        records: &[EnteredRecord<'_>],
+        mut records: Vec<EnteredRecord>,
+        effects: &[Effect],
     ) -> Result<(), StoreError> {
-        let RedoContext { rules, version, placement } = context;
+        // A batch may have them in any order, the index only in one.
+        if !records.is_sorted_by_key(|record| record.reference.span.start) {
+            records.sort_by_key(|record| record.reference.span.start);
+        }
         let mut touched = GroupSet::EMPTY;
-        for record in records {
+        for record in &records {
             let span = record.reference.span;
             for group in record.groups.iter() {
                 let Some(hosted) = self.segments.get_mut(&group) else { continue };
@@ -111,7 +127,7 @@ impl State {
                 let complete = span.end <= hosted.segment.segment_complete_lsn();
                 let next = hosted.pending.first_key_value().is_none_or(|(start, _)| span.start < *start);
                 if complete && next {
-                    hosted.index_record(rules, version, placement, record.reference, record.bytes);
+                    hosted.index_record(context.placement, record.reference, &record.facts, effects);
                 } else {
                     hosted.pending.insert(span.start, record.reference);
                 }
@@ -131,7 +147,7 @@ impl State {
     ) -> Result<(), StoreError> {
         let Some(hosted) = self.segments.get_mut(&group) else { return Ok(()) };
         let read = |reference: &RecordRef| read_record(files, context.rules, reference);
-        hosted.index_pending(context.rules, context.version, context.placement, &read)
+        hosted.index_pending(context, &read)
     }
 
     /// Applies a batch entry of the log that is after the checkpoint.
@@ -144,12 +160,13 @@ impl State {
     ) -> Result<(), StoreError> {
         let (prefix, header, records) = decode_entry(position, payload)?;
         if prefix.positions_count {
-            self.observe(&PositionsEntry::from(&header));
+            self.observe(&header);
         }
         let mut entered = Vec::with_capacity(records.len());
-        for (record, previous_ends) in &records {
+        let mut effects = Vec::new();
+        for record in &records {
             let mut groups = GroupSet::EMPTY;
-            for &(group, previous_end) in previous_ends {
+            for &(group, previous_end) in &record.previous_ends {
                 let Some(hosted) = self.segments.get_mut(&group) else { continue };
                 let link = ChainLink { previous_end, span: record.reference.span };
                 match hosted.segment.offer(Source::Replay, header.volume_epoch, link) {
@@ -171,26 +188,27 @@ impl State {
                     }
                 }
             }
-            entered.push(EnteredRecord { reference: record.reference, groups, bytes: record.bytes });
+            let facts = Facts::of_bytes(context, record.reference.span, record.bytes, &mut effects);
+            entered.push(EnteredRecord { reference: record.reference, groups, facts });
         }
-        self.catalog_batch(position, payload.len(), prefix.groups, &records);
-        self.enter(context, files, &entered)
+        let spans = records.iter().map(|record| record.reference.span);
+        self.catalog_batch(position, payload.len(), prefix.groups, spans);
+        self.enter(context, files, entered, &effects)
     }
 
-    /// Adds a batch entry to the catalog.
+    /// Adds a batch entry with records at `spans` to the catalog.
     pub(crate) fn catalog_batch(
         &mut self,
         position: LogPosition,
         length: usize,
         groups: GroupSet,
-        records: &[DecodedRecord<'_>],
+        spans: impl Iterator<Item = RecordSpan>,
     ) {
-        let spans = || records.iter().map(|(record, _)| record.reference.span);
-        let (Some(first_start), Some(last_end)) =
-            (spans().map(|span| span.start).min(), spans().map(|span| span.end).max())
-        else {
-            return;
-        };
+        let whole = spans.reduce(|whole, span| RecordSpan {
+            start: whole.start.min(span.start),
+            end: whole.end.max(span.end),
+        });
+        let Some(RecordSpan { start: first_start, end: last_end }) = whole else { return };
         self.catalog.push(EntryRef { position, length: length as u32, groups, first_start, last_end });
     }
 
@@ -224,6 +242,15 @@ impl State {
             .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
         applicable.map(|hosted| hosted.index.memory_bytes()).sum()
     }
+
+    /// Bytes of records that materializing now can apply.
+    pub(crate) fn applicable_record_bytes(&self) -> u64 {
+        let applicable = self
+            .segments
+            .values()
+            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        applicable.map(|hosted| hosted.index.record_bytes).sum()
+    }
 }
 
 /// Reads a record's bytes back from the log and verifies them.
@@ -241,8 +268,15 @@ pub(crate) fn read_record(
     Ok(bytes)
 }
 
-/// A record of a batch entry, with the ends of its predecessors in the groups that took it.
-pub(crate) type DecodedRecord<'a> = (EnteredRecord<'a>, Vec<(GroupId, Lsn)>);
+/// A record of a batch entry that is read back.
+pub(crate) struct DecodedRecord<'a> {
+    pub reference: RecordRef,
+    /// The groups that took it.
+    pub groups: GroupSet,
+    /// Where its predecessors in these groups end.
+    pub previous_ends: Vec<(GroupId, Lsn)>,
+    pub bytes: &'a [u8],
+}
 
 /// Decodes a batch entry's payload, which begins at `position`.
 pub(crate) fn decode_entry(
@@ -275,7 +309,7 @@ pub(crate) fn decode_batch(
         let taken = record.links.iter().filter(|link| groups.contains(link.group));
         let previous_ends: Vec<_> = taken.map(|link| (link.group, link.previous_end)).collect();
         let groups = previous_ends.iter().fold(GroupSet::EMPTY, |set, (group, _)| set.with(*group));
-        records.push((EnteredRecord { reference, groups, bytes: record.bytes }, previous_ends));
+        records.push(DecodedRecord { reference, groups, previous_ends, bytes: record.bytes });
     }
     Ok((header, records))
 }

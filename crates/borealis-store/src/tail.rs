@@ -131,7 +131,7 @@ impl Store {
                 return Ok(());
             }
             let (prefix, _, records) = decode_entry(entry.position, &entry.payload)?;
-            let spans = || records.iter().map(|(record, _)| record.reference.span);
+            let spans = || records.iter().map(|record| record.reference.span);
             if let (Some(first_start), Some(last_end)) =
                 (spans().map(|span| span.start).min(), spans().map(|span| span.end).max())
             {

@@ -58,6 +58,8 @@ enum Command {
     },
     /// Apply WAL and compare every page with what PostgreSQL says it must be.
     RedoCheck(redo_check::RedoCheckArguments),
+    /// Measure Borealis beside stock PostgreSQL on this machine.
+    Bench(commands::bench::BenchArguments),
     /// Parts of a cluster, started by the other commands.
     #[command(subcommand, hide = true)]
     Internal(InternalCommand),
@@ -196,6 +198,7 @@ fn main() -> ExitCode {
         Command::Instance(InstanceCommand::Stop { id }) => commands::parts::stop_instance(&dir, id),
         Command::Verify { json } => commands::verify::verify(&dir, json),
         Command::RedoCheck(arguments) => redo_check::redo_check(&dir, &arguments),
+        Command::Bench(arguments) => commands::bench::bench(&arguments),
         Command::Internal(InternalCommand::Node { config }) => commands::internal::node(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };

@@ -127,8 +127,20 @@ impl CacheFile {
         }
     }
 
-    /// Makes a block a hole.
-    pub fn punch(&self, block: u32) -> io::Result<()> {
+    /// Makes a block that reads as `page` a hole, and says whether it is one now. A file system that keeps the memory
+    /// (of a huge page, say) leaves zeros that look like data; then the page is put back. The caller excludes writers,
+    /// and readers that look twice.
+    pub fn drop_block(&self, block: u32, page: &PageBytes) -> io::Result<bool> {
+        self.punch(block)?;
+        let start = u64::from(block) * PAGE_SIZE as u64;
+        let is_hole = self.seek(start, libc::SEEK_DATA)?.is_none_or(|data| data >= start + PAGE_SIZE as u64);
+        if !is_hole {
+            self.0.write_all_at(page, start)?;
+        }
+        Ok(is_hole)
+    }
+
+    fn punch(&self, block: u32) -> io::Result<()> {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let offset = i64::from(block) * PAGE_SIZE as i64;
         // SAFETY: no memory is involved.

@@ -11,6 +11,7 @@
 //! PostgreSQL cannot tell from it, but for hints it can do without.
 
 mod files;
+mod limit;
 pub mod rule;
 
 use std::ffi::CString;
@@ -26,6 +27,8 @@ use anyhow::Context as _;
 use borealis_shm::{CachedBlock, ClientSide, ClientSlot};
 use borealis_types::{BLOCKS_PER_SEGMENT_FILE, Lsn, PAGE_SIZE};
 
+pub use limit::default_limit_bytes;
+
 use files::{CacheFile, RelationFile};
 use rule::{Keep, Known};
 
@@ -34,8 +37,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long it leaves the cache alone after it found nothing more to drop, at first and at most.
 const REST: Duration = Duration::from_millis(100);
 const REST_MAX: Duration = Duration::from_secs(5);
-/// A cache this much beyond its limit is worth a line in the log, but not more often than that.
-const COMPLAIN_BEYOND: u64 = 2;
+/// It rests this many times as long as it worked in vain.
+const REST_FOR_WORK: u32 = 4;
+/// How long the cache is not counted at most while it grows.
+const ROUND_INTERVAL: Duration = Duration::from_secs(2);
+/// A cache this much beyond its limit, or an eighth of it, is worth a line in the log, but not more often than that.
+const COMPLAIN_BEYOND: u64 = 64 << 20;
 const COMPLAIN_INTERVAL: Duration = Duration::from_secs(60);
 /// Blocks looked at under one lock: writers of the file wait that long.
 const BLOCKS_PER_LOCK: usize = 8;
@@ -120,6 +127,8 @@ impl Drop for Evictor {
 /// Why pages stayed, counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Kept {
+    /// Somebody was writing to the file.
+    busy: u64,
     not_logged: u64,
     not_durable: u64,
     open_transaction: u64,
@@ -135,6 +144,14 @@ impl Kept {
             Keep::Empty | Keep::VacuumCycle | Keep::Sequence => &mut self.other,
         } += 1;
     }
+}
+
+/// What a round came to.
+struct Round {
+    /// Of the cache, afterwards.
+    bytes: u64,
+    /// As of now.
+    limit_bytes: u64,
 }
 
 /// The thread's state.
@@ -157,22 +174,27 @@ impl Keeper {
         let mut room_blocks = 0;
         // While it is beyond: what keeps blocks in place passes with time, but there is no hurry.
         let mut rest = None;
+        let mut last_round = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             std::thread::park_timeout(rest.map_or(LOOK_INTERVAL, |rest: Duration| rest.max(LOOK_INTERVAL)));
             let grown = self.client.cache().growth_blocks();
-            if rest.is_none() && grown - counted_at <= room_blocks {
+            // Others fill the memory file system too, so the limit may have come down.
+            let due = rest.is_some() || last_round.elapsed() >= ROUND_INTERVAL && grown != counted_at;
+            if !due && grown - counted_at <= room_blocks {
                 continue;
             }
             let has_grown = grown != counted_at;
             counted_at = grown;
+            let begun = Instant::now();
             match self.round() {
-                Ok(bytes) => {
+                Ok(Round { bytes, limit_bytes }) => {
                     self.figures.bytes.store(bytes, Ordering::Relaxed);
-                    let full = bytes >= self.limit_bytes;
+                    let full = bytes >= limit_bytes;
                     self.client.cache().set_full(full);
-                    room_blocks = self.limit_bytes.saturating_sub(bytes) / PAGE_SIZE as u64;
+                    room_blocks = limit_bytes.saturating_sub(bytes) / PAGE_SIZE as u64;
                     let longer = rest.filter(|_| !has_grown).map_or(REST, |rest| (rest * 2).min(REST_MAX));
-                    rest = full.then_some(longer);
+                    // Where everything must stay, looking through it again and again helps nobody.
+                    rest = full.then_some(longer.max(begun.elapsed() * REST_FOR_WORK));
                 }
                 Err(error) if !self.stop.load(Ordering::Relaxed) => {
                     tracing::warn!("the page cache could not be looked through: {error:#}");
@@ -180,20 +202,22 @@ impl Keeper {
                 }
                 Err(_) => {}
             }
+            last_round = Instant::now();
         }
         self.client.release_slot(&self.slot);
     }
 
-    /// Counts the cache and makes room in it if need be. Returns its bytes afterwards.
-    fn round(&mut self) -> anyhow::Result<u64> {
+    /// Counts the cache and makes room in it if need be.
+    fn round(&mut self) -> anyhow::Result<Round> {
         let files =
             files::list(&self.data_directory, self.client.wal_segment_size_bytes(), self.client.versions())?;
         let mut bytes: u64 = files.iter().map(|file| file.bytes).sum();
-        if bytes <= self.limit_bytes {
-            return Ok(bytes);
+        let limit_bytes = limit::current_limit_bytes(&self.data_directory, self.limit_bytes, bytes);
+        if bytes <= limit_bytes {
+            return Ok(Round { bytes, limit_bytes });
         }
         // Some room at once, or the next block would be beyond the limit again.
-        let goal = self.limit_bytes - self.limit_bytes / 8;
+        let goal = limit_bytes - limit_bytes / 8;
         let mut kept = Kept::default();
         let first = files.partition_point(|file| file.path <= self.hand);
         // Twice around: what was used since the last time is passed by once.
@@ -201,7 +225,7 @@ impl Keeper {
             kept = Kept::default();
             for file in files[first..].iter().chain(&files[..first]) {
                 if bytes <= goal || self.stop.load(Ordering::Relaxed) {
-                    return Ok(bytes);
+                    return Ok(Round { bytes, limit_bytes });
                 }
                 let excess_blocks = (bytes - goal).div_ceil(PAGE_SIZE as u64);
                 let dropped = self.evict(file, excess_blocks, circle == 1, &mut kept)?;
@@ -210,24 +234,25 @@ impl Keeper {
                 self.hand.clone_from(&file.path);
             }
         }
-        self.complain(bytes, kept);
-        Ok(bytes)
+        self.complain(bytes, limit_bytes, kept);
+        Ok(Round { bytes, limit_bytes })
     }
 
     /// Says that more stays than the limit allows, and why.
-    fn complain(&mut self, bytes: u64, kept: Kept) {
-        let is_much = bytes > (self.limit_bytes + (64 << 20)) * COMPLAIN_BEYOND;
+    fn complain(&mut self, bytes: u64, limit_bytes: u64, kept: Kept) {
+        let is_much = bytes > limit_bytes.saturating_add((limit_bytes / 8).max(COMPLAIN_BEYOND));
         if !is_much || self.complained.is_some_and(|last| last.elapsed() < COMPLAIN_INTERVAL) {
             return;
         }
         self.complained = Some(Instant::now());
         tracing::warn!(
-            limit_mib = self.limit_bytes >> 20,
+            limit_mib = limit_bytes >> 20,
             cached_mib = bytes >> 20,
             blocks_of_open_transactions = kept.open_transaction,
             blocks_not_durable = kept.not_durable,
             blocks_not_logged = kept.not_logged,
             blocks_otherwise_needed = kept.other,
+            blocks_being_written = kept.busy,
             "the page cache is beyond its limit, for these blocks must stay"
         );
     }
@@ -252,6 +277,9 @@ impl Keeper {
         while let Some(data) = open.next_data(block)? {
             block = data.end;
             for start in data.clone().step_by(BLOCKS_PER_LOCK) {
+                if self.stop.load(Ordering::Relaxed) {
+                    return Ok(dropped);
+                }
                 let end = data.end.min(start + BLOCKS_PER_LOCK as u32);
                 let end = end.min(start.saturating_add(u32::try_from(wanted - dropped).unwrap_or(u32::MAX)));
                 // Without a lock at first: mostly something stays, and nobody has to wait for that.
@@ -266,15 +294,20 @@ impl Keeper {
                     Some(blocks) => blocks,
                     None => *in_storage.insert(self.blocks_in_storage(file)?),
                 };
-                let _guard = self.client.lock_for_fill(&self.slot, file.hash);
+                // Not waited for: a process that was killed in the middle of a write keeps its lock.
+                let Some(_guard) = self.client.try_lock_for_fill(&self.slot, file.hash) else {
+                    kept.busy += candidates.len() as u64;
+                    continue;
+                };
                 for &block in candidates.iter().filter(|block| **block < blocks) {
                     let cached = CachedBlock { file_hash: file.hash, block };
                     let written_at = self.client.cache().written_at(cached);
-                    if open.read(block, &mut page)?
-                        && rule::may_drop(&page, written_at, &self.known()).is_ok()
-                    {
-                        open.punch(block)?;
-                        dropped += 1;
+                    if !open.read(block, &mut page)? {
+                        continue;
+                    }
+                    match rule::may_drop(&page, written_at, &self.known()) {
+                        Ok(()) => dropped += u64::from(open.drop_block(block, &page)?),
+                        Err(why) => kept.count(why),
                     }
                 }
                 if dropped >= wanted {
@@ -328,5 +361,147 @@ impl Keeper {
         let blocks = size.blocks.filter(|_| !size.has_init_fork).unwrap_or(0);
         let first = file.segment.saturating_mul(BLOCKS_PER_SEGMENT_FILE);
         Ok(blocks.saturating_sub(first).min(BLOCKS_PER_SEGMENT_FILE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_shm::path::PathClass;
+    use borealis_shm::{Config, DriverSide, RelationSize, Reply, Request};
+    use borealis_types::{Fork, RelationFork, RelationLocator};
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    const BLOCKS: u32 = 64;
+
+    /// An instance's memory directory with one relation file full of logged pages, and its shared memory.
+    struct Fixture {
+        folder: tempfile::TempDir,
+        driver: DriverSide,
+        file: PathBuf,
+        fork: RelationFork,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+            let data = folder.path().join("data");
+            std::fs::create_dir_all(data.join("base/5")).expect("made");
+            let config = Config {
+                data_directory: data.clone(),
+                wal_segment_size_bytes: 16 << 20,
+                log_ahead_limit_bytes: 0,
+                major_version: 15,
+                catalog_version: 202_209_061,
+                spin_count: 0,
+                slot_count: 4,
+                owner: None,
+            };
+            let driver = DriverSide::create(&folder.path().join("shm"), &config).expect("created");
+            driver.publish_oldest_open(Lsn::MAX);
+            driver.publish_durable(0, Lsn(32 << 20));
+            let file = data.join("base/5/16384");
+            let mut page = [7u8; PAGE_SIZE];
+            page[..8].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 1]);
+            std::fs::write(&file, page.repeat(BLOCKS as usize)).expect("written");
+            let locator = RelationLocator { tablespace: 1663, database: 5, relation: 16384 };
+            Fixture { folder, driver, file, fork: RelationFork { locator, fork: Fork::Main } }
+        }
+
+        fn start(&self, limit_bytes: u64) -> Evictor {
+            let data = self.folder.path().join("data");
+            Evictor::start(&data, self.driver.path(), self.driver.event_fd(), limit_bytes).expect("started")
+        }
+
+        fn client(&self) -> ClientSide {
+            let path = CString::new(self.driver.path().as_os_str().as_bytes()).expect("a path");
+            ClientSide::attach(&path, self.driver.event_fd()).expect("attached")
+        }
+
+        fn bytes(&self) -> u64 {
+            std::fs::metadata(&self.file).expect("a file").blocks() * 512
+        }
+
+        /// Says that the relation has so many blocks, for as long as `until` does not hold.
+        fn answer(&self, size: RelationSize, until: impl Fn() -> bool) {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !until() {
+                assert!(Instant::now() < deadline, "{} bytes are cached", self.bytes());
+                self.driver.take_pending(|slot, request| {
+                    assert_eq!(request, Request::RelationSize(self.fork));
+                    self.driver.complete(slot, Reply::RelationSize(size));
+                });
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_cache_beyond_its_limit_is_made_smaller() {
+        let fixture = Fixture::new();
+        let evictor = fixture.start(20 * PAGE_SIZE as u64);
+        fixture.client().cache().grown();
+        let size = RelationSize { blocks: Some(BLOCKS), has_init_fork: false };
+        // More than the limit's room must have grown before anybody looks.
+        (0..BLOCKS).for_each(|_| fixture.client().cache().grown());
+        fixture.answer(size, || fixture.bytes() <= 20 * PAGE_SIZE as u64);
+        assert!(fixture.bytes() > 0, "a limit is no reason to drop everything");
+        fixture.driver.set_state(borealis_shm::InstanceState::Poisoned, "over");
+        drop(evictor);
+    }
+
+    #[test]
+    fn what_storage_cannot_give_back_stays() {
+        let fixture = Fixture::new();
+        let evictor = fixture.start(0);
+        fixture.client().cache().grown();
+        // Half of the blocks are not in storage yet.
+        let size = RelationSize { blocks: Some(BLOCKS / 2), has_init_fork: false };
+        let half = u64::from(BLOCKS / 2) * PAGE_SIZE as u64;
+        fixture.answer(size, || fixture.bytes() <= half);
+        fixture.answer(size, {
+            let begun = Instant::now();
+            move || begun.elapsed() > Duration::from_millis(400)
+        });
+        assert_eq!(fixture.bytes(), half);
+        let mut page = [0; PAGE_SIZE];
+        let file = std::fs::File::open(&fixture.file).expect("open");
+        file.read_exact_at(&mut page, half).expect("read");
+        assert_eq!(page[100], 7);
+        fixture.driver.set_state(borealis_shm::InstanceState::Poisoned, "over");
+        drop(evictor);
+    }
+
+    #[test]
+    fn an_unlogged_relation_stays() {
+        let fixture = Fixture::new();
+        let evictor = fixture.start(0);
+        fixture.client().cache().grown();
+        let begun = Instant::now();
+        let size = RelationSize { blocks: Some(BLOCKS), has_init_fork: true };
+        fixture.answer(size, || begun.elapsed() > Duration::from_millis(400));
+        assert_eq!(fixture.bytes(), u64::from(BLOCKS) * PAGE_SIZE as u64);
+        fixture.driver.set_state(borealis_shm::InstanceState::Poisoned, "over");
+        drop(evictor);
+    }
+
+    /// A process that is killed in the middle of a write keeps its lock, and the evictor must end all the same.
+    #[test]
+    fn a_lock_of_a_dead_process_holds_nobody_up() {
+        let fixture = Fixture::new();
+        let (client, slot) = (fixture.client(), ClientSlot::new());
+        let class = PathClass::Relation { fork: fixture.fork, segment: 0 };
+        let guard = client.lock_for_write(&slot, class.hash());
+        let evictor = fixture.start(0);
+        client.cache().grown();
+        let begun = Instant::now();
+        let size = RelationSize { blocks: Some(BLOCKS), has_init_fork: false };
+        fixture.answer(size, || begun.elapsed() > Duration::from_millis(300));
+        assert_eq!(fixture.bytes(), u64::from(BLOCKS) * PAGE_SIZE as u64);
+        fixture.driver.set_state(borealis_shm::InstanceState::Poisoned, "over");
+        let begun = Instant::now();
+        drop(evictor);
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        drop(guard);
     }
 }

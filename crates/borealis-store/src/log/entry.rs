@@ -74,17 +74,19 @@ pub(crate) fn entry_bytes(payload_length: usize) -> u64 {
     (ENTRY_HEADER_BYTES as u64 + payload_length as u64).next_multiple_of(8)
 }
 
-/// Encodes an entry: header, payload, padding.
+/// Encodes an entry, header, payload and padding, in the place of what `bytes` held.
 pub(crate) fn encode_entry(
+    bytes: &mut Vec<u8>,
     seed: u32,
     offset: u32,
     kind: EntryKind,
     durable_through: LogPosition,
     payload: &[&[u8]],
-) -> Vec<u8> {
+) {
     let length: usize = payload.iter().map(|part| part.len()).sum();
     let checksum = payload.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
-    let mut bytes = Vec::with_capacity(entry_bytes(length) as usize);
+    bytes.clear();
+    bytes.reserve(entry_bytes(length) as usize);
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&checksum.to_le_bytes());
     bytes.extend_from_slice(&(length as u32).to_le_bytes());
@@ -98,7 +100,6 @@ pub(crate) fn encode_entry(
         bytes.extend_from_slice(part);
     }
     bytes.resize(entry_bytes(length) as usize, 0);
-    bytes
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -169,7 +170,8 @@ mod tests {
             payload in prop::collection::vec(any::<u8>(), 0..100), flip in 0usize..256, number: u32,
         ) {
             let seed = file_seed(7, number);
-            let mut bytes = encode_entry(seed, 64, EntryKind::Batch, LogPosition(9), &[&payload]);
+            let mut bytes = vec![1; 7];
+            encode_entry(&mut bytes, seed, 64, EntryKind::Batch, LogPosition(9), &[&payload]);
             let header: [u8; ENTRY_HEADER_BYTES] = bytes[..ENTRY_HEADER_BYTES].try_into().unwrap();
             let decoded = decode_entry_header(seed, 64, &header).expect("just encoded");
             prop_assert_eq!(decoded.payload_length as usize, payload.len());

@@ -31,6 +31,16 @@ pub(crate) const FILE_BYTES_MAX: u64 = 2 << 30;
 /// Zero-filled at a time, ahead of the entries.
 const ZERO_STRETCH_BYTES: u64 = 4 << 20;
 
+/// Written at a time, of zeros and of entries. A file system that caches files in folios makes one of all that is
+/// written at once, and then each small write into it, and each sync of one, looks at every block of the folio:
+/// with zeros of 4 MiB, a write and sync of an ordinary entry took half as much processor time again on ext4.
+const ZERO_PIECE_BYTES: usize = 32 << 10;
+const PIECE_BYTES: usize = 128 << 10;
+/// An entry of this size makes its own room in the file.
+const LARGE_ENTRY_BYTES: u64 = 64 << 10;
+/// A buffer that grew beyond this for one entry is given back.
+const BUFFER_KEPT_BYTES: usize = 1 << 20;
+
 /// A byte of the log: file number in the high half, offset in the file in the low half.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct LogPosition(pub u64);
@@ -147,6 +157,8 @@ pub(crate) struct Log {
     filled: u64,
     /// A file to become the next one.
     spare: Option<PathBuf>,
+    /// Entries are put together here.
+    buffer: Vec<u8>,
 }
 
 fn file_path(folder: &Path, number: u32) -> PathBuf {
@@ -174,6 +186,7 @@ impl Log {
             offset,
             filled: FILE_HEADER_BYTES,
             spare: None,
+            buffer: Vec::new(),
         })
     }
 
@@ -213,27 +226,41 @@ impl Log {
             self.roll(bytes_needed)?;
         }
         let seed = entry::file_seed(self.incarnation, self.active.number);
-        let bytes = entry::encode_entry(seed, self.offset, kind, durable_through, payload);
-        let end = u64::from(self.offset) + bytes.len() as u64;
+        entry::encode_entry(&mut self.buffer, seed, self.offset, kind, durable_through, payload);
+        let end = u64::from(self.offset) + self.buffer.len() as u64;
         self.fill_ahead(end)?;
-        let written = self.active.file.write_all_at(&bytes, u64::from(self.offset));
-        written.map_err(StoreError::io("write", &self.active.path))?;
+        for (offset, piece) in
+            (u64::from(self.offset)..).step_by(PIECE_BYTES).zip(self.buffer.chunks(PIECE_BYTES))
+        {
+            let written = self.active.file.write_all_at(piece, offset);
+            written.map_err(StoreError::io("write", &self.active.path))?;
+        }
+        self.buffer.shrink_to(BUFFER_KEPT_BYTES);
         let position = self.end().plus(ENTRY_HEADER_BYTES);
         self.offset = end as u32;
         Ok(position)
     }
 
-    /// Zero-fills the next stretch when an entry that ends at `end` would go beyond what is filled.
+    /// Zero-fills the next stretch when an entry that ends at `end` would go beyond what is filled. Not for a
+    /// large one: it makes the file grow itself, and its sync costs more than that, while zeros would make the
+    /// disk write everything twice.
     fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
         if end <= self.filled {
             return Ok(());
         }
+        if end - u64::from(self.offset) >= LARGE_ENTRY_BYTES {
+            self.filled = end;
+            return Ok(());
+        }
         let stretch = ZERO_STRETCH_BYTES.min(self.file_bytes / 4).next_multiple_of(8);
         let target = (end + stretch).min(self.active.size);
-        let zeros = vec![0; (target - self.filled) as usize];
-        let written = self.active.file.write_all_at(&zeros, self.filled);
-        written.map_err(StoreError::io("write", &self.active.path))?;
-        self.filled = target;
+        let zeros = [0; ZERO_PIECE_BYTES];
+        while self.filled < target {
+            let piece = (target - self.filled).min(ZERO_PIECE_BYTES as u64);
+            let written = self.active.file.write_all_at(&zeros[..piece as usize], self.filled);
+            written.map_err(StoreError::io("write", &self.active.path))?;
+            self.filled += piece;
+        }
         Ok(())
     }
 

@@ -227,6 +227,7 @@ impl Log {
             offset,
             filled: length.max(u64::from(offset)),
             spare,
+            buffer: Vec::new(),
         })
     }
 }

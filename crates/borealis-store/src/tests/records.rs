@@ -15,7 +15,7 @@ use borealis_types::{
 use borealis_wal::{Effect, EffectError, Record, RecordError};
 use serde::{Deserialize, Serialize};
 
-use crate::{Identity, Options, RedoRules, Store};
+use crate::{CountersRun, Identity, Options, RedoRules, Store};
 
 /// An effect, in a form that can be stored in a record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -112,6 +112,23 @@ impl RedoRules for TestRules {
             mix(value.map_or(0, |value| u64::from_le_bytes(value.try_into().unwrap())), record.span.end);
         // Now and then the value goes.
         Ok((!hash.is_multiple_of(5)).then(|| hash.to_le_bytes().to_vec()))
+    }
+
+    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersRun + '_> {
+        Box::new(TestCounters(value))
+    }
+}
+
+struct TestCounters(Option<Vec<u8>>);
+
+impl CountersRun for TestCounters {
+    fn apply(&mut self, record: &Record<'_>) -> Result<(), RedoError> {
+        self.0 = TestRules.apply_meta(record, &MetaKey::Counters, self.0.take())?;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Option<Vec<u8>> {
+        self.0
     }
 }
 

@@ -7,7 +7,7 @@ use borealis_quorum::Promise;
 use borealis_types::{GroupId, Lsn, VolumeEpoch, WriterId};
 use proptest::prelude::*;
 
-use super::records::{TestEffect, Writer, block, create, fork, open};
+use super::records::{TestEffect, Writer, Written, block, create, fork, open};
 use crate::{Origin, Policy, StoreError};
 
 fn page(number: u32) -> Vec<TestEffect> {
@@ -44,6 +44,53 @@ fn concurrent_syncs_are_shared() {
     let syncs = store.counters.log_syncs.load(Ordering::Relaxed) - before;
     assert!(syncs < 200, "{syncs} syncs for 200 appends by 8 threads");
     assert_eq!(store.summaries().unwrap()[0].segment_complete_lsn, writer.last().end);
+}
+
+#[test]
+fn a_batch_that_is_known_in_part_and_out_of_order_is_taken_in_few_entries() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["plain", "mixed"].map(|name| folder.path().join(name));
+    let plain = create(&paths[0], 3);
+    let mut writer = Writer::start(&plain);
+    for number in 0..60 {
+        let effects = [(16_384, number), (16_385, number % 7)]
+            .map(|(relation, extent)| TestEffect::Page(block(fork(1, relation), extent * 128)));
+        writer.write(effects.to_vec(), false);
+    }
+    let origin = Origin::Writer(writer.promise);
+    for record in &writer.records {
+        plain.append(&writer.batch(std::slice::from_ref(record)), origin).unwrap();
+    }
+    let mixed = create(&paths[1], 3);
+    assert_eq!(Writer::start(&mixed).promise, writer.promise);
+    // A peer was faster for a part of one group; the writer's batch then has everything, last record first.
+    let has = |record: &&Written| record.links.iter().any(|link| link.group == GroupId(1));
+    let of_group: Vec<Written> = writer.records.iter().filter(has).cloned().collect();
+    let known = &of_group[..of_group.len() / 2];
+    mixed.append(&writer.batch(known), Origin::Peer(GroupId(1))).unwrap();
+    let mut all = writer.records.clone();
+    all.reverse();
+    let entries = || mixed.counters.log_entries.load(Ordering::Relaxed);
+    let before = entries();
+    let appended = mixed.append(&writer.batch(&all), origin).unwrap();
+    mixed.sync(appended.sequence).unwrap();
+    // No more entries than there are sets of three groups.
+    assert!((2..=7).contains(&(entries() - before)), "{} entries", entries() - before);
+    writer.durable = writer.last();
+    plain.note_positions(&writer.header()).unwrap();
+    mixed.note_positions(&writer.header()).unwrap();
+    let same = |mixed: &crate::Store| {
+        for (one, other) in plain.summaries().unwrap().iter().zip(mixed.summaries().unwrap()) {
+            assert_eq!(one.segment_complete_lsn, other.segment_complete_lsn);
+            let lsn = writer.durable.end;
+            let checksums = |store: &crate::Store| store.page_checksums(one.group, lsn, None, 1000).unwrap();
+            assert!(!checksums(&plain).is_empty());
+            assert_eq!(checksums(&plain), checksums(mixed));
+        }
+    };
+    same(&mixed);
+    drop(mixed);
+    same(&open(&paths[1]).unwrap());
 }
 
 #[test]
@@ -100,6 +147,29 @@ fn a_full_index_is_emptied_before_more_is_taken() {
     assert!(metrics["appends_held_back"] > 0);
     assert!(metrics["index_memory_bytes"] < 96 << 10, "{metrics:?}");
     assert!(metrics["log_file_bytes"] < 256 << 10, "{metrics:?}");
+}
+
+#[test]
+fn a_materializer_that_is_kept_from_its_work_cannot_make_the_log_grow_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    // Memory enough, and nobody but the appends themselves materializes.
+    let store = create(&folder.path().join("node"), 1);
+    let mut writer = Writer::start(&store);
+    let unapplied = || store.lock().applicable_record_bytes();
+    let bound = 8 * super::records::options().materialize_after_bytes;
+    let mut highest = 0;
+    while store.counters.appends_held_back.load(Ordering::Relaxed) == 0 {
+        assert!(highest <= 2 * bound, "{highest} bytes wait, and appends go on");
+        let first = writer.records.len();
+        for number in 0..20 {
+            writer.write(page(number), false);
+        }
+        store.append(&writer.batch(&writer.records[first..]), Origin::Writer(writer.promise)).unwrap();
+        writer.durable = writer.last();
+        writer.minimum_read_point = writer.durable.end;
+        highest = highest.max(unapplied());
+    }
+    assert!(highest > bound && unapplied() < bound / 2, "{highest} before, {} after", unapplied());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One module for each group of commands.
 
+pub mod bench;
 pub mod internal;
 pub mod parts;
 pub mod psql;

@@ -1,0 +1,200 @@
+//! Borealis, driven through its command line as any user would.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{Environment, Memory, free_port};
+use crate::cleanup::{self, Item};
+use crate::processes::Role;
+
+/// Longest wait for nodes that were away to have everything.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A cluster of six nodes and one instance.
+#[derive(Debug)]
+pub struct Borealis {
+    program: PathBuf,
+    directory: PathBuf,
+    port: u16,
+    cleanup: Item,
+}
+
+impl Borealis {
+    /// A new, empty cluster.
+    ///
+    /// # Errors
+    /// When it cannot be made or does not start.
+    pub fn start(environment: &Environment, directory: &Path) -> anyhow::Result<Borealis> {
+        let cleanup = Item::Cluster(environment.borealis.clone(), directory.to_owned());
+        let cluster = Borealis {
+            program: environment.borealis.clone(),
+            directory: directory.to_owned(),
+            port: free_port()?,
+            cleanup: cleanup.clone(),
+        };
+        cleanup::add(cleanup);
+        let port = cluster.port.to_string();
+        let buffers = format!("shared_buffers={}", Memory::SharedBuffers.shared_buffers());
+        let bin = environment.binaries.folder.display().to_string();
+        let memory = environment.memory_dir.as_ref().map(|folder| folder.display().to_string());
+        let mut words = vec!["up", "--detach", "--port", &port, "--pg-bin", &bin, "--pg-user"];
+        words.extend([
+            environment.user.name.as_str(),
+            "--pg-set",
+            &buffers,
+            "--pg-set",
+            "max_connections=200",
+        ]);
+        if let Some(memory) = &memory {
+            words.extend(["--memory-dir", memory]);
+        }
+        cluster.command(&words)?;
+        Ok(cluster)
+    }
+
+    /// Runs `borealis` with these words; returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn command(&self, words: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(&self.program)
+            .args(words)
+            .arg("--dir")
+            .arg(&self.directory)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        if !output.status.success() {
+            bail!("`borealis {}` failed:\n{}", words.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What `borealis status --json` says.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn status(&self) -> anyhow::Result<Value> {
+        serde_json::from_str(&self.command(&["status", "--json"])?).context("status is not JSON")
+    }
+
+    /// Process numbers of its nodes that run: (node, process).
+    ///
+    /// # Errors
+    /// When the status cannot be read.
+    pub fn nodes(&self) -> anyhow::Result<Vec<(u16, u32)>> {
+        let status = self.status()?;
+        let nodes = status["nodes"].as_array().context("status lists no nodes")?;
+        let number = |value: &Value| value.as_u64().and_then(|value| u32::try_from(value).ok());
+        Ok(nodes
+            .iter()
+            .filter_map(|node| Some((u16::try_from(number(&node["id"])?).ok()?, number(&node["pid"])?)))
+            .collect())
+    }
+
+    /// The driver's and the postmaster's process.
+    ///
+    /// # Errors
+    /// When the instance does not run.
+    pub fn instance_processes(&self) -> anyhow::Result<[u32; 2]> {
+        let instance = self.status()?["instances"][0].clone();
+        let process = |name: &str| {
+            let number = instance[name].as_u64().and_then(|number| u32::try_from(number).ok());
+            number.with_context(|| format!("status has no {name}"))
+        };
+        Ok([process("driver_pid")?, process("postgres_pid")?])
+    }
+
+    /// Its processes.
+    ///
+    /// # Errors
+    /// When the instance does not run.
+    pub fn parts(&self) -> anyhow::Result<Vec<(Role, u32)>> {
+        let [driver, postgres] = self.instance_processes()?;
+        let mut parts = vec![("driver", driver), ("postgres", postgres)];
+        parts.extend(self.nodes()?.into_iter().map(|(_, process)| ("six nodes", process)));
+        Ok(parts)
+    }
+
+    /// Counters of the driver, and of the nodes all together (`nodes_…`).
+    ///
+    /// # Errors
+    /// When the status cannot be read.
+    pub fn counters(&self) -> anyhow::Result<BTreeMap<String, f64>> {
+        let status = self.status()?;
+        let mut counters = BTreeMap::new();
+        let driver = status["instances"][0]["driver"]["counters"].as_object().into_iter().flatten();
+        for (name, value) in driver {
+            counters.insert(format!("driver_{name}"), value.as_f64().unwrap_or(0.0));
+        }
+        for node in status["nodes"].as_array().into_iter().flatten() {
+            for (name, value) in node["metrics"].as_object().into_iter().flatten() {
+                *counters.entry(format!("nodes_{name}")).or_insert(0.0) += value.as_f64().unwrap_or(0.0);
+            }
+        }
+        Ok(counters)
+    }
+
+    /// Stops it in order and starts it with other memory.
+    ///
+    /// # Errors
+    /// When it does not stop or start.
+    pub fn restart_with(&mut self, memory: Memory) -> anyhow::Result<()> {
+        self.command(&["down"])?;
+        let limit = if memory == Memory::StorageOnly { "0" } else { "auto" };
+        let buffers = format!("shared_buffers={}", memory.shared_buffers());
+        self.command(&["up", "--detach", "--pg-set", &buffers, "--cache-limit", limit])?;
+        Ok(())
+    }
+
+    /// Waits until every node has everything of every group.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn wait_until_whole(&self) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        loop {
+            let status = self.status()?;
+            let groups = status["protection_groups"].as_array().context("status lists no groups")?;
+            let mut members =
+                groups.iter().flat_map(|group| group["members"].as_array().into_iter().flatten());
+            if members.all(|member| member["state"] == "up") {
+                return Ok(());
+            }
+            if begin.elapsed() > CATCH_UP_TIMEOUT {
+                bail!("the nodes did not catch up within {CATCH_UP_TIMEOUT:?}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Borealis {
+    fn drop(&mut self) {
+        // A stopped node would never answer the wish to end.
+        for (_, process) in self.nodes().unwrap_or_default() {
+            cleanup::signal(process, Signal::SIGCONT);
+        }
+        // Nobody needs the data again, so nothing need end in order; `down` removes what is left.
+        let killed = self.command(&["instance", "kill"]);
+        let killed = killed.and_then(|_| self.command(&["node", "kill", "1", "2", "3", "4", "5", "6"]));
+        if let Err(error) = killed.and_then(|_| self.command(&["down"])) {
+            eprintln!("the cluster in {} could not be stopped: {error:#}", self.directory.display());
+            return;
+        }
+        cleanup::remove(&self.cleanup);
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}

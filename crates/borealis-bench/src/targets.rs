@@ -1,0 +1,449 @@
+//! The project's targets for speed, S1 to S9, and what was measured for each.
+//!
+//! A ratio is taken within each round and then summarized: whatever slows the machine for a while slows both sides of
+//! a round.
+
+use crate::model::{Measurement, Results, System};
+use crate::statistics::{Summary, number};
+use crate::workload_names as names;
+
+/// Whether a target is reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Met {
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
+    /// It cannot be said.
+    Unknown,
+    /// A round of it lost acknowledged commits.
+    Invalid,
+}
+
+impl Met {
+    /// As tables show it.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Met::Yes => "met",
+            Met::No => "not met",
+            Met::Unknown => "not measured",
+            Met::Invalid => "INVALID",
+        }
+    }
+}
+
+/// One row of the table.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Target {
+    /// `S1` and so on.
+    pub id: &'static str,
+    /// What is measured.
+    pub what: String,
+    /// What is wanted.
+    pub wanted: String,
+    /// What came out, in its own unit.
+    pub measured: String,
+    /// What is compared with what is wanted: median and spread of the rounds.
+    pub ratio: Option<Summary>,
+    /// Whether that is enough.
+    pub met: Met,
+}
+
+/// Which side of its bound a figure must be on.
+#[derive(Clone, Copy)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+    Below(f64),
+}
+
+impl Bound {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Bound::AtLeast(bound) => value >= bound,
+            Bound::AtMost(bound) => value <= bound,
+            Bound::Below(bound) => value < bound,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Bound::AtLeast(bound) => format!("≥ {bound}"),
+            Bound::AtMost(bound) => format!("≤ {bound}"),
+            Bound::Below(bound) => format!("< {bound}"),
+        }
+    }
+}
+
+/// A figure of one round.
+type Figure<'a> = &'a dyn Fn(&Measurement) -> Option<f64>;
+
+fn value(name: &'static str) -> impl Fn(&Measurement) -> Option<f64> {
+    move |measurement| measurement.values.get(name).copied()
+}
+
+/// A counter of the whole run, divided by its transactions.
+pub fn counter_per_transaction(name: &'static str) -> impl Fn(&Measurement) -> Option<f64> {
+    move |measurement| {
+        let cost = measurement.cost.as_ref()?;
+        (cost.transactions > 0)
+            .then(|| cost.counters.get(name).copied().unwrap_or(0.0) / cost.transactions as f64)
+    }
+}
+
+/// Where a figure is found: workload and situation.
+type Place<'a> = (&'a str, &'a str);
+
+/// The figure of Borealis divided by that of the other, round by round. Where the other was measured in fewer
+/// rounds, its first counts for the rest.
+fn ratios(
+    results: &Results,
+    place: Place<'_>,
+    figure: Figure<'_>,
+    other: (Place<'_>, System),
+    other_figure: Figure<'_>,
+) -> Option<Summary> {
+    let ((workload, situation), system) = other;
+    let others: Vec<&Measurement> = results.rounds(workload, situation, system).collect();
+    let values = results.rounds(place.0, place.1, System::Borealis).filter_map(|own| {
+        let same_round = others.iter().find(|other| other.round == own.round).or(others.first())?;
+        let divisor = other_figure(same_round)?;
+        (divisor > 0.0).then_some(figure(own)? / divisor)
+    });
+    Summary::of(values)
+}
+
+fn summary(results: &Results, place: Place<'_>, system: System, figure: Figure<'_>) -> Option<Summary> {
+    Summary::of(results.rounds(place.0, place.1, system).filter_map(figure))
+}
+
+fn is_invalid(results: &Results, workload: &str, situation: &str) -> bool {
+    results.rounds(workload, situation, System::Borealis).any(|measurement| measurement.invalid.is_some())
+}
+
+struct Row<'a> {
+    id: &'static str,
+    what: String,
+    wanted: String,
+    place: Place<'a>,
+    bound: Bound,
+    /// What the bound is for.
+    ratio: Option<Summary>,
+    measured: String,
+}
+
+impl Row<'_> {
+    fn judge(self, results: &Results) -> Target {
+        let met = match self.ratio {
+            _ if is_invalid(results, self.place.0, self.place.1) => Met::Invalid,
+            None => Met::Unknown,
+            Some(ratio) if self.bound.holds(ratio.median) => Met::Yes,
+            Some(_) => Met::No,
+        };
+        let Row { id, what, wanted, ratio, measured, .. } = self;
+        Target { id, what, wanted, measured, ratio, met }
+    }
+}
+
+fn shown(summary: Option<Summary>, unit: &str) -> String {
+    summary.map_or_else(|| "–".to_owned(), |summary| format!("{} {unit}", summary.text()))
+}
+
+/// A row that compares Borealis with another system in the same situation.
+fn against(
+    results: &Results,
+    id: &'static str,
+    place: Place<'_>,
+    (name, unit): (&'static str, &str),
+    other: System,
+    bound: Bound,
+) -> Target {
+    let figure = value(name);
+    let letter = other.name().split(' ').next().unwrap_or_default();
+    let measured = format!(
+        "{}; {letter}: {}",
+        shown(summary(results, place, System::Borealis, &figure), unit),
+        shown(summary(results, place, other, &figure), unit)
+    );
+    let ratio = ratios(results, place, &figure, (place, other), &figure);
+    Row {
+        id,
+        what: format!("{}, {}", names::title(place.0), place.1),
+        wanted: format!("{} × {letter}", bound.text()),
+        place,
+        bound,
+        ratio,
+        measured,
+    }
+    .judge(results)
+}
+
+/// Every target, in order.
+#[must_use]
+pub fn evaluate(results: &Results) -> Vec<Target> {
+    let mut targets = Vec::new();
+    let tps = ("tps", "tps");
+    for (clients, times_b) in [("1 clients", 1.7), ("8 clients", 4.0), ("32 clients", 4.0)] {
+        let place = ("tpcb", clients);
+        targets.push(against(results, "S1", place, tps, System::Stock, Bound::AtLeast(1.0)));
+        targets.push(against(results, "S1", place, tps, System::Replicated, Bound::AtLeast(times_b)));
+    }
+    targets.extend(redo_bytes(results));
+    targets.extend(requests(results));
+    targets.extend(faults(results));
+    targets.extend(recovery(results));
+    for (id, what, wanted, where_else) in [
+        (
+            "S6",
+            "redo applied per core, against PostgreSQL's startup process",
+            "≥ 2 ×",
+            "scripts/redo-speed.py",
+        ),
+        (
+            "S7",
+            "page read at an LSN over loopback: memory / disk / 10 records",
+            "p50 ≤ 60 / 120 / 150 µs",
+            "not built",
+        ),
+    ] {
+        targets.push(Target {
+            id,
+            what: what.to_owned(),
+            wanted: wanted.to_owned(),
+            measured: format!("not by this command: {where_else}"),
+            ratio: None,
+            met: Met::Unknown,
+        });
+    }
+    for situation in ["COPY", "index build"] {
+        let place = ("bulk", situation);
+        let seconds = ("seconds", "s");
+        targets.push(against(results, "S8", place, seconds, System::Stock, Bound::AtMost(1.5)));
+        targets.push(against(results, "S8", place, seconds, System::Replicated, Bound::Below(1.0)));
+    }
+    for (situation, bound) in
+        [("in shared buffers", 0.98), ("in the local cache", 0.9), ("only in storage", 0.5)]
+    {
+        let place = ("readonly", situation);
+        targets.push(against(results, "S9", place, tps, System::Stock, Bound::AtLeast(bound)));
+    }
+    targets.push(Target {
+        id: "S10",
+        what: "TPC-B with continuous backup on against off".to_owned(),
+        wanted: "≥ 0.97 ×".to_owned(),
+        measured: "not built yet".to_owned(),
+        ratio: None,
+        met: Met::Unknown,
+    });
+    targets
+}
+
+fn redo_bytes(results: &Results) -> Option<Target> {
+    let place = ("tpcb", "32 clients");
+    let sent = counter_per_transaction("driver_bytes_sent");
+    let per_node = move |measurement: &Measurement| Some(sent(measurement)? / 6.0);
+    let wal = counter_per_transaction("wal_bytes");
+    let bound = Bound::AtMost(1.15);
+    let row = Row {
+        id: "S2",
+        what: "redo bytes sent to each node per transaction, 32 clients".to_owned(),
+        wanted: format!("{} × the WAL bytes of C", bound.text()),
+        place,
+        bound,
+        ratio: ratios(results, place, &per_node, (place, System::Ceiling), &wal),
+        measured: format!(
+            "{}; C: {}",
+            shown(summary(results, place, System::Borealis, &per_node), "bytes"),
+            shown(summary(results, place, System::Ceiling, &wal), "bytes of WAL")
+        ),
+    };
+    Some(row.judge(results))
+}
+
+fn requests(results: &Results) -> Option<Target> {
+    let place = ("tpcb", "32 clients");
+    let sent = counter_per_transaction("driver_batches_sent");
+    let ratio = summary(results, place, System::Borealis, &sent);
+    let bound = Bound::Below(1.0);
+    let row = Row {
+        id: "S3",
+        what: "requests to nodes per transaction, all six counted, 32 clients".to_owned(),
+        wanted: bound.text(),
+        place,
+        bound,
+        ratio,
+        measured: shown(ratio, "requests"),
+    };
+    Some(row.judge(results))
+}
+
+fn faults(results: &Results) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for situation in names::FAULTS {
+        for (name, short) in [("latency_p50_ms", "p50"), ("latency_p99_ms", "p99")] {
+            let figure = value(name);
+            let place = ("faults", situation);
+            let healthy = ("faults", "healthy");
+            let bound = Bound::AtMost(1.1);
+            let row = Row {
+                id: "S4",
+                what: format!("{short} latency, {situation}"),
+                wanted: format!("{} × healthy", bound.text()),
+                place,
+                bound,
+                ratio: ratios(results, place, &figure, (healthy, System::Borealis), &figure),
+                measured: format!(
+                    "{}; healthy: {}",
+                    shown(summary(results, place, System::Borealis, &figure), "ms"),
+                    shown(summary(results, healthy, System::Borealis, &figure), "ms")
+                ),
+            };
+            targets.push(row.judge(results));
+        }
+    }
+    targets
+}
+
+fn recovery(results: &Results) -> Vec<Target> {
+    let figure = value("first_answer_ms");
+    let replay = value("replay_seconds");
+    let mut targets = Vec::new();
+    for (position, situation) in names::SIZES.iter().enumerate() {
+        let place = ("recovery", *situation);
+        let own = summary(results, place, System::Borealis, &figure);
+        let measured = format!(
+            "{}; A: {}, of which replay {}",
+            shown(own, "ms"),
+            shown(summary(results, place, System::Stock, &figure), "ms"),
+            shown(summary(results, place, System::Stock, &replay), "s")
+        );
+        let what = format!("kill -9 under load to the first answer, {situation}");
+        let bound = Bound::AtMost(1000.0);
+        targets.push(
+            Row {
+                id: "S5",
+                what: what.clone(),
+                wanted: "≤ 1000 ms".to_owned(),
+                place,
+                bound,
+                ratio: own,
+                measured,
+            }
+            .judge(results),
+        );
+        if position > 0 {
+            let base = summary(results, ("recovery", names::SIZES[0]), System::Borealis, &figure);
+            let ratio = own.zip(base).map(|(own, base)| Summary {
+                median: own.median / base.median,
+                min: own.min / base.median,
+                max: own.max / base.median,
+                count: own.count,
+            });
+            let bound = Bound::AtMost(1.2);
+            let target = Row {
+                id: "S5",
+                what: format!("{what}, against base"),
+                // Not longer is what matters; shorter is noise of the base.
+                wanted: format!("{} × base", bound.text()),
+                place,
+                bound,
+                ratio,
+                measured: ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{} ×", number(ratio.median))),
+            }
+            .judge(results);
+            targets.push(target);
+        }
+    }
+    targets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cost, DurabilityCheck};
+
+    fn with_tps(results: &mut Results, system: System, round: u32, tps: f64) {
+        results.measurements.push(Measurement::new("tpcb", "8 clients", system, round).with("tps", tps));
+    }
+
+    fn find<'a>(targets: &'a [Target], id: &str, what: &str, wanted: &str) -> &'a Target {
+        let found = targets.iter().find(|t| t.id == id && t.what.contains(what) && t.wanted.contains(wanted));
+        found.unwrap_or_else(|| panic!("no row {id} {what} {wanted}: {targets:#?}"))
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let mut results = Results::default();
+        // The machine is half as fast in the second round; Borealis is not half as good.
+        for (round, stock, own) in [(1, 1000.0, 1100.0), (2, 500.0, 550.0)] {
+            with_tps(&mut results, System::Stock, round, stock);
+            with_tps(&mut results, System::Borealis, round, own);
+        }
+        let targets = evaluate(&results);
+        let row = find(&targets, "S1", "8 clients", "× A");
+        let ratio = row.ratio.unwrap();
+        assert!((ratio.min - 1.1).abs() < 1e-9 && (ratio.max - 1.1).abs() < 1e-9);
+        assert_eq!(row.met, Met::Yes);
+        assert_eq!(find(&targets, "S1", "8 clients", "× B").met, Met::Unknown);
+        assert_eq!(find(&targets, "S1", "32 clients", "× A").met, Met::Unknown);
+    }
+
+    #[test]
+    fn a_slow_system_does_not_meet_the_target_and_a_lossy_one_is_invalid() {
+        let mut results = Results::default();
+        with_tps(&mut results, System::Stock, 1, 1000.0);
+        with_tps(&mut results, System::Borealis, 1, 999.0);
+        assert_eq!(find(&evaluate(&results), "S1", "8 clients", "× A").met, Met::No);
+        results.measurements[1].values.insert("tps".into(), 5000.0);
+        results.record_check(DurabilityCheck {
+            workload: "tpcb".into(),
+            round: 1,
+            killed_nodes: vec![1, 3],
+            acknowledged: 5,
+            workload_transactions: None,
+            lost: Some("all of it".into()),
+        });
+        assert_eq!(find(&evaluate(&results), "S1", "8 clients", "× A").met, Met::Invalid);
+    }
+
+    #[test]
+    fn bytes_and_requests_are_per_transaction() {
+        let mut results = Results::default();
+        for (system, counters) in [
+            (System::Ceiling, vec![("wal_bytes", 50_000.0)]),
+            (System::Borealis, vec![("driver_bytes_sent", 330_000.0), ("driver_batches_sent", 90.0)]),
+        ] {
+            let mut measurement = Measurement::new("tpcb", "32 clients", system, 1);
+            let counters = counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            measurement.cost = Some(Cost { transactions: 100, counters, ..Cost::default() });
+            results.measurements.push(measurement);
+        }
+        let targets = evaluate(&results);
+        let bytes = find(&targets, "S2", "", "");
+        assert!((bytes.ratio.unwrap().median - 1.1).abs() < 1e-9);
+        assert_eq!(bytes.met, Met::Yes);
+        assert_eq!(find(&targets, "S3", "", "").met, Met::Yes);
+    }
+
+    #[test]
+    fn a_recovery_that_grows_with_the_data_does_not_meet_its_target() {
+        let mut results = Results::default();
+        for (situation, ms) in [("base", 200.0), ("10 times the data", 600.0)] {
+            let measurement = Measurement::new("recovery", situation, System::Borealis, 1);
+            results.measurements.push(measurement.with("first_answer_ms", ms));
+        }
+        let targets = evaluate(&results);
+        assert_eq!(find(&targets, "S5", "10 times the data", "1000").met, Met::Yes);
+        assert_eq!(find(&targets, "S5", "10 times the data, against base", "").met, Met::No);
+    }
+
+    #[test]
+    fn every_target_has_a_row_even_when_nothing_was_measured() {
+        let targets = evaluate(&Results::default());
+        for id in ["S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10"] {
+            assert!(targets.iter().any(|target| target.id == id), "{id}");
+        }
+        assert!(targets.iter().all(|target| target.met == Met::Unknown));
+    }
+}

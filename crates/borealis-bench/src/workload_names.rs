@@ -1,0 +1,23 @@
+//! Names that the workloads and the reports share.
+
+/// Workloads in the order they run, as `--only` takes them, and how reports call them.
+const TITLES: [(&str, &str); 6] = [
+    ("bulk", "bulk load"),
+    ("tpcb", "TPC-B"),
+    ("readonly", "read-only"),
+    ("mixed", "mixed OLTP"),
+    ("faults", "faults"),
+    ("recovery", "recovery"),
+];
+
+/// Faults, as the targets name them.
+pub const FAULTS: [&str; 3] = ["one node 100 ms slow", "two nodes dead", "a zone dead"];
+
+/// Sizes at which a recovery is measured; the first is what the others are compared with.
+pub const SIZES: [&str; 3] = ["base", "10 times the data", "10 times the log"];
+
+/// How reports call a workload.
+#[must_use]
+pub fn title(workload: &str) -> &str {
+    TITLES.iter().find(|(name, _)| *name == workload).map_or(workload, |(_, title)| title)
+}

@@ -93,8 +93,8 @@ impl CacheBook<'_> {
         self.0.used.get(block.place(USED_PLACES)).is_some_and(|place| place.swap(0, Ordering::Relaxed) != 0)
     }
 
-    /// Up to where the log reached when the block was last written. The file's fill lock must be held: it orders
-    /// this after the writes that came before.
+    /// Up to where the log reached when the block was last written. Under the file's fill lock this counts every write
+    /// that came before; without it, a later look tells whether one came between.
     #[must_use]
     pub fn written_at(&self, block: CachedBlock) -> Lsn {
         let place = self.0.written_at.get(block.place(WRITTEN_PLACES));

@@ -81,6 +81,13 @@ pub fn children(parent: u32) -> Vec<u32> {
         .collect()
 }
 
+/// A part's direct children that are no parts themselves: the server is a child of the driver, and is counted once.
+fn children_of_its_own(parts: &[(Role, u32)], process: u32) -> Vec<u32> {
+    let mut found = children(process);
+    found.retain(|child| parts.iter().all(|(_, part)| part != child));
+    found
+}
+
 fn switches_by_thread(role: Role, process: u32, into: &mut BTreeMap<(Role, u32), u64>) {
     let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return };
     for thread in threads.flatten() {
@@ -105,7 +112,11 @@ fn cpu_by_role(parts: &[(Role, u32)]) -> BTreeMap<Role, f64> {
     let mut sums = BTreeMap::new();
     for &(role, process) in parts {
         let (own, ended) = stat(process).unwrap_or_default();
-        let live: u64 = children(process).into_iter().filter_map(stat).map(|(own, ended)| own + ended).sum();
+        let live: u64 = children_of_its_own(parts, process)
+            .into_iter()
+            .filter_map(stat)
+            .map(|(own, ended)| own + ended)
+            .sum();
         *sums.entry(role).or_insert(0.0) += (own + ended + live) as f64 * TICK_US;
     }
     sums
@@ -145,7 +156,7 @@ fn sample_switches(parts: &[(Role, u32)], stop: &AtomicBool) -> BTreeMap<Role, f
     let look = |into: &mut BTreeMap<(Role, u32), u64>| {
         for &(role, process) in parts {
             switches_by_thread(role, process, into);
-            for child in children(process) {
+            for child in children_of_its_own(parts, process) {
                 switches_by_thread(role, child, into);
             }
         }
@@ -184,6 +195,18 @@ mod tests {
             15
         );
         assert_eq!(parse_switches(""), 0);
+    }
+
+    #[test]
+    fn a_part_is_not_counted_for_its_parent_too() {
+        let mut child = std::process::Command::new("sleep").arg("30").spawn().expect("started");
+        let own = std::process::id();
+        assert!(children_of_its_own(&[("driver", own)], own).contains(&child.id()));
+        assert!(
+            !children_of_its_own(&[("driver", own), ("postgres", child.id())], own).contains(&child.id())
+        );
+        child.kill().expect("ended");
+        child.wait().expect("ended");
     }
 
     #[test]

@@ -7,10 +7,8 @@
 use std::collections::{HashSet, VecDeque};
 
 use borealis_types::Lsn;
+use borealis_wal::layout::FIRST_NORMAL_XID;
 use borealis_wal::{Record, ended_transactions, oldest_running_transaction, xid_precedes};
-
-/// The lowest ordinary transaction id (`FirstNormalTransactionId`).
-const FIRST_NORMAL_XID: u32 = 3;
 
 /// Entries of transactions that are over, beyond as many as are open, that may wait for the next clearing.
 const COMPACT_BEYOND: usize = 1024;

@@ -1,10 +1,8 @@
 //! Which protection groups get a record.
 
 use borealis_types::{GroupSet, META_GROUP, Placement};
+use borealis_wal::layout::FIRST_NORMAL_XID;
 use borealis_wal::{Effect, EffectError, Record, effects, highest_xid, xid_precedes};
-
-/// The lowest ordinary transaction id (`FirstNormalTransactionId`).
-const FIRST_NORMAL_XID: u32 = 3;
 
 /// Decides for every record where it goes.
 ///

@@ -19,6 +19,7 @@ use borealis_redo::control_file::ControlFile;
 use borealis_shm::{Config as ShmConfig, DriverSide, probe_memory_file_system};
 use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId};
 use borealis_wal::EffectError;
+use borealis_wal::layout::FIRST_NORMAL_XID;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -45,8 +46,6 @@ const LOOK_INTERVAL_STARTING: Duration = Duration::from_millis(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// After a server that ran this long the next one is started without delay.
 const SETTLED: Duration = Duration::from_secs(30);
-/// The first transaction id of a cluster (`FirstNormalTransactionId`).
-const FIRST_XID: u32 = 3;
 
 /// How the driver ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -322,7 +321,7 @@ impl Supervisor {
             "the volume is open for writing"
         );
         let members = recover::quorum_sets(&self.config)?;
-        let mut engine = Engine::new(self.config.clone(), outcome.clone(), members, FIRST_XID)?;
+        let mut engine = Engine::new(self.config.clone(), outcome.clone(), members, FIRST_NORMAL_XID)?;
         engine.watch(self.signals.as_raw_fd())?;
         let waker = Arc::new(engine.waker()?);
         self.shared.set_waker(Some(waker));

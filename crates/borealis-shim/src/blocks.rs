@@ -243,17 +243,19 @@ fn read_present(
     inside: usize,
     part: &mut [u8],
 ) -> Result<Option<Absent>, Errno> {
-    // Before the look: a write after this moment, and a drop after the write, are noticed when the block is filled.
-    // Without a lock, so that many readers of a cold table do not keep each other from filling it.
-    let written_at = shim.client.cache().written_at(cached_block(file, block_offset));
-    if is_absent(descriptor, block_offset) {
-        return Ok(Some(Absent { block_offset, written_at }));
+    let absent = || {
+        // Before the look: a write after this moment, and a drop after the write, are noticed when the block is filled.
+        let written_at = shim.client.cache().written_at(cached_block(file, block_offset));
+        is_absent(descriptor, block_offset).then_some(Absent { block_offset, written_at })
+    };
+    // Without a lock at first, so that many readers of a cold table do not keep each other from filling it.
+    if let Some(absent) = absent() {
+        return Ok(Some(absent));
     }
     // Writers do not exclude each other; what they exclude is fillers, and who drops blocks.
     let _guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
-    if is_absent(descriptor, block_offset) {
-        let written_at = shim.client.cache().written_at(cached_block(file, block_offset));
-        return Ok(Some(Absent { block_offset, written_at }));
+    if let Some(absent) = absent() {
+        return Ok(Some(absent));
     }
     reread(descriptor, block_offset + inside as i64, part).map(|()| None)
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use borealis_redo::consistency::compare_pages;
 use borealis_types::{Fork, PAGE_SIZE, PageBytes, PageKey, RelationLocator};
-use borealis_wal::ResourceManager;
 
 use crate::files;
 use crate::memory::Memory;
+use crate::page_owner::resource_manager_of;
 
 /// The outcome.
 pub struct Compared {
@@ -74,23 +74,4 @@ fn difference(key: &PageKey, expected: &PageBytes, actual: &PageBytes) -> Option
     (first..PAGE_SIZE).find(|at| expected[*at] != actual[*at]).map(|at| {
         format!("{key}: byte {at} is {:#04x} after redo, {:#04x} in the file", actual[at], expected[at])
     })
-}
-
-/// Whose page this is, by its special space.
-fn resource_manager_of(page: &PageBytes) -> Option<ResourceManager> {
-    let special = usize::from(u16::from_le_bytes([page[16], page[17]]));
-    let kind = u16::from_le_bytes([page[PAGE_SIZE - 2], page[PAGE_SIZE - 1]]);
-    match PAGE_SIZE.checked_sub(special)? {
-        0 => Some(ResourceManager::Heap),
-        8 if page[special..special + 4] == 0x1717u32.to_le_bytes() => Some(ResourceManager::Sequence),
-        8 if kind == 0xFF82 => Some(ResourceManager::Spgist),
-        8 if (0xF091..=0xF093).contains(&kind) => Some(ResourceManager::Brin),
-        // The bloom access method, which logs generic records.
-        8 if kind == 0xFF83 => Some(ResourceManager::Generic),
-        8 => Some(ResourceManager::Gin),
-        16 if kind == 0xFF80 => Some(ResourceManager::Hash),
-        16 if kind == 0xFF81 => Some(ResourceManager::Gist),
-        16 => Some(ResourceManager::Btree),
-        _ => None,
-    }
 }

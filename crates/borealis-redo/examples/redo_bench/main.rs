@@ -11,6 +11,8 @@
 mod compare;
 mod files;
 mod memory;
+#[path = "../../tests/support/page_owner.rs"]
+mod page_owner;
 
 use std::collections::BTreeMap;
 use std::error::Error;

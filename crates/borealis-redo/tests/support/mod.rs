@@ -5,6 +5,8 @@
 #![allow(dead_code)] // Each test binary uses its own part of it.
 #![allow(clippy::unwrap_used)] // All of it is test code.
 
+mod page_owner;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
@@ -20,6 +22,8 @@ use borealis_types::{
 };
 use borealis_wal::ResourceManager;
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
+
+use page_owner::resource_manager_of;
 
 const DEFAULT_TABLESPACE: u32 = 1663;
 const GLOBAL_TABLESPACE: u32 = 1664;
@@ -320,23 +324,6 @@ fn read_pages(path: &Path) -> Vec<(u32, Box<PageBytes>)> {
         .enumerate()
         .map(|(index, chunk)| (index as u32, Box::new(chunk.try_into().unwrap())))
         .collect()
-}
-
-/// Whose page this is, by its special space, for pages that came about by images alone.
-fn resource_manager_of(page: &PageBytes) -> Option<ResourceManager> {
-    let special = usize::from(u16::from_le_bytes([page[16], page[17]]));
-    let kind = u16::from_le_bytes([page[PAGE_SIZE - 2], page[PAGE_SIZE - 1]]);
-    match PAGE_SIZE.checked_sub(special)? {
-        0 => Some(ResourceManager::Heap),
-        8 if page[special..special + 4] == 0x1717u32.to_le_bytes() => Some(ResourceManager::Sequence),
-        8 if kind == 0xFF82 => Some(ResourceManager::Spgist),
-        8 if (0xF091..=0xF093).contains(&kind) => Some(ResourceManager::Brin),
-        8 => Some(ResourceManager::Gin),
-        16 if kind == 0xFF80 => Some(ResourceManager::Hash),
-        16 if kind == 0xFF81 => Some(ResourceManager::Gist),
-        16 => Some(ResourceManager::Btree),
-        _ => None,
-    }
 }
 
 /// Compares what redo has made of every page with the files of the stopped server, both ways. Returns how

@@ -40,7 +40,8 @@ impl Background {
         }
     }
 
-    /// Makes [`materialize_until_stopped`] return after what it is doing.
+    /// Makes [`materialize_until_stopped`] return after what it is doing;
+    /// [`borealis_store::Store::end_materialization`] makes that short.
     pub(crate) fn stop(&self) {
         self.state.lock().expect("nothing panics while it holds this lock").stopping = true;
         self.wake.notify_all();

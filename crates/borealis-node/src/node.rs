@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 use borealis_proto::{NodeStatus, Refusal};
-use borealis_store::{Identity, Options, Policy, Store, StoreError};
+use borealis_store::{Identity, Options, Store, StoreError};
 
 use crate::background::{Background, materialize_until_stopped};
 use crate::config::NodeConfig;
@@ -165,14 +165,10 @@ impl Node {
         requests::status(&self.shared)
     }
 
-    /// Stops serving, brings the store into a state that reopens fast, and releases it.
-    ///
-    /// # Errors
-    /// When the store could not write its checkpoint. Nothing acknowledged is lost by that.
-    pub fn stop(mut self) -> anyhow::Result<()> {
-        self.stop_threads();
-        self.shared.store.materialize(Policy::Now).context("cannot write the last checkpoint")?;
-        Ok(())
+    /// Stops serving and releases the store, after what is under way. Redo that is not folded into pages is not
+    /// folded now: the next opening indexes it again in less time.
+    pub fn stop(self) {
+        drop(self);
     }
 
     fn stop_threads(&mut self) {
@@ -181,6 +177,7 @@ impl Node {
             let _ = thread.join();
         }
         self.shared.gossip.stop();
+        self.shared.store.end_materialization();
         self.shared.background.stop();
         self.shared.connections.close_all();
         for thread in self.threads.drain(..) {
@@ -190,7 +187,6 @@ impl Node {
 }
 
 impl Drop for Node {
-    /// Stops serving at once, as if the process had been killed: without a checkpoint.
     fn drop(&mut self) {
         self.stop_threads();
     }

@@ -8,10 +8,10 @@ use crate::node::Node;
 
 /// Runs a node until it is told to stop (SIGTERM, or SIGINT unless it was started in the background).
 ///
-/// Being killed at any time is safe; stopping only makes the next start faster.
+/// Being killed at any time is just as safe.
 ///
 /// # Errors
-/// When the node cannot start (see [`Node::start`]), or its last checkpoint fails.
+/// When the node cannot start (see [`Node::start`]).
 pub fn run(config: NodeConfig) -> anyhow::Result<()> {
     let mut stopping = SigSet::empty();
     stopping.add(Signal::SIGTERM);
@@ -25,7 +25,8 @@ pub fn run(config: NodeConfig) -> anyhow::Result<()> {
             Signal::SIGINT if detached => {}
             signal => {
                 tracing::info!(%signal, "storage node stops");
-                return node.stop();
+                node.stop();
+                return Ok(());
             }
         }
     }

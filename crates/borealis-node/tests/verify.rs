@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use borealis_node::verify::{Difference, Subject, verify_volume};
+use borealis_store::{Options, Policy, Store};
 use borealis_types::{DatabaseKey, MetaKey, NodeId};
 use common::{ALL, Cluster, Writer, block, image};
 
@@ -88,8 +89,9 @@ fn a_flipped_bit_on_disk_is_found_and_named() {
     let (mut cluster, _writer) = filled(2);
     let damaged = block(RELATION, 7);
     for index in ALL {
-        // A clean stop brings the pages into the page store.
-        cluster.nodes[index].take().unwrap().stop().unwrap();
+        cluster.nodes[index].take().unwrap().stop();
+        let store = Store::open(&cluster.configs[index].store_directory(), Options::default()).unwrap();
+        assert!(store.materialize(Policy::Now).unwrap().advanced);
     }
     let segments = cluster.configs[2].store_directory().join("segments");
     assert!(flip_inside(&segments, &image(7)) > 0, "block 7 is not in the page store of node 3");

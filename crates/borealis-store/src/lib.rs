@@ -27,6 +27,7 @@ mod log;
 mod materialize;
 mod metrics;
 mod options;
+mod pace;
 mod pages;
 mod read;
 mod record_list;

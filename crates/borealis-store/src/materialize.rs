@@ -7,7 +7,8 @@
 //! later change of the template is in it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::thread;
 
 use borealis_types::{BlockKey, GroupId, Lsn, META_GROUP, MetaKey, PageBytes, PageKey, RelationFork};
 
@@ -17,6 +18,7 @@ use crate::index::{DatabaseEvent, ForkEvent, Origin};
 use crate::log::LogPosition;
 use crate::log::entry::ENTRY_HEADER_BYTES;
 use crate::metrics::count;
+use crate::pace::{self, PAUSE, PAUSES_MAX, PIECE_PAGES};
 use crate::pages::{PageFiles, SlotAddress, SlotRun};
 use crate::read::Overtaken;
 use crate::store::Sequence;
@@ -25,7 +27,7 @@ use crate::{Store, StoreError};
 /// When to work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Policy {
-    /// If enough redo or memory has piled up.
+    /// If enough redo or memory has piled up; slowly, unless somebody waits for it.
     IfDue,
     /// In any case.
     Now,
@@ -70,7 +72,7 @@ impl Store {
     /// from is damaged. Redo that cannot be applied stops its segment below that record and shows in
     /// [`Store::failure`].
     pub fn materialize(&self, policy: Policy) -> Result<Progress, StoreError> {
-        let _working = self.maintenance.lock().unwrap_or_else(PoisonError::into_inner);
+        let _working = self.maintenance.enter();
         let mut progress = Progress::default();
         self.prepare_long_chains();
         loop {
@@ -79,10 +81,10 @@ impl Store {
                 return Ok(progress);
             }
             let targets = self.targets();
-            if targets.is_empty() {
+            if targets.is_empty() || self.maintenance.has_ended() {
                 return Ok(progress);
             }
-            let round = self.round(&targets).map_err(|error| match error {
+            let round = self.round(&targets, policy).map_err(|error| match error {
                 StoreError::Io { .. } => self.poisoned(&error),
                 error => {
                     self.note_damage(&error);
@@ -117,10 +119,36 @@ impl Store {
     }
 
     fn is_due(&self) -> bool {
+        self.pressure() >= 1.0
+    }
+
+    /// How much redo is not applied and can be, in units of what makes a round due.
+    fn pressure(&self) -> f64 {
         let state = self.lock();
         let record_bytes = state.applicable_record_bytes();
-        let memory = state.applicable_memory_bytes() > self.options.memory_limit_bytes / 4;
-        record_bytes >= self.options.materialize_after_bytes || memory && record_bytes > 0
+        if record_bytes == 0 {
+            return 0.0;
+        }
+        let of = |bytes: u64, due_bytes: u64| bytes as f64 / due_bytes.max(1) as f64;
+        let memory = of(state.applicable_memory_bytes(), self.options.memory_limit_bytes / 4);
+        memory.max(of(record_bytes, self.options.materialize_after_bytes))
+    }
+
+    /// Pauses while the round is ahead of its pace.
+    fn keep_pace(&self, share_done: f64, pressure_at_start: f64) {
+        for _ in 0..PAUSES_MAX {
+            let urgent = self.maintenance.is_urgent();
+            if urgent || !pace::is_ahead(share_done, pressure_at_start, self.pressure()) {
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Before the store is closed: gives up a round under way, and begins none any more. What is not folded into
+    /// pages then is indexed again by the next opening.
+    pub fn end_materialization(&self) {
+        self.maintenance.end();
     }
 
     /// How far each segment can go in one round; those that cannot are left out.
@@ -147,13 +175,20 @@ impl Store {
         targets
     }
 
-    fn round(&self, targets: &[(GroupId, Lsn)]) -> Result<Progress, StoreError> {
+    fn round(&self, targets: &[(GroupId, Lsn)], policy: Policy) -> Result<Progress, StoreError> {
         let mut next = BTreeMap::new();
-        for &(group, target) in targets {
-            match self.next_base(group, target) {
-                Ok(base) => {
+        let pressure = self.pressure();
+        for (at, &(group, target)) in targets.iter().enumerate() {
+            let keep_pace = |share: f64| {
+                if policy == Policy::IfDue {
+                    self.keep_pace((at as f64 + share) / targets.len() as f64, pressure);
+                }
+            };
+            match self.next_base(group, target, keep_pace) {
+                Ok(Some(base)) => {
                     next.insert(group, base);
                 }
+                Ok(None) => return Ok(Progress::default()),
                 // The segment has noted it, and its next target is below.
                 Err(StoreError::Redo { .. }) => {}
                 Err(error) => return Err(error),
@@ -177,8 +212,14 @@ impl Store {
         Ok(Progress { advanced: true, pages_written, log_files_freed })
     }
 
-    /// Makes and writes everything that changes up to `target`.
-    fn next_base(&self, group: GroupId, target: Lsn) -> Result<NextBase, StoreError> {
+    /// Makes and writes everything that changes up to `target`; nothing if it was given up. Says now and then what
+    /// share of the pages is done.
+    fn next_base(
+        &self,
+        group: GroupId,
+        target: Lsn,
+        keep_pace: impl Fn(f64),
+    ) -> Result<Option<NextBase>, StoreError> {
         let mut changes = {
             let state = self.lock();
             changes(Store::hosted(&state, group)?, target)
@@ -197,7 +238,13 @@ impl Store {
             run: SlotRun::default(),
             unsynced_pages: 0,
         };
-        for key in &changes.pages {
+        for (at, key) in changes.pages.iter().enumerate() {
+            if at > 0 && at % PIECE_PAGES == 0 {
+                keep_pace(at as f64 / changes.pages.len() as f64);
+                if self.maintenance.has_ended() {
+                    return Ok(None);
+                }
+            }
             let page =
                 self.page_version(group, key, target, Overtaken::Fail, &|state| Store::hosted(state, group))?;
             match page {
@@ -227,7 +274,7 @@ impl Store {
         base.free_regions.extend(&next.freed_regions);
         // The lowest is taken first, which keeps the files few.
         base.free_regions.sort_unstable_by(|one, other| other.cmp(one));
-        Ok(next)
+        Ok(Some(next))
     }
 
     /// Writes a checkpoint with the next bases and returns from where it needs the log.
@@ -331,7 +378,7 @@ struct PageWriter {
 
 /// Pages written between two syncs: one sync of everything at the end would keep the disk from the log's for as
 /// long.
-const SYNC_EVERY_PAGES: u64 = 4096;
+const SYNC_EVERY_PAGES: u64 = 1024;
 
 impl PageWriter {
     fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {

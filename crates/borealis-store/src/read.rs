@@ -313,7 +313,7 @@ impl Store {
         let mut waited = None;
         for attempt in 0..2 * ATTEMPTS {
             if attempt == ATTEMPTS && overtaken == Overtaken::Wait {
-                waited = Some(self.maintenance.lock().unwrap_or_else(PoisonError::into_inner));
+                waited = Some(self.maintenance.enter());
             }
             let looked = look()?;
             let made = make(&looked);

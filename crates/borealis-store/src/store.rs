@@ -18,6 +18,7 @@ use crate::hosted::HostedSegment;
 use crate::log::entry::EntryKind;
 use crate::log::{Log, LogFiles, LogPosition};
 use crate::metrics::{Counters, count};
+use crate::pace::Maintenance;
 use crate::pages::PageFiles;
 use crate::rules::{PostgresRules, RedoRules};
 use crate::state::{AdoptEntry, InstallEntry, RedoContext, State};
@@ -34,7 +35,7 @@ pub struct Store {
     pub(crate) state: Mutex<State>,
     pub(crate) commit: GroupCommit,
     /// Held by whoever materializes or otherwise changes bases.
-    pub(crate) maintenance: Mutex<()>,
+    pub(crate) maintenance: Maintenance,
     pub(crate) cache: Mutex<PageCache>,
     pub(crate) counters: Counters,
     poison: OnceLock<String>,
@@ -160,7 +161,7 @@ impl Store {
             files,
             state: Mutex::new(state),
             commit,
-            maintenance: Mutex::new(()),
+            maintenance: Maintenance::default(),
             cache: Mutex::new(cache),
             counters: Counters::default(),
             poison: OnceLock::new(),

@@ -2,5 +2,6 @@
 
 mod damage;
 mod model;
+mod pace;
 mod records;
 mod redo;

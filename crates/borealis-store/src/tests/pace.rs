@@ -1,0 +1,86 @@
+//! A round that takes its time gets out of the way when somebody waits, and when the store is closed.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use borealis_types::{GroupId, Lsn};
+
+use super::records::{TestEffect, TestRules, Writer, block, create, fork, mix, options, page_of};
+use crate::{Options, Origin, Policy, Store};
+
+/// Enough that an unhurried round, to which nothing is added, pauses for many seconds.
+const PAGES: u32 = 3000;
+
+/// A store with a page each for `PAGES` records, all of which can be folded and are just due.
+fn filled(path: &Path) -> (Store, Writer) {
+    let store = create(path, 1);
+    let mut writer = Writer::start(&store);
+    for number in 0..PAGES {
+        writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
+    }
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    writer.durable = writer.last();
+    writer.minimum_read_point = writer.durable.end;
+    store.note_positions(&writer.header()).unwrap();
+    let due = store.lock().applicable_record_bytes();
+    drop(store);
+    (reopen(path, due), writer)
+}
+
+fn reopen(path: &Path, materialize_after_bytes: u64) -> Store {
+    let options = Options { materialize_after_bytes, memory_limit_bytes: 256 << 20, ..options() };
+    Store::open_with_rules(path, options, Arc::new(TestRules)).unwrap()
+}
+
+fn assert_all_there(store: &Store, writer: &Writer) {
+    for (number, record) in (0..PAGES).zip(&writer.records) {
+        let lsn = record.span.end;
+        let page = store.read_page(GroupId(0), &block(fork(1, 16_384), number), writer.last().end).unwrap();
+        assert_eq!(page.unwrap(), page_of(mix(0, lsn)), "block {number}");
+    }
+}
+
+fn wait_until_a_round_works(store: &Store) {
+    while store.maintenance.is_free() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn who_waits_for_a_slow_round_ends_its_pauses() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writer) = filled(&folder.path().join("node"));
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| store.materialize(Policy::IfDue).unwrap());
+        wait_until_a_round_works(&store);
+        let began = Instant::now();
+        store.materialize(Policy::Now).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+        assert!(slow.join().unwrap().advanced);
+    });
+    assert_all_there(&store, &writer);
+}
+
+#[test]
+fn a_round_given_up_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    let (store, writer) = filled(&path);
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| store.materialize(Policy::IfDue).unwrap());
+        wait_until_a_round_works(&store);
+        let began = Instant::now();
+        store.end_materialization();
+        assert!(!slow.join().unwrap().advanced);
+        assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+    });
+    assert!(!store.materialize(Policy::Now).unwrap().advanced, "no other round begins");
+    assert_all_there(&store, &writer);
+    drop(store);
+    let store = reopen(&path, 1);
+    assert_eq!(store.lock().segments[&GroupId(0)].base.materialized, Lsn::ZERO);
+    assert_all_there(&store, &writer);
+    assert!(store.materialize(Policy::Now).unwrap().advanced);
+    assert_all_there(&store, &writer);
+}

@@ -129,6 +129,8 @@ pub fn run(options: &Options) -> anyhow::Result<Verdict> {
     let user = OperatingSystemUser::choose(None)?;
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("cannot create {}", options.out.display()))?;
+    std::fs::create_dir_all(&options.work_dir)
+        .with_context(|| format!("cannot create {}", options.work_dir.display()))?;
     let folder = tempfile::Builder::new()
         .prefix("borealis-bench-")
         .tempdir_in(&options.work_dir)

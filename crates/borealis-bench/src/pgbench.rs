@@ -31,6 +31,8 @@ pub struct Load {
     pub script: Script,
     /// Share of transactions whose latency is written down, above 0 and at most 1.
     pub sampling_rate: f64,
+    /// Settings of its sessions, as `PGOPTIONS` takes them; may be empty.
+    pub session_options: &'static str,
 }
 
 /// A transaction that ended.
@@ -106,6 +108,7 @@ impl Load {
         let begin_us = now_us();
         let child = command
             .arg("postgres")
+            .env("PGOPTIONS", self.session_options)
             .current_dir(logs.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

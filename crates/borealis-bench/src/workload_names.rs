@@ -13,6 +13,9 @@ const TITLES: [(&str, &str); 6] = [
 /// Faults, as the targets name them.
 pub const FAULTS: [&str; 3] = ["one node 100 ms slow", "two nodes dead", "a zone dead"];
 
+/// What the name of a situation ends in where commits wait for company (`commit_delay=800`).
+pub const COMMIT_DELAY: &str = ", commit_delay";
+
 /// Sizes at which a recovery is measured; the first is what the others are compared with.
 pub const SIZES: [&str; 3] = ["base", "10 times the data", "10 times the log"];
 

@@ -29,7 +29,7 @@ pub(crate) struct RecordRef {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ForkEvent {
     Create,
-    /// A record changed the page before this one.
+    /// A record changed the page before this one, and the fork was smaller: so many blocks it has then.
     Extend(u32),
     Truncate(u32),
     Drop,
@@ -204,10 +204,11 @@ impl Index {
     /// Notes that a block was changed, if that makes its fork larger.
     fn extend(&mut self, base: &Base, lsn: Lsn, key: &BlockKey) {
         let blocks = key.block.saturating_add(1);
-        if self.newest_sizes.get(&key.relation_fork).is_some_and(|&known| known >= blocks) {
-            return;
-        }
-        let known = self.relation_blocks(base, key.relation_fork, lsn);
+        let known = match self.newest_sizes.get(&key.relation_fork) {
+            Some(&known) if known >= blocks => return,
+            Some(&known) => Some(known),
+            None => self.relation_blocks(base, key.relation_fork, lsn),
+        };
         if known.is_none_or(|known| known < blocks) {
             self.fork_event(key.relation_fork, lsn, ForkEvent::Extend(blocks));
         }
@@ -236,16 +237,17 @@ impl Index {
             }
         };
         let events = self.forks.get(&fork).map_or(&[][..], Vec::as_slice);
-        for &(at, event) in events {
-            if at > lsn {
-                break;
-            }
+        let events = &events[..events.partition_point(|(at, _)| *at <= lsn)];
+        // A bulk load has an event for each block: only those from the last one on that says the size by itself.
+        let absolute = |event: &ForkEvent| matches!(event, ForkEvent::Extend(_) | ForkEvent::Drop);
+        let first = events.iter().rposition(|(_, event)| absolute(event)).unwrap_or(0);
+        for &(at, event) in &events[first..] {
             if at <= since {
                 continue;
             }
             blocks = match event {
                 ForkEvent::Create => Some(blocks.unwrap_or(0)),
-                ForkEvent::Extend(least) => Some(blocks.unwrap_or(0).max(least)),
+                ForkEvent::Extend(blocks) => Some(blocks),
                 // Truncating what does not exist creates nothing (redo creates the main fork; it has a
                 // `Create` of its own).
                 ForkEvent::Truncate(most) => blocks.map(|blocks| blocks.min(most)),
@@ -489,7 +491,106 @@ pub(crate) fn slru_page_is_gone(kind: SlruKind, page: u32, first_kept: u32) -> b
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use borealis_types::RelationLocator;
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn fork() -> RelationFork {
+        let locator = RelationLocator { tablespace: 1663, database: 5, relation: 16_384 };
+        RelationFork { locator, fork: Fork::Main }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Change {
+        Create,
+        Block(u32),
+        Truncate(u32),
+        Drop,
+        DropDatabase,
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<Change>> {
+        let change = prop_oneof![
+            2 => Just(Change::Create),
+            8 => (0u32..40).prop_map(Change::Block),
+            2 => (0u32..40).prop_map(Change::Truncate),
+            1 => Just(Change::Drop),
+            1 => Just(Change::DropDatabase),
+        ];
+        prop::collection::vec(change, 0..60)
+    }
+
+    proptest! {
+        #[test]
+        fn a_size_is_what_all_changes_before_it_make_it(
+            changes in changes(),
+            at_first in prop::option::of(0u32..40),
+            forgotten in 0usize..60,
+        ) {
+            let mut base = Base::default();
+            base.relations.extend(at_first.map(|blocks| (fork(), blocks)));
+            let mut index = Index::default();
+            let mut sizes = vec![at_first];
+            for (at, change) in changes.iter().enumerate() {
+                let lsn = Lsn(10 * (at as u64 + 1));
+                let before = sizes[at];
+                sizes.push(match *change {
+                    Change::Create => {
+                        index.fork_event(fork(), lsn, ForkEvent::Create);
+                        Some(before.unwrap_or(0))
+                    }
+                    Change::Block(block) => {
+                        index.extend(&base, lsn, &BlockKey { relation_fork: fork(), block });
+                        Some(before.unwrap_or(0).max(block + 1))
+                    }
+                    Change::Truncate(blocks) => {
+                        index.fork_event(fork(), lsn, ForkEvent::Truncate(blocks));
+                        before.map(|before| before.min(blocks))
+                    }
+                    Change::Drop => {
+                        index.fork_event(fork(), lsn, ForkEvent::Drop);
+                        None
+                    }
+                    Change::DropDatabase => {
+                        index.databases.push((lsn, database_of(fork().locator), DatabaseEvent::Drop));
+                        index.newest_sizes.clear();
+                        None
+                    }
+                });
+            }
+            for (at, size) in sizes.iter().enumerate() {
+                let found = index.relation_blocks(&base, fork(), Lsn(10 * at as u64 + 5));
+                prop_assert_eq!(found, *size, "after {:?}", &changes[..at]);
+            }
+            // What a base has taken in is dropped from the index, and says the same.
+            let forgotten = forgotten.min(changes.len());
+            match sizes[forgotten] {
+                Some(blocks) => base.relations.insert(fork(), blocks),
+                None => base.relations.remove(&fork()),
+            };
+            index.drop_through(Lsn(10 * forgotten as u64));
+            for (at, size) in sizes.iter().enumerate().skip(forgotten) {
+                let found = index.relation_blocks(&base, fork(), Lsn(10 * at as u64 + 5));
+                prop_assert_eq!(found, *size, "after {:?}, {} of them folded", &changes[..at], forgotten);
+            }
+        }
+    }
+
+    #[test]
+    fn a_bulk_load_costs_the_same_for_each_block() {
+        let (base, mut index) = (Base::default(), Index::default());
+        let began = Instant::now();
+        let blocks = 200_000;
+        for block in 0..blocks {
+            index.extend(&base, Lsn(u64::from(block) + 1), &BlockKey { relation_fork: fork(), block });
+            assert_eq!(index.relation_blocks(&base, fork(), Lsn::MAX), Some(block + 1));
+        }
+        // Twenty thousand million steps if each walked over all blocks before it.
+        assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    }
 
     #[test]
     fn truncating_a_store_removes_whole_segments_in_circular_order() {

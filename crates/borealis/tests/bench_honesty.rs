@@ -1,7 +1,7 @@
 //! The benchmark believes nobody: a writer that acknowledges too early is found out.
 //!
-//! `cargo test --release -p borealis --features broken-durability --test bench_honesty -- --test-threads=1`, after
-//! `cargo build --release` for the shim library.
+//! Part of `./test cluster`. It needs a program with the feature `broken-durability`; the ordinary one has no way to
+//! break its promise.
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -6,7 +6,7 @@ use crate::targets::{self, counter_per_transaction};
 use crate::workload_names::title;
 
 /// Situations whose costs are shown.
-const COST_SITUATIONS: [&str; 2] = ["8 clients", "32 clients"];
+const COST_SITUATIONS: [&str; 3] = ["8 clients", "32 clients", "32 clients, commit_delay"];
 /// Counters of the systems that are shown per transaction: name, label.
 const COUNTERS: [(&str, &str); 12] = [
     ("wal_bytes", "WAL bytes written by postgres"),

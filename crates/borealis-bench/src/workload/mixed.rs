@@ -16,11 +16,11 @@ const NAME: &str = "mixed";
 const CLIENTS: u32 = 16;
 /// Customers and items for each unit of scale; there are as many orders at the start as customers.
 const CUSTOMERS_PER_SCALE: u32 = 2_000;
-/// Scripts with their weights. Every one of them that writes also adds one row to `done`.
+/// Scripts with their weights, out of 200: the transactions that sleep stay above the 99th percentile. Every one of them that writes also adds one row to `done`.
 const SCRIPTS: [(&str, u32, &str); 5] = [
     (
         "new-order",
-        45,
+        90,
         "BEGIN;
 INSERT INTO orders (customer, status, placed, note) VALUES (:customer, 0, now(), repeat('n', :customer % 60))
     RETURNING id \\gset order_
@@ -32,7 +32,7 @@ COMMIT;
     ),
     (
         "ship-order",
-        25,
+        50,
         "BEGIN;
 UPDATE orders SET status = status + 1, placed = now() WHERE id = :order;
 UPDATE customers SET balance = balance + 1, city = city + 1 WHERE id = :customer;
@@ -42,14 +42,14 @@ COMMIT;
     ),
     (
         "read",
-        20,
+        40,
         "SELECT count(*), max(placed) FROM orders WHERE customer BETWEEN :customer AND :customer + 5;
 SELECT id, name FROM customers WHERE city = :order % 500 ORDER BY balance LIMIT 10;
 ",
     ),
     (
         "cancel-order",
-        9,
+        19,
         "BEGIN;
 DELETE FROM lines WHERE order_id = :order;
 DELETE FROM orders WHERE id = :order;

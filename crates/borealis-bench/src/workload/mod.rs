@@ -134,7 +134,14 @@ fn measure(
 
 /// A load of `clients` for the planned time.
 fn load(bench: &Bench, server: &Server, clients: u32, script: Script) -> Load {
-    Load { port: server.port(), clients, seconds: bench.plan.seconds, script, sampling_rate: SAMPLING_RATE }
+    Load {
+        port: server.port(),
+        clients,
+        seconds: bench.plan.seconds,
+        script,
+        sampling_rate: SAMPLING_RATE,
+        session_options: "",
+    }
 }
 
 /// Loads `pgbench`'s tables and lets the server settle.

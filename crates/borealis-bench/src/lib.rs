@@ -1,8 +1,8 @@
 //! The benchmark: stock PostgreSQL, PostgreSQL with standbys, the ceiling without durability, and Borealis, on one
 //! machine, in alternation, with a check that what Borealis acknowledged is kept.
 //!
-//! [`run`] does it all. It prints tables to standard output, progress to standard error, and writes `bench.json` and
-//! `report.html`.
+//! [`run`] does it all. It prints tables to standard output, progress to standard error, and writes `bench.json`,
+//! `tables.md` and `report.html`.
 
 mod cleanup;
 mod durability;
@@ -45,7 +45,7 @@ pub struct Options {
     pub seconds: Option<u32>,
     /// `pgbench` scale.
     pub scale: Option<u32>,
-    /// Where `bench.json` and `report.html` go.
+    /// Where `bench.json`, `tables.md` and `report.html` go.
     pub out: PathBuf,
     /// Where databases go while it runs: a disk like the one that matters.
     pub work_dir: PathBuf,

@@ -1,4 +1,4 @@
-//! What a run leaves: tables on standard output, `bench.json`, `report.html`.
+//! What a run leaves: tables on standard output and in `tables.md`, `bench.json`, `report.html`.
 
 mod html;
 mod plots;
@@ -13,7 +13,7 @@ use anyhow::Context;
 use crate::model::Results;
 use tables::Table;
 
-/// Writes `bench.json` and `report.html`.
+/// Writes `bench.json`, `tables.md` and `report.html`.
 ///
 /// # Errors
 /// When they cannot be written.
@@ -23,8 +23,11 @@ pub fn write(results: &Results, out: &Path) -> anyhow::Result<()> {
     document["valid"] = (!results.is_invalid()).into();
     fs::write(&json, serde_json::to_string(&document)? + "\n")
         .with_context(|| format!("cannot write {}", json.display()))?;
-    let page = out.join("report.html");
-    fs::write(&page, html::page(results)).with_context(|| format!("cannot write {}", page.display()))
+    for (name, content) in [("tables.md", text(results)), ("report.html", html::page(results))] {
+        let path = out.join(name);
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// The tables in Markdown.

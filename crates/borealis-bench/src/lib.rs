@@ -30,7 +30,7 @@ use model::{Conditions, Results};
 use server::Environment;
 
 /// Workloads in the order they run, as `--only` names them.
-pub const WORKLOADS: [&str; 6] = ["bulk", "tpcb", "readonly", "mixed", "faults", "recovery"];
+pub const WORKLOADS: [&str; 7] = ["bulk", "tpcb", "readonly", "mixed", "pages", "faults", "recovery"];
 
 /// How to run.
 #[derive(Clone, Debug)]

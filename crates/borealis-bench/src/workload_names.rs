@@ -1,11 +1,12 @@
 //! Names that the workloads and the reports share.
 
 /// Workloads in the order they run, as `--only` takes them, and how reports call them.
-const TITLES: [(&str, &str); 6] = [
+const TITLES: [(&str, &str); 7] = [
     ("bulk", "bulk load"),
     ("tpcb", "TPC-B"),
     ("readonly", "read-only"),
     ("mixed", "mixed OLTP"),
+    ("pages", "page reads"),
     ("faults", "faults"),
     ("recovery", "recovery"),
 ];
@@ -18,6 +19,13 @@ pub const COMMIT_DELAY: &str = ", commit_delay";
 
 /// Sizes at which a recovery is measured; the first is what the others are compared with.
 pub const SIZES: [&str; 3] = ["base", "10 times the data", "10 times the log"];
+
+/// Where a page is when a node is asked for it, as the targets name it.
+pub const PAGE_IN_MEMORY: &str = "in the node's memory";
+/// As [`PAGE_IN_MEMORY`].
+pub const PAGE_ON_DISK: &str = "on the node's disk";
+/// As [`PAGE_IN_MEMORY`].
+pub const PAGE_BEHIND: &str = "needing 10 records";
 
 /// How reports call a workload.
 #[must_use]

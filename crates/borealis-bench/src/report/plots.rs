@@ -21,7 +21,7 @@ pub fn all(results: &Results) -> Vec<(String, Vec<String>)> {
     for workload in ["tpcb", "readonly", "mixed"] {
         let mut drawings = vec![bars(results, workload, "tps", "transactions per second")];
         for situation in results.situations(workload) {
-            drawings.push(latencies(results, workload, &situation));
+            drawings.push(latencies(results, workload, &situation, "transactions"));
             drawings.push(throughput(results, workload, &situation));
         }
         sections.push((title(workload).to_owned(), drawings));
@@ -33,6 +33,9 @@ pub fn all(results: &Results) -> Vec<(String, Vec<String>)> {
         drawings.push(recovery_throughput(results, &situation));
     }
     sections.push((title("recovery").to_owned(), drawings));
+    let situations = results.situations("pages");
+    let drawings = situations.iter().map(|situation| latencies(results, "pages", situation, "page reads"));
+    sections.push((title("pages").to_owned(), drawings.collect()));
     let timelines =
         results.rounds("faults", "timeline", System::Borealis).flat_map(fault_timelines).collect();
     sections.push((title("faults").to_owned(), timelines));
@@ -115,14 +118,14 @@ fn draw(title: &str, lines: &[Line], units: (&str, &str), logarithmic: bool, sha
     plot.finish()
 }
 
-fn latencies(results: &Results, workload: &str, situation: &str) -> String {
+fn latencies(results: &Results, workload: &str, situation: &str, what: &str) -> String {
     let points = |measurement: &Measurement| {
         let curve = measurement.latencies_us.iter();
         // Below 10 µs nothing is resolved, and a logarithmic axis must begin somewhere.
         curve.map(|(fraction, us)| ((*us).max(10) as f64 / 1000.0, *fraction)).collect()
     };
     let lines = lines(results, workload, situation, points);
-    draw(&format!("{situation}: share of transactions that took at most …"), &lines, ("ms", ""), true, &[])
+    draw(&format!("{situation}: share of {what} that took at most …"), &lines, ("ms", ""), true, &[])
 }
 
 fn throughput(results: &Results, workload: &str, situation: &str) -> String {

@@ -83,6 +83,7 @@ pub fn all(results: &Results) -> Vec<Table> {
         "first_answer_ms",
         "ms from kill -9 to the first answered query",
     ));
+    tables.push(page_table(results));
     tables.push(fault_table(results));
     tables.extend(COST_SITUATIONS.map(|situation| cost_table(results, situation)));
     tables.push(system_call_table(results));
@@ -177,6 +178,41 @@ fn fault_table(results: &Results) -> Table {
         title: "Faults: Borealis, TPC-B at 8 clients".to_owned(),
         note: "Healthy stretches of the same run are between the faults. The slow node is stopped for 100 ms of every \
                105. The half second after a change is left out."
+            .to_owned(),
+        header,
+        rows,
+    }
+}
+
+fn page_table(results: &Results) -> Table {
+    let figures = [
+        ("latency_p50_us", "p50, µs"),
+        ("latency_p99_us", "p99, µs"),
+        ("latency_max_us", "slowest, µs"),
+        ("records_applied_per_page", "records applied per page"),
+        ("cache_hits_per_page", "page cache hits per page"),
+        ("disk_read_per_page_bytes", "bytes from the disk per page"),
+        ("disk_alone_p50_us", "the disk alone, p50, µs"),
+        ("loopback_alone_p50_us", "the loopback alone, p50, µs"),
+    ];
+    let mut header = vec![String::new()];
+    header.extend(figures.iter().map(|(_, label)| (*label).to_owned()));
+    let rows = results
+        .situations("pages")
+        .into_iter()
+        .map(|situation| {
+            let cells = figures.iter().map(|(figure, _)| {
+                summarize(results, "pages", &situation, System::Borealis, figure)
+                    .map_or_else(|| "–".to_owned(), |summary| summary.text())
+            });
+            [situation.clone()].into_iter().chain(cells).collect()
+        })
+        .collect();
+    Table {
+        title: "Page reads: one storage node, over loopback, one request at a time".to_owned(),
+        note: "Each page once, in random order, as of what is durable. The disk alone: 8 KiB at random places of a \
+               file that the operating system does not have in memory. The loopback alone: 8 KiB from a thread \
+               that has them."
             .to_owned(),
         header,
         rows,

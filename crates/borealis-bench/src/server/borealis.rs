@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use borealis_node::config::STORE_FOLDER_NAME;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -80,6 +81,12 @@ impl Borealis {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The folder of a node's store.
+    #[must_use]
+    pub fn store_folder(&self, node: u16) -> PathBuf {
+        self.directory.join("nodes").join(node.to_string()).join(STORE_FOLDER_NAME)
     }
 
     /// What `borealis status --json` says.

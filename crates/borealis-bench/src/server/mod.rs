@@ -1,6 +1,7 @@
 //! The systems that are compared.
 
 mod borealis;
+mod forgetting;
 mod stock;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 pub use borealis::Borealis;
+pub use forgetting::{forget_file, forget_files};
 pub use stock::Stock;
 
 use crate::model::System;

@@ -1,19 +1,15 @@
 //! PostgreSQL as distributed: alone, with standbys, or with nothing durable.
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::signal::Signal;
 
+use super::forgetting::Forgetting;
 use super::{Environment, Memory, connect, free_port, log_tail, wait_for_answer};
 use crate::cleanup::{self, Item};
 use crate::model::System;
@@ -21,8 +17,6 @@ use crate::processes::{self, Role};
 
 /// How many standbys B has. Three of them must have a commit: with the primary, four of six.
 const STANDBYS: usize = 5;
-/// Between rounds of making the operating system forget the server's files.
-const FORGET_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A server, with its standbys.
 #[derive(Debug)]
@@ -266,46 +260,6 @@ impl Drop for Stock {
 fn parse_replay_seconds(log: &str) -> Option<f64> {
     let line = log.lines().rev().find(|line| line.contains("redo done at"))?;
     line.rsplit_once("elapsed: ")?.1.split(' ').next()?.parse().ok()
-}
-
-/// Makes the operating system forget a server's files again and again, so that a read really is one of the disk.
-#[derive(Debug)]
-struct Forgetting {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Forgetting {
-    fn start(base: PathBuf) -> anyhow::Result<Forgetting> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = std::thread::Builder::new().name("forget-files".to_owned()).spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                forget_files(&base);
-                std::thread::sleep(FORGET_INTERVAL);
-            }
-        })?;
-        Ok(Forgetting { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Forgetting {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn forget_files(base: &Path) {
-    let databases = fs::read_dir(base).into_iter().flatten().flatten();
-    for file in databases.flat_map(|database| fs::read_dir(database.path())).flatten().flatten() {
-        // A file may just have been removed, and a file system may not know the advice; then it stays as it is.
-        if let Ok(file) = File::open(file.path()) {
-            let _ = posix_fadvise(file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod bulk;
 mod faults;
 mod mixed;
+mod pages;
 mod read_only;
 mod recovery;
 mod tpcb;
@@ -34,6 +35,7 @@ pub fn run(bench: &mut Bench, name: &str) -> anyhow::Result<()> {
         "tpcb" => tpcb::run(bench),
         "readonly" => read_only::run(bench),
         "mixed" => mixed::run(bench),
+        "pages" => pages::run(bench),
         "faults" => faults::run(bench),
         "recovery" => recovery::run(bench),
         _ => bail!("there is no workload `{name}`"),

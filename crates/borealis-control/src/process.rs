@@ -67,17 +67,26 @@ impl ProcessIdentity {
     }
 }
 
-/// When the process started, in clock ticks since boot: field 22 of `/proc/<pid>/stat` (see proc(5)). `None`
-/// if there is no such process or it has ended and only its entry is left.
+/// When the process started, in clock ticks since boot. `None` if there is no such process or it has ended and
+/// only its entry is left.
 fn start_ticks(process_id: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{process_id}/stat")).ok()?;
+    start_ticks_in(&fs::read_to_string(format!("/proc/{process_id}/stat")).ok()?)
+}
+
+/// Field 22 of `/proc/<pid>/stat` (see proc(5)), unless field 3, the state, says that the process has ended.
+///
+/// A killed process's first thread may be a zombie while others still run to their end, and hold its files and
+/// locks open: field 20 counts them all.
+fn start_ticks_in(stat: &str) -> Option<u64> {
     // The second field is the program's name in parentheses and may contain anything.
-    let (_, fields) = text.rsplit_once(')')?;
+    let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
+    let state = fields.next()?;
+    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    if state == "X" || state == "Z" && threads <= 1 {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 /// Reads a process file; `None` if there is none, or its process no longer runs.
@@ -137,6 +146,18 @@ pub fn own_program() -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_ended_when_its_last_thread_has() {
+        let stat = |state: &str, threads: u32| {
+            format!("71 (a) Z 9 (b)) {state} 1 71 71 0 -1 4 5 6 7 8 9 10 11 12 20 0 {threads} 0 4321 99 100\n")
+        };
+        assert_eq!(start_ticks_in(&stat("S", 1)), Some(4321));
+        assert_eq!(start_ticks_in(&stat("Z", 3)), Some(4321), "two threads still hold its files open");
+        assert_eq!(start_ticks_in(&stat("Z", 1)), None);
+        assert_eq!(start_ticks_in(&stat("X", 1)), None);
+        assert_eq!(start_ticks_in("71 (cut"), None);
+    }
 
     #[test]
     fn a_process_is_recognized_until_it_ends() {

@@ -150,7 +150,9 @@ mod tests {
     #[test]
     fn a_process_has_ended_when_its_last_thread_has() {
         let stat = |state: &str, threads: u32| {
-            format!("71 (a) Z 9 (b)) {state} 1 71 71 0 -1 4 5 6 7 8 9 10 11 12 20 0 {threads} 0 4321 99 100\n")
+            format!(
+                "71 (a) Z 9 (b)) {state} 1 71 71 0 -1 4 5 6 7 8 9 10 11 12 20 0 {threads} 0 4321 99 100\n"
+            )
         };
         assert_eq!(start_ticks_in(&stat("S", 1)), Some(4321));
         assert_eq!(start_ticks_in(&stat("Z", 3)), Some(4321), "two threads still hold its files open");

@@ -5,7 +5,7 @@ use std::ops::Range;
 use borealis_proto::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal, SegmentProgress};
 use borealis_quorum::segment::{Offer, Source};
 use borealis_quorum::{ChainLink, Promise};
-use borealis_types::{GroupId, GroupSet, MAX_GROUPS, PAGE_SIZE, RecordSpan};
+use borealis_types::{GroupId, GroupSet, MAX_GROUPS, RecordSpan};
 use borealis_wal::{Effect, Record};
 
 use crate::catalog::{BATCH_PREFIX_BYTES, BatchPrefix};
@@ -22,8 +22,6 @@ use crate::{Policy, Store, StoreError};
 /// The longest batch accepted: as much as a frame can carry.
 const BATCH_BYTES_MAX: usize = borealis_proto::frame::MAX_PAYLOAD_BYTES;
 
-/// Appends wait when this many rounds' worth of records is not applied.
-const LAG_ROUNDS_MAX: u64 = 8;
 /// An ordinary short record, with its header in the batch.
 const SHORT_RECORD_BYTES: usize = 80;
 
@@ -185,29 +183,15 @@ impl Store {
         Ok(OfferedBatch { bytes, header, records, links, effects })
     }
 
-    /// Applies redo in the caller's place while too much of it waits, and that can make it less: more than memory
-    /// is meant for, or so much log that the materializer must have been kept from its work.
+    /// Applies redo in the caller's place while too much of it waits, and that can make it less.
     fn hold_back(&self) -> Result<(), StoreError> {
-        let bound = self.options.memory_limit_bytes / 2;
-        let log_bound = self.options.materialize_after_bytes.saturating_mul(LAG_ROUNDS_MAX);
-        loop {
-            let over = {
-                let state = self.lock();
-                let possible = state.segments.values().any(|hosted| {
-                    hosted.index.record_bytes > 0
-                        && hosted.materialization_target() > hosted.base.materialized
-                });
-                let memory = state.applicable_memory_bytes() > bound.max(PAGE_SIZE as u64);
-                possible && (memory || state.applicable_record_bytes() > log_bound)
-            };
-            if !over {
-                return Ok(());
-            }
+        while self.backlog().share(&self.options) > 1.0 {
             count(&self.counters.appends_held_back, 1);
             if !self.materialize(Policy::Now)?.advanced {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     fn check_origin(

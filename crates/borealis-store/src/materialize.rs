@@ -18,7 +18,7 @@ use crate::index::{DatabaseEvent, ForkEvent, Origin};
 use crate::log::LogPosition;
 use crate::log::entry::ENTRY_HEADER_BYTES;
 use crate::metrics::count;
-use crate::pace::{self, PAUSE, PAUSES_MAX, PIECE_PAGES};
+use crate::pace::{self, Backlog, PAUSE, PAUSES_MAX, PIECE_PAGES};
 use crate::pages::{PageFiles, SlotAddress, SlotRun};
 use crate::read::Overtaken;
 use crate::store::Sequence;
@@ -119,26 +119,22 @@ impl Store {
     }
 
     fn is_due(&self) -> bool {
-        self.pressure() >= 1.0
+        self.backlog().is_due(&self.options)
     }
 
-    /// How much redo is not applied and can be, in units of what makes a round due.
-    fn pressure(&self) -> f64 {
+    pub(crate) fn backlog(&self) -> Backlog {
         let state = self.lock();
-        let record_bytes = state.applicable_record_bytes();
-        if record_bytes == 0 {
-            return 0.0;
+        Backlog {
+            record_bytes: state.applicable_record_bytes(),
+            memory_bytes: state.applicable_memory_bytes(),
         }
-        let of = |bytes: u64, due_bytes: u64| bytes as f64 / due_bytes.max(1) as f64;
-        let memory = of(state.applicable_memory_bytes(), self.options.memory_limit_bytes / 4);
-        memory.max(of(record_bytes, self.options.materialize_after_bytes))
     }
 
     /// Pauses while the round is ahead of its pace.
-    fn keep_pace(&self, share_done: f64, pressure_at_start: f64) {
+    fn keep_pace(&self, share_done: f64, at_start: f64) {
         for _ in 0..PAUSES_MAX {
             let urgent = self.maintenance.is_urgent();
-            if urgent || !pace::is_ahead(share_done, pressure_at_start, self.pressure()) {
+            if urgent || !pace::is_ahead(share_done, at_start, self.backlog().share(&self.options)) {
                 return;
             }
             thread::sleep(PAUSE);
@@ -177,11 +173,11 @@ impl Store {
 
     fn round(&self, targets: &[(GroupId, Lsn)], policy: Policy) -> Result<Progress, StoreError> {
         let mut next = BTreeMap::new();
-        let pressure = self.pressure();
+        let at_start = self.backlog().share(&self.options);
         for (at, &(group, target)) in targets.iter().enumerate() {
             let keep_pace = |share: f64| {
                 if policy == Policy::IfDue {
-                    self.keep_pace((at as f64 + share) / targets.len() as f64, pressure);
+                    self.keep_pace((at as f64 + share) / targets.len() as f64, at_start);
                 }
             };
             match self.next_base(group, target, keep_pace) {

@@ -1,13 +1,16 @@
-//! How fast a round of materialization goes: no faster than new redo makes it necessary.
+//! When redo is folded into pages, and how fast: no faster than new redo makes it necessary.
 //!
-//! A round at full speed takes processors and the disk from appends for as long as it lasts, once per round. So it
-//! pauses between pieces, and finishes about when the next one falls due. It does not pause once somebody waits for
-//! it, or when it could come to hold appends back. When the store is about to be closed it is given up: nothing
-//! refers yet to what it wrote.
+//! A round at full speed takes processors and the disk from appends for as long as it lasts. So it pauses between
+//! pieces, and finishes well before appends would have to wait for it. It does not pause once somebody waits for it.
+//! When the store is about to be closed it is given up: nothing refers yet to what it wrote.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use borealis_types::PAGE_SIZE;
+
+use crate::Options;
 
 /// Pages between two looks at the pace.
 pub(crate) const PIECE_PAGES: usize = 64;
@@ -16,15 +19,41 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 /// The longest pause of a piece, so that a round ends although no redo comes.
 pub(crate) const PAUSES_MAX: u32 = 30;
 
-/// Unapplied redo in units of what makes a round due, at which rounds stop pausing. Appends are held back at 2 at
-/// the earliest (by memory).
-const PRESSURE_URGENT: f64 = 1.75;
-/// How much the pressure may grow while a round lasts.
-const GROWTH_PER_ROUND: f64 = 0.7;
+/// Appends wait when this many rounds' worth of records is not applied.
+const LAG_ROUNDS_MAX: u64 = 8;
+/// From this share of what holds appends back on, rounds do not pause.
+const URGENT_SHARE: f64 = 0.85;
+/// How much a round may let come in while it lasts, of what there is room for at its start.
+const ROOM_PER_ROUND: f64 = 0.6;
 
-/// Whether a round that has done this share of its work, and began at this pressure, is ahead of its pace.
-pub(crate) fn is_ahead(share_done: f64, pressure_at_start: f64, pressure: f64) -> bool {
-    pressure < PRESSURE_URGENT && share_done > (pressure - pressure_at_start) / GROWTH_PER_ROUND
+/// Redo that is not applied and can be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Backlog {
+    pub record_bytes: u64,
+    /// Of the index.
+    pub memory_bytes: u64,
+}
+
+impl Backlog {
+    /// Whether enough has piled up for a round.
+    pub(crate) fn is_due(self, options: &Options) -> bool {
+        let memory = self.memory_bytes > options.memory_limit_bytes / 4 && self.record_bytes > 0;
+        memory || self.record_bytes >= options.materialize_after_bytes
+    }
+
+    /// How much of what may pile up has; above 1 appends are held back. More memory than is meant for it, or so much
+    /// log that the materializer must have been kept from its work.
+    pub(crate) fn share(self, options: &Options) -> f64 {
+        let memory = (options.memory_limit_bytes / 2).max(PAGE_SIZE as u64);
+        let log = options.materialize_after_bytes.saturating_mul(LAG_ROUNDS_MAX).max(1);
+        (self.memory_bytes as f64 / memory as f64).max(self.record_bytes as f64 / log as f64)
+    }
+}
+
+/// Whether a round that has done `share_done` of its work is ahead of its pace, when the backlog's share was
+/// `at_start` and is `now`.
+pub(crate) fn is_ahead(share_done: f64, at_start: f64, now: f64) -> bool {
+    now < URGENT_SHARE && share_done > (now - at_start) / ((1.0 - at_start) * ROOM_PER_ROUND)
 }
 
 /// The right to change bases, of one at a time, and whether somebody waits for it.
@@ -71,16 +100,31 @@ mod tests {
 
     #[test]
     fn a_round_keeps_step_with_new_redo() {
-        assert!(is_ahead(0.1, 1.0, 1.0), "nothing came");
-        assert!(is_ahead(0.5, 1.0, 1.3));
-        assert!(!is_ahead(0.5, 1.0, 1.4), "half the growth, half the work");
-        assert!(!is_ahead(0.0, 1.0, 1.0), "it begins at once");
+        assert!(is_ahead(0.1, 0.5, 0.5), "nothing came");
+        assert!(is_ahead(0.5, 0.5, 0.6));
+        assert!(!is_ahead(0.5, 0.5, 0.66), "more than half of what may come, and half the work");
+        assert!(!is_ahead(0.0, 0.5, 0.5), "it begins at once");
     }
 
     #[test]
     fn a_round_does_not_pause_when_appends_could_come_to_wait() {
-        assert!(!is_ahead(0.99, 1.0, 1.75));
-        assert!(!is_ahead(0.99, 2.5, 2.5), "it began late");
+        assert!(!is_ahead(0.99, 0.5, 0.85));
+        assert!(!is_ahead(0.99, 1.2, 1.2), "it began late");
+    }
+
+    #[test]
+    fn memory_or_log_makes_a_round_due_and_holds_appends_back() {
+        let options =
+            Options { memory_limit_bytes: 64 << 20, materialize_after_bytes: 10 << 20, ..Options::default() };
+        let backlog = |record_mib: u64, memory_mib: u64| Backlog {
+            record_bytes: record_mib << 20,
+            memory_bytes: memory_mib << 20,
+        };
+        assert!(!backlog(9, 16).is_due(&options));
+        assert!(backlog(10, 0).is_due(&options) && backlog(1, 17).is_due(&options));
+        assert!(!backlog(0, 17).is_due(&options), "there is nothing to apply");
+        assert!(backlog(80, 32).share(&options) <= 1.0);
+        assert!(backlog(81, 0).share(&options) > 1.0 && backlog(1, 33).share(&options) > 1.0);
     }
 
     #[test]

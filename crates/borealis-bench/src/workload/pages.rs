@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use borealis_node::{NodeClient, Timeouts};
 use borealis_proto::{Caller, Refusal};
-use borealis_store::{Options, Policy, Store, StoreError};
+use borealis_store::{Options, Policy, Store};
 use borealis_types::{
     BlockKey, Fork, GroupId, Lsn, NodeId, PAGE_SIZE, PageKey, Placement, RelationFork, RelationLocator,
     VolumeId,
@@ -375,26 +375,12 @@ fn fold(cluster: &Borealis) -> anyhow::Result<()> {
     let node = NODE.to_string();
     cluster.command(&["node", "kill", &node])?;
     // A running node folds only when much has piled up, and then at its leisure.
-    let store = open_store(&cluster.store_folder(NODE.0))?;
+    let store = Store::open(&cluster.store_folder(NODE.0), Options::default())?;
     let progress = store.materialize(Policy::Now)?;
     drop(store);
     ensure!(progress.pages_written > 0, "nothing was folded into the pages of node {NODE}");
     cluster.command(&["node", "start", &node])?;
     cluster.wait_until_whole()
-}
-
-/// Opens the store of a node that was just killed. A process with many threads counts as dead a moment before the last
-/// of them lets go of its files.
-fn open_store(folder: &Path) -> anyhow::Result<Store> {
-    let begin = Instant::now();
-    loop {
-        match Store::open(folder, Options::default()) {
-            Err(StoreError::InUse(_)) if begin.elapsed() < PATIENCE => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            opened => return Ok(opened?),
-        }
-    }
 }
 
 /// What reading a page at random takes on this disk without anything of Borealis, in microseconds.

@@ -256,6 +256,8 @@ pub struct Initialization {
     pub vacuum_seconds: f64,
     /// Building the three primary keys.
     pub index_seconds: f64,
+    /// Writing the pages afterwards.
+    pub settle_seconds: f64,
 }
 
 /// Creates `pgbench`'s tables.
@@ -287,6 +289,7 @@ fn parse_initialization(text: &str) -> Option<Initialization> {
         copy_seconds: step("client-side generate")?,
         vacuum_seconds: step("vacuum")?,
         index_seconds: step("primary keys")?,
+        settle_seconds: 0.0,
     })
 }
 
@@ -331,7 +334,12 @@ mod tests {
     fn the_steps_of_an_initialization_are_read() {
         let text = "dropping old tables...\ndone in 3.45 s (drop tables 0.00 s, create tables 0.01 s, \
             client-side generate 2.30 s, vacuum 0.31 s, primary keys 0.83 s).\n";
-        let steps = Initialization { copy_seconds: 2.3, vacuum_seconds: 0.31, index_seconds: 0.83 };
+        let steps = Initialization {
+            copy_seconds: 2.3,
+            vacuum_seconds: 0.31,
+            index_seconds: 0.83,
+            settle_seconds: 0.0,
+        };
         assert_eq!(parse_initialization(text), Some(steps));
         assert_eq!(parse_initialization("pgbench: error"), None);
     }

@@ -184,15 +184,13 @@ fn against(
 pub fn evaluate(results: &Results) -> Vec<Target> {
     let mut targets = Vec::new();
     let tps = ("tps", "tps");
-    let situations =
-        [("1 clients", 1.7), ("8 clients", 4.0), ("32 clients", 4.0), ("32 clients, commit_delay", 4.0)];
-    for (clients, times_b) in situations {
+    for (clients, times_b) in [("1 clients", 1.7), ("8 clients", 4.0), ("32 clients", 4.0)] {
         let place = ("tpcb", clients);
         targets.push(against(results, "S1", place, tps, System::Stock, Bound::AtLeast(1.0)));
         targets.push(against(results, "S1", place, tps, System::Replicated, Bound::AtLeast(times_b)));
     }
     targets.extend(redo_bytes(results));
-    for situation in ["32 clients", "32 clients, commit_delay"] {
+    for situation in ["32 clients", names::COMMIT_DELAY] {
         targets.push(requests(results, situation));
     }
     targets.extend(faults(results));

@@ -14,8 +14,8 @@ const TITLES: [(&str, &str); 7] = [
 /// Faults, as the targets name them.
 pub const FAULTS: [&str; 3] = ["one node 100 ms slow", "two nodes dead", "a zone dead"];
 
-/// What the name of a situation ends in where commits wait for company (`commit_delay=800`).
-pub const COMMIT_DELAY: &str = ", commit_delay";
+/// TPC-B with commits of Borealis that wait for company.
+pub const COMMIT_DELAY: &str = "32 clients, commit_delay=800";
 
 /// Sizes at which a recovery is measured; the first is what the others are compared with.
 pub const SIZES: [&str; 3] = ["base", "10 times the data", "10 times the log"];

@@ -33,6 +33,13 @@ impl ProcessIdentity {
         start_ticks(self.process_id) == Some(self.start_ticks)
     }
 
+    /// Whether it is about to be gone: killed, and not yet rid of its files and locks.
+    #[must_use]
+    pub fn is_ending(self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process_id)).unwrap_or_default();
+        self.is_alive() && state_in(&stat) == Some("Z")
+    }
+
     /// Sends a signal if it still runs.
     pub fn signal(self, signal: Signal) {
         if self.is_alive() {
@@ -78,15 +85,24 @@ fn start_ticks(process_id: u32) -> Option<u64> {
 /// A killed process's first thread may be a zombie while others still run to their end, and hold its files and
 /// locks open: field 20 counts them all.
 fn start_ticks_in(stat: &str) -> Option<u64> {
-    // The second field is the program's name in parentheses and may contain anything.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
-    let state = fields.next()?;
-    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    let mut fields = fields_in(stat)?.skip(17);
+    let threads: u64 = fields.next()?.parse().ok()?;
+    let state = state_in(stat)?;
     if state == "X" || state == "Z" && threads <= 1 {
         return None;
     }
     fields.nth(1)?.parse().ok()
+}
+
+fn state_in(stat: &str) -> Option<&str> {
+    fields_in(stat)?.next()
+}
+
+/// Field 3 and those after it.
+fn fields_in(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    // The second field is the program's name in parentheses and may contain anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace())
 }
 
 /// Reads a process file; `None` if there is none, or its process no longer runs.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_quorum::segment::{Installed, Segment};
-use borealis_types::{GroupId, Lsn, Placement, RecordSpan};
+use borealis_types::{GroupId, Lsn, MetaKey, Placement, RecordSpan};
 use borealis_wal::Effect;
 
 use crate::StoreError;
@@ -39,6 +39,8 @@ pub(crate) struct HostedSegment {
     /// A record whose effects are unknown: nothing at or after it is served (invariant 9).
     pub failure: Option<RedoFailure>,
     pub pages: Arc<PageFiles>,
+    /// The counters as of an LSN that is durable, so that reading them need not begin at the base.
+    pub prepared_counters: Option<(Lsn, Vec<u8>)>,
 }
 
 impl HostedSegment {
@@ -52,6 +54,7 @@ impl HostedSegment {
             version: 0,
             failure: None,
             pages: Arc::new(pages),
+            prepared_counters: None,
         }
     }
 
@@ -129,6 +132,7 @@ impl HostedSegment {
         );
         // The base may be ahead of the group's last record, when the volume went on without the group.
         let kept = kept.max(materialized);
+        self.prepared_counters.take_if(|(at, _)| *at > kept);
         if kept < self.indexed_through {
             self.index.drop_above(kept);
             self.indexed_through = kept;
@@ -137,6 +141,15 @@ impl HostedSegment {
             self.failure = None;
         }
         self.version += 1;
+    }
+
+    /// From where on records count for the counters as of `lsn`, and what they were there.
+    pub(crate) fn counters_before(&self, lsn: Lsn) -> (Option<&Vec<u8>>, Lsn) {
+        let base = self.base.materialized;
+        match &self.prepared_counters {
+            Some((at, counters)) if (base..=lsn).contains(at) => (Some(counters), *at),
+            _ => (self.base.meta.get(&MetaKey::Counters), Lsn::ZERO),
+        }
     }
 
     /// The LSN up to which redo may be folded into the base: nobody reads below it, and nothing below it is

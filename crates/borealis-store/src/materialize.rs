@@ -14,6 +14,7 @@ use borealis_types::{BlockKey, GroupId, Lsn, META_GROUP, MetaKey, PageBytes, Pag
 
 use crate::base::{Base, Extent, PAGES_PER_EXTENT, extent_of, in_database, next_generation};
 use crate::checkpoint::{Checkpoint, CheckpointedSegment};
+use crate::hosted::HostedSegment;
 use crate::index::{DatabaseEvent, ForkEvent, Origin};
 use crate::log::LogPosition;
 use crate::log::entry::ENTRY_HEADER_BYTES;
@@ -23,6 +24,10 @@ use crate::pages::{PageFiles, SlotAddress, SlotRun};
 use crate::read::Overtaken;
 use crate::store::Sequence;
 use crate::{Store, StoreError};
+
+/// So many records behind, the counters are worth preparing for their next reader. Few in tests, so that the model
+/// comes to it.
+const LONG_COUNTERS: usize = if cfg!(test) { 16 } else { 8192 };
 
 /// When to work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,7 +79,7 @@ impl Store {
     pub fn materialize(&self, policy: Policy) -> Result<Progress, StoreError> {
         let _working = self.maintenance.enter();
         let mut progress = Progress::default();
-        self.prepare_long_chains();
+        self.prepare_for_readers();
         loop {
             self.check_poison()?;
             if policy == Policy::IfDue && !self.is_due() {
@@ -100,21 +105,56 @@ impl Store {
         }
     }
 
-    /// Brings the page cache up to date for pages that many records wait for, so that their next reader need
-    /// not apply all of them. They are still written once per checkpoint.
+    /// Brings up to date what many records wait for, so that its next reader, a recovery above all, need not apply
+    /// all of them. It is still folded once per round.
+    fn prepare_for_readers(&self) {
+        self.prepare_long_chains();
+        self.prepare_counters();
+    }
+
     fn prepare_long_chains(&self) {
         let mut pages = Vec::new();
         for hosted in self.lock().segments.values_mut() {
-            let lsn = hosted.segment.readable_through().min(hosted.segment.known_durable().volume.end);
+            let lsn = newest_durable(hosted);
             let group = hosted.group();
             pages.extend(hosted.index.long_chains.drain(..).map(|key| (group, key, lsn)));
         }
+        pages.sort_unstable();
+        pages.dedup();
         for (group, key, lsn) in pages {
             if let Err(error) = self
                 .page_version(group, &key, lsn, Overtaken::Fail, &|state| Store::readable(state, group, lsn))
             {
                 tracing::debug!(%error, "a page with many records is not prepared");
             }
+        }
+    }
+
+    fn prepare_counters(&self) {
+        let lsn = {
+            let state = self.lock();
+            let Some(hosted) = state.segments.get(&META_GROUP) else { return };
+            let lsn = newest_durable(hosted);
+            let (_, above) = hosted.counters_before(lsn);
+            if hosted.index.all_records(above, lsn).len() < LONG_COUNTERS {
+                return;
+            }
+            lsn
+        };
+        let counters = self.meta_version(&MetaKey::Counters, lsn, Overtaken::Fail, &|state| {
+            Store::readable(state, META_GROUP, lsn)
+        });
+        match counters {
+            Ok(Some(counters)) => {
+                let mut state = self.lock();
+                if let Some(hosted) = state.segments.get_mut(&META_GROUP)
+                    && hosted.indexed_through >= lsn
+                {
+                    hosted.prepared_counters = Some((lsn, counters));
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "the counters are not prepared"),
         }
     }
 
@@ -130,8 +170,9 @@ impl Store {
         }
     }
 
-    /// Pauses while the round is ahead of its pace.
+    /// Pauses while the round is ahead of its pace, after a look at what has grown meanwhile.
     fn keep_pace(&self, share_done: f64, at_start: f64) {
+        self.prepare_for_readers();
         for _ in 0..PAUSES_MAX {
             let urgent = self.maintenance.is_urgent();
             if urgent || !pace::is_ahead(share_done, at_start, self.backlog().share(&self.options)) {
@@ -171,13 +212,23 @@ impl Store {
         targets
     }
 
+    fn record_bytes_of(&self, targets: &[(GroupId, Lsn)]) -> Vec<f64> {
+        let state = self.lock();
+        let of = |group| state.segments.get(group).map_or(0, |hosted| hosted.index.record_bytes);
+        targets.iter().map(|(group, _)| of(group) as f64).collect()
+    }
+
     fn round(&self, targets: &[(GroupId, Lsn)], policy: Policy) -> Result<Progress, StoreError> {
         let mut next = BTreeMap::new();
         let at_start = self.backlog().share(&self.options);
-        for (at, &(group, target)) in targets.iter().enumerate() {
+        // A group's part of the work, as far as it is known before.
+        let parts = self.record_bytes_of(targets);
+        let whole = parts.iter().sum::<f64>().max(1.0);
+        let mut part_done = 0.0;
+        for (&(group, target), part) in targets.iter().zip(parts) {
             let keep_pace = |share: f64| {
                 if policy == Policy::IfDue {
-                    self.keep_pace((at as f64 + share) / targets.len() as f64, at_start);
+                    self.keep_pace((part_done + share * part) / whole, at_start);
                 }
             };
             match self.next_base(group, target, keep_pace) {
@@ -189,6 +240,7 @@ impl Store {
                 Err(StoreError::Redo { .. }) => {}
                 Err(error) => return Err(error),
             }
+            part_done += part;
         }
         if next.is_empty() {
             return Ok(Progress::default());
@@ -363,6 +415,11 @@ impl Store {
     }
 }
 
+/// The newest state that a reader may ask for and nothing can change any more.
+fn newest_durable(hosted: &HostedSegment) -> Lsn {
+    hosted.segment.readable_through().min(hosted.segment.known_durable().volume.end)
+}
+
 /// Writes versions of pages to their other slots.
 struct PageWriter {
     next: NextBase,
@@ -424,7 +481,7 @@ impl PageWriter {
 }
 
 /// What is different at `target` from the segment's base.
-fn changes(hosted: &crate::hosted::HostedSegment, target: Lsn) -> Changes {
+fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
     let base = Arc::clone(&hosted.base);
     let above = base.materialized;
     let index = &hosted.index;

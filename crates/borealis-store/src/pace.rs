@@ -37,8 +37,8 @@ pub(crate) struct Backlog {
 impl Backlog {
     /// Whether enough has piled up for a round.
     pub(crate) fn is_due(self, options: &Options) -> bool {
-        let memory = self.memory_bytes > options.memory_limit_bytes / 4 && self.record_bytes > 0;
-        memory || self.record_bytes >= options.materialize_after_bytes
+        let memory = self.memory_bytes > options.memory_limit_bytes / 4;
+        self.record_bytes > 0 && (memory || self.record_bytes >= options.materialize_after_bytes)
     }
 
     /// How much of what may pile up has; above 1 appends are held back. More memory than is meant for it, or so much
@@ -53,7 +53,8 @@ impl Backlog {
 /// Whether a round that has done `share_done` of its work is ahead of its pace, when the backlog's share was
 /// `at_start` and is `now`.
 pub(crate) fn is_ahead(share_done: f64, at_start: f64, now: f64) -> bool {
-    now < URGENT_SHARE && share_done > (now - at_start) / ((1.0 - at_start) * ROOM_PER_ROUND)
+    let is_urgent = at_start.max(now) >= URGENT_SHARE;
+    !is_urgent && share_done > (now - at_start) / ((1.0 - at_start) * ROOM_PER_ROUND)
 }
 
 /// The right to change bases, of one at a time, and whether somebody waits for it.
@@ -71,12 +72,6 @@ impl Maintenance {
         let right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         right
-    }
-
-    /// Whether nobody has the right.
-    #[cfg(test)]
-    pub(crate) fn is_free(&self) -> bool {
-        self.right.try_lock().is_ok()
     }
 
     /// From now on no round begins, and one under way is given up.

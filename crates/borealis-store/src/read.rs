@@ -98,6 +98,12 @@ fn add_meta(
     lsn: Lsn,
     steps: &mut Vec<(MetaKey, RecordRef)>,
 ) -> Option<Vec<u8>> {
+    if *key == MetaKey::Counters {
+        let (counters, above) = hosted.counters_before(lsn);
+        let records = hosted.index.all_records(above, lsn);
+        steps.extend(records.iter().map(|reference| (MetaKey::Counters, *reference)));
+        return counters.cloned();
+    }
     let origin = match key {
         MetaKey::RelationMap(database) => hosted.index.relation_map_origin(*database, lsn),
         _ => Origin::Base,
@@ -109,16 +115,8 @@ fn add_meta(
             (add_meta(hosted, &MetaKey::RelationMap(from), Lsn(at.0 - 1), steps), at)
         }
     };
-    match key {
-        MetaKey::Counters => {
-            let records = hosted.index.all_records(above, lsn);
-            steps.extend(records.iter().map(|reference| (MetaKey::Counters, *reference)));
-        }
-        _ => {
-            let records = hosted.index.meta_records(key, above, lsn);
-            steps.extend(records.map(|reference| (key.clone(), reference)));
-        }
-    }
+    let records = hosted.index.meta_records(key, above, lsn);
+    steps.extend(records.map(|reference| (key.clone(), reference)));
     value
 }
 

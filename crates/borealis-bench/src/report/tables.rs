@@ -3,10 +3,10 @@
 use crate::model::{Measurement, Results, System};
 use crate::statistics::{Summary, number};
 use crate::targets::{self, counter_per_transaction};
-use crate::workload_names::title;
+use crate::workload_names::{self as names, title};
 
 /// Situations whose costs are shown.
-const COST_SITUATIONS: [&str; 3] = ["8 clients", "32 clients", "32 clients, commit_delay"];
+const COST_SITUATIONS: [&str; 3] = ["8 clients", "32 clients", names::COMMIT_DELAY];
 /// Counters of the systems that are shown per transaction: name, label.
 const COUNTERS: [(&str, &str); 12] = [
     ("wal_bytes", "WAL bytes written by postgres"),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use borealis_node::config::STORE_FOLDER_NAME;
+use borealis_store::{Options, Policy, Store};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -163,6 +164,28 @@ impl Borealis {
         let limit = if memory == Memory::StorageOnly { "0" } else { "auto" };
         let buffers = format!("shared_buffers={}", memory.shared_buffers());
         self.command(&["up", "--detach", "--pg-set", &buffers, "--cache-limit", limit])?;
+        Ok(())
+    }
+
+    /// Lets every node write the pages of all redo it has, as a checkpoint does for PostgreSQL: nodes do it in their own
+    /// time, which would be that of the next system measured. Restarts everything.
+    ///
+    /// # Errors
+    /// When something does not stop, fold or start.
+    pub fn fold(&self) -> anyhow::Result<()> {
+        let nodes = self.nodes()?;
+        self.command(&["down"])?;
+        std::thread::scope(|scope| {
+            let fold = |node: u16| -> anyhow::Result<()> {
+                Store::open(&self.store_folder(node), Options::default())?.materialize(Policy::Now)?;
+                Ok(())
+            };
+            let folding: Vec<_> = nodes.iter().map(|&(node, _)| scope.spawn(move || fold(node))).collect();
+            folding.into_iter().try_for_each(|folding| {
+                folding.join().unwrap_or_else(|_| bail!("the thread that folds a node's redo panicked"))
+            })
+        })?;
+        self.command(&["up", "--detach"])?;
         Ok(())
     }
 

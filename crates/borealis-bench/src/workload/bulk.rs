@@ -26,6 +26,7 @@ pub(super) fn run(bench: &mut Bench) -> anyhow::Result<()> {
                 ("COPY", steps.copy_seconds),
                 ("index build", steps.index_seconds),
                 ("VACUUM", steps.vacuum_seconds),
+                ("writing pages afterwards", steps.settle_seconds),
             ] {
                 let measurement = Measurement::new(NAME, situation, server.system(), round);
                 bench.results.measurements.push(measurement.with("seconds", seconds));

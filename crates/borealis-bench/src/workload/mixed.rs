@@ -16,7 +16,8 @@ const NAME: &str = "mixed";
 const CLIENTS: u32 = 16;
 /// Customers and items for each unit of scale; there are as many orders at the start as customers.
 const CUSTOMERS_PER_SCALE: u32 = 2_000;
-/// Scripts with their weights, out of 200: the transactions that sleep stay above the 99th percentile. Every one of them that writes also adds one row to `done`.
+/// Scripts with their weights, out of 200: the transactions that sleep stay above the 99th percentile. Every one of
+/// them that writes also adds one row to `done`.
 const SCRIPTS: [(&str, u32, &str); 5] = [
     (
         "new-order",

@@ -355,6 +355,12 @@ fn record(
         expected.records,
         expected.hits
     );
+    // The file system may ignore the wish to forget a file, or be one in memory.
+    let on_disk = pass.others.get("disk_read_per_page_bytes").is_none_or(|&bytes| bytes >= PAGE_SIZE as f64);
+    ensure!(
+        on_disk || situation != PAGE_ON_DISK,
+        "{situation}: the operating system had the pages in memory; is the working folder on a disk?"
+    );
     let mut measurement = Measurement::new(NAME, situation, System::Borealis, round)
         .with("latency_p50_us", p50)
         .with("latency_p99_us", p99)

@@ -12,10 +12,11 @@ use crate::strace;
 use crate::workload_names as names;
 
 const NAME: &str = "tpcb";
-/// Clients, and whether a commit waits for company before it is flushed.
-const SITUATIONS: [(u32, bool); 5] = [(1, false), (8, false), (32, false), (32, true), (128, false)];
-/// PostgreSQL's own means to flush more commits at once, for the situation that uses it.
+const CLIENTS: [u32; 4] = [1, 8, 32, 128];
+/// PostgreSQL's own means to flush more commits at once. The others keep their defaults: what they are compared with.
 const COMMIT_DELAY: &str = "-c commit_delay=800 -c commit_siblings=12";
+/// At which it is used too.
+const DELAYED_CLIENTS: u32 = 32;
 /// At which system calls are counted.
 const TRACED_CLIENTS: u32 = 32;
 
@@ -36,22 +37,20 @@ pub(super) fn run(bench: &mut Bench) -> anyhow::Result<()> {
         }
     }
     for round in 1..=bench.plan.rounds {
-        for (clients, delayed) in SITUATIONS {
-            let mut situation = format!("{clients} clients");
-            if delayed {
-                situation.push_str(names::COMMIT_DELAY);
-            }
+        for clients in CLIENTS {
             for place in rotated(servers.len(), round) {
                 let server = &servers[place];
-                let mut load = load(bench, server, clients, Script::TpcB);
-                if delayed {
-                    load.session_options = COMMIT_DELAY;
-                }
-                let outcome = measure(bench, server, &load, (NAME, &situation, round))?;
+                let load = load(bench, server, clients, Script::TpcB);
+                let outcome = measure(bench, server, &load, (NAME, &format!("{clients} clients"), round))?;
                 if server.system() == System::Borealis {
                     acknowledged += outcome.transactions;
                 }
             }
+        }
+        for server in servers.iter().filter(|server| server.system() == System::Borealis) {
+            let load = load(bench, server, DELAYED_CLIENTS, Script::TpcB);
+            let load = Load { session_options: COMMIT_DELAY, ..load };
+            acknowledged += measure(bench, server, &load, (NAME, names::COMMIT_DELAY, round))?.transactions;
         }
         let appended = Appended { table: "pgbench_history", acknowledged };
         for server in &servers {

@@ -2,21 +2,23 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use borealis_types::{GroupId, Lsn};
 
 use super::records::{TestEffect, TestRules, Writer, block, create, fork, mix, options, page_of};
+use crate::pace::{PAUSE, PAUSES_MAX, PIECE_PAGES};
 use crate::{Options, Origin, Policy, Store};
 
 /// Enough that an unhurried round, to which nothing is added, pauses for many seconds.
 const PAGES: u32 = 3000;
 
-/// A store with a page each for `PAGES` records, all of which can be folded and are just due.
-fn filled(path: &Path) -> (Store, Writer) {
+/// A store with records of a page each, all of which can be folded and are just due.
+fn filled(path: &Path, pages: u32) -> (Store, Writer) {
     let store = create(path, 1);
     let mut writer = Writer::start(&store);
-    for number in 0..PAGES {
+    for number in 0..pages {
         writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
     }
     store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
@@ -34,23 +36,35 @@ fn reopen(path: &Path, materialize_after_bytes: u64) -> Store {
 }
 
 fn assert_all_there(store: &Store, writer: &Writer) {
-    for (number, record) in (0..PAGES).zip(&writer.records) {
+    for (number, record) in (0..).zip(&writer.records) {
         let lsn = record.span.end;
         let page = store.read_page(GroupId(0), &block(fork(1, 16_384), number), writer.last().end).unwrap();
         assert_eq!(page.unwrap(), page_of(mix(0, lsn)), "block {number}");
     }
 }
 
+/// Waits until a round has made two pieces' worth of pages, of which some are written.
 fn wait_until_a_round_works(store: &Store) {
-    while store.maintenance.is_free() {
+    while store.counters.records_applied_for_reads.load(Ordering::Relaxed) < 2 * PIECE_PAGES as u64 {
         std::thread::yield_now();
     }
 }
 
 #[test]
+fn a_round_nobody_waits_for_takes_its_time_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writer) = filled(&folder.path().join("node"), 4 * PIECE_PAGES as u32);
+    let began = Instant::now();
+    assert!(store.materialize(Policy::IfDue).unwrap().advanced);
+    let least = 3 * PAUSES_MAX * PAUSE;
+    assert!((least..least + Duration::from_secs(10)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_all_there(&store, &writer);
+}
+
+#[test]
 fn who_waits_for_a_slow_round_ends_its_pauses() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, writer) = filled(&folder.path().join("node"));
+    let (store, writer) = filled(&folder.path().join("node"), PAGES);
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| store.materialize(Policy::IfDue).unwrap());
         wait_until_a_round_works(&store);
@@ -66,7 +80,7 @@ fn who_waits_for_a_slow_round_ends_its_pauses() {
 fn a_round_given_up_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("node");
-    let (store, writer) = filled(&path);
+    let (store, writer) = filled(&path, PAGES);
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| store.materialize(Policy::IfDue).unwrap());
         wait_until_a_round_works(&store);
@@ -75,6 +89,12 @@ fn a_round_given_up_leaves_nothing_behind() {
         assert!(!slow.join().unwrap().advanced);
         assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
     });
+    let written: u64 = std::fs::read_dir(path.join("segments/0"))
+        .unwrap()
+        .flatten()
+        .map(|f| f.metadata().unwrap().len())
+        .sum();
+    assert!(written > 0, "the round had not begun to write");
     assert!(!store.materialize(Policy::Now).unwrap().advanced, "no other round begins");
     assert_all_there(&store, &writer);
     drop(store);

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use borealis_proto::Refusal;
 use borealis_quorum::Promise;
-use borealis_types::{GroupId, Lsn, VolumeEpoch, WriterId};
+use borealis_types::{GroupId, Lsn, MetaKey, VolumeEpoch, WriterId};
 use proptest::prelude::*;
 
 use super::records::{TestEffect, Writer, Written, block, create, fork, open};
@@ -280,6 +280,31 @@ fn a_page_with_many_records_is_prepared_for_its_reader() {
     let oldest = writer.records[0].span.end;
     let first = store.read_page(GroupId(0), &block(fork(1, 16_384), 0), oldest).unwrap().unwrap();
     assert_eq!(first, super::records::page_of(super::records::mix(0, oldest)));
+}
+
+#[test]
+fn counters_with_many_records_are_prepared_for_their_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    let store = create(&path, 1);
+    let mut writer = Writer::start(&store);
+    for number in 0..100 {
+        writer.write(page(number % 3), false);
+    }
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    writer.durable = writer.last();
+    store.note_positions(&writer.header()).unwrap();
+    let read = |store: &crate::Store, lsn| store.read_meta(&MetaKey::Counters, lsn).unwrap();
+    let (early, late) = (writer.records[40].span.end, writer.last().end);
+    let expected = (read(&store, early), read(&store, late));
+    assert!(!store.materialize(Policy::IfDue).unwrap().advanced, "nothing is due");
+    let prepared = store.lock().segments[&GroupId(0)].prepared_counters.clone();
+    let (at, counters) = prepared.expect("a hundred records are many in tests");
+    assert_eq!((at, Some(&counters)), (late, expected.1.as_ref()));
+    assert_eq!((read(&store, early), read(&store, late)), expected);
+    drop(store);
+    let store = open(&path).unwrap();
+    assert_eq!((read(&store, early), read(&store, late)), expected);
 }
 
 #[test]

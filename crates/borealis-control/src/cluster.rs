@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use borealis_driver::config::{DriverConfig, NodeAddress, Tuning};
 use borealis_instance::{Binaries, OperatingSystemUser, Settings};
 use borealis_node::client::{NodeClient, Timeouts};
@@ -279,12 +279,8 @@ impl Cluster {
         let mut started = Vec::new();
         for &id in nodes {
             let node = self.node(id)?;
-            if let Some(process) = self.node_process(id) {
-                if !process.is_ending() {
-                    continue;
-                }
-                // It was killed a moment ago, and what it still holds the new one needs.
-                ensure!(process.wait_gone(STOP_TIMEOUT), "node {id} was killed and does not end");
+            if self.node_process(id).is_some() {
+                continue;
             }
             let config = self.node_config(node)?;
             if !config.directory.join(borealis_node::config::STORE_FOLDER_NAME).is_dir() {

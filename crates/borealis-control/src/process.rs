@@ -34,8 +34,7 @@ impl ProcessIdentity {
     }
 
     /// Whether it is about to be gone: killed, and not yet rid of its files and locks.
-    #[must_use]
-    pub fn is_ending(self) -> bool {
+    fn is_ending(self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.process_id)).unwrap_or_default();
         self.is_alive() && state_in(&stat) == Some("Z")
     }
@@ -105,14 +104,19 @@ fn fields_in(stat: &str) -> Option<impl Iterator<Item = &str>> {
     Some(fields.split_whitespace())
 }
 
-/// Reads a process file; `None` if there is none, or its process no longer runs.
+/// Longest wait for a process that was killed to be rid of its files.
+const ENDING_MAX: Duration = Duration::from_secs(10);
+
+/// Reads a process file; `None` if there is none, or its process no longer runs. Waits for one that was killed a moment
+/// ago: whoever asks may start another in its place, which needs what it still holds.
 #[must_use]
 pub fn read_process_file(path: &Path) -> Option<ProcessIdentity> {
     let text = fs::read_to_string(path).ok()?;
     let (process_id, start_ticks) = text.trim().split_once(' ')?;
     let identity =
         ProcessIdentity { process_id: process_id.parse().ok()?, start_ticks: start_ticks.parse().ok()? };
-    identity.is_alive().then_some(identity)
+    let runs = if identity.is_ending() { !identity.wait_gone(ENDING_MAX) } else { identity.is_alive() };
+    runs.then_some(identity)
 }
 
 /// Writes a process file.

@@ -38,7 +38,7 @@ impl RecordList {
 
     /// Adds the highest number.
     pub(crate) fn push(&mut self, number: u32) {
-        debug_assert!(self.as_slice().last().is_none_or(|&last| last < number), "numbers ascend");
+        assert!(self.as_slice().last().is_none_or(|&last| last < number), "numbers ascend");
         match self {
             RecordList::Few { count, numbers } => match numbers.get_mut(usize::from(*count)) {
                 Some(place) => {

@@ -35,8 +35,8 @@ impl ProcessIdentity {
 
     /// Whether it is about to be gone: killed, and not yet rid of its files and locks.
     fn is_ending(self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process_id)).unwrap_or_default();
-        self.is_alive() && state_in(&stat) == Some("Z")
+        let read = |name| fs::read_to_string(format!("/proc/{}/{name}", self.process_id)).unwrap_or_default();
+        self.is_alive() && (is_exiting_in(&read("stat")) || is_killed_in(&read("status")))
     }
 
     /// Sends a signal if it still runs.
@@ -91,6 +91,25 @@ fn start_ticks_in(stat: &str) -> Option<u64> {
         return None;
     }
     fields.nth(1)?.parse().ok()
+}
+
+/// Whether `/proc/<pid>/stat` says that the process's first thread is on its way out: a zombie, or `PF_EXITING` among
+/// its flags (field 9).
+fn is_exiting_in(stat: &str) -> bool {
+    const EXITING: u32 = 0x4;
+    let flags = fields_in(stat).and_then(|mut fields| fields.nth(6)?.parse::<u32>().ok());
+    state_in(stat) == Some("Z") || flags.is_some_and(|flags| flags & EXITING != 0)
+}
+
+/// Whether `/proc/<pid>/status` says that SIGKILL is on its way to the process, which cannot do anything about it: a
+/// thread that waits for the disk gets it later.
+fn is_killed_in(status: &str) -> bool {
+    let pending = |line: &str| {
+        let mask = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    let killed = 1 << (Signal::SIGKILL as u32 - 1);
+    status.lines().filter_map(pending).any(|mask| mask & killed != 0)
 }
 
 fn state_in(stat: &str) -> Option<&str> {
@@ -179,6 +198,18 @@ mod tests {
         assert_eq!(start_ticks_in(&stat("Z", 1)), None);
         assert_eq!(start_ticks_in(&stat("X", 1)), None);
         assert_eq!(start_ticks_in("71 (cut"), None);
+    }
+
+    #[test]
+    fn a_killed_process_is_known_before_its_first_thread_has_ended() {
+        let stat = |state: &str, flags: u32| format!("71 (a) b) {state} 1 71 71 0 -1 {flags} 5 6 7 8\n");
+        assert!(is_exiting_in(&stat("Z", 0)) && is_exiting_in(&stat("R", 0x0040_0004)));
+        assert!(!is_exiting_in(&stat("S", 0x0040_0000)) && !is_exiting_in("71 (cut"));
+        let status =
+            |own: &str, shared: &str| format!("Name:\ta\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigBlk:\tff\n");
+        let (none, kill, terminate) = ("0000000000000000", "0000000000000100", "0000000000004000");
+        assert!(is_killed_in(&status(none, kill)) && is_killed_in(&status(kill, none)));
+        assert!(!is_killed_in(&status(none, terminate)) && !is_killed_in(""));
     }
 
     #[test]

@@ -183,13 +183,13 @@ impl Store {
         Ok(OfferedBatch { bytes, header, records, links, effects })
     }
 
-    /// Applies redo in the caller's place while too much of it waits, and that can make it less.
+    /// Applies redo in the caller's place while too much of it waits, and that can make it less. No longer: others
+    /// go on appending, and there would always be more to apply.
     fn hold_back(&self) -> Result<(), StoreError> {
-        while self.backlog().share(&self.options) > 1.0 {
+        let is_too_much = || self.backlog().share(&self.options) > 1.0;
+        if is_too_much() {
             count(&self.counters.appends_held_back, 1);
-            if !self.materialize(Policy::Now)?.advanced {
-                return Ok(());
-            }
+            self.fold(Policy::Now, is_too_much)?;
         }
         Ok(())
     }

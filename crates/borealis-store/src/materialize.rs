@@ -77,12 +77,17 @@ impl Store {
     /// from is damaged. Redo that cannot be applied stops its segment below that record and shows in
     /// [`Store::failure`].
     pub fn materialize(&self, policy: Policy) -> Result<Progress, StoreError> {
+        self.fold(policy, || policy == Policy::Now || self.is_due())
+    }
+
+    /// Rounds for as long as `is_wanted` says, and there is something to apply.
+    pub(crate) fn fold(&self, policy: Policy, is_wanted: impl Fn() -> bool) -> Result<Progress, StoreError> {
         let _working = self.maintenance.enter();
         let mut progress = Progress::default();
         self.prepare_for_readers();
         loop {
             self.check_poison()?;
-            if policy == Policy::IfDue && !self.is_due() {
+            if !is_wanted() {
                 return Ok(progress);
             }
             let targets = self.targets();
@@ -131,7 +136,7 @@ impl Store {
     }
 
     fn prepare_counters(&self) {
-        let lsn = {
+        let (lsn, newest) = {
             let state = self.lock();
             let Some(hosted) = state.segments.get(&META_GROUP) else { return };
             let lsn = newest_durable(hosted);
@@ -139,7 +144,8 @@ impl Store {
             if hosted.index.all_records(above, lsn).len() < LONG_COUNTERS {
                 return;
             }
-            lsn
+            // Nothing of the meta group lies between the two: what is durable beyond is of other groups.
+            (lsn, lsn.min(hosted.indexed_through))
         };
         let counters = self.meta_version(&MetaKey::Counters, lsn, Overtaken::Fail, &|state| {
             Store::readable(state, META_GROUP, lsn)
@@ -148,9 +154,9 @@ impl Store {
             Ok(Some(counters)) => {
                 let mut state = self.lock();
                 if let Some(hosted) = state.segments.get_mut(&META_GROUP)
-                    && hosted.indexed_through >= lsn
+                    && hosted.indexed_through >= newest
                 {
-                    hosted.prepared_counters = Some((lsn, counters));
+                    hosted.prepared_counters = Some((newest, counters));
                 }
             }
             Ok(None) => {}

@@ -13,6 +13,9 @@ use anyhow::Context as _;
 use borealis_shm::path::{Layout, PathClass};
 use borealis_types::{Fork, PAGE_SIZE, PageBytes, RelationFork};
 
+/// What readers look at first: in a page that is in use, its header, which is not all zeros.
+const PAGE_BEGINNING_BYTES: usize = 64;
+
 /// One segment file of a relation fork.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct RelationFile {
@@ -128,14 +131,17 @@ impl CacheFile {
     }
 
     /// Makes a block that reads as `page` a hole, and says whether it is one now. A file system that keeps the memory
-    /// (of a huge page, say) leaves zeros that look like data; then the page is put back. The caller excludes writers,
-    /// and readers that look twice.
+    /// (of a huge page, say) leaves zeros that look like data; then the page is put back, its beginning last: a reader who
+    /// sees that sees all of it, and one who sees zeros there looks again. The caller excludes writers, and readers who
+    /// look again.
     pub fn drop_block(&self, block: u32, page: &PageBytes) -> io::Result<bool> {
         self.punch(block)?;
         let start = u64::from(block) * PAGE_SIZE as u64;
         let is_hole = self.seek(start, libc::SEEK_DATA)?.is_none_or(|data| data >= start + PAGE_SIZE as u64);
         if !is_hole {
-            self.0.write_all_at(page, start)?;
+            let (beginning, rest) = page.split_at(PAGE_BEGINNING_BYTES);
+            self.0.write_all_at(rest, start + beginning.len() as u64)?;
+            self.0.write_all_at(beginning, start)?;
         }
         Ok(is_hole)
     }

@@ -21,19 +21,29 @@ const RESERVE_BYTES_MAX: u64 = 1 << 30;
 
 /// The limit for now: the one that was set, or less when the memory file system is running full.
 pub(super) fn current_limit_bytes(data_directory: &Path, set_bytes: u64, cache_bytes: u64) -> u64 {
-    let Ok(statistics) = nix::sys::statfs::statfs(data_directory) else { return set_bytes };
+    let Some((free_bytes, total_bytes)) = room(data_directory) else { return set_bytes };
+    within_room(set_bytes, cache_bytes, free_bytes, total_bytes)
+}
+
+/// Whether less is free than the cache should leave to others.
+pub(super) fn is_short_of_room(data_directory: &Path) -> bool {
+    room(data_directory).is_some_and(|(free_bytes, total_bytes)| free_bytes < reserve_bytes(total_bytes))
+}
+
+/// What the memory file system has free, and altogether.
+fn room(data_directory: &Path) -> Option<(u64, u64)> {
+    let statistics = nix::sys::statfs::statfs(data_directory).ok()?;
     let block_bytes = statistics.block_size().unsigned_abs();
-    within_room(
-        set_bytes,
-        cache_bytes,
-        statistics.blocks_available().saturating_mul(block_bytes),
-        statistics.blocks().saturating_mul(block_bytes),
-    )
+    let bytes = |blocks: u64| blocks.saturating_mul(block_bytes);
+    Some((bytes(statistics.blocks_available()), bytes(statistics.blocks())))
+}
+
+fn reserve_bytes(total_bytes: u64) -> u64 {
+    (total_bytes / RESERVE_SHARE).min(RESERVE_BYTES_MAX)
 }
 
 fn within_room(set_bytes: u64, cache_bytes: u64, free_bytes: u64, total_bytes: u64) -> u64 {
-    let reserve_bytes = (total_bytes / RESERVE_SHARE).min(RESERVE_BYTES_MAX);
-    set_bytes.min(cache_bytes.saturating_add(free_bytes).saturating_sub(reserve_bytes))
+    set_bytes.min(cache_bytes.saturating_add(free_bytes).saturating_sub(reserve_bytes(total_bytes)))
 }
 
 /// The least `memory.max` of this process's control group and those around it (cgroup version 2); `None` without one.

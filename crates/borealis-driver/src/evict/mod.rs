@@ -154,6 +154,12 @@ struct Round {
     limit_bytes: u64,
 }
 
+/// Whether the cache is looked at before it has grown by as much as there was room for. Others fill the memory file
+/// system, too, so its limit may have come down, although it has not grown at all.
+fn is_due(since_last: Duration, has_grown: bool, is_short: impl FnOnce() -> bool) -> bool {
+    since_last >= ROUND_INTERVAL && (has_grown || is_short())
+}
+
 /// The thread's state.
 struct Keeper {
     data_directory: PathBuf,
@@ -178,8 +184,8 @@ impl Keeper {
         while !self.stop.load(Ordering::Relaxed) {
             std::thread::park_timeout(rest.map_or(LOOK_INTERVAL, |rest: Duration| rest.max(LOOK_INTERVAL)));
             let grown = self.client.cache().growth_blocks();
-            // Others fill the memory file system too, so the limit may have come down.
-            let due = rest.is_some() || last_round.elapsed() >= ROUND_INTERVAL && grown != counted_at;
+            let is_short = || limit::is_short_of_room(&self.data_directory);
+            let due = rest.is_some() || is_due(last_round.elapsed(), grown != counted_at, is_short);
             if !due && grown - counted_at <= room_blocks {
                 continue;
             }
@@ -434,6 +440,14 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
+    }
+
+    #[test]
+    fn a_cache_that_stands_still_makes_way_when_others_need_room() {
+        assert!(is_due(ROUND_INTERVAL, false, || true));
+        assert!(is_due(ROUND_INTERVAL, true, || false));
+        assert!(!is_due(ROUND_INTERVAL, false, || false));
+        assert!(!is_due(ROUND_INTERVAL / 2, true, || true));
     }
 
     #[test]

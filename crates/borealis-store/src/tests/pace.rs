@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use borealis_proto::BatchBuilder;
 use borealis_types::{GroupId, Lsn};
 
 use super::records::{TestEffect, TestRules, Writer, block, create, fork, mix, options, page_of};
@@ -31,7 +32,10 @@ fn filled(path: &Path, pages: u32) -> (Store, Writer) {
 }
 
 fn reopen(path: &Path, materialize_after_bytes: u64) -> Store {
-    let options = Options { materialize_after_bytes, memory_limit_bytes: 256 << 20, ..options() };
+    // Files large enough that appends do not wait for new ones.
+    let log_file_bytes = 16 << 20;
+    let options =
+        Options { materialize_after_bytes, memory_limit_bytes: 256 << 20, log_file_bytes, ..options() };
     Store::open_with_rules(path, options, Arc::new(TestRules)).unwrap()
 }
 
@@ -103,4 +107,48 @@ fn a_round_given_up_leaves_nothing_behind() {
     assert_all_there(&store, &writer);
     assert!(store.materialize(Policy::Now).unwrap().advanced);
     assert_all_there(&store, &writer);
+}
+
+#[test]
+fn an_append_that_was_held_back_goes_on_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    let (store, mut writer) = filled(&path, 500);
+    // Goes on writing: each batch says that all before it can be folded.
+    let mut go_on = |store: &Store| {
+        let number = writer.records.len() as u32;
+        writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
+        let batch = writer.batch(&writer.records[number as usize..]);
+        store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        writer.durable = writer.last();
+        writer.minimum_read_point = writer.durable.end;
+        writer.header()
+    };
+    let newest = go_on(&store);
+    let bytes = store.lock().applicable_record_bytes();
+    drop(store);
+    let store = reopen(&path, bytes / 10);
+    assert!(store.backlog().share(&store.options) > 1.0);
+    let is_over = AtomicBool::new(false);
+    let mut written = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            store.append(&BatchBuilder::new(&newest).finish(), Origin::Peer(GroupId(0))).unwrap();
+            is_over.store(true, Ordering::Relaxed);
+        });
+        wait_until_a_round_works(&store);
+        // What the round under way leaves over, and from then on always something more.
+        store.note_positions(&newest).unwrap();
+        while store.backlog().share(&store.options) > 1.0 {
+            std::thread::yield_now();
+        }
+        while !is_over.load(Ordering::Relaxed) {
+            // Not so much that it is held back itself: nobody should fold any of it.
+            if store.backlog().share(&store.options) < 0.5 {
+                go_on(&store);
+                written += 1;
+            }
+        }
+    });
+    assert!(written < 300, "it was held back while others appended {written} records");
 }

@@ -308,6 +308,29 @@ fn counters_with_many_records_are_prepared_for_their_reader() {
 }
 
 #[test]
+fn counters_are_prepared_although_the_newest_records_are_of_other_groups() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = create(&folder.path().join("node"), 2);
+    let mut writer = Writer::start(&store);
+    for _ in 0..100 {
+        writer.write(vec![TestEffect::Meta(MetaKey::Counters)], false);
+    }
+    let newest = writer.last().end;
+    let of_other = |&number: &u32| writer.placement.group_of(&block(fork(1, 16_384), number)) == GroupId(1);
+    let other = (0..).find(of_other).expect("the pages are spread over the groups");
+    writer.write(page(other), false);
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    writer.durable = writer.last();
+    store.note_positions(&writer.header()).unwrap();
+    let read = |lsn| store.read_meta(&MetaKey::Counters, lsn).unwrap();
+    let expected = (read(newest), read(writer.last().end));
+    store.materialize(Policy::IfDue).unwrap();
+    let prepared = store.lock().segments[&GroupId(0)].prepared_counters.clone();
+    assert_eq!(prepared.map(|(at, _)| at), Some(newest));
+    assert_eq!((read(newest), read(writer.last().end)), expected);
+}
+
+#[test]
 fn reads_are_exact_while_pages_are_overwritten_and_log_files_reused() {
     const PAGES: u32 = 6;
     const RECORDS: usize = 3000;

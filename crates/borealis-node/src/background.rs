@@ -1,9 +1,9 @@
 //! The materializer: applies redo to pages while nobody waits for it.
 
 use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use borealis_store::Policy;
+use borealis_store::{Policy, Progress};
 
 use crate::metrics::add;
 use crate::node::Shared;
@@ -87,8 +87,14 @@ pub(crate) fn materialize_until_stopped(shared: &Shared) {
     let mut pause = Duration::ZERO;
     while shared.background.wait(pause) {
         pause = Duration::ZERO;
+        let begun = Instant::now();
         match shared.store.materialize(Policy::IfDue) {
-            Ok(progress) => add(&shared.metrics.materializations, u64::from(progress.advanced)),
+            Ok(Progress { advanced: true, pages_written, .. }) => {
+                add(&shared.metrics.materializations, 1);
+                let seconds = begun.elapsed().as_secs();
+                tracing::info!(pages_written, seconds, "folded redo into pages");
+            }
+            Ok(_) => {}
             Err(error) => {
                 shared.refusal(&error);
                 pause = FAILURE_PAUSE;

@@ -57,6 +57,8 @@ pub(crate) enum Origin {
 const RECORD_BYTES: u64 = size_of::<RecordRef>() as u64 * 3 / 2;
 /// About what each mention of a record costs beyond its key.
 const REFERENCE_BYTES: u64 = 8;
+/// What a page costs a round beyond its records.
+const PAGE_WORK: u64 = 10;
 /// Each time this many records more wait for a page, it is worth preparing for its next reader.
 const LONG_CHAIN: usize = 512;
 /// Pages remembered for that.
@@ -448,6 +450,12 @@ impl Index {
 
     fn begins_by(&self, list: &RecordList, lsn: Lsn) -> bool {
         list.as_slice().first().is_some_and(|&number| self.record(number).span.end <= lsn)
+    }
+
+    /// About how much work it is to fold all of it into pages, in units of one record's: reading and writing a page
+    /// takes that much longer than applying a record to it.
+    pub(crate) fn work(&self) -> u64 {
+        self.pages.len() as u64 * PAGE_WORK + self.references
     }
 
     /// About how much memory it takes.

@@ -31,6 +31,7 @@ mod pace;
 mod pages;
 mod read;
 mod record_list;
+mod record_reader;
 mod rules;
 mod state;
 mod store;

@@ -218,17 +218,17 @@ impl Store {
         targets
     }
 
-    fn record_bytes_of(&self, targets: &[(GroupId, Lsn)]) -> Vec<f64> {
+    /// About how much work each group is, in no unit.
+    pub(crate) fn work_of(&self, targets: &[(GroupId, Lsn)]) -> Vec<f64> {
         let state = self.lock();
-        let of = |group| state.segments.get(group).map_or(0, |hosted| hosted.index.record_bytes);
+        let of = |group| state.segments.get(group).map_or(0, |hosted| hosted.index.work());
         targets.iter().map(|(group, _)| of(group) as f64).collect()
     }
 
     fn round(&self, targets: &[(GroupId, Lsn)], policy: Policy) -> Result<Progress, StoreError> {
         let mut next = BTreeMap::new();
         let at_start = self.backlog().share(&self.options);
-        // A group's part of the work, as far as it is known before.
-        let parts = self.record_bytes_of(targets);
+        let parts = self.work_of(targets);
         let whole = parts.iter().sum::<f64>().max(1.0);
         let mut part_done = 0.0;
         for (&(group, target), part) in targets.iter().zip(parts) {

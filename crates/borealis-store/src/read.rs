@@ -18,9 +18,9 @@ use borealis_wal::Record;
 use crate::base::{Base, database_of, in_database};
 use crate::hosted::HostedSegment;
 use crate::index::{Origin, RecordRef, changes_only_existing_pages};
-use crate::log::{LogFiles, LogPosition};
 use crate::metrics::count;
 use crate::pages::{PageFiles, SlotAddress};
+use crate::record_reader::RecordReader;
 use crate::state::State;
 use crate::{Store, StoreError};
 
@@ -38,8 +38,6 @@ pub(crate) enum Overtaken {
 
 /// A version that took at least this many records is kept in the cache.
 const CACHE_FROM_RECORDS: usize = 16;
-/// Log read at once where many records are needed.
-const CHUNK_BYTES: usize = 256 << 10;
 
 /// What a page is made from.
 enum Source {
@@ -118,41 +116,6 @@ fn add_meta(
     let records = hosted.index.meta_records(key, above, lsn);
     steps.extend(records.map(|reference| (key.clone(), reference)));
     value
-}
-
-/// Reads records, many at once where they stand close together in the log.
-struct RecordReader<'a> {
-    files: &'a LogFiles,
-    chunk_bytes: usize,
-    chunk: (LogPosition, Vec<u8>),
-}
-
-impl<'a> RecordReader<'a> {
-    fn new(files: &'a LogFiles, record_count: usize) -> RecordReader<'a> {
-        let chunk_bytes = if record_count > 256 { CHUNK_BYTES } else { 0 };
-        RecordReader { files, chunk_bytes, chunk: (LogPosition(0), Vec::new()) }
-    }
-
-    fn read(&mut self, reference: &RecordRef) -> Result<&[u8], StoreError> {
-        let length = reference.length as usize;
-        let inside = |chunk: &(LogPosition, Vec<u8>)| {
-            let offset = reference.position.0.checked_sub(chunk.0.0)? as usize;
-            let end = offset.checked_add(length)?;
-            (end <= chunk.1.len()).then_some(offset..end)
-        };
-        let range = match inside(&self.chunk) {
-            Some(range) => range,
-            None => {
-                let bytes = match self.chunk_bytes {
-                    0 => self.files.read(reference.position, length)?,
-                    chunk => self.files.read_some(reference.position, length, chunk.max(length))?,
-                };
-                self.chunk = (reference.position, bytes);
-                0..length
-            }
-        };
-        Ok(&self.chunk.1[range])
-    }
 }
 
 /// What went wrong while a recipe was followed.
@@ -275,10 +238,10 @@ impl Store {
             }
             Source::Cached(page) => Some(Box::new(**page)),
         };
-        let mut reader = RecordReader::new(&self.files, recipe.steps.len());
-        for (key, reference) in &recipe.steps {
+        let mut reader = RecordReader::new(&self.files);
+        for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(reference).map_err(Spoiled::Other)?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
             let record = self.parse(reference, bytes).map_err(Spoiled::Other)?;
             if page.is_none() && changes_only_existing_pages(&record) {
                 continue;
@@ -377,9 +340,9 @@ impl Store {
 
     fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
         let mut counters = self.rules.counters(recipe.value.clone());
-        let mut reader = RecordReader::new(&self.files, recipe.steps.len());
-        for (_, reference) in &recipe.steps {
-            let bytes = reader.read(reference).map_err(Spoiled::Other)?;
+        let mut reader = RecordReader::new(&self.files);
+        for (at, (_, reference)) in recipe.steps.iter().enumerate() {
+            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
             let record = self.parse(reference, bytes).map_err(Spoiled::Other)?;
             counters
                 .apply(&record)
@@ -390,10 +353,10 @@ impl Store {
 
     fn make_meta(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
         let mut value = recipe.value.clone();
-        let mut reader = RecordReader::new(&self.files, recipe.steps.len());
-        for (key, reference) in &recipe.steps {
+        let mut reader = RecordReader::new(&self.files);
+        for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(reference).map_err(Spoiled::Other)?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
             let record = self.parse(reference, bytes).map_err(Spoiled::Other)?;
             let applied = self.rules.apply_meta(&record, key, value);
             value = applied.map_err(|error| Spoiled::Redo { lsn, reason: error.to_string() })?;

@@ -80,16 +80,21 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    pub(crate) fn read(&self, offset: u32, length: usize) -> Result<Vec<u8>, StoreError> {
-        let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, u64::from(offset)).map_err(|source| {
+    /// Reads `length` bytes in the place of what `bytes` held.
+    pub(crate) fn read_into(
+        &self,
+        bytes: &mut Vec<u8>,
+        offset: u32,
+        length: usize,
+    ) -> Result<(), StoreError> {
+        bytes.resize(length, 0);
+        self.file.read_exact_at(bytes, u64::from(offset)).map_err(|source| {
             if source.kind() == io::ErrorKind::UnexpectedEof {
                 StoreError::corrupt(self.path.display().to_string(), "it is cut short")
             } else {
                 StoreError::io("read", &self.path)(source)
             }
-        })?;
-        Ok(bytes)
+        })
     }
 }
 
@@ -111,27 +116,18 @@ impl LogFiles {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().map(|file| file.size).sum()
     }
 
-    /// Bytes at a position; the caller verifies what they mean.
-    pub(crate) fn read(&self, position: LogPosition, length: usize) -> Result<Vec<u8>, StoreError> {
-        let file = self.get(position.file()).ok_or_else(|| {
-            StoreError::corrupt(
-                format!("log file {}", position.file()),
-                "a record in it is needed, and it is gone",
-            )
-        })?;
-        file.read(position.offset(), length)
+    /// A file from which a record is needed.
+    pub(crate) fn needed(&self, number: u32) -> Result<Arc<LogFile>, StoreError> {
+        let gone =
+            || StoreError::corrupt(format!("log file {number}"), "a record in it is needed, and it is gone");
+        self.get(number).ok_or_else(gone)
     }
 
-    /// From `least` up to `most` bytes at a position, fewer than `most` only at the end of the file.
-    pub(crate) fn read_some(
-        &self,
-        position: LogPosition,
-        least: usize,
-        most: usize,
-    ) -> Result<Vec<u8>, StoreError> {
-        let length = self.get(position.file()).and_then(|file| Some(file.file.metadata().ok()?.len()));
-        let there = length.unwrap_or(0).saturating_sub(u64::from(position.offset()));
-        self.read(position, usize::try_from(there).unwrap_or(usize::MAX).min(most).max(least))
+    /// Bytes at a position; the caller verifies what they mean.
+    pub(crate) fn read(&self, position: LogPosition, length: usize) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        self.needed(position.file())?.read_into(&mut bytes, position.offset(), length)?;
+        Ok(bytes)
     }
 
     fn insert(&self, file: Arc<LogFile>) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use borealis_proto::BatchBuilder;
-use borealis_types::{GroupId, Lsn};
+use borealis_types::{GroupId, Lsn, MetaKey};
 
 use super::records::{TestEffect, TestRules, Writer, block, create, fork, mix, options, page_of};
 use crate::pace::{PAUSE, PAUSES_MAX, PIECE_PAGES};
@@ -63,6 +63,35 @@ fn a_round_nobody_waits_for_takes_its_time_and_ends() {
     let least = 3 * PAUSES_MAX * PAUSE;
     assert!((least..least + Duration::from_secs(10)).contains(&began.elapsed()), "{:?}", began.elapsed());
     assert_all_there(&store, &writer);
+}
+
+#[test]
+fn a_group_with_many_pages_is_more_work_than_one_with_many_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = create(&folder.path().join("node"), 2);
+    let mut writer = Writer::start(&store);
+    let of_group = |group: u16, count: usize| {
+        let placement = store.identity().placement;
+        let blocks = (0..).map(|number| block(fork(1, 16_384), number));
+        blocks.filter(|page| placement.group_of(page) == GroupId(group)).take(count).collect::<Vec<_>>()
+    };
+    // Hot pages here, pages that change once there.
+    for (at, page) in of_group(1, 200).into_iter().enumerate() {
+        writer.write(vec![TestEffect::Page(page)], false);
+        for hot in of_group(0, 2) {
+            writer.write(vec![TestEffect::Page(hot), TestEffect::Meta(MetaKey::Counters)], false);
+        }
+        if at % 50 == 49 {
+            store
+                .append(&writer.batch(&writer.records[3 * (at - 49)..]), Origin::Writer(writer.promise))
+                .unwrap();
+            writer.durable = writer.last();
+        }
+    }
+    let record_bytes = |group: u16| store.lock().segments[&GroupId(group)].index.record_bytes;
+    assert!(record_bytes(0) > record_bytes(1));
+    let work = store.work_of(&[(GroupId(0), Lsn::MAX), (GroupId(1), Lsn::MAX)]);
+    assert!(work[1] > 3.0 * work[0], "{work:?}");
 }
 
 #[test]

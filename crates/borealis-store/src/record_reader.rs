@@ -1,0 +1,105 @@
+//! Reading records back from the log: one after another where they are far apart, many at once where they are not.
+
+use std::sync::Arc;
+
+use crate::StoreError;
+use crate::index::RecordRef;
+use crate::log::{LogFile, LogFiles, LogPosition};
+
+/// Bytes between two records that are read for nothing rather than that the next one gets a system call of its own.
+const GAP_BYTES_MAX: u64 = 2 << 10;
+/// Log read at once.
+const RUN_BYTES_MAX: u64 = 256 << 10;
+
+/// See the module.
+pub(crate) struct RecordReader<'a> {
+    files: &'a LogFiles,
+    /// The one read last.
+    file: Option<Arc<LogFile>>,
+    /// The log from `start` on, as it is there.
+    bytes: Vec<u8>,
+    start: LogPosition,
+}
+
+impl<'a> RecordReader<'a> {
+    pub(crate) fn new(files: &'a LogFiles) -> RecordReader<'a> {
+        RecordReader { files, file: None, bytes: Vec::new(), start: LogPosition(0) }
+    }
+
+    /// The bytes of the first of `steps`, of which the others are likely to be asked for next; the caller verifies what
+    /// they mean.
+    pub(crate) fn read<K>(&mut self, steps: &[(K, RecordRef)]) -> Result<&[u8], StoreError> {
+        let RecordRef { position, length, .. } = steps[0].1;
+        let here = |start: LogPosition, bytes: &[u8]| {
+            let offset = usize::try_from(position.0.checked_sub(start.0)?).ok()?;
+            let end = offset.checked_add(length as usize)?;
+            (end <= bytes.len()).then_some(offset..end)
+        };
+        let range = match here(self.start, &self.bytes) {
+            Some(range) => range,
+            None => {
+                let file = match self.file.take().filter(|file| file.number == position.file()) {
+                    Some(file) => file,
+                    None => self.files.needed(position.file())?,
+                };
+                let run_bytes = run_bytes(steps.iter().map(|(_, reference)| reference));
+                // Nothing is found in half of a read that failed.
+                self.start = LogPosition(u64::MAX);
+                file.read_into(&mut self.bytes, position.offset(), run_bytes as usize)?;
+                (self.file, self.start) = (Some(file), position);
+                0..length as usize
+            }
+        };
+        Ok(&self.bytes[range])
+    }
+}
+
+/// How much to read from the first of the records on, for it and those that follow closely.
+fn run_bytes<'r>(mut records: impl Iterator<Item = &'r RecordRef>) -> u64 {
+    let Some(first) = records.next() else { return 0 };
+    let start = first.position.0;
+    let mut end = start + u64::from(first.length);
+    for record in records {
+        let next_end = record.position.0 + u64::from(record.length);
+        let is_near = (end..=end + GAP_BYTES_MAX).contains(&record.position.0);
+        if record.position.file() != first.position.file() || !is_near || next_end - start > RUN_BYTES_MAX {
+            break;
+        }
+        end = next_end;
+    }
+    end - start
+}
+
+#[cfg(test)]
+mod tests {
+    use borealis_types::{Lsn, RecordSpan};
+
+    use super::*;
+
+    fn record(file: u32, offset: u32, length: u32) -> RecordRef {
+        let span = RecordSpan { start: Lsn(u64::from(offset)), end: Lsn(u64::from(offset + length)) };
+        RecordRef { span, position: LogPosition::new(file, offset), length }
+    }
+
+    fn run(records: &[RecordRef]) -> u64 {
+        run_bytes(records.iter())
+    }
+
+    #[test]
+    fn neighbours_are_read_at_once_and_others_alone() {
+        let gap = GAP_BYTES_MAX as u32;
+        assert_eq!(run(&[record(1, 100, 50)]), 50);
+        assert_eq!(run(&[record(1, 100, 50), record(1, 160, 40), record(1, 200, 10)]), 110);
+        assert_eq!(run(&[record(1, 100, 50), record(1, 150 + gap, 10)]), 60 + u64::from(gap));
+        assert_eq!(run(&[record(1, 100, 50), record(1, 151 + gap, 10)]), 50, "too far");
+        assert_eq!(run(&[record(1, 100, 50), record(2, 160, 10)]), 50, "another file");
+        assert_eq!(run(&[record(1, 100, 50), record(1, 40, 10)]), 50, "it came late, and stands before");
+    }
+
+    #[test]
+    fn a_run_has_an_end_but_a_record_is_always_whole() {
+        let records: Vec<RecordRef> = (0..1000).map(|at| record(1, 100 + at * 1000, 1000)).collect();
+        assert_eq!(run(&records), RUN_BYTES_MAX / 1000 * 1000);
+        assert_eq!(run(&[record(1, 100, 1 << 20), record(1, 100 + (1 << 20), 10)]), 1 << 20);
+    }
+}

@@ -30,7 +30,8 @@ use model::{Conditions, Results};
 use server::Environment;
 
 /// Workloads in the order they run, as `--only` names them.
-pub const WORKLOADS: [&str; 7] = ["bulk", "tpcb", "readonly", "mixed", "pages", "faults", "recovery"];
+pub const WORKLOADS: [&str; 8] =
+    ["bulk", "tpcb", "sustained", "readonly", "mixed", "pages", "faults", "recovery"];
 
 /// How to run.
 #[derive(Clone, Debug)]

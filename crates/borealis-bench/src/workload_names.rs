@@ -1,9 +1,10 @@
 //! Names that the workloads and the reports share.
 
 /// Workloads in the order they run, as `--only` takes them, and how reports call them.
-const TITLES: [(&str, &str); 7] = [
+const TITLES: [(&str, &str); 8] = [
     ("bulk", "bulk load"),
     ("tpcb", "TPC-B"),
+    ("sustained", "sustained TPC-B"),
     ("readonly", "read-only"),
     ("mixed", "mixed OLTP"),
     ("pages", "page reads"),

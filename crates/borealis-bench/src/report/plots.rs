@@ -18,7 +18,7 @@ fn colour(system: System) -> usize {
 #[must_use]
 pub fn all(results: &Results) -> Vec<(String, Vec<String>)> {
     let mut sections = Vec::new();
-    for workload in ["tpcb", "readonly", "mixed"] {
+    for workload in ["tpcb", "sustained", "readonly", "mixed"] {
         let mut drawings = vec![bars(results, workload, "tps", "transactions per second")];
         for situation in results.situations(workload) {
             drawings.push(latencies(results, workload, &situation, "transactions"));

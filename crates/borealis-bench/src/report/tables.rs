@@ -72,7 +72,7 @@ pub fn headline(results: &Results) -> String {
 #[must_use]
 pub fn all(results: &Results) -> Vec<Table> {
     let mut tables = vec![target_table(results)];
-    for workload in ["tpcb", "readonly", "mixed"] {
+    for workload in ["tpcb", "sustained", "readonly", "mixed"] {
         tables.push(comparison(results, workload, "tps", "transactions per second"));
         tables.push(comparison(results, workload, "latency_p99_ms", "99th percentile of latency in ms"));
     }
@@ -325,7 +325,7 @@ fn durability_table(results: &Results) -> Table {
         title: "Is what was acknowledged still there?".to_owned(),
         note: "After each round: four nodes are stopped while clients go on committing, then the instance and the other \
                two nodes are killed, and the instance is started on the four. The ledger's commits and the rows \
-               of the workload itself are counted again."
+               of the workload itself are counted again. What only reads is not listed: nothing is acknowledged in it."
             .to_owned(),
         header: words(&["workload", "round", "killed", "ledger commits", "workload rows", "lost"]),
         rows,

@@ -6,6 +6,7 @@ mod mixed;
 mod pages;
 mod read_only;
 mod recovery;
+mod sustained;
 mod tpcb;
 
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ pub fn run(bench: &mut Bench, name: &str) -> anyhow::Result<()> {
     match name {
         "bulk" => bulk::run(bench),
         "tpcb" => tpcb::run(bench),
+        "sustained" => sustained::run(bench),
         "readonly" => read_only::run(bench),
         "mixed" => mixed::run(bench),
         "pages" => pages::run(bench),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use borealis_driver::config::{DriverConfig, NodeAddress, Tuning};
-use borealis_instance::{Binaries, OperatingSystemUser, Settings};
+use borealis_instance::{Binaries, OperatingSystemUser, Settings, memory_directory};
 use borealis_node::client::{NodeClient, Timeouts};
 use borealis_node::config::{GroupMembers, NodeConfig, PeerConfig};
 use borealis_node::verify::Target;
@@ -363,15 +363,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Ends and removes what an instance that was killed left behind: dying processes still hold its port. Does
-    /// nothing to one that runs.
+    /// Before an instance is started: ends what one that was killed left behind, for dying processes still hold its
+    /// port, and moves its memory out of the way. Does nothing to one that runs.
     ///
     /// # Errors
-    /// When it cannot be removed.
-    pub fn clear_leftovers(&self, id: InstanceId) -> anyhow::Result<()> {
+    /// When it cannot be moved.
+    pub fn clear_the_way(&self, id: InstanceId) -> anyhow::Result<()> {
         if self.driver_process(id).is_none() {
-            let memory = self.memory_directory(self.instance(id)?);
-            borealis_instance::data_directory::remove_memory_directory(&memory)?;
+            memory_directory::set_aside(&self.memory_directory(self.instance(id)?))?;
         }
         Ok(())
     }
@@ -388,7 +387,7 @@ impl Cluster {
         if self.driver_process(id).is_some() {
             bail!("instance {id} is already running at {}", Self::url(instance));
         }
-        self.clear_leftovers(id)?;
+        self.clear_the_way(id)?;
         if !ports::is_free(instance.port) {
             bail!(
                 "port {} on 127.0.0.1 is taken by another program; stop it or choose another with \
@@ -490,7 +489,9 @@ impl Cluster {
                 self.kill_instance(id)?;
             }
         }
-        self.clear_leftovers(id)?;
+        if self.driver_process(id).is_none() {
+            memory_directory::remove(&self.memory_directory(self.instance(id)?))?;
+        }
         Ok(driver.is_some())
     }
 }

@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use borealis_instance::data_directory::{self, prepare_memory_directory, remove_memory_directory};
+use borealis_instance::data_directory;
 use borealis_instance::import::run_initdb;
+use borealis_instance::memory_directory;
 use borealis_instance::server::{ShimConfig, describe_exit};
 use borealis_instance::{
     Binaries, Import, InstanceError, OperatingSystemUser, Server, ServerConfig, Settings,
@@ -236,7 +237,7 @@ impl Supervisor {
             let ended = self.run_once();
             let failure = match ended {
                 Ok(Ended::Stopped) => {
-                    remove_memory_directory(&self.config.memory_dir)?;
+                    memory_directory::remove(&self.config.memory_dir)?;
                     return Ok(());
                 }
                 Ok(Ended::Failed(why)) => why,
@@ -306,7 +307,7 @@ impl Supervisor {
         let mut phases = StartPhases::default();
         self.shared.update(|status| status.state = "recovering");
         borealis_instance::leftovers::clear(&self.config.memory_dir);
-        let memory_bytes = prepare_memory_directory(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
+        let memory_bytes = memory_directory::prepare(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
         let recovered = recover::recover(&self.config, self.writer)?;

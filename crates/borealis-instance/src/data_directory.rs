@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use borealis_redo::control_file::ControlFile;
@@ -247,55 +247,6 @@ fn wal_file_name(segment: u64, segment_bytes: u64) -> String {
     format!("{TIME_LINE:08X}{:08X}{:08X}", segment / per_id, segment % per_id)
 }
 
-/// Makes the memory directory of an instance anew and returns how many bytes its file system has to offer.
-///
-/// # Errors
-/// When `path` is not on a memory file system, has not enough room, or cannot be made.
-pub fn prepare_memory_directory(
-    path: &Path,
-    user: &OperatingSystemUser,
-    needed_mib: u64,
-) -> Result<u64, InstanceError> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    let statistics = nix::sys::statfs::statfs(parent)
-        .map_err(|error| on("cannot examine", parent)(std::io::Error::from(error)))?;
-    if statistics.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC {
-        return Err(InstanceError::NotMemory(parent.to_path_buf()));
-    }
-    remove_memory_directory(path)?;
-    let statistics = nix::sys::statfs::statfs(parent)
-        .map_err(|error| on("cannot examine", parent)(std::io::Error::from(error)))?;
-    let available_bytes = statistics.blocks_available() * statistics.block_size() as u64;
-    let available_mib = available_bytes >> 20;
-    if available_mib < needed_mib {
-        return Err(InstanceError::MemoryFileSystemFull {
-            path: parent.to_path_buf(),
-            available_mib,
-            needed_mib,
-        });
-    }
-    fs::DirBuilder::new().mode(0o700).create(path).map_err(on("cannot create", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(on("cannot create", path))?;
-    if user.switch {
-        chown(path, Some(user.user_id), Some(user.group_id))
-            .map_err(on("cannot give to the server's user", path))?;
-    }
-    Ok(available_bytes)
-}
-
-/// Removes the memory directory of an instance that no longer runs, and what a killed server leaves behind: its
-/// orphaned processes, and a System V segment.
-///
-/// # Errors
-/// When it is there and cannot be removed.
-pub fn remove_memory_directory(path: &Path) -> Result<(), InstanceError> {
-    crate::leftovers::clear(path);
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(on("cannot remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,22 +255,5 @@ mod tests {
     fn wal_files_are_named_as_postgres_names_them() {
         assert_eq!(wal_file_name(1, 16 << 20), "000000010000000000000001");
         assert_eq!(wal_file_name(256, 16 << 20), "000000010000000100000000");
-    }
-
-    #[test]
-    fn a_disk_is_not_taken_for_memory() {
-        let user = OperatingSystemUser::choose(None);
-        let Ok(user) = user else { return };
-        let error = prepare_memory_directory(Path::new("/proc/borealis"), &user, 1).expect_err("not tmpfs");
-        assert!(error.to_string().contains("--memory-dir"), "{error}");
-    }
-
-    #[test]
-    fn too_little_memory_is_said_before_anything_starts() {
-        let Ok(user) = OperatingSystemUser::choose(None) else { return };
-        let path = Path::new("/dev/shm").join(format!("borealis-test-{}", std::process::id()));
-        let error = prepare_memory_directory(&path, &user, 1 << 40).expect_err("nobody has that much");
-        assert!(error.to_string().contains("MiB are needed"), "{error}");
-        assert!(!path.exists());
     }
 }

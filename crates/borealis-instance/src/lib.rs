@@ -8,6 +8,7 @@ pub mod data_directory;
 pub mod import;
 pub mod leftovers;
 mod libraries;
+pub mod memory_directory;
 pub mod server;
 pub mod settings;
 

@@ -195,7 +195,7 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     let binaries = Binaries::find(Some(&instance.postgres_bin_dir))?;
     Settings::check(instance.settings.clone())?.check_libraries(&binaries)?;
     let port = instance.port;
-    cluster.clear_leftovers(WRITER)?;
+    cluster.clear_the_way(WRITER)?;
     require_free_port(port)?;
     cluster.catalog.save(cluster.directory())?;
     if !cluster.anything_runs() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use borealis_driver::config::{DriverConfig, NodeAddress, Tuning};
-use borealis_instance::{Binaries, OperatingSystemUser, Settings, memory_directory};
+use borealis_instance::{Binaries, OperatingSystemUser, Settings, leftovers, memory_directory};
 use borealis_node::client::{NodeClient, Timeouts};
 use borealis_node::config::{GroupMembers, NodeConfig, PeerConfig};
 use borealis_node::verify::Target;
@@ -363,14 +363,25 @@ impl Cluster {
         Ok(())
     }
 
-    /// Before an instance is started: ends what one that was killed left behind, for dying processes still hold its
-    /// port, and moves its memory out of the way. Does nothing to one that runs.
+    /// Before an instance is started: ends the processes of one that was killed, for they still hold its port. Its
+    /// memory is the next driver's to clear. Does nothing to one that runs.
     ///
     /// # Errors
-    /// When it cannot be moved.
+    /// When there is no such instance.
     pub fn clear_the_way(&self, id: InstanceId) -> anyhow::Result<()> {
         if self.driver_process(id).is_none() {
-            memory_directory::set_aside(&self.memory_directory(self.instance(id)?))?;
+            leftovers::clear(&self.memory_directory(self.instance(id)?));
+        }
+        Ok(())
+    }
+
+    /// Gives back the memory of an instance that does not run, and ends what is left of it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn clear_memory(&self, id: InstanceId) -> anyhow::Result<()> {
+        if self.driver_process(id).is_none() {
+            memory_directory::remove(&self.memory_directory(self.instance(id)?))?;
         }
         Ok(())
     }
@@ -473,7 +484,7 @@ impl Cluster {
         if let Some(driver) = driver {
             driver.kill_and_wait()?;
         }
-        let server = borealis_instance::leftovers::clear(&self.memory_directory(instance));
+        let server = leftovers::clear(&self.memory_directory(instance));
         Ok(driver.is_some() || server > 0)
     }
 
@@ -489,9 +500,7 @@ impl Cluster {
                 self.kill_instance(id)?;
             }
         }
-        if self.driver_process(id).is_none() {
-            memory_directory::remove(&self.memory_directory(self.instance(id)?))?;
-        }
+        self.clear_memory(id)?;
         Ok(driver.is_some())
     }
 }

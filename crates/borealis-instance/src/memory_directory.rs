@@ -38,17 +38,19 @@ pub fn prepare(path: &Path, user: &OperatingSystemUser, needed_mib: u64) -> Resu
     let mut offered_bytes = available_bytes()?;
     if offered_bytes >> 20 < needed_mib {
         // The room is needed first.
-        aside.iter().try_for_each(|folder| remove_folder(folder))?;
+        remove_folders(&aside)?;
         offered_bytes = available_bytes()?;
     } else if !aside.is_empty() {
         offered_bytes += freed_soon_bytes;
-        std::thread::spawn(move || {
-            for folder in aside {
-                if let Err(error) = remove_folder(&folder) {
-                    tracing::warn!("memory of an earlier start is not given back: {error}");
-                }
+        let folders = aside.clone();
+        let remove = move || {
+            if let Err(error) = remove_folders(&folders) {
+                tracing::warn!("memory of an earlier start is not given back: {error}");
             }
-        });
+        };
+        if std::thread::Builder::new().name("give back".to_owned()).spawn(remove).is_err() {
+            remove_folders(&aside)?;
+        }
     }
     let available_mib = offered_bytes >> 20;
     if available_mib < needed_mib {
@@ -68,11 +70,11 @@ pub fn prepare(path: &Path, user: &OperatingSystemUser, needed_mib: u64) -> Resu
 }
 
 /// Moves the memory directory of an instance that no longer runs out of the way of the next one, after ending what a
-/// killed server leaves behind: its orphaned processes, and a System V segment. [`prepare`] and [`remove`] remove it.
+/// killed server leaves behind: its orphaned processes, and a System V segment.
 ///
 /// # Errors
 /// When it is there and cannot be moved.
-pub fn set_aside(path: &Path) -> Result<(), InstanceError> {
+fn set_aside(path: &Path) -> Result<(), InstanceError> {
     leftovers::clear(path);
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut name = path.as_os_str().to_owned();
@@ -89,7 +91,7 @@ pub fn set_aside(path: &Path) -> Result<(), InstanceError> {
 /// When it is there and cannot be removed.
 pub fn remove(path: &Path) -> Result<(), InstanceError> {
     set_aside(path)?;
-    all_set_aside(path).iter().try_for_each(|folder| remove_folder(folder))
+    remove_folders(&all_set_aside(path))
 }
 
 fn all_set_aside(path: &Path) -> Vec<PathBuf> {
@@ -100,6 +102,11 @@ fn all_set_aside(path: &Path) -> Vec<PathBuf> {
     let folders = entries.into_iter().flatten().flatten();
     let aside = folders.filter(|entry| entry.file_name().as_bytes().starts_with(&prefix));
     aside.map(|entry| entry.path()).collect()
+}
+
+/// Removes them all, as far as possible: a stranger may have made a folder of such a name.
+fn remove_folders(folders: &[PathBuf]) -> Result<(), InstanceError> {
+    folders.iter().map(|folder| remove_folder(folder)).fold(Ok(()), Result::and)
 }
 
 /// Somebody else may be removing it, too.

@@ -178,12 +178,15 @@ impl Index {
                 Effect::Meta(MetaKey::Counters) => {}
                 // The copy itself brings the map: see `Origin::Copy` of a relation map.
                 Effect::Meta(MetaKey::RelationMap(database)) if copied_to == Some(*database) => {}
-                Effect::Meta(key) => {
-                    if group == META_GROUP {
-                        self.meta.entry(key.clone()).or_default().push(number);
+                Effect::Meta(key) if group == META_GROUP => {
+                    let records = self.meta.entry(key.clone()).or_default();
+                    // A record may name a value twice.
+                    if records.as_slice().last() != Some(&number) {
+                        records.push(number);
                         self.references += 1;
                     }
                 }
+                Effect::Meta(_) => {}
             }
         }
     }

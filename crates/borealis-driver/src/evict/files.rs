@@ -132,7 +132,8 @@ impl CacheFile {
 
     /// Makes a block that reads as `page` a hole, and says whether it is one now. A file system that keeps the memory
     /// (of a huge page, say) leaves zeros that look like data; then the page is put back, its beginning last: a reader who
-    /// sees that sees all of it, and one who sees zeros there looks again. The caller excludes writers, and readers who
+    /// begins then sees all of it or zeros there, and looks again. (One who began before may see a part; a start refuses
+    /// file systems that do this.) The caller excludes writers, and readers who
     /// look again.
     pub fn drop_block(&self, block: u32, page: &PageBytes) -> io::Result<bool> {
         self.punch(block)?;

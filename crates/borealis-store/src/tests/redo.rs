@@ -331,6 +331,23 @@ fn counters_are_prepared_although_the_newest_records_are_of_other_groups() {
 }
 
 #[test]
+fn a_record_that_names_a_value_twice_changes_it_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    let store = create(&path, 1);
+    let mut writer = Writer::start(&store);
+    let key = MetaKey::RelationMap(super::records::database(5));
+    let lsn =
+        writer.write(vec![TestEffect::Meta(key.clone()), TestEffect::Meta(key.clone())], false).span.end;
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    writer.durable = writer.last();
+    store.note_positions(&writer.header()).unwrap();
+    let hash = super::records::mix(0, lsn);
+    let expected = (!hash.is_multiple_of(5)).then(|| hash.to_le_bytes().to_vec());
+    assert_eq!(store.read_meta(&key, lsn).unwrap(), expected);
+}
+
+#[test]
 fn reads_are_exact_while_pages_are_overwritten_and_log_files_reused() {
     const PAGES: u32 = 6;
     const RECORDS: usize = 3000;

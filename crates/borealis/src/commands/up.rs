@@ -167,6 +167,10 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
         }
     }
     let earlier_catalog = Some(cluster.catalog.clone());
+    if arguments.memory_dir.is_some() {
+        // Nobody would look for it there any more.
+        cluster.clear_memory(WRITER)?;
+    }
     let instance = cluster
         .catalog
         .instances

@@ -12,6 +12,9 @@ const TITLES: [(&str, &str); 8] = [
     ("recovery", "recovery"),
 ];
 
+/// Workloads whose transactions per second and latencies are compared between systems.
+pub const COMPARED: [&str; 4] = ["tpcb", "sustained", "readonly", "mixed"];
+
 /// Faults, as the targets name them.
 pub const FAULTS: [&str; 3] = ["one node 100 ms slow", "two nodes dead", "a zone dead"];
 

@@ -3,7 +3,7 @@
 use crate::model::{Measurement, Results, System};
 use crate::report::svg::{Bar, Line, Plot, Span};
 use crate::report::tables::{summarize, systems};
-use crate::workload_names::title;
+use crate::workload_names::{COMPARED, title};
 
 fn colour(system: System) -> usize {
     match system {
@@ -18,7 +18,7 @@ fn colour(system: System) -> usize {
 #[must_use]
 pub fn all(results: &Results) -> Vec<(String, Vec<String>)> {
     let mut sections = Vec::new();
-    for workload in ["tpcb", "sustained", "readonly", "mixed"] {
+    for workload in COMPARED {
         let mut drawings = vec![bars(results, workload, "tps", "transactions per second")];
         for situation in results.situations(workload) {
             drawings.push(latencies(results, workload, &situation, "transactions"));

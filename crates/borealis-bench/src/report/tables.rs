@@ -72,7 +72,7 @@ pub fn headline(results: &Results) -> String {
 #[must_use]
 pub fn all(results: &Results) -> Vec<Table> {
     let mut tables = vec![target_table(results)];
-    for workload in ["tpcb", "sustained", "readonly", "mixed"] {
+    for workload in names::COMPARED {
         tables.push(comparison(results, workload, "tps", "transactions per second"));
         tables.push(comparison(results, workload, "latency_p99_ms", "99th percentile of latency in ms"));
     }

@@ -180,13 +180,17 @@ impl Keeper {
         let mut room_blocks = 0;
         // While it is beyond: what keeps blocks in place passes with time, but there is no hurry.
         let mut rest = None;
-        let mut last_round = Instant::now();
+        let mut last_look = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             std::thread::park_timeout(rest.map_or(LOOK_INTERVAL, |rest: Duration| rest.max(LOOK_INTERVAL)));
             let grown = self.client.cache().growth_blocks();
             let is_short = || limit::is_short_of_room(&self.data_directory);
-            let due = rest.is_some() || is_due(last_round.elapsed(), grown != counted_at, is_short);
+            let due = rest.is_some() || is_due(last_look.elapsed(), grown != counted_at, is_short);
             if !due && grown - counted_at <= room_blocks {
+                // The file system is asked once in an interval, not at every turn after it.
+                if last_look.elapsed() >= ROUND_INTERVAL {
+                    last_look = Instant::now();
+                }
                 continue;
             }
             let has_grown = grown != counted_at;
@@ -208,7 +212,7 @@ impl Keeper {
                 }
                 Err(_) => {}
             }
-            last_round = Instant::now();
+            last_look = Instant::now();
         }
         self.client.release_slot(&self.slot);
     }

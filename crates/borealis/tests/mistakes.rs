@@ -5,6 +5,7 @@ mod harness;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::TestCluster;
@@ -71,6 +72,22 @@ fn a_running_cluster_is_not_started_again() {
     let said = cluster.fails(&["az", "kill", "az9"]);
     assert!(said.contains("az9"), "{said}");
     assert!(cluster.connect().query_one("SELECT 1", &[]).is_ok());
+}
+
+#[test]
+fn a_killed_servers_memory_is_given_back_although_the_next_uses_another_folder() {
+    let cluster = TestCluster::start(&[]);
+    let config = std::fs::read_to_string(cluster.dir().join("instances/1/instance.json")).expect("read");
+    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    let memory = PathBuf::from(config["memory_dir"].as_str().expect("a path"));
+    cluster.ok(&["instance", "kill"]);
+    assert_eq!(harness::memory_folders(&memory), [memory.as_path()]);
+    let other = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    std::fs::set_permissions(other.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("mode");
+    cluster.up(&["--memory-dir", other.path().to_str().expect("text")]);
+    assert_eq!(harness::memory_folders(&memory), [] as [PathBuf; 0]);
+    cluster.ok(&["down"]);
 }
 
 #[test]

@@ -191,9 +191,18 @@ impl Drop for TestCluster {
             std::fs::read_to_string(self.dir().join("instances/1/instance.json")).unwrap_or_default();
         if let Ok(config) = serde_json::from_str::<serde_json::Value>(&catalog) {
             let memory = config["memory_dir"].as_str().expect("a path");
-            assert!(!Path::new(memory).exists(), "{memory} was left behind");
+            assert_eq!(memory_folders(Path::new(memory)), [] as [PathBuf; 0], "memory was left behind");
         }
     }
+}
+
+/// An instance's memory directory, and those of earlier starts beside it.
+pub fn memory_folders(memory: &Path) -> Vec<PathBuf> {
+    let name = memory.file_name().expect("a name").to_str().expect("text");
+    let entries = std::fs::read_dir(memory.parent().expect("a folder")).expect("it can be listed").flatten();
+    let earlier = format!("{name}.removed-");
+    let is_ours = |entry: &str| entry == name || entry.starts_with(&earlier);
+    entries.filter(|entry| is_ours(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect()
 }
 
 pub fn text(output: &Output) -> String {

@@ -21,17 +21,18 @@ fn main() {
     fingerprint.add(env!("CARGO_PKG_VERSION").as_bytes());
     for file in files {
         fingerprint.add(file.as_os_str().as_encoded_bytes());
-        fingerprint.add(&fs::read(&file).unwrap_or_default());
+        fingerprint.add(&fs::read(&file).expect("a source that is compiled, too, can be read"));
     }
     println!("cargo:rustc-env=BOREALIS_SHARED_SOURCES={:016x}", fingerprint.0);
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    for entry in entries {
+        let path = entry.expect("the folder can be listed").path();
         if path.is_dir() {
             collect(&path, files);
-        } else {
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);
         }
     }

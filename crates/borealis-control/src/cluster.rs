@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 
 use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
 use crate::process::{self, ProcessIdentity};
-use crate::{ports, probe};
+use crate::{ports, probe, status};
 
 /// Zones of a local cluster, with two nodes in each.
 const ZONES: [&str; 3] = ["az1", "az2", "az3"];
@@ -414,12 +414,18 @@ impl Cluster {
         fs::write(&config_file, serde_json::to_vec_pretty(&config)?)
             .with_context(|| format!("cannot write {}", config_file.display()))?;
         let log = config.instance_dir.join("driver.log");
+        let log_begin = log.metadata().map_or(0, |metadata| metadata.len());
         let identity = process::spawn_detached(&["internal", "driver"], &config_file, &log)
             .context("cannot start the driver")?;
         process::write_process_file(&config.instance_dir.join("process"), identity)?;
         let deadline = begin + INSTANCE_START_TIMEOUT;
         loop {
-            match probe::answers_sql(instance.port, Duration::from_secs(5)) {
+            let answered = if status::server_runs(&config.instance_dir) {
+                probe::answers_sql(instance.port, Duration::from_secs(5))
+            } else {
+                Err(std::io::Error::other("its driver does not say that the server runs"))
+            };
+            match answered {
                 Ok(()) => return Ok(begin.elapsed()),
                 Err(error) if Instant::now() > deadline => {
                     bail!("instance {id} does not answer SQL: {error}\n{}", self.instance_logs(id));
@@ -427,7 +433,7 @@ impl Cluster {
                 Err(_) => {}
             }
             if !identity.is_alive() {
-                let why = last_word(&config.instance_dir.join("driver.log"));
+                let why = last_word(&log, log_begin);
                 bail!("instance {id} ended while starting{why}\n{}", self.instance_logs(id));
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -543,10 +549,13 @@ fn shim_library() -> anyhow::Result<PathBuf> {
     })
 }
 
-/// What the program that wrote a log said when it failed, as the continuation of a sentence; empty if it said nothing.
-fn last_word(log: &Path) -> String {
-    let tail = log_tail(log);
-    let word = tail.lines().rev().find_map(|line| line.trim_start().strip_prefix("borealis: "));
+/// What the program said when it failed that wrote a log from `begin` on, as the continuation of a sentence; empty if
+/// it said nothing.
+fn last_word(log: &Path, begin: u64) -> String {
+    let written = fs::read(log).unwrap_or_default();
+    let own = written.get(usize::try_from(begin).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let text = String::from_utf8_lossy(own);
+    let word = text.lines().rev().find_map(|line| line.strip_prefix("borealis: "));
     word.map_or_else(String::new, |word| format!(": {word}"))
 }
 

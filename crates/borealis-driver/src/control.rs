@@ -265,6 +265,8 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     let command = serde_json::from_str::<Command>(&line).map(|command| command.command);
     let mut answer = match command.as_deref() {
         Ok("status") => serde_json::to_vec(&shared.fresh_status())?,
+        // At once, also while the driver is busy with a recovery.
+        Ok("state") => serde_json::to_vec(&serde_json::json!({ "state": shared.shown().state }))?,
         Ok("stop") => {
             shared.want_stop();
             br#"{"stopping":true}"#.to_vec()
@@ -307,6 +309,7 @@ mod tests {
         shared.update(|status| status.state = "running");
         listen(&path, shared.clone()).unwrap();
         assert_eq!(ask(&path, "{\"command\":\"status\"}\n")["state"], "running");
+        assert_eq!(ask(&path, "{\"command\":\"state\"}\n")["state"], "running");
         assert!(ask(&path, "nonsense\n")["error"].is_string());
         assert!(ask(&path, "{\"command\":\"dance\"}\n")["error"].is_string());
         assert!(!shared.stop_wanted());

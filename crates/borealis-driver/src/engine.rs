@@ -30,6 +30,7 @@ use crate::config::DriverConfig;
 use crate::open_transactions::OpenTransactions;
 use crate::reads::{Answer, ReadCounters, Reads, Transport};
 use crate::route::Router;
+use crate::shim_gate;
 use crate::shipper::{PeerIndex, ShipCounters, Shipper, ShipperLimits};
 use crate::wal_feed::{Fed, FeedError, Flow, WalFeed};
 
@@ -78,6 +79,10 @@ struct ServerSide {
     seen_sequence: u64,
     /// The last sequence that was looked at: what is new after it is worth waking for.
     looked_sequence: u64,
+    /// The process that was started, once it was.
+    started: Option<u32>,
+    /// Its shim has reported. Nothing is shipped or answered before.
+    has_shim: bool,
 }
 
 /// A segment as the driver sees it.
@@ -260,8 +265,23 @@ impl Engine {
             transactions: OpenTransactions::default(),
             seen_sequence: 0,
             looked_sequence: 0,
+            started: None,
+            has_shim: false,
         });
         Ok(())
+    }
+
+    /// From now on the server in this process is served, as soon as its shim reports.
+    pub fn expect_server(&mut self, process_id: u32) {
+        if let Some(server) = &mut self.server {
+            server.started = Some(process_id);
+        }
+    }
+
+    /// Whether this build's shim has reported from the server that was started.
+    #[must_use]
+    pub fn has_shim(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.has_shim)
     }
 
     /// What the shim said that a process of the server loaded.
@@ -353,14 +373,18 @@ impl Engine {
     fn try_turn(&mut self, wait: Duration) -> Result<(), EngineError> {
         assert!(!self.stopped, "a stopped engine does not go on");
         self.connect_due();
-        self.feed()?;
-        self.take_requests();
+        if self.admits_server() {
+            self.feed()?;
+            self.take_requests();
+        }
         self.send_batches();
         self.publish();
         self.flush_all();
         let wait = self.sleep_time(wait);
-        let sleep =
-            self.server.as_ref().is_none_or(|server| server.shm.prepare_to_sleep(server.looked_sequence));
+        let sleep = self
+            .server
+            .as_ref()
+            .is_none_or(|server| server.shm.prepare_to_sleep(server.looked_sequence) || !server.has_shim);
         let timeout = if sleep { wait } else { Duration::ZERO };
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
@@ -374,6 +398,17 @@ impl Engine {
         self.publish();
         self.run_timers();
         Ok(())
+    }
+
+    /// Whether the server may be served: its own process has loaded this build's shim.
+    fn admits_server(&mut self) -> bool {
+        let Some(server) = &mut self.server else { return false };
+        if !server.has_shim
+            && let Some(started) = server.started
+        {
+            server.has_shim = shim_gate::is_loaded(server.shm.shim_report(), started);
+        }
+        server.has_shim
     }
 
     fn sleep_time(&self, wait: Duration) -> Duration {

@@ -6,7 +6,7 @@
 //!   decided by state machines without I/O: [`route`] (which groups get a record), [`shipper`] (who has which
 //!   record, what is durable), [`reads`] (whom to ask, which answer counts).
 //!
-//! * [`shim_library`] is checked and put where the server can load it; `missing_shim` says why it was not.
+//! * [`shim_library`] is checked and put where the server can load it; [`shim_gate`]: no server is served without it.
 //!
 //! * [`evict`]: a thread that keeps the local page cache within its limit.
 //!
@@ -21,13 +21,13 @@ pub mod contents;
 pub mod control;
 pub mod engine;
 pub mod evict;
-mod missing_shim;
 pub mod open_transactions;
 pub mod prefetch;
 pub mod reads;
 pub mod recover;
 pub mod retained;
 pub mod route;
+pub mod shim_gate;
 pub mod shim_library;
 pub mod shipper;
 pub mod supervise;

@@ -6,7 +6,9 @@
 //! may not enter (root's home), and a build that replaces it must not change what a running server has mapped.
 //!
 //! Where the memory folder forbids programs (`noexec`, as in most containers), or its path has a character that
-//! `LD_PRELOAD` cannot contain, the copy is an anonymous file in memory that the server inherits as a descriptor.
+//! `LD_PRELOAD` cannot contain, the copy is an anonymous file in memory that the server inherits as a descriptor. A
+//! program of the server that closes all its descriptors and starts another one leaves that one without the library,
+//! and the loader says so on its standard error; the server's own processes keep it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -48,7 +50,7 @@ pub enum ShimLibraryError {
     /// It does not belong to this program.
     #[error(
         "the shim library {path} is {found}, this program needs {BUILD_FINGERPRINT:016x}: they were built from different \
-         sources. Install or build both together (cargo build --release)"
+         sources. Install or build both together (cargo build, of the whole workspace)"
     )]
     OtherBuild {
         /// The file.
@@ -77,7 +79,7 @@ pub struct ShimLibrary {
 pub struct InstalledShim {
     /// The value of `LD_PRELOAD`.
     pub preload: PathBuf,
-    /// What has to stay open until the server has started.
+    /// Stays open for as long as the server runs, whose processes inherit it.
     _memory: Option<OwnedFd>,
 }
 
@@ -139,7 +141,7 @@ impl ShimLibrary {
     }
 }
 
-/// Kernels from 6.3 on want to be told that the file may hold a program, and older ones do not know the word.
+/// Kernels from 6.3 on want to be told that the file may hold a program; older ones reject the flag.
 #[allow(unsafe_code)] // `memfd_create` with a flag that the safe interface does not know.
 fn memory_file() -> io::Result<OwnedFd> {
     /// `MFD_EXEC` (`linux/memfd.h`)

@@ -19,9 +19,7 @@ use borealis_instance::{
 };
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::path::control_file;
-use borealis_shm::{
-    BUILD_FINGERPRINT, Config as ShmConfig, DriverSide, ShimReport, probe_memory_file_system,
-};
+use borealis_shm::{Config as ShmConfig, DriverSide, probe_memory_file_system};
 use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId};
 use borealis_wal::EffectError;
 use borealis_wal::layout::FIRST_NORMAL_XID;
@@ -33,8 +31,8 @@ use crate::contents;
 use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPhases, Status};
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
-use crate::missing_shim::Evidence;
 use crate::recover::{self, RecoverError};
+use crate::shim_gate::{LogSince, ShimFault, ShimGate};
 use crate::shim_library::{InstalledShim, ShimLibrary};
 
 /// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
@@ -49,8 +47,6 @@ const SERVER_QUIT_MAX: Duration = Duration::from_secs(5);
 /// How often the server and the signals are looked at without a sign of them: while the server starts, and then.
 const LOOK_INTERVAL_STARTING: Duration = Duration::from_millis(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long the shim may take to report after the server was started.
-const SHIM_REPORT_MAX: Duration = Duration::from_secs(30);
 /// After a server that ran this long the next one is started without delay.
 const SETTLED: Duration = Duration::from_secs(30);
 
@@ -67,8 +63,8 @@ pub enum DriverError {
     #[error("the instance was stopped: {0}")]
     Refused(EffectError),
     /// The server ran without its shim, or with another one, and would again.
-    #[error("postgres was started without the Borealis shim, and ended before it could serve anybody: {0}")]
-    NoShim(String),
+    #[error(transparent)]
+    Shim(#[from] ShimFault),
     /// The server failed again and again.
     #[error("the instance failed {0} times in a row, the last time because: {1}")]
     KeepsFailing(u32, String),
@@ -182,13 +178,9 @@ struct RunningServer {
     /// What it shares with the driver, for other clients of it.
     shared_memory: PathBuf,
     event_descriptor: RawFd,
-    /// What to tell the user should it turn out to have no shim.
-    program: PathBuf,
-    user: OperatingSystemUser,
-    log: LogSince,
-    shim: InstalledShim,
-    /// The shim has reported from the process that was started.
-    has_shim: bool,
+    gate: ShimGate,
+    /// Its processes load the shim from it.
+    _shim: InstalledShim,
     /// Readable when the server has ended.
     end: Option<OwnedFd>,
     ended: bool,
@@ -203,16 +195,22 @@ impl RunningServer {
         let log = LogSince::now(&config.log_file);
         let server = Server::start(config)?;
         let end = process_descriptor(server.process_id());
+        let gate = ShimGate {
+            started: server.process_id(),
+            program: config.binaries.program("postgres"),
+            preload: shim.preload.clone(),
+            user: config.user.clone(),
+            log,
+            silent_since: None,
+            other_since: None,
+        };
         Ok(RunningServer {
             server,
             memory_directory: memory_directory.to_path_buf(),
             shared_memory: config.shim.shared_memory.clone(),
             event_descriptor: config.shim.event_descriptor,
-            program: config.binaries.program("postgres"),
-            user: config.user.clone(),
-            log,
-            shim,
-            has_shim: false,
+            gate,
+            _shim: shim,
             end,
             ended: false,
         })
@@ -228,65 +226,6 @@ impl RunningServer {
             }
             Err(error) => Some(format!("its state is unknown: {error}")),
         }
-    }
-
-    /// Notes whether the shim has reported from this very server.
-    ///
-    /// # Errors
-    /// [`DriverError::NoShim`] when another shim has, or when the `last_chance` has come and none did.
-    fn look_for_shim(&mut self, report: Option<ShimReport>, last_chance: bool) -> Result<(), DriverError> {
-        match shim_is_loaded(report, self.server.process_id()) {
-            Ok(true) => self.has_shim = true,
-            Ok(false) if last_chance => return Err(DriverError::NoShim(self.why_without_shim(report))),
-            Ok(false) => {}
-            Err(why) => return Err(DriverError::NoShim(why)),
-        }
-        Ok(())
-    }
-
-    fn why_without_shim(&self, report: Option<ShimReport>) -> String {
-        if let Some(report) = report {
-            return format!(
-                "the shim was loaded in process {}, which is not the one that was started ({}). {} must become \
-                 postgres by `exec`, not start it",
-                report.process_id,
-                self.server.process_id(),
-                self.program.display()
-            );
-        }
-        let evidence = Evidence {
-            program: self.program.clone(),
-            preload: self.shim.preload.clone(),
-            user: self.user.clone(),
-            log: self.log.text(),
-        };
-        evidence.cause()
-    }
-}
-
-/// A log file, and where it ended at some moment.
-#[derive(Debug)]
-struct LogSince {
-    path: PathBuf,
-    from: u64,
-}
-
-impl LogSince {
-    fn now(path: &Path) -> LogSince {
-        LogSince { path: path.to_path_buf(), from: path.metadata().map_or(0, |metadata| metadata.len()) }
-    }
-
-    /// What has come since, the beginning of it.
-    fn text(&self) -> String {
-        use std::io::{Read, Seek, SeekFrom};
-        const BYTES_MAX: u64 = 64 << 10;
-        let mut bytes = Vec::new();
-        if let Ok(mut file) = File::open(&self.path) {
-            let _ = file
-                .seek(SeekFrom::Start(self.from))
-                .and_then(|_| file.take(BYTES_MAX).read_to_end(&mut bytes));
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
@@ -325,7 +264,7 @@ impl Supervisor {
                     return Ok(());
                 }
                 Ok(Ended::Failed(why)) => why,
-                Err(error) if matches!(error.downcast_ref(), Some(DriverError::NoShim(_))) => {
+                Err(error) if matches!(error.downcast_ref(), Some(DriverError::Shim(_))) => {
                     self.shared.update(|status| {
                         status.state = "refused";
                         status.last_failure = Some(error.to_string());
@@ -454,6 +393,7 @@ impl Supervisor {
 
         let server_begun = Instant::now();
         let mut server = self.start_server(&mut engine, &control, &data_directory)?;
+        engine.expect_server(server.server.process_id());
         if let Some(end) = &server.end {
             engine.watch(end.as_raw_fd())?;
         }
@@ -590,17 +530,15 @@ impl Supervisor {
                 continue;
             }
             last_looked = Instant::now();
-            let ended = server.poll();
-            if !server.has_shim {
-                server.look_for_shim(
-                    engine.shim_report(),
-                    ended.is_some() || starts.server_begun.elapsed() > SHIM_REPORT_MAX,
-                )?;
-            }
-            if let Some(how) = ended {
+            if let Some(how) = server.poll() {
                 // What it wrote last may still have to be shipped.
                 if stopping.is_some() {
                     return self.finish(engine);
+                }
+                if !engine.has_shim()
+                    && let Some(fault) = server.gate.fault_of_ended(engine.shim_report(), &how)
+                {
+                    return Err(DriverError::from(fault).into());
                 }
                 return Ok(Ended::Failed(format!(
                     "postgres ended by itself ({how}); see {}",
@@ -616,8 +554,15 @@ impl Supervisor {
                 tracing::warn!("postgres did not shut down in time and is ended");
                 return Ok(Ended::Stopped);
             }
-            if !ready && accepts_connections(data_directory) {
-                server.look_for_shim(engine.shim_report(), true)?;
+            if !engine.has_shim() {
+                let accepts = accepts_connections(data_directory);
+                if let Some(fault) =
+                    server.gate.fault_of_running(engine.shim_report(), accepts, Instant::now())
+                {
+                    return Err(DriverError::from(fault).into());
+                }
+            }
+            if !ready && engine.has_shim() && accepts_connections(data_directory) {
                 ready = true;
                 self.has_served = true;
                 starts.phases.server_ms = ms(starts.server_begun.elapsed());
@@ -743,35 +688,8 @@ fn explained(error: &anyhow::Error) -> String {
     }
 }
 
-/// Whether the shim that reported is this build's, in the server that was started; why not, where that is certain.
-fn shim_is_loaded(report: Option<ShimReport>, server: u32) -> Result<bool, String> {
-    match report {
-        None => Ok(false),
-        Some(ShimReport { fingerprint, .. }) if fingerprint != BUILD_FINGERPRINT => Err(format!(
-            "the shim that was loaded is of build {fingerprint:016x}, this program is {BUILD_FINGERPRINT:016x}. Something \
-             puts another library in its place"
-        )),
-        Some(ShimReport { process_id, .. }) => Ok(process_id == server),
-    }
-}
-
 /// Whether the server says in its `postmaster.pid` that it accepts connections.
 fn accepts_connections(data_directory: &Path) -> bool {
     std::fs::read_to_string(data_directory.join("postmaster.pid"))
         .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_builds_shim_in_the_server_itself_counts() {
-        let report = |process_id, fingerprint| Some(ShimReport { process_id, fingerprint });
-        assert_eq!(shim_is_loaded(report(7, BUILD_FINGERPRINT), 7), Ok(true));
-        assert_eq!(shim_is_loaded(report(8, BUILD_FINGERPRINT), 7), Ok(false));
-        assert_eq!(shim_is_loaded(None, 7), Ok(false));
-        let text = shim_is_loaded(report(7, !BUILD_FINGERPRINT), 7).unwrap_err();
-        assert!(text.contains("another library"), "{text}");
-    }
 }

@@ -9,8 +9,7 @@ use std::io;
 /// What confines this process, as a clause for an error message; `None` if nothing does.
 #[must_use]
 pub fn of_this_process() -> Option<String> {
-    let profile = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let (profile, status) = read();
     describe(&profile, &status)
 }
 
@@ -18,7 +17,9 @@ pub fn of_this_process() -> Option<String> {
 fn describe(profile: &str, status: &str) -> Option<String> {
     let profile = profile.trim_matches(['\0', '\n', ' ']);
     // AppArmor says `unconfined`, SELinux `unconfined_u:unconfined_r:…`; both have `kernel` for the whole system.
-    let is_confined = !profile.is_empty() && !profile.contains("unconfined") && profile != "kernel";
+    // A profile in complain mode forbids nothing.
+    let is_free = profile.is_empty() || profile.contains("unconfined") || profile == "kernel";
+    let is_confined = !is_free && !profile.ends_with("(complain)");
     // `SECCOMP_MODE_DISABLED` is 0 (`linux/seccomp.h`).
     let is_filtered =
         status.lines().find_map(|line| line.strip_prefix("Seccomp:")).is_some_and(|mode| mode.trim() != "0");
@@ -34,17 +35,29 @@ fn describe(profile: &str, status: &str) -> Option<String> {
     }
 }
 
-/// What confines this process, if one of the errors is of the kind that a confined process is given.
+/// What confines this process, if one of the errors is of the kind that it gives.
 pub fn as_cause_of<'e>(
-    mut errors: impl Iterator<Item = &'e (dyn std::error::Error + 'static)>,
+    errors: impl Iterator<Item = &'e (dyn std::error::Error + 'static)>,
 ) -> Option<String> {
-    errors.any(may_have_caused).then(of_this_process).flatten()
+    let (profile, status) = read();
+    errors.filter_map(number_of).find_map(|number| {
+        // A filter answers with these two, never with "Permission denied", which is an ordinary file's mode far more
+        // often than a profile's doing.
+        let status = if matches!(number, libc::EPERM | libc::ENOSYS) { status.as_str() } else { "" };
+        let profile = if matches!(number, libc::EPERM | libc::EACCES) { profile.as_str() } else { "" };
+        describe(profile, status)
+    })
 }
 
-fn may_have_caused(error: &(dyn std::error::Error + 'static)) -> bool {
-    let source = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-    let source = source.or_else(|| error.downcast_ref::<nix::errno::Errno>().map(|errno| *errno as i32));
-    matches!(source, Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
+/// The operating system's number of an error.
+fn number_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    number.or_else(|| error.downcast_ref::<nix::errno::Errno>().map(|errno| *errno as i32))
+}
+
+fn read() -> (String, String) {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    (text("/proc/self/attr/current"), text("/proc/self/status"))
 }
 
 #[cfg(test)]
@@ -57,6 +70,7 @@ mod tests {
         let free = "Name:\ta\nSeccomp:\t0\n";
         assert_eq!(describe("unconfined\n", free), None);
         assert_eq!(describe("", ""), None);
+        assert_eq!(describe("docker-default (complain)\n", free), None);
         assert_eq!(describe("unconfined_u:unconfined_r:unconfined_t:s0\0", free), None);
         assert!(
             describe("docker-default (enforce)\n", free).is_some_and(|text| text.contains("docker-default"))
@@ -67,10 +81,9 @@ mod tests {
     }
 
     #[test]
-    fn only_refusals_count() {
-        let refused = io::Error::from_raw_os_error(libc::EPERM);
-        assert!(may_have_caused(&refused) && may_have_caused(&nix::errno::Errno::ENOSYS));
-        assert!(!may_have_caused(&io::Error::from_raw_os_error(libc::ENOENT)));
-        assert!(!may_have_caused(&std::fmt::Error));
+    fn errors_of_the_system_have_a_number_and_others_have_none() {
+        assert_eq!(number_of(&io::Error::from_raw_os_error(libc::EPERM)), Some(libc::EPERM));
+        assert_eq!(number_of(&nix::errno::Errno::ENOSYS), Some(libc::ENOSYS));
+        assert_eq!(number_of(&std::fmt::Error), None);
     }
 }

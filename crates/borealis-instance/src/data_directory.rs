@@ -1,8 +1,8 @@
 //! A fresh data directory at a recovery point.
 //!
-//! It holds what PostgreSQL must find before it can ask the shim for anything: folders, configuration,
-//! the relation maps, prepared transactions, and one WAL segment with one
-//! shutdown checkpoint record; beside it, `pg_control` in state "shut down". Relation files, visibility maps and transaction-status pages are not there; the
+//! It holds what PostgreSQL must find before it can ask the shim for anything: folders, configuration, the relation
+//! maps, prepared transactions, and one WAL segment with one shutdown checkpoint record. Beside it stands
+//! `pg_control` in state "shut down". Relation files, visibility maps and transaction-status pages are not there; the
 //! shim makes them appear when they are first opened.
 
 use std::fs;

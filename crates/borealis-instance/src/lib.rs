@@ -37,12 +37,14 @@ pub enum InstanceError {
     /// The memory file system has not enough room.
     #[error(
         "the memory file system of {path} has {available_mib} MiB free, {needed_mib} MiB are needed for WAL in \
-         flight and cached pages; free some, enlarge it (`mount -o remount,size=2G {path}` as root; for a container \
+         flight and cached pages; free some, enlarge it (as root: mount -o remount,size=2G {mount_point}; a container: \
          start it with --shm-size=2g), or choose another with --memory-dir"
     )]
     MemoryFileSystemFull {
         /// Where.
         path: PathBuf,
+        /// Where that file system is mounted.
+        mount_point: PathBuf,
         /// Free now.
         available_mib: u64,
         /// Least needed to start.

@@ -26,13 +26,17 @@ const ASIDE: &str = ".removed-";
 pub fn check_root(root: &Path, user: &OperatingSystemUser, needed_mib: u64) -> Result<(), InstanceError> {
     let available_mib = available_bytes(root)? >> 20;
     if available_mib < needed_mib {
-        return Err(InstanceError::MemoryFileSystemFull {
-            path: root.to_path_buf(),
-            available_mib,
-            needed_mib,
-        });
+        return Err(too_full(root, available_mib, needed_mib));
     }
     check_reachable(root, user)
+}
+
+fn too_full(folder: &Path, available_mib: u64, needed_mib: u64) -> InstanceError {
+    let device = |folder: &Path| fs::metadata(folder).map(|metadata| metadata.dev()).ok();
+    // The last folder on the way up that is on the same file system.
+    let same = |above: &&Path| device(above) == device(folder);
+    let mount_point = folder.ancestors().take_while(same).last().unwrap_or(folder).to_path_buf();
+    InstanceError::MemoryFileSystemFull { path: folder.to_path_buf(), mount_point, available_mib, needed_mib }
 }
 
 /// What a memory file system has free.
@@ -89,11 +93,7 @@ pub fn prepare(path: &Path, user: &OperatingSystemUser, needed_mib: u64) -> Resu
     }
     let available_mib = offered_bytes >> 20;
     if available_mib < needed_mib {
-        return Err(InstanceError::MemoryFileSystemFull {
-            path: parent.to_path_buf(),
-            available_mib,
-            needed_mib,
-        });
+        return Err(too_full(parent, available_mib, needed_mib));
     }
     fs::DirBuilder::new().mode(0o700).create(path).map_err(on("cannot create", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(on("cannot create", path))?;

@@ -162,7 +162,7 @@ impl Server {
 /// everybody can connect over TCP.
 fn socket_directories(folder: &Path) -> String {
     const SOCKET_PATH_BYTES_MAX: usize = 107;
-    let longest_name = "/.s.PGSQL.65535.lock";
+    let longest_name = "/.s.PGSQL.65535";
     if folder.as_os_str().len() + longest_name.len() > SOCKET_PATH_BYTES_MAX {
         return String::new();
     }

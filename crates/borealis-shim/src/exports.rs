@@ -157,6 +157,43 @@ pub unsafe extern "C" fn openat64(folder: c_int, path: *const c_char, flags: c_i
     unsafe { openat(folder, path, flags, mode) }
 }
 
+/// What a program calls for `open` that was compiled with `_FORTIFY_SOURCE`; it cannot create a file.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn __open_2(path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: the same contract, without a mode.
+    unsafe { open(path, flags, 0) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: the same contract, without a mode.
+    unsafe { open(path, flags, 0) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn __openat_2(folder: c_int, path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: the same contract, without a mode.
+    unsafe { openat(folder, path, flags, 0) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn __openat64_2(folder: c_int, path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: the same contract, without a mode.
+    unsafe { openat(folder, path, flags, 0) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn creat(path: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the same by definition.
+    unsafe { open(path, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, mode) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn creat64(path: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the same by definition.
+    unsafe { creat(path, mode) }
+}
+
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn close(descriptor: c_int) -> c_int {
     descriptors::clear(descriptor);
@@ -651,4 +688,32 @@ pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut
 pub unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut libc::FILE {
     // SAFETY: the same function.
     unsafe { fopen(path, mode) }
+}
+
+/// PostgreSQL reopens its own log only, which is an ordinary file.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn freopen(
+    path: *const c_char,
+    mode: *const c_char,
+    stream: *mut libc::FILE,
+) -> *mut libc::FILE {
+    // SAFETY: the caller keeps the contract of freopen(3).
+    unsafe {
+        if bystander::refuses(libc::AT_FDCWD, path) {
+            // As freopen(3) does when it fails.
+            libc::fclose(stream);
+            return std::ptr::null_mut();
+        }
+        real::freopen(path, mode, stream)
+    }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn freopen64(
+    path: *const c_char,
+    mode: *const c_char,
+    stream: *mut libc::FILE,
+) -> *mut libc::FILE {
+    // SAFETY: the same function.
+    unsafe { freopen(path, mode, stream) }
 }

@@ -110,4 +110,5 @@ real_functions! {
     ) -> ssize_t, or -1;
     opendir(path: *const c_char) -> *mut libc::DIR, or std::ptr::null_mut();
     fopen(path: *const c_char, mode: *const c_char) -> *mut libc::FILE, or std::ptr::null_mut();
+    freopen(path: *const c_char, mode: *const c_char, stream: *mut libc::FILE) -> *mut libc::FILE, or std::ptr::null_mut();
 }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use borealis_shm::path::{CONTROL_FILE_NAME, FolderClass, Layout, PathClass};
-use borealis_shm::{AttachError, ClientSide, ClientSlot, RequestError, ShimMark, WaitError};
+use borealis_shm::{AttachError, ClientSide, ClientSlot, RequestError, ServedDirectory, ShimMark, WaitError};
 use libc::c_int;
 
 use crate::bystander;
@@ -148,8 +148,8 @@ pub(crate) fn load() {
     let Some(path) = copy_environment(c"BOREALIS_SHM", &mut buffer) else { return };
     let postmaster_pid = postmaster_pid();
     if postmaster_pid.is_null() {
-        if let Ok(client) = ClientSide::attach(path, -1, MARK.fingerprint()) {
-            bystander::watch(client);
+        if let Some(served) = ServedDirectory::read(path, MARK.fingerprint()) {
+            bystander::watch(served);
         }
         return;
     }
@@ -188,8 +188,7 @@ pub(crate) fn load() {
 fn refuse_to_run(path: &CStr, error: AttachError) -> ! {
     match error {
         AttachError::OtherBuild => say(&[
-            b"borealis: this shim library and the driver are of different builds; install or build both together \
-              (cargo build --release)",
+            b"borealis: this shim library and the driver are of different builds; install or build both together",
         ]),
         AttachError::Unusable => say(&[
             b"borealis: cannot use the shared memory ",
@@ -248,7 +247,7 @@ impl Digits {
 static SAID: AtomicU32 = AtomicU32::new(0);
 const MAX_SAID: u32 = 100;
 
-fn may_say() -> bool {
+pub(crate) fn may_say() -> bool {
     SAID.fetch_add(1, Ordering::Relaxed) < MAX_SAID
 }
 

@@ -29,6 +29,7 @@ mod mapping;
 pub mod path;
 mod probe;
 mod request;
+mod served;
 
 pub use build::{BUILD_FINGERPRINT, ShimMark, fingerprint_in};
 pub use cache::{CacheBook, CachedBlock};
@@ -40,6 +41,7 @@ pub use probe::{ProbeError, probe_memory_file_system};
 pub use request::{
     MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, Message, RelationEntry, RelationSize, Reply, Request, SlruEntry,
 };
+pub use served::ServedDirectory;
 
 /// Environment variable with the path of the shared memory file. The shim is inactive without it.
 pub const ENVIRONMENT_SHM: &str = "BOREALIS_SHM";

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use borealis_shm::{
     AttachError, BUILD_FINGERPRINT, ClientSide, ClientSlot, Config, DriverSide, InstanceState, RelationEntry,
-    RelationSize, Reply, Request, RequestError, SlruEntry, WaitError,
+    RelationSize, Reply, Request, RequestError, ServedDirectory, SlruEntry, WaitError,
 };
 use borealis_types::{
     BlockKey, DatabaseKey, Fork, Lsn, PAGE_SIZE, RelationFork, RelationLocator, SlruKind, VolumeEpoch,
@@ -568,6 +568,10 @@ fn a_client_of_another_build_is_refused_and_named_to_the_driver() {
     let report = || driver.shim_report().map(|report| (report.process_id, report.fingerprint));
     let own = std::process::id();
     let other = BUILD_FINGERPRINT ^ 1;
+    assert!(ServedDirectory::read(&path, other).is_none());
+    assert!(report().is_none(), "who only looks says nothing");
+    let served = ServedDirectory::read(&path, BUILD_FINGERPRINT).expect("the same build");
+    assert_eq!(served.data_directory(), config(3).data_directory.as_os_str().as_encoded_bytes());
     let refused = ClientSide::attach(&path, driver.event_fd(), other).err();
     assert_eq!(refused, Some(AttachError::OtherBuild));
     assert_eq!(report(), Some((own, other)));

@@ -4,7 +4,10 @@ mod harness;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use borealis_shm::{BUILD_FINGERPRINT, fingerprint_in};
 use harness::place::Place;
@@ -48,18 +51,33 @@ fn library_of_another_build() -> Vec<u8> {
     bytes
 }
 
-/// Starts the stopped cluster with these programs and expects that it does not run; what was said.
+/// Starts the stopped cluster with these programs and expects that nothing answers SQL meanwhile or afterwards; what
+/// was said.
 fn refused(cluster: &TestCluster, programs: &Path) -> String {
     let port = cluster.port.to_string();
-    let output =
-        cluster.run(&["up", "--detach", "--port", &port, "--pg-bin", programs.to_str().expect("text")]);
+    let over = AtomicBool::new(false);
+    let (output, answers) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut answers = 0;
+            while !over.load(Ordering::Relaxed) {
+                answers += u32::from(
+                    cluster.try_connect().is_ok_and(|mut client| client.query("SELECT 1", &[]).is_ok()),
+                );
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            answers
+        });
+        let arguments = ["up", "--detach", "--port", &port, "--pg-bin", programs.to_str().expect("text")];
+        let output = cluster.run(&arguments);
+        over.store(true, Ordering::Relaxed);
+        (output, watcher.join().expect("watched"))
+    });
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("without the Borealis shim"), "{said}");
+    assert!(said.contains("Borealis shim"), "{said}");
+    // A shimmed server that the driver did not start gets no pages: it cannot answer either.
+    assert_eq!(answers, 0, "a server answered: {said}");
     assert!(cluster.try_connect().is_err(), "a server runs");
-    // One attempt is enough: nothing of it passes by itself.
-    let log = fs::read_to_string(cluster.dir().join("instances/1/driver.log")).expect("a log");
-    assert!(!log.contains("has to be started again"), "{log}");
     let states = cluster.ok(&["status"]);
     assert!(!states.contains(" up "), "something was left running:\n{states}");
     said
@@ -87,7 +105,7 @@ fn a_server_that_lost_its_shim_does_not_run_and_the_cause_is_named() {
         ("unreadable", preload(&near("unreadable.so")), "may not read it"),
         ("class", preload(&near("class.so")), "not a library for this processor"),
         ("machine", preload(&near("machine.so")), "could not load it"),
-        ("older", preload(&near("older.so")), "another library"),
+        ("older", preload(&near("older.so")), "shim of another build"),
     ];
     write_program(&near("unreadable.so"), &library(), 0o000);
     let mut bytes = library();
@@ -100,17 +118,70 @@ fn a_server_that_lost_its_shim_does_not_run_and_the_cause_is_named() {
     for (name, lines, cause) in cases {
         let said = refused(&cluster, &wrapped(&cluster, name, &lines));
         assert!(said.contains(cause), "{name}: {said}");
+        // One attempt is enough: nothing of it passes by itself.
+        let log = fs::read_to_string(cluster.dir().join("instances/1/driver.log")).expect("a log");
+        assert!(!log.contains("has to be started again"), "{name}: {log}");
     }
     if nix::unistd::geteuid().is_root() {
         let said = refused(&cluster, &set_user_id(&cluster));
         assert!(said.contains("is set-user-id"), "{said}");
     }
 
+    // What a shimless server of another directory answers on the port is not taken for the cluster's.
+    let other = other_server(&cluster);
+    let lines = format!(
+        "for word; do case $word in port=*) port=${{word#port=}};; esac; done\n\
+         unset LD_PRELOAD; exec {REAL}/postgres -D '{}' -p $port -c listen_addresses=127.0.0.1 -k ''",
+        other.display()
+    );
+    let programs = wrapped(&cluster, "foreign", &lines);
+    let output = cluster.run(&[
+        "up",
+        "--detach",
+        "--port",
+        &cluster.port.to_string(),
+        "--pg-bin",
+        programs.to_str().expect("text"),
+    ]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("without the Borealis shim") && said.contains("the driver ended it"), "{said}");
+    assert!(cluster.try_connect().is_err(), "a server runs");
+
     // Nothing of it touched the volume, and a script that does as it should is none the worse.
     let honest = wrapped(&cluster, "honest", &format!("exec {REAL}/postgres \"$@\""));
     cluster.up(&["--pg-bin", honest.to_str().expect("text")]);
     let count: i64 = cluster.connect().query_one("SELECT count(*) FROM kept", &[]).expect("read").get(0);
     assert_eq!(count, 100);
+    cluster.ok(&["down"]);
+}
+
+/// A data directory of an ordinary server, in the cluster's test folder.
+fn other_server(cluster: &TestCluster) -> PathBuf {
+    let folder = cluster.postgres_folder("other");
+    let data = folder.join("data");
+    let mut command = std::process::Command::new(Path::new(REAL).join("initdb"));
+    command.args(["-A", "trust", "-U", "postgres", "-N", "-D"]).arg(&data).current_dir("/");
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres").expect("asked").expect("a user postgres");
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    let output = command.output().expect("initdb runs");
+    assert!(output.status.success(), "{}", text(&output));
+    data
+}
+
+#[test]
+fn a_server_that_is_killed_before_it_has_loaded_anything_is_started_again() {
+    let cluster = TestCluster::unstarted();
+    let mark = cluster.postgres_folder("mark").join("killed");
+    // The first start kills itself, as a lack of memory would; the second is an ordinary one.
+    let lines =
+        format!("[ -e '{0}' ] || {{ : > '{0}'; kill -9 $$; }}\nexec {REAL}/postgres \"$@\"", mark.display());
+    let programs = wrapped(&cluster, "unlucky", &lines);
+    cluster.up(&["--pg-bin", programs.to_str().expect("text")]);
+    assert!(mark.exists());
+    assert!(cluster.connect().batch_execute("SELECT 1").is_ok());
     cluster.ok(&["down"]);
 }
 

@@ -370,7 +370,7 @@ impl Instance {
         self.root.join("data")
     }
 
-    /// Tries to start PostgreSQL without the shim on the data directory, as one does whose shim the loader ignored;
+    /// Tries to start PostgreSQL without the shim on the data directory, as a server whose shim the loader could not load;
     /// what it says.
     pub fn start_without_shim(&self) -> String {
         fs::rename(self.data().join("postmaster.pid"), self.root.join("postmaster.pid")).unwrap();

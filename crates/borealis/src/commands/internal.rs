@@ -17,7 +17,7 @@ pub fn driver(config: &Path) -> anyhow::Result<ExitCode> {
     let config = borealis_driver::config::DriverConfig::load(config)?;
     let server_log = config.instance_dir.join("postgres.log");
     let Err(error) = borealis_driver::run(config) else { return Ok(ExitCode::SUCCESS) };
-    if let Some(DriverError::Fenced(_) | DriverError::Refused(_) | DriverError::NoShim(_)) =
+    if let Some(DriverError::Fenced(_) | DriverError::Refused(_) | DriverError::Shim(_)) =
         error.downcast_ref()
     {
         // Whoever wonders why the server stopped looks into its own log first.

@@ -86,10 +86,15 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
         Ok(elapsed) => elapsed,
         Err(error) => {
             // What was started is stopped again: a failed `up` leaves nothing running, and its wishes, which may
-            // be why it failed, are forgotten.
+            // be why it failed, are forgotten where there were others before.
             let stopped = stop(&cluster);
-            if let Some(earlier) = earlier_catalog {
-                earlier.save(cluster.directory())?;
+            match earlier_catalog {
+                Some(earlier) => earlier.save(cluster.directory())?,
+                None => eprintln!(
+                    "the new cluster in {} keeps the options it was made with: give others to the next `borealis up`, or \
+                     remove the directory",
+                    dir.display()
+                ),
             }
             return Err(match stopped {
                 Ok(()) => error,

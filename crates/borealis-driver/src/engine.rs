@@ -20,7 +20,7 @@ use borealis_quorum::read_routing::ReadRouter;
 use borealis_quorum::recovery::Outcome;
 use borealis_quorum::writer::WriterTracker;
 use borealis_shm::{DriverSide, InstanceState, SlotIndex};
-use borealis_types::{GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, RecordSpan, VolumeEpoch};
+use borealis_types::{GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wal::{EffectError, Record, RecordError};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -247,7 +247,7 @@ impl Engine {
         segment_bytes: u32,
     ) -> Result<(), EngineError> {
         let last = self.shipper.last_shipped();
-        let feed = WalFeed::new(self.config.version, wal_directory, segment_bytes, 1, last);
+        let feed = WalFeed::new(ServerVersion::NEWEST_TESTED, wal_directory, segment_bytes, 1, last);
         self.poll.registry().register(&mut SourceFd(&shm.event_fd()), TOKEN_SHM, Interest::READABLE)?;
         // What a new server's transactions have changed is nothing yet.
         shm.publish_oldest_open(Lsn::MAX);
@@ -320,7 +320,7 @@ impl Engine {
     /// # Errors
     /// When it is malformed or its effects are not known.
     pub fn ship(&mut self, span: RecordSpan, bytes: &[u8]) -> Result<(), EngineError> {
-        let record = Record::parse(self.config.version, span, bytes)?;
+        let record = Record::parse(ServerVersion::NEWEST_TESTED, span, bytes)?;
         let groups = self.router.route(&record)?;
         self.shipper.ship(span, groups, bytes);
         self.last_shipped_at = Instant::now();

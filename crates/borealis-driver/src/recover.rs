@@ -15,7 +15,9 @@ use borealis_proto::{BatchBuilder, BatchHeader, BatchReader, Caller, Refusal, Re
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch, WRITE_QUORUM, WriterId};
+use borealis_types::{
+    EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId,
+};
 use borealis_wal::Record;
 
 use crate::config::{DriverConfig, NodeAddress};
@@ -387,11 +389,10 @@ impl Worker {
                 Ok(Event::Fenced { node, summaries: summaries.into_iter().map(to_quorum_summary).collect() })
             }
             Command::ReadTail { group, above, .. } => {
-                let version = self.config.version;
                 let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
                 let mut records = Vec::new();
                 for batch in &batches {
-                    if !read_batch(version, batch, group, above, &mut records) {
+                    if !read_batch(batch, group, above, &mut records) {
                         let address = self.address.address;
                         let what = format!("a malformed tail of group {group}");
                         return Err(ClientError::Protocol { node, address, what });
@@ -456,13 +457,7 @@ fn repair_batch(epoch: VolumeEpoch, mut records: &[TailRecord<Handle>]) -> (Vec<
 }
 
 /// Adds the records of one batch of a tail; `false` if it is malformed.
-fn read_batch(
-    version: borealis_types::PostgresVersion,
-    batch: &[u8],
-    group: GroupId,
-    above: Lsn,
-    records: &mut Vec<TailRecord<Handle>>,
-) -> bool {
+fn read_batch(batch: &[u8], group: GroupId, above: Lsn, records: &mut Vec<TailRecord<Handle>>) -> bool {
     let Ok((header, reader)) = BatchReader::new(batch) else { return false };
     for record in reader {
         let Ok(record) = record else { return false };
@@ -470,7 +465,7 @@ fn read_batch(
             continue;
         }
         let sound = borealis_wal::verify_checksum(record.bytes, record.span.start)
-            .and_then(|()| Record::parse(version, record.span, record.bytes));
+            .and_then(|()| Record::parse(ServerVersion::NEWEST_TESTED, record.span, record.bytes));
         let Ok(parsed) = sound else { return false };
         records.push(TailRecord {
             epoch: header.volume_epoch,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use borealis_types::PostgresVersion;
+use borealis_types::ServerVersion;
 use nix::unistd::{Gid, Uid, User};
 
 use crate::InstanceError;
@@ -13,8 +13,8 @@ use crate::InstanceError;
 pub struct Binaries {
     /// The folder that holds `postgres`, `initdb` and `psql`.
     pub folder: PathBuf,
-    /// Its major version.
-    pub version: PostgresVersion,
+    /// Its release.
+    pub server_version: ServerVersion,
     /// What `postgres --version` prints.
     pub version_text: String,
 }
@@ -59,9 +59,9 @@ impl Binaries {
         let output =
             Command::new(&program).arg("--version").output().map_err(crate::on("cannot run", &program))?;
         let version_text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        match major_version(&version_text) {
-            Some(15) => Ok(Some(Binaries { folder, version: PostgresVersion::V15, version_text })),
-            _ => Err(InstanceError::PostgresVersion { program, found: version_text }),
+        match server_version(&version_text) {
+            Some(server_version) => Ok(Some(Binaries { folder, server_version, version_text })),
+            None => Err(InstanceError::PostgresVersion { program, found: version_text }),
         }
     }
 
@@ -72,10 +72,9 @@ impl Binaries {
     }
 }
 
-/// The major version in `postgres (PostgreSQL) 15.18 (Debian …)`.
-fn major_version(text: &str) -> Option<u32> {
-    let number = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+/// The release in `postgres (PostgreSQL) 15.18 (Debian …)`. Test versions such as `15beta1` are none.
+fn server_version(text: &str) -> Option<ServerVersion> {
+    text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?.parse().ok()
 }
 
 /// The system user PostgreSQL runs as.
@@ -125,10 +124,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_major_version_is_read_from_every_vendors_text() {
-        assert_eq!(major_version("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), Some(15));
-        assert_eq!(major_version("postgres (PostgreSQL) 16beta1"), Some(16));
-        assert_eq!(major_version("something else"), None);
+    fn the_release_is_read_from_every_vendors_text() {
+        let release = ServerVersion::new(150_018).ok();
+        assert_eq!(server_version("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), release);
+        assert_eq!(server_version("postgres (PostgreSQL) 15.18"), release);
+        assert_eq!(server_version("postgres (PostgreSQL) 15beta1"), None);
+        assert_eq!(server_version("postgres (PostgreSQL) 16.2"), None);
+        assert_eq!(server_version("something else"), None);
     }
 
     #[test]

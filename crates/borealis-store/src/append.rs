@@ -5,7 +5,7 @@ use std::ops::Range;
 use borealis_proto::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal, SegmentProgress};
 use borealis_quorum::segment::{Offer, Source};
 use borealis_quorum::{ChainLink, Promise};
-use borealis_types::{GroupId, GroupSet, MAX_GROUPS, RecordSpan};
+use borealis_types::{GroupId, GroupSet, MAX_GROUPS, RecordSpan, ServerVersion};
 use borealis_wal::{Effect, Record};
 
 use crate::catalog::{BATCH_PREFIX_BYTES, BatchPrefix};
@@ -173,7 +173,7 @@ impl Store {
                 return Err(misuse(format!("the record at {start} is of a group the volume does not have")));
             }
             self.rules.verify(bytes, span.start).map_err(|error| misuse(error.to_string()))?;
-            let parsed = Record::parse(self.identity.version, span, bytes);
+            let parsed = Record::parse(ServerVersion::NEWEST_TESTED, span, bytes);
             let parsed = parsed.map_err(|error| misuse(error.to_string()))?;
             let facts = Facts::of(context, &parsed, &mut effects);
             let offset = reader.offset() - bytes.len();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use borealis_types::RecordSpan;
+use borealis_types::{RecordSpan, ServerVersion};
 use borealis_wal::{Effect, Record};
 
 use crate::index::changes_only_existing_pages;
@@ -36,7 +36,7 @@ impl Facts {
         bytes: &[u8],
         effects: &mut Vec<Effect>,
     ) -> Facts {
-        match Record::parse(context.version, span, bytes) {
+        match Record::parse(ServerVersion::NEWEST_TESTED, span, bytes) {
             Ok(record) => Facts::of(context, &record, effects),
             Err(error) => Facts { effects: Err(error.to_string()), changes_only_existing_pages: false },
         }

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 use borealis_proto::{PageChecksum, Refusal, RelationSize};
 use borealis_types::{
     BlockKey, DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey, RelationFork,
-    SlruKind,
+    ServerVersion, SlruKind,
 };
 use borealis_wal::Record;
 
@@ -259,7 +259,7 @@ impl Store {
         let place = || format!("log file {} at offset {}", position.file(), position.offset());
         let damaged = |error: borealis_wal::RecordError| StoreError::corrupt(place(), error.to_string());
         self.rules.verify(bytes, reference.span.start).map_err(damaged)?;
-        Record::parse(self.identity.version, reference.span, bytes).map_err(damaged)
+        Record::parse(ServerVersion::NEWEST_TESTED, reference.span, bytes).map_err(damaged)
     }
 
     /// Looks something up, makes something of it, and starts again if the segment changed meanwhile.

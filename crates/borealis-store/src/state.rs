@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use borealis_proto::{BatchHeader, BatchReader, GroupTail};
 use borealis_quorum::segment::{Installed, Offer, Source};
 use borealis_quorum::{ChainLink, DurablePoint, Promise};
-use borealis_types::{
-    EpochHistory, GroupId, GroupSet, Lsn, Placement, PostgresVersion, RecordSpan, VolumeEpoch, WriterId,
-};
+use borealis_types::{EpochHistory, GroupId, GroupSet, Lsn, Placement, RecordSpan, VolumeEpoch, WriterId};
 use borealis_wal::Effect;
 use serde::{Deserialize, Serialize};
 
@@ -67,7 +65,6 @@ impl From<PositionsEntry> for BatchHeader {
 #[derive(Clone, Copy)]
 pub(crate) struct RedoContext<'a> {
     pub rules: &'a dyn RedoRules,
-    pub version: PostgresVersion,
     pub placement: Placement,
 }
 

@@ -145,8 +145,7 @@ impl Store {
         }
         let files = log.files();
         let mut state = State { log, segments, catalog, peer_floors: BTreeMap::new() };
-        let context =
-            RedoContext { rules: &*rules, version: identity.version, placement: identity.placement };
+        let context = RedoContext { rules: &*rules, placement: identity.placement };
         checkpoint::replay(&mut state, context, incarnation, replay_from, log_end)?;
         // What was read back may never have been synced; from here on it is acknowledged.
         let active = state.log.active();
@@ -183,8 +182,7 @@ impl Store {
     }
 
     pub(crate) fn context(&self) -> RedoContext<'_> {
-        let Identity { version, placement, .. } = self.identity;
-        RedoContext { rules: &*self.rules, version, placement }
+        RedoContext { rules: &*self.rules, placement: self.identity.placement }
     }
 
     /// The state, for looking.

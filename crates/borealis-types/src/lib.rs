@@ -5,6 +5,7 @@
 mod key;
 mod lsn;
 mod placement;
+mod server_version;
 mod volume;
 
 pub use key::{
@@ -13,6 +14,7 @@ pub use key::{
 };
 pub use lsn::{Lsn, ParseLsnError, RecordSpan};
 pub use placement::{GroupSet, MAX_GROUPS, META_GROUP, Placement};
+pub use server_version::{ParseServerVersionError, ServerVersion, UnsupportedServerVersion};
 pub use volume::{
     AvailabilityZone, EpochHistory, GroupId, InstanceId, NodeId, PostgresVersion, READ_QUORUM,
     SEGMENTS_PER_GROUP, Truncation, VolumeEpoch, VolumeId, WRITE_QUORUM, WriterId,

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use borealis_types::{Lsn, PostgresVersion};
+use borealis_types::{Lsn, ServerVersion};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 
 /// Where distributions put PostgreSQL 15's programs.
@@ -136,7 +136,7 @@ fn json(output: &Output) -> serde_json::Value {
 fn corrupt_an_image(segment: &Path, start: Lsn) -> Lsn {
     let mut bytes = std::fs::read(segment).expect("a segment");
     let segment_start = Lsn(start.0 - start.0 % SEGMENT_BYTES as u64);
-    let mut decoder = RecordDecoder::new(PostgresVersion::V15, start, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, Lsn::ZERO);
     let window = WalWindow { start: segment_start, bytes: &bytes };
     let (at, length, image_in_record) = loop {
         let Next::Record(record) = decoder.next(&window).expect("a stream") else { panic!("no such record") };

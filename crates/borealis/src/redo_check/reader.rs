@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use borealis_types::{Lsn, PostgresVersion};
+use borealis_types::{Lsn, ServerVersion};
 use borealis_wal::Record;
 use borealis_wal::page::{WAL_PAGE_BYTES, page_start};
 use borealis_wal::record::RECORD_BYTES_MAX;
@@ -99,7 +99,7 @@ impl RecordReader {
         if begin < first || begin >= last {
             return Err(ReadError::NoStart { at: begin, first, last });
         }
-        let decoder = RecordDecoder::new(PostgresVersion::V15, begin, Lsn::ZERO)
+        let decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, begin, Lsn::ZERO)
             .with_segment_bytes(segments.segment_bytes)
             .with_system_identifier(segments.system_identifier);
         let first_wanted = start.unwrap_or(begin);
@@ -115,7 +115,7 @@ impl RecordReader {
 
     /// A reader of the records after `position`, which is where a record ends.
     pub fn after(segments: Segments, position: Lsn) -> RecordReader {
-        let decoder = RecordDecoder::new(PostgresVersion::V15, position, Lsn::ZERO)
+        let decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, position, Lsn::ZERO)
             .with_segment_bytes(segments.segment_bytes)
             .with_system_identifier(segments.system_identifier);
         RecordReader {
@@ -262,7 +262,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     const LAYOUT: WalLayout = WalLayout {
-        version: PostgresVersion::V15,
+        version: borealis_types::PostgresVersion::V15,
         timeline: 1,
         system_identifier: 5,
         segment_bytes: 1 << 20,

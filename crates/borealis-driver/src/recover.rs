@@ -99,18 +99,22 @@ pub fn quorum_sets(config: &DriverConfig) -> Result<Vec<QuorumSets>, RecoverErro
         .collect()
 }
 
-/// Takes the volume over. On return, no older writer can have anything acknowledged any more, and everything
+/// Takes the volume over for a server of this release. On return, no older writer can have anything acknowledged any more, and everything
 /// that was ever acknowledged is at or below the outcome's durable point.
 ///
 /// # Errors
 /// See [`RecoverError`]. Nothing is lost by a failure; it may be tried again at any time.
-pub fn recover(config: &DriverConfig, writer: WriterId) -> Result<Recovered, RecoverError> {
+pub fn recover(
+    config: &DriverConfig,
+    writer: WriterId,
+    server_version: ServerVersion,
+) -> Result<Recovered, RecoverError> {
     let members = quorum_sets(config)?;
     let deadline = Instant::now() + Duration::from_millis(config.tuning.recovery_timeout_ms);
     let mut at_least = VolumeEpoch(0);
     let mut newest_history = None;
     loop {
-        let mut attempt = Attempt::begin(config, &members, writer);
+        let mut attempt = Attempt::begin(config, &members, writer, server_version);
         match attempt.run(at_least, &mut newest_history, deadline) {
             Ok(recovered) => return Ok(recovered),
             // Another recovery came in between. Unless it finishes, ours goes on with a higher epoch.
@@ -129,6 +133,7 @@ struct Attempt<'a> {
     config: &'a DriverConfig,
     members: &'a [QuorumSets],
     writer: WriterId,
+    server_version: ServerVersion,
     commands: BTreeMap<NodeId, Sender<Command<Handle>>>,
     reports: Receiver<Report>,
     begun: Instant,
@@ -137,7 +142,12 @@ struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(config: &'a DriverConfig, members: &'a [QuorumSets], writer: WriterId) -> Attempt<'a> {
+    fn begin(
+        config: &'a DriverConfig,
+        members: &'a [QuorumSets],
+        writer: WriterId,
+        server_version: ServerVersion,
+    ) -> Attempt<'a> {
         let (report, reports) = channel();
         let mut commands = BTreeMap::new();
         for node in &config.nodes {
@@ -160,6 +170,7 @@ impl<'a> Attempt<'a> {
             config,
             members,
             writer,
+            server_version,
             commands,
             reports,
             begun: Instant::now(),
@@ -187,6 +198,7 @@ impl<'a> Attempt<'a> {
         let promise = Promise { epoch: VolumeEpoch(promised.0 + 1), writer: self.writer };
         let options = RecoveryOptions {
             promise,
+            server_version: self.server_version,
             members: self.members.to_vec(),
             retry_after: RETRY_AFTER,
             give_up_after: Some(deadline.saturating_duration_since(self.begun)),

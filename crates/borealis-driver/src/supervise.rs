@@ -310,7 +310,7 @@ impl Supervisor {
         let memory_bytes = memory_directory::prepare(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
-        let recovered = recover::recover(&self.config, self.writer)?;
+        let recovered = recover::recover(&self.config, self.writer, self.binaries.server_version)?;
         phases.connect_ms = ms(recovered.phases.connect);
         phases.protocol_ms = ms(recovered.phases.protocol);
         let outcome = recovered.outcome;

@@ -7,7 +7,8 @@ use std::path::Path;
 use borealis_proto::{GroupTail, RelationSize};
 use borealis_quorum::Promise;
 use borealis_types::{
-    GroupId, Lsn, META_GROUP, MetaKey, PageKey, RelationFork, SlruKind, Truncation, VolumeEpoch, WriterId,
+    EpochOpening, GroupId, Lsn, META_GROUP, MetaKey, PageKey, RelationFork, ServerVersion, SlruKind,
+    VolumeEpoch, WriterId,
 };
 
 use super::records::{TestEffect, Writer, Written, block, create, database, fork, mix, open, page_of};
@@ -426,7 +427,11 @@ impl Run {
         writer.records.truncate(kept);
         self.versions.truncate(kept);
         writer.durable = writer.last();
-        writer.history.push(Truncation { epoch: promise.epoch, last: writer.durable });
+        writer.history.push(EpochOpening {
+            epoch: promise.epoch,
+            last: writer.durable,
+            server_version: ServerVersion::NEWEST_TESTED,
+        });
         let tails: Vec<GroupTail> = writer
             .placement
             .groups()

@@ -8,9 +8,9 @@ use borealis_proto::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 use borealis_quorum::Promise;
 use borealis_redo::RedoError;
 use borealis_types::{
-    AvailabilityZone, BlockKey, DatabaseKey, EpochHistory, Fork, GroupId, GroupSet, Lsn, META_GROUP, MetaKey,
-    NodeId, PAGE_SIZE, PageBytes, PageKey, Placement, PostgresVersion, RecordSpan, RelationFork,
-    RelationLocator, SlruKind, Truncation, VolumeEpoch, VolumeId, WriterId,
+    AvailabilityZone, BlockKey, DatabaseKey, EpochHistory, EpochOpening, Fork, GroupId, GroupSet, Lsn,
+    META_GROUP, MetaKey, NodeId, PAGE_SIZE, PageBytes, PageKey, Placement, PostgresVersion, RecordSpan,
+    RelationFork, RelationLocator, ServerVersion, SlruKind, VolumeEpoch, VolumeId, WriterId,
 };
 use borealis_wal::{Effect, EffectError, Record, RecordError};
 use serde::{Deserialize, Serialize};
@@ -201,7 +201,11 @@ impl Writer {
     pub(super) fn start(store: &Store) -> Writer {
         let promise = Promise { epoch: VolumeEpoch(1), writer: WriterId(11) };
         let mut history = EpochHistory::default();
-        history.push(Truncation { epoch: promise.epoch, last: RecordSpan::NONE });
+        history.push(EpochOpening {
+            epoch: promise.epoch,
+            last: RecordSpan::NONE,
+            server_version: ServerVersion::NEWEST_TESTED,
+        });
         store.fence(promise).unwrap();
         store.install(promise.writer, &history, &[]).unwrap();
         Writer {

@@ -95,6 +95,8 @@ pub struct MemberView {
 pub struct Engine {
     config: Arc<DriverConfig>,
     epoch: VolumeEpoch,
+    /// The release that everything shipped here is recorded as written by.
+    server_version: ServerVersion,
     outcome: Outcome,
     poll: Poll,
     events: Events,
@@ -164,6 +166,10 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let now = Instant::now();
         let epoch = outcome.promise.epoch;
+        let server_version = outcome
+            .history
+            .server_version_of(epoch)
+            .expect("invariant \"one release per record\": a recovery's history ends with its own opening");
         let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
         let tuning = &config.tuning;
         let limits = ShipperLimits {
@@ -196,6 +202,7 @@ impl Engine {
             router: Router::new(config.placement, next_xid),
             config,
             epoch,
+            server_version,
             outcome,
             poll: Poll::new()?,
             events: Events::with_capacity(256),
@@ -247,7 +254,7 @@ impl Engine {
         segment_bytes: u32,
     ) -> Result<(), EngineError> {
         let last = self.shipper.last_shipped();
-        let feed = WalFeed::new(ServerVersion::NEWEST_TESTED, wal_directory, segment_bytes, 1, last);
+        let feed = WalFeed::new(self.server_version, wal_directory, segment_bytes, 1, last);
         self.poll.registry().register(&mut SourceFd(&shm.event_fd()), TOKEN_SHM, Interest::READABLE)?;
         // What a new server's transactions have changed is nothing yet.
         shm.publish_oldest_open(Lsn::MAX);
@@ -320,7 +327,7 @@ impl Engine {
     /// # Errors
     /// When it is malformed or its effects are not known.
     pub fn ship(&mut self, span: RecordSpan, bytes: &[u8]) -> Result<(), EngineError> {
-        let record = Record::parse(ServerVersion::NEWEST_TESTED, span, bytes)?;
+        let record = Record::parse(self.server_version, span, bytes)?;
         let groups = self.router.route(&record)?;
         self.shipper.ship(span, groups, bytes);
         self.last_shipped_at = Instant::now();

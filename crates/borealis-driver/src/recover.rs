@@ -16,9 +16,10 @@ use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use borealis_quorum::{DurablePoint, Promise};
 use borealis_types::{
-    EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId,
+    EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordSpan, ServerVersion, VolumeEpoch,
+    WRITE_QUORUM, WriterId,
 };
-use borealis_wal::Record;
+use borealis_wal::record::previous_start;
 
 use crate::config::{DriverConfig, NodeAddress};
 
@@ -404,7 +405,7 @@ impl Worker {
                 let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
                 let mut records = Vec::new();
                 for batch in &batches {
-                    if !read_batch(batch, group, above, &mut records) {
+                    if !read_batch(self.config.version, batch, group, above, &mut records) {
                         let address = self.address.address;
                         let what = format!("a malformed tail of group {group}");
                         return Err(ClientError::Protocol { node, address, what });
@@ -469,7 +470,13 @@ fn repair_batch(epoch: VolumeEpoch, mut records: &[TailRecord<Handle>]) -> (Vec<
 }
 
 /// Adds the records of one batch of a tail; `false` if it is malformed.
-fn read_batch(batch: &[u8], group: GroupId, above: Lsn, records: &mut Vec<TailRecord<Handle>>) -> bool {
+fn read_batch(
+    version: PostgresVersion,
+    batch: &[u8],
+    group: GroupId,
+    above: Lsn,
+    records: &mut Vec<TailRecord<Handle>>,
+) -> bool {
     let Ok((header, reader)) = BatchReader::new(batch) else { return false };
     for record in reader {
         let Ok(record) = record else { return false };
@@ -477,12 +484,12 @@ fn read_batch(batch: &[u8], group: GroupId, above: Lsn, records: &mut Vec<TailRe
             continue;
         }
         let sound = borealis_wal::verify_checksum(record.bytes, record.span.start)
-            .and_then(|()| Record::parse(ServerVersion::NEWEST_TESTED, record.span, record.bytes));
-        let Ok(parsed) = sound else { return false };
+            .and_then(|()| previous_start(version, record.span, record.bytes));
+        let Ok(previous_start) = sound else { return false };
         records.push(TailRecord {
             epoch: header.volume_epoch,
             span: record.span,
-            previous_start: parsed.previous_start,
+            previous_start,
             links: record.links,
             handle: Arc::from(record.bytes),
         });

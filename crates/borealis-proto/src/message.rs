@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;

@@ -7,7 +7,9 @@ use std::fmt;
 use std::ops::Deref;
 
 use arrayvec::ArrayVec;
-use borealis_types::{BlockKey, Fork, Lsn, RecordSpan, RelationFork, RelationLocator, ServerVersion};
+use borealis_types::{
+    BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator, ServerVersion,
+};
 
 use crate::ResourceManager;
 use crate::bytes::Reader;
@@ -122,6 +124,18 @@ impl<'a> Record<'a> {
     pub fn block(&self, id: u8) -> Option<&BlockReference<'a>> {
         self.blocks.iter().find(|block| block.id == id)
     }
+}
+
+/// Where the record before this one in the volume starts (`xl_prev`), if its bytes keep to the layout of `version`. Who
+/// wrote it need not be known: minor releases share every layout, and nothing is redone.
+///
+/// # Errors
+/// As [`Record::parse`].
+pub fn previous_start(version: PostgresVersion, span: RecordSpan, bytes: &[u8]) -> Result<Lsn, RecordError> {
+    let any_release = match version {
+        PostgresVersion::V15 => ServerVersion::NEWEST_TESTED,
+    };
+    Record::parse(any_release, span, bytes).map(|record| record.previous_start)
 }
 
 /// Compares the record's checksum (`xl_crc`) with that of its bytes.

@@ -30,6 +30,7 @@ use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPha
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
 use crate::recover::{self, RecoverError};
+use crate::release;
 
 /// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
 pub const EXIT_FENCED: u8 = 3;
@@ -305,17 +306,28 @@ impl Supervisor {
     fn run_once(&mut self) -> anyhow::Result<Ended> {
         let begun = Instant::now();
         let mut phases = StartPhases::default();
-        self.shared.update(|status| status.state = "recovering");
+        self.binaries = match release::look(&self.config) {
+            Ok(binaries) => binaries,
+            // Perhaps in the middle of a package upgrade.
+            Err(error) => return Ok(Ended::Failed(format!("{error:#}"))),
+        };
+        let server_version = self.binaries.server_version;
+        self.shared.update(|status| {
+            status.state = "recovering";
+            status.server_version = Some(server_version);
+            status.warnings = release::warning(server_version).into_iter().collect();
+        });
         borealis_instance::leftovers::clear(&self.config.memory_dir);
         let memory_bytes = memory_directory::prepare(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
-        let recovered = recover::recover(&self.config, self.writer, self.binaries.server_version)?;
+        let recovered = recover::recover(&self.config, self.writer, server_version)?;
         phases.connect_ms = ms(recovered.phases.connect);
         phases.protocol_ms = ms(recovered.phases.protocol);
         let outcome = recovered.outcome;
         tracing::info!(
             epoch = outcome.promise.epoch.0,
+            %server_version,
             vdl = %outcome.durable.end,
             connect_ms = phases.connect_ms,
             protocol_ms = phases.protocol_ms,
@@ -356,6 +368,11 @@ impl Supervisor {
 
         let server_begun = Instant::now();
         let mut server = self.start_server(&mut engine, &control, &data_directory)?;
+        if let Err(replaced) = self.binaries.check_process(server.server.process_id()) {
+            // Nothing it wrote was shipped: the engine has not had a turn since.
+            engine.detach();
+            return Ok(Ended::Failed(replaced.to_string()));
+        }
         if let Some(end) = &server.end {
             engine.watch(end.as_raw_fd())?;
         }
@@ -591,6 +608,8 @@ impl Supervisor {
             shipped: shipper.last_shipped().end.to_string(),
             groups,
             driver_pid: std::process::id(),
+            server_version: before.server_version,
+            warnings: before.warnings,
             postgres_pid: Some(server.server.process_id()),
             last_recovery_ms: before.last_recovery_ms,
             phases,

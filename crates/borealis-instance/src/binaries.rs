@@ -7,6 +7,7 @@ use borealis_types::ServerVersion;
 use nix::unistd::{Gid, Uid, User};
 
 use crate::InstanceError;
+use crate::program_file::{ProgramFile, name_of_process};
 
 /// A PostgreSQL installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Binaries {
     pub folder: PathBuf,
     /// Its release.
     pub server_version: ServerVersion,
+    /// The file of `postgres` that said so.
+    pub postgres_file: ProgramFile,
     /// What `postgres --version` prints.
     pub version_text: String,
 }
@@ -56,12 +59,41 @@ impl Binaries {
         // Resolve links: `initdb` looks for its share folder relative to where it really is.
         let program = program.canonicalize().unwrap_or(program);
         let folder = program.parent().map_or_else(|| folder.to_path_buf(), Path::to_path_buf);
-        let output =
-            Command::new(&program).arg("--version").output().map_err(crate::on("cannot run", &program))?;
-        let version_text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        match server_version(&version_text) {
-            Some(server_version) => Ok(Some(Binaries { folder, server_version, version_text })),
-            None => Err(InstanceError::PostgresVersion { program, found: version_text }),
+        let looked_at = || ProgramFile::at(&program).map_err(crate::on("cannot look at", &program));
+        let mut postgres_file = looked_at()?;
+        loop {
+            let output = Command::new(&program)
+                .arg("--version")
+                .output()
+                .map_err(crate::on("cannot run", &program))?;
+            let version_text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            let now = looked_at()?;
+            if now != postgres_file {
+                // Replaced while it was asked: nobody knows which one answered. An upgrade does it once.
+                postgres_file = now;
+                continue;
+            }
+            return match server_version(&version_text) {
+                Some(server_version) => {
+                    Ok(Some(Binaries { folder, server_version, postgres_file, version_text }))
+                }
+                None => Err(InstanceError::PostgresVersion { program, found: version_text }),
+            };
+        }
+    }
+
+    /// Whether a server that was just started is the one that was asked for its release.
+    ///
+    /// # Errors
+    /// [`InstanceError::PostgresReplaced`] when its process runs another file: its redo may be another release's.
+    pub fn check_process(&self, process_id: u32) -> Result<(), InstanceError> {
+        match ProgramFile::of_process(process_id) {
+            Ok(running) if running == self.postgres_file => Ok(()),
+            _ => Err(InstanceError::PostgresReplaced {
+                program: self.program("postgres"),
+                server_version: self.server_version,
+                running: name_of_process(process_id),
+            }),
         }
     }
 
@@ -151,5 +183,36 @@ mod tests {
         }
         let error = Binaries::find(Some(folder.path())).expect_err("version 14");
         assert!(error.to_string().contains("14.2"), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_runs_another_file_than_the_one_asked_is_noticed() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let install = |script: &str| {
+            for name in ["postgres.new", "initdb"] {
+                let path = folder.path().join(name);
+                std::fs::write(&path, script).expect("script");
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+            }
+            std::fs::rename(folder.path().join("postgres.new"), folder.path().join("postgres"))
+                .expect("moved");
+        };
+        install("#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n");
+        let mut binaries = Binaries::find(Some(folder.path())).expect("a release of 15");
+        assert_eq!(binaries.server_version.to_string(), "15.18");
+        let mut process = Command::new("/bin/sleep").arg("60").spawn().expect("started");
+        let error = binaries.check_process(process.id()).expect_err("it runs sleep").to_string();
+        for part in ["15.18", "sleep", "another file", "--pg-bin"] {
+            assert!(error.contains(part), "{part} is missing from: {error}");
+        }
+        binaries.postgres_file = ProgramFile::at(Path::new("/bin/sleep")).expect("it is there");
+        assert!(binaries.check_process(process.id()).is_ok());
+        process.kill().expect("ended");
+        process.wait().expect("it ended");
+        // The next start asks anew.
+        install("#!/bin/sh\necho 'postgres (PostgreSQL) 15.20'\n");
+        let again = Binaries::find(Some(folder.path())).expect("a release of 15");
+        assert_eq!(again.server_version.to_string(), "15.20");
     }
 }

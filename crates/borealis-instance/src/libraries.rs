@@ -104,6 +104,7 @@ mod tests {
         let binaries = Binaries {
             folder: programs,
             server_version: ServerVersion::NEWEST_TESTED,
+            postgres_file: crate::ProgramFile::at(folder.path()).expect("it is there"),
             version_text: String::new(),
         };
         let check = |list: &str| {

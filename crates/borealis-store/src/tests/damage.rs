@@ -189,7 +189,7 @@ fn a_store_of_an_older_format_is_refused_with_what_to_do() {
     let file = OpenOptions::new().write(true).open(path.join("identity")).unwrap();
     // Version 2 knew no releases.
     file.write_all_at(&[2], 7).unwrap();
-    let error = open(&path).err().expect("it must not be opened").to_string();
+    let error = open(&path).expect_err("it must not be opened").to_string();
     for part in ["identity", "format version 2", "knows 3", "pg_dump"] {
         assert!(error.contains(part), "{part} is missing from: {error}");
     }

@@ -132,7 +132,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_releases_of_a_known_major_version_exist(number: u32) {
+        fn only_releases_of_a_known_major_version_exist(number in prop_oneof![0u32..200_000, any::<u32>()]) {
             let known = (150_000..160_000).contains(&number);
             prop_assert_eq!(ServerVersion::new(number).is_ok(), known);
         }

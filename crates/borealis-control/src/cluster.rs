@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use borealis_driver::config::{DriverConfig, NodeAddress, Tuning};
+use borealis_driver::shim_library::ShimLibrary;
 use borealis_instance::{Binaries, OperatingSystemUser, Settings, leftovers, memory_directory};
 use borealis_node::client::{NodeClient, Timeouts};
 use borealis_node::config::{GroupMembers, NodeConfig, PeerConfig};
@@ -426,7 +427,8 @@ impl Cluster {
                 Err(_) => {}
             }
             if !identity.is_alive() {
-                bail!("instance {id} ended while starting\n{}", self.instance_logs(id));
+                let why = last_word(&config.instance_dir.join("driver.log"));
+                bail!("instance {id} ended while starting{why}\n{}", self.instance_logs(id));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -505,6 +507,27 @@ impl Cluster {
     }
 }
 
+/// Checks what can be checked before a cluster is made, so that a machine it cannot run on is left as it was: that the
+/// shim belongs to this program, and that the user, the cluster's directory and the memory folder will do.
+///
+/// # Errors
+/// The first thing that would keep an instance from starting.
+pub fn check_machine(directory: &Path, memory_root: &Path, user: &OperatingSystemUser) -> anyhow::Result<()> {
+    ShimLibrary::load(&shim_library()?)?;
+    user.require_name()?;
+    let directory = std::path::absolute(directory).context("cannot find out where this is")?;
+    for path in [directory.as_path(), memory_root] {
+        if path.to_str().is_none() {
+            bail!("the name of {} is not UTF-8; use a folder whose whole path is text", path.display());
+        }
+    }
+    let memory_root = memory_root
+        .canonicalize()
+        .with_context(|| format!("cannot use {} for --memory-dir", memory_root.display()))?;
+    memory_directory::check_root(&memory_root, user, memory_directory::NEEDED_MIB)?;
+    Ok(())
+}
+
 /// The shim stands beside this program, where the build and an installation put it.
 fn shim_library() -> anyhow::Result<PathBuf> {
     const NAME: &str = "libborealis_shim.so";
@@ -518,6 +541,13 @@ fn shim_library() -> anyhow::Result<PathBuf> {
             program.display()
         )
     })
+}
+
+/// What the program that wrote a log said when it failed, as the continuation of a sentence; empty if it said nothing.
+fn last_word(log: &Path) -> String {
+    let tail = log_tail(log);
+    let word = tail.lines().rev().find_map(|line| line.trim_start().strip_prefix("borealis: "));
+    word.map_or_else(String::new, |word| format!(": {word}"))
 }
 
 /// The last lines of a log, for an error message.

@@ -1,7 +1,6 @@
 //! The state of a cluster, for people and scripts.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -323,7 +322,7 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
 /// Asks a driver over its local socket: one line of JSON each way.
 #[must_use]
 pub fn ask_driver(instance_directory: &Path) -> Option<serde_json::Value> {
-    let mut stream = UnixStream::connect(instance_directory.join("driver.sock")).ok()?;
+    let mut stream = borealis_driver::control::connect(&instance_directory.join("driver.sock")).ok()?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT)).ok()?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT)).ok()?;
     stream.write_all(b"{\"command\":\"status\"}\n").ok()?;

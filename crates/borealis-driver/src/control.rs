@@ -5,6 +5,7 @@
 //! put down last.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -223,7 +224,7 @@ pub fn listen(path: &Path, shared: Arc<Shared>) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = with_short_name(path, |short| UnixListener::bind(short))?;
     // The thread ends with the process.
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -234,6 +235,26 @@ pub fn listen(path: &Path, shared: Arc<Shared>) -> io::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Connects to the driver that listens on `path`.
+///
+/// # Errors
+/// When nobody listens there.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    with_short_name(path, |short| UnixStream::connect(short))
+}
+
+/// Calls with a name of the socket that the kernel accepts: it takes at most 107 bytes (`sun_path`), which folders in
+/// a user's home often exceed. A longer one is reached through an open descriptor of its folder.
+fn with_short_name<T>(path: &Path, call: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    const SOCKET_PATH_BYTES_MAX: usize = 107;
+    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return call(path);
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return call(path) };
+    let folder = std::fs::File::open(folder)?;
+    call(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name))
 }
 
 #[derive(serde::Deserialize)]
@@ -265,11 +286,22 @@ mod tests {
     use super::*;
 
     fn ask(path: &Path, line: &str) -> serde_json::Value {
-        let mut stream = UnixStream::connect(path).unwrap();
+        let mut stream = connect(path).unwrap();
         stream.write_all(line.as_bytes()).unwrap();
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).unwrap();
         serde_json::from_str(&answer).unwrap()
+    }
+
+    #[test]
+    fn a_folder_may_have_a_long_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = folder.path().join("x".repeat(100)).join("y".repeat(100));
+        std::fs::create_dir_all(&long).unwrap();
+        let path = long.join("driver.sock");
+        listen(&path, Arc::new(Shared::default())).unwrap();
+        assert!(ask(&path, "nonsense\n")["error"].is_string());
+        assert!(connect(&long.join("other.sock")).is_err());
     }
 
     #[test]

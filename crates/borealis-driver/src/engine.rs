@@ -19,7 +19,7 @@ use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_quorum::recovery::Outcome;
 use borealis_quorum::writer::WriterTracker;
-use borealis_shm::{DriverSide, InstanceState, SlotIndex};
+use borealis_shm::{DriverSide, InstanceState, ShimReport, SlotIndex};
 use borealis_types::{GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wal::{EffectError, Record, RecordError};
 use mio::unix::SourceFd;
@@ -271,10 +271,10 @@ impl Engine {
         Ok(())
     }
 
-    /// The process that attached to the shared memory of the server.
+    /// What the shim said that a process of the server loaded.
     #[must_use]
-    pub fn attached_pid(&self) -> Option<u32> {
-        self.server.as_ref().and_then(|server| server.shm.attached_pid())
+    pub fn shim_report(&self) -> Option<ShimReport> {
+        self.server.as_ref().and_then(|server| server.shm.shim_report())
     }
 
     /// Gives the shared memory up: whoever still waits for an answer over it is told that the instance has ended.

@@ -6,6 +6,8 @@
 //!   decided by state machines without I/O: [`route`] (which groups get a record), [`shipper`] (who has which
 //!   record, what is durable), [`reads`] (whom to ask, which answer counts).
 //!
+//! * [`shim_library`] is checked and put where the server can load it; `missing_shim` says why it was not.
+//!
 //! * [`evict`]: a thread that keeps the local page cache within its limit.
 //!
 //! Invariant: the driver never says that something is durable before the quorum tracker does.
@@ -19,6 +21,7 @@ pub mod contents;
 pub mod control;
 pub mod engine;
 pub mod evict;
+mod missing_shim;
 pub mod open_transactions;
 pub mod prefetch;
 pub mod reads;
@@ -26,6 +29,7 @@ pub mod recover;
 pub mod release;
 pub mod retained;
 pub mod route;
+pub mod shim_library;
 pub mod shipper;
 pub mod supervise;
 pub mod wal_feed;

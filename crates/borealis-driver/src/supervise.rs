@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use borealis_instance::confinement;
 use borealis_instance::data_directory;
 use borealis_instance::import::run_initdb;
 use borealis_instance::memory_directory;
@@ -17,7 +18,10 @@ use borealis_instance::{
     Binaries, Import, InstanceError, OperatingSystemUser, Server, ServerConfig, Settings,
 };
 use borealis_redo::control_file::ControlFile;
-use borealis_shm::{Config as ShmConfig, DriverSide, probe_memory_file_system};
+use borealis_shm::path::control_file;
+use borealis_shm::{
+    BUILD_FINGERPRINT, Config as ShmConfig, DriverSide, ShimReport, probe_memory_file_system,
+};
 use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId};
 use borealis_wal::EffectError;
 use borealis_wal::layout::FIRST_NORMAL_XID;
@@ -29,14 +33,14 @@ use crate::contents;
 use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPhases, Status};
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
+use crate::missing_shim::Evidence;
 use crate::recover::{self, RecoverError};
 use crate::release;
+use crate::shim_library::{InstalledShim, ShimLibrary};
 
 /// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
 pub const EXIT_FENCED: u8 = 3;
 
-/// Room the memory file system must have.
-const MEMORY_NEEDED_MIB: u64 = 256;
 /// How long `postgres` may take to accept connections.
 const SERVER_START_MAX: Duration = Duration::from_secs(60);
 /// How long a clean shutdown may take.
@@ -46,6 +50,8 @@ const SERVER_QUIT_MAX: Duration = Duration::from_secs(5);
 /// How often the server and the signals are looked at without a sign of them: while the server starts, and then.
 const LOOK_INTERVAL_STARTING: Duration = Duration::from_millis(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the shim may take to report after the server was started.
+const SHIM_REPORT_MAX: Duration = Duration::from_secs(30);
 /// After a server that ran this long the next one is started without delay.
 const SETTLED: Duration = Duration::from_secs(30);
 
@@ -61,6 +67,9 @@ pub enum DriverError {
     /// The server writes what cannot be stored, and would again.
     #[error("the instance was stopped: {0}")]
     Refused(EffectError),
+    /// The server ran without its shim, or with another one, and would again.
+    #[error("postgres was started without the Borealis shim, and ended before it could serve anybody: {0}")]
+    NoShim(String),
     /// The server failed again and again.
     #[error("the instance failed {0} times in a row, the last time because: {1}")]
     KeepsFailing(u32, String),
@@ -96,6 +105,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     let user = OperatingSystemUser::choose(config.postgres_user.as_deref())?;
     let settings = Settings::check(config.settings.clone())?;
     settings.check_libraries(&binaries)?;
+    let shim_library = ShimLibrary::load(&config.shim_library)?;
     let shared = Arc::new(Shared::default());
     shared.update(|status| {
         status.state = "starting";
@@ -110,6 +120,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
         binaries,
         user,
         settings,
+        shim_library,
         shared,
         signals,
         writer: new_writer()?,
@@ -157,6 +168,7 @@ struct Supervisor {
     binaries: Binaries,
     user: OperatingSystemUser,
     settings: Settings,
+    shim_library: ShimLibrary,
     shared: Arc<Shared>,
     signals: SignalFd,
     writer: WriterId,
@@ -171,6 +183,13 @@ struct RunningServer {
     /// What it shares with the driver, for other clients of it.
     shared_memory: PathBuf,
     event_descriptor: RawFd,
+    /// What to tell the user should it turn out to have no shim.
+    program: PathBuf,
+    user: OperatingSystemUser,
+    log: LogSince,
+    shim: InstalledShim,
+    /// The shim has reported from the process that was started.
+    has_shim: bool,
     /// Readable when the server has ended.
     end: Option<OwnedFd>,
     ended: bool,
@@ -179,16 +198,22 @@ struct RunningServer {
 impl RunningServer {
     fn start(
         config: &ServerConfig,
-        shim: &ShimConfig,
+        shim: InstalledShim,
         memory_directory: &Path,
     ) -> Result<RunningServer, InstanceError> {
+        let log = LogSince::now(&config.log_file);
         let server = Server::start(config)?;
         let end = process_descriptor(server.process_id());
         Ok(RunningServer {
             server,
             memory_directory: memory_directory.to_path_buf(),
-            shared_memory: shim.shared_memory.clone(),
-            event_descriptor: shim.event_descriptor,
+            shared_memory: config.shim.shared_memory.clone(),
+            event_descriptor: config.shim.event_descriptor,
+            program: config.binaries.program("postgres"),
+            user: config.user.clone(),
+            log,
+            shim,
+            has_shim: false,
             end,
             ended: false,
         })
@@ -204,6 +229,65 @@ impl RunningServer {
             }
             Err(error) => Some(format!("its state is unknown: {error}")),
         }
+    }
+
+    /// Notes whether the shim has reported from this very server.
+    ///
+    /// # Errors
+    /// [`DriverError::NoShim`] when another shim has, or when the `last_chance` has come and none did.
+    fn look_for_shim(&mut self, report: Option<ShimReport>, last_chance: bool) -> Result<(), DriverError> {
+        match shim_is_loaded(report, self.server.process_id()) {
+            Ok(true) => self.has_shim = true,
+            Ok(false) if last_chance => return Err(DriverError::NoShim(self.why_without_shim(report))),
+            Ok(false) => {}
+            Err(why) => return Err(DriverError::NoShim(why)),
+        }
+        Ok(())
+    }
+
+    fn why_without_shim(&self, report: Option<ShimReport>) -> String {
+        if let Some(report) = report {
+            return format!(
+                "the shim was loaded in process {}, which is not the one that was started ({}). {} must become \
+                 postgres by `exec`, not start it",
+                report.process_id,
+                self.server.process_id(),
+                self.program.display()
+            );
+        }
+        let evidence = Evidence {
+            program: self.program.clone(),
+            preload: self.shim.preload.clone(),
+            user: self.user.clone(),
+            log: self.log.text(),
+        };
+        evidence.cause()
+    }
+}
+
+/// A log file, and where it ended at some moment.
+#[derive(Debug)]
+struct LogSince {
+    path: PathBuf,
+    from: u64,
+}
+
+impl LogSince {
+    fn now(path: &Path) -> LogSince {
+        LogSince { path: path.to_path_buf(), from: path.metadata().map_or(0, |metadata| metadata.len()) }
+    }
+
+    /// What has come since, the beginning of it.
+    fn text(&self) -> String {
+        use std::io::{Read, Seek, SeekFrom};
+        const BYTES_MAX: u64 = 64 << 10;
+        let mut bytes = Vec::new();
+        if let Ok(mut file) = File::open(&self.path) {
+            let _ = file
+                .seek(SeekFrom::Start(self.from))
+                .and_then(|_| file.take(BYTES_MAX).read_to_end(&mut bytes));
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
@@ -242,6 +326,13 @@ impl Supervisor {
                     return Ok(());
                 }
                 Ok(Ended::Failed(why)) => why,
+                Err(error) if matches!(error.downcast_ref(), Some(DriverError::NoShim(_))) => {
+                    self.shared.update(|status| {
+                        status.state = "refused";
+                        status.last_failure = Some(error.to_string());
+                    });
+                    return Err(error);
+                }
                 Err(error) => match error.downcast_ref::<EngineError>() {
                     Some(EngineError::Fenced(epoch)) => {
                         let epoch = *epoch;
@@ -258,7 +349,7 @@ impl Supervisor {
                         return Err(DriverError::Refused(refused).into());
                     }
                     // What stopped the stream was never shipped, so after a recovery it is not there.
-                    Some(_) => format!("{error:#}"),
+                    Some(_) => explained(&error),
                     None => match error.downcast_ref::<RecoverError>() {
                         Some(RecoverError::TakenOver(epoch)) => {
                             return Err(DriverError::Fenced(*epoch).into());
@@ -318,7 +409,8 @@ impl Supervisor {
             status.warnings = release::warning(server_version).into_iter().collect();
         });
         borealis_instance::leftovers::clear(&self.config.memory_dir);
-        let memory_bytes = memory_directory::prepare(&self.config.memory_dir, &self.user, MEMORY_NEEDED_MIB)?;
+        let memory_bytes =
+            memory_directory::prepare(&self.config.memory_dir, &self.user, memory_directory::NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
         let recovered = recover::recover(&self.config, self.writer, server_version)?;
@@ -356,7 +448,13 @@ impl Supervisor {
         let control = ControlFile::decode(&contents.control_file_template)
             .context("the volume's control file template")?;
         let data_directory = self.config.memory_dir.join("data");
-        let checkpoint = data_directory::write(&data_directory, &self.user, &contents, durable)?;
+        let checkpoint = data_directory::write(
+            &data_directory,
+            &control_file(&data_directory),
+            &self.user,
+            &contents,
+            durable,
+        )?;
         phases.directory_ms = ms(directory_begun.elapsed());
 
         let checkpoint_begun = Instant::now();
@@ -443,8 +541,9 @@ impl Supervisor {
                 owner: self.user.switch.then_some((self.user.user_id, self.user.group_id)),
             },
         )?;
+        let installed = self.shim_library.install(&self.config.memory_dir)?;
         let shim = ShimConfig {
-            library: self.config.shim_library.clone(),
+            library: installed.preload.clone(),
             shared_memory: shm.path().to_path_buf(),
             event_descriptor: shm.event_fd(),
         };
@@ -456,10 +555,10 @@ impl Supervisor {
             socket_directory: self.socket_directory()?,
             port: self.config.port,
             settings: self.settings.clone(),
-            shim: Some(shim.clone()),
+            shim,
             log_file: self.config.instance_dir.join("postgres.log"),
         };
-        Ok(RunningServer::start(&config, &shim, &self.config.memory_dir)?)
+        Ok(RunningServer::start(&config, installed, &self.config.memory_dir)?)
     }
 
     /// Where the server's local socket goes: in the memory directory, for the server's user must be able to
@@ -508,7 +607,14 @@ impl Supervisor {
                 continue;
             }
             last_looked = Instant::now();
-            if let Some(how) = server.poll() {
+            let ended = server.poll();
+            if !server.has_shim {
+                server.look_for_shim(
+                    engine.shim_report(),
+                    ended.is_some() || starts.server_begun.elapsed() > SHIM_REPORT_MAX,
+                )?;
+            }
+            if let Some(how) = ended {
                 // What it wrote last may still have to be shipped.
                 if stopping.is_some() {
                     return self.finish(engine);
@@ -528,8 +634,7 @@ impl Supervisor {
                 return Ok(Ended::Stopped);
             }
             if !ready && accepts_connections(data_directory) {
-                // Without the shim the server would serve from memory, and keep nothing.
-                check_shim_is_loaded(engine.attached_pid(), server.server.process_id())?;
+                server.look_for_shim(engine.shim_report(), true)?;
                 ready = true;
                 self.has_served = true;
                 starts.phases.server_ms = ms(starts.server_begun.elapsed());
@@ -649,17 +754,24 @@ fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Whether the process that attached to the shared memory is the server that was started.
-fn check_shim_is_loaded(attached: Option<u32>, server: u32) -> anyhow::Result<()> {
-    if attached == Some(server) {
-        return Ok(());
+/// An error with its causes, and what confines this process if that may be one.
+fn explained(error: &anyhow::Error) -> String {
+    match confinement::as_cause_of(error.chain()) {
+        Some(confinement) => format!("{error:#} ({confinement})"),
+        None => format!("{error:#}"),
     }
-    let who = attached.map_or_else(|| "no process".to_owned(), |other| format!("process {other}"));
-    anyhow::bail!(
-        "postgres (process {server}) runs without the Borealis shim ({who} attached to the shared memory): the \
-         library was not loaded, so nothing it writes would be kept; check that the shim library is readable for \
-         the server's user, and that the postgres program is neither static nor set-user-id"
-    )
+}
+
+/// Whether the shim that reported is this build's, in the server that was started; why not, where that is certain.
+fn shim_is_loaded(report: Option<ShimReport>, server: u32) -> Result<bool, String> {
+    match report {
+        None => Ok(false),
+        Some(ShimReport { fingerprint, .. }) if fingerprint != BUILD_FINGERPRINT => Err(format!(
+            "the shim that was loaded is of build {fingerprint:016x}, this program is {BUILD_FINGERPRINT:016x}. Something \
+             puts another library in its place"
+        )),
+        Some(ShimReport { process_id, .. }) => Ok(process_id == server),
+    }
 }
 
 /// Whether the server says in its `postmaster.pid` that it accepts connections.
@@ -673,11 +785,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_server_itself_counts_as_attached() {
-        assert!(check_shim_is_loaded(Some(7), 7).is_ok());
-        for attached in [None, Some(8)] {
-            let text = check_shim_is_loaded(attached, 7).unwrap_err().to_string();
-            assert!(text.contains("the library was not loaded"), "{text}");
-        }
+    fn only_this_builds_shim_in_the_server_itself_counts() {
+        let report = |process_id, fingerprint| Some(ShimReport { process_id, fingerprint });
+        assert_eq!(shim_is_loaded(report(7, BUILD_FINGERPRINT), 7), Ok(true));
+        assert_eq!(shim_is_loaded(report(8, BUILD_FINGERPRINT), 7), Ok(false));
+        assert_eq!(shim_is_loaded(None, 7), Ok(false));
+        let text = shim_is_loaded(report(7, !BUILD_FINGERPRINT), 7).unwrap_err();
+        assert!(text.contains("another library"), "{text}");
     }
 }

@@ -123,6 +123,17 @@ pub struct OperatingSystemUser {
 }
 
 impl OperatingSystemUser {
+    /// Checks that the user has a name, without which `initdb` does not run. A server does.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn require_name(&self) -> Result<(), InstanceError> {
+        match User::from_uid(Uid::from_raw(self.user_id)) {
+            Ok(None) => Err(InstanceError::UserWithoutName(self.user_id)),
+            _ => Ok(()),
+        }
+    }
+
     /// Whom to run as: the current user, or `wanted` (by default `postgres`) if that is root.
     ///
     /// # Errors

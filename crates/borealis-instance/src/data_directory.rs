@@ -1,8 +1,8 @@
 //! A fresh data directory at a recovery point.
 //!
 //! It holds what PostgreSQL must find before it can ask the shim for anything: folders, configuration,
-//! `pg_control` in state "shut down", the relation maps, prepared transactions, and one WAL segment with one
-//! shutdown checkpoint record. Relation files, visibility maps and transaction-status pages are not there; the
+//! the relation maps, prepared transactions, and one WAL segment with one
+//! shutdown checkpoint record; beside it, `pg_control` in state "shut down". Relation files, visibility maps and transaction-status pages are not there; the
 //! shim makes them appear when they are first opened.
 
 use std::fs;
@@ -72,13 +72,15 @@ pub struct SynthesizedCheckpoint {
     pub bytes: Vec<u8>,
 }
 
-/// Writes the data directory `path`, which must not exist, as of `last` (the last record of the volume).
+/// Writes the data directory `path`, which must not exist, as of `last` (the last record of the volume), and
+/// PostgreSQL's control file apart from it, where only the shim finds it.
 ///
 /// # Errors
 /// When a file cannot be written (the memory file system is full, for one), or the volume's values are not
 /// what this version of Borealis writes.
 pub fn write(
     path: &Path,
+    control_file: &Path,
     user: &OperatingSystemUser,
     contents: &Contents,
     last: RecordSpan,
@@ -110,7 +112,7 @@ pub fn write(
     directory.write_wal_pages(layout.segment_bytes, &written.pages)?;
     let checkpoint = CheckPointRecord { redo: written.span.start, ..checkpoint };
     let control = template.shut_down_at(checkpoint, &contents.counters.parameters);
-    directory.write("global/pg_control", &control.encode())?;
+    directory.write_at(control_file, &control.encode())?;
     Ok(SynthesizedCheckpoint { span: written.span, bytes: written.record })
 }
 
@@ -135,15 +137,18 @@ impl Directory {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), InstanceError> {
-        let path = self.root.join(name);
+        self.write_at(&self.root.join(name), bytes)
+    }
+
+    fn write_at(&self, path: &Path, bytes: &[u8]) -> Result<(), InstanceError> {
         let mut file = fs::File::options()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&path)
-            .map_err(on("cannot write", &path))?;
-        file.write_all(bytes).map_err(on("cannot write", &path))?;
-        self.give(&path)
+            .open(path)
+            .map_err(on("cannot write", path))?;
+        file.write_all(bytes).map_err(on("cannot write", path))?;
+        self.give(path)
     }
 
     fn database_folder(key: DatabaseKey) -> String {

@@ -4,6 +4,7 @@
 //! deleted at any time; what must survive is redo, and went through the driver.
 
 pub mod binaries;
+pub mod confinement;
 pub mod data_directory;
 pub mod import;
 pub mod leftovers;
@@ -40,7 +41,8 @@ pub enum InstanceError {
     /// The memory file system has not enough room.
     #[error(
         "the memory file system of {path} has {available_mib} MiB free, {needed_mib} MiB are needed for WAL in \
-         flight and cached pages; free some, enlarge it, or choose another with --memory-dir"
+         flight and cached pages; free some, enlarge it (`mount -o remount,size=2G {path}` as root; for a container \
+         start it with --shm-size=2g), or choose another with --memory-dir"
     )]
     MemoryFileSystemFull {
         /// Where.
@@ -49,6 +51,19 @@ pub enum InstanceError {
         available_mib: u64,
         /// Least needed to start.
         needed_mib: u64,
+    },
+    /// The server's user cannot get there.
+    #[error(
+        "the user `{user}`, as whom PostgreSQL runs, may not enter {folder}, so the server could not use {path}; allow \
+         it (chmod a+x {folder}), or choose another place with --memory-dir"
+    )]
+    NotReachable {
+        /// Whose permission is missing.
+        user: String,
+        /// The folder that cannot be entered.
+        folder: PathBuf,
+        /// What lies below it.
+        path: PathBuf,
     },
     /// The directory is not on a memory file system.
     #[error("{0} is not on a memory file system (tmpfs); choose one, such as /dev/shm, with --memory-dir")]
@@ -88,6 +103,12 @@ pub enum InstanceError {
         "there is no system user `{0}` to run PostgreSQL as (it refuses to run as root); name one with --pg-user"
     )]
     NoUser(String),
+    /// The system user has a number only.
+    #[error(
+        "user {0} has no name: PostgreSQL's initdb refuses to run for a user without an entry in /etc/passwd. Add one (in \
+         a container: echo 'postgres:x:{0}:{0}::/tmp:/bin/sh' >> /etc/passwd when the image is made), or run as another user"
+    )]
+    UserWithoutName(u32),
     /// A program failed.
     #[error("{program} failed ({status}): {output}")]
     Program {

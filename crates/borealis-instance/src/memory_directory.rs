@@ -10,10 +10,53 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::server::closed_to;
 use crate::{InstanceError, OperatingSystemUser, leftovers, on};
+
+/// Room that the memory file system must have for an instance to start.
+pub const NEEDED_MIB: u64 = 256;
 
 /// Between a memory directory's name and what makes it unique, once it is set aside.
 const ASIDE: &str = ".removed-";
+
+/// Checks, before anything is made, that an instance's memory directory could be made in the folder `root`.
+///
+/// # Errors
+/// When it is not on a memory file system, has not enough room, or the server's user cannot get there.
+pub fn check_root(root: &Path, user: &OperatingSystemUser, needed_mib: u64) -> Result<(), InstanceError> {
+    let available_mib = available_bytes(root)? >> 20;
+    if available_mib < needed_mib {
+        return Err(InstanceError::MemoryFileSystemFull {
+            path: root.to_path_buf(),
+            available_mib,
+            needed_mib,
+        });
+    }
+    check_reachable(root, user)
+}
+
+/// What a memory file system has free.
+fn available_bytes(folder: &Path) -> Result<u64, InstanceError> {
+    let statistics = nix::sys::statfs::statfs(folder)
+        .map_err(|error| on("cannot examine", folder)(io::Error::from(error)))?;
+    if statistics.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC {
+        return Err(InstanceError::NotMemory(folder.to_path_buf()));
+    }
+    Ok(statistics.blocks_available() * statistics.block_size().unsigned_abs())
+}
+
+fn check_reachable(folder: &Path, user: &OperatingSystemUser) -> Result<(), InstanceError> {
+    // Our own user may have got here by a group that its number does not tell of.
+    let closed = if user.switch { closed_to(user, folder) } else { None };
+    match closed {
+        None => Ok(()),
+        Some(closed) => Err(InstanceError::NotReachable {
+            user: user.name.clone(),
+            folder: closed,
+            path: folder.to_path_buf(),
+        }),
+    }
+}
 
 /// Makes the memory directory of an instance anew and returns how many bytes its file system has to offer. What was
 /// there before is removed meanwhile, by a thread of its own.
@@ -22,24 +65,16 @@ const ASIDE: &str = ".removed-";
 /// When `path` is not on a memory file system, has not enough room, or cannot be made.
 pub fn prepare(path: &Path, user: &OperatingSystemUser, needed_mib: u64) -> Result<u64, InstanceError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    let statistics = || {
-        nix::sys::statfs::statfs(parent).map_err(|error| on("cannot examine", parent)(io::Error::from(error)))
-    };
-    if statistics()?.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC {
-        return Err(InstanceError::NotMemory(parent.to_path_buf()));
-    }
+    available_bytes(parent)?;
+    check_reachable(parent, user)?;
     set_aside(path)?;
-    let available_bytes = || {
-        let statistics = statistics()?;
-        Ok::<u64, InstanceError>(statistics.blocks_available() * statistics.block_size().unsigned_abs())
-    };
     let aside = all_set_aside(path);
     let freed_soon_bytes: u64 = aside.iter().map(|folder| bytes_in(folder)).sum();
-    let mut offered_bytes = available_bytes()?;
+    let mut offered_bytes = available_bytes(parent)?;
     if offered_bytes >> 20 < needed_mib {
         // The room is needed first.
         remove_folders(&aside)?;
-        offered_bytes = available_bytes()?;
+        offered_bytes = available_bytes(parent)?;
     } else if !aside.is_empty() {
         offered_bytes += freed_soon_bytes;
         let folders = aside.clone();

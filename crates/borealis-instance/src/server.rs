@@ -1,7 +1,9 @@
 //! The `postgres` process.
-#![allow(unsafe_code)] // `pre_exec` and the two calls in it; see the reasons there.
+#![allow(unsafe_code)] // `pre_exec` and the two calls in it, and `getxattr`; see the reasons there.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -21,14 +23,14 @@ pub struct ServerConfig {
     pub user: OperatingSystemUser,
     /// Its data directory, in the memory directory.
     pub data_directory: PathBuf,
-    /// Where its local socket goes.
+    /// Where its local socket goes; without one if the socket's name would be longer than the kernel allows.
     pub socket_directory: PathBuf,
     /// TCP port on 127.0.0.1.
     pub port: u16,
     /// The user's settings.
     pub settings: Settings,
-    /// The shim library; `None` runs the server on plain files.
-    pub shim: Option<ShimConfig>,
+    /// The shim, without which no server is started.
+    pub shim: ShimConfig,
     /// Where its log goes (appended).
     pub log_file: PathBuf,
 }
@@ -36,7 +38,7 @@ pub struct ServerConfig {
 /// What the shim inside the server needs to find its driver.
 #[derive(Debug, Clone)]
 pub struct ShimConfig {
-    /// The shared library.
+    /// What goes into `LD_PRELOAD`.
     pub library: PathBuf,
     /// The shared memory file.
     pub shared_memory: PathBuf,
@@ -72,22 +74,20 @@ impl Server {
             .arg(&config.data_directory)
             .args(config.settings.arguments())
             .args(["-c", "listen_addresses=127.0.0.1", "-c", &format!("port={}", config.port), "-c"])
-            .arg(format!("unix_socket_directories={}", config.socket_directory.display()))
+            .arg(format!("unix_socket_directories={}", socket_directories(&config.socket_directory)))
             .current_dir(&config.data_directory)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(log_again)
             // Its own process group: Ctrl-C on the terminal reaches the driver, which stops it in order.
             .process_group(0);
-        for name in ["PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGOPTIONS", "LD_PRELOAD"] {
+        for name in ["PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGOPTIONS"] {
             command.env_remove(name);
         }
-        if let Some(shim) = &config.shim {
-            command
-                .env("LD_PRELOAD", &shim.library)
-                .env("BOREALIS_SHM", &shim.shared_memory)
-                .env("BOREALIS_EVENT_FD", shim.event_descriptor.to_string());
-        }
+        command
+            .env("LD_PRELOAD", &config.shim.library)
+            .env("BOREALIS_SHM", &config.shim.shared_memory)
+            .env("BOREALIS_EVENT_FD", config.shim.event_descriptor.to_string());
         if config.user.switch {
             // `Command::groups` is not stable; `uid` alone drops the supplementary groups of root.
             command.uid(config.user.user_id).gid(config.user.group_id);
@@ -157,6 +157,18 @@ impl Server {
     }
 }
 
+/// The value of `unix_socket_directories`: the folder in double quotes, for the setting is a list
+/// (`SplitDirectoriesString`). Empty, for no socket, if its name would be longer than the kernel allows (`sun_path`):
+/// everybody can connect over TCP.
+fn socket_directories(folder: &Path) -> String {
+    const SOCKET_PATH_BYTES_MAX: usize = 107;
+    let longest_name = "/.s.PGSQL.65535.lock";
+    if folder.as_os_str().len() + longest_name.len() > SOCKET_PATH_BYTES_MAX {
+        return String::new();
+    }
+    format!("\"{}\"", folder.display().to_string().replace('"', "\"\""))
+}
+
 /// Says in words how a process ended.
 #[must_use]
 pub fn describe_exit(status: ExitStatus) -> String {
@@ -167,21 +179,82 @@ pub fn describe_exit(status: ExitStatus) -> String {
     }
 }
 
-/// Whether the system user can reach and read a file: every folder above it may be entered, and it may be
-/// read, by permission bits for others or because the user owns it.
+/// Whether the system user can reach and read a file, by its mode and its owner.
 #[must_use]
 pub fn readable_by(user: &OperatingSystemUser, path: &Path) -> bool {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    closed_to(user, folder).is_none() && allows(user, path, 0o400)
+}
+
+/// The first folder on the way to `folder`, itself included, that the user may not enter; `None` if all let them in.
+/// One that does not exist lets nobody in.
+#[must_use]
+pub fn closed_to(user: &OperatingSystemUser, folder: &Path) -> Option<PathBuf> {
+    let real = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+    let mut folders: Vec<&Path> = real.ancestors().collect();
+    folders.reverse();
+    folders.into_iter().find(|folder| !allows(user, folder, 0o100)).map(Path::to_path_buf)
+}
+
+/// Whether a file's mode allows it to the user; `owner_bit` is the owner's bit of what is asked for.
+fn allows(user: &OperatingSystemUser, path: &Path, owner_bit: u32) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let Ok(path) = path.canonicalize() else { return false };
-    let allowed = |path: &Path, owner_bit: u32| {
-        let Ok(metadata) = path.metadata() else { return false };
-        let mode = metadata.mode();
-        let bit = match () {
-            () if metadata.uid() == user.user_id => owner_bit,
-            () if metadata.gid() == user.group_id => owner_bit >> 3,
-            () => owner_bit >> 6,
-        };
-        mode & bit != 0
+    let Ok(metadata) = path.metadata() else { return false };
+    let bit = match () {
+        () if metadata.uid() == user.user_id => owner_bit,
+        () if metadata.gid() == user.group_id => owner_bit >> 3,
+        () => owner_bit >> 6,
     };
-    allowed(&path, 0o400) && path.ancestors().skip(1).all(|folder| allowed(folder, 0o100))
+    // An access control list may allow what the mode does not; then the server will say so itself.
+    metadata.mode() & bit != 0 || has_attribute(path, c"system.posix_acl_access")
+}
+
+/// Whether a file has this extended attribute.
+#[must_use]
+pub fn has_attribute(path: &Path, name: &CStr) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: both names are C strings; without a buffer only the length is returned.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    length > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_socket_folder_is_quoted_or_left_out() {
+        assert_eq!(socket_directories(Path::new("/dev/shm/a, \"b\"")), "\"/dev/shm/a, \"\"b\"\"\"");
+        assert_eq!(socket_directories(&Path::new("/dev/shm").join("x".repeat(100))), "");
+    }
+
+    #[test]
+    fn a_closed_folder_on_the_way_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let inner = folder.path().join("closed/inner");
+        std::fs::create_dir_all(&inner).expect("made");
+        std::fs::write(inner.join("file"), "x").expect("written");
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("mode");
+        };
+        mode(folder.path(), 0o755);
+        mode(&inner, 0o755);
+        // Somebody who owns none of it.
+        let user = OperatingSystemUser {
+            name: "other".into(),
+            user_id: 4_000_000,
+            group_id: 4_000_000,
+            switch: true,
+        };
+        mode(&folder.path().join("closed"), 0o755);
+        assert_eq!(closed_to(&user, &inner), None);
+        assert!(readable_by(&user, &inner.join("file")));
+        mode(&inner.join("file"), 0o600);
+        assert!(!readable_by(&user, &inner.join("file")));
+        mode(&folder.path().join("closed"), 0o700);
+        let closed = folder.path().join("closed").canonicalize().expect("there");
+        assert_eq!(closed_to(&user, &inner), Some(closed));
+        assert!(!readable_by(&user, &inner.join("file")));
+    }
 }

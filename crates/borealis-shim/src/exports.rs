@@ -16,7 +16,7 @@ use libc::{c_char, c_int, c_uint, c_void, iovec, mode_t, off_t, size_t, ssize_t}
 use crate::descriptors::{self, OpenFile, SYNCHRONOUS, WRITABLE};
 use crate::real::{errno, set_errno};
 use crate::shim::{self, Shim};
-use crate::{blocks, materialise, real, tablespace, wal};
+use crate::{blocks, bystander, materialise, real, tablespace, wal};
 use borealis_shm::path::{FolderClass, PathClass};
 
 /// The state and the path's class, when the library is active and the path is of ours.
@@ -46,6 +46,18 @@ fn ours_open(descriptor: c_int) -> Option<(&'static Shim, OpenFile)> {
 /// Whether the file is cached blocks (and not WAL).
 fn is_cached(file: OpenFile) -> bool {
     matches!(file.class, PathClass::Relation { .. } | PathClass::Slru { .. })
+}
+
+/// Where a path really leads ([`Shim::real_path`]).
+///
+/// # Safety
+/// `path` is null or a C string that outlives the result.
+unsafe fn real_path(path: *const c_char) -> *const c_char {
+    match shim::get() {
+        // SAFETY: the caller's promise.
+        Some(shim) if !path.is_null() => shim.real_path(unsafe { CStr::from_ptr(path) }).as_ptr(),
+        _ => path,
+    }
 }
 
 /// Calls a function that takes a path. If the file is absent and storage has it, makes it and calls again.
@@ -80,7 +92,10 @@ pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: mode_t) -
     // SAFETY: the caller keeps the contract of open(2).
     unsafe {
         let Some((shim, name, class)) = ours(path) else {
-            let descriptor = real::open(path, flags, mode);
+            if bystander::refuses(libc::AT_FDCWD, path) {
+                return -1;
+            }
+            let descriptor = real::open(real_path(path), flags, mode);
             // A stale entry would be one of a descriptor that was closed behind this library's back.
             descriptors::clear(descriptor);
             return descriptor;
@@ -126,6 +141,9 @@ pub unsafe extern "C" fn openat(folder: c_int, path: *const c_char, flags: c_int
     unsafe {
         if folder == libc::AT_FDCWD {
             return open(path, flags, mode);
+        }
+        if bystander::refuses(folder, path) {
+            return -1;
         }
         let descriptor = real::openat(folder, path, flags, mode);
         descriptors::clear(descriptor);
@@ -554,7 +572,7 @@ pub unsafe extern "C" fn link(old: *const c_char, new: *const c_char) -> c_int {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn stat(path: *const c_char, result: *mut libc::stat) -> c_int {
     // SAFETY: the caller keeps the contract of stat(2).
-    unsafe { with_file(path, || real::stat(path, result)) }
+    unsafe { with_file(path, || real::stat(real_path(path), result)) }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -566,7 +584,7 @@ pub unsafe extern "C" fn stat64(path: *const c_char, result: *mut libc::stat) ->
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn lstat(path: *const c_char, result: *mut libc::stat) -> c_int {
     // SAFETY: the caller keeps the contract of lstat(2).
-    unsafe { with_file(path, || real::lstat(path, result)) }
+    unsafe { with_file(path, || real::lstat(real_path(path), result)) }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -578,7 +596,7 @@ pub unsafe extern "C" fn lstat64(path: *const c_char, result: *mut libc::stat) -
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn access(path: *const c_char, mode: c_int) -> c_int {
     // SAFETY: the caller keeps the contract of access(2).
-    unsafe { with_file(path, || real::access(path, mode)) }
+    unsafe { with_file(path, || real::access(real_path(path), mode)) }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -622,7 +640,10 @@ pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut
                 }
             }
         }
-        real::fopen(path, mode)
+        if bystander::refuses(libc::AT_FDCWD, path) {
+            return std::ptr::null_mut();
+        }
+        real::fopen(real_path(path), mode)
     }
 }
 

@@ -3,9 +3,12 @@
 //! The whole data directory lives on a memory file system. Relation files and transaction-status files in it
 //! are the local page cache: they appear, sparse, when PostgreSQL first touches them, and their blocks when it
 //! first reads them. WAL files are real; writing them tells the driver, syncing them waits until storage has
-//! them. Every other file, and every program that is not `postgres`, passes through untouched.
+//! them. Every other file passes through untouched. A program that the server starts and that is not
+//! `postgres` is kept from reading cached files, whose holes it would take for zeros (see `bystander`).
 //!
 //! Invariant: a sync of the log succeeds only after the driver said that what was written before it is durable.
+//!
+//! Invariant: a server without this library does not start, because it does not find its control file.
 //!
 //! Invariant: no panic, no allocation after loading, no thread, no lock that a signal handler could need.
 //!
@@ -22,6 +25,7 @@
 compile_error!("the shim replaces the C library's functions of 64-bit Linux");
 
 mod blocks;
+mod bystander;
 mod descriptors;
 mod exports;
 mod materialise;

@@ -5,17 +5,19 @@ use std::os::fd::RawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use borealis_shm::{ClientSide, ClientSlot, RequestError, WaitError};
+use borealis_shm::path::{CONTROL_FILE_NAME, FolderClass, Layout, PathClass};
+use borealis_shm::{AttachError, ClientSide, ClientSlot, RequestError, ShimMark, WaitError};
 use libc::c_int;
 
-use borealis_shm::path::{FolderClass, Layout, PathClass};
+use crate::bystander;
 
 /// Everything a call needs. Made once, when the library is loaded; inherited by every child.
 pub(crate) struct Shim {
     pub client: ClientSide,
     pub slot: ClientSlot,
+    control_file: PathBuffer,
     /// PostgreSQL's variable `PostmasterPid`: the postmaster's process number, in it and in its children;
-    /// zero in a stand-alone server. Null when the program does not export it.
+    /// zero in a stand-alone server. Never null.
     postmaster_pid: *const c_int,
     insert_position: Option<InsertPosition>,
 }
@@ -30,6 +32,32 @@ unsafe impl Send for Shim {}
 unsafe impl Sync for Shim {}
 
 static SHIM: OnceLock<Shim> = OnceLock::new();
+
+/// Which build this library is of: the driver looks for it in the file.
+#[used]
+static MARK: ShimMark = ShimMark::of_this_build();
+
+/// Longest path this library makes up, with its zero byte.
+const PATH_BYTES: usize = 4096;
+
+/// A path made at loading: PostgreSQL's processes must not allocate in here.
+pub(crate) struct PathBuffer([u8; PATH_BYTES]);
+
+impl PathBuffer {
+    /// The file of this name beside the folder; `None` if that is too long.
+    fn beside(folder: &[u8], name: &str) -> Option<PathBuffer> {
+        let parent = folder.get(..=folder.iter().rposition(|&byte| byte == b'/')?)?;
+        let mut buffer = PathBuffer([0; PATH_BYTES]);
+        let end = parent.len() + name.len();
+        buffer.0.get_mut(..parent.len())?.copy_from_slice(parent);
+        buffer.0.get_mut(parent.len()..end)?.copy_from_slice(name.as_bytes());
+        (end < PATH_BYTES).then_some(buffer)
+    }
+
+    fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
+}
 
 /// The state; `None` in a process this library has no business in.
 #[inline]
@@ -48,9 +76,6 @@ impl Shim {
 
     /// Whether this process is the postmaster.
     pub(crate) fn in_postmaster(&self) -> bool {
-        if self.postmaster_pid.is_null() {
-            return false;
-        }
         // SAFETY: the program's `int` of this name; nobody changes it while this thread reads it.
         let postmaster = unsafe { self.postmaster_pid.read_volatile() };
         u32::try_from(postmaster) == Ok(std::process::id())
@@ -72,6 +97,12 @@ impl Shim {
 
     pub(crate) fn classify(&self, path: &CStr) -> PathClass {
         self.layout().classify(path.to_bytes())
+    }
+
+    /// Where a file really is: PostgreSQL's control file stands outside the data directory, so that a server without
+    /// this library does not find it ([`borealis_shm::path::control_file`]).
+    pub(crate) fn real_path<'a>(&'a self, path: &'a CStr) -> &'a CStr {
+        if self.layout().is_control_file(path.to_bytes()) { self.control_file.as_c_str() } else { path }
     }
 
     pub(crate) fn is_tablespace_link(&self, path: &CStr) -> bool {
@@ -100,17 +131,12 @@ fn copy_environment<'b>(name: &CStr, buffer: &'b mut [u8]) -> Option<&'b CStr> {
     CStr::from_bytes_until_nul(buffer).ok()
 }
 
-/// Whether this process runs a program called `postgres`. The shell of an `archive_command` inherits the
-/// preloaded library and must not be touched.
-fn runs_postgres() -> bool {
-    let mut target = [0u8; 4096];
-    // SAFETY: the path is a C string and the buffer is writable for the length given.
-    let length =
-        unsafe { libc::readlink(c"/proc/self/exe".as_ptr(), target.as_mut_ptr().cast(), target.len()) };
-    let Some(target) = usize::try_from(length).ok().and_then(|length| target.get(..length)) else {
-        return false;
-    };
-    target.rsplit(|&byte| byte == b'/').next() == Some(b"postgres")
+/// PostgreSQL's variable `PostmasterPid`, which its server program exports for extensions; null in every other
+/// program, such as the shell of an `archive_command`, which inherits the preloaded library. The program's name would
+/// not tell: some distributions rename it.
+fn postmaster_pid() -> *const c_int {
+    // SAFETY: the name is a C string; looking a symbol up has no other precondition.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"PostmasterPid".as_ptr()).cast() }
 }
 
 /// Decides whether the library is active in this process, and prepares it.
@@ -118,43 +144,61 @@ fn runs_postgres() -> bool {
 /// A `postgres` that was told to use the shared memory and cannot must not run: it would acknowledge commits
 /// that nothing keeps.
 pub(crate) fn load() {
-    let mut buffer = [0u8; 4096];
+    let mut buffer = [0u8; PATH_BYTES];
     let Some(path) = copy_environment(c"BOREALIS_SHM", &mut buffer) else { return };
-    if !runs_postgres() {
+    let postmaster_pid = postmaster_pid();
+    if postmaster_pid.is_null() {
+        if let Ok(client) = ClientSide::attach(path, -1, MARK.fingerprint()) {
+            bystander::watch(client);
+        }
         return;
     }
     let mut number = [0u8; 32];
     let event_fd = copy_environment(c"BOREALIS_EVENT_FD", &mut number)
         .and_then(|text| text.to_str().ok())
         .and_then(|text| text.parse::<RawFd>().ok());
-    let client = event_fd.and_then(|event_fd| {
+    let attached = event_fd.ok_or(AttachError::Unusable).and_then(|event_fd| {
         // The shell of an archive_command needs no share in it.
         // SAFETY: no memory is involved; a descriptor that is not open is an error, which is caught.
         let status = unsafe { libc::fcntl(event_fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-        if status == 0 { ClientSide::attach(path, event_fd) } else { None }
+        if status != 0 {
+            return Err(AttachError::Unusable);
+        }
+        ClientSide::attach(path, event_fd, MARK.fingerprint())
     });
-    let Some(client) = client else {
-        say(&[
-            b"borealis: cannot use the shared memory ",
-            path.to_bytes(),
-            b" (BOREALIS_SHM) with the descriptor in BOREALIS_EVENT_FD; start postgres with the driver",
-        ]);
-        // SAFETY: ends the process without running anything else.
-        unsafe { libc::_exit(1) };
+    let client = match attached {
+        Ok(client) => client,
+        Err(error) => refuse_to_run(path, error),
     };
-    client.announce_attached();
+    let Some(control_file) = PathBuffer::beside(client.data_directory(), CONTROL_FILE_NAME) else {
+        refuse_to_run(path, AttachError::Unusable)
+    };
+    client.announce_shim();
     // SAFETY: the name is a C string; looking a symbol up has no other precondition.
-    let postmaster_pid = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"PostmasterPid".as_ptr()) };
-    // SAFETY: as above.
     let insert_position = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"GetXLogInsertRecPtr".as_ptr()) };
     // SAFETY: the program's function of this name has this type in every version (`access/xlog.h`); a null pointer
     // becomes `None`.
     let insert_position =
         unsafe { std::mem::transmute::<*mut libc::c_void, Option<InsertPosition>>(insert_position) };
-    let postmaster_pid = postmaster_pid.cast();
-    let shim = Shim { client, slot: ClientSlot::new(), postmaster_pid, insert_position };
+    let shim = Shim { client, slot: ClientSlot::new(), control_file, postmaster_pid, insert_position };
     // A second load in one process would find it set, which is as good.
     let _ = SHIM.set(shim);
+}
+
+fn refuse_to_run(path: &CStr, error: AttachError) -> ! {
+    match error {
+        AttachError::OtherBuild => say(&[
+            b"borealis: this shim library and the driver are of different builds; install or build both together \
+              (cargo build --release)",
+        ]),
+        AttachError::Unusable => say(&[
+            b"borealis: cannot use the shared memory ",
+            path.to_bytes(),
+            b" (BOREALIS_SHM) with the descriptor in BOREALIS_EVENT_FD; start postgres with the driver",
+        ]),
+    }
+    // SAFETY: ends the process without running anything else.
+    unsafe { libc::_exit(1) }
 }
 
 /// Gives the process's request slot back. The slots of killed processes are found by their dead owner.
@@ -257,6 +301,22 @@ pub(crate) fn report_file(parts: &[&[u8]]) -> c_int {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_beside_a_folder_is_named() {
+        let beside = |folder: &str| PathBuffer::beside(folder.as_bytes(), "pg_control");
+        assert_eq!(
+            beside("/dev/shm/b/data").map(|path| path.as_c_str().to_owned()),
+            Some(c"/dev/shm/b/pg_control".into())
+        );
+        assert!(beside("data").is_none());
+        let long = format!("/{}/data", "x".repeat(PATH_BYTES - 12));
+        assert!(beside(&long).is_none(), "no room for the zero byte");
+        assert!(
+            beside(&long[1..].replacen('x', "/", 1))
+                .is_some_and(|path| path.as_c_str().to_bytes().len() == PATH_BYTES - 1)
+        );
+    }
 
     #[test]
     fn digits_are_those_of_the_number() {

@@ -13,6 +13,55 @@ use std::time::{Duration, Instant};
 use harness::{Instance, output_within};
 
 #[test]
+fn a_server_without_the_shim_does_not_start() {
+    let instance = Instance::start("bare");
+    assert_eq!(
+        instance.server.sql("postgres", "SELECT state FROM pg_control_system(), (VALUES ('read')) v(state)"),
+        "read"
+    );
+    instance.server.sql("postgres", "CHECKPOINT");
+    let said = instance.start_without_shim();
+    assert!(said.contains("could not find the database system"), "{said}");
+}
+
+#[test]
+fn a_program_of_the_server_is_not_shown_holes_as_zeros() {
+    let instance = Instance::start("programs");
+    let server = &instance.server;
+    let file = server.sql("postgres", "SELECT pg_relation_filepath('stored')");
+    server.sql("postgres", "CREATE TABLE said (line text); SELECT id FROM stored LIMIT 1");
+    let name = file.rsplit('/').next().unwrap();
+    let folder = file.strip_suffix(name).unwrap();
+    // However the program gets there: relative, absolute, from within the folder, by a link.
+    let absolute = instance.data().join(&file);
+    for program in [
+        format!("head -c 10 {file}"),
+        format!("head -c 10 {}", absolute.display()),
+        format!("cd {folder} && head -c 10 {name}"),
+        format!("cd / && head -c 10 {}/../{file}", instance.data().join("global").display()),
+        "head -c 10 pg_xact/0000".to_owned(),
+        format!("tar cf - {file}"),
+    ] {
+        let output = server
+            .client("psql")
+            .args(["-X", "-c", &format!("COPY said FROM PROGRAM '{program}'")])
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{program}");
+        assert!(server.log_text().contains("may not read"), "{program}: {}", server.log_text());
+    }
+    // What has no holes is a program's to read, and others go on as ever.
+    assert_eq!(
+        server.sql(
+            "postgres",
+            "COPY said FROM PROGRAM 'cat PG_VERSION; cat /etc/hostname > /dev/null'; SELECT * FROM said"
+        ),
+        "15"
+    );
+    assert_eq!(server.sql("postgres", "SELECT count(*) FROM stored"), "100000");
+}
+
+#[test]
 fn ordinary_work_runs_on_files_that_are_not_there() {
     let instance = Instance::start("work");
     let server = &instance.server;
@@ -200,7 +249,7 @@ fn a_shell_started_by_the_server_is_left_alone_and_a_server_without_a_driver_ref
     // The shell and its tools inherit LD_PRELOAD; they see the data directory as it is.
     let listed = server.sql(
         "postgres",
-        "CREATE TEMP TABLE o (line text); COPY o FROM PROGRAM 'test -e global/pg_control && echo fine'; SELECT line FROM o",
+        "CREATE TEMP TABLE o (line text); COPY o FROM PROGRAM 'test -e PG_VERSION && test ! -e global/pg_control && echo fine'; SELECT line FROM o",
     );
     assert_eq!(listed, "fine");
 

@@ -12,9 +12,9 @@ use crate::driver::monotonic_ms;
 use crate::fill_lock::{self, FillGuard, Held, WriteGuard};
 use crate::futex;
 use crate::layout::{
-    FILL_LOCKS, FixedConfig, Header, InstanceState, LAYOUT_VERSION, MAGIC, MAX_MESSAGE_BYTES, MAX_SLOTS,
-    PREFETCH_ENTRIES, SLOT_DONE, SLOT_IDLE, SLOT_REQUESTED, SLOT_TAKEN, STATE_FENCED, STATE_POISONED,
-    STATE_STARTING, Slot, total_bytes,
+    FILL_LOCKS, FixedConfig, GREETING_SINCE, Greeting, Header, InstanceState, LAYOUT_VERSION, MAGIC,
+    MAX_MESSAGE_BYTES, MAX_SLOTS, PREFETCH_ENTRIES, SLOT_DONE, SLOT_IDLE, SLOT_REQUESTED, SLOT_TAKEN,
+    STATE_FENCED, STATE_POISONED, STATE_STARTING, Slot, total_bytes,
 };
 use crate::mapping::Mapping;
 use crate::request::{
@@ -37,6 +37,15 @@ pub enum WaitError {
     Poisoned(Message),
     /// The driver process does not exist any more.
     DriverGone,
+}
+
+/// Why the shared memory cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AttachError {
+    /// It is not there, not finished, or this process may not use it.
+    Unusable,
+    /// The driver is of another build than this client.
+    OtherBuild,
 }
 
 /// Why a request was not answered.
@@ -79,6 +88,12 @@ pub struct ClientSide {
     event_fd: RawFd,
 }
 
+fn report(greeting: &Greeting, fingerprint: u64) {
+    greeting.shim_fingerprint.store(fingerprint, Ordering::Relaxed);
+    // Release: whoever sees the process sees its fingerprint.
+    greeting.shim_pid.store(std::process::id(), Ordering::Release);
+}
+
 pub(crate) fn state_of(header: &Header) -> InstanceState {
     let words = &header.state;
     match words.state.load(Ordering::Acquire) {
@@ -90,45 +105,60 @@ pub(crate) fn state_of(header: &Header) -> InstanceState {
 }
 
 impl ClientSide {
-    /// Maps the file. `None` when it is not there, too short, unfinished, or of another layout version.
-    #[must_use]
-    pub fn attach(path: &CStr, event_fd: RawFd) -> Option<ClientSide> {
+    /// Maps the file, for a client whose own build is `fingerprint` ([`crate::BUILD_FINGERPRINT`], or what its mark
+    /// says).
+    ///
+    /// # Errors
+    /// [`AttachError::Unusable`] when the file is not there, too short or unfinished; [`AttachError::OtherBuild`]
+    /// when the driver is of another build. The driver is told then which this one is.
+    pub fn attach(path: &CStr, event_fd: RawFd, fingerprint: u64) -> Result<ClientSide, AttachError> {
         // SAFETY: the path is a C string. The raw call, because this code runs inside the library that
         // replaces `open`.
         let descriptor = unsafe {
             libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC, 0)
         };
-        let descriptor = RawFd::try_from(descriptor).ok().filter(|&descriptor| descriptor >= 0)?;
-        let mapping = Self::map(descriptor);
+        let descriptor = RawFd::try_from(descriptor).ok().filter(|&descriptor| descriptor >= 0);
+        let descriptor = descriptor.ok_or(AttachError::Unusable)?;
+        let mapping = Self::map(descriptor, fingerprint);
         // SAFETY: the descriptor was opened above and nobody else knows it.
         unsafe { libc::syscall(libc::SYS_close, descriptor) };
-        Some(ClientSide { mapping: mapping?, event_fd })
+        Ok(ClientSide { mapping: mapping?, event_fd })
     }
 
-    fn map(descriptor: RawFd) -> Option<Mapping> {
+    fn map(descriptor: RawFd, fingerprint: u64) -> Result<Mapping, AttachError> {
         // SAFETY: seeking to the end of an open descriptor touches no memory.
         let length = unsafe { libc::syscall(libc::SYS_lseek, descriptor, 0, libc::SEEK_END) };
-        let length = usize::try_from(length).ok()?;
+        let length = usize::try_from(length).map_err(|_| AttachError::Unusable)?;
         if length < total_bytes(1) {
-            return None;
+            return Err(AttachError::Unusable);
         }
-        let first = Mapping::new(descriptor, 1)?;
+        let first = Mapping::new(descriptor, 1).ok_or(AttachError::Unusable)?;
         let header = first.header();
-        if header.magic.load(Ordering::Acquire) != MAGIC
-            || header.layout_version.load(Ordering::Relaxed) != LAYOUT_VERSION
-        {
-            return None;
+        let greeting = &header.greeting;
+        if greeting.magic.load(Ordering::Acquire) != MAGIC {
+            return Err(AttachError::Unusable);
+        }
+        let layout_version = greeting.layout_version.load(Ordering::Relaxed);
+        let is_same = layout_version == LAYOUT_VERSION
+            && greeting.driver_fingerprint.load(Ordering::Relaxed) == fingerprint;
+        if !is_same {
+            if layout_version >= GREETING_SINCE {
+                report(greeting, fingerprint);
+            }
+            return Err(AttachError::OtherBuild);
         }
         let slot_count = header.config.slot_count as usize;
         if slot_count == 0 || slot_count > MAX_SLOTS || length < total_bytes(slot_count) {
-            return None;
+            return Err(AttachError::Unusable);
         }
-        Mapping::new(descriptor, slot_count)
+        Mapping::new(descriptor, slot_count).ok_or(AttachError::Unusable)
     }
 
     /// Tells the driver that the shim is loaded and active in this process, the postmaster.
-    pub fn announce_attached(&self) {
-        self.mapping.header().state.attached_pid.store(std::process::id(), Ordering::Release);
+    pub fn announce_shim(&self) {
+        let greeting = &self.mapping.header().greeting;
+        // The driver's own number: nobody of another build gets a handle.
+        report(greeting, greeting.driver_fingerprint.load(Ordering::Relaxed));
     }
 
     fn config(&self) -> &FixedConfig {

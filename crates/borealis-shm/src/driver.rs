@@ -25,6 +25,7 @@ use std::sync::atomic::Ordering;
 
 use borealis_types::{BlockKey, Lsn};
 
+use crate::build::BUILD_FINGERPRINT;
 use crate::futex;
 use crate::layout::{
     BITMAP_WORDS, Config, FixedConfig, InstanceState, LAYOUT_VERSION, MAGIC, MAX_PATH_BYTES, MAX_SLOTS,
@@ -65,6 +66,15 @@ pub struct WalPosition {
     /// The files hold PostgreSQL's bytes up to here. PostgreSQL writes whole pages, so the last record may
     /// end earlier, with zeros after it, or be incomplete.
     pub lsn: Lsn,
+}
+
+/// What a shim said of itself when it was loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShimReport {
+    /// In which process.
+    pub process_id: u32,
+    /// Its [`BUILD_FINGERPRINT`]. One that differs from the driver's has refused to go on.
+    pub fingerprint: u64,
 }
 
 /// The driver's handle on the shared memory of one instance.
@@ -151,9 +161,10 @@ impl DriverSide {
         let header = side.mapping.header();
         header.state.driver_pid.store(std::process::id(), Ordering::Relaxed);
         side.heartbeat();
-        header.layout_version.store(LAYOUT_VERSION, Ordering::Relaxed);
+        header.greeting.layout_version.store(LAYOUT_VERSION, Ordering::Relaxed);
+        header.greeting.driver_fingerprint.store(BUILD_FINGERPRINT, Ordering::Relaxed);
         // Release: whoever sees the magic sees everything above.
-        header.magic.store(MAGIC, Ordering::Release);
+        header.greeting.magic.store(MAGIC, Ordering::Release);
         Ok(side)
     }
 
@@ -348,15 +359,17 @@ impl DriverSide {
         self.mapping.header().state.heartbeat_ms.store(monotonic_ms(), Ordering::Relaxed);
     }
 
-    /// The `postgres` process that loaded the shim and attached; `None` before.
+    /// The `postgres` process that loaded a shim last, and which; `None` before.
     ///
-    /// Check that it is the one that was started before anything is promised to anybody: a program that
-    /// ignored `LD_PRELOAD` (another file name than `postgres`, a static build, a set-user-id binary) would
-    /// run without the shim and acknowledge commits that nothing keeps.
+    /// Check both before anything is promised to anybody: a program that ignored `LD_PRELOAD` (a static build, a
+    /// set-user-id binary, a library that could not be read) runs without the shim.
     #[must_use]
-    pub fn attached_pid(&self) -> Option<u32> {
-        let pid = self.mapping.header().state.attached_pid.load(Ordering::Acquire);
-        (pid != 0).then_some(pid)
+    pub fn shim_report(&self) -> Option<ShimReport> {
+        let greeting = &self.mapping.header().greeting;
+        // Acquire pairs with the shim's Release after it wrote its fingerprint.
+        let process_id = greeting.shim_pid.load(Ordering::Acquire);
+        let fingerprint = greeting.shim_fingerprint.load(Ordering::Relaxed);
+        (process_id != 0).then_some(ShimReport { process_id, fingerprint })
     }
 
     /// The state the instance is in.

@@ -5,8 +5,9 @@
 //! Slot 0 … Slot N-1      one outstanding request each, with an 8 KiB page buffer and a ring of prefetch hints
 //! ```
 //!
-//! Both sides are built from this crate, but an old process may outlive an upgrade: the header carries a
-//! layout version, and a client refuses another one.
+//! Both sides are built from this crate, but an old process may outlive an upgrade, and an old library may stand
+//! beside a new program. So the header begins with a [`Greeting`], whose layout never changes: a client of another
+//! build refuses to go on, and says there which one it is.
 
 use std::cell::UnsafeCell;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use crate::cache::CacheWords;
 /// First word of the file, written last: `BOREALIS` in ASCII, little endian.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"BOREALIS");
 /// Raised with every change of this file's structures or of the protocol.
-pub(crate) const LAYOUT_VERSION: u32 = 2;
+pub(crate) const LAYOUT_VERSION: u32 = 3;
 
 /// The most request slots an instance can have.
 pub const MAX_SLOTS: usize = 4096;
@@ -96,8 +97,6 @@ pub(crate) struct FixedConfig {
 pub(crate) struct StateWords {
     pub state: AtomicU32,
     pub driver_pid: AtomicU32,
-    /// The postmaster that loaded the shim and attached; zero before.
-    pub attached_pid: AtomicU32,
     /// Milliseconds of `CLOCK_MONOTONIC` at the driver's last sign of life.
     pub heartbeat_ms: AtomicU64,
     pub reason_epoch: AtomicU64,
@@ -134,10 +133,26 @@ pub(crate) struct DurableWords {
     pub waiters: AtomicU32,
 }
 
+/// The first words of the file, where they are in every layout from 3 on.
 #[repr(C, align(64))]
-pub(crate) struct Header {
+pub(crate) struct Greeting {
+    /// Written last by the driver.
     pub magic: AtomicU64,
     pub layout_version: AtomicU32,
+    /// The process that loaded a shim last; zero before. Written after its fingerprint.
+    pub shim_pid: AtomicU32,
+    /// [`crate::BUILD_FINGERPRINT`] of the driver.
+    pub driver_fingerprint: AtomicU64,
+    /// That of the shim in process `shim_pid`.
+    pub shim_fingerprint: AtomicU64,
+}
+
+/// The first layout that begins with a [`Greeting`].
+pub(crate) const GREETING_SINCE: u32 = 3;
+
+#[repr(C, align(64))]
+pub(crate) struct Header {
+    pub greeting: Greeting,
     pub config: FixedConfig,
     pub state: StateWords,
     pub wal: WalWords,

@@ -12,10 +12,13 @@
 //! Invariant: a wait for durability ends successfully only after the driver said so; a dead driver, a fenced
 //! or a poisoned instance ends it with an error.
 //!
+//! Invariant: a client whose build is not the driver's never gets a handle.
+//!
 //! Invariant: nothing on the client's side allocates, panics on what the driver wrote, or keeps a lock that a
 //! signal handler could need, because it runs inside somebody else's program.
 #![allow(unsafe_code)] // Shared memory, futexes and eventfd have no safe interface in the standard library.
 
+mod build;
 mod cache;
 mod client;
 mod driver;
@@ -27,9 +30,10 @@ pub mod path;
 mod probe;
 mod request;
 
+pub use build::{BUILD_FINGERPRINT, ShimMark, fingerprint_in};
 pub use cache::{CacheBook, CachedBlock};
-pub use client::{ClientSide, ClientSlot, RequestError, WaitError};
-pub use driver::{DriverSide, ShmError, SlotIndex, WalPosition};
+pub use client::{AttachError, ClientSide, ClientSlot, RequestError, WaitError};
+pub use driver::{DriverSide, ShimReport, ShmError, SlotIndex, WalPosition};
 pub use fill_lock::{FillGuard, WriteGuard};
 pub use layout::{Config, InstanceState, MAX_MESSAGE_BYTES, MAX_PATH_BYTES, MAX_SLOTS};
 pub use probe::{ProbeError, probe_memory_file_system};

@@ -10,6 +10,18 @@ const DEFAULT_TABLESPACE: u32 = 1663;
 /// `GLOBALTABLESPACE_OID` (`pg_tablespace.dat`): the files in `global`.
 const GLOBAL_TABLESPACE: u32 = 1664;
 
+/// The name of PostgreSQL's control file beside the data directory.
+pub const CONTROL_FILE_NAME: &str = "pg_control";
+
+/// Where PostgreSQL's control file really is: beside the data directory, where only a server with the shim finds it.
+///
+/// A server opens `global/pg_control` before anything else and ends if it is not there. So one whose shim was not
+/// loaded, for whatever reason, cannot start, and serves nobody from files that storage does not know.
+#[must_use]
+pub fn control_file(data_directory: &std::path::Path) -> std::path::PathBuf {
+    data_directory.with_file_name(CONTROL_FILE_NAME)
+}
+
 /// One file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PathClass {
@@ -152,6 +164,14 @@ impl Layout<'_> {
             _ => return None,
         };
         parts.next().is_none().then_some(class)
+    }
+
+    /// Whether the path is PostgreSQL's control file, which is not there: see [`control_file`].
+    #[must_use]
+    pub fn is_control_file(&self, path: &[u8]) -> bool {
+        // Most paths are something else, which their end says at once.
+        path.ends_with(b"/pg_control")
+            && self.components(path).is_some_and(|parts| parts.eq([&b"global"[..], &b"pg_control"[..]]))
     }
 
     /// Whether the path is `pg_tblspc/<oid>`, the link of a user's tablespace.
@@ -301,6 +321,22 @@ mod tests {
         for (path, class) in cases {
             assert_eq!(LAYOUT.classify(path.as_bytes()), class, "{path}");
         }
+    }
+
+    #[test]
+    fn the_control_file_is_recognised_however_it_is_written() {
+        for path in ["global/pg_control", "./global//pg_control", "/dev/shm/b/data/global/pg_control"] {
+            assert!(LAYOUT.is_control_file(path.as_bytes()), "{path}");
+        }
+        for path in
+            ["pg_control", "base/pg_control", "global/pg_control.old", "/dev/shm/b/global/pg_control", ""]
+        {
+            assert!(!LAYOUT.is_control_file(path.as_bytes()), "{path}");
+        }
+        assert_eq!(
+            control_file(std::path::Path::new("/dev/shm/b/data")),
+            std::path::Path::new("/dev/shm/b/pg_control")
+        );
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use borealis_shm::{
-    ClientSide, ClientSlot, Config, DriverSide, InstanceState, RelationEntry, RelationSize, Reply, Request,
-    RequestError, SlruEntry, WaitError,
+    AttachError, BUILD_FINGERPRINT, ClientSide, ClientSlot, Config, DriverSide, InstanceState, RelationEntry,
+    RelationSize, Reply, Request, RequestError, SlruEntry, WaitError,
 };
 use borealis_types::{
     BlockKey, DatabaseKey, Fork, Lsn, PAGE_SIZE, RelationFork, RelationLocator, SlruKind, VolumeEpoch,
@@ -51,7 +51,7 @@ fn attach(driver: &DriverSide) -> ClientSide {
 }
 
 fn client_at(path: &Path, event_fd: RawFd) -> Option<ClientSide> {
-    ClientSide::attach(&CString::new(path.to_str().unwrap()).unwrap(), event_fd)
+    ClientSide::attach(&CString::new(path.to_str().unwrap()).unwrap(), event_fd, BUILD_FINGERPRINT).ok()
 }
 
 fn key(block: u32) -> BlockKey {
@@ -312,7 +312,7 @@ fn a_dead_driver_ends_a_wait_with_an_error() {
         child
     };
     let client = loop {
-        if let Some(client) = ClientSide::attach(&prepared, -1) {
+        if let Ok(client) = ClientSide::attach(&prepared, -1, BUILD_FINGERPRINT) {
             break client;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -550,6 +550,7 @@ fn what_is_not_finished_or_not_of_this_layout_is_not_attached_to() {
         std::fs::write(&path, changed).unwrap();
         assert!(client_at(&path, -1).is_none(), "wrong {name}");
     }
+    assert!(driver.shim_report().is_none());
     for length in [0, 8, 4096, bytes.len() - 1] {
         let path = folder.0.path().join("short");
         std::fs::write(&path, &bytes[..length]).unwrap();
@@ -557,6 +558,27 @@ fn what_is_not_finished_or_not_of_this_layout_is_not_attached_to() {
     }
     let side = DriverSide::create(Path::new("/dev/shm/borealis-shm-never"), &config(0));
     assert!(side.is_err() && !Path::new("/dev/shm/borealis-shm-never").exists());
+}
+
+#[test]
+fn a_client_of_another_build_is_refused_and_named_to_the_driver() {
+    let folder = Folder::new();
+    let driver = folder.driver(3);
+    let path = CString::new(driver.path().to_str().unwrap()).unwrap();
+    let report = || driver.shim_report().map(|report| (report.process_id, report.fingerprint));
+    let own = std::process::id();
+    let other = BUILD_FINGERPRINT ^ 1;
+    let refused = ClientSide::attach(&path, driver.event_fd(), other).err();
+    assert_eq!(refused, Some(AttachError::OtherBuild));
+    assert_eq!(report(), Some((own, other)));
+    let client = ClientSide::attach(&path, driver.event_fd(), BUILD_FINGERPRINT).unwrap();
+    assert_eq!(
+        report(),
+        Some((own, other)),
+        "attaching alone says nothing: the driver's own threads attach, too"
+    );
+    client.announce_shim();
+    assert_eq!(report(), Some((own, BUILD_FINGERPRINT)));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod redo_check;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use borealis_instance::confinement;
 use clap::{Args, Parser, Subcommand};
 
 /// Amazon Aurora's storage, open, for the PostgreSQL you already have.
@@ -205,7 +206,10 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("borealis: {error:#}");
+            match confinement::as_cause_of(error.chain()) {
+                Some(confinement) => eprintln!("borealis: {error:#} ({confinement})"),
+                None => eprintln!("borealis: {error:#}"),
+            }
             ExitCode::FAILURE
         }
     }

@@ -77,9 +77,7 @@ fn a_running_cluster_is_not_started_again() {
 #[test]
 fn a_killed_servers_memory_is_given_back_although_the_next_uses_another_folder() {
     let cluster = TestCluster::start(&[]);
-    let config = std::fs::read_to_string(cluster.dir().join("instances/1/instance.json")).expect("read");
-    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
-    let memory = PathBuf::from(config["memory_dir"].as_str().expect("a path"));
+    let memory = harness::memory_directory_of(&cluster.dir());
     cluster.ok(&["instance", "kill"]);
     assert_eq!(harness::memory_folders(&memory), [memory.as_path()]);
     let other = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");

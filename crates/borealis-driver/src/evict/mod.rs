@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use borealis_shm::{CachedBlock, ClientSide, ClientSlot};
+use borealis_shm::{BUILD_FINGERPRINT, CachedBlock, ClientSide, ClientSlot};
 use borealis_types::{BLOCKS_PER_SEGMENT_FILE, Lsn, PAGE_SIZE};
 
 pub use limit::default_limit_bytes;
@@ -79,8 +79,8 @@ impl Evictor {
         limit_bytes: u64,
     ) -> anyhow::Result<Evictor> {
         let path = CString::new(shared_memory.as_os_str().as_bytes()).context("a zero byte in a path")?;
-        let client = ClientSide::attach(&path, event_fd)
-            .with_context(|| format!("cannot attach to {}", shared_memory.display()))?;
+        let client = ClientSide::attach(&path, event_fd, BUILD_FINGERPRINT)
+            .map_err(|error| anyhow::anyhow!("cannot attach to {}: {error:?}", shared_memory.display()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let figures = Arc::new(CacheFigures::default());
         let mut keeper = Keeper {
@@ -425,7 +425,7 @@ mod tests {
 
         fn client(&self) -> ClientSide {
             let path = CString::new(self.driver.path().as_os_str().as_bytes()).expect("a path");
-            ClientSide::attach(&path, self.driver.event_fd()).expect("attached")
+            ClientSide::attach(&path, self.driver.event_fd(), BUILD_FINGERPRINT).expect("attached")
         }
 
         fn bytes(&self) -> u64 {

@@ -326,6 +326,7 @@ impl Instance {
         give_to_server(&root);
         let data = root.join("data");
         copy_tree(&template.data, &data);
+        fs::rename(data.join("global/pg_control"), borealis_shm::path::control_file(&data)).unwrap();
         borealis_shm::probe_memory_file_system(&data).unwrap();
 
         let config = Config {
@@ -367,6 +368,22 @@ impl Instance {
 
     pub fn data(&self) -> PathBuf {
         self.root.join("data")
+    }
+
+    /// Tries to start PostgreSQL without the shim on the data directory, as one does whose shim the loader ignored;
+    /// what it says.
+    pub fn start_without_shim(&self) -> String {
+        fs::rename(self.data().join("postmaster.pid"), self.root.join("postmaster.pid")).unwrap();
+        // Should it start after all, it is not waited for.
+        let mut command = Command::new("timeout");
+        command.arg("10").arg(binary("postgres")).arg("-D").arg(self.data());
+        if let Some((user, group)) = server_user() {
+            command.uid(user).gid(group);
+        }
+        let output = command.output().unwrap();
+        fs::rename(self.root.join("postmaster.pid"), self.data().join("postmaster.pid")).unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     /// Starts plain PostgreSQL, without the shim, on a copy.
@@ -421,7 +438,7 @@ impl FakeDriver {
     fn run(&mut self) {
         while !self.controls.stop.load(Ordering::SeqCst) {
             self.shm.heartbeat();
-            let attached = self.shm.attached_pid().map_or(0, u64::from);
+            let attached = self.shm.shim_report().map_or(0, |report| u64::from(report.process_id));
             self.controls.attached_pid.store(attached, Ordering::SeqCst);
             let epoch = self.controls.fence_epoch.load(Ordering::SeqCst);
             if epoch != 0 {

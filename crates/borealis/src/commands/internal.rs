@@ -17,7 +17,9 @@ pub fn driver(config: &Path) -> anyhow::Result<ExitCode> {
     let config = borealis_driver::config::DriverConfig::load(config)?;
     let server_log = config.instance_dir.join("postgres.log");
     let Err(error) = borealis_driver::run(config) else { return Ok(ExitCode::SUCCESS) };
-    if let Some(DriverError::Fenced(_) | DriverError::Refused(_)) = error.downcast_ref() {
+    if let Some(DriverError::Fenced(_) | DriverError::Refused(_) | DriverError::NoShim(_)) =
+        error.downcast_ref()
+    {
         // Whoever wonders why the server stopped looks into its own log first.
         if let Ok(mut log) = std::fs::File::options().append(true).open(server_log) {
             let _ = writeln!(log, "borealis: {error}");

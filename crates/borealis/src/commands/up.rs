@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use borealis_control::Catalog;
 use borealis_control::catalog::CatalogLock;
-use borealis_control::cluster::{Cluster, CreateOptions, WRITER};
+use borealis_control::cluster::{Cluster, CreateOptions, WRITER, check_machine};
 use borealis_control::status::ask_driver;
 use borealis_instance::{Binaries, OperatingSystemUser, Settings};
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
@@ -134,7 +134,9 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
         require_free_port(port)?;
         // Checked before the directory is made, so that a mistake leaves nothing behind.
         checked.check_libraries(&Binaries::find(arguments.pg_bin.as_deref())?)?;
-        OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
+        let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
+        let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"));
+        check_machine(dir, &memory_root, &user)?;
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let lock = Catalog::lock(dir)?;
         let step = Step::begin("creating the cluster");
@@ -146,7 +148,7 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
                 postgres_bin_dir: arguments.pg_bin.clone(),
                 postgres_user: arguments.pg_user.clone(),
                 cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
-                memory_root: arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from("/dev/shm")),
+                memory_root,
                 settings,
             },
         );

@@ -1,8 +1,10 @@
 //! A real cluster for a test: six node processes, a driver and a stock `postgres`, below a temporary folder.
 //! Everything is stopped and removed when the fixture is dropped, also when the test fails.
 #![allow(dead_code)] // Each test file uses its part.
+#![allow(unsafe_code)] // What happens between fork and exec, in `place`.
 
 pub mod ledger;
+pub mod place;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -187,19 +189,24 @@ impl Drop for TestCluster {
             return;
         }
         assert!(output.status.success(), "down failed:\n{}", text(&output));
-        let catalog =
-            std::fs::read_to_string(self.dir().join("instances/1/instance.json")).unwrap_or_default();
-        if let Ok(config) = serde_json::from_str::<serde_json::Value>(&catalog) {
-            let memory = config["memory_dir"].as_str().expect("a path");
-            assert_eq!(memory_folders(Path::new(memory)), [] as [PathBuf; 0], "memory was left behind");
+        if self.dir().join("instances/1/instance.json").exists() {
+            let memory = memory_directory_of(&self.dir());
+            assert_eq!(memory_folders(&memory), [] as [PathBuf; 0], "memory was left behind");
         }
     }
+}
+
+/// The memory directory of a cluster's instance.
+pub fn memory_directory_of(cluster: &Path) -> PathBuf {
+    let config = std::fs::read_to_string(cluster.join("instances/1/instance.json")).expect("a configuration");
+    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    PathBuf::from(config["memory_dir"].as_str().expect("a path"))
 }
 
 /// An instance's memory directory, and those of earlier starts beside it.
 pub fn memory_folders(memory: &Path) -> Vec<PathBuf> {
     let name = memory.file_name().expect("a name").to_str().expect("text");
-    let entries = std::fs::read_dir(memory.parent().expect("a folder")).expect("it can be listed").flatten();
+    let entries = std::fs::read_dir(memory.parent().expect("a folder")).into_iter().flatten().flatten();
     let earlier = format!("{name}.removed-");
     let is_ours = |entry: &str| entry == name || entry.starts_with(&earlier);
     entries.filter(|entry| is_ours(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect()

@@ -1,0 +1,194 @@
+//! Whatever takes the shim away from `postgres`: no server runs, and the cause is named.
+
+mod harness;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use borealis_shm::{BUILD_FINGERPRINT, fingerprint_in};
+use harness::place::Place;
+use harness::{TestCluster, text};
+
+const REAL: &str = "/usr/lib/postgresql/15/bin";
+
+/// A folder of PostgreSQL's programs in which `postgres` is a script. It answers questions for its version as the real
+/// one would, and otherwise runs `lines`.
+fn wrapped(cluster: &TestCluster, name: &str, lines: &str) -> PathBuf {
+    let folder = cluster.dir().with_file_name(name);
+    fs::create_dir(&folder).expect("made");
+    std::os::unix::fs::symlink(Path::new(REAL).join("initdb"), folder.join("initdb")).expect("linked");
+    let script =
+        format!("#!/bin/sh\ncase \"$1\" in --version|-V) exec {REAL}/postgres \"$@\";; esac\n{lines}\n");
+    write_program(&folder.join("postgres"), script.as_bytes(), 0o755);
+    folder
+}
+
+fn write_program(path: &Path, bytes: &[u8], mode: u32) {
+    fs::write(path, bytes).expect("written");
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
+}
+
+/// The library as it was built.
+fn library() -> Vec<u8> {
+    let path = Path::new(env!("CARGO_BIN_EXE_borealis")).with_file_name("libborealis_shim.so");
+    fs::read(path).expect("the shim was built")
+}
+
+/// The library with another fingerprint, as one from an older checkout has.
+fn library_of_another_build() -> Vec<u8> {
+    let mut bytes = library();
+    let own = BUILD_FINGERPRINT.to_le_bytes();
+    let places: Vec<usize> =
+        (0..bytes.len() - own.len()).filter(|&at| bytes[at..].starts_with(&own)).collect();
+    for at in places {
+        bytes[at] ^= 0xFF;
+    }
+    assert!(fingerprint_in(&bytes).is_some_and(|found| found != BUILD_FINGERPRINT));
+    bytes
+}
+
+/// Starts the stopped cluster with these programs and expects that it does not run; what was said.
+fn refused(cluster: &TestCluster, programs: &Path) -> String {
+    let port = cluster.port.to_string();
+    let output =
+        cluster.run(&["up", "--detach", "--port", &port, "--pg-bin", programs.to_str().expect("text")]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("without the Borealis shim"), "{said}");
+    assert!(cluster.try_connect().is_err(), "a server runs");
+    // One attempt is enough: nothing of it passes by itself.
+    let log = fs::read_to_string(cluster.dir().join("instances/1/driver.log")).expect("a log");
+    assert!(!log.contains("has to be started again"), "{log}");
+    let states = cluster.ok(&["status"]);
+    assert!(!states.contains(" up "), "something was left running:\n{states}");
+    said
+}
+
+#[test]
+fn a_server_that_lost_its_shim_does_not_run_and_the_cause_is_named() {
+    let cluster = TestCluster::start(&[]);
+    cluster
+        .connect()
+        .batch_execute("CREATE TABLE kept AS SELECT generate_series(1, 100) AS id")
+        .expect("made");
+    cluster.ok(&["down"]);
+    let near = |name: &str| cluster.dir().with_file_name(name);
+
+    let preload = |path: &Path| {
+        format!("LD_PRELOAD='{}'; export LD_PRELOAD; exec {REAL}/postgres \"$@\"", path.display())
+    };
+    let cases: Vec<(&str, String, &str)> = vec![
+        ("cleared", format!("unset LD_PRELOAD; exec {REAL}/postgres \"$@\""), "is a script"),
+        ("environment", format!("exec env -i {REAL}/postgres \"$@\""), "is a script"),
+        ("variable", format!("unset BOREALIS_SHM; exec {REAL}/postgres \"$@\""), "is a script"),
+        ("child", format!("{REAL}/postgres \"$@\"; exit $?"), "must become postgres by `exec`"),
+        ("missing", preload(&near("nothing.so")), "could not load it"),
+        ("unreadable", preload(&near("unreadable.so")), "may not read it"),
+        ("class", preload(&near("class.so")), "not a library for this processor"),
+        ("machine", preload(&near("machine.so")), "could not load it"),
+        ("older", preload(&near("older.so")), "another library"),
+    ];
+    write_program(&near("unreadable.so"), &library(), 0o000);
+    let mut bytes = library();
+    bytes[4] = 1;
+    write_program(&near("class.so"), &bytes, 0o755);
+    let mut bytes = library();
+    bytes[18] = 40;
+    write_program(&near("machine.so"), &bytes, 0o755);
+    write_program(&near("older.so"), &library_of_another_build(), 0o755);
+    for (name, lines, cause) in cases {
+        let said = refused(&cluster, &wrapped(&cluster, name, &lines));
+        assert!(said.contains(cause), "{name}: {said}");
+    }
+    if nix::unistd::geteuid().is_root() {
+        let said = refused(&cluster, &set_user_id(&cluster));
+        assert!(said.contains("is set-user-id"), "{said}");
+    }
+
+    // Nothing of it touched the volume, and a script that does as it should is none the worse.
+    let honest = wrapped(&cluster, "honest", &format!("exec {REAL}/postgres \"$@\""));
+    cluster.up(&["--pg-bin", honest.to_str().expect("text")]);
+    let count: i64 = cluster.connect().query_one("SELECT count(*) FROM kept", &[]).expect("read").get(0);
+    assert_eq!(count, 100);
+    cluster.ok(&["down"]);
+}
+
+/// An installation whose `postgres` runs as another user than the one who starts it.
+fn set_user_id(cluster: &TestCluster) -> PathBuf {
+    let root = cluster.dir().with_file_name("set-user-id");
+    let programs = root.join("usr/lib/postgresql/15/bin");
+    fs::create_dir_all(&programs).expect("made");
+    let link =
+        |target: &str, path: &str| std::os::unix::fs::symlink(target, root.join(path)).expect("linked");
+    // The server looks for these relative to its program.
+    link("/usr/lib/postgresql/15/lib", "usr/lib/postgresql/15/lib");
+    link("/usr/share", "usr/share");
+    link("/usr/lib/postgresql/15/bin/initdb", "usr/lib/postgresql/15/bin/initdb");
+    let program = programs.join("postgres");
+    fs::copy(Path::new(REAL).join("postgres"), &program).expect("copied");
+    let nobody = nix::unistd::User::from_name("nobody").expect("asked").expect("a user nobody");
+    std::os::unix::fs::chown(&program, Some(nobody.uid.as_raw()), None).expect("given");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("mode");
+    programs
+}
+
+#[test]
+fn a_shim_on_a_file_system_mounted_noexec_is_named() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can mount");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mounted = folder.path().join("mounted");
+    fs::create_dir(&mounted).expect("made");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("mode");
+    let source = folder.path().join("shim.so");
+    write_program(&source, &library(), 0o755);
+    let programs = folder.path().join("bin");
+    fs::create_dir(&programs).expect("made");
+    std::os::unix::fs::symlink(Path::new(REAL).join("initdb"), programs.join("initdb")).expect("linked");
+    let script = format!(
+        "#!/bin/sh\ncase \"$1\" in --version|-V) exec {REAL}/postgres \"$@\";; esac\n\
+         LD_PRELOAD={}/shim.so exec {REAL}/postgres \"$@\"\n",
+        mounted.display()
+    );
+    write_program(&programs.join("postgres"), script.as_bytes(), 0o755);
+    let mounts = format!(
+        "mount -t tmpfs -o noexec,mode=755 none '{0}'; cp '{1}' '{0}'",
+        mounted.display(),
+        source.display()
+    );
+    let mut place = Place::below(&std::env::temp_dir()).with_mounts(&mounts);
+    place.up_arguments = vec!["--pg-bin".into(), programs.into()];
+    let output = place.up();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("without the Borealis shim") && said.contains("mounted noexec"), "{said}");
+}
+
+#[test]
+fn a_library_that_does_not_belong_to_the_program_is_refused_before_anything_is_made() {
+    let place = Place::below(&std::env::temp_dir());
+    let path = place.program.with_file_name("libborealis_shim.so");
+    let mut foreign = library();
+    foreign[18] = 40;
+    let cases: [(&[u8], &str); 4] = [
+        (&library_of_another_build(), "built from different sources"),
+        (&foreign, "another processor"),
+        (&library()[..10_000], "of no known build"),
+        (b"", "not an ELF file"),
+    ];
+    for (bytes, cause) in cases {
+        fs::write(&path, bytes).expect("written");
+        let output = place.up();
+        assert_eq!(output.status.code(), Some(1), "{cause}");
+        assert!(text(&output).contains(cause), "{cause}: {}", text(&output));
+        assert!(!place.dir.exists(), "a refusal leaves nothing behind");
+    }
+    fs::remove_file(&path).expect("removed");
+    let output = place.up();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("libborealis_shim.so is missing"), "{}", text(&output));
+    assert!(!place.dir.exists(), "a refusal leaves nothing behind");
+}

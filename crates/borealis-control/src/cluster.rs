@@ -81,7 +81,7 @@ impl Cluster {
             _ => {}
         }
         let volume = VolumeId(random_number()?);
-        let mut catalog = Catalog::new(volume, options.protection_groups, binaries.version);
+        let mut catalog = Catalog::new(volume, options.protection_groups, binaries.server_version.major());
         for (index, address) in ports::free_addresses(SEGMENTS_PER_GROUP)?.into_iter().enumerate() {
             catalog.nodes.push(NodeEntry {
                 id: NodeId(index as u16 + 1),

@@ -93,6 +93,10 @@ pub struct InstanceState {
     pub state: String,
     /// TCP port of its database.
     pub port: u16,
+    /// The release of its server, like `15.18`.
+    pub server_version: Option<String>,
+    /// What a user should know of it, one sentence or more each.
+    pub warnings: Vec<String>,
     /// The postmaster.
     pub postgres_pid: Option<u64>,
     /// The driver.
@@ -136,6 +140,14 @@ impl Status {
                     role: "writer",
                     state,
                     port: instance.port,
+                    server_version: text("server_version"),
+                    warnings: answer
+                        .as_ref()
+                        .and_then(|a| a.get("warnings")?.as_array())
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|warning| Some(warning.as_str()?.to_owned()))
+                        .collect(),
                     postgres_pid: answer.as_ref().and_then(|a| a.get("postgres_pid")?.as_u64()),
                     driver_pid: process.map(|process| process.process_id),
                     data_dir: cluster.memory_directory(instance).join("data").display().to_string(),
@@ -228,19 +240,23 @@ impl Status {
                 group.members.iter().map(|member| format!("{}:{}", member.node, member.state)).collect();
             text += &format!("{:<6} {:<16} {}\n", group.id, group.pgcl, members.join(" "));
         }
-        text += "\ninstance  role    state     port   postgres  driver   last recovery\n";
+        text += "\ninstance  role    state     port   PostgreSQL  process   driver   last recovery\n";
         for instance in &self.instances {
             let recovery =
                 instance.last_recovery_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms"));
             text += &format!(
-                "{:<9} {:<7} {:<9} {:<6} {:<9} {:<8} {recovery}\n",
+                "{:<9} {:<7} {:<9} {:<6} {:<11} {:<9} {:<8} {recovery}\n",
                 instance.id,
                 instance.role,
                 instance.state,
                 instance.port,
+                instance.server_version.as_deref().unwrap_or("-"),
                 or_dash(instance.postgres_pid),
                 or_dash(instance.driver_pid.map(u64::from)),
             );
+            for warning in &instance.warnings {
+                text += &format!("          warning: {warning}\n");
+            }
         }
         text
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use borealis_types::ServerVersion;
 use mio::Waker;
 use serde::Serialize;
 
@@ -117,6 +118,10 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
     /// The driver's process.
     pub driver_pid: u32,
+    /// The release of the server, recorded in the volume as the writer of this epoch; `None` before the first start.
+    pub server_version: Option<ServerVersion>,
+    /// What a user should know of it.
+    pub warnings: Vec<String>,
     /// The postmaster, while it runs.
     pub postgres_pid: Option<u32>,
     /// From the beginning of the last start until `postgres` accepted connections.

@@ -20,7 +20,7 @@ use borealis_quorum::read_routing::ReadRouter;
 use borealis_quorum::recovery::Outcome;
 use borealis_quorum::writer::WriterTracker;
 use borealis_shm::{DriverSide, InstanceState, ShimReport, SlotIndex};
-use borealis_types::{GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, RecordSpan, VolumeEpoch};
+use borealis_types::{GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wal::{EffectError, Record, RecordError};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -81,8 +81,8 @@ struct ServerSide {
     looked_sequence: u64,
     /// The process that was started, once it was.
     started: Option<u32>,
-    /// Its shim has reported. Nothing is shipped or answered before.
-    has_shim: bool,
+    /// It is the server that it must be, and has its shim. Nothing is shipped or answered before.
+    is_served: bool,
 }
 
 /// A segment as the driver sees it.
@@ -100,6 +100,8 @@ pub struct MemberView {
 pub struct Engine {
     config: Arc<DriverConfig>,
     epoch: VolumeEpoch,
+    /// The release that everything shipped here is recorded as written by.
+    server_version: ServerVersion,
     outcome: Outcome,
     poll: Poll,
     events: Events,
@@ -169,6 +171,10 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let now = Instant::now();
         let epoch = outcome.promise.epoch;
+        let server_version = outcome
+            .history
+            .server_version_of(epoch)
+            .expect("invariant \"one release per record\": a recovery's history ends with its own opening");
         let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
         let tuning = &config.tuning;
         let limits = ShipperLimits {
@@ -201,6 +207,7 @@ impl Engine {
             router: Router::new(config.placement, next_xid),
             config,
             epoch,
+            server_version,
             outcome,
             poll: Poll::new()?,
             events: Events::with_capacity(256),
@@ -252,7 +259,7 @@ impl Engine {
         segment_bytes: u32,
     ) -> Result<(), EngineError> {
         let last = self.shipper.last_shipped();
-        let feed = WalFeed::new(self.config.version, wal_directory, segment_bytes, 1, last);
+        let feed = WalFeed::new(self.server_version, wal_directory, segment_bytes, 1, last);
         self.poll.registry().register(&mut SourceFd(&shm.event_fd()), TOKEN_SHM, Interest::READABLE)?;
         // What a new server's transactions have changed is nothing yet.
         shm.publish_oldest_open(Lsn::MAX);
@@ -266,12 +273,12 @@ impl Engine {
             seen_sequence: 0,
             looked_sequence: 0,
             started: None,
-            has_shim: false,
+            is_served: false,
         });
         Ok(())
     }
 
-    /// From now on the server in this process is served, as soon as its shim reports.
+    /// The server was started in this process.
     pub fn expect_server(&mut self, process_id: u32) {
         if let Some(server) = &mut self.server {
             server.started = Some(process_id);
@@ -281,7 +288,25 @@ impl Engine {
     /// Whether this build's shim has reported from the server that was started.
     #[must_use]
     pub fn has_shim(&self) -> bool {
-        self.server.as_ref().is_some_and(|server| server.has_shim)
+        let started = self.server.as_ref().and_then(|server| server.started);
+        started.is_some_and(|started| shim_gate::is_loaded(self.shim_report(), started))
+    }
+
+    /// From now on what the server writes is shipped, and what it asks for is answered.
+    ///
+    /// # Panics
+    /// If its shim has not reported: nobody may be served without.
+    pub fn serve_server(&mut self) {
+        assert!(self.has_shim(), "only a server whose own shim has reported is served");
+        if let Some(server) = &mut self.server {
+            server.is_served = true;
+        }
+    }
+
+    /// Whether the server is served.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.is_served)
     }
 
     /// What the shim said that a process of the server loaded.
@@ -340,7 +365,7 @@ impl Engine {
     /// # Errors
     /// When it is malformed or its effects are not known.
     pub fn ship(&mut self, span: RecordSpan, bytes: &[u8]) -> Result<(), EngineError> {
-        let record = Record::parse(self.config.version, span, bytes)?;
+        let record = Record::parse(self.server_version, span, bytes)?;
         let groups = self.router.route(&record)?;
         self.shipper.ship(span, groups, bytes);
         self.last_shipped_at = Instant::now();
@@ -373,7 +398,7 @@ impl Engine {
     fn try_turn(&mut self, wait: Duration) -> Result<(), EngineError> {
         assert!(!self.stopped, "a stopped engine does not go on");
         self.connect_due();
-        if self.admits_server() {
+        if self.is_serving() {
             self.feed()?;
             self.take_requests();
         }
@@ -384,7 +409,7 @@ impl Engine {
         let sleep = self
             .server
             .as_ref()
-            .is_none_or(|server| server.shm.prepare_to_sleep(server.looked_sequence) || !server.has_shim);
+            .is_none_or(|server| server.shm.prepare_to_sleep(server.looked_sequence) || !server.is_served);
         let timeout = if sleep { wait } else { Duration::ZERO };
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
@@ -398,17 +423,6 @@ impl Engine {
         self.publish();
         self.run_timers();
         Ok(())
-    }
-
-    /// Whether the server may be served: its own process has loaded this build's shim.
-    fn admits_server(&mut self) -> bool {
-        let Some(server) = &mut self.server else { return false };
-        if !server.has_shim
-            && let Some(started) = server.started
-        {
-            server.has_shim = shim_gate::is_loaded(server.shm.shim_report(), started);
-        }
-        server.has_shim
     }
 
     fn sleep_time(&self, wait: Duration) -> Duration {

@@ -1,7 +1,7 @@
 //! The compute side: ships redo, tracks quorums, recovers, serves pages to the shim, runs `postgres`.
 //!
-//! * [`supervise`]: the life of an instance. [`recover`] opens the volume, [`contents`] reads what a data
-//!   directory needs, [`control`] is the local socket.
+//! * [`supervise`]: the life of an instance. [`recover`] opens the volume, [`release`] asks which
+//!   PostgreSQL runs next, [`contents`] reads what a data directory needs, [`control`] is the local socket.
 //! * [`engine`]: the event loop that owns everything while the server runs. It moves bytes; what they mean is
 //!   decided by state machines without I/O: [`route`] (which groups get a record), [`shipper`] (who has which
 //!   record, what is durable), [`reads`] (whom to ask, which answer counts).
@@ -25,6 +25,7 @@ pub mod open_transactions;
 pub mod prefetch;
 pub mod reads;
 pub mod recover;
+pub mod release;
 pub mod retained;
 pub mod route;
 pub mod shim_gate;

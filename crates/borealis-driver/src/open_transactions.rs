@@ -66,7 +66,7 @@ impl OpenTransactions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_types::{PostgresVersion, RecordSpan};
+    use borealis_types::{RecordSpan, ServerVersion};
     use borealis_wal::ResourceManager;
     use borealis_wal::encode::RecordBuilder;
     use borealis_wal::layout::{standby, transaction};
@@ -74,7 +74,7 @@ mod tests {
     fn see(open: &mut OpenTransactions, end: u64, xid: u32, manager: ResourceManager, info: u8, data: &[u8]) {
         let bytes = RecordBuilder::new(manager, info).xid(xid).main_data(data).finish();
         let span = RecordSpan { start: Lsn(end - 8), end: Lsn(end) };
-        open.see(&Record::parse(PostgresVersion::V15, span, &bytes).expect("a record made here"));
+        open.see(&Record::parse(ServerVersion::NEWEST_TESTED, span, &bytes).expect("a record made here"));
     }
 
     fn change(open: &mut OpenTransactions, end: u64, xid: u32) {

@@ -15,8 +15,11 @@ use borealis_proto::{BatchBuilder, BatchHeader, BatchReader, Caller, Refusal, Re
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch, WRITE_QUORUM, WriterId};
-use borealis_wal::Record;
+use borealis_types::{
+    EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordSpan, ServerVersion, VolumeEpoch,
+    WRITE_QUORUM, WriterId,
+};
+use borealis_wal::record::previous_start;
 
 use crate::config::{DriverConfig, NodeAddress};
 
@@ -97,18 +100,22 @@ pub fn quorum_sets(config: &DriverConfig) -> Result<Vec<QuorumSets>, RecoverErro
         .collect()
 }
 
-/// Takes the volume over. On return, no older writer can have anything acknowledged any more, and everything
+/// Takes the volume over for a server of this release. On return, no older writer can have anything acknowledged any more, and everything
 /// that was ever acknowledged is at or below the outcome's durable point.
 ///
 /// # Errors
 /// See [`RecoverError`]. Nothing is lost by a failure; it may be tried again at any time.
-pub fn recover(config: &DriverConfig, writer: WriterId) -> Result<Recovered, RecoverError> {
+pub fn recover(
+    config: &DriverConfig,
+    writer: WriterId,
+    server_version: ServerVersion,
+) -> Result<Recovered, RecoverError> {
     let members = quorum_sets(config)?;
     let deadline = Instant::now() + Duration::from_millis(config.tuning.recovery_timeout_ms);
     let mut at_least = VolumeEpoch(0);
     let mut newest_history = None;
     loop {
-        let mut attempt = Attempt::begin(config, &members, writer);
+        let mut attempt = Attempt::begin(config, &members, writer, server_version);
         match attempt.run(at_least, &mut newest_history, deadline) {
             Ok(recovered) => return Ok(recovered),
             // Another recovery came in between. Unless it finishes, ours goes on with a higher epoch.
@@ -127,6 +134,7 @@ struct Attempt<'a> {
     config: &'a DriverConfig,
     members: &'a [QuorumSets],
     writer: WriterId,
+    server_version: ServerVersion,
     commands: BTreeMap<NodeId, Sender<Command<Handle>>>,
     reports: Receiver<Report>,
     begun: Instant,
@@ -135,7 +143,12 @@ struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(config: &'a DriverConfig, members: &'a [QuorumSets], writer: WriterId) -> Attempt<'a> {
+    fn begin(
+        config: &'a DriverConfig,
+        members: &'a [QuorumSets],
+        writer: WriterId,
+        server_version: ServerVersion,
+    ) -> Attempt<'a> {
         let (report, reports) = channel();
         let mut commands = BTreeMap::new();
         for node in &config.nodes {
@@ -158,6 +171,7 @@ impl<'a> Attempt<'a> {
             config,
             members,
             writer,
+            server_version,
             commands,
             reports,
             begun: Instant::now(),
@@ -185,6 +199,7 @@ impl<'a> Attempt<'a> {
         let promise = Promise { epoch: VolumeEpoch(promised.0 + 1), writer: self.writer };
         let options = RecoveryOptions {
             promise,
+            server_version: self.server_version,
             members: self.members.to_vec(),
             retry_after: RETRY_AFTER,
             give_up_after: Some(deadline.saturating_duration_since(self.begun)),
@@ -387,11 +402,10 @@ impl Worker {
                 Ok(Event::Fenced { node, summaries: summaries.into_iter().map(to_quorum_summary).collect() })
             }
             Command::ReadTail { group, above, .. } => {
-                let version = self.config.version;
                 let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
                 let mut records = Vec::new();
                 for batch in &batches {
-                    if !read_batch(version, batch, group, above, &mut records) {
+                    if !read_batch(self.config.version, batch, group, above, &mut records) {
                         let address = self.address.address;
                         let what = format!("a malformed tail of group {group}");
                         return Err(ClientError::Protocol { node, address, what });
@@ -457,7 +471,7 @@ fn repair_batch(epoch: VolumeEpoch, mut records: &[TailRecord<Handle>]) -> (Vec<
 
 /// Adds the records of one batch of a tail; `false` if it is malformed.
 fn read_batch(
-    version: borealis_types::PostgresVersion,
+    version: PostgresVersion,
     batch: &[u8],
     group: GroupId,
     above: Lsn,
@@ -470,12 +484,12 @@ fn read_batch(
             continue;
         }
         let sound = borealis_wal::verify_checksum(record.bytes, record.span.start)
-            .and_then(|()| Record::parse(version, record.span, record.bytes));
-        let Ok(parsed) = sound else { return false };
+            .and_then(|()| previous_start(version, record.span, record.bytes));
+        let Ok(previous_start) = sound else { return false };
         records.push(TailRecord {
             epoch: header.volume_epoch,
             span: record.span,
-            previous_start: parsed.previous_start,
+            previous_start,
             links: record.links,
             handle: Arc::from(record.bytes),
         });

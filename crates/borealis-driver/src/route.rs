@@ -63,7 +63,7 @@ fn successor(xid: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_types::{Lsn, PostgresVersion, RecordSpan};
+    use borealis_types::{Lsn, RecordSpan, ServerVersion};
     use borealis_wal::ResourceManager;
     use borealis_wal::encode::RecordBuilder;
 
@@ -72,7 +72,7 @@ mod tests {
         let placement = Placement::new(4).expect("a placement");
         let bytes = RecordBuilder::new(ResourceManager::Other(128), 0).xid(900).main_data(b"theirs").finish();
         let span = RecordSpan { start: Lsn(0x100_0028), end: Lsn(0x100_0060) };
-        let record = Record::parse(PostgresVersion::V15, span, &bytes).expect("a well-formed record");
+        let record = Record::parse(ServerVersion::NEWEST_TESTED, span, &bytes).expect("a well-formed record");
         let error = Router::new(placement, 100).route(&record).expect_err("it cannot be stored");
         assert!(matches!(error, EffectError::Custom { number: 128, .. }), "{error:?}");
     }

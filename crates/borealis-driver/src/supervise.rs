@@ -32,6 +32,7 @@ use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPha
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
 use crate::recover::{self, RecoverError};
+use crate::release;
 use crate::shim_gate::{LogSince, ShimFault, ShimGate};
 use crate::shim_library::{InstalledShim, ShimLibrary};
 
@@ -335,18 +336,29 @@ impl Supervisor {
     fn run_once(&mut self) -> anyhow::Result<Ended> {
         let begun = Instant::now();
         let mut phases = StartPhases::default();
-        self.shared.update(|status| status.state = "recovering");
+        self.binaries = match release::look(&self.config) {
+            Ok(binaries) => binaries,
+            // Perhaps in the middle of a package upgrade.
+            Err(error) => return Ok(Ended::Failed(format!("{error:#}"))),
+        };
+        let server_version = self.binaries.server_version;
+        self.shared.update(|status| {
+            status.state = "recovering";
+            status.server_version = Some(server_version);
+            status.warnings = release::warning(server_version).into_iter().collect();
+        });
         borealis_instance::leftovers::clear(&self.config.memory_dir);
         let memory_bytes =
             memory_directory::prepare(&self.config.memory_dir, &self.user, memory_directory::NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
-        let recovered = recover::recover(&self.config, self.writer)?;
+        let recovered = recover::recover(&self.config, self.writer, server_version)?;
         phases.connect_ms = ms(recovered.phases.connect);
         phases.protocol_ms = ms(recovered.phases.protocol);
         let outcome = recovered.outcome;
         tracing::info!(
             epoch = outcome.promise.epoch.0,
+            %server_version,
             vdl = %outcome.durable.end,
             connect_ms = phases.connect_ms,
             protocol_ms = phases.protocol_ms,
@@ -525,6 +537,14 @@ impl Supervisor {
         loop {
             let look_interval = if ready { LOOK_INTERVAL } else { LOOK_INTERVAL_STARTING };
             engine.turn(if ready { Duration::from_millis(250) } else { look_interval })?;
+            if !engine.is_serving() && engine.has_shim() {
+                // Only now is it certain which program the process has become: a script may stand before it.
+                if let Err(replaced) = self.binaries.check_process(server.server.process_id()) {
+                    return Ok(Ended::Failed(replaced.to_string()));
+                }
+                engine.serve_server();
+                continue;
+            }
             // Most turns are about redo. What follows is looked at when something said so, and now and then.
             if !engine.take_watched() && last_looked.elapsed() < look_interval {
                 continue;
@@ -562,7 +582,7 @@ impl Supervisor {
                     return Err(DriverError::from(fault).into());
                 }
             }
-            if !ready && engine.has_shim() && accepts_connections(data_directory) {
+            if !ready && engine.is_serving() && accepts_connections(data_directory) {
                 ready = true;
                 self.has_served = true;
                 starts.phases.server_ms = ms(starts.server_begun.elapsed());
@@ -641,6 +661,8 @@ impl Supervisor {
             shipped: shipper.last_shipped().end.to_string(),
             groups,
             driver_pid: std::process::id(),
+            server_version: before.server_version,
+            warnings: before.warnings,
             postgres_pid: Some(server.server.process_id()),
             last_recovery_ms: before.last_recovery_ms,
             phases,

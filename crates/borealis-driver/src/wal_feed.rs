@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use borealis_types::{Lsn, PostgresVersion, RecordSpan};
+use borealis_types::{Lsn, RecordSpan, ServerVersion};
 use borealis_wal::Record;
 use borealis_wal::page::{WAL_PAGE_BYTES, page_start};
 use borealis_wal::stream::{Next, RecordDecoder, StreamError, WalWindow};
@@ -68,13 +68,13 @@ pub enum Flow {
 }
 
 impl WalFeed {
-    /// A feed of the records after `last`, from the segment files in `directory`.
+    /// A feed of the records after `last`, which a server of this release writes to segment files in `directory`.
     ///
     /// # Panics
     /// If the size is none that segment files can have.
     #[must_use]
     pub fn new(
-        version: PostgresVersion,
+        server_version: ServerVersion,
         directory: &Path,
         segment_bytes: u32,
         timeline: u32,
@@ -84,7 +84,8 @@ impl WalFeed {
             directory: directory.to_path_buf(),
             segment_bytes: u64::from(segment_bytes),
             timeline,
-            decoder: RecordDecoder::new(version, last.end, last.start).with_segment_bytes(segment_bytes),
+            decoder: RecordDecoder::new(server_version, last.end, last.start)
+                .with_segment_bytes(segment_bytes),
             buffer: Vec::new(),
             open_file: None,
         }

@@ -3,7 +3,7 @@
 use borealis_redo::consistency::{check_consistency, compare_pages};
 use borealis_redo::{apply_meta, apply_page, meta_before};
 use borealis_types::{
-    Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey, Placement, PostgresVersion, RecordSpan, SlruKind,
+    Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey, Placement, RecordSpan, ServerVersion, SlruKind,
 };
 use borealis_wal::{Effect, Record, ResourceManager, effects, highest_xid, verify_checksum};
 
@@ -43,7 +43,7 @@ pub fn record_effects(data: &[u8]) {
         bytes
     };
     let _ = verify_checksum(&bytes, SPAN.start);
-    if let Ok(record) = Record::parse(PostgresVersion::V15, SPAN, &bytes) {
+    if let Ok(record) = Record::parse(ServerVersion::NEWEST_TESTED, SPAN, &bytes) {
         check_effects(&record);
         let _ = highest_xid(&record);
         for block in &record.blocks {
@@ -90,7 +90,7 @@ pub fn redo_record_observed(data: &[u8], observe: &mut dyn FnMut(Observation<'_>
     let sample = Sample::decode(&mut Input::new(data));
     let bytes = sample.record_bytes(Lsn(0x28));
     // A block's data and image can be made such that no record says it, so this may be refused.
-    let Ok(record) = Record::parse(PostgresVersion::V15, SPAN, &bytes) else { return };
+    let Ok(record) = Record::parse(ServerVersion::NEWEST_TESTED, SPAN, &bytes) else { return };
     let _ = highest_xid(&record);
     let known = check_effects(&record).unwrap_or_default();
     let (keys, values) = targets(&record, &known);

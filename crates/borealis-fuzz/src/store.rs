@@ -9,9 +9,9 @@ use borealis_proto::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 use borealis_quorum::Promise;
 use borealis_store::{Identity, Options, Origin, Policy, Store};
 use borealis_types::{
-    AvailabilityZone, BlockKey, DatabaseKey, EpochHistory, Fork, GroupId, Lsn, MetaKey, NodeId, PAGE_SIZE,
-    PageKey, Placement, PostgresVersion, RecordSpan, RelationFork, RelationLocator, SlruKind, Truncation,
-    VolumeEpoch, VolumeId, WriterId,
+    AvailabilityZone, BlockKey, DatabaseKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, MetaKey, NodeId,
+    PAGE_SIZE, PageKey, Placement, PostgresVersion, RecordSpan, RelationFork, RelationLocator, ServerVersion,
+    SlruKind, VolumeEpoch, VolumeId, WriterId,
 };
 use borealis_wal::encode::full_page_images;
 use borealis_wal::native::{CreatedRelation, Native};
@@ -89,7 +89,11 @@ fn fill(root: &Path) -> Lsn {
     let store = Store::create(root, identity, options()).expect("the folder is new");
     let promise = Promise { epoch: VolumeEpoch(1), writer: WriterId(11) };
     let mut history = EpochHistory::default();
-    history.push(Truncation { epoch: promise.epoch, last: RecordSpan::NONE });
+    history.push(EpochOpening {
+        epoch: promise.epoch,
+        last: RecordSpan::NONE,
+        server_version: ServerVersion::NEWEST_TESTED,
+    });
     store.fence(promise).expect("nobody else was promised anything");
     store.install(promise.writer, &history, &[]).expect("the history is the first");
     let mut last = RecordSpan::NONE;

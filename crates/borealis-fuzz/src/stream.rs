@@ -1,6 +1,6 @@
 //! WAL pages: records of any content with the right checksums, on pages of which some bytes are then changed.
 
-use borealis_types::{Lsn, PostgresVersion, RecordSpan};
+use borealis_types::{Lsn, PostgresVersion, RecordSpan, ServerVersion};
 use borealis_wal::encode::lay_out;
 use borealis_wal::page::{FIRST_IS_OVERWRITE, WAL_PAGE_BYTES, WalLayout, page_start};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
@@ -79,7 +79,7 @@ pub fn wal_stream(data: &[u8]) {
 }
 
 fn decoder(stream: &Stream) -> RecordDecoder {
-    RecordDecoder::new(PostgresVersion::V15, stream.start, Lsn::ZERO)
+    RecordDecoder::new(ServerVersion::NEWEST_TESTED, stream.start, Lsn::ZERO)
         .with_segment_bytes(stream.layout.segment_bytes)
         .with_system_identifier(stream.layout.system_identifier)
 }
@@ -110,8 +110,9 @@ fn decode_all(decoder: &mut RecordDecoder, window: &WalWindow<'_>) -> (Vec<(Reco
 
 fn check_continuation(stream: &Stream, window: &WalWindow<'_>) {
     for page in [0, WAL_PAGE_BYTES, 2 * WAL_PAGE_BYTES] {
-        let mut decoder = RecordDecoder::new(PostgresVersion::V15, Lsn(stream.start.0 + page), Lsn::ZERO)
-            .with_segment_bytes(stream.layout.segment_bytes);
+        let mut decoder =
+            RecordDecoder::new(ServerVersion::NEWEST_TESTED, Lsn(stream.start.0 + page), Lsn::ZERO)
+                .with_segment_bytes(stream.layout.segment_bytes);
         let _ = decoder.skip_continuation(window);
     }
 }

@@ -3,18 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use borealis_types::PostgresVersion;
+use borealis_types::ServerVersion;
 use nix::unistd::{Gid, Uid, User};
 
 use crate::InstanceError;
+use crate::program_file::{ProgramFile, name_of_process, process_link};
 
 /// A PostgreSQL installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binaries {
     /// The folder that holds `postgres`, `initdb` and `psql`.
     pub folder: PathBuf,
-    /// Its major version.
-    pub version: PostgresVersion,
+    /// Its release.
+    pub server_version: ServerVersion,
+    /// The file of `postgres` that said so.
+    pub postgres_file: ProgramFile,
     /// What `postgres --version` prints.
     pub version_text: String,
 }
@@ -56,12 +59,43 @@ impl Binaries {
         // Resolve links: `initdb` looks for its share folder relative to where it really is.
         let program = program.canonicalize().unwrap_or(program);
         let folder = program.parent().map_or_else(|| folder.to_path_buf(), Path::to_path_buf);
-        let output =
-            Command::new(&program).arg("--version").output().map_err(crate::on("cannot run", &program))?;
-        let version_text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        match major_version(&version_text) {
-            Some(15) => Ok(Some(Binaries { folder, version: PostgresVersion::V15, version_text })),
-            _ => Err(InstanceError::PostgresVersion { program, found: version_text }),
+        let looked_at = || ProgramFile::at(&program).map_err(crate::on("cannot look at", &program));
+        let mut postgres_file = looked_at()?;
+        loop {
+            let output = Command::new(&program)
+                .arg("--version")
+                .output()
+                .map_err(crate::on("cannot run", &program))?;
+            let version_text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            let now = looked_at()?;
+            if now != postgres_file {
+                // Replaced while it was asked: nobody knows which one answered. An upgrade does it once.
+                postgres_file = now;
+                continue;
+            }
+            return match server_version(&version_text) {
+                Some(server_version) => {
+                    Ok(Some(Binaries { folder, server_version, postgres_file, version_text }))
+                }
+                None => Err(InstanceError::PostgresVersion { program, found: version_text }),
+            };
+        }
+    }
+
+    /// Whether a server that was just started is the one that was asked for its release.
+    ///
+    /// # Errors
+    /// [`InstanceError::PostgresReplaced`] when its process runs another file: its redo may be another release's.
+    pub fn check_process(&self, process_id: u32) -> Result<(), InstanceError> {
+        match ProgramFile::of_process(process_id) {
+            Ok(running) if running == self.postgres_file => Ok(()),
+            // A script may stand before the program. What it became is asked itself.
+            Ok(_) if release_of_process(process_id) == Some(self.server_version) => Ok(()),
+            _ => Err(InstanceError::PostgresReplaced {
+                program: self.program("postgres"),
+                server_version: self.server_version,
+                running: name_of_process(process_id),
+            }),
         }
     }
 
@@ -72,10 +106,15 @@ impl Binaries {
     }
 }
 
-/// The major version in `postgres (PostgreSQL) 15.18 (Debian …)`.
-fn major_version(text: &str) -> Option<u32> {
-    let number = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+/// The release of the program that a process executes.
+fn release_of_process(process_id: u32) -> Option<ServerVersion> {
+    let output = Command::new(process_link(process_id)).arg("--version").output().ok()?;
+    server_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// The release in `postgres (PostgreSQL) 15.18 (Debian …)`. Test versions such as `15beta1` are none.
+fn server_version(text: &str) -> Option<ServerVersion> {
+    text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?.parse().ok()
 }
 
 /// The system user PostgreSQL runs as.
@@ -136,10 +175,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_major_version_is_read_from_every_vendors_text() {
-        assert_eq!(major_version("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), Some(15));
-        assert_eq!(major_version("postgres (PostgreSQL) 16beta1"), Some(16));
-        assert_eq!(major_version("something else"), None);
+    fn the_release_is_read_from_every_vendors_text() {
+        let release = ServerVersion::new(150_018).ok();
+        assert_eq!(server_version("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), release);
+        assert_eq!(server_version("postgres (PostgreSQL) 15.18"), release);
+        assert_eq!(server_version("postgres (PostgreSQL) 15beta1"), None);
+        assert_eq!(server_version("postgres (PostgreSQL) 16.2"), None);
+        assert_eq!(server_version("something else"), None);
     }
 
     #[test]
@@ -160,5 +202,36 @@ mod tests {
         }
         let error = Binaries::find(Some(folder.path())).expect_err("version 14");
         assert!(error.to_string().contains("14.2"), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_runs_another_file_than_the_one_asked_is_noticed() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let install = |script: &str| {
+            for name in ["postgres.new", "initdb"] {
+                let path = folder.path().join(name);
+                std::fs::write(&path, script).expect("script");
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+            }
+            std::fs::rename(folder.path().join("postgres.new"), folder.path().join("postgres"))
+                .expect("moved");
+        };
+        install("#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n");
+        let mut binaries = Binaries::find(Some(folder.path())).expect("a release of 15");
+        assert_eq!(binaries.server_version.to_string(), "15.18");
+        let mut process = Command::new("/bin/sleep").arg("60").spawn().expect("started");
+        let error = binaries.check_process(process.id()).expect_err("it runs sleep").to_string();
+        for part in ["15.18", "sleep", "another file", "--pg-bin"] {
+            assert!(error.contains(part), "{part} is missing from: {error}");
+        }
+        binaries.postgres_file = ProgramFile::at(Path::new("/bin/sleep")).expect("it is there");
+        assert!(binaries.check_process(process.id()).is_ok());
+        process.kill().expect("ended");
+        process.wait().expect("it ended");
+        // The next start asks anew.
+        install("#!/bin/sh\necho 'postgres (PostgreSQL) 15.20'\n");
+        let again = Binaries::find(Some(folder.path())).expect("a release of 15");
+        assert_eq!(again.server_version.to_string(), "15.20");
     }
 }

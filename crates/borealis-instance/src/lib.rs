@@ -10,14 +10,18 @@ pub mod import;
 pub mod leftovers;
 mod libraries;
 pub mod memory_directory;
+mod program_file;
 pub mod server;
 pub mod settings;
 
 use std::path::{Path, PathBuf};
 
+use borealis_types::ServerVersion;
+
 pub use binaries::{Binaries, OperatingSystemUser};
 pub use data_directory::{Contents, SynthesizedCheckpoint};
 pub use import::{Import, ImportedRecord};
+pub use program_file::ProgramFile;
 pub use server::{Server, ServerConfig};
 pub use settings::{RefusedSetting, Settings};
 
@@ -82,6 +86,19 @@ pub enum InstanceError {
         program: PathBuf,
         /// What it said.
         found: String,
+    },
+    /// The process does not run what was asked for its release.
+    #[error(
+        "{program} said that it is PostgreSQL {server_version}, and the server that was started from it runs {running}, \
+         another file: it was replaced meanwhile, or is a script; name the folder of the real programs with --pg-bin"
+    )]
+    PostgresReplaced {
+        /// The program asked.
+        program: PathBuf,
+        /// What it said.
+        server_version: ServerVersion,
+        /// What the process runs.
+        running: String,
     },
     /// The system user does not exist.
     #[error(

@@ -79,7 +79,7 @@ fn has_registration(path: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::Settings;
-    use borealis_types::PostgresVersion;
+    use borealis_types::ServerVersion;
 
     #[test]
     fn names_are_read_as_the_server_reads_them() {
@@ -101,8 +101,12 @@ mod tests {
         bytes.extend_from_slice(b"\0RegisterCustomRmgr\0more");
         std::fs::write(libraries.join("columns.so"), &bytes).expect("written");
         std::fs::write(libraries.join("harmless.so"), vec![1; 100_000]).expect("written");
-        let binaries =
-            Binaries { folder: programs, version: PostgresVersion::V15, version_text: String::new() };
+        let binaries = Binaries {
+            folder: programs,
+            server_version: ServerVersion::NEWEST_TESTED,
+            postgres_file: crate::ProgramFile::at(folder.path()).expect("it is there"),
+            version_text: String::new(),
+        };
         let check = |list: &str| {
             let pair = ("Shared_Preload_Libraries".to_owned(), list.to_owned());
             Settings::check([pair]).expect("a setting").check_libraries(&binaries)

@@ -14,14 +14,15 @@ fn an_initdb_becomes_an_unbroken_chain_of_records() {
     }
     let directory = folder.path().join("data");
     import::run_initdb(&binaries, &user, &directory).expect("initdb");
-    let import = Import::read(binaries.version, &directory).expect("read");
+    let import = Import::read(binaries.server_version.major(), &directory).expect("read");
 
     let (mut previous, mut last_effect) = (None, None);
     let (mut blocks, mut databases, mut status_pages, mut bytes) = (0, 0, 0, 0);
     import
         .for_each_record(|record| -> Result<(), InstanceError> {
             verify_checksum(&record.bytes, record.span.start).expect("checksum");
-            let parsed = Record::parse(binaries.version, record.span, &record.bytes).expect("well-formed");
+            let parsed =
+                Record::parse(binaries.server_version, record.span, &record.bytes).expect("well-formed");
             match previous {
                 None => assert_eq!(parsed.previous_start, Lsn::ZERO),
                 Some(before) => assert_eq!(parsed.previous_start, before),

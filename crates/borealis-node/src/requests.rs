@@ -41,7 +41,7 @@ fn try_answer(shared: &Shared, request: Request) -> Result<Reply, Refusal> {
         }
         Request::Install { epoch, writer, history, tails } => {
             if history.newest_epoch() != epoch {
-                let what = "the newest truncation of an installed history is of the epoch that installs it";
+                let what = "the newest opening of an installed history is of the epoch that installs it";
                 return Err(Refusal::Misuse(what.to_owned()));
             }
             let summaries = store.install(writer, &history, &tails).map_err(refuse)?;

@@ -136,16 +136,22 @@ fn a_caller_that_means_another_node_is_told_so() {
             other => panic!("answered with {other:?}"),
         }
     }
-    let mut stream = TcpStream::connect(cluster.address(0)).unwrap();
-    let hello = Request::Hello { protocol: 99, volume: VOLUME, node: NodeId(1), caller: Caller::Client };
-    write_frame(&mut stream, &encode_message(1, &hello)).unwrap();
-    let mut payload = Vec::new();
-    assert!(read_frame(&mut stream, &mut payload).unwrap());
-    match decode_payload::<Reply>(&payload).unwrap() {
-        Payload::Message { message: Reply::Refused(Refusal::Protocol(version)), .. } => {
-            assert_eq!(version, PROTOCOL_VERSION);
+    for protocol in [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1] {
+        let mut stream = TcpStream::connect(cluster.address(0)).unwrap();
+        let hello = Request::Hello { protocol, volume: VOLUME, node: NodeId(1), caller: Caller::Client };
+        write_frame(&mut stream, &encode_message(1, &hello)).unwrap();
+        let mut payload = Vec::new();
+        assert!(read_frame(&mut stream, &mut payload).unwrap());
+        match decode_payload::<Reply>(&payload).unwrap() {
+            Payload::Message { message: Reply::Refused(refusal @ Refusal::Protocol(version)), .. } => {
+                assert_eq!(version, PROTOCOL_VERSION);
+                assert!(
+                    refusal.to_string().contains("run the same version of Borealis on both"),
+                    "{refusal}"
+                );
+            }
+            other => panic!("answered with {other:?}"),
         }
-        other => panic!("answered with {other:?}"),
     }
     let nobody = NodeClient::connect(
         "127.0.0.1:1".parse().unwrap(),

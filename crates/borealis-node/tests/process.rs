@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use borealis_node::{NodeClient, NodeConfig, Timeouts};
 use borealis_proto::Caller;
-use borealis_types::{EpochHistory, Lsn, RecordSpan, Truncation, VolumeEpoch, WriterId};
+use borealis_types::{EpochHistory, EpochOpening, Lsn, RecordSpan, ServerVersion, VolumeEpoch, WriterId};
 use common::{Cluster, VOLUME};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -74,7 +74,11 @@ fn a_node_process_keeps_its_promises_through_every_kind_of_end() {
     config.save().unwrap();
     let (epoch, writer) = (VolumeEpoch(1), WriterId(9));
     let mut history = EpochHistory::default();
-    history.push(Truncation { epoch, last: RecordSpan::NONE });
+    history.push(EpochOpening {
+        epoch,
+        last: RecordSpan::NONE,
+        server_version: ServerVersion::NEWEST_TESTED,
+    });
 
     let child = spawn(&config);
     connect(&config).fence(epoch, writer).unwrap();

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
@@ -76,9 +76,9 @@ pub enum Request {
         epoch: VolumeEpoch,
         /// Its writer.
         writer: WriterId,
-        /// Every truncation of the volume; the newest is of `epoch`.
+        /// Every opening of the volume; the newest is of `epoch`.
         history: EpochHistory,
-        /// Where each group's redo ends at the newest truncation (`Segment::install`'s durable point).
+        /// Where each group's redo ends at the newest opening (`Segment::install`'s durable point).
         tails: Vec<GroupTail>,
     },
     /// A recovery brings records it decided to keep. Each segment named first adopts `history`
@@ -175,7 +175,7 @@ pub struct SegmentSummary {
     pub promised_epoch: VolumeEpoch,
     /// The writer it promised that epoch to.
     pub promised_writer: WriterId,
-    /// The truncations it knows.
+    /// How epochs were opened, as far as it knows.
     pub history: EpochHistory,
     /// It has every record of its group up to here (SCL).
     pub segment_complete_lsn: Lsn,

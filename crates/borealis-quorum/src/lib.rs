@@ -7,18 +7,23 @@
 //! # Why it is safe
 //!
 //! *Streams.* One writer per completed recovery, so the records of one [`VolumeEpoch`] form one stream. The
-//! stream of epoch `e` starts where the truncation of `e` ends.
+//! stream of epoch `e` starts where the opening of `e` ends.
 //!
 //! *Histories.* A recovery takes the history with the newest epoch among the segments it fenced and adds its
-//! own truncation. A history **replaces** an older one as a whole; the two are never merged entry by entry.
-//! A recovery that stopped while installing leaves its truncation on a minority; the next recovery may not
-//! see it and may decide to keep records that it cut. Were both truncations kept, the segments of the
+//! own opening. A history **replaces** an older one as a whole; the two are never merged entry by entry.
+//! A recovery that stopped while installing leaves its opening on a minority; the next recovery may not
+//! see it and may decide to keep records that it cut. Were both openings kept, the segments of the
 //! minority would refuse records that are durable. A recovery that completed was stored by a write quorum of
 //! every group, every later fence meets that quorum, so every later history extends it.
 //!
 //! *One record per position.* Under one history the admitted records of different epochs lie in disjoint
 //! ranges, and a writer sends records only in the epoch that its history ends with. So a segment, which
 //! keeps only records that its history admits, can never have to choose between two records for one position.
+//!
+//! *One release per record.* An opening says which release of PostgreSQL writes in its epoch. For a record that a
+//! history admits, the newest opening before it is the one of its own epoch, and later openings lie at or after its
+//! end: every segment that has the record knows its writer's release from its own history, and never has reason to
+//! change its mind ([`borealis_types::EpochHistory::server_version_at`]).
 //!
 //! *Acknowledged is found.* An acknowledged record is chain-complete on four of six segments before their
 //! fence; any four fenced segments contain two of those.

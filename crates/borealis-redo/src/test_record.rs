@@ -1,6 +1,6 @@
 //! Records for unit tests.
 
-use borealis_types::{BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator};
+use borealis_types::{BlockKey, Fork, Lsn, RecordSpan, RelationFork, RelationLocator, ServerVersion};
 use borealis_wal::encode::RecordBuilder;
 use borealis_wal::{BlockReference, Record, ResourceManager};
 
@@ -9,7 +9,7 @@ pub(crate) const SPAN: RecordSpan = RecordSpan { start: Lsn(0x0100_0028), end: L
 
 /// A record from its bytes.
 pub(crate) fn parse(bytes: &[u8]) -> Record<'_> {
-    Record::parse(PostgresVersion::V15, SPAN, bytes).unwrap()
+    Record::parse(ServerVersion::NEWEST_TESTED, SPAN, bytes).unwrap()
 }
 
 /// A record from its parts. Its bytes live as long as the test run.

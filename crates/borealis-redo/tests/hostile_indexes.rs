@@ -3,8 +3,8 @@
 use borealis_redo::apply_page;
 use borealis_redo::consistency::compare_pages;
 use borealis_types::{
-    BlockKey, Fork, Lsn, PAGE_SIZE, PageBytes, PageKey, PostgresVersion, RecordSpan, RelationFork,
-    RelationLocator,
+    BlockKey, Fork, Lsn, PAGE_SIZE, PageBytes, PageKey, RecordSpan, RelationFork, RelationLocator,
+    ServerVersion,
 };
 use borealis_wal::encode::RecordBuilder;
 use borealis_wal::{BlockReference, Record, ResourceManager};
@@ -82,7 +82,7 @@ proptest! {
             });
         }
         let bytes = builder.finish();
-        let record = Record::parse(PostgresVersion::V15, SPAN, &bytes).unwrap();
+        let record = Record::parse(ServerVersion::NEWEST_TESTED, SPAN, &bytes).unwrap();
         let before = page;
         let _ = apply_page(&record, &PageKey::Block(key(u32::from(id))), &mut page);
         let _ = compare_pages(resource_manager, key(1), &before, &page);

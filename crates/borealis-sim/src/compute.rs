@@ -8,7 +8,7 @@ use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions};
 use borealis_quorum::writer::{Acknowledgement, WriterTracker};
 use borealis_quorum::{GroupTail, Promise};
-use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan};
+use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan, ServerVersion};
 
 use crate::Defect;
 use crate::message::{Host, Message, SimRecord, to_tail_record};
@@ -60,6 +60,8 @@ pub struct Compute {
     pub id: u32,
     /// Its promise.
     pub promise: Promise,
+    /// The release of the server that writes once the recovery is done.
+    pub server_version: ServerVersion,
     /// Goes on when told that it is fenced.
     pub stubborn: bool,
     members: Vec<QuorumSets>,
@@ -69,17 +71,21 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// An instance that takes the volume over.
+    /// An instance that takes the volume over. Its server runs `server_version`, and it tells the recovery
+    /// `recorded`, which is the same unless something is broken on purpose.
     #[must_use]
     pub fn start(
         id: u32,
         promise: Promise,
+        server_version: ServerVersion,
+        recorded: ServerVersion,
         members: Vec<QuorumSets>,
         now_ms: u64,
         defect: Defect,
     ) -> (Compute, Effects) {
         let options = RecoveryOptions {
             promise,
+            server_version: recorded,
             members: members.clone(),
             retry_after: Duration::from_millis(RETRY_MS),
             give_up_after: Some(Duration::from_millis(20 * RETRY_MS)),
@@ -87,7 +93,8 @@ impl Compute {
         let (recovery, commands) = Recovery::start(options, Duration::from_millis(now_ms));
         let nodes = members[0].members().collect();
         let role = Role::Recovering(Box::new(recovery));
-        let mut compute = Compute { id, promise, stubborn: false, members, nodes, defect, role };
+        let mut compute =
+            Compute { id, promise, server_version, stubborn: false, members, nodes, defect, role };
         let mut effects = Effects::default();
         compute.carry_out(commands, &mut effects);
         (compute, effects)
@@ -264,6 +271,7 @@ impl Compute {
             previous_start: previous.start,
             links,
             content,
+            truth: self.server_version,
         });
         writer.retained.push_back(Rc::clone(&record));
         // Only members of the record's groups need it; here every node is a member of every group.

@@ -11,7 +11,9 @@
 //! * a recovery keeps every acknowledged record, and what it keeps is durable in the same way,
 //! * nothing acknowledged by a fenced writer is outside what the recovery that fenced it kept,
 //! * what a recovery cut never comes back,
-//! * a segment that allows a read holds exactly the records of its group up to that position.
+//! * a segment that allows a read holds exactly the records of its group up to that position,
+//! * a node would apply every record it holds as the release of PostgreSQL does that its writer ran: each writer runs a
+//!   random one.
 //!
 //! After the faults stop, the volume must become writable again, and every segment complete.
 //!
@@ -48,6 +50,14 @@ pub enum Defect {
     TailsIgnored,
     /// A node answers reads up to its segment complete LSN whatever recovery the reader knows of.
     ReadIgnoresHistory,
+    /// A recovery records the release of the writer before its own.
+    RecoveryRecordsOldRelease,
+    /// A node takes the last record before a new epoch for one of that epoch's release.
+    ReleaseBoundaryOffByOne,
+    /// Of two epochs that open at one position, a node takes the first for the one that wrote there.
+    FirstOfEqualOpeningsCounts,
+    /// A node applies every record by the release of the newest epoch it knows.
+    NewestReleaseForAll,
 }
 
 /// How a run is set up.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use borealis_quorum::recovery::TailRecord;
 use borealis_quorum::segment::{Gap, SegmentSummary};
 use borealis_quorum::{ChainLink, DurablePoint, GroupLink, GroupTail, Promise};
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch};
+use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
 
 /// A simulated record. `content` is unique, so two records for one position can be told apart.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +20,8 @@ pub struct SimRecord {
     pub links: Vec<GroupLink>,
     /// Stands for its bytes.
     pub content: u64,
+    /// The release its writer ran. Not sent: a node must know it from its history.
+    pub truth: ServerVersion,
 }
 
 impl SimRecord {
@@ -81,7 +83,7 @@ pub enum Message {
         promise: Promise,
         /// What to install.
         history: EpochHistory,
-        /// Ends of the groups at the newest truncation.
+        /// Ends of the groups at the newest opening.
         tails: Vec<GroupTail>,
     },
     /// Writer to node.

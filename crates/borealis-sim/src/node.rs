@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use borealis_quorum::segment::{InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source};
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, VolumeEpoch, WriterId};
+use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, ServerVersion, VolumeEpoch, WriterId};
 
 use crate::message::{Host, Message, SimRecord, durable_point};
 use crate::random::Random;
@@ -146,6 +146,22 @@ impl SimNode {
     #[must_use]
     pub fn records(&self, group: GroupId) -> &Records {
         &self.state.records[usize::from(group.0)]
+    }
+
+    /// The release that this node would apply a record as.
+    #[must_use]
+    pub fn server_version(&self, group: GroupId, record: &SimRecord) -> Option<ServerVersion> {
+        let (history, end) = (self.segment(group).history(), record.span.end);
+        match self.defect {
+            Defect::ReleaseBoundaryOffByOne => history.server_version_at(Lsn(end.0 + 1)),
+            Defect::NewestReleaseForAll => history.newest().map(|newest| newest.server_version),
+            Defect::FirstOfEqualOpeningsCounts => {
+                let before = history.openings().iter().rev().find(|opening| opening.last.end < end)?.last.end;
+                let mut openings = history.openings().iter();
+                openings.find(|opening| opening.last.end == before).map(|opening| opening.server_version)
+            }
+            _ => history.server_version_at(end),
+        }
     }
 
     /// Whether a record would survive a crash of this node now.
@@ -332,7 +348,7 @@ impl SimNode {
                 self.repair(from, group, promise, &history, &records, &mut effects, coverage);
             }
             Message::Install { promise, history, tails } => {
-                let last = history.truncations().last().expect("an installed history is not empty").last;
+                let last = history.newest().expect("an installed history is not empty").last;
                 let mut result = Ok(());
                 for group in self.groups() {
                     let point = durable_point(last, &tails, group);

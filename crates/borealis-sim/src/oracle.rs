@@ -28,9 +28,9 @@ impl Oracle {
     /// A writer made a record.
     pub fn shipped(&mut self, record: &Rc<SimRecord>) {
         self.streams.entry(record.epoch).or_default().insert(record.span.start, Rc::clone(record));
-        for truncation in self.history.truncations() {
-            if truncation.epoch > record.epoch && record.span.end > truncation.last.end {
-                self.cut.entry(record.content).or_insert(truncation.epoch);
+        for opening in self.history.openings() {
+            if opening.epoch > record.epoch && record.span.end > opening.last.end {
+                self.cut.entry(record.content).or_insert(opening.epoch);
             }
         }
     }
@@ -90,7 +90,7 @@ impl Oracle {
         if outcome.promise.epoch <= self.history.newest_epoch() {
             // The last answer of an older recovery was late. What it installed, the newer one must have seen.
             coverage.count("recoveries completed after a newer one");
-            return if self.history.truncations().starts_with(outcome.history.truncations()) {
+            return if self.history.openings().starts_with(outcome.history.openings()) {
                 Ok(())
             } else {
                 Err(format!("{outcome:?} completed, but {:?} does not continue it", self.history))
@@ -174,8 +174,34 @@ impl Oracle {
             Some(&by) if by <= newest => {
                 Err(format!("node {} took {record:?}, which epoch {by} cut", node.id))
             }
-            _ => Ok(()),
+            _ => Oracle::check_release(node, group, record),
         }
+    }
+
+    /// A node must apply a record it holds as the release does that its writer ran.
+    fn check_release(node: &SimNode, group: GroupId, record: &SimRecord) -> Result<(), String> {
+        let known = node.server_version(group, record);
+        if known == Some(record.truth) {
+            return Ok(());
+        }
+        Err(format!("node {} group {group} applies {record:?} as release {known:?}", node.id))
+    }
+
+    /// The same of every record a node holds, durable or not.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check_releases(&self, node: &SimNode, coverage: &mut Coverage) -> Result<(), String> {
+        for summary in node.summaries() {
+            for record in node.records(summary.group).values() {
+                Oracle::check_release(node, summary.group, record)?;
+                coverage.count("releases of records checked");
+                if summary.history.newest().is_some_and(|newest| newest.server_version != record.truth) {
+                    coverage.count("records of another release than the newest");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What a node would answer a read with must be the truth.
@@ -192,7 +218,8 @@ impl Oracle {
         let here: BTreeSet<u64> =
             node.records(group).values().filter(|r| r.span.end <= lsn).map(|r| r.content).collect();
         if truth == here {
-            return Ok(());
+            let mut readable = node.records(group).values().filter(|record| record.span.end <= lsn);
+            return readable.try_for_each(|record| Oracle::check_release(node, group, record));
         }
         let missing: Vec<_> = truth.difference(&here).collect();
         let extra: Vec<_> = here.difference(&truth).collect();
@@ -215,9 +242,13 @@ impl Oracle {
         }
         let pending = self.streams.get(&epoch).into_iter().flat_map(BTreeMap::values);
         for record in self.durable.values().chain(pending) {
-            if record.span.end <= lsn && record.link(group).is_some() && !node.has_durably(group, record) {
+            if record.span.end > lsn || record.link(group).is_none() {
+                continue;
+            }
+            if !node.has_durably(group, record) {
                 return Err(format!("node {} group {group} claims {lsn} but lacks {record:?}", node.id));
             }
+            Oracle::check_release(node, group, record)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use borealis_quorum::Promise;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::Failure;
 use borealis_quorum::segment::SegmentSummary;
-use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch, WriterId};
+use borealis_types::{GroupId, Lsn, NodeId, ServerVersion, VolumeEpoch, WriterId};
 
 use crate::compute::{self, Compute};
 use crate::message::{Host, Message};
@@ -18,6 +18,8 @@ use crate::random::Random;
 use crate::{Coverage, Defect, Options, Report, Violation};
 
 const NODES: u16 = 6;
+/// Writers run one of this many releases, so that volumes often move between two and back.
+const RELEASES: u64 = 3;
 /// Faults happen until here.
 const CHAOS_MS: u64 = 4_000;
 /// After the faults, the volume must be well again before this.
@@ -87,6 +89,8 @@ pub struct World {
     sides: Option<(u64, bool)>,
     next_compute: u32,
     last_epoch: VolumeEpoch,
+    /// What the instance started last runs.
+    last_release: ServerVersion,
     next_content: u64,
     /// Durable position when the supervisor last looked after the faults, and since when it stands still.
     stuck: (Lsn, u64),
@@ -121,6 +125,7 @@ impl World {
             sides: None,
             next_compute: 0,
             last_epoch: VolumeEpoch(0),
+            last_release: ServerVersion::NEWEST_TESTED,
             next_content: 1,
             stuck: (Lsn::ZERO, 0),
             unwell_since: CHAOS_MS,
@@ -192,6 +197,7 @@ impl World {
                 if !self.nodes[position].running && !self.lost[position] {
                     self.nodes[position].restart();
                     self.coverage.count("node restarts");
+                    self.oracle.check_releases(&self.nodes[position], &mut self.coverage)?;
                 }
             }
             Event::ComputeTick(id) => {
@@ -380,7 +386,21 @@ impl World {
         self.next_compute += 1;
         self.last_epoch = self.last_epoch.max(epoch);
         let promise = Promise { epoch, writer: WriterId(u64::from(id) + 1) };
-        let (mut compute, effects) = Compute::start(id, promise, self.members.clone(), self.now, self.defect);
+        let server_version = self.draw_release();
+        let recorded = match self.defect {
+            Defect::RecoveryRecordsOldRelease => self.last_release,
+            _ => server_version,
+        };
+        self.last_release = server_version;
+        let (mut compute, effects) = Compute::start(
+            id,
+            promise,
+            server_version,
+            recorded,
+            self.members.clone(),
+            self.now,
+            self.defect,
+        );
         compute.stubborn = self.random.chance(500);
         self.coverage.count("recoveries started");
         let host = compute.host();
@@ -390,6 +410,12 @@ impl World {
         }
         self.schedule(80, Event::ComputeTick(id));
         self.schedule(20, Event::Write(id));
+    }
+
+    fn draw_release(&mut self) -> ServerVersion {
+        let older = self.random.below(RELEASES) as u32;
+        ServerVersion::new(ServerVersion::NEWEST_TESTED.server_version_num() - older)
+            .expect("a known release")
     }
 
     fn fault(&mut self) {
@@ -516,6 +542,9 @@ impl World {
             for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
                 self.oracle.check_read(node, group, durable)?;
             }
+        }
+        for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
+            self.oracle.check_releases(node, &mut self.coverage)?;
         }
         self.coverage.count("runs");
         Ok(true)

@@ -35,11 +35,13 @@ fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
         "records held for a predecessor",
         "records repaired",
         "records taken from peers",
+        "records of another release than the newest",
         "records written by replaced writers",
         "recoveries competing for one epoch",
         "recoveries completed",
         "recoveries crashed",
         "recoveries superseded",
+        "releases of records checked",
         "stale records refused",
         "unacknowledged records kept by a recovery",
         "written records cut by a recovery",
@@ -82,6 +84,10 @@ fn every_deliberate_defect_is_caught() {
         (Defect::AcknowledgeWhileFenced, 100, ""),
         (Defect::ProgressToFencedWriter, 400, ""),
         (Defect::ReadIgnoresHistory, 200, "read at"),
+        (Defect::RecoveryRecordsOldRelease, 20, "as release"),
+        (Defect::ReleaseBoundaryOffByOne, 20, "as release"),
+        (Defect::FirstOfEqualOpeningsCounts, 100, "as release"),
+        (Defect::NewestReleaseForAll, 20, "as release"),
     ] {
         let caught = seeds_until_caught(defect, at_most);
         println!("{defect:?}: {caught:?}");

@@ -11,9 +11,9 @@ use borealis_proto::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 use borealis_quorum::Promise;
 use borealis_store::{Identity, Options, Origin, Policy, Store};
 use borealis_types::{
-    AvailabilityZone, BlockKey, EpochHistory, Fork, GroupId, Lsn, NodeId, PAGE_SIZE, PageKey, Placement,
-    PostgresVersion, RecordSpan, RelationFork, RelationLocator, SlruKind, Truncation, VolumeEpoch, VolumeId,
-    WriterId,
+    AvailabilityZone, BlockKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, NodeId, PAGE_SIZE, PageKey,
+    Placement, PostgresVersion, RecordSpan, RelationFork, RelationLocator, ServerVersion, SlruKind,
+    VolumeEpoch, VolumeId, WriterId,
 };
 use borealis_wal::ResourceManager;
 use borealis_wal::encode::RecordBuilder;
@@ -86,7 +86,11 @@ fn main() -> Result<()> {
     let store = Store::create(&directory, identity, Options::default())?;
     let promise = Promise { epoch: VolumeEpoch(1), writer: WriterId(1) };
     let mut history = EpochHistory::default();
-    history.push(Truncation { epoch: promise.epoch, last: RecordSpan::NONE });
+    history.push(EpochOpening {
+        epoch: promise.epoch,
+        last: RecordSpan::NONE,
+        server_version: ServerVersion::NEWEST_TESTED,
+    });
     store.fence(promise)?;
     store.install(promise.writer, &history, &[])?;
     let origin = Origin::Writer(promise);

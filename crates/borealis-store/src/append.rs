@@ -5,7 +5,7 @@ use std::ops::Range;
 use borealis_proto::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal, SegmentProgress};
 use borealis_quorum::segment::{Offer, Source};
 use borealis_quorum::{ChainLink, Promise};
-use borealis_types::{GroupId, GroupSet, MAX_GROUPS, RecordSpan};
+use borealis_types::{GroupId, GroupSet, MAX_GROUPS, RecordSpan, ServerVersion};
 use borealis_wal::{Effect, Record};
 
 use crate::catalog::{BATCH_PREFIX_BYTES, BatchPrefix};
@@ -66,6 +66,9 @@ pub struct Appended {
 struct OfferedBatch<'a> {
     bytes: &'a [u8],
     header: BatchHeader,
+    /// The release that writes in the batch's epoch; `None` if no segment here knows the epoch, and then none takes
+    /// anything of it.
+    server_version: Option<ServerVersion>,
     records: Vec<OfferedRecord<'a>>,
     /// Of all records, one after another.
     links: Vec<GroupLink>,
@@ -106,6 +109,22 @@ struct Outcome {
     refused: Option<StoreError>,
 }
 
+/// Every segment that knows the batch's epoch must name the same release as its writer's: a recovery opens an epoch in
+/// all groups alike.
+fn check_release(state: &State, batch: &OfferedBatch<'_>) -> Result<(), StoreError> {
+    let epoch = batch.header.volume_epoch;
+    for hosted in state.segments.values() {
+        let known = hosted.segment.history().server_version_of(epoch);
+        if known.is_some() && known != batch.server_version {
+            let group = hosted.group();
+            return Err(misuse(format!(
+                "group {group} knows another writer of epoch {epoch} than other groups here"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn misuse(what: impl Into<String>) -> StoreError {
     Refusal::Misuse(what.into()).into()
 }
@@ -121,9 +140,16 @@ impl Store {
     /// its epoch is not known yet; [`StoreError::Poisoned`].
     pub fn append(&self, batch: &[u8], origin: Origin) -> Result<Appended, StoreError> {
         self.check_poison()?;
-        let mut batch = self.take_apart(batch)?;
-        self.hold_back()?;
-        let mut state = self.lock_to_change()?;
+        let (mut batch, mut state) = loop {
+            let batch = self.take_apart(batch)?;
+            self.hold_back()?;
+            let state = self.lock_to_change()?;
+            // The history that says who writes in this epoch may have come in between.
+            if batch.server_version.is_some() || state.release_in(batch.header.volume_epoch).is_none() {
+                break (batch, state);
+            }
+        };
+        check_release(&state, &batch)?;
         self.check_origin(&state, &batch, origin)?;
         let positions_count = matches!(origin, Origin::Writer(_));
         let news = positions_count && state.observe(&batch.header);
@@ -158,6 +184,7 @@ impl Store {
             return Err(misuse(format!("a batch of {} bytes (limit {BATCH_BYTES_MAX})", bytes.len())));
         }
         let (header, mut reader) = BatchReader::new(bytes).map_err(|error| misuse(error.to_string()))?;
+        let server_version = self.lock().release_in(header.volume_epoch);
         let group_count = self.identity.placement.group_count();
         let context = self.context();
         // Records are seldom much shorter, so these seldom grow.
@@ -173,14 +200,19 @@ impl Store {
                 return Err(misuse(format!("the record at {start} is of a group the volume does not have")));
             }
             self.rules.verify(bytes, span.start).map_err(|error| misuse(error.to_string()))?;
-            let parsed = Record::parse(self.identity.version, span, bytes);
-            let parsed = parsed.map_err(|error| misuse(error.to_string()))?;
-            let facts = Facts::of(context, &parsed, &mut effects);
+            let facts = match server_version {
+                Some(server_version) => {
+                    let parsed = Record::parse(server_version, span, bytes);
+                    let parsed = parsed.map_err(|error| misuse(error.to_string()))?;
+                    Facts::of(context, &parsed, &mut effects)
+                }
+                None => Facts::of_unknown_writer(),
+            };
             let offset = reader.offset() - bytes.len();
             let links = first_link..links.len();
             records.push(OfferedRecord { span, bytes, offset, links, facts, taken: GroupSet::EMPTY });
         }
-        Ok(OfferedBatch { bytes, header, records, links, effects })
+        Ok(OfferedBatch { bytes, header, server_version, records, links, effects })
     }
 
     /// Applies redo in the caller's place while too much of it waits, and that can make it less. No longer: others
@@ -259,7 +291,17 @@ impl Store {
                     false => hosted.segment.offer(source, epoch, link),
                 };
                 match outcome {
-                    Offer::Complete | Offer::Held => record.taken = record.taken.with(group),
+                    Offer::Complete | Offer::Held => {
+                        let known = hosted.segment.history().server_version_at(record.span.end);
+                        assert!(
+                            known.is_some() && known == batch.server_version,
+                            "invariant \"one release per record\": group {group} takes the record at {} as of {known:?}, \
+                             and it was looked at as of {:?}",
+                            record.span.start,
+                            batch.server_version
+                        );
+                        record.taken = record.taken.with(group);
+                    }
                     Offer::Duplicate => count(&self.counters.records_duplicate, 1),
                     Offer::TooFarAhead => {
                         count(&self.counters.records_too_far_ahead, 1);

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use crate::{Identity, StoreError};
 
 /// The last byte counts formats of a store as a whole: an older one is refused when it is opened.
-const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x02";
+const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x03";
 const HEADER_BYTES: usize = 20;
 
 /// Paths of a store.
@@ -160,7 +160,11 @@ pub(crate) fn read_file(path: &Path, magic: [u8; 8]) -> Result<Vec<u8>, StoreErr
         return Err(StoreError::corrupt(place, "it is not a file of this kind"));
     }
     if header[7] != magic[7] {
-        let what = format!("has format version {}, this program knows {}", header[7], magic[7]);
+        let what = format!(
+            "has format version {}, this program knows {}: open it with the version of Borealis that made it, and \
+             move the data with pg_dump",
+            header[7], magic[7]
+        );
         return Err(StoreError::directory(path, what));
     }
     let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..16]), body);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use borealis_types::RecordSpan;
+use borealis_types::{RecordSpan, ServerVersion};
 use borealis_wal::{Effect, Record};
 
 use crate::index::changes_only_existing_pages;
@@ -29,14 +29,20 @@ impl Facts {
         Facts { effects: range, changes_only_existing_pages: changes_only_existing_pages(record) }
     }
 
-    /// The same from a record's bytes.
+    /// Of a record in an epoch that no segment here knows: none takes it, so nobody ever asks.
+    pub(crate) fn of_unknown_writer() -> Facts {
+        Facts { effects: Err("nobody knows who wrote it".to_owned()), changes_only_existing_pages: false }
+    }
+
+    /// The same from the bytes of a record that a server of this release wrote.
     pub(crate) fn of_bytes(
         context: RedoContext<'_>,
+        server_version: ServerVersion,
         span: RecordSpan,
         bytes: &[u8],
         effects: &mut Vec<Effect>,
     ) -> Facts {
-        match Record::parse(context.version, span, bytes) {
+        match Record::parse(server_version, span, bytes) {
             Ok(record) => Facts::of(context, &record, effects),
             Err(error) => Facts { effects: Err(error.to_string()), changes_only_existing_pages: false },
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_quorum::segment::{Installed, Segment};
-use borealis_types::{GroupId, Lsn, MetaKey, Placement, RecordSpan};
+use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, RecordSpan, ServerVersion};
 use borealis_wal::Effect;
 
 use crate::StoreError;
@@ -20,6 +20,22 @@ pub(crate) struct RedoFailure {
     /// End of the record.
     pub lsn: Lsn,
     pub reason: String,
+}
+
+/// The release that wrote a record, by the history of a segment that has it.
+///
+/// # Panics
+/// If the history does not know: a segment takes only records that its history admits, and admits none that it cannot
+/// say the writer of.
+pub(crate) fn release_of(history: &EpochHistory, span: RecordSpan) -> ServerVersion {
+    let known = history.server_version_at(span.end);
+    let Some(server_version) = known else {
+        panic!(
+            "invariant \"one release per record\": the record at {} is here, and no opening lies before it",
+            span.start
+        )
+    };
+    server_version
 }
 
 /// How the bytes of a record are had.
@@ -62,6 +78,11 @@ impl HostedSegment {
         self.segment.group()
     }
 
+    /// The release that wrote a record this segment has.
+    pub(crate) fn release_of(&self, span: RecordSpan) -> ServerVersion {
+        release_of(self.segment.history(), span)
+    }
+
     /// Moves records that the chain reaches from `pending` to the index.
     pub(crate) fn index_pending(
         &mut self,
@@ -83,7 +104,8 @@ impl HostedSegment {
             let bytes = read(&reference)?;
             first.remove();
             effects.clear();
-            let facts = Facts::of_bytes(context, reference.span, &bytes, &mut effects);
+            let server_version = self.release_of(reference.span);
+            let facts = Facts::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
             self.index_record(context.placement, reference, &facts, &effects);
         }
         Ok(())

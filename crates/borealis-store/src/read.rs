@@ -10,13 +10,13 @@ use std::sync::{Arc, PoisonError};
 
 use borealis_proto::{PageChecksum, Refusal, RelationSize};
 use borealis_types::{
-    BlockKey, DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey, RelationFork,
-    SlruKind,
+    BlockKey, DatabaseKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey,
+    RelationFork, SlruKind,
 };
 use borealis_wal::Record;
 
 use crate::base::{Base, database_of, in_database};
-use crate::hosted::HostedSegment;
+use crate::hosted::{HostedSegment, release_of};
 use crate::index::{Origin, RecordRef, changes_only_existing_pages};
 use crate::metrics::count;
 use crate::pages::{PageFiles, SlotAddress};
@@ -51,6 +51,8 @@ struct PageRecipe {
     source: Source,
     /// Records to apply, each as a change of this page: a copied page first gets those of its original.
     steps: Vec<(PageKey, RecordRef)>,
+    /// Says which release wrote each of them.
+    history: EpochHistory,
     version: u64,
 }
 
@@ -58,6 +60,8 @@ struct PageRecipe {
 struct MetaRecipe {
     value: Option<Vec<u8>>,
     steps: Vec<(MetaKey, RecordRef)>,
+    /// Says which release wrote each of them.
+    history: EpochHistory,
     version: u64,
 }
 
@@ -208,7 +212,7 @@ impl Store {
     }
 
     fn page_recipe(&self, hosted: &HostedSegment, key: &PageKey, lsn: Lsn) -> PageRecipe {
-        let version = hosted.version;
+        let (history, version) = (hosted.segment.history().clone(), hosted.version);
         let cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(hosted.group(), key);
         if let Some((since, page)) = cached
             && since <= lsn
@@ -222,12 +226,12 @@ impl Store {
                 count(&self.counters.page_cache_hits, 1);
                 let records = hosted.index.page_records(key, since, lsn);
                 let steps = records.map(|reference| (*key, reference)).collect();
-                return PageRecipe { source: Source::Cached(page), steps, version };
+                return PageRecipe { source: Source::Cached(page), steps, history, version };
             }
         }
         let mut steps = Vec::new();
         let source = add_page(hosted, key, lsn, &mut steps);
-        PageRecipe { source, steps, version }
+        PageRecipe { source, steps, history, version }
     }
 
     fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, Spoiled> {
@@ -242,7 +246,7 @@ impl Store {
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
             let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(reference, bytes).map_err(Spoiled::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
             if page.is_none() && changes_only_existing_pages(&record) {
                 continue;
             }
@@ -254,12 +258,17 @@ impl Store {
     }
 
     /// Verifies and parses a record read back from the log.
-    fn parse<'a>(&self, reference: &RecordRef, bytes: &'a [u8]) -> Result<Record<'a>, StoreError> {
+    fn parse<'a>(
+        &self,
+        history: &EpochHistory,
+        reference: &RecordRef,
+        bytes: &'a [u8],
+    ) -> Result<Record<'a>, StoreError> {
         let position = reference.position;
         let place = || format!("log file {} at offset {}", position.file(), position.offset());
         let damaged = |error: borealis_wal::RecordError| StoreError::corrupt(place(), error.to_string());
         self.rules.verify(bytes, reference.span.start).map_err(damaged)?;
-        Record::parse(self.identity.version, reference.span, bytes).map_err(damaged)
+        Record::parse(release_of(history, reference.span), reference.span, bytes).map_err(damaged)
     }
 
     /// Looks something up, makes something of it, and starts again if the segment changed meanwhile.
@@ -325,7 +334,8 @@ impl Store {
                 let hosted = look(&state)?;
                 let mut steps = Vec::new();
                 let value = add_meta(hosted, key, lsn, &mut steps);
-                Ok(MetaRecipe { value, steps, version: hosted.version })
+                let history = hosted.segment.history().clone();
+                Ok(MetaRecipe { value, steps, history, version: hosted.version })
             },
             |recipe| recipe.version,
             |recipe| {
@@ -343,7 +353,7 @@ impl Store {
         let mut reader = RecordReader::new(&self.files);
         for (at, (_, reference)) in recipe.steps.iter().enumerate() {
             let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(reference, bytes).map_err(Spoiled::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
             counters
                 .apply(&record)
                 .map_err(|error| Spoiled::Redo { lsn: reference.span.end, reason: error.to_string() })?;
@@ -357,7 +367,7 @@ impl Store {
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
             let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(reference, bytes).map_err(Spoiled::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
             let applied = self.rules.apply_meta(&record, key, value);
             value = applied.map_err(|error| Spoiled::Redo { lsn, reason: error.to_string() })?;
         }

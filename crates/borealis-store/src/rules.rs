@@ -122,7 +122,7 @@ impl PostgresCounters {
 
 #[cfg(test)]
 mod tests {
-    use borealis_types::{Lsn, PostgresVersion, RecordSpan};
+    use borealis_types::{Lsn, RecordSpan, ServerVersion};
     use borealis_wal::encode::RecordBuilder;
     use borealis_wal::native::Native;
 
@@ -134,7 +134,7 @@ mod tests {
         all.iter().map(move |bytes| {
             let span = RecordSpan { start, end: Lsn(start.0 + bytes.len() as u64).align_up() };
             start = Lsn(span.end.0 + 24);
-            Record::parse(PostgresVersion::V15, span, bytes).unwrap()
+            Record::parse(ServerVersion::NEWEST_TESTED, span, bytes).unwrap()
         })
     }
 

@@ -6,7 +6,7 @@ use borealis_proto::{BatchHeader, BatchReader, GroupTail};
 use borealis_quorum::segment::{Installed, Offer, Source};
 use borealis_quorum::{ChainLink, DurablePoint, Promise};
 use borealis_types::{
-    EpochHistory, GroupId, GroupSet, Lsn, Placement, PostgresVersion, RecordSpan, VolumeEpoch, WriterId,
+    EpochHistory, GroupId, GroupSet, Lsn, Placement, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
 };
 use borealis_wal::Effect;
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,6 @@ impl From<PositionsEntry> for BatchHeader {
 #[derive(Clone, Copy)]
 pub(crate) struct RedoContext<'a> {
     pub rules: &'a dyn RedoRules,
-    pub version: PostgresVersion,
     pub placement: Placement,
 }
 
@@ -103,6 +102,11 @@ impl State {
             news |= hosted.segment.observe_minimum_read_point(epoch, point);
         }
         news
+    }
+
+    /// The release that writes in an epoch, if any segment here knows it.
+    pub(crate) fn release_in(&self, epoch: VolumeEpoch) -> Option<ServerVersion> {
+        self.segments.values().find_map(|hosted| hosted.segment.history().server_version_of(epoch))
     }
 
     /// Enters records that segments took and that are in the log into the index, as far as chains reach.
@@ -188,7 +192,12 @@ impl State {
                     }
                 }
             }
-            let facts = Facts::of_bytes(context, record.reference.span, record.bytes, &mut effects);
+            // What nobody took is not looked at: nobody need know its writer.
+            let Some(taker) = groups.iter().next().and_then(|group| self.segments.get(&group)) else {
+                continue;
+            };
+            let span = record.reference.span;
+            let facts = Facts::of_bytes(context, taker.release_of(span), span, record.bytes, &mut effects);
             entered.push(EnteredRecord { reference: record.reference, groups, facts });
         }
         let spans = records.iter().map(|record| record.reference.span);

@@ -145,8 +145,7 @@ impl Store {
         }
         let files = log.files();
         let mut state = State { log, segments, catalog, peer_floors: BTreeMap::new() };
-        let context =
-            RedoContext { rules: &*rules, version: identity.version, placement: identity.placement };
+        let context = RedoContext { rules: &*rules, placement: identity.placement };
         checkpoint::replay(&mut state, context, incarnation, replay_from, log_end)?;
         // What was read back may never have been synced; from here on it is acknowledged.
         let active = state.log.active();
@@ -183,8 +182,7 @@ impl Store {
     }
 
     pub(crate) fn context(&self) -> RedoContext<'_> {
-        let Identity { version, placement, .. } = self.identity;
-        RedoContext { rules: &*self.rules, version, placement }
+        RedoContext { rules: &*self.rules, placement: self.identity.placement }
     }
 
     /// The state, for looking.
@@ -306,7 +304,7 @@ impl Store {
     }
 
     /// Records the outcome of a recovery in every segment: cuts what the history does not admit, and accepts
-    /// its writer. `tails` is where each group ends at the newest truncation; a group that is not listed is
+    /// its writer. `tails` is where each group ends at the newest opening; a group that is not listed is
     /// readable only once the writer has said where it ends. Durable on return.
     ///
     /// # Errors
@@ -318,12 +316,12 @@ impl Store {
         history: &EpochHistory,
         tails: &[GroupTail],
     ) -> Result<Vec<SegmentSummary>, StoreError> {
-        let Some(newest) = history.truncations().last().copied() else {
-            return Err(Refusal::Misuse("a history without any truncation opens no epoch".to_owned()).into());
+        let Some(newest) = history.newest().copied() else {
+            return Err(Refusal::Misuse("a history without any opening opens no epoch".to_owned()).into());
         };
         let items = self.identity.groups.iter().map(|&group| {
             let tail = tails.iter().find(|tail| tail.group == group);
-            // Not listed: no record ends above the truncation, so a chain that ends there is complete, and
+            // Not listed: no record ends above the opening, so a chain that ends there is complete, and
             // for any other chain it is not known.
             let group_tail = tail.map_or(newest.last.end, |tail| tail.last_end);
             let durable = DurablePoint { volume: newest.last, group_tail };

@@ -240,16 +240,20 @@ mod tests {
     use super::*;
     use borealis_quorum::segment::Source;
     use borealis_quorum::{ChainLink, DurablePoint, Promise};
-    use borealis_types::{Truncation, WriterId};
+    use borealis_types::{EpochOpening, ServerVersion, WriterId};
 
     fn span(start: u64, end: u64) -> RecordSpan {
         RecordSpan { start: Lsn(start), end: Lsn(end) }
     }
 
-    fn history(truncations: &[(u64, RecordSpan)]) -> EpochHistory {
+    fn history(openings: &[(u64, RecordSpan)]) -> EpochHistory {
         let mut history = EpochHistory::default();
-        for &(epoch, last) in truncations {
-            history.push(Truncation { epoch: VolumeEpoch(epoch), last });
+        for &(epoch, last) in openings {
+            history.push(EpochOpening {
+                epoch: VolumeEpoch(epoch),
+                last,
+                server_version: ServerVersion::NEWEST_TESTED,
+            });
         }
         history
     }
@@ -272,7 +276,7 @@ mod tests {
         segment.install(Some(WriterId(2)), &second, point(RecordSpan::NONE)).expect("installed");
         assert!(!Holding::of(&segment).has(VolumeEpoch(1), written));
 
-        // Epoch 3's recovery saw the record, not epoch 2's truncation.
+        // Epoch 3's recovery saw the record, not epoch 2's opening.
         segment.fence(Promise { epoch: VolumeEpoch(3), writer: WriterId(3) }).expect("newer");
         let third = history(&[(1, RecordSpan::NONE), (3, written)]);
         let durable = DurablePoint { volume: written, group_tail: written.end };

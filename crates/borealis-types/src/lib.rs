@@ -2,20 +2,24 @@
 //!
 //! Invariant: no I/O, no clock, no randomness; every type is plain data.
 
+mod history;
 mod key;
 mod lsn;
 mod placement;
+mod server_version;
 mod volume;
 
+pub use history::{EpochHistory, EpochOpening, HistoryOrderError};
 pub use key::{
     BlockKey, BlockNumber, DatabaseKey, Fork, MetaKey, PageKey, RelationFork, RelationLocator, SlruKind,
     UnknownFork,
 };
 pub use lsn::{Lsn, ParseLsnError, RecordSpan};
 pub use placement::{GroupSet, MAX_GROUPS, META_GROUP, Placement};
+pub use server_version::{ParseServerVersionError, ServerVersion, UnsupportedServerVersion};
 pub use volume::{
-    AvailabilityZone, EpochHistory, GroupId, InstanceId, NodeId, PostgresVersion, READ_QUORUM,
-    SEGMENTS_PER_GROUP, Truncation, VolumeEpoch, VolumeId, WRITE_QUORUM, WriterId,
+    AvailabilityZone, GroupId, InstanceId, NodeId, PostgresVersion, READ_QUORUM, SEGMENTS_PER_GROUP,
+    VolumeEpoch, VolumeId, WRITE_QUORUM, WriterId,
 };
 
 /// PostgreSQL's block size. Borealis supports the default only and checks it when a volume is created.

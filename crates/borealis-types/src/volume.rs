@@ -4,8 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::RecordSpan;
-
 /// Segments (peer copies) of one protection group.
 pub const SEGMENTS_PER_GROUP: usize = 6;
 /// Peers that must hold a record before it is acknowledged.
@@ -94,49 +92,4 @@ pub struct AvailabilityZone(pub String);
 pub enum PostgresVersion {
     /// PostgreSQL 15.
     V15,
-}
-
-/// What one crash recovery cut: every record of an epoch older than `epoch` that ends after `last.end` is
-/// gone for ever.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub struct Truncation {
-    /// The epoch the recovery opened.
-    pub epoch: VolumeEpoch,
-    /// The last record that stayed; the new writer continues at `last.end` and links back to `last.start`.
-    pub last: RecordSpan,
-}
-
-/// Every truncation of a volume, oldest first. Epochs strictly rise.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct EpochHistory {
-    truncations: Vec<Truncation>,
-}
-
-impl EpochHistory {
-    /// All truncations, oldest first.
-    #[must_use]
-    pub fn truncations(&self) -> &[Truncation] {
-        &self.truncations
-    }
-
-    /// The newest epoch that finished a recovery, as far as this history knows.
-    #[must_use]
-    pub fn newest_epoch(&self) -> VolumeEpoch {
-        self.truncations.last().map_or(VolumeEpoch(0), |t| t.epoch)
-    }
-
-    /// Adds the newest truncation.
-    ///
-    /// # Panics
-    /// If its epoch is not above every epoch already there: a recovery never rewrites an older one.
-    pub fn push(&mut self, truncation: Truncation) {
-        assert!(truncation.epoch > self.newest_epoch(), "truncations must come in epoch order");
-        self.truncations.push(truncation);
-    }
-
-    /// Whether a record written in `epoch` and ending at `end` survived every recovery in this history.
-    #[must_use]
-    pub fn admits(&self, epoch: VolumeEpoch, end: crate::Lsn) -> bool {
-        self.truncations.iter().all(|t| t.epoch <= epoch || end <= t.last.end)
-    }
 }

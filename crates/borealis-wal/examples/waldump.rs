@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use borealis_types::{Lsn, PostgresVersion};
+use borealis_types::{Lsn, ServerVersion};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{effects, verify_checksum};
 
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let segment_bytes = bytes.len() / files.len();
     let start = segment_start(first, segment_bytes as u64).ok_or("not the name of a segment file")?;
     let source = WalWindow { start, bytes: &bytes };
-    let mut decoder = RecordDecoder::new(PostgresVersion::V15, start, Lsn::ZERO)
+    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, Lsn::ZERO)
         .with_segment_bytes(u32::try_from(segment_bytes)?);
     decoder.skip_continuation(&source)?;
 

@@ -144,7 +144,7 @@ pub enum EffectError {
 pub fn effects(record: &Record<'_>, out: &mut Vec<Effect>) -> Result<(), EffectError> {
     let first = out.len();
     let mut sink = Sink { out, first };
-    let result = match record.version {
+    let result = match record.server_version.major() {
         PostgresVersion::V15 => collect(record, &mut sink),
     };
     if result.is_err() {

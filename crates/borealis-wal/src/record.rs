@@ -7,7 +7,9 @@ use std::fmt;
 use std::ops::Deref;
 
 use arrayvec::ArrayVec;
-use borealis_types::{BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator};
+use borealis_types::{
+    BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator, ServerVersion,
+};
 
 use crate::ResourceManager;
 use crate::bytes::Reader;
@@ -54,8 +56,8 @@ pub(crate) const IMAGE_ZSTD: u8 = 0x10;
 pub struct Record<'a> {
     /// Where the record stands; `span.end` is what its pages are stamped with.
     pub span: RecordSpan,
-    /// The version whose layouts apply.
-    pub version: PostgresVersion,
+    /// The release that wrote it: its major version has the layouts, and redo does what that release does.
+    pub server_version: ServerVersion,
     /// The whole record, header included.
     pub bytes: &'a [u8],
     /// Writing (sub)transaction, zero for none.
@@ -80,20 +82,20 @@ impl<'a> Record<'a> {
     /// Parses the bytes of one record, which must be exactly `xl_tot_len` long.
     ///
     /// The checksum is not looked at (see [`verify_checksum`]): records are parsed again and again after they
-    /// have been verified once.
+    /// have been verified once. `server_version` is the release that wrote it.
     ///
     /// # Errors
     /// [`RecordError::Malformed`] when the bytes break the layout.
     // Inlined, so that the record, which is large, is made where the caller wants it.
     #[inline]
     pub fn parse(
-        version: PostgresVersion,
+        server_version: ServerVersion,
         span: RecordSpan,
         bytes: &'a [u8],
     ) -> Result<Record<'a>, RecordError> {
         let mut record = Record {
             span,
-            version,
+            server_version,
             bytes,
             xid: 0,
             previous_start: Lsn::ZERO,
@@ -122,6 +124,18 @@ impl<'a> Record<'a> {
     pub fn block(&self, id: u8) -> Option<&BlockReference<'a>> {
         self.blocks.iter().find(|block| block.id == id)
     }
+}
+
+/// Where the record before this one in the volume starts (`xl_prev`), if its bytes keep to the layout of `version`. Who
+/// wrote it need not be known: minor releases share every layout, and nothing is redone.
+///
+/// # Errors
+/// As [`Record::parse`].
+pub fn previous_start(version: PostgresVersion, span: RecordSpan, bytes: &[u8]) -> Result<Lsn, RecordError> {
+    let any_release = match version {
+        PostgresVersion::V15 => ServerVersion::NEWEST_TESTED,
+    };
+    Record::parse(any_release, span, bytes).map(|record| record.previous_start)
 }
 
 /// Compares the record's checksum (`xl_crc`) with that of its bytes.

@@ -6,7 +6,7 @@
 //! is wrong: it is [`Next::Incomplete`], the position stays, and the same bytes are read again when there are
 //! more. Only what no later write can mend is an error.
 
-use borealis_types::{Lsn, PostgresVersion, RecordSpan};
+use borealis_types::{Lsn, RecordSpan, ServerVersion};
 
 use crate::bytes::Reader;
 use crate::page::{
@@ -84,7 +84,7 @@ pub enum StreamError {
 /// Decodes records one after the other.
 #[derive(Clone, Debug)]
 pub struct RecordDecoder {
-    version: PostgresVersion,
+    server_version: ServerVersion,
     segment_bytes: u32,
     system_identifier: Option<u64>,
     /// Pages of older time lines are leftovers.
@@ -126,11 +126,12 @@ struct Found<'w> {
 impl RecordDecoder {
     /// A decoder of the records from `start` on, which is the end of a record (or the start of a page whose
     /// first record is wanted). `previous_start` is the start of the record before `start`, which the first
-    /// record must name; zero if it is not known. Segment files have the default size.
+    /// record must name; zero if it is not known. `server_version` is the release
+    /// that wrote all of them. Segment files have the default size.
     #[must_use]
-    pub fn new(version: PostgresVersion, start: Lsn, previous_start: Lsn) -> RecordDecoder {
+    pub fn new(server_version: ServerVersion, start: Lsn, previous_start: Lsn) -> RecordDecoder {
         RecordDecoder {
-            version,
+            server_version,
             segment_bytes: WalLayout::DEFAULT_SEGMENT_BYTES,
             system_identifier: None,
             timeline: 0,
@@ -187,7 +188,7 @@ impl RecordDecoder {
             Err(Stop::Overwritten(_)) => unreachable!("the search goes on there"),
         };
         let bytes = found.in_place.unwrap_or(&self.assembled);
-        match Record::parse(self.version, found.span, bytes) {
+        match Record::parse(self.server_version, found.span, bytes) {
             Ok(record) => {
                 self.position = found.span.end;
                 self.previous_start = found.span.start;
@@ -348,7 +349,7 @@ impl RecordDecoder {
         }
         let header = PageHeader::decode(self.rest_of_page(source, page))
             .ok_or_else(|| incomplete(page, "the page is not there yet"))?;
-        if header.magic != page_magic(self.version) {
+        if header.magic != page_magic(self.server_version.major()) {
             return Err(incomplete(page, "not a WAL page of this version"));
         }
         if !header.flags_are_known() {

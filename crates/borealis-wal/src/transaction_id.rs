@@ -34,7 +34,7 @@ pub fn highest_xid(record: &Record<'_>) -> Option<u32> {
     };
     see(record.xid);
     record.top_level_xid.into_iter().for_each(&mut see);
-    match record.version {
+    match record.server_version.major() {
         PostgresVersion::V15 => see_carried(record, &mut see),
     }
     highest
@@ -87,7 +87,7 @@ fn see_carried(record: &Record<'_>, see: &mut impl FnMut(u32)) {
 
 /// Hands out the transactions, and subtransactions, that are over after this record. One that is prepared is not.
 pub fn ended_transactions(record: &Record<'_>, mut over: impl FnMut(u32)) {
-    match record.version {
+    match record.server_version.major() {
         PostgresVersion::V15 => {
             let ends = record.resource_manager == ResourceManager::Transaction
                 && matches!(record.info & OPERATION_MASK, COMMIT | ABORT | COMMIT_PREPARED | ABORT_PREPARED);
@@ -102,7 +102,7 @@ pub fn ended_transactions(record: &Record<'_>, mut over: impl FnMut(u32)) {
 /// The oldest transaction that was running, if the record is a snapshot of running transactions.
 #[must_use]
 pub fn oldest_running_transaction(record: &Record<'_>) -> Option<u32> {
-    match record.version {
+    match record.server_version.major() {
         PostgresVersion::V15 => (record.resource_manager == ResourceManager::Standby
             && record.operation() == standby::RUNNING_TRANSACTIONS)
             .then(|| RunningTransactions::parse(record).ok())

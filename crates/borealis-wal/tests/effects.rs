@@ -1,8 +1,8 @@
 //! Effects of hand-made records whose every case a real server would take long to produce.
 
 use borealis_types::{
-    BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PageKey, PostgresVersion, RecordSpan, RelationFork,
-    RelationLocator, SlruKind,
+    BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PageKey, RecordSpan, RelationFork, RelationLocator,
+    ServerVersion, SlruKind,
 };
 use borealis_wal::encode::RecordBuilder;
 use borealis_wal::layout::{Prepare, TransactionEnd};
@@ -16,7 +16,9 @@ const MAP_PAGE: u32 = 32_672;
 fn with_record<T>(builder: RecordBuilder<'_>, look: impl FnOnce(&Record<'_>) -> T) -> T {
     let bytes = builder.finish();
     let span = RecordSpan { start: Lsn(64), end: Lsn(64 + bytes.len() as u64).align_up() };
-    look(&Record::parse(PostgresVersion::V15, span, &bytes).expect("an encoded record is well-formed"))
+    look(
+        &Record::parse(ServerVersion::NEWEST_TESTED, span, &bytes).expect("an encoded record is well-formed"),
+    )
 }
 
 fn effects_of(builder: RecordBuilder<'_>) -> Vec<Effect> {

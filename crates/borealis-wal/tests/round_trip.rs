@@ -2,7 +2,7 @@
 
 use borealis_types::{
     BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey, PostgresVersion, RecordSpan,
-    RelationFork, RelationLocator, SlruKind,
+    RelationFork, RelationLocator, ServerVersion, SlruKind,
 };
 use borealis_wal::encode::{RecordBuilder, full_page_images, lay_out, shutdown_checkpoint};
 use borealis_wal::layout::CheckPointRecord;
@@ -30,7 +30,7 @@ fn span(start: u64, bytes: &[u8]) -> RecordSpan {
 }
 
 fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
-    Record::parse(PostgresVersion::V15, span(64, bytes), bytes)
+    Record::parse(ServerVersion::NEWEST_TESTED, span(64, bytes), bytes)
 }
 
 /// The parts of a record, owned.
@@ -229,7 +229,7 @@ proptest! {
         let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(log.len())).collect();
         ends.sort_unstable();
         ends.push(log.len());
-        let mut decoder = RecordDecoder::new(PostgresVersion::V15, Lsn(first), Lsn(8))
+        let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, Lsn(first), Lsn(8))
             .with_segment_bytes(SEGMENT_BYTES)
             .with_system_identifier(LAYOUT.system_identifier);
         let mut found = Vec::new();
@@ -282,7 +282,7 @@ proptest! {
                 log[place] = value;
             }
         }
-        let mut decoder = RecordDecoder::new(PostgresVersion::V15, start, Lsn::ZERO)
+        let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, Lsn::ZERO)
             .with_segment_bytes(SEGMENT_BYTES);
         let source = WalWindow { start: window_start, bytes: &log };
         while let Ok(Next::Record(_)) = decoder.next(&source) {}
@@ -307,7 +307,7 @@ proptest! {
         let place = place.index(log.len());
         log[place] = value;
         let source = WalWindow { start: Lsn(u64::from(SEGMENT_BYTES)), bytes: &log };
-        let mut decoder = RecordDecoder::new(PostgresVersion::V15, source.start, Lsn::ZERO)
+        let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, source.start, Lsn::ZERO)
             .with_segment_bytes(SEGMENT_BYTES);
         let mut expected = written.iter();
         while let Ok(Next::Record(record)) = decoder.next(&source) {
@@ -413,7 +413,7 @@ fn a_segment_switch_ends_at_the_segment_boundary_and_the_next_record_is_found_th
 
     let source = WalWindow { start: first, bytes: &log };
     let mut decoder =
-        RecordDecoder::new(PostgresVersion::V15, first, Lsn::ZERO).with_segment_bytes(SEGMENT_BYTES);
+        RecordDecoder::new(ServerVersion::NEWEST_TESTED, first, Lsn::ZERO).with_segment_bytes(SEGMENT_BYTES);
     let Ok(Next::Record(record)) = decoder.next(&source) else { panic!("no switch found") };
     assert_eq!(record.span, RecordSpan { start: Lsn(first.0 + 40), end: after });
     let Ok(Next::Record(record)) = decoder.next(&source) else { panic!("nothing after the switch") };
@@ -429,7 +429,7 @@ fn a_page_of_another_cluster_is_an_error_and_a_leftover_page_is_not() {
     let (_, foreign_log) = lay_out(&foreign, &record, first);
     let (_, leftover) = lay_out(&LAYOUT, &record, Lsn(first.0 * 2));
     let next = |bytes: &[u8]| {
-        let mut decoder = RecordDecoder::new(PostgresVersion::V15, first, Lsn::ZERO)
+        let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, first, Lsn::ZERO)
             .with_segment_bytes(SEGMENT_BYTES)
             .with_system_identifier(LAYOUT.system_identifier);
         let next = decoder.next(&WalWindow { start: first, bytes });
@@ -454,7 +454,7 @@ fn a_record_that_was_never_finished_is_passed_over() {
     bytes[2] |= 0x08;
     log.extend_from_slice(&bytes);
     let mut decoder =
-        RecordDecoder::new(PostgresVersion::V15, first, Lsn::ZERO).with_segment_bytes(SEGMENT_BYTES);
+        RecordDecoder::new(ServerVersion::NEWEST_TESTED, first, Lsn::ZERO).with_segment_bytes(SEGMENT_BYTES);
     let Ok(Next::Record(record)) = decoder.next(&WalWindow { start: first, bytes: &log }) else {
         panic!("the record after the unfinished one was not found")
     };
@@ -482,7 +482,7 @@ fn a_shutdown_checkpoint_is_found_wherever_it_is_written() {
             let page = written.pages.iter().find(|(page, _)| *page == home);
             page.map_or(&[][..], |(_, bytes)| &bytes[(position.0 - home.0) as usize..])
         };
-        let mut decoder = RecordDecoder::new(PostgresVersion::V15, last.end, last.start)
+        let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, last.end, last.start)
             .with_segment_bytes(SEGMENT_BYTES)
             .with_system_identifier(LAYOUT.system_identifier);
         let Ok(Next::Record(record)) = decoder.next(&source) else {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use borealis_types::{Fork, Lsn, PAGE_SIZE, PageKey, PostgresVersion, RecordSpan, SlruKind};
+use borealis_types::{Fork, Lsn, PAGE_SIZE, PageKey, PostgresVersion, RecordSpan, ServerVersion, SlruKind};
 use borealis_wal::encode::{RecordBuilder, lay_out, shutdown_checkpoint};
 use borealis_wal::layout::CheckPointRecord;
 use borealis_wal::page::{PageHeader, WAL_PAGE_BYTES, WalLayout};
@@ -335,7 +335,7 @@ fn check_encoding(record: &Record<'_>, at: Lsn, layout: &WalLayout, log: &WalWin
 fn restart_from_own_checkpoint(server: &Server, layout: &WalLayout, before: RecordSpan, last: &[u8]) {
     let checkpoint = {
         let span = RecordSpan { start: before.end, end: before.end };
-        let record = Record::parse(layout.version, span, last).expect("a good record");
+        let record = Record::parse(ServerVersion::NEWEST_TESTED, span, last).expect("a good record");
         CheckPointRecord::parse(&record).expect("the last record is a checkpoint")
     };
     let written = shutdown_checkpoint(layout, before, checkpoint);
@@ -372,7 +372,7 @@ fn restart_from_own_checkpoint(server: &Server, layout: &WalLayout, before: Reco
     server.sql("INSERT INTO t VALUES (77777);");
     server.run("pg_ctl", &["-D", &server.data(), "-w", "-m", "fast", "stop"]);
     let (first, bytes, _) = read_log(&folder);
-    let mut decoder = RecordDecoder::new(layout.version, before.end, before.start)
+    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, before.end, before.start)
         .with_system_identifier(layout.system_identifier);
     let mut records = Vec::new();
     let source = WalWindow { start: first, bytes: &bytes };
@@ -401,7 +401,7 @@ fn every_record_of_a_real_server_agrees_with_pg_waldump() {
     let dump = String::from_utf8_lossy(&output.stdout);
     let mut expected = dump.lines().filter(|line| line.starts_with("rmgr:"));
 
-    let mut decoder = RecordDecoder::new(PostgresVersion::V15, first, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, first, Lsn::ZERO);
     let source = WalWindow { start: first, bytes: &bytes };
     decoder.skip_continuation(&source).expect("a good log").expect("a whole first page");
     let mut seen = Seen::default();

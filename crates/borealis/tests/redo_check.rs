@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use borealis_types::{Lsn, PostgresVersion};
+use borealis_types::{Lsn, ServerVersion};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 
 /// Where distributions put PostgreSQL 15's programs.
@@ -97,6 +97,12 @@ impl Stock {
         }
     }
 
+    /// Like `15.18`.
+    fn release(&self) -> String {
+        let number = self.sql("select current_setting('server_version_num')").parse().expect("a number");
+        ServerVersion::new(number).expect("a release of 15").to_string()
+    }
+
     fn stop(&self) {
         self.run("pg_ctl", &["-D", self.data().to_str().expect("a name"), "-w", "-s", "-m", "fast", "stop"]);
     }
@@ -136,7 +142,7 @@ fn json(output: &Output) -> serde_json::Value {
 fn corrupt_an_image(segment: &Path, start: Lsn) -> Lsn {
     let mut bytes = std::fs::read(segment).expect("a segment");
     let segment_start = Lsn(start.0 - start.0 % SEGMENT_BYTES as u64);
-    let mut decoder = RecordDecoder::new(PostgresVersion::V15, start, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, Lsn::ZERO);
     let window = WalWindow { start: segment_start, bytes: &bytes };
     let (at, length, image_in_record) = loop {
         let Next::Record(record) = decoder.next(&window).expect("a stream") else { panic!("no such record") };
@@ -189,11 +195,14 @@ fn a_stock_servers_wal_is_right_and_a_forged_image_is_found() {
         assert!(line.is_some(), "{words:?} is missing from\n{table}");
     }
     assert!(table.contains("0 differences, 0 skipped, 0 failed"), "{table}");
+    let release = server.release();
+    assert!(table.contains(&format!("redo of PostgreSQL {release}, as ")), "{table}");
 
     let output = redo_check(&["--json", "--memory-mib", "1", wal]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     let report = json(&output);
     assert_eq!(report["clean"], true);
+    assert_eq!(report["server_version"], release.as_str());
     assert!(report["total"]["compared"].as_u64().is_some_and(|compared| compared > 1000), "{report}");
     let output = redo_check(&["--require-all-operations", wal]);
     assert_eq!(output.status.code(), Some(1), "a short workload does not write everything");
@@ -236,6 +245,29 @@ fn wal_without_images_is_a_mistake_of_the_callers() {
 }
 
 #[test]
+fn wal_away_from_its_server_needs_to_be_told_the_release() {
+    let server = Stock::start("wal_consistency_checking = 'all'");
+    server.sql("create table t as select generate_series(1, 1000) i");
+    server.stop();
+    let archive = tempfile::tempdir().expect("temporary folder");
+    let segment = "000000010000000000000001";
+    std::fs::copy(server.wal().join(segment), archive.path().join(segment)).expect("copied");
+    let archive = archive.path().to_str().expect("a name");
+    let output = redo_check(&[archive]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    for part in ["does not say which release", "--server-version"] {
+        assert!(text(&output).contains(part), "{}", text(&output));
+    }
+    let output = redo_check(&["--server-version", "15.20", archive]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(
+        text(&output).contains("redo of PostgreSQL 15.20, as --server-version says"),
+        "{}",
+        text(&output)
+    );
+}
+
+#[test]
 fn what_is_no_wal_is_a_mistake_of_the_callers() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let file = folder.path().join("0000000100000000000000AA");
@@ -249,6 +281,8 @@ fn what_is_no_wal_is_a_mistake_of_the_callers() {
         (&[], "required"),
         (&["--live", file], "cannot be used with"),
         (&["--start-lsn", "many", file], "--start-lsn"),
+        (&["--server-version", "14.9", file], "not a release of PostgreSQL 15"),
+        (&["--live", "--server-version", "15.20"], "cannot be used with"),
         (&["--connect", "postgresql:///", "--start-lsn", "0/1"], "--start-lsn"),
     ] {
         let output = redo_check(arguments);
@@ -277,6 +311,7 @@ fn a_running_servers_stream_is_followed() {
     let output = follower.wait_with_output().expect("it ends by itself");
     let report = json(&output);
     assert_eq!(output.status.code(), Some(0), "{report}");
+    assert_eq!(report["server_version"], server.release().as_str());
     let compared = report["total"]["compared"].as_u64().expect("a number");
     assert!(compared > 1500, "{report}");
 }

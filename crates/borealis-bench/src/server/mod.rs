@@ -50,7 +50,7 @@ impl Memory {
 #[derive(Debug)]
 pub enum Server {
     /// A, B or C.
-    Stock(Stock),
+    Stock(Box<Stock>),
     /// Borealis.
     Borealis(Borealis),
 }
@@ -208,7 +208,7 @@ impl Environment {
         let server = match system {
             System::Borealis => Borealis::start(self, &folder).map(Server::Borealis),
             System::Stock | System::Ceiling | System::Replicated => {
-                Stock::start(self, system, &folder).map(Server::Stock)
+                Stock::start(self, system, &folder).map(|stock| Server::Stock(Box::new(stock)))
             }
         };
         server.with_context(|| format!("{} cannot be set up", system.name()))

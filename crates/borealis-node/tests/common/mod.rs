@@ -12,9 +12,9 @@ use borealis_proto::{
     BatchBuilder, BatchHeader, Caller, GroupLink, GroupTail, SegmentProgress, SegmentSummary,
 };
 use borealis_types::{
-    AvailabilityZone, BlockKey, EpochHistory, Fork, GroupId, Lsn, META_GROUP, MetaKey, NodeId, PageBytes,
-    PageKey, Placement, RecordSpan, RelationFork, RelationLocator, Truncation, VolumeEpoch, VolumeId,
-    WriterId,
+    AvailabilityZone, BlockKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, META_GROUP, MetaKey, NodeId,
+    PageBytes, PageKey, Placement, RecordSpan, RelationFork, RelationLocator, ServerVersion, VolumeEpoch,
+    VolumeId, WriterId,
 };
 use borealis_wal::native::Native;
 
@@ -214,7 +214,11 @@ impl Writer {
     fn succeed(mut self, cluster: &Cluster) -> Writer {
         self.epoch = VolumeEpoch(self.epoch.0 + 1);
         self.writer = WriterId(1000 + self.epoch.0);
-        self.history.push(Truncation { epoch: self.epoch, last: self.durable });
+        self.history.push(EpochOpening {
+            epoch: self.epoch,
+            last: self.durable,
+            server_version: ServerVersion::NEWEST_TESTED,
+        });
         let running: Vec<usize> = (0..NODE_COUNT).filter(|index| cluster.nodes[*index].is_some()).collect();
         for &index in &running {
             cluster.client(index).fence(self.epoch, self.writer).unwrap();

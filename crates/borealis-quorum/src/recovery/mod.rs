@@ -9,7 +9,7 @@
 //!    walk stops is the new VDL. An acknowledged record never stops it: it was complete on four segments of
 //!    each of its groups, and two of them are among those read.
 //! 4. **Repair**: every record up to the VDL gets to a write quorum of each of its groups.
-//! 5. **Install** the history with the new truncation at a write quorum of every group.
+//! 5. **Install** the history with the new epoch's opening (where it cuts, and which release writes in it) at a write quorum of every group.
 //!
 //! Every step may be repeated, and a new recovery (with a higher epoch) may start at any point of an older
 //! one. Two recoveries with one epoch cannot both finish step 1. Members that answer late join in, so a
@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, Truncation, VolumeEpoch};
+use borealis_types::{EpochHistory, EpochOpening, GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch};
 
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
@@ -367,13 +367,14 @@ impl<Handle: Clone> Recovery<Handle> {
             durable = record.span;
         }
         let mut history = self.base_history.clone().unwrap_or_default();
-        if let Some(last) = history.truncations().last()
-            && last.last.end > durable.end
+        if let Some(newest) = history.newest()
+            && newest.last.end > durable.end
         {
-            let what = "the last truncation";
-            return Err(Failure::Contradiction { group: GroupId(0), position: last.last.end, what });
+            let what = "the newest opening";
+            return Err(Failure::Contradiction { group: GroupId(0), position: newest.last.end, what });
         }
-        history.push(Truncation { epoch: self.options.promise.epoch, last: durable });
+        let RecoveryOptions { promise, server_version, .. } = self.options;
+        history.push(EpochOpening { epoch: promise.epoch, last: durable, server_version });
         Ok(Decision { durable, tails, known_tails, history })
     }
 

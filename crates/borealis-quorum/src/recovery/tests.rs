@@ -2,7 +2,9 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use borealis_types::{EpochHistory, GroupId, GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch, WriterId};
+use borealis_types::{
+    EpochHistory, GroupId, GroupSet, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
+};
 
 use super::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use crate::quorum_set::QuorumSets;
@@ -93,7 +95,7 @@ impl Cluster {
         history: &EpochHistory,
         group_tail: Lsn,
     ) -> Option<()> {
-        let volume = history.truncations().last()?.last;
+        let volume = history.openings().last()?.last;
         let segment = &mut self.segments[usize::from(node)][group];
         let installed = segment.install(Some(writer), history, DurablePoint { volume, group_tail }).ok()?;
         for cut in installed.cut {
@@ -110,6 +112,7 @@ impl Cluster {
     ) -> Option<Result<Outcome, Failure>> {
         let options = RecoveryOptions {
             promise: promise(epoch),
+            server_version: release(epoch),
             members: self.members(),
             retry_after: Duration::from_secs(1),
             give_up_after: Some(Duration::from_secs(30)),
@@ -150,6 +153,11 @@ impl Cluster {
 
 fn promise(epoch: u64) -> Promise {
     Promise { epoch: VolumeEpoch(epoch), writer: WriterId(epoch * 100) }
+}
+
+/// Each writer runs another release than the one before.
+fn release(epoch: u64) -> ServerVersion {
+    ServerVersion::new(150_018 + (epoch % 3) as u32).expect("a release")
 }
 
 /// A writer that makes records of 32 bytes.
@@ -205,7 +213,8 @@ fn a_new_volume_starts_empty_and_a_recovery_without_news_changes_nothing() {
     assert_eq!(tails(&outcome), [0, 0, 0]);
     let outcome = cluster.recover_up(2);
     assert_eq!(outcome.durable, RecordSpan::NONE);
-    assert_eq!(outcome.history.truncations().len(), 2);
+    let opened: Vec<_> = outcome.history.openings().iter().map(|o| (o.epoch.0, o.server_version)).collect();
+    assert_eq!(opened, [(1, release(1)), (2, release(2))]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch};
+use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
 
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
@@ -119,9 +119,9 @@ pub enum Command<Handle> {
         node: NodeId,
         /// The promise.
         promise: Promise,
-        /// The history, ending with this recovery's truncation.
+        /// The history, ending with this recovery's opening.
         history: EpochHistory,
-        /// Where each group's log ends at the truncation, in group order.
+        /// Where each group's log ends at the opening, in group order.
         tails: Vec<GroupTail>,
     },
     /// Finished: the writer may start.
@@ -186,6 +186,8 @@ pub enum Failure {
 pub struct RecoveryOptions {
     /// The epoch to open, above every one promised so far, and who opens it.
     pub promise: Promise,
+    /// The release of the server that will write in it.
+    pub server_version: ServerVersion,
     /// The groups' members, in group order.
     pub members: Vec<QuorumSets>,
     /// A request without an answer is repeated after this long.

@@ -257,7 +257,7 @@ impl Segment {
         durable: DurablePoint,
     ) -> Result<Installed, InstallError> {
         let epoch = history.newest_epoch();
-        if history.truncations().is_empty() {
+        if history.newest().is_none() {
             return Err(InstallError::Empty);
         }
         if epoch < self.promised.epoch.max(self.history.newest_epoch()) {
@@ -303,18 +303,28 @@ impl Segment {
             };
         }
         let durable = self.known_durable.volume.end;
-        let cuts_durable = history
-            .truncations()
-            .iter()
-            .any(|t| t.epoch > self.history.newest_epoch() && t.last.end < durable);
+        let cuts_durable =
+            history.openings().iter().any(|t| t.epoch > self.history.newest_epoch() && t.last.end < durable);
         if cuts_durable {
             return Err(InstallError::CutsDurable { epoch, durable });
+        }
+        // A durable record may be applied already, by what its writer's release does: that never changes.
+        if !history.same_releases_through(&self.history, durable) {
+            return Err(InstallError::ChangesRelease { epoch, durable });
         }
         let admitted = |record: &SegmentRecord| history.admits(record.epoch, record.link.span.end);
         // Records of later epochs lie after every cut of an earlier one, so what is cut is a suffix.
         let keep = self.recent.iter().position(|record| !admitted(record)).unwrap_or(self.recent.len());
         if self.recent.range(keep..).any(admitted) {
             return Err(InstallError::Contradiction { epoch });
+        }
+        let same_release = |record: &SegmentRecord| {
+            let end = record.link.span.end;
+            history.server_version_at(end) == self.history.server_version_at(end)
+        };
+        let stays = self.recent.range(..keep).chain(self.held.values().filter(|record| admitted(record)));
+        if !stays.into_iter().all(same_release) {
+            return Err(InstallError::ChangesRelease { epoch, durable });
         }
         self.history = history.clone();
         let mut cut: Vec<SegmentRecord> = self.recent.drain(keep..).collect();
@@ -451,10 +461,6 @@ impl Segment {
         let SegmentCheckpoint { summary, floor, recent, held } = checkpoint;
         if summary.promised.epoch < summary.history.newest_epoch() {
             return Err(CheckpointError("the promise is older than the history"));
-        }
-        let ascending = summary.history.truncations().windows(2).all(|pair| pair[0].epoch < pair[1].epoch);
-        if !ascending {
-            return Err(CheckpointError("the truncations are not in epoch order"));
         }
         let durable = summary.known_durable.volume.end;
         if floor.end > durable {

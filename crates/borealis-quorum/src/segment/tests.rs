@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
-use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, Truncation, VolumeEpoch, WriterId};
+use borealis_types::{
+    EpochHistory, EpochOpening, GroupId, Lsn, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
+};
 use proptest::prelude::*;
 
 use super::{HELD_RECORDS_MAX, InstallError, Offer, ReadRefusal, Segment, SegmentRecord, Source};
@@ -14,12 +16,17 @@ fn link(previous_end: u64, start: u64, end: u64) -> ChainLink {
     ChainLink { previous_end: Lsn(previous_end), span: span(start, end) }
 }
 
-fn history(truncations: &[(u64, RecordSpan)]) -> EpochHistory {
+fn history(openings: &[(u64, RecordSpan)]) -> EpochHistory {
     let mut history = EpochHistory::default();
-    for &(epoch, last) in truncations {
-        history.push(Truncation { epoch: VolumeEpoch(epoch), last });
+    for &(epoch, last) in openings {
+        history.push(EpochOpening { epoch: VolumeEpoch(epoch), last, server_version: release(epoch) });
     }
     history
+}
+
+/// Each epoch's writer runs another release than the one before.
+fn release(epoch: u64) -> ServerVersion {
+    ServerVersion::new(150_018 + (epoch % 3) as u32).expect("a release")
 }
 
 fn promise(epoch: u64) -> Promise {
@@ -219,11 +226,11 @@ fn life() -> impl Strategy<Value = Life> {
     prop::collection::vec(epoch, 1..5).prop_map(|epochs| {
         let mut records = Vec::new();
         let mut histories = Vec::new();
-        let mut truncations = vec![(1, RecordSpan::NONE)];
+        let mut openings = vec![(1, RecordSpan::NONE)];
         let mut kept: Vec<RecordSpan> = Vec::new();
         for (number, (lengths, keep)) in (1..).zip(epochs) {
             let last = kept.last().copied().unwrap_or_default();
-            histories.push((history(&truncations), durable(last, last.end.0)));
+            histories.push((history(&openings), durable(last, last.end.0)));
             for (gap, length) in lengths {
                 let previous = kept.last().copied().unwrap_or_default();
                 let start = previous.end.0 + 8 * gap + if previous.end == Lsn::ZERO { 8 } else { 0 };
@@ -234,10 +241,10 @@ fn life() -> impl Strategy<Value = Life> {
             let durable_before = kept.iter().filter(|span| span.end <= last.end).count();
             let keep = durable_before + keep.index(kept.len() - durable_before + 1);
             kept.truncate(keep);
-            truncations.push((number + 1, kept.last().copied().unwrap_or_default()));
+            openings.push((number + 1, kept.last().copied().unwrap_or_default()));
         }
         let last = kept.last().copied().unwrap_or_default();
-        histories.push((history(&truncations), durable(last, last.end.0)));
+        histories.push((history(&openings), durable(last, last.end.0)));
         Life { records, histories }
     })
 }
@@ -305,7 +312,7 @@ proptest! {
                 let last = segment.complete();
                 let mut next = segment.history().clone();
                 if VolumeEpoch(epoch) > next.newest_epoch() {
-                    next.push(Truncation { epoch: VolumeEpoch(epoch), last });
+                    next.push(EpochOpening { epoch: VolumeEpoch(epoch), last, server_version: release(epoch) });
                 }
                 let _ = segment.install(None, &next, durable(last, last.end.0));
             }
@@ -344,7 +351,7 @@ fn a_checkpoint_that_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn a_history_that_rewrites_an_older_truncation_is_refused() {
+fn a_history_that_rewrites_an_older_opening_is_refused() {
     let mut segment = first_epoch();
     segment.offer(Source::Writer, FIRST, link(0, 8, 40));
     segment.offer(Source::Writer, FIRST, link(40, 40, 80));
@@ -356,4 +363,35 @@ fn a_history_that_rewrites_an_older_truncation_is_refused() {
     let refused = segment.install(None, &rewritten, DurablePoint::default());
     assert!(matches!(refused, Err(InstallError::Contradiction { .. })), "{refused:?}");
     assert_eq!(segment, before);
+}
+
+#[test]
+fn a_history_that_says_another_release_wrote_what_stays_is_refused() {
+    let mut segment = first_epoch();
+    segment.offer(Source::Writer, FIRST, link(0, 8, 40));
+    segment.offer(Source::Writer, FIRST, link(40, 40, 80));
+    let lying = |last: RecordSpan| {
+        let mut history = EpochHistory::default();
+        for (epoch, last) in [(1, RecordSpan::NONE), (2, last)] {
+            history.push(EpochOpening {
+                epoch: VolumeEpoch(epoch),
+                last,
+                server_version: release(epoch + 1),
+            });
+        }
+        history
+    };
+    // Neither for records that a recovery may yet cut, nor for durable ones that are known only by position.
+    for point in [DurablePoint::default(), durable(span(40, 80), 80)] {
+        segment.observe_durable(FIRST, point);
+        let before = segment.clone();
+        let refused = segment.install(None, &lying(span(40, 80)), DurablePoint::default());
+        assert!(matches!(refused, Err(InstallError::ChangesRelease { .. })), "{refused:?}");
+        assert_eq!(segment, before);
+    }
+    // A new release from here on is what an opening is for.
+    let honest = history(&[(1, RecordSpan::NONE), (2, span(40, 80))]);
+    segment.install(None, &honest, DurablePoint::default()).expect("newer");
+    let of = |end| segment.history().server_version_at(Lsn(end));
+    assert_eq!((of(80), of(120)), (Some(release(1)), Some(release(2))));
 }

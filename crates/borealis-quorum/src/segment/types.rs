@@ -83,7 +83,17 @@ pub enum InstallError {
         /// What this segment knows to be durable.
         durable: Lsn,
     },
-    /// A history without any truncation opens no epoch.
+    /// The history names another release as the writer of a record that stays, so it is not of this volume.
+    #[error(
+        "the history of volume epoch {epoch} changes who wrote records that stay (durable up to {durable})"
+    )]
+    ChangesRelease {
+        /// The newest epoch of the history.
+        epoch: VolumeEpoch,
+        /// What this segment knows to be durable.
+        durable: Lsn,
+    },
+    /// A history without any opening opens no epoch.
     #[error("the history is empty")]
     Empty,
 }

@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use borealis_redo::control_file::ControlFile;
 use borealis_redo::counters::Counters;
-use borealis_types::{GroupSet, Lsn, Placement, PostgresVersion};
+use borealis_types::{GroupSet, Lsn, Placement, ServerVersion};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{Effect, Record, effects};
 
@@ -83,7 +83,7 @@ impl Log {
     }
 
     fn decoder(&self) -> RecordDecoder {
-        RecordDecoder::new(PostgresVersion::V15, self.from, Lsn::ZERO)
+        RecordDecoder::new(ServerVersion::NEWEST_TESTED, self.from, Lsn::ZERO)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the checker makes of known and unknown pages.
 
-use borealis_types::{Lsn, PAGE_SIZE, PageBytes, PageKey, PostgresVersion, RecordSpan};
+use borealis_types::{Lsn, PAGE_SIZE, PageBytes, PageKey, RecordSpan, ServerVersion};
 use borealis_wal::encode::RecordBuilder;
 use borealis_wal::record::CHECK_CONSISTENCY;
 use borealis_wal::{BlockImage, BlockReference, ImageCompression, Record, ResourceManager};
@@ -140,7 +140,7 @@ fn what_is_cut_off_and_dropped_is_forgotten() {
 fn a_record_nobody_knows_is_skipped_and_counted() {
     let bytes = RecordBuilder::new(ResourceManager::Other(140), 0).main_data(b"?").finish();
     let span = RecordSpan { start: Lsn(64), end: Lsn(128) };
-    let record = Record::parse(PostgresVersion::V15, span, &bytes).unwrap();
+    let record = Record::parse(ServerVersion::NEWEST_TESTED, span, &bytes).unwrap();
     let mut checker = Checker::new();
     checker.feed(&record);
     assert_eq!(checker.tallies()[&(ResourceManager::Other(140), "?")].skipped, 1);

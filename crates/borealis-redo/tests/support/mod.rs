@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use borealis_redo::check::Checker;
 use borealis_redo::consistency::compare_pages;
 use borealis_types::{
-    BlockKey, Fork, Lsn, PAGE_SIZE, PageBytes, PageKey, PostgresVersion, RelationFork, RelationLocator,
+    BlockKey, Fork, Lsn, PAGE_SIZE, PageBytes, PageKey, RelationFork, RelationLocator, ServerVersion,
     SlruKind,
 };
 use borealis_wal::ResourceManager;
@@ -415,7 +415,7 @@ pub fn seeded_checker(cluster: &Cluster) -> Checker {
 pub fn replay(cluster: &Cluster, start: Lsn, checker: &mut Checker) -> u64 {
     let (wal_start, bytes) = cluster.wal_bytes();
     let wal = WalWindow { start: wal_start, bytes: &bytes };
-    let mut decoder = RecordDecoder::new(PostgresVersion::V15, start, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, Lsn::ZERO);
     let mut records = 0;
     while let Next::Record(record) = decoder.next(&wal).unwrap() {
         checker.feed(&record);

@@ -180,3 +180,17 @@ fn a_directory_is_opened_once_and_only_if_it_is_whole() {
     }
     open(&path).unwrap();
 }
+
+#[test]
+fn a_store_of_an_older_format_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    drop(create(&path, 1));
+    let file = OpenOptions::new().write(true).open(path.join("identity")).unwrap();
+    // Version 2 knew no releases.
+    file.write_all_at(&[2], 7).unwrap();
+    let error = open(&path).expect_err("it must not be opened").to_string();
+    for part in ["identity", "format version 2", "knows 3", "pg_dump"] {
+        assert!(error.contains(part), "{part} is missing from: {error}");
+    }
+}

@@ -7,7 +7,8 @@ use std::path::Path;
 use borealis_proto::{GroupTail, RelationSize};
 use borealis_quorum::Promise;
 use borealis_types::{
-    GroupId, Lsn, META_GROUP, MetaKey, PageKey, RelationFork, SlruKind, Truncation, VolumeEpoch, WriterId,
+    EpochOpening, GroupId, Lsn, META_GROUP, MetaKey, PageKey, RelationFork, ServerVersion, SlruKind,
+    VolumeEpoch, WriterId,
 };
 
 use super::records::{TestEffect, Writer, Written, block, create, database, fork, mix, open, page_of};
@@ -408,6 +409,8 @@ impl Run {
         let writer = &mut self.writer;
         let keep = writer.records.partition_point(|record| record.span.end <= writer.durable.end);
         let kept = keep + self.random.below((writer.records.len() - keep) as u64 + 1) as usize;
+        let release = ServerVersion::NEWEST_TESTED.server_version_num() - self.random.below(3) as u32;
+        let server_version = ServerVersion::new(release).unwrap();
         let promise = Promise {
             epoch: VolumeEpoch(writer.promise.epoch.0 + 1),
             writer: WriterId(self.random.below(1000) + 1),
@@ -419,14 +422,14 @@ impl Run {
             volume_epoch: old.epoch,
             ..Default::default()
         });
-        if let Some(record) = writer.records.first() {
+        if let Some(record) = writer.records.iter().find(|record| record.epoch == old.epoch) {
             builder.push(record.span, &record.links, &record.bytes);
             assert!(store.append(&builder.finish(), Origin::Writer(old)).is_err(), "fenced, and not refused");
         }
         writer.records.truncate(kept);
         self.versions.truncate(kept);
         writer.durable = writer.last();
-        writer.history.push(Truncation { epoch: promise.epoch, last: writer.durable });
+        writer.history.push(EpochOpening { epoch: promise.epoch, last: writer.durable, server_version });
         let tails: Vec<GroupTail> = writer
             .placement
             .groups()

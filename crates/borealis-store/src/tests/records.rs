@@ -1,5 +1,6 @@
 //! Records for tests: each names its effects, and redo is a hash over what was there and the record's LSN, so
-//! that a missing, repeated or reordered record shows.
+//! that a missing, repeated or reordered record shows. Each also says which release wrote it, which redo compares with
+//! the release that the store takes it for.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,9 +9,9 @@ use borealis_proto::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 use borealis_quorum::Promise;
 use borealis_redo::RedoError;
 use borealis_types::{
-    AvailabilityZone, BlockKey, DatabaseKey, EpochHistory, Fork, GroupId, GroupSet, Lsn, META_GROUP, MetaKey,
-    NodeId, PAGE_SIZE, PageBytes, PageKey, Placement, PostgresVersion, RecordSpan, RelationFork,
-    RelationLocator, SlruKind, Truncation, VolumeEpoch, VolumeId, WriterId,
+    AvailabilityZone, BlockKey, DatabaseKey, EpochHistory, EpochOpening, Fork, GroupId, GroupSet, Lsn,
+    META_GROUP, MetaKey, NodeId, PAGE_SIZE, PageBytes, PageKey, Placement, PostgresVersion, RecordSpan,
+    RelationFork, RelationLocator, ServerVersion, SlruKind, VolumeEpoch, VolumeId, WriterId,
 };
 use borealis_wal::{Effect, EffectError, Record, RecordError};
 use serde::{Deserialize, Serialize};
@@ -48,10 +49,15 @@ impl TestEffect {
     }
 }
 
-/// The bytes of a record with these effects; `resource_manager` 2 makes its page changes leave pages alone
-/// that do not exist.
-pub(super) fn record_bytes(previous_start: Lsn, resource_manager: u8, effects: &[TestEffect]) -> Vec<u8> {
-    let data = postcard::to_stdvec(effects).unwrap();
+/// The bytes of a record with these effects, of a server of this release; `resource_manager` 2 makes its page changes
+/// leave pages alone that do not exist.
+pub(super) fn record_bytes(
+    server_version: ServerVersion,
+    previous_start: Lsn,
+    resource_manager: u8,
+    effects: &[TestEffect],
+) -> Vec<u8> {
+    let data = postcard::to_stdvec(&(server_version, effects)).unwrap();
     let mut bytes = vec![0; 24];
     bytes[8..16].copy_from_slice(&previous_start.0.to_le_bytes());
     bytes[17] = resource_manager;
@@ -77,6 +83,14 @@ pub(super) fn page_of(hash: u64) -> Box<PageBytes> {
     page
 }
 
+/// What a record does, if the store takes it for one of the release that wrote it.
+fn effects_of(record: &Record<'_>) -> Vec<TestEffect> {
+    let (server_version, effects): (ServerVersion, _) = postcard::from_bytes(record.main_data).unwrap();
+    let start = record.span.start;
+    assert_eq!(record.server_version, server_version, "the release of the record at {start}");
+    effects
+}
+
 pub(super) struct TestRules;
 
 impl RedoRules for TestRules {
@@ -85,8 +99,7 @@ impl RedoRules for TestRules {
     }
 
     fn effects(&self, record: &Record<'_>, out: &mut Vec<Effect>) -> Result<(), EffectError> {
-        let effects: Vec<TestEffect> = postcard::from_bytes(record.main_data).unwrap();
-        for effect in effects {
+        for effect in effects_of(record) {
             out.push(effect.real().ok_or(EffectError::Unknown {
                 start: record.span.start,
                 resource_manager: record.resource_manager,
@@ -97,6 +110,7 @@ impl RedoRules for TestRules {
     }
 
     fn apply_page(&self, record: &Record<'_>, _: &PageKey, page: &mut PageBytes) -> Result<(), RedoError> {
+        effects_of(record);
         let hash = u64::from_le_bytes(page[..8].try_into().unwrap());
         *page = *page_of(mix(hash, record.span.end));
         Ok(())
@@ -108,6 +122,7 @@ impl RedoRules for TestRules {
         _: &MetaKey,
         value: Option<Vec<u8>>,
     ) -> Result<Option<Vec<u8>>, RedoError> {
+        effects_of(record);
         let hash =
             mix(value.map_or(0, |value| u64::from_le_bytes(value.try_into().unwrap())), record.span.end);
         // Now and then the value goes.
@@ -201,7 +216,11 @@ impl Writer {
     pub(super) fn start(store: &Store) -> Writer {
         let promise = Promise { epoch: VolumeEpoch(1), writer: WriterId(11) };
         let mut history = EpochHistory::default();
-        history.push(Truncation { epoch: promise.epoch, last: RecordSpan::NONE });
+        history.push(EpochOpening {
+            epoch: promise.epoch,
+            last: RecordSpan::NONE,
+            server_version: ServerVersion::NEWEST_TESTED,
+        });
         store.fence(promise).unwrap();
         store.install(promise.writer, &history, &[]).unwrap();
         Writer {
@@ -230,7 +249,8 @@ impl Writer {
     pub(super) fn write(&mut self, effects: Vec<TestEffect>, existing_only: bool) -> &Written {
         let last = self.last();
         let resource_manager = if existing_only { 2 } else { 127 };
-        let bytes = record_bytes(last.start, resource_manager, &effects);
+        let newest = self.history.newest().expect("a writer has an epoch");
+        let bytes = record_bytes(newest.server_version, last.start, resource_manager, &effects);
         let start = Lsn(last.end.0 + 40);
         let span = RecordSpan { start, end: Lsn(start.0 + bytes.len() as u64).align_up() };
         let groups = effects

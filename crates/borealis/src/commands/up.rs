@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use borealis_control::Catalog;
 use borealis_control::catalog::CatalogLock;
 use borealis_control::cluster::{Cluster, CreateOptions, WRITER, check_machine};
+use borealis_control::status::ask_driver;
 use borealis_instance::{Binaries, OperatingSystemUser, Settings};
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
 use nix::sys::signal::{SigSet, Signal};
@@ -104,6 +105,10 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     };
     drop(lock);
     eprintln!("first query answered after {} ms", elapsed.as_millis());
+    let said = ask_driver(&cluster.instance_directory(WRITER)).unwrap_or_default();
+    for warning in said["warnings"].as_array().into_iter().flatten().filter_map(|warning| warning.as_str()) {
+        eprintln!("warning: {warning}");
+    }
     eprintln!("connect with `borealis psql --dir {}` or any driver:", dir.display());
     println!("{}", Cluster::url(instance));
     if arguments.detach {

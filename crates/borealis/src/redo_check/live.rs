@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use borealis_types::Lsn;
+use borealis_types::{Lsn, ServerVersion};
 
 use super::segments::{SegmentName, Segments, read_header};
 
@@ -20,6 +20,8 @@ const MESSAGE_BYTES_MAX: u64 = 4096;
 
 /// What a server says about its log.
 pub struct ServerLog {
+    /// Its release.
+    pub server_version: ServerVersion,
     /// The end of its last record.
     pub position: Lsn,
     /// `wal_consistency_checking`, as a new session has it.
@@ -31,7 +33,8 @@ pub struct ServerLog {
 /// The position matters: the file it is in may have nothing before it. An instance of Borealis starts in the
 /// middle of a segment, without what came before.
 pub fn ask(psql: &Path, url: &str) -> anyhow::Result<ServerLog> {
-    let question = "select pg_current_wal_insert_lsn(), current_setting('wal_consistency_checking')";
+    let question = "select current_setting('server_version_num'), pg_current_wal_insert_lsn(), \
+                    current_setting('wal_consistency_checking')";
     let output = Command::new(psql)
         .args(["--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--field-separator= "])
         .args(["--command", question, "--dbname", url])
@@ -42,9 +45,14 @@ pub fn ask(psql: &Path, url: &str) -> anyhow::Result<ServerLog> {
         bail!("cannot ask the server: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let answer = String::from_utf8_lossy(&output.stdout);
-    let (position, checking) = answer.trim_end_matches('\n').split_once(' ').unwrap_or((answer.trim(), ""));
+    // The last word is empty when nothing is checked.
+    let mut words = answer.trim_end_matches('\n').splitn(3, ' ');
+    let mut word = || words.next().unwrap_or_default();
+    let (number, position, checking) = (word(), word(), word());
+    let number = number.parse().with_context(|| format!("the server's version is {number:?}"))?;
+    let server_version = ServerVersion::new(number)?;
     let position = position.parse().with_context(|| format!("the server's position is {position:?}"))?;
-    Ok(ServerLog { position, checking: checking.to_owned() })
+    Ok(ServerLog { server_version, position, checking: checking.to_owned() })
 }
 
 /// A running `pg_receivewal` and its folder.

@@ -6,6 +6,7 @@
 mod live;
 mod output;
 mod reader;
+mod release;
 mod segments;
 mod spill;
 
@@ -19,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use borealis_control::cluster::{Cluster, WRITER};
+use borealis_control::status::ask_driver;
 use borealis_instance::Binaries;
 use borealis_redo::check::Checker;
-use borealis_types::Lsn;
+use borealis_types::{Lsn, ServerVersion};
 use borealis_wal::Record;
 use clap::{ArgGroup, Args};
 use nix::sys::signal::{SigSet, Signal};
@@ -30,6 +32,7 @@ use crate::progress::Step;
 use live::Receiver;
 use output::Report;
 use reader::{Ended, ReadError, RecordReader};
+use release::Release;
 use segments::{SegmentError, Segments};
 use spill::SpillPages;
 
@@ -54,6 +57,10 @@ pub struct RedoCheckArguments {
     /// End with the last record that ends at or before this position.
     #[arg(long, value_name = "LSN", conflicts_with_all = ["connect", "live"])]
     end_lsn: Option<Lsn>,
+    /// The release that wrote the WAL, like 15.20: redo follows it. [default: that of the server whose data directory
+    /// the WAL is in]
+    #[arg(long, value_name = "RELEASE", conflicts_with_all = ["connect", "live"])]
+    server_version: Option<ServerVersion>,
     /// Follow the log of a running server; anything libpq takes for a connection.
     #[arg(long, value_name = "URL", conflicts_with = "paths")]
     connect: Option<String>,
@@ -93,6 +100,11 @@ enum CheckError {
     Pages(#[from] io::Error),
 }
 
+/// Nobody knows who wrote the WAL.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; give the release of the server that wrote it, for example --server-version 15.20")]
+struct UnknownRelease(String);
+
 /// The checker and where it began.
 struct Check {
     checker: Checker<SpillPages>,
@@ -115,18 +127,31 @@ pub fn redo_check(dir: &Path, arguments: &RedoCheckArguments) -> anyhow::Result<
     let frames_max = arguments.memory_mib as usize * ((1 << 20) / borealis_types::PAGE_SIZE);
     let pages = SpillPages::new(&temp_dir, frames_max);
     let mut check = Check { checker: Checker::with_pages(pages), from: None, to: Lsn::ZERO };
-    let ended_early = if arguments.paths.is_empty() {
+    let (release, ended_early) = if arguments.paths.is_empty() {
         follow(dir, arguments, &temp_dir, &mut check)?
     } else {
-        match read_files(arguments, &mut check) {
-            Ok(ended_early) => ended_early,
+        // What is no WAL at all is said first.
+        let read = Segments::find(&arguments.paths).map_err(anyhow::Error::from).and_then(|segments| {
+            let release = match arguments.server_version {
+                Some(told) => Release::told(told),
+                None => match Release::of_files(&arguments.paths) {
+                    Ok(release) => release,
+                    Err(error) => return Err(UnknownRelease(format!("{error:#}")).into()),
+                },
+            };
+            let ended_early = read_files(segments, &release, arguments, &mut check)?;
+            Ok((release, ended_early))
+        });
+        match read {
+            Ok(read) => read,
+            Err(error) if error.is::<UnknownRelease>() => return Ok(usage(&error.to_string())),
             Err(error) => match error.downcast_ref::<SegmentError>() {
                 Some(mistake) => return Ok(usage(&mistake.to_string())),
                 None => return Err(error),
             },
         }
     };
-    let mut report = Report::new(&check.checker, check.from.unwrap_or(Lsn::ZERO), check.to);
+    let mut report = Report::new(&check.checker, release, check.from.unwrap_or(Lsn::ZERO), check.to);
     report.ended_early = ended_early;
     finish(&report, arguments)
 }
@@ -156,10 +181,14 @@ fn finish(report: &Report<'_>, arguments: &RedoCheckArguments) -> anyhow::Result
 }
 
 /// Reads the files; the result is why it ended before the end, if it did.
-fn read_files(arguments: &RedoCheckArguments, check: &mut Check) -> anyhow::Result<Option<String>> {
-    let segments = Segments::find(&arguments.paths)?;
+fn read_files(
+    segments: Segments,
+    release: &Release,
+    arguments: &RedoCheckArguments,
+    check: &mut Check,
+) -> anyhow::Result<Option<String>> {
     let step = Step::begin("applying every record and comparing every block");
-    let mut reader = RecordReader::new(segments, arguments.start_lsn)?;
+    let mut reader = RecordReader::new(segments, release.server_version, arguments.start_lsn)?;
     let end = arguments.end_lsn.unwrap_or(Lsn(u64::MAX));
     let ended = reader.read::<CheckError>(|record| {
         if record.span.end > end {
@@ -182,18 +211,20 @@ fn read_files(arguments: &RedoCheckArguments, check: &mut Check) -> anyhow::Resu
     }
 }
 
-/// Follows a running server; the result is why it ended before it was to.
+/// Follows a running server; the result is its release, and why it ended before it was to.
 fn follow(
     dir: &Path,
     arguments: &RedoCheckArguments,
     temp_dir: &Path,
     check: &mut Check,
-) -> anyhow::Result<Option<String>> {
+) -> anyhow::Result<(Release, Option<String>)> {
+    let mut recorded = None;
     let (url, folder) = match &arguments.connect {
         Some(url) => (url.clone(), arguments.pg_bin.clone()),
         None => {
             let cluster = Cluster::open(dir)?;
             let instance = cluster.instance(WRITER)?;
+            recorded = Some(recorded_release(&cluster)?);
             let folder = arguments.pg_bin.clone().unwrap_or_else(|| instance.postgres_bin_dir.clone());
             (Cluster::url(instance), Some(folder))
         }
@@ -208,11 +239,41 @@ fn follow(
             "wal_consistency_checking is off on the server; there is nothing to compare unless sessions set it"
         );
     }
+    let release = recorded.unwrap_or_else(|| Release {
+        server_version: server.server_version,
+        source: "as the server says".to_owned(),
+    });
+    let ended_early =
+        follow_log(&server, &release, &program("pg_receivewal")?, &url, arguments, temp_dir, check)?;
+    Ok((release, ended_early))
+}
+
+/// The release that the volume's history has for what the running instance writes.
+fn recorded_release(cluster: &Cluster) -> anyhow::Result<Release> {
+    let answer =
+        ask_driver(&cluster.instance_directory(WRITER)).context("the cluster's instance does not run")?;
+    let recorded = answer.get("server_version").and_then(|release| release.as_str());
+    let recorded = recorded.context("the cluster's instance has not opened the volume yet")?;
+    let source =
+        format!("as epoch {} of the volume's history says", answer.get("epoch").unwrap_or(&0.into()));
+    Ok(Release { server_version: recorded.parse()?, source })
+}
+
+/// Follows the log of the server at `url`; the result is why it ended before it was to.
+fn follow_log(
+    server: &live::ServerLog,
+    release: &Release,
+    pg_receivewal: &Path,
+    url: &str,
+    arguments: &RedoCheckArguments,
+    temp_dir: &Path,
+    check: &mut Check,
+) -> anyhow::Result<Option<String>> {
     let stop = stop_on_signal()?;
-    let mut receiver = Receiver::start(&program("pg_receivewal")?, &url, temp_dir)?;
+    let mut receiver = Receiver::start(pg_receivewal, url, temp_dir)?;
     let stopped = || stop.load(Ordering::Relaxed);
     let Some(segments) = receiver.first_segments(server.position, stopped)? else { return Ok(None) };
-    let mut reader = RecordReader::after(segments, server.position);
+    let mut reader = RecordReader::after(segments, release.server_version, server.position);
     eprintln!("following {url} from {}; press Ctrl-C for the report", reader.position());
     let begun = Instant::now();
     let limit = arguments.seconds.map(Duration::from_secs);

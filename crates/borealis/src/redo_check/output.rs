@@ -6,8 +6,12 @@ use borealis_redo::check::{
 use borealis_types::Lsn;
 use serde_json::{Value, json};
 
+use super::release::Release;
+
 /// What was read, and what came of it.
 pub struct Report<'c> {
+    /// Whose redo was used.
+    pub release: Release,
     /// Begin of the first record.
     pub from: Lsn,
     /// End of the last.
@@ -22,8 +26,15 @@ pub struct Report<'c> {
 
 impl<'c> Report<'c> {
     /// The report of a checker that has read the WAL between two positions.
-    pub fn new<S: PageStore>(checker: &'c Checker<S>, from: Lsn, to: Lsn) -> Report<'c> {
-        Report { from, to, tallies: checker.tallies(), problems: checker.problems(), ended_early: None }
+    pub fn new<S: PageStore>(checker: &'c Checker<S>, release: Release, from: Lsn, to: Lsn) -> Report<'c> {
+        Report {
+            release,
+            from,
+            to,
+            tallies: checker.tallies(),
+            problems: checker.problems(),
+            ended_early: None,
+        }
     }
 
     /// Everything added up.
@@ -73,6 +84,7 @@ impl<'c> Report<'c> {
         if let Some(why) = &self.ended_early {
             lines.push(format!("ended early: {why}"));
         }
+        lines.push(format!("redo of PostgreSQL {}, {}", self.release.server_version, self.release.source));
         lines.push(format!(
             "{} records from {} to {}: {} blocks compared, {} differences, {} skipped, {} failed",
             total.records, self.from, self.to, total.compared, total.different, total.skipped, total.failed
@@ -134,6 +146,8 @@ impl<'c> Report<'c> {
             })
             .collect();
         json!({
+            "server_version": self.release.server_version.to_string(),
+            "server_version_source": self.release.source,
             "from": self.from.to_string(),
             "to": self.to.to_string(),
             "clean": self.is_clean(),
@@ -150,11 +164,12 @@ impl<'c> Report<'c> {
 mod tests {
     use super::*;
     use borealis_redo::consistency::Mismatch;
-    use borealis_types::{BlockKey, Fork, RelationFork, RelationLocator};
+    use borealis_types::{BlockKey, Fork, RelationFork, RelationLocator, ServerVersion};
     use borealis_wal::ResourceManager;
 
     fn report<'c>(tallies: &'c Tallies, problems: &'c [Problem]) -> Report<'c> {
-        Report { from: Lsn(0x100), to: Lsn(0x200), tallies, problems, ended_early: None }
+        let release = Release::told(ServerVersion::NEWEST_TESTED);
+        Report { release, from: Lsn(0x100), to: Lsn(0x200), tallies, problems, ended_early: None }
     }
 
     #[test]
@@ -185,6 +200,11 @@ mod tests {
         assert_eq!(json["total"]["different"], 1);
         assert_eq!(json["operations"][0]["operation"], "INSERT");
         assert_eq!(json["clean"], false);
+        assert_eq!(json["server_version"], ServerVersion::NEWEST_TESTED.to_string());
+        assert!(text.contains(&format!(
+            "redo of PostgreSQL {}, as --server-version says",
+            ServerVersion::NEWEST_TESTED
+        )));
     }
 
     #[test]

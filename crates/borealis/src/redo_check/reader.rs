@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use borealis_types::{Lsn, PostgresVersion};
+use borealis_types::{Lsn, ServerVersion};
 use borealis_wal::Record;
 use borealis_wal::page::{WAL_PAGE_BYTES, page_start};
 use borealis_wal::record::RECORD_BYTES_MAX;
@@ -82,10 +82,15 @@ pub struct RecordReader {
 
 impl RecordReader {
     /// A reader of the first record that begins at or after `start`, and all after it; without `start`, of all.
+    /// All of them were written by a server of this release.
     ///
     /// # Errors
     /// [`ReadError::NoStart`] when no file has that position.
-    pub fn new(segments: Segments, start: Option<Lsn>) -> Result<RecordReader, ReadError> {
+    pub fn new(
+        segments: Segments,
+        server_version: ServerVersion,
+        start: Option<Lsn>,
+    ) -> Result<RecordReader, ReadError> {
         let (Some(first), Some(last)) = (segments.files.keys().next(), segments.files.keys().next_back())
         else {
             return Err(ReadError::NoStart {
@@ -99,7 +104,7 @@ impl RecordReader {
         if begin < first || begin >= last {
             return Err(ReadError::NoStart { at: begin, first, last });
         }
-        let decoder = RecordDecoder::new(PostgresVersion::V15, begin, Lsn::ZERO)
+        let decoder = RecordDecoder::new(server_version, begin, Lsn::ZERO)
             .with_segment_bytes(segments.segment_bytes)
             .with_system_identifier(segments.system_identifier);
         let first_wanted = start.unwrap_or(begin);
@@ -114,8 +119,8 @@ impl RecordReader {
     }
 
     /// A reader of the records after `position`, which is where a record ends.
-    pub fn after(segments: Segments, position: Lsn) -> RecordReader {
-        let decoder = RecordDecoder::new(PostgresVersion::V15, position, Lsn::ZERO)
+    pub fn after(segments: Segments, server_version: ServerVersion, position: Lsn) -> RecordReader {
+        let decoder = RecordDecoder::new(server_version, position, Lsn::ZERO)
             .with_segment_bytes(segments.segment_bytes)
             .with_system_identifier(segments.system_identifier);
         RecordReader {
@@ -262,7 +267,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     const LAYOUT: WalLayout = WalLayout {
-        version: PostgresVersion::V15,
+        version: borealis_types::PostgresVersion::V15,
         timeline: 1,
         system_identifier: 5,
         segment_bytes: 1 << 20,
@@ -296,7 +301,7 @@ mod tests {
     }
 
     fn read_starts(segments: &Segments, start: Option<Lsn>) -> Result<(Vec<Lsn>, Ended), ReadError> {
-        let mut reader = RecordReader::new(segments.clone(), start)?;
+        let mut reader = RecordReader::new(segments.clone(), ServerVersion::NEWEST_TESTED, start)?;
         let mut starts = Vec::new();
         let ended = reader.read::<ReadError>(|record| {
             starts.push(record.span.start);
@@ -330,10 +335,11 @@ mod tests {
         bytes[page..page + 24].copy_from_slice(&header);
         std::fs::write(path, bytes).unwrap();
         let mut found = Vec::new();
-        let ended = RecordReader::after(segments, second).read::<ReadError>(|record| {
-            found.push(record.span.start);
-            Ok(ControlFlow::Continue(()))
-        });
+        let ended =
+            RecordReader::after(segments, ServerVersion::NEWEST_TESTED, second).read::<ReadError>(|record| {
+                found.push(record.span.start);
+                Ok(ControlFlow::Continue(()))
+            });
         assert!(matches!(ended, Ok(Ended::NoMore(_))));
         assert_eq!(found, starts[1..]);
     }
@@ -344,7 +350,7 @@ mod tests {
         let (segments, starts) = write_segments(folder.path(), 30_000, 100);
         assert!(segments.files.len() > 2);
         assert_eq!(read_starts(&segments, None).unwrap().0, starts);
-        let mut reader = RecordReader::new(segments, None).unwrap();
+        let mut reader = RecordReader::new(segments, ServerVersion::NEWEST_TESTED, None).unwrap();
         let mut count = 0;
         let ended = reader.read::<ReadError>(|_| {
             count += 1;

@@ -15,22 +15,22 @@
 //! * `RecordNewMultiXact` takes its lock later, `CREATE_ID` and aborting a prepared transaction hold back
 //!   checkpoints: order only.
 //! * A prepared transaction's file is written under another name and renamed (`RecreateTwoPhaseFile`).
-//! * Rows in memory carry a mark that they are composite values (`HEAP_IS_DATUM`). It is cleared before a row goes to
-//!   a page or into a record.
+//! * Rows in memory carry a mark that they are composite values (`HEAP_IS_DATUM`). The server clears it before a row
+//!   goes to a page or into a record.
 //!
 //! [`Record::server_version`]: borealis_wal::Record
 
 use borealis_types::{PostgresVersion, ServerVersion};
 
 /// Whether removing tuples from a leaf page of a GiST index sets `F_TUPLES_DELETED` on the page, in vacuum and in
-/// `gistRedoPageUpdateRecord` alike. Nothing has read the flag since `VACUUM FULL` was rewritten.
+/// `gistRedoPageUpdateRecord` alike. Nothing but pageinspect reads the flag.
 ///
 /// Through 15.19 it does; 15.20 neither sets nor clears the flag, and its `gist.h` calls it deprecated. Pages that an
 /// older release marked stay marked until they split or are built anew.
 ///
-/// Found by `wal_consistency_checking` on 15.18 and 15.20, and in their code. 15.19 was no longer to be had. The fix
-/// went to every supported major version; 18.6, released with 15.19 and for the same security fixes, still sets the
-/// flag, and 17.12, released with 15.20, does not.
+/// Found by `wal_consistency_checking` on 15.18 and 15.20, and in their code. 15.19 was no longer to be had. Fixes go to
+/// all major versions at once: 18.6, released with 15.19 and with the same security fixes, still sets the flag, and
+/// 17.12, released with 15.20, does not.
 pub(crate) fn gist_marks_removed_tuples(server_version: ServerVersion) -> bool {
     const FIRST_WITHOUT: ServerVersion = release(15_00_20);
     match server_version.major() {

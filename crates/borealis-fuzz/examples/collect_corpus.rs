@@ -19,7 +19,7 @@ use borealis_redo::control_file::ControlFile;
 use borealis_redo::counters::Counters;
 use borealis_redo::names::operation_name;
 use borealis_redo::{apply_meta, apply_page, meta_before};
-use borealis_types::{DatabaseKey, Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey, ServerVersion};
+use borealis_types::{DatabaseKey, Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{Effect, Record, effects};
 use support::Cluster;
@@ -137,7 +137,7 @@ fn main() {
 
     let (start, bytes) = cluster.wal_bytes();
     let window = WalWindow { start, bytes: &bytes };
-    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, control.checkpoint, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(cluster.release(), control.checkpoint, Lsn::ZERO);
     while let Next::Record(record) = decoder.next(&window).unwrap() {
         replay.feed(&record);
     }

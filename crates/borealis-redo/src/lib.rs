@@ -28,6 +28,7 @@ mod multixact;
 pub mod names;
 mod native;
 mod page;
+mod releases;
 mod relmap;
 mod sequence;
 mod spgist;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use borealis_redo::apply_page;
 use borealis_redo::counters::Counters;
-use borealis_types::{Lsn, PAGE_SIZE, PageBytes, PageKey, ServerVersion};
+use borealis_types::{Lsn, PAGE_SIZE, PageBytes, PageKey};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{Effect, ResourceManager, effects};
 use support::Cluster;
@@ -107,7 +107,7 @@ fn the_hot_path_allocates_nothing() {
     let (wal_start, bytes) = cluster.wal_bytes();
     let window = WalWindow { start: wal_start, bytes: &bytes };
 
-    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(cluster.release(), start, Lsn::ZERO);
     let mut found: Vec<Effect> = Vec::with_capacity(64);
     let mut counters = Counters::default();
     // By resource manager: records, and allocations of redo.

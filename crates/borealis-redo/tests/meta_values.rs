@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use borealis_redo::control_file::{ClusterState, ControlFile};
 use borealis_redo::counters::Counters;
 use borealis_redo::{apply_meta, meta_before};
-use borealis_types::{DatabaseKey, Lsn, MetaKey, ServerVersion};
+use borealis_types::{DatabaseKey, Lsn, MetaKey};
 use borealis_wal::layout::{CheckPointRecord, xlog};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{Effect, Record, ResourceManager, effects};
@@ -119,7 +119,7 @@ fn values_outside_pages_are_what_the_server_left_in_its_files() {
 
     let wal = cluster.wal_bytes();
     let window = WalWindow { start: wal.0, bytes: &wal.1 };
-    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, fresh.checkpoint, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(cluster.release(), fresh.checkpoint, Lsn::ZERO);
     while let Next::Record(record) = decoder.next(&window).unwrap() {
         let known = values.counters().to_checkpoint(Lsn::ZERO, 0);
         values.apply(&record);

@@ -2,8 +2,12 @@
 
 mod support;
 
+use borealis_types::Lsn;
 use borealis_wal::ResourceManager;
-use support::{Cluster, assert_no_problem, compare_with_files, replay, seeded_checker};
+use support::{
+    Cluster, OTHER_PG_BIN_VARIABLE, Programs, assert_no_problem, compare_with_files, replay, replay_in_turn,
+    seeded_checker,
+};
 
 const HASH: &str = "
 create table hashed (a int, b text) with (autovacuum_enabled = off);
@@ -73,6 +77,15 @@ delete from points where id % 2 = 0;
 select count(*) from points where p <@ box '((0,0),(1000,1000))';
 select count(*) from points where p <@ box '((0,0),(1000,1000))';
 insert into points select i, point(i * 7919 % 1000, i * 104729 % 997) from generate_series(1, 2500) i;
+";
+
+/// Changes the leaves of the index that [`GIST`] has made: some get new tuples, some lose some or all.
+const GIST_AGAIN: &str = "
+insert into points select i, point(i * 13 % 900, i * 101 % 977) from generate_series(1, 1500) i;
+delete from points where id % 7 < 3 and ctid::text like '%3)';
+vacuum points;
+delete from points where p[1] < 50;
+vacuum points;
 ";
 
 const SPGIST: &str = "
@@ -221,6 +234,44 @@ fn every_index_page_is_what_postgres_says() {
     let (compared, mut wrong) = compare_with_files(&checker, &cluster);
     // An SP-GiST metapage remembers, without a record, which pages had room last.
     wrong.retain(|line| !(line.starts_with("Spgist: ") && line.contains(" block 0: ")));
+    assert!(
+        wrong.is_empty(),
+        "{} of {compared} pages differ from the files:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+#[test]
+#[ignore = "needs a second release, in the folder that BOREALIS_TEST_OTHER_PG_BIN names"]
+fn index_pages_that_two_releases_change_in_turn_are_what_postgres_says() {
+    let first = Programs::to_test();
+    let other = std::env::var_os(OTHER_PG_BIN_VARIABLE).expect("the other release's folder");
+    let second = Programs::in_folder(other.into());
+    assert_ne!(first.release, second.release);
+    let mut cluster = Cluster::create("full_page_writes = off");
+    let mut checker = seeded_checker(&cluster);
+    let start = cluster.control_lsn("Latest checkpoint location:");
+    let mut turns = Vec::new();
+    for (programs, script) in [
+        (&first, GIST),
+        (&second, GIST_AGAIN),
+        (&first, GIST_AGAIN),
+        (&second, GIST_AGAIN),
+        (&first, GIST_AGAIN),
+    ] {
+        cluster.use_programs(programs);
+        cluster.start();
+        cluster.sql("postgres", script);
+        cluster.stop();
+        // The shutdown checkpoint is the last record of the turn.
+        turns.push((Lsn(cluster.control_lsn("Latest checkpoint location:").0 + 1), programs.release));
+    }
+
+    let records = replay_in_turn(&cluster, start, &turns, &mut checker);
+    println!("{checker}{records} records by {} and {} in turn", first.release, second.release);
+    assert_no_problem(&checker);
+    let (compared, wrong) = compare_with_files(&checker, &cluster);
     assert!(
         wrong.is_empty(),
         "{} of {compared} pages differ from the files:\n{}",

@@ -16,7 +16,7 @@ use borealis_redo::control_file::ControlFile;
 use borealis_redo::counters::Counters;
 use borealis_types::{
     BLOCKS_PER_SEGMENT_FILE, DatabaseKey, Lsn, MetaKey, PAGE_SIZE, PageKey, PostgresVersion, RecordSpan,
-    RelationFork, ServerVersion,
+    RelationFork,
 };
 use borealis_wal::encode::shutdown_checkpoint;
 use borealis_wal::page::WalLayout;
@@ -94,7 +94,7 @@ struct Redone {
 fn replay(cluster: &Cluster, mut checker: Checker, start: Lsn) -> Redone {
     let (wal_start, bytes) = cluster.wal_bytes();
     let window = WalWindow { start: wal_start, bytes: &bytes };
-    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(cluster.release(), start, Lsn::ZERO);
     let (mut relations, mut last) = (BTreeSet::new(), RecordSpan::NONE);
     let mut changes = Vec::new();
     while let Next::Record(record) = decoder.next(&window).unwrap() {

@@ -1,4 +1,6 @@
 //! `borealis redo-check` on the WAL of a stock server: what is right, what was made wrong, and what cannot be checked.
+//!
+//! `BOREALIS_TEST_PG_BIN` names the folder with the server's programs, if not the installed ones.
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -9,7 +11,7 @@ use borealis_types::{Lsn, ServerVersion};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 
 /// Where distributions put PostgreSQL 15's programs.
-const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
+const INSTALLED_PG_BIN: &str = "/usr/lib/postgresql/15/bin";
 const SEGMENT_BYTES: usize = 16 << 20;
 
 const WORKLOAD: &str = "
@@ -25,6 +27,11 @@ delete from t where i % 5 = 0;
 vacuum t;
 select nextval(s) from (select 't_s'::regclass s) s;
 ";
+
+/// The folder of the server's programs.
+fn pg_bin() -> PathBuf {
+    std::env::var_os("BOREALIS_TEST_PG_BIN").unwrap_or_else(|| INSTALLED_PG_BIN.into()).into()
+}
 
 /// A stock server in a temporary folder, ended with the test.
 struct Stock {
@@ -55,6 +62,8 @@ impl Stock {
         .expect("written");
         let log = stock.folder.path().join("log");
         stock.run("pg_ctl", &["-D", data, "-w", "-s", "-l", log.to_str().expect("a name"), "start"]);
+        // Not with `eprintln`, which is shown for failed tests only.
+        let _ = writeln!(std::io::stderr(), "PostgreSQL {} from {}", stock.release(), pg_bin().display());
         stock
     }
 
@@ -67,7 +76,7 @@ impl Stock {
     }
 
     fn command(&self, program: &str) -> Command {
-        let program = Path::new(POSTGRES_BIN).join(program);
+        let program = pg_bin().join(program);
         let mut command = if nix::unistd::geteuid().is_root() {
             let mut command = Command::new("setpriv");
             command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
@@ -231,6 +240,30 @@ fn a_stock_servers_wal_is_right_and_a_forged_image_is_found() {
     assert_eq!((&problem["offset"], &problem["different_bytes"]), (&8191.into(), &1.into()));
     let output = redo_check(&[wal]);
     assert!(text(&output).contains(&format!("{at} Heap/INSERT")), "{}", text(&output));
+}
+
+#[test]
+fn the_redo_of_another_release_is_found_to_differ() {
+    let server =
+        Stock::start("wal_consistency_checking = 'all'\nfull_page_writes = off\nmax_wal_size = 10GB");
+    server.sql("create table t (p point) with (autovacuum_enabled = off)");
+    server.sql("create index on t using gist (p)");
+    server.sql("insert into t select point(i, i % 7) from generate_series(1, 1000) i");
+    // Vacuum removes tuples from the index's leaves, which releases mark differently.
+    server.sql("delete from t where p[0] < 500");
+    server.sql("vacuum t");
+    let wal = server.wal();
+    let wal = wal.to_str().expect("a name");
+    let different = |server_version: &str| {
+        let report = json(&redo_check(&["--json", "--server-version", server_version, wal]));
+        report["total"]["different"].as_u64().expect("a number")
+    };
+    assert_eq!(different(&server.release()), 0);
+    let furthest = ["15.0".to_owned(), ServerVersion::NEWEST_TESTED.to_string()];
+    assert!(
+        furthest.iter().any(|other| different(other) > 0),
+        "one of them is on the other side of the change"
+    );
 }
 
 #[test]

@@ -10,7 +10,10 @@ use crate::btree::tuple;
 use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::{self, Placing};
-use crate::{listed_block, mask};
+use crate::{listed_block, mask, releases};
+
+#[cfg(test)]
+mod tests;
 
 const PAGE_UPDATE: u8 = 0x00;
 const DELETE: u8 = 0x10;
@@ -157,12 +160,14 @@ fn update_page(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageB
     }
     if !deleted.is_empty() {
         page::index_multi_delete(page, deleted.iter())?;
-        // `GistMarkTuplesDeleted`
-        update_opaque(page, |opaque| {
-            if opaque.flags & flag::LEAF != 0 {
-                opaque.flags |= flag::TUPLES_DELETED;
-            }
-        })?;
+        if releases::gist_marks_removed_tuples(record.server_version) {
+            // `GistMarkTuplesDeleted`
+            update_opaque(page, |opaque| {
+                if opaque.flags & flag::LEAF != 0 {
+                    opaque.flags |= flag::TUPLES_DELETED;
+                }
+            })?;
+        }
     }
     let appended = append_tuples(page, data.rest())?;
     expect(appended == usize::from(inserted_count), "a GiST record has more or fewer tuples than it says")
@@ -171,9 +176,8 @@ fn update_page(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageB
 /// `gistRedoDeleteRecord`. Data (`gistxlogDelete`): newest transaction removed, number of tuples, their offset
 /// numbers.
 ///
-/// PostgreSQL's own redo also sets the flag "some tuples were deleted", which the server that wrote the record
-/// (`gistprunepage`) does not, so its own consistency check fails. Nothing reads the flag; this does as the
-/// server did.
+/// The server that writes the record (`gistprunepage`) does not set the flag "some tuples were deleted". Older
+/// releases' own redo does, so that their own consistency check fails; this does as the server did.
 fn delete_dead(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     let mut data = Reader::new(record.main_data);
     data.skip(4)?;

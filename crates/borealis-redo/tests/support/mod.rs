@@ -1,6 +1,8 @@
 //! A stock PostgreSQL in a temporary folder, and its files as pages.
 //!
-//! The server's programs are looked for where Debian puts them, or where `BOREALIS_TEST_POSTGRES_BIN` says.
+//! The server's programs are looked for where Debian puts them, or in the folder that `BOREALIS_TEST_PG_BIN` names.
+//! A release unpacked beside the installed one will do: PostgreSQL finds its other files from where its programs
+//! are. Each cluster says on standard error which release it is.
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
 #![allow(clippy::unwrap_used)] // All of it is test code.
@@ -10,7 +12,7 @@ mod page_owner;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -32,9 +34,42 @@ const FIRST_USER_OID: u32 = 16384;
 const BLOCKS_PER_SEGMENT_FILE: u32 = borealis_types::BLOCKS_PER_SEGMENT_FILE;
 const PAGES_PER_SLRU_FILE: u32 = 32;
 
+/// A folder with the server's programs.
+pub const PG_BIN_VARIABLE: &str = "BOREALIS_TEST_PG_BIN";
+/// The same of a second release, for tests of both on one cluster.
+pub const OTHER_PG_BIN_VARIABLE: &str = "BOREALIS_TEST_OTHER_PG_BIN";
+/// Where Debian puts them.
+const INSTALLED_PG_BIN: &str = "/usr/lib/postgresql/15/bin";
+
+/// The programs of one release.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    folder: PathBuf,
+    /// What `postgres --version` says.
+    pub release: ServerVersion,
+}
+
+impl Programs {
+    /// Those in this folder.
+    pub fn in_folder(folder: PathBuf) -> Programs {
+        let text = run(Command::new(folder.join("postgres")).arg("--version"));
+        // `postgres (PostgreSQL) 15.18 (Debian …)`
+        let release = text.split_whitespace().nth(2).and_then(|word| word.parse().ok());
+        let release = release.unwrap_or_else(|| panic!("{} is {text}", folder.display()));
+        Programs { folder, release }
+    }
+
+    /// Those that [`PG_BIN_VARIABLE`] names, or else the installed ones.
+    pub fn to_test() -> Programs {
+        let folder = std::env::var_os(PG_BIN_VARIABLE).unwrap_or_else(|| INSTALLED_PG_BIN.into());
+        Programs::in_folder(folder.into())
+    }
+}
+
 /// A cluster that exists for one test.
 pub struct Cluster {
     folder: tempfile::TempDir,
+    programs: Programs,
     running: bool,
 }
 
@@ -45,7 +80,10 @@ impl Cluster {
         if is_root() {
             run(Command::new("chown").arg("postgres:postgres").arg(folder.path()));
         }
-        let cluster = Cluster { folder, running: false };
+        let programs = Programs::to_test();
+        // Not with `eprintln`, which is shown for failed tests only.
+        let _ = writeln!(io::stderr(), "PostgreSQL {} from {}", programs.release, programs.folder.display());
+        let cluster = Cluster { folder, programs, running: false };
         cluster.run(
             "initdb",
             [
@@ -71,6 +109,17 @@ impl Cluster {
         cluster
     }
 
+    /// The release of its server.
+    pub fn release(&self) -> ServerVersion {
+        self.programs.release
+    }
+
+    /// Goes on with another release's programs. The server must not be running.
+    pub fn use_programs(&mut self, programs: &Programs) {
+        assert!(!self.running);
+        self.programs = programs.clone();
+    }
+
     /// The data directory.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
@@ -82,9 +131,7 @@ impl Cluster {
 
     /// A command that runs one of PostgreSQL's programs as somebody it does not refuse.
     fn command(&self, program: &str) -> Command {
-        let folder = std::env::var("BOREALIS_TEST_POSTGRES_BIN")
-            .unwrap_or_else(|_| "/usr/lib/postgresql/15/bin".to_owned());
-        let program = Path::new(&folder).join(program);
+        let program = self.programs.folder.join(program);
         let mut command = if is_root() {
             let mut command = Command::new("setpriv");
             command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
@@ -411,13 +458,25 @@ pub fn seeded_checker(cluster: &Cluster) -> Checker {
     checker
 }
 
-/// Feeds every record of the cluster's WAL from `start` on, and returns how many there were.
+/// Feeds every record of the cluster's WAL from `start` on, all written by its release, and returns how many there
+/// were.
 pub fn replay(cluster: &Cluster, start: Lsn, checker: &mut Checker) -> u64 {
+    replay_in_turn(cluster, start, &[(Lsn(u64::MAX), cluster.release())], checker)
+}
+
+/// As [`replay`], of WAL that releases have written in turn, each the records that begin before a position.
+pub fn replay_in_turn(
+    cluster: &Cluster,
+    start: Lsn,
+    turns: &[(Lsn, ServerVersion)],
+    checker: &mut Checker,
+) -> u64 {
     let (wal_start, bytes) = cluster.wal_bytes();
     let wal = WalWindow { start: wal_start, bytes: &bytes };
-    let mut decoder = RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, Lsn::ZERO);
+    let mut decoder = RecordDecoder::new(cluster.release(), start, Lsn::ZERO);
     let mut records = 0;
-    while let Next::Record(record) = decoder.next(&wal).unwrap() {
+    while let Next::Record(mut record) = decoder.next(&wal).unwrap() {
+        record.server_version = turns.iter().find(|(end, _)| record.span.start < *end).unwrap().1;
         checker.feed(&record);
         records += 1;
     }

@@ -4,6 +4,7 @@
 //! failed, 2 the command line was wrong.
 
 mod commands;
+mod notify;
 mod progress;
 mod redo_check;
 

@@ -31,9 +31,9 @@ die() {
 # --- inside the new namespaces -----------------------------------------------------------------------------------
 
 # The first process of a fresh system: mounts what a booted machine has, moves into it, says so in $3, and stays.
-# Runs as `fresh-machine.sh --hold ROOT TOOLCHAIN READY_FILE ARCHIVES`.
+# Runs as `fresh-machine.sh --hold ROOT TOOLCHAIN READY_FILE`.
 hold() {
-    local root=$1 toolchain=$2 ready=$3 archives=$4 device
+    local root=$1 toolchain=$2 ready=$3 device
     mount --make-rprivate /
     # pivot_root wants a mount point.
     mount --bind "$root" "$root"
@@ -53,7 +53,6 @@ hold() {
     ln -s fd/0 "$root/dev/stdin"
     ln -s fd/1 "$root/dev/stdout"
     ln -s fd/2 "$root/dev/stderr"
-    mount --bind "$archives" "$root/var/cache/apt/archives"
     if [ -n "$toolchain" ]; then
         mkdir -p "$root/opt/rust"
         mount --bind "$toolchain" "$root/opt/rust"
@@ -143,7 +142,7 @@ repository=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 self=$repository/scripts/$(basename -- "$0")
 store=${BOREALIS_FRESH_DIR:-/var/tmp/borealis-fresh}
 umask 022
-mkdir -p "$store/archives-$suite/partial"
+mkdir -p "$store/archives-$suite"
 
 toolchain=
 cargo_cache=
@@ -165,10 +164,12 @@ fi
 work=
 holder=
 first_process=
+job=
 # Ends the fresh system's first process, and so every process in it, and waits until the kernel has done so.
 end_system() {
     [ -n "$holder" ] || return 0
-    kill -KILL "$holder" 2>/dev/null || true
+    # What this script waits for in there as well: it is the outside parent of a process that must be gone first.
+    kill -KILL "$holder" ${job:+"$job"} 2>/dev/null || true
     wait "$holder" 2>/dev/null || true
     # It is process 1 of its namespace: the last to go there.
     while [ -n "$first_process" ] && kill -0 "$first_process" 2>/dev/null; do sleep 0.1; done
@@ -234,7 +235,11 @@ mkdir -p "$logs"
 patiently() {
     # Die with this script, even if that is killed with SIGKILL.
     setpriv --pdeathsig KILL "$@" &
-    wait $!
+    local code=0
+    job=$!
+    wait "$job" || code=$?
+    job=
+    return "$code"
 }
 
 # --- the base system ---------------------------------------------------------------------------------------------
@@ -281,6 +286,8 @@ start_system() {
     root=$work/$name
     mkdir "$root"
     tar -C "$root" --numeric-owner --xattrs -xf "$base"
+    # Copies, since apt locks the folder, and another run of this script may be at work.
+    cp "$store/archives-$suite"/*.deb "$root/var/cache/apt/archives/" 2>/dev/null || true
     # The network is this machine's, and so are its names.
     cat /etc/resolv.conf >"$root/etc/resolv.conf"
     cat /etc/hosts >"$root/etc/hosts"
@@ -291,7 +298,7 @@ start_system() {
     chroot "$root" useradd --create-home --shell /bin/bash --user-group someone
     mkfifo "$ready"
     setpriv --pdeathsig KILL unshare --mount --pid --ipc --fork --kill-child=KILL \
-        "$self" --hold "$root" "$toolchain" "$ready" "$store/archives-$suite" &
+        "$self" --hold "$root" "$toolchain" "$ready" &
     holder=$!
     # Opened for both, so that a first process that fails does not leave this one waiting for a writer.
     exec 8<>"$ready"
@@ -301,6 +308,11 @@ start_system() {
     exec 8>&-
     # The line has no end, which read calls a failure.
     read -r first_process _ <"/proc/$holder/task/$holder/children" || [ -n "$first_process" ]
+}
+
+# Keeps what apt has downloaded for the next time.
+keep_archives() {
+    cp --update --no-clobber "$root"/var/cache/apt/archives/*.deb "$store/archives-$suite/" 2>/dev/null || true
 }
 
 # Runs a line of shell in the fresh system, as this user, with the environment of a login.
@@ -469,6 +481,12 @@ echo "stopped after $((($(date +%s%N) - begin) / 1000000)) ms: $(systemctl show 
 if pgrep -u borealis -a; then echo "a process outlived the service"; exit 1; fi
 say systemctl start borealis
 [ "$(query 'select sum(n) from kept')" = 500500 ]
+# An upgrade restarts it, since it runs.
+before=$(systemctl show -p MainPID --value borealis)
+say dpkg -i /root/borealis_*.deb
+after=$(systemctl show -p MainPID --value borealis)
+{ [ "$after" != "$before" ] && systemctl is-active -q borealis; } || { echo "an upgrade did not restart it"; exit 1; }
+[ "$(query 'select sum(n) from kept')" = 500500 ]
 # Removing stops it and leaves the data; so does purging.
 say env DEBIAN_FRONTEND=noninteractive apt-get remove -yq borealis
 if pgrep -u borealis -a; then echo "a process outlived the package"; exit 1; fi
@@ -564,6 +582,7 @@ service_command() {
     inside root 'DEBIAN_FRONTEND=noninteractive apt-get install -yq systemd-sysv dbus procps' >"$log" 2>&1 ||
         die "systemd could not be installed in the fresh system, see $log"
     end_system
+    keep_archives
     rm -f "$root/usr/sbin/policy-rc.d"
     # A unit of the system's own runs the job and then turns the system off: nothing has to reach into it.
     cat >"$root/etc/systemd/system/fresh-job.service" <<'END'
@@ -643,6 +662,7 @@ else
             fi
         fi
         end_system
+        keep_archives
         [ "$keep" = 1 ] || remove_folder "$root"
     done
 fi

@@ -84,6 +84,11 @@ for package in metadata["packages"]:
                 if not text.splitlines()[line - 1].lstrip().startswith("//"):
                     problems.append(f"{relative}:{line}: {match.group(0)} in a pure crate")
 
+# The only place besides Cargo.toml that names the version of Rust, since a person reads it before there is a machine to ask.
+version = re.search(r'^rust-version = "(.*)"$', (root / "Cargo.toml").read_text(), re.MULTILINE).group(1)
+if f"Rust {version} or newer" not in (root / "README.md").read_text():
+    problems.append(f"README.md does not say that Rust {version} or newer is needed, as Cargo.toml does")
+
 for problem in problems:
     print(problem, file=sys.stderr)
 sys.exit(1 if problems else 0)

@@ -158,6 +158,8 @@ pub fn spawn_detached(arguments: &[&str], config: &Path, log_file: &Path) -> io:
         .arg("--config")
         .arg(config)
         .current_dir("/")
+        // PostgreSQL would tell our service manager that it is ready, and stopping, itself.
+        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);

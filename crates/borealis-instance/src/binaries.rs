@@ -36,8 +36,12 @@ impl Binaries {
                 .ok_or_else(|| InstanceError::PostgresMissing { looked_in: folder.display().to_string() });
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let candidates: Vec<PathBuf> =
-            USUAL_FOLDERS.iter().map(PathBuf::from).chain(std::env::split_paths(&path)).collect();
+        let candidates: Vec<PathBuf> = USUAL_FOLDERS
+            .iter()
+            .map(PathBuf::from)
+            .chain(std::env::split_paths(&path))
+            .chain(folders_of_other_versions(Path::new("/usr/lib/postgresql")))
+            .collect();
         let mut unsupported = None;
         for candidate in &candidates {
             match Self::at(candidate) {
@@ -104,6 +108,15 @@ impl Binaries {
     pub fn program(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
+}
+
+/// Where Debian puts whatever versions there are: one that is not supported is named in the error, since "there is no
+/// PostgreSQL" would be wrong.
+fn folders_of_other_versions(root: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(root) else { return Vec::new() };
+    let mut folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path().join("bin")).collect();
+    folders.sort();
+    folders
 }
 
 /// The release of the program that a process executes.
@@ -192,6 +205,17 @@ mod tests {
     }
 
     #[test]
+    fn every_version_below_debians_folder_is_looked_at() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        for version in ["17", "15"] {
+            std::fs::create_dir_all(root.path().join(version).join("bin")).expect("folder");
+        }
+        let expected: Vec<PathBuf> = ["15/bin", "17/bin"].iter().map(|path| root.path().join(path)).collect();
+        assert_eq!(folders_of_other_versions(root.path()), expected);
+        assert!(folders_of_other_versions(&root.path().join("absent")).is_empty());
+    }
+
+    #[test]
     fn another_version_is_refused_by_name() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().expect("temporary folder");
@@ -202,6 +226,7 @@ mod tests {
         }
         let error = Binaries::find(Some(folder.path())).expect_err("version 14");
         assert!(error.to_string().contains("14.2"), "{error}");
+        assert!(error.to_string().contains("PostgreSQL 15"), "what is supported: {error}");
     }
 
     #[test]

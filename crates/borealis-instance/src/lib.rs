@@ -80,7 +80,10 @@ pub enum InstanceError {
         looked_in: String,
     },
     /// A version Borealis does not know.
-    #[error("{program} is {found}; this version of Borealis runs PostgreSQL 15. Name another with --pg-bin")]
+    #[error(
+        "{program} is {found}; this version of Borealis supports PostgreSQL 15 only. Install that beside it (Debian 12 has \
+         it: apt-get install postgresql-15), or name the folder of its programs with --pg-bin"
+    )]
     PostgresVersion {
         /// The program asked.
         program: PathBuf,

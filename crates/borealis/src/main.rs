@@ -4,6 +4,7 @@
 //! failed, 2 the command line was wrong.
 
 mod commands;
+mod notify;
 mod progress;
 mod redo_check;
 
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use borealis_instance::confinement;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// Amazon Aurora's storage, open, for the PostgreSQL you already have.
 #[derive(Debug, Parser)]
@@ -61,6 +62,11 @@ enum Command {
     RedoCheck(redo_check::RedoCheckArguments),
     /// Measure Borealis beside stock PostgreSQL on this machine.
     Bench(commands::bench::BenchArguments),
+    /// Print a completion script, for a shell to load.
+    Completion {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
     /// Parts of a cluster, started by the other commands.
     #[command(subcommand, hide = true)]
     Internal(InternalCommand),
@@ -162,6 +168,11 @@ enum InternalCommand {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Write the manual pages; for packages.
+    Manual {
+        /// Into which folder.
+        folder: PathBuf,
+    },
 }
 
 /// Ends the process quietly when whoever reads its output has gone (`borealis status | head`). The long-running parts
@@ -200,6 +211,10 @@ fn main() -> ExitCode {
         Command::Verify { json } => commands::verify::verify(&dir, json),
         Command::RedoCheck(arguments) => redo_check::redo_check(&dir, &arguments),
         Command::Bench(arguments) => commands::bench::bench(&arguments),
+        Command::Completion { shell } => commands::manual::completion(&CommandLine::command(), shell),
+        Command::Internal(InternalCommand::Manual { folder }) => {
+            commands::manual::pages(&CommandLine::command(), &folder)
+        }
         Command::Internal(InternalCommand::Node { config }) => commands::internal::node(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod internal;
+pub mod manual;
 pub mod parts;
 pub mod psql;
 pub mod status;

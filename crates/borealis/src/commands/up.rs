@@ -16,6 +16,7 @@ use borealis_types::{MAX_GROUPS, NodeId, Placement};
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::UpArguments;
+use crate::notify::ServiceManager;
 use crate::progress::Step;
 
 const DEFAULT_PORT: u16 = 5432;
@@ -230,6 +231,9 @@ fn require_free_port(port: u16) -> anyhow::Result<()> {
 /// Waits for Ctrl-C, then stops everything. Ends by itself when another command has stopped everything; an
 /// instance alone may end and start again.
 fn serve(cluster: &Cluster, stop_signals: SigSet) -> anyhow::Result<ExitCode> {
+    let manager = ServiceManager::from_environment();
+    let url = Cluster::url(cluster.instance(WRITER)?);
+    manager.ready(&format!("serving {url}"));
     eprintln!("press Ctrl-C to stop");
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new().name("stop-signal".to_owned()).spawn(move || {
@@ -253,10 +257,15 @@ fn serve(cluster: &Cluster, stop_signals: SigSet) -> anyhow::Result<ExitCode> {
                         log.display(),
                         borealis_control::cluster::log_tail(&log)
                     );
+                    manager.status("the instance ended; the storage nodes go on");
+                }
+                if !instance_ran && instance_runs {
+                    manager.status(&format!("serving {url}"));
                 }
                 instance_ran = instance_runs;
             }
             Ok(_) | Err(mpsc::RecvTimeoutError::Disconnected) => {
+                manager.stopping();
                 stop(cluster)?;
                 return Ok(ExitCode::SUCCESS);
             }

@@ -53,6 +53,11 @@ impl Installation {
     }
 }
 
+fn open_to_all(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).expect("mode");
+}
+
 /// The installed release and the fetched ones, oldest first.
 fn installations() -> Vec<Installation> {
     let target = Path::new(env!("CARGO_BIN_EXE_borealis")).parent().and_then(Path::parent).expect("target");
@@ -204,6 +209,11 @@ fn assert_live_redo_is_right(cluster: &TestCluster, installation: &Installation)
 #[test]
 fn a_volume_moves_between_minor_releases_and_back() {
     let Some([older, newer]) = two_releases() else { return };
+    // The server's user may be kept from the folder that they were fetched to, such as one in root's home.
+    let folder = tempfile::Builder::new().prefix("borealis-test-").tempdir().expect("temporary folder");
+    open_to_all(folder.path());
+    let [older, newer] =
+        [older, newer].map(|release| release.copy_to(&folder.path().join(release.release.to_string())));
     eprintln!("moving a volume between PostgreSQL {} and {}", older.release, newer.release);
     let cluster = TestCluster::unstarted();
     cluster.up(&["--pg-bin", &older.bin(), "--pg-set", "autovacuum=off", "--protection-groups", "2"]);
@@ -251,8 +261,7 @@ fn a_volume_moves_between_minor_releases_and_back() {
 #[test]
 fn a_release_newer_than_any_tested_starts_with_a_warning() {
     let folder = tempfile::Builder::new().prefix("borealis-test-").tempdir().expect("temporary folder");
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("mode");
+    open_to_all(folder.path());
     let tested =
         installations().into_iter().rfind(|installation| !installation.release.is_newer_than_tested());
     let Some(known) = tested else {
@@ -261,7 +270,8 @@ fn a_release_newer_than_any_tested_starts_with_a_warning() {
         );
         return;
     };
-    let mut unknown = known.copy_to(folder.path());
+    let known = known.copy_to(&folder.path().join("known"));
+    let mut unknown = known.copy_to(&folder.path().join("unknown"));
     // The same server, which says of itself that it is of a later release.
     let minor = known.release.server_version_num() % 100;
     unknown.release = ServerVersion::new(150_099).expect("a release");
@@ -305,8 +315,7 @@ fn a_release_newer_than_any_tested_starts_with_a_warning() {
 fn a_server_replaced_under_its_driver_is_recorded_as_what_it_is() {
     let Some([older, newer]) = two_releases() else { return };
     let folder = tempfile::Builder::new().prefix("borealis-test-").tempdir().expect("temporary folder");
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("mode");
+    open_to_all(folder.path());
     let installed = older.copy_to(folder.path());
     let cluster = TestCluster::unstarted();
     cluster.up(&["--pg-bin", &installed.bin()]);

@@ -289,7 +289,7 @@ impl Engine {
     #[must_use]
     pub fn has_shim(&self) -> bool {
         let started = self.server.as_ref().and_then(|server| server.started);
-        started.is_some_and(|started| shim_gate::is_loaded(self.shim_report(), started))
+        started.is_some_and(|started| shim_gate::is_loaded(self.shim_report().as_ref(), started))
     }
 
     /// From now on what the server writes is shipped, and what it asks for is answered.

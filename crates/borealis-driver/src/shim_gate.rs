@@ -7,7 +7,6 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -75,8 +74,8 @@ pub(crate) struct ShimGate {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether the shim that reported is this build's, in the process that was started.
-pub(crate) fn is_loaded(report: Option<ShimReport>, started: u32) -> bool {
-    report == Some(ShimReport { process_id: started, fingerprint: BUILD_FINGERPRINT })
+pub(crate) fn is_loaded(report: Option<&ShimReport>, started: u32) -> bool {
+    report.is_some_and(|report| report.process_id == started && report.fingerprint == BUILD_FINGERPRINT)
 }
 
 impl ShimGate {
@@ -88,7 +87,7 @@ impl ShimGate {
         accepts_connections: bool,
         now: Instant,
     ) -> Option<ShimFault> {
-        if let Some(fault) = self.fault_of(report) {
+        if let Some(fault) = self.fault_of(report.as_ref()) {
             return Some(fault);
         }
         let is_certain =
@@ -110,10 +109,10 @@ impl ShimGate {
     }
 
     /// Another build's shim is wrong at once.
-    fn fault_of(&self, report: Option<ShimReport>) -> Option<ShimFault> {
+    fn fault_of(&self, report: Option<&ShimReport>) -> Option<ShimFault> {
         match report {
-            Some(ShimReport { fingerprint, .. }) if fingerprint != BUILD_FINGERPRINT => {
-                Some(ShimFault::OtherBuild { found: fingerprint })
+            Some(ShimReport { fingerprint, .. }) if *fingerprint != BUILD_FINGERPRINT => {
+                Some(ShimFault::OtherBuild { found: *fingerprint })
             }
             _ => None,
         }
@@ -121,8 +120,8 @@ impl ShimGate {
 
     /// What is wrong with a report that will not be followed by a better one.
     fn fault_of_settled(&self, report: Option<ShimReport>) -> Option<ShimFault> {
-        let report = report.filter(|report| !is_loaded(Some(*report), self.started))?;
-        Some(self.fault_of(Some(report)).unwrap_or_else(|| ShimFault::OtherProcess {
+        let report = report.filter(|report| !is_loaded(Some(report), self.started))?;
+        Some(self.fault_of(Some(&report)).unwrap_or_else(|| ShimFault::OtherProcess {
             reported: report.process_id,
             started: self.started,
             program: self.program.clone(),
@@ -219,11 +218,13 @@ impl ShimGate {
     }
 }
 
-/// Whether the process runs a program called `postgres`, and is no script on the way to it.
+/// Whether the process runs a program called `postgres`, and is no script on the way to it (which is called by its
+/// shell's name). By its command line, which everybody may look at.
 fn is_postgres(process_id: u32) -> bool {
-    let program = fs::read_link(format!("/proc/{process_id}/exe"));
-    program
-        .is_ok_and(|program| program.file_name().is_some_and(|name| name.as_bytes().starts_with(b"postgres")))
+    let line = fs::read(format!("/proc/{process_id}/cmdline")).unwrap_or_default();
+    let name = line.split(|&byte| byte == 0).next().unwrap_or_default();
+    // PostgreSQL changes it to what the process does: `postgres: checkpointer`.
+    name.rsplit(|&byte| byte == b'/').next().is_some_and(|name| name.starts_with(b"postgres"))
 }
 
 /// A log file, and where it ended at some moment.
@@ -295,6 +296,10 @@ mod tests {
         }
     }
 
+    fn reported(process_id: u32, fingerprint: u64) -> ShimReport {
+        ShimReport { process_id, fingerprint, program_identity: [0; 5], program_path: PathBuf::new() }
+    }
+
     const NO_CONTROL_FILE: &str = "postgres: kann \"/m/data/global/pg_control\" nicht finden\n";
 
     fn cause(program: &Path, log: &str) -> Option<String> {
@@ -326,17 +331,17 @@ mod tests {
 
     #[test]
     fn only_this_builds_shim_in_the_server_itself_counts() {
-        let report = |process_id, fingerprint| Some(ShimReport { process_id, fingerprint });
+        let report = |process_id, fingerprint| Some(reported(process_id, fingerprint));
         let folder = tempfile::tempdir().expect("a folder");
         let gate = gate(folder.path(), Path::new("/bin/true"), "");
-        assert!(is_loaded(report(7, BUILD_FINGERPRINT), 7));
-        assert!(!is_loaded(report(8, BUILD_FINGERPRINT), 7) && !is_loaded(None, 7));
-        assert!(!is_loaded(report(7, !BUILD_FINGERPRINT), 7));
+        assert!(is_loaded(report(7, BUILD_FINGERPRINT).as_ref(), 7));
+        assert!(!is_loaded(report(8, BUILD_FINGERPRINT).as_ref(), 7) && !is_loaded(None, 7));
+        assert!(!is_loaded(report(7, !BUILD_FINGERPRINT).as_ref(), 7));
         assert!(
-            gate.fault_of(report(8, BUILD_FINGERPRINT)).is_none(),
+            gate.fault_of(report(8, BUILD_FINGERPRINT).as_ref()).is_none(),
             "a script may ask for the version first"
         );
-        assert!(matches!(gate.fault_of(report(7, 1)), Some(ShimFault::OtherBuild { found: 1 })));
+        assert!(matches!(gate.fault_of(report(7, 1).as_ref()), Some(ShimFault::OtherBuild { found: 1 })));
         let settled = gate.fault_of_settled(report(8, BUILD_FINGERPRINT));
         assert!(matches!(settled, Some(ShimFault::OtherProcess { reported: 8, started: 7, .. })));
         assert!(
@@ -351,6 +356,7 @@ mod tests {
         let program = folder.path().join("postgres");
         fs::copy("/bin/sleep", &program).expect("copied");
         let mut child = std::process::Command::new(&program).arg("60").spawn().expect("started");
+        let child_id = child.id();
         let begin = Instant::now();
         while !is_postgres(child.id()) {
             assert!(begin.elapsed() < PATIENCE, "it does not become what it was started as");
@@ -365,16 +371,16 @@ mod tests {
         assert!(matches!(silent.fault_of_running(None, false, later), Some(ShimFault::Missing { .. })));
         assert!(matches!(silent.fault_of_running(None, true, begin), Some(ShimFault::Missing { .. })));
 
-        let report = Some(ShimReport { process_id: child.id(), fingerprint: BUILD_FINGERPRINT });
+        let report = || Some(reported(child_id, BUILD_FINGERPRINT));
         let mut parent = gate(folder.path(), &program, "");
-        assert!(parent.fault_of_running(report, false, begin).is_none());
+        assert!(parent.fault_of_running(report(), false, begin).is_none());
         assert!(matches!(
-            parent.fault_of_running(report, false, later),
+            parent.fault_of_running(report(), false, later),
             Some(ShimFault::OtherProcess { .. })
         ));
         child.kill().expect("killed");
         child.wait().expect("reaped");
-        assert!(parent.fault_of_running(report, true, later).is_none(), "it only asked for the version");
+        assert!(parent.fault_of_running(report(), true, later).is_none(), "it only asked for the version");
     }
 
     #[test]

@@ -13,9 +13,10 @@ use borealis_instance::confinement;
 use borealis_instance::data_directory;
 use borealis_instance::import::run_initdb;
 use borealis_instance::memory_directory;
+
 use borealis_instance::server::{ShimConfig, describe_exit};
 use borealis_instance::{
-    Binaries, Import, InstanceError, OperatingSystemUser, Server, ServerConfig, Settings,
+    Binaries, Import, InstanceError, OperatingSystemUser, ProgramFile, Server, ServerConfig, Settings,
 };
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::path::control_file;
@@ -539,7 +540,13 @@ impl Supervisor {
             engine.turn(if ready { Duration::from_millis(250) } else { look_interval })?;
             if !engine.is_serving() && engine.has_shim() {
                 // Only now is it certain which program the process has become: a script may stand before it.
-                if let Err(replaced) = self.binaries.check_process(server.server.process_id()) {
+                if let Some(report) = engine.shim_report()
+                    && let Err(replaced) = self.binaries.check_running(
+                        ProgramFile::reported(report.program_identity),
+                        &report.program_path,
+                        &self.user,
+                    )
+                {
                     return Ok(Ended::Failed(replaced.to_string()));
                 }
                 engine.serve_server();

@@ -1,5 +1,6 @@
 //! Which PostgreSQL runs, and as whom.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -7,7 +8,7 @@ use borealis_types::ServerVersion;
 use nix::unistd::{Gid, Uid, User};
 
 use crate::InstanceError;
-use crate::program_file::{ProgramFile, name_of_process, process_link};
+use crate::program_file::ProgramFile;
 
 /// A PostgreSQL installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,21 +87,33 @@ impl Binaries {
         }
     }
 
-    /// Whether a server that was just started is the one that was asked for its release.
+    /// Whether a server that was just started is the one that was asked for its release: `running` is the file that its
+    /// process executes and `path` where that is, as its shim reported.
     ///
     /// # Errors
-    /// [`InstanceError::PostgresReplaced`] when its process runs another file: its redo may be another release's.
-    pub fn check_process(&self, process_id: u32) -> Result<(), InstanceError> {
-        match ProgramFile::of_process(process_id) {
-            Ok(running) if running == self.postgres_file => Ok(()),
-            // A script may stand before the program. What it became is asked itself.
-            Ok(_) if release_of_process(process_id) == Some(self.server_version) => Ok(()),
-            _ => Err(InstanceError::PostgresReplaced {
-                program: self.program("postgres"),
-                server_version: self.server_version,
-                running: name_of_process(process_id),
-            }),
+    /// [`InstanceError::PostgresReplaced`] when it is another file of perhaps another release, whose redo may differ.
+    pub fn check_running(
+        &self,
+        running: ProgramFile,
+        path: &Path,
+        user: &OperatingSystemUser,
+    ) -> Result<(), InstanceError> {
+        if running == self.postgres_file {
+            return Ok(());
         }
+        // A script may stand before the program. Then that is asked, as the user that runs it anyway: the report comes
+        // from there.
+        if ProgramFile::at(path).is_ok_and(|now| now == running)
+            && release_of(path, user) == Some(self.server_version)
+            && ProgramFile::at(path).is_ok_and(|now| now == running)
+        {
+            return Ok(());
+        }
+        Err(InstanceError::PostgresReplaced {
+            program: self.program("postgres"),
+            server_version: self.server_version,
+            running: path.display().to_string(),
+        })
     }
 
     /// One of the installation's programs.
@@ -119,10 +132,14 @@ fn folders_of_other_versions(root: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// The release of the program that a process executes.
-fn release_of_process(process_id: u32) -> Option<ServerVersion> {
-    let output = Command::new(process_link(process_id)).arg("--version").output().ok()?;
-    server_version(&String::from_utf8_lossy(&output.stdout))
+/// The release that a program says it is, run as this user.
+fn release_of(program: &Path, user: &OperatingSystemUser) -> Option<ServerVersion> {
+    let mut command = Command::new(program);
+    command.arg("--version").current_dir("/");
+    if user.switch {
+        command.uid(user.user_id).gid(user.group_id);
+    }
+    server_version(&String::from_utf8_lossy(&command.output().ok()?.stdout))
 }
 
 /// The release in `postgres (PostgreSQL) 15.18 (Debian …)`. Test versions such as `15beta1` are none.
@@ -243,17 +260,27 @@ mod tests {
                 .expect("moved");
         };
         install("#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n");
-        let mut binaries = Binaries::find(Some(folder.path())).expect("a release of 15");
+        let binaries = Binaries::find(Some(folder.path())).expect("a release of 15");
         assert_eq!(binaries.server_version.to_string(), "15.18");
-        let mut process = Command::new("/bin/sleep").arg("60").spawn().expect("started");
-        let error = binaries.check_process(process.id()).expect_err("it runs sleep").to_string();
+        let Ok(user) = OperatingSystemUser::choose(None) else { return };
+        let script = folder.path().join("postgres");
+        let check =
+            |path: &Path| binaries.check_running(ProgramFile::at(path).expect("it is there"), path, &user);
+        assert!(check(&script).is_ok());
+        let error = check(Path::new("/bin/sleep")).expect_err("it runs sleep").to_string();
         for part in ["15.18", "sleep", "another file", "--pg-bin"] {
             assert!(error.contains(part), "{part} is missing from: {error}");
         }
-        binaries.postgres_file = ProgramFile::at(Path::new("/bin/sleep")).expect("it is there");
-        assert!(binaries.check_process(process.id()).is_ok());
-        process.kill().expect("ended");
-        process.wait().expect("it ended");
+        // What a script becomes is another file, and of the same release.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("mode");
+        let behind = |release: &str| {
+            let path = folder.path().join(release);
+            std::fs::write(&path, format!("#!/bin/sh\necho 'postgres (PostgreSQL) {release}'\n"))
+                .expect("script");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+            check(&path)
+        };
+        assert!(behind("15.18").is_ok() && behind("15.20").is_err());
         // The next start asks anew.
         install("#!/bin/sh\necho 'postgres (PostgreSQL) 15.20'\n");
         let again = Binaries::find(Some(folder.path())).expect("a release of 15");

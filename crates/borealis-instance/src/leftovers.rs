@@ -6,7 +6,11 @@
 //! of it is ended without ceremony.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -45,16 +49,50 @@ pub fn clear(memory_directory: &Path) -> usize {
 fn processes_in(directory: &Path) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let own = nix::unistd::getpid();
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let process = entry.file_name().to_str()?.parse().ok().map(Pid::from_raw)?;
+    let owner = fs::metadata(directory).map(|metadata| (metadata.uid(), metadata.gid())).ok();
+    let (mut inside, mut hidden) = (Vec::new(), Vec::new());
+    for entry in entries.flatten() {
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let process = Pid::from_raw(number);
+        // One that is dead and only not yet waited for has no working directory any more.
+        match fs::read_link(entry.path().join("cwd")) {
             // The kernel marks a directory that was removed meanwhile; it still begins the same.
-            let inside = fs::read_link(entry.path().join("cwd")).ok()?.starts_with(directory);
-            // One that is dead and only not yet waited for has no working directory any more.
-            (inside && process != own).then_some(process)
-        })
-        .collect()
+            Ok(place) if place.starts_with(directory) && process != own => inside.push(process),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let of_owner = |(user, _)| entry.metadata().is_ok_and(|metadata| metadata.uid() == user);
+                if owner.is_some_and(of_owner) {
+                    hidden.push(process);
+                }
+            }
+            _ => {}
+        }
+    }
+    if let Some((user, group)) = owner
+        && !hidden.is_empty()
+    {
+        inside.extend(as_their_user(directory, &hidden, user, group));
+    }
+    inside
+}
+
+/// Those of the processes whose working directory is below `directory`, as their own user sees it: root in a container
+/// may not look (`CAP_SYS_PTRACE`).
+fn as_their_user(directory: &Path, processes: &[Pid], user: u32, group: u32) -> Vec<Pid> {
+    const SCRIPT: &str = "for process; do echo \"$process $(readlink \"/proc/$process/cwd\")\"; done";
+    let output = Command::new("/bin/sh")
+        .args(["-c", SCRIPT, "sh"])
+        .args(processes.iter().map(ToString::to_string))
+        .current_dir("/")
+        .uid(user)
+        .gid(group)
+        .output();
+    let Ok(output) = output else { return Vec::new() };
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let below = lines.lines().filter_map(|line| {
+        let (process, place) = line.split_once(' ')?;
+        Path::new(place).starts_with(directory).then(|| process.parse().ok().map(Pid::from_raw))?
+    });
+    below.collect()
 }
 
 /// The key and number of the segment, from the seventh line of a `postmaster.pid`.
@@ -82,7 +120,6 @@ fn remove_segment(postmaster_file: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
 
     #[test]
     fn processes_below_the_directory_are_ended_and_no_others() {

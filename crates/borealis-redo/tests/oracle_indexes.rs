@@ -4,6 +4,7 @@ mod support;
 
 use borealis_types::Lsn;
 use borealis_wal::ResourceManager;
+use std::io::Write;
 use support::{
     Cluster, OTHER_PG_BIN_VARIABLE, Programs, assert_no_problem, compare_with_files, replay, replay_in_turn,
     seeded_checker,
@@ -247,9 +248,12 @@ fn index_pages_that_two_releases_change_in_turn_are_what_postgres_says() {
     let first = Programs::to_test();
     // `./test cluster` names one where the package archive has two.
     let Some(other) = std::env::var_os(OTHER_PG_BIN_VARIABLE) else {
-        eprintln!(
+        // Not with `eprintln`, which is shown for failed tests only.
+        writeln!(
+            std::io::stderr(),
             "NOT TESTED: two releases in turn. {OTHER_PG_BIN_VARIABLE} names no folder with another one's programs"
-        );
+        )
+        .unwrap();
         return;
     };
     let second = Programs::in_folder(other.into());

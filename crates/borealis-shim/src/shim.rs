@@ -173,7 +173,9 @@ pub(crate) fn load() {
     let Some(control_file) = PathBuffer::beside(client.data_directory(), CONTROL_FILE_NAME) else {
         refuse_to_run(path, AttachError::Unusable)
     };
-    client.announce_shim();
+    let mut program = [0u8; PATH_BYTES];
+    let (identity, path) = own_program(&mut program);
+    client.announce_shim(identity, path);
     // SAFETY: the name is a C string; looking a symbol up has no other precondition.
     let insert_position = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"GetXLogInsertRecPtr".as_ptr()) };
     // SAFETY: the program's function of this name has this type in every version (`access/xlog.h`); a null pointer
@@ -183,6 +185,30 @@ pub(crate) fn load() {
     let shim = Shim { client, slot: ClientSlot::new(), control_file, postmaster_pid, insert_position };
     // A second load in one process would find it set, which is as good.
     let _ = SHIM.set(shim);
+}
+
+/// The file this process executes, as [`borealis_shm::ShimReport`] has it, and its path. Zeros and nothing where the
+/// system does not say.
+fn own_program(buffer: &mut [u8; PATH_BYTES]) -> ([u64; 5], &[u8]) {
+    const LINK: &CStr = c"/proc/self/exe";
+    // SAFETY: all zeros is a value of the structure.
+    let mut status = unsafe { std::mem::zeroed::<libc::stat>() };
+    // SAFETY: the path is a C string, the structure and the buffer are writable for their lengths.
+    let length = unsafe {
+        if crate::real::stat(LINK.as_ptr(), &raw mut status) != 0 {
+            return ([0; 5], &[]);
+        }
+        libc::readlink(LINK.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+    };
+    let path = usize::try_from(length).ok().and_then(|length| buffer.get(..length)).unwrap_or(&[]);
+    let identity = [
+        status.st_dev,
+        status.st_ino,
+        status.st_size.cast_unsigned(),
+        status.st_mtime.cast_unsigned(),
+        status.st_mtime_nsec.cast_unsigned(),
+    ];
+    (identity, path)
 }
 
 fn refuse_to_run(path: &CStr, error: AttachError) -> ! {

@@ -154,8 +154,19 @@ impl ClientSide {
         Mapping::new(descriptor, slot_count).ok_or(AttachError::Unusable)
     }
 
-    /// Tells the driver that the shim is loaded and active in this process, the postmaster.
-    pub fn announce_shim(&self) {
+    /// Tells the driver that the shim is loaded and active in this process, the postmaster, which executes the file
+    /// with this identity (see [`crate::ShimReport`]) and path.
+    pub fn announce_shim(&self, identity: [u64; 5], path: &[u8]) {
+        let program = &self.mapping.header().program;
+        for (word, value) in program.identity.iter().zip(identity) {
+            word.store(value, Ordering::Relaxed);
+        }
+        // One that is too long is not said at all: a part of it would name another file.
+        let path = if path.len() <= program.path.len() { path } else { &[] };
+        for (place, &byte) in program.path.iter().zip(path) {
+            place.store(byte, Ordering::Relaxed);
+        }
+        program.path_bytes.store(path.len() as u32, Ordering::Relaxed);
         let greeting = &self.mapping.header().greeting;
         // The driver's own number: nobody of another build gets a handle.
         report(greeting, greeting.driver_fingerprint.load(Ordering::Relaxed));

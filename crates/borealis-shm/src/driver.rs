@@ -18,7 +18,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -69,12 +69,16 @@ pub struct WalPosition {
 }
 
 /// What a shim said of itself when it was loaded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ShimReport {
     /// In which process.
     pub process_id: u32,
     /// Its [`BUILD_FINGERPRINT`]. One that differs from the driver's has refused to go on.
     pub fingerprint: u64,
+    /// The file that the process executes: device, inode, size in bytes, seconds and nanoseconds of its last change.
+    pub program_identity: [u64; 5],
+    /// Where that file is, or was; empty if that is not known.
+    pub program_path: PathBuf,
 }
 
 /// The driver's handle on the shared memory of one instance.
@@ -369,7 +373,18 @@ impl DriverSide {
         // Acquire pairs with the shim's Release after it wrote its fingerprint.
         let process_id = greeting.shim_pid.load(Ordering::Acquire);
         let fingerprint = greeting.shim_fingerprint.load(Ordering::Relaxed);
-        (process_id != 0).then_some(ShimReport { process_id, fingerprint })
+        if process_id == 0 {
+            return None;
+        }
+        let program = &self.mapping.header().program;
+        let bytes = program.path.iter().take(program.path_bytes.load(Ordering::Relaxed) as usize);
+        let path: Vec<u8> = bytes.map(|byte| byte.load(Ordering::Relaxed)).collect();
+        Some(ShimReport {
+            process_id,
+            fingerprint,
+            program_identity: std::array::from_fn(|at| program.identity[at].load(Ordering::Relaxed)),
+            program_path: PathBuf::from(OsString::from_vec(path)),
+        })
     }
 
     /// The state the instance is in.

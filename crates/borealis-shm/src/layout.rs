@@ -20,7 +20,7 @@ use crate::cache::CacheWords;
 /// First word of the file, written last: `BOREALIS` in ASCII, little endian.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"BOREALIS");
 /// Raised with every change of this file's structures or of the protocol.
-pub(crate) const LAYOUT_VERSION: u32 = 3;
+pub(crate) const LAYOUT_VERSION: u32 = 4;
 
 /// The most request slots an instance can have.
 pub const MAX_SLOTS: usize = 4096;
@@ -147,12 +147,22 @@ pub(crate) struct Greeting {
     pub shim_fingerprint: AtomicU64,
 }
 
+/// The program that loaded the shim, as it sees itself: a driver with another user may not look.
+#[repr(C, align(64))]
+pub(crate) struct ProgramWords {
+    /// Device, inode, size, and the seconds and nanoseconds of its last change.
+    pub identity: [AtomicU64; 5],
+    pub path_bytes: AtomicU32,
+    pub path: [AtomicU8; MAX_PATH_BYTES],
+}
+
 /// The first layout that begins with a [`Greeting`].
 pub(crate) const GREETING_SINCE: u32 = 3;
 
 #[repr(C, align(64))]
 pub(crate) struct Header {
     pub greeting: Greeting,
+    pub program: ProgramWords,
     pub config: FixedConfig,
     pub state: StateWords,
     pub wal: WalWords,

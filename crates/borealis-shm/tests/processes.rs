@@ -581,8 +581,12 @@ fn a_client_of_another_build_is_refused_and_named_to_the_driver() {
         Some((own, other)),
         "attaching alone says nothing: the driver's own threads attach, too"
     );
-    client.announce_shim();
+    client.announce_shim([1, 2, 3, 4, 5], b"/bin/postgres");
     assert_eq!(report(), Some((own, BUILD_FINGERPRINT)));
+    let program = driver.shim_report().map(|report| (report.program_identity, report.program_path)).unwrap();
+    assert_eq!(program, ([1, 2, 3, 4, 5], Path::new("/bin/postgres").to_owned()));
+    client.announce_shim([0; 5], &[b'x'; 5000]);
+    assert_eq!(driver.shim_report().unwrap().program_path, Path::new(""), "a path cut short is none");
 }
 
 #[test]

@@ -17,7 +17,7 @@ const NOBODY: u32 = 65534;
 fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        eprintln!("skipped: only root can put itself in this place");
+        harness::not_tested("only root can put itself in this place");
     }
     root
 }
@@ -157,6 +157,32 @@ fn in_a_container_whose_memory_forbids_programs() {
         Place::below(&std::env::temp_dir())
             .with_mounts("mount -t tmpfs -o noexec,nosuid,nodev,mode=1777,size=1g none /dev/shm")
             .main_job();
+    }
+}
+
+#[test]
+fn in_a_container_whose_root_may_not_look_at_others_processes() {
+    if is_root() {
+        // What containers give root by default lacks this capability.
+        let limits = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace"];
+        let place = Place::below(&std::env::temp_dir()).started_by(&limits);
+        place.main_job();
+        // The server of a driver that was killed is found and ended, too.
+        assert!(place.up().status.success());
+        let status = place.ok(&["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        let [server, driver] = ["postgres_pid", "driver_pid"].map(|name| {
+            nix::unistd::Pid::from_raw(status["instances"][0][name].as_i64().expect("a number") as i32)
+        });
+        // Stopped, the postmaster does not notice that the driver is gone.
+        nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
+        nix::sys::signal::kill(driver, nix::sys::signal::Signal::SIGKILL).expect("killed");
+        place.ok(&["instance", "start"]);
+        // Whoever inherited it may not have collected it yet.
+        let state = fs::read_to_string(format!("/proc/{server}/status")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains("State:\tZ"), "the old server is still there:\n{state}");
+        assert_eq!(place.sql("SELECT count(*) FROM kept"), "1000");
+        place.ok(&["down"]);
     }
 }
 

@@ -207,7 +207,7 @@ fn set_user_id(cluster: &TestCluster) -> PathBuf {
 #[test]
 fn a_shim_on_a_file_system_mounted_noexec_is_named() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: only root can mount");
+        harness::not_tested("only root can mount");
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");

@@ -14,6 +14,26 @@ use std::time::{Duration, Instant};
 /// Where distributions put PostgreSQL 15's programs.
 const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
 
+/// Says something in the tests' output, also when the test passes (which hides what `eprintln` writes).
+pub fn say(what: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "{what}").expect("standard error is open");
+}
+
+/// Says that something was passed over, and why.
+pub fn not_tested(why: &str) {
+    say(&format!("NOT TESTED: {why}"));
+}
+
+/// Says, once for each test program, which PostgreSQL it runs on.
+fn say_release() {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| {
+        let output = Command::new(Path::new(POSTGRES_BIN).join("postgres")).arg("--version").output();
+        say(String::from_utf8_lossy(&output.expect("PostgreSQL is installed").stdout).trim());
+    });
+}
+
 pub struct TestCluster {
     folder: tempfile::TempDir,
     pub port: u16,
@@ -29,6 +49,7 @@ impl TestCluster {
 
     /// A folder and a port, nothing running.
     pub fn unstarted() -> TestCluster {
+        say_release();
         let folder = tempfile::Builder::new().prefix("borealis-test-").tempdir().expect("temporary folder");
         // The server's user must be able to reach its socket folder and temporary files.
         use std::os::unix::fs::PermissionsExt;

@@ -23,6 +23,8 @@ pub struct Place {
     umask: Option<libc::mode_t>,
     /// Mounts of its own.
     mounts: Option<Mounts>,
+    /// A program that starts the others, with its words.
+    prefix: Vec<&'static str>,
     /// A system call that a filter refuses with "Operation not permitted".
     refused_call: Option<libc::c_long>,
     /// More words for `up`.
@@ -54,6 +56,7 @@ impl Place {
             environment: None,
             umask: None,
             mounts: None,
+            prefix: Vec::new(),
             refused_call: None,
             up_arguments: Vec::new(),
             _folder: folder,
@@ -90,6 +93,12 @@ impl Place {
         self
     }
 
+    /// Started by this program, which must end with `exec`.
+    pub fn started_by(mut self, prefix: &[&'static str]) -> Place {
+        self.prefix = prefix.to_vec();
+        self
+    }
+
     /// With a filter that refuses this system call.
     pub fn refusing(mut self, call: libc::c_long) -> Place {
         self.refused_call = Some(call);
@@ -104,7 +113,14 @@ impl Place {
                 command.args(["--target", &mounts.holder.id().to_string(), "--mount", "--"]).arg(program);
                 command
             }
-            None => Command::new(program),
+            None => match self.prefix.split_first() {
+                Some((first, words)) => {
+                    let mut command = Command::new(first);
+                    command.args(words).arg(program);
+                    command
+                }
+                None => Command::new(program),
+            },
         };
         if let Some((user, group)) = self.user {
             command.uid(user).gid(group);

@@ -13,8 +13,8 @@
 #
 # The package sources are this machine's own (with the -updates and -security suites, so that the newest minor release
 # is what gets tested). The Rust toolchain is this user's, mounted read-only; the crates cargo has downloaded already
-# are copied. BOREALIS_FRESH_DIR (default /var/tmp/borealis-fresh) keeps the base system and downloaded packages for
-# the next time.
+# are copied. BOREALIS_FRESH_DIR (default /var/cache/borealis-fresh) keeps the base system and downloaded packages for
+# the next time. It must be a folder that root alone can write to: what lies there is run as root.
 #
 # The fresh system has its own mount, process and IPC namespaces, all held by one process: when that ends, the kernel
 # ends every process in it and its mounts are gone, whatever happened before. The network is this machine's.
@@ -140,8 +140,16 @@ done
 
 repository=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 self=$repository/scripts/$(basename -- "$0")
-store=${BOREALIS_FRESH_DIR:-/var/tmp/borealis-fresh}
 umask 022
+# The name as it is given, without a slash at its end, which would follow a link.
+store=$(realpath --no-symlinks -m -- "${BOREALIS_FRESH_DIR:-/var/cache/borealis-fresh}")
+[ -e "$store" ] || [ -L "$store" ] || mkdir -p -- "$store"
+# Whoever else could put a base system or a package there would be root in the fresh system, or here.
+[ -n "$(find "$store" -maxdepth 0 -type d -user root ! -perm /022)" ] ||
+    die "$store must be a folder (not a link) of root's that nobody else can write to; choose another with" \
+        "BOREALIS_FRESH_DIR"
+# As the kernel names it, for the test what is mounted there.
+store=$(realpath -- "$store")
 mkdir -p "$store/archives-$suite"
 
 toolchain=

@@ -33,12 +33,19 @@ die() {
 # The first process of a fresh system: mounts what a booted machine has, moves into it, says so in $3, and stays.
 # Runs as `fresh-machine.sh --hold ROOT TOOLCHAIN READY_FILE`.
 hold() {
-    local root=$1 toolchain=$2 ready=$3 device
+    local root=$1 toolchain=$2 ready=$3 device part
     mount --make-rprivate /
     # pivot_root wants a mount point.
     mount --bind "$root" "$root"
     mount -t proc proc "$root/proc"
-    # The machine's own devices and kernel settings are nobody's to change from in here.
+    # The settings of this machine's kernel and its devices are not what a package's scripts in here shall change: the
+    # parts of /proc that are not about processes are read-only, as in containers, and so is /sys. That is against
+    # accidents; root in here has root's capabilities, and could undo it.
+    for part in bus fs irq sys sysrq-trigger; do
+        [ -e "$root/proc/$part" ] || continue
+        mount --bind "$root/proc/$part" "$root/proc/$part"
+        mount -o remount,bind,ro,nosuid,nodev,noexec "$root/proc/$part"
+    done
     mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
     mount -t tmpfs -o mode=755,size=64k dev "$root/dev"
     for device in null zero full random urandom tty; do

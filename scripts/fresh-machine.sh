@@ -202,10 +202,20 @@ remove_cgroups() {
     cgroups=()
 }
 
+# Whether something is mounted below a folder. The kernel writes spaces and the like as \040.
+has_mounts_below() {
+    local folder=$1 point
+    while read -r _ _ _ _ point _; do
+        printf -v point %b "$point"
+        [[ $point != "$folder"/* ]] || return 0
+    done </proc/self/mountinfo
+    return 1
+}
+
 # Removes a folder of ours, unless something is still mounted below it: rm would go on into that.
 remove_folder() {
     local folder=$1
-    if grep -qF " $folder/" /proc/self/mountinfo; then
+    if has_mounts_below "$folder"; then
         echo "fresh-machine: $folder still has mounts below it and is left alone; see /proc/self/mountinfo" >&2
         return 1
     fi
@@ -231,16 +241,22 @@ trap clean_up EXIT
 trap 'echo "fresh-machine: interrupted" >&3; exit 130' INT
 trap 'echo "fresh-machine: terminated" >&3; exit 143' TERM HUP
 
-# A script that was killed with SIGKILL took its processes and mounts with it, but not its folder.
+# A script that was killed with SIGKILL took its processes and mounts with it, but not its folder. The lock on a folder
+# says whether its script lives, also to one in another container, which cannot see its process. One script at a time
+# looks, and has its own folder locked before the next one looks.
+exec 6<"$store"
+flock 6
 for stale in "$store"/system.*; do
-    owner=${stale##*/system.}
-    owner=${owner%%.*}
-    if [ -d "$stale" ] && ! [ -d "/proc/$owner" ]; then
+    if [ -d "$stale" ] && flock --nonblock "$stale" true; then
         echo "fresh-machine: removing $stale, which an earlier run left" >&2
         remove_folder "$stale"
     fi
 done
-work=$(mktemp -d "$store/system.$$.XXXXXX")
+work=$(mktemp -d "$store/system.XXXXXX")
+# Not for the programs it starts (7>&-): they would keep the lock, and the fresh system a way out of its folder.
+exec 7<"$work"
+flock 7
+exec 6<&-
 chmod 755 "$work"
 logs=${BOREALIS_FRESH_LOGS:-$store/logs}
 mkdir -p "$logs"
@@ -249,7 +265,7 @@ mkdir -p "$logs"
 # take long.
 patiently() {
     # Die with this script, even if that is killed with SIGKILL.
-    setpriv --pdeathsig KILL "$@" &
+    setpriv --pdeathsig KILL "$@" 7>&- &
     local code=0
     job=$!
     wait "$job" || code=$?
@@ -313,7 +329,7 @@ start_system() {
     chroot "$root" useradd --create-home --shell /bin/bash --user-group someone
     mkfifo "$ready"
     setpriv --pdeathsig KILL unshare --mount --pid --ipc --fork --kill-child=KILL \
-        "$self" --hold "$root" "$toolchain" "$ready" &
+        "$self" --hold "$root" "$toolchain" "$ready" 7>&- &
     holder=$!
     # Opened for both, so that a first process that fails does not leave this one waiting for a writer.
     exec 8<>"$ready"
@@ -629,7 +645,7 @@ END
         exec setpriv --pdeathsig KILL \
             systemd-nspawn --quiet --boot --directory="$root" --register=no --private-network --console=pipe \
             --machine="borealis-fresh-$$" ${options[@]+"${options[@]}"}
-    ) </dev/null >>"$log" 2>&1 &
+    ) </dev/null >>"$log" 2>&1 7>&- &
     holder=$!
     local waited=0
     while kill -0 "$holder" 2>/dev/null && [ $waited -lt 1200 ]; do

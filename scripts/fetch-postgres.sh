@@ -3,7 +3,8 @@
 # into target/postgresql/<version>/ (readable for everyone, so also for the user that runs postgres), and prints their
 # folders with programs, oldest first. What is there already is not fetched again. Installs nothing; needs no root.
 #
-# On a machine without Debian's tools, or without the archive, it prints what is there and says so.
+# On a machine without Debian's tools, or without the archive, it prints what is there and says so. That the archive
+# offers one release only is no failure; that something it offers cannot be fetched is one, after the others were tried.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,14 +13,16 @@ root="$PWD/${CARGO_TARGET_DIR:-target}/postgresql"
 mkdir -p "$root"
 chmod 755 "$root"
 
-# `15.20-0+deb12u1` of every line like `postgresql-15 | 15.20-0+deb12u1 | http://… Packages`.
+# `15.20-0+deb12u1` of every line like `postgresql-15 | 15.20-0+deb12u1 | http://… Packages`. The archive may have
+# several builds of one release; the newest one is the last, and the one that counts.
 offered() {
     command -v apt-cache >/dev/null && command -v dpkg-deb >/dev/null || return 0
-    apt-cache madison postgresql-15 2>/dev/null | awk -F' *[|] *' '/Packages/ { print $2 }' | sort -Vu
+    apt-cache madison postgresql-15 2>/dev/null | awk -F' *[|] *' '/Packages/ { print $2 }' | sort -Vu |
+        awk -F- 'NR > 1 && $1 != release { print build } { release = $1; build = $0 } END { if (NR) print build }'
 }
 
+failed=0
 for package in $(offered); do
-    # The archive may have several builds of one release; the newest one is the last.
     release=${package%%-*}
     folder="$root/$release"
     [ -x "$folder/usr/lib/postgresql/15/bin/postgres" ] && [ "$(cat "$folder/package" 2>/dev/null)" = "$package" ] && continue
@@ -36,15 +39,17 @@ for package in $(offered); do
         mv "$work/tree" "$folder"
     else
         echo "PostgreSQL $package is listed and cannot be fetched" >&2
+        failed=1
     fi
     rm -rf "$work"
     trap - EXIT
 done
 
 found=0
-for bin in $(ls -d "$root"/*/usr/lib/postgresql/15/bin 2>/dev/null | sort -V); do
+while read -r bin; do
     [ -x "$bin/postgres" ] || continue
     echo "$bin"
     found=$((found + 1))
-done
+done < <(printf '%s\n' "$root"/*/usr/lib/postgresql/15/bin | sort -V)
 [ "$found" -ge 2 ] || echo "the archive offers $found minor release(s) of PostgreSQL 15; two are needed to move between" >&2
+exit "$failed"

@@ -13,8 +13,8 @@
 #
 # The package sources are this machine's own (with the -updates and -security suites, so that the newest minor release
 # is what gets tested). The Rust toolchain is this user's, mounted read-only; the crates cargo has downloaded already
-# are copied. BOREALIS_FRESH_DIR (default /var/tmp/borealis-fresh) keeps the base system and downloaded packages for
-# the next time.
+# are copied. BOREALIS_FRESH_DIR (default /var/cache/borealis-fresh) keeps the base system and downloaded packages for
+# the next time. It must be a folder that root alone can write to: what lies there is run as root.
 #
 # The fresh system has its own mount, process and IPC namespaces, all held by one process: when that ends, the kernel
 # ends every process in it and its mounts are gone, whatever happened before. The network is this machine's.
@@ -33,12 +33,19 @@ die() {
 # The first process of a fresh system: mounts what a booted machine has, moves into it, says so in $3, and stays.
 # Runs as `fresh-machine.sh --hold ROOT TOOLCHAIN READY_FILE`.
 hold() {
-    local root=$1 toolchain=$2 ready=$3 device
+    local root=$1 toolchain=$2 ready=$3 device part
     mount --make-rprivate /
     # pivot_root wants a mount point.
     mount --bind "$root" "$root"
     mount -t proc proc "$root/proc"
-    # The machine's own devices and kernel settings are nobody's to change from in here.
+    # The settings of this machine's kernel and its devices are not what a package's scripts in here shall change: the
+    # parts of /proc that are not about processes are read-only, as in containers, and so is /sys. That is against
+    # accidents; root in here has root's capabilities, and could undo it.
+    for part in bus fs irq sys sysrq-trigger; do
+        [ -e "$root/proc/$part" ] || continue
+        mount --bind "$root/proc/$part" "$root/proc/$part"
+        mount -o remount,bind,ro,nosuid,nodev,noexec "$root/proc/$part"
+    done
     mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
     mount -t tmpfs -o mode=755,size=64k dev "$root/dev"
     for device in null zero full random urandom tty; do
@@ -140,8 +147,16 @@ done
 
 repository=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 self=$repository/scripts/$(basename -- "$0")
-store=${BOREALIS_FRESH_DIR:-/var/tmp/borealis-fresh}
 umask 022
+# The name as it is given, without a slash at its end, which would follow a link.
+store=$(realpath --no-symlinks -m -- "${BOREALIS_FRESH_DIR:-/var/cache/borealis-fresh}")
+[ -e "$store" ] || [ -L "$store" ] || mkdir -p -- "$store"
+# Whoever else could put a base system or a package there would be root in the fresh system, or here.
+[ -n "$(find "$store" -maxdepth 0 -type d -user root ! -perm /022)" ] ||
+    die "$store must be a folder (not a link) of root's that nobody else can write to; choose another with" \
+        "BOREALIS_FRESH_DIR"
+# As the kernel names it, for the test what is mounted there.
+store=$(realpath -- "$store")
 mkdir -p "$store/archives-$suite"
 
 toolchain=
@@ -187,10 +202,20 @@ remove_cgroups() {
     cgroups=()
 }
 
+# Whether something is mounted below a folder. The kernel writes spaces and the like as \040.
+has_mounts_below() {
+    local folder=$1 point
+    while read -r _ _ _ _ point _; do
+        printf -v point %b "$point"
+        [[ $point != "$folder"/* ]] || return 0
+    done </proc/self/mountinfo
+    return 1
+}
+
 # Removes a folder of ours, unless something is still mounted below it: rm would go on into that.
 remove_folder() {
     local folder=$1
-    if grep -qF " $folder/" /proc/self/mountinfo; then
+    if has_mounts_below "$folder"; then
         echo "fresh-machine: $folder still has mounts below it and is left alone; see /proc/self/mountinfo" >&2
         return 1
     fi
@@ -216,16 +241,22 @@ trap clean_up EXIT
 trap 'echo "fresh-machine: interrupted" >&3; exit 130' INT
 trap 'echo "fresh-machine: terminated" >&3; exit 143' TERM HUP
 
-# A script that was killed with SIGKILL took its processes and mounts with it, but not its folder.
+# A script that was killed with SIGKILL took its processes and mounts with it, but not its folder. The lock on a folder
+# says whether its script lives, also to one in another container, which cannot see its process. One script at a time
+# looks, and has its own folder locked before the next one looks.
+exec 6<"$store"
+flock 6
 for stale in "$store"/system.*; do
-    owner=${stale##*/system.}
-    owner=${owner%%.*}
-    if [ -d "$stale" ] && ! [ -d "/proc/$owner" ]; then
+    if [ -d "$stale" ] && flock --nonblock "$stale" true; then
         echo "fresh-machine: removing $stale, which an earlier run left" >&2
         remove_folder "$stale"
     fi
 done
-work=$(mktemp -d "$store/system.$$.XXXXXX")
+work=$(mktemp -d "$store/system.XXXXXX")
+# Not for the programs it starts (7>&-): they would keep the lock, and the fresh system a way out of its folder.
+exec 7<"$work"
+flock 7
+exec 6<&-
 chmod 755 "$work"
 logs=${BOREALIS_FRESH_LOGS:-$store/logs}
 mkdir -p "$logs"
@@ -234,7 +265,7 @@ mkdir -p "$logs"
 # take long.
 patiently() {
     # Die with this script, even if that is killed with SIGKILL.
-    setpriv --pdeathsig KILL "$@" &
+    setpriv --pdeathsig KILL "$@" 7>&- &
     local code=0
     job=$!
     wait "$job" || code=$?
@@ -298,7 +329,7 @@ start_system() {
     chroot "$root" useradd --create-home --shell /bin/bash --user-group someone
     mkfifo "$ready"
     setpriv --pdeathsig KILL unshare --mount --pid --ipc --fork --kill-child=KILL \
-        "$self" --hold "$root" "$toolchain" "$ready" &
+        "$self" --hold "$root" "$toolchain" "$ready" 7>&- &
     holder=$!
     # Opened for both, so that a first process that fails does not leave this one waiting for a writer.
     exec 8<>"$ready"
@@ -614,7 +645,7 @@ END
         exec setpriv --pdeathsig KILL \
             systemd-nspawn --quiet --boot --directory="$root" --register=no --private-network --console=pipe \
             --machine="borealis-fresh-$$" ${options[@]+"${options[@]}"}
-    ) </dev/null >>"$log" 2>&1 &
+    ) </dev/null >>"$log" 2>&1 7>&- &
     holder=$!
     local waited=0
     while kill -0 "$holder" 2>/dev/null && [ $waited -lt 1200 ]; do

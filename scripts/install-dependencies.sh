@@ -60,7 +60,10 @@ END
 }
 
 install_packages() {
-    local packages=("$@") install
+    local packages=("$@") install no_server_said=''
+    # It stays after this, so whoever wants a server of Debian's later must hear of it.
+    [ -e /etc/postgresql-common/createcluster.conf ] || no_server_said="/etc/postgresql-common/createcluster.conf, with \
+which Debian makes no PostgreSQL server of its own; remove that file to undo it"
     install="$no_server && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends \
 -o DPkg::Lock::Timeout=300 ${packages[*]}"
     if ! command -v apt-get >/dev/null; then
@@ -83,6 +86,7 @@ Missing: ${packages[*]}
 Installing them needs root, and there is no sudo. Run this as root once, then ./run or ./test again as yourself:
   apt-get update && $install
 END
+        [ -z "$no_server_said" ] || echo "That also writes $no_server_said." >&2
         return 1
     fi
     echo "installing ${packages[*]}" >&2
@@ -96,8 +100,10 @@ END
     fi
     as_root "$install >&2" || {
         echo "apt-get could not install ${packages[*]}, see above. Repair that, then run this again." >&2
+        [ ! -e /etc/postgresql-common/createcluster.conf ] || [ -z "$no_server_said" ] || echo "wrote $no_server_said" >&2
         return 1
     }
+    [ -z "$no_server_said" ] || echo "wrote $no_server_said" >&2
 }
 
 # Whether version $1 is $2 or newer.

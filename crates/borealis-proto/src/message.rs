@@ -386,6 +386,7 @@ pub fn append_header(request_id: u64) -> [u8; PAYLOAD_HEADER_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_types::{EpochOpening, ServerVersion};
     use proptest::prelude::*;
 
     #[test]
@@ -399,6 +400,33 @@ mod tests {
         match decode_payload::<Request>(&payload).unwrap() {
             Payload::Message { request_id: 5, message } => assert_eq!(message, request),
             other => panic!("decoded as {other:?}"),
+        }
+    }
+
+    /// What docs/decisions/0012 says a start costs in each summary; the store writes histories in the same encoding.
+    #[test]
+    fn an_opening_takes_14_to_17_bytes() {
+        for (epoch, end, bytes) in [(1, 400 << 20, 14), (100, 30 << 30, 14), (1000, 1 << 40, 17)] {
+            let mut summary = SegmentSummary {
+                group: GroupId(0),
+                promised_epoch: VolumeEpoch(epoch),
+                promised_writer: WriterId(1),
+                history: EpochHistory::default(),
+                segment_complete_lsn: Lsn(end),
+                known_durable: RecordSpan::NONE,
+                known_durable_tail: Lsn::ZERO,
+                readable_through: Lsn(end),
+                minimum_read_point: Lsn(end),
+                materialized_lsn: Lsn(end),
+            };
+            let without = postcard::to_stdvec(&summary).unwrap().len();
+            summary.history.push(EpochOpening {
+                epoch: VolumeEpoch(epoch),
+                last: RecordSpan { start: Lsn(end - 48), end: Lsn(end) },
+                server_version: ServerVersion::NEWEST_TESTED,
+            });
+            let with = postcard::to_stdvec(&summary).unwrap().len();
+            assert_eq!(with - without, bytes, "epoch {epoch} at {end}");
         }
     }
 

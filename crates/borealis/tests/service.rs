@@ -49,6 +49,42 @@ fn the_service_manager_hears_of_readiness_and_of_the_stop() {
     assert_eq!(more, Err(std::io::ErrorKind::WouldBlock), "somebody else told the service manager something");
 }
 
+/// After a start that found a cluster running, which somebody else had started, nothing is killed: only after the
+/// death of the service's own `borealis up`.
+#[test]
+fn what_was_left_is_killed_only_if_the_service_was_killed() {
+    let unit = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/borealis.service");
+    let text = std::fs::read_to_string(&unit).expect("the unit is there");
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("ExecStopPost=")).collect();
+    let [line] = lines[..] else { panic!("one command after a stop: {lines:?}") };
+    let quoted = line.strip_prefix("ExecStopPost=-/bin/sh -c '").and_then(|rest| rest.strip_suffix('\''));
+    let script = quoted.unwrap_or_else(|| panic!("a shell's, whose failure is no matter: {line}"));
+    // What systemd makes of the text within single quotes.
+    assert!(!script.contains(['\'', '\\', '%']), "systemd would change more than is done here: {script}");
+    assert!(!script.replace("$$", "").contains('$'), "systemd would fill this in itself: {script}");
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let program = folder.path().join("borealis");
+    std::fs::write(&program, "#!/bin/sh\necho \"$*\"\n").expect("written");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+    let script = script.replace("$$", "$").replace("/usr/bin/borealis", program.to_str().expect("text"));
+    for (code, expected) in [
+        (Some("killed"), "instance kill --dir /var/lib/borealis/data\n"),
+        (Some("dumped"), "instance kill --dir /var/lib/borealis/data\n"),
+        (Some("exited"), ""),
+        // There was no main process.
+        (None, ""),
+    ] {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &script]).env_remove("EXIT_CODE");
+        if let Some(code) = code {
+            shell.env("EXIT_CODE", code);
+        }
+        let output = shell.output().expect("the shell runs");
+        assert!(output.status.success() && output.stderr.is_empty(), "{code:?}: {output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{code:?}");
+    }
+}
+
 /// systemd's own check of the unit, where there is one. The program and its manual are not installed where tests run,
 /// so the unit is checked with this test's.
 #[test]

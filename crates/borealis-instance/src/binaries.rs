@@ -126,7 +126,8 @@ fn release_of_process(process_id: u32) -> Option<ServerVersion> {
 }
 
 /// The release in `postgres (PostgreSQL) 15.18 (Debian …)`. Test versions such as `15beta1` are none.
-fn server_version(text: &str) -> Option<ServerVersion> {
+#[must_use]
+pub fn server_version(text: &str) -> Option<ServerVersion> {
     text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?.parse().ok()
 }
 

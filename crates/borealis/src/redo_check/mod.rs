@@ -5,6 +5,7 @@
 
 mod live;
 mod output;
+mod program;
 mod reader;
 mod release;
 mod segments;
@@ -239,10 +240,8 @@ fn follow(
             "wal_consistency_checking is off on the server; there is nothing to compare unless sessions set it"
         );
     }
-    let release = recorded.unwrap_or_else(|| Release {
-        server_version: server.server_version,
-        source: "as the server says".to_owned(),
-    });
+    let release = recorded
+        .unwrap_or_else(|| Release::known(server.server_version, "as the server says".to_owned()));
     let ended_early =
         follow_log(&server, &release, &program("pg_receivewal")?, &url, arguments, temp_dir, check)?;
     Ok((release, ended_early))
@@ -256,7 +255,7 @@ fn recorded_release(cluster: &Cluster) -> anyhow::Result<Release> {
     let recorded = recorded.context("the cluster's instance has not opened the volume yet")?;
     let source =
         format!("as epoch {} of the volume's history says", answer.get("epoch").unwrap_or(&0.into()));
-    Ok(Release { server_version: recorded.parse()?, source })
+    Ok(Release::known(recorded.parse()?, source))
 }
 
 /// Follows the log of the server at `url`; the result is why it ended before it was to.

@@ -27,14 +27,18 @@ pub fn look(config: &DriverConfig) -> anyhow::Result<Binaries> {
 /// What a user should know before relying on this release, if anything.
 #[must_use]
 pub fn warning(server_version: ServerVersion) -> Option<String> {
-    server_version.is_newer_than_tested().then(|| {
-        format!(
-            "PostgreSQL {server_version} is newer than {}, the newest release this Borealis was tested with: its redo \
-             may differ in a way the storage nodes do not know. Set wal_consistency_checking=all and run `borealis \
-             redo-check --live` under your workload, or install a tested release",
-            ServerVersion::NEWEST_TESTED
-        )
-    })
+    let beyond = if server_version.is_older_than_tested() {
+        format!("older than {}, the oldest", ServerVersion::OLDEST_TESTED)
+    } else if server_version.is_newer_than_tested() {
+        format!("newer than {}, the newest", ServerVersion::NEWEST_TESTED)
+    } else {
+        return None;
+    };
+    Some(format!(
+        "PostgreSQL {server_version} is {beyond} release this Borealis was tested with: its redo may differ in a way \
+         the storage nodes do not know. Set wal_consistency_checking=all and run `borealis redo-check --live` under \
+         your workload, or install a tested release"
+    ))
 }
 
 #[cfg(test)]
@@ -42,14 +46,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_release_newer_than_tested_is_warned_of() {
+    fn only_a_release_older_or_newer_than_tested_is_warned_of() {
         let release = |number| ServerVersion::new(number).expect("a release");
+        let oldest = ServerVersion::OLDEST_TESTED.server_version_num();
         let newest = ServerVersion::NEWEST_TESTED.server_version_num();
-        assert_eq!(warning(release(newest)), None);
-        assert_eq!(warning(release(newest - 2)), None);
-        let text = warning(release(newest + 1)).expect("a warning");
-        for part in [release(newest + 1).to_string(), release(newest).to_string(), "redo-check".to_owned()] {
-            assert!(text.contains(&part), "{part} is missing from: {text}");
+        for number in oldest..=newest {
+            assert_eq!(warning(release(number)), None);
+        }
+        for (number, tested, side) in
+            [(150_000, oldest, "older"), (oldest - 1, oldest, "older"), (newest + 1, newest, "newer")]
+        {
+            let text = warning(release(number)).expect("a warning");
+            for part in [
+                format!("PostgreSQL {} is {side} than {},", release(number), release(tested)),
+                "redo-check".to_owned(),
+            ] {
+                assert!(text.contains(&part), "{part} is missing from: {text}");
+            }
         }
     }
 }

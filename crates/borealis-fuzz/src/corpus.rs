@@ -5,14 +5,17 @@
 
 use borealis_proto::message::{Caller, Reply, Request, encode_message};
 use borealis_proto::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
-use borealis_types::{GroupId, Lsn, NodeId, PageKey, RecordSpan, VolumeEpoch, VolumeId};
+use borealis_types::{GroupId, Lsn, NodeId, PageBytes, PageKey, RecordSpan, VolumeEpoch, VolumeId};
 use borealis_wal::ResourceManager;
 
 use crate::{Input, Sample};
 
+/// Where a page's pointers to its tuples begin; `pd_lower`, at 12, says where they end.
+const PAGE_HEADER_BYTES: u16 = 24;
+
 const SAMPLES: &[u8] = include_bytes!("../corpus/samples.lz4");
 
-/// Every sample of the corpus, and some of operations that take millions of transactions to write; encoded.
+/// Every sample of the corpus, those of GiST for both releases and with removals, and some of operations that take millions of transactions to write; encoded.
 ///
 /// # Panics
 /// If the committed file is damaged.
@@ -25,8 +28,36 @@ pub fn samples() -> Vec<Vec<u8>> {
         let length = input.u32() as usize;
         samples.push(input.bytes(length).to_vec());
     }
+    let removals: Vec<_> = samples.iter().filter_map(|bytes| gist_removal(bytes)).collect();
+    samples.extend(removals);
+    let older: Vec<_> = samples.iter().filter_map(|bytes| by_older_release(bytes)).collect();
+    samples.extend(older);
     samples.extend(rare());
     samples
+}
+
+/// A change to a page of a GiST index, as one that removes the first tuple (`gistxlogPageUpdate` in `gistxlog.h`). The
+/// smallest samples, which the corpus has, only add some.
+fn gist_removal(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut sample = Sample::decode(&mut Input::new(bytes));
+    let is_update = sample.resource_manager == ResourceManager::Gist.number() && sample.info & 0xF0 == 0;
+    let has_tuple = |page: &PageBytes| u16::from_le_bytes([page[12], page[13]]) > PAGE_HEADER_BYTES;
+    let block = sample.blocks.first_mut().filter(|block| is_update && block.image.is_none())?;
+    let key = PageKey::Block(block.key);
+    let has_tuple = sample.pages.iter().any(|(known, page)| *known == key && has_tuple(page));
+    // One to remove, none to add; its number.
+    sample.main_data = vec![1, 0, 0, 0];
+    block.data = vec![1, 0];
+    has_tuple.then(|| sample.encode())
+}
+
+/// The sample as the older release wrote it, if redo of that differs (see `releases.rs` of borealis-redo). A mutation
+/// alone would seldom meet both the release and the page.
+fn by_older_release(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut sample = Sample::decode(&mut Input::new(bytes));
+    let differs = sample.resource_manager == ResourceManager::Gist.number() && !sample.by_older_release;
+    sample.by_older_release = true;
+    differs.then(|| sample.encode())
 }
 
 /// Records of the status stores' pages (`clog_redo` in `clog.c`, `commit_ts_redo` in `commit_ts.c`): resource manager,
@@ -43,6 +74,7 @@ fn rare() -> impl Iterator<Item = Vec<u8>> {
             xid: 0,
             origin: None,
             top_level_xid: None,
+            by_older_release: false,
             main_data: fields.iter().flat_map(|field| field.to_le_bytes()).collect(),
             blocks: Vec::new(),
             pages: Vec::new(),

@@ -9,7 +9,8 @@
 //! went in (the committed corpus is made of it), and every other sequence of bytes means some sample.
 
 use borealis_types::{
-    BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PageBytes, PageKey, RelationFork, RelationLocator, SlruKind,
+    BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PageBytes, PageKey, RelationFork, RelationLocator,
+    ServerVersion, SlruKind,
 };
 use borealis_wal::encode::RecordBuilder;
 use borealis_wal::record::BLOCK_ID_MAX;
@@ -23,6 +24,7 @@ const PARTS_MAX: u8 = 40;
 
 const HAS_ORIGIN: u8 = 1;
 const HAS_TOP_LEVEL_XID: u8 = 2;
+const BY_OLDER_RELEASE: u8 = 4;
 
 const WILL_INIT: u8 = 0x01;
 const HAS_IMAGE: u8 = 0x02;
@@ -44,6 +46,8 @@ pub struct Sample {
     pub origin: Option<u16>,
     /// Top-level transaction, if any.
     pub top_level_xid: Option<u32>,
+    /// The oldest tested release wrote it, not the newest.
+    pub by_older_release: bool,
     /// Data that belongs to no block.
     pub main_data: Vec<u8>,
     /// Listed blocks; ids rise.
@@ -108,11 +112,18 @@ impl Sample {
             xid: record.xid,
             origin: record.origin,
             top_level_xid: record.top_level_xid,
+            by_older_release: record.server_version < ServerVersion::NEWEST_TESTED,
             main_data: record.main_data.to_vec(),
             blocks: blocks.collect(),
             pages: Vec::new(),
             values: Vec::new(),
         }
+    }
+
+    /// The release that wrote the record, which redo follows.
+    #[must_use]
+    pub fn server_version(&self) -> ServerVersion {
+        release(self.by_older_release)
     }
 
     /// The record, with its checksum.
@@ -153,7 +164,8 @@ impl Sample {
         out.extend_from_slice(&self.xid.to_le_bytes());
         out.push(
             (u8::from(self.origin.is_some()) * HAS_ORIGIN)
-                | (u8::from(self.top_level_xid.is_some()) * HAS_TOP_LEVEL_XID),
+                | (u8::from(self.top_level_xid.is_some()) * HAS_TOP_LEVEL_XID)
+                | (u8::from(self.by_older_release) * BY_OLDER_RELEASE),
         );
         out.extend_from_slice(&self.origin.unwrap_or(0).to_le_bytes());
         out.extend_from_slice(&self.top_level_xid.unwrap_or(0).to_le_bytes());
@@ -202,12 +214,18 @@ impl Sample {
             xid,
             origin: (presence & HAS_ORIGIN != 0).then_some(origin),
             top_level_xid: (presence & HAS_TOP_LEVEL_XID != 0).then_some(top_level_xid),
+            by_older_release: presence & BY_OLDER_RELEASE != 0,
             main_data,
             blocks,
             pages: keys.into_iter().zip(pages).collect(),
             values,
         }
     }
+}
+
+/// One from each end of what was tested: what redo does differently lies between them.
+pub(crate) fn release(older: bool) -> ServerVersion {
+    if older { ServerVersion::OLDEST_TESTED } else { ServerVersion::NEWEST_TESTED }
 }
 
 fn encode_block(block: &SampleBlock, out: &mut Vec<u8>) {

@@ -7,6 +7,7 @@ use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{ResourceManager, highest_xid};
 
 use crate::redo::check_effects;
+use crate::sample::release;
 use crate::{Input, Sample};
 
 /// Streams end here.
@@ -20,6 +21,7 @@ const RECORD_HEADER_BYTES: usize = 24;
 
 /// A stream that is being made.
 struct Stream {
+    server_version: ServerVersion,
     layout: WalLayout,
     start: Lsn,
     bytes: Vec<u8>,
@@ -79,7 +81,7 @@ pub fn wal_stream(data: &[u8]) {
 }
 
 fn decoder(stream: &Stream) -> RecordDecoder {
-    RecordDecoder::new(ServerVersion::NEWEST_TESTED, stream.start, Lsn::ZERO)
+    RecordDecoder::new(stream.server_version, stream.start, Lsn::ZERO)
         .with_segment_bytes(stream.layout.segment_bytes)
         .with_system_identifier(stream.layout.system_identifier)
 }
@@ -110,22 +112,23 @@ fn decode_all(decoder: &mut RecordDecoder, window: &WalWindow<'_>) -> (Vec<(Reco
 
 fn check_continuation(stream: &Stream, window: &WalWindow<'_>) {
     for page in [0, WAL_PAGE_BYTES, 2 * WAL_PAGE_BYTES] {
-        let mut decoder =
-            RecordDecoder::new(ServerVersion::NEWEST_TESTED, Lsn(stream.start.0 + page), Lsn::ZERO)
-                .with_segment_bytes(stream.layout.segment_bytes);
+        let mut decoder = RecordDecoder::new(stream.server_version, Lsn(stream.start.0 + page), Lsn::ZERO)
+            .with_segment_bytes(stream.layout.segment_bytes);
         let _ = decoder.skip_continuation(window);
     }
 }
 
 /// Makes a stream, and the lengths at which it is looked at while it grows, ascending.
 fn make(input: &mut Input<'_>) -> (Stream, Vec<usize>) {
-    let segment_bytes: u32 = if input.u8() & 1 == 0 { 1 << 20 } else { 16 << 20 };
+    let flags = input.u8();
+    let segment_bytes: u32 = if flags & 1 == 0 { 1 << 20 } else { 16 << 20 };
+    let server_version = release(flags & 2 != 0);
     // A few pages before or after a segment file begins.
     let page = i64::from(input.u8() % 16) - 8;
     let start = Lsn((u64::from(segment_bytes) * 5).wrapping_add_signed(page * WAL_PAGE_BYTES as i64));
     let layout =
         WalLayout { version: PostgresVersion::V15, timeline: 1, system_identifier: 42, segment_bytes };
-    let mut stream = Stream { layout, start, bytes: Vec::new(), previous_start: Lsn(0x28) };
+    let mut stream = Stream { server_version, layout, start, bytes: Vec::new(), previous_start: Lsn(0x28) };
     let cuts = [input.u16(), input.u16(), input.u16()];
     let changes: Vec<_> =
         (0..input.u8() % (CHANGES_MAX + 1)).map(|_| (input.u8(), input.u32() as usize, input.u8())).collect();

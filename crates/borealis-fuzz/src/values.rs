@@ -3,7 +3,7 @@
 use borealis_redo::apply_meta;
 use borealis_redo::control_file::{CONTROL_VERSION, ControlFile};
 use borealis_redo::counters::Counters;
-use borealis_types::{DatabaseKey, Lsn, MetaKey, RecordSpan, ServerVersion};
+use borealis_types::{DatabaseKey, Lsn, MetaKey, RecordSpan};
 use borealis_wal::Record;
 use borealis_wal::layout::CheckPointRecord;
 
@@ -51,7 +51,7 @@ pub fn meta_value(data: &[u8]) {
     let mut input = Input::new(data);
     let sample = Sample::decode(&mut input);
     let bytes = sample.record_bytes(Lsn(0x28));
-    let Ok(record) = Record::parse(ServerVersion::NEWEST_TESTED, SPAN, &bytes) else { return };
+    let Ok(record) = Record::parse(sample.server_version(), SPAN, &bytes) else { return };
     let further = take_meta_key(&mut input);
     let database = DatabaseKey { tablespace: 1663, database: 5 };
     let fixed = [MetaKey::Counters, MetaKey::RelationMap(database), further];

@@ -143,7 +143,8 @@ fn release_of(program: &Path, user: &OperatingSystemUser) -> Option<ServerVersio
 }
 
 /// The release in `postgres (PostgreSQL) 15.18 (Debian …)`. Test versions such as `15beta1` are none.
-fn server_version(text: &str) -> Option<ServerVersion> {
+#[must_use]
+pub fn server_version(text: &str) -> Option<ServerVersion> {
     text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?.parse().ok()
 }
 

@@ -15,8 +15,10 @@ use crate::PostgresVersion;
 pub struct ServerVersion(u32);
 
 impl ServerVersion {
-    /// The newest release that the tests on a real PostgreSQL have run with. A newer one is started with a warning:
+    /// The oldest release that the tests on a real PostgreSQL have run with. An older one is started with a warning:
     /// its redo may differ in a way that nobody has looked at.
+    pub const OLDEST_TESTED: ServerVersion = ServerVersion(15_00_18);
+    /// The newest one; a newer one is started with the same warning.
     pub const NEWEST_TESTED: ServerVersion = ServerVersion(15_00_20);
 
     /// The release with this `server_version_num`.
@@ -43,6 +45,12 @@ impl ServerVersion {
             Some(major) => major,
             None => unreachable!(),
         }
+    }
+
+    /// Whether no test has run with a release as old as this one.
+    #[must_use]
+    pub fn is_older_than_tested(self) -> bool {
+        self < ServerVersion::OLDEST_TESTED
     }
 
     /// Whether no test has run with a release as new as this one.
@@ -175,7 +183,10 @@ mod tests {
     fn releases_are_ordered_as_they_were_made() {
         let release = |text: &str| text.parse::<ServerVersion>().unwrap();
         assert!(release("15.9") < release("15.18"));
-        assert!(!ServerVersion::NEWEST_TESTED.is_newer_than_tested());
-        assert!(release("15.9999").is_newer_than_tested());
+        for tested in [ServerVersion::OLDEST_TESTED, ServerVersion::NEWEST_TESTED] {
+            assert!(!tested.is_older_than_tested() && !tested.is_newer_than_tested());
+        }
+        assert!(release("15.0").is_older_than_tested() && !release("15.0").is_newer_than_tested());
+        assert!(release("15.9999").is_newer_than_tested() && !release("15.9999").is_older_than_tested());
     }
 }

@@ -206,6 +206,14 @@ fn a_stock_servers_wal_is_right_and_a_forged_image_is_found() {
     assert!(table.contains("0 differences, 0 skipped, 0 failed"), "{table}");
     let release = server.release();
     assert!(table.contains(&format!("redo of PostgreSQL {release}, as ")), "{table}");
+    assert!(table.contains("postgres says, which runs there"), "{table}");
+    // What the running server itself is counts, whatever its files name by now.
+    let options = server.data().join("postmaster.opts");
+    let named = std::fs::read(&options).expect("the server wrote it");
+    std::fs::write(&options, "/nowhere/postgres \"-D\" \"x\"\n").expect("written");
+    let output = redo_check(&[wal]);
+    assert!(text(&output).contains("postgres says, which runs there"), "{}", text(&output));
+    std::fs::write(&options, named).expect("written");
 
     let output = redo_check(&["--json", "--memory-mib", "1", wal]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
@@ -298,6 +306,19 @@ fn wal_away_from_its_server_needs_to_be_told_the_release() {
         "{}",
         text(&output)
     );
+    // Where the server was, the program that it was speaks for it, but not one that came later.
+    let wal = server.wal();
+    let wal = wal.to_str().expect("a name");
+    let output = redo_check(&[wal]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).contains("postgres says, which last ran there"), "{}", text(&output));
+    let options = std::fs::File::options().write(true).open(server.data().join("postmaster.opts"));
+    options.expect("the server wrote it").set_modified(std::time::UNIX_EPOCH).expect("the time is set");
+    let output = redo_check(&[wal]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    for part in ["is newer than the last start", "--server-version"] {
+        assert!(text(&output).contains(part), "{}", text(&output));
+    }
 }
 
 #[test]

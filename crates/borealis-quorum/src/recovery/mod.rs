@@ -294,6 +294,13 @@ impl<Handle: Clone> Recovery<Handle> {
         for (id, group) in self.group_ids().zip(&self.groups) {
             for summary in group.summaries.values() {
                 let (theirs, ours) = (summary.history.newest_epoch(), newest.newest_epoch());
+                // Nobody opens an epoch without a promise of it, and this one was promised to us, who have not yet.
+                // Only of the write quorum that answered first: a later member may have our own opening from a peer.
+                if theirs >= self.options.promise.epoch {
+                    let position = summary.complete.end;
+                    let what = "a history as new as the promise";
+                    return Err(Failure::Contradiction { group: id, position, what });
+                }
                 if theirs > ours {
                     newest = summary.history.clone();
                 } else if theirs == ours && summary.history != newest {

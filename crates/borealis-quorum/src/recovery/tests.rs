@@ -3,7 +3,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use borealis_types::{
-    EpochHistory, GroupId, GroupSet, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
+    EpochHistory, EpochOpening, GroupId, GroupSet, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch,
+    WriterId,
 };
 
 use super::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
@@ -364,4 +365,46 @@ fn a_durable_record_that_nobody_has_is_reported_not_skipped() {
     cluster.segments[2][0].observe_durable(VolumeEpoch(1), point);
     let failed = cluster.recover(2, |_| true).expect("it ends");
     assert!(matches!(failed, Err(Failure::DurableRecordMissing { .. })), "{failed:?}");
+}
+
+#[test]
+fn a_segment_that_claims_an_opening_as_new_as_the_promise_is_refused() {
+    let mut cluster = Cluster::new(2);
+    let opened = cluster.recover_up(1).history;
+    let options = || RecoveryOptions {
+        promise: promise(2),
+        server_version: release(2),
+        members: cluster.members(),
+        retry_after: Duration::from_secs(1),
+        give_up_after: None,
+    };
+    let summaries: Vec<_> = cluster.segments[0]
+        .iter()
+        .map(|segment| segment.clone().fence(promise(2)).expect("nobody was promised more"))
+        .collect();
+    for claimed in [2, 3] {
+        let mut lie = summaries.clone();
+        let last = opened.newest().expect("the first opening").last;
+        let opening = EpochOpening { epoch: VolumeEpoch(claimed), last, server_version: release(claimed) };
+        lie[1].history.push(opening);
+        let answers = |liar: u16| {
+            let (mut recovery, _) = Recovery::<u64>::start(options(), Duration::ZERO);
+            let mut commands = Vec::new();
+            for node in 0..5 {
+                let summaries = if node == liar { &lie } else { &summaries };
+                let event = Event::Fenced { node: NodeId(node), summaries: summaries.clone() };
+                commands.extend(recovery.handle(event, Duration::ZERO));
+            }
+            commands
+        };
+        let failed = |command: &Command<u64>| {
+            matches!(command, Command::Failed(Failure::Contradiction { group: GroupId(1), .. }))
+        };
+        for liar in 0..4 {
+            assert!(answers(liar).iter().any(failed), "epoch {claimed} claimed by node {liar}");
+        }
+        // One that answers after the write quorum may have it from a peer that took the outcome.
+        let late = |command: &Command<u64>| !matches!(command, Command::Failed(_));
+        assert!(answers(4).iter().all(late), "epoch {claimed} of a late member");
+    }
 }

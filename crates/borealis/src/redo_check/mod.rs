@@ -5,6 +5,7 @@
 
 mod live;
 mod output;
+mod program;
 mod reader;
 mod release;
 mod segments;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use borealis_control::cluster::{Cluster, WRITER};
 use borealis_control::status::ask_driver;
 use borealis_instance::Binaries;
@@ -239,10 +240,10 @@ fn follow(
             "wal_consistency_checking is off on the server; there is nothing to compare unless sessions set it"
         );
     }
-    let release = recorded.unwrap_or_else(|| Release {
-        server_version: server.server_version,
-        source: "as the server says".to_owned(),
-    });
+    let release = match recorded {
+        Some(recorded) => confirmed_by_server(recorded, server.server_version)?,
+        None => Release::known(server.server_version, "as the server says".to_owned()),
+    };
     let ended_early =
         follow_log(&server, &release, &program("pg_receivewal")?, &url, arguments, temp_dir, check)?;
     Ok((release, ended_early))
@@ -256,7 +257,20 @@ fn recorded_release(cluster: &Cluster) -> anyhow::Result<Release> {
     let recorded = recorded.context("the cluster's instance has not opened the volume yet")?;
     let source =
         format!("as epoch {} of the volume's history says", answer.get("epoch").unwrap_or(&0.into()));
-    Ok(Release { server_version: recorded.parse()?, source })
+    Ok(Release::known(recorded.parse()?, source))
+}
+
+/// What the history has, if the server that was asked is of that release: the driver says what it looked at before the
+/// server started.
+fn confirmed_by_server(recorded: Release, answered: ServerVersion) -> anyhow::Result<Release> {
+    ensure!(
+        recorded.server_version == answered,
+        "the server says that it is PostgreSQL {answered}, but it writes as {}, {}: redo of its WAL would be another \
+         release's; restart the instance (borealis instance stop, borealis instance start)",
+        recorded.server_version,
+        recorded.source
+    );
+    Ok(recorded)
 }
 
 /// Follows the log of the server at `url`; the result is why it ended before it was to.
@@ -328,4 +342,20 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
         flag.store(true, Ordering::Relaxed);
     })?;
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_of_another_release_than_the_history_says_is_not_followed() {
+        let source = "as epoch 3 of the volume's history says".to_owned();
+        let recorded = || Release::known("15.18".parse().unwrap(), source.clone());
+        assert_eq!(confirmed_by_server(recorded(), recorded().server_version).unwrap(), recorded());
+        let error = confirmed_by_server(recorded(), "15.20".parse().unwrap()).unwrap_err().to_string();
+        for part in ["PostgreSQL 15.20", "writes as 15.18", "epoch 3"] {
+            assert!(error.contains(part), "{part} is missing from: {error}");
+        }
+    }
 }

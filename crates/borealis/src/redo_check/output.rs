@@ -85,6 +85,13 @@ impl<'c> Report<'c> {
             lines.push(format!("ended early: {why}"));
         }
         lines.push(format!("redo of PostgreSQL {}, {}", self.release.server_version, self.release.source));
+        if self.release.deduced && total.different + total.failed > 0 {
+            lines.push(
+                "where the server was upgraded, the WAL from before it is of another release, whose redo differs: check \
+                 each part as its own, with --server-version and with --start-lsn or --end-lsn at the upgrade"
+                    .to_owned(),
+            );
+        }
         lines.push(format!(
             "{} records from {} to {}: {} blocks compared, {} differences, {} skipped, {} failed",
             total.records, self.from, self.to, total.compared, total.different, total.skipped, total.failed
@@ -205,6 +212,21 @@ mod tests {
             "redo of PostgreSQL {}, as --server-version says",
             ServerVersion::NEWEST_TESTED
         )));
+    }
+
+    #[test]
+    fn differences_under_a_deduced_release_may_be_those_of_another() {
+        let hint = "--start-lsn or --end-lsn at the upgrade";
+        let tallies = |different| {
+            let tally = Tally { records: 3, compared: 2, different, ..Tally::default() };
+            Tallies::from([((ResourceManager::Gist, "PAGE_UPDATE"), tally)])
+        };
+        for (deduced, different, said) in [(true, 1, true), (true, 0, false), (false, 1, false)] {
+            let tallies = tallies(different);
+            let mut report = report(&tallies, &[]);
+            report.release.deduced = deduced;
+            assert_eq!(report.text(false).contains(hint), said, "{deduced} {different}");
+        }
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Which release of PostgreSQL wrote the WAL that is checked: redo follows it.
 
-use std::io::Read;
+use std::collections::BTreeSet;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use borealis_instance::Binaries;
 use borealis_types::ServerVersion;
 
-/// `postmaster.opts` is one line with the server's command line.
-const OPTIONS_BYTES_MAX: u64 = 64 << 10;
+use super::program::Program;
+
+/// `postmaster.opts` is one line with the server's command line, `postmaster.pid` a few short ones.
+const START_BYTES_MAX: u64 = 64 << 10;
 
 /// A release, and how it is known.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,21 +20,28 @@ pub struct Release {
     pub server_version: ServerVersion,
     /// Who says so.
     pub source: String,
+    /// It is that of the server in whose directory the WAL lies, which may have been upgraded since.
+    pub deduced: bool,
 }
 
 impl Release {
     /// As the user says.
     pub fn told(server_version: ServerVersion) -> Release {
-        Release { server_version, source: "as --server-version says".to_owned() }
+        Release::known(server_version, "as --server-version says".to_owned())
     }
 
-    /// Of the server that last ran in the data directories among `paths`, or around them. WAL files do not say who
-    /// wrote them.
+    /// As one says who wrote the WAL.
+    pub fn known(server_version: ServerVersion, source: String) -> Release {
+        Release { server_version, source, deduced: false }
+    }
+
+    /// Of the server that runs, or last ran, in the data directories among `paths`, or around them. WAL files do not
+    /// say who wrote them.
     ///
     /// # Errors
     /// When they do not say, or not all the same.
     pub fn of_files(paths: &[PathBuf]) -> anyhow::Result<Release> {
-        let mut found: Option<Release> = None;
+        let mut files = BTreeSet::new();
         for path in paths {
             let Some(options) = options_file(path) else {
                 bail!(
@@ -40,6 +49,10 @@ impl Release {
                     path.display()
                 )
             };
+            files.insert(options);
+        }
+        let mut found: Option<Release> = None;
+        for options in files {
             let release = Release::of_options(&options)?;
             match &found {
                 Some(before) if before.server_version != release.server_version => {
@@ -52,30 +65,40 @@ impl Release {
     }
 
     fn of_options(options: &Path) -> anyhow::Result<Release> {
-        let mut text = String::new();
-        std::fs::File::open(options)
-            .and_then(|file| file.take(OPTIONS_BYTES_MAX).read_to_string(&mut text))
-            .with_context(|| format!("cannot read {}", options.display()))?;
-        let program = PathBuf::from(program_of(&text));
-        // It is about to be run, and a data directory may come from anywhere.
-        let trusted = program.is_absolute()
-            && program.file_name().is_some_and(|name| name == "postgres")
-            && program.metadata().is_ok_and(|file| {
-                let ours = [0, nix::unistd::geteuid().as_raw()].contains(&file.uid());
-                ours && file.mode() & 0o022 == 0
-            });
-        if !trusted {
-            bail!(
-                "{} names {} as the server, which is not a postgres program of root's or yours on this machine",
-                options.display(),
-                program.display()
-            );
-        }
-        let folder = program.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        let binaries = Binaries::find(Some(&folder))?;
-        let source = format!("as {} says, which last ran there", binaries.program("postgres").display());
-        Ok(Release { server_version: binaries.server_version, source })
+        let data_directory = options.parent().unwrap_or(Path::new("."));
+        let (program, when) = match Program::of_server(data_directory)? {
+            Some(running) => (running, "runs"),
+            None => (stopped_server(options)?, "last ran"),
+        };
+        let server_version = program.ask()?;
+        let source = format!("as {} says, which {when} there", program.shown.display());
+        Ok(Release { server_version, source, deduced: true })
     }
+}
+
+/// The program that `postmaster.opts` names, if it is still the one that ran.
+fn stopped_server(options: &Path) -> anyhow::Result<Program> {
+    let read = read_start(options).and_then(|text| Ok((text, options.metadata()?)));
+    let (text, started) = read.with_context(|| format!("cannot read {}", options.display()))?;
+    let program = Program::at(Path::new(program_of(&text)))
+        .with_context(|| format!("{} names the server", options.display()))?;
+    // A server writes the file at each start.
+    if program.changed_at() > (started.mtime(), started.mtime_nsec()) {
+        bail!(
+            "{} is newer than the last start of the server that {} names: an upgrade may have put another release in \
+             the place of the one that ran",
+            program.shown.display(),
+            options.display()
+        );
+    }
+    Ok(program)
+}
+
+/// A small file's text; of a large one the beginning.
+pub(super) fn read_start(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(START_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The file that names the program of the server to which a path with WAL belongs.
@@ -95,6 +118,8 @@ fn program_of(options: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, SystemTime};
 
     #[test]
     fn the_program_is_what_stands_before_the_quoted_arguments() {
@@ -110,25 +135,59 @@ mod tests {
         assert_eq!(program_of(""), "");
     }
 
+    /// A data directory whose server was a script; the result is `pg_wal` in it.
+    fn data_directory(folder: &Path, program: &Path, script: &str, mode: u32) -> PathBuf {
+        let wal = folder.join("data/pg_wal");
+        std::fs::create_dir_all(&wal).unwrap();
+        std::fs::write(program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(mode)).unwrap();
+        let options = format!("{} \"-D\" \"x\"\n", program.display());
+        std::fs::write(folder.join("data/postmaster.opts"), options).unwrap();
+        wal
+    }
+
     #[test]
     fn a_program_that_anyone_could_have_put_there_is_not_run() {
-        use std::os::unix::fs::PermissionsExt;
+        let _turn = super::super::program::tests::in_turn();
         let folder = tempfile::tempdir().unwrap();
         let ran = folder.path().join("ran");
-        let wal = folder.path().join("data/pg_wal");
-        std::fs::create_dir_all(&wal).unwrap();
         let refused = |program: &Path, mode: u32| {
-            std::fs::write(program, format!("#!/bin/sh\ntouch {}\necho postgres 15.18\n", ran.display()))
-                .unwrap();
-            std::fs::set_permissions(program, std::fs::Permissions::from_mode(mode)).unwrap();
-            let options = format!("{} \"-D\" \"x\"\n", program.display());
-            std::fs::write(folder.path().join("data/postmaster.opts"), options).unwrap();
-            let error = Release::of_files(std::slice::from_ref(&wal)).unwrap_err().to_string();
-            assert!(error.contains("not a postgres program of root's or yours"), "{error}");
+            let script = format!("touch {}\necho postgres 15.18", ran.display());
+            let wal = data_directory(folder.path(), program, &script, mode);
+            let error = format!("{:#}", Release::of_files(&[wal]).unwrap_err());
+            assert!(error.contains("postmaster.opts names the server"), "{error}");
+            assert!(error.contains("not a postgres program that only root or you"), "{error}");
         };
         refused(&folder.path().join("postgres"), 0o777);
         refused(&folder.path().join("something"), 0o755);
         assert!(!ran.exists(), "it was run");
+    }
+
+    #[test]
+    fn a_program_that_came_after_the_servers_last_start_does_not_speak_for_it() {
+        let _turn = super::super::program::tests::in_turn();
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("postgres");
+        let ran = folder.path().join("ran");
+        let script = format!("touch {}\necho 'postgres (PostgreSQL) 15.18 (Debian)'", ran.display());
+        let wal = data_directory(folder.path(), &program, &script, 0o755);
+        let options = folder.path().join("data/postmaster.opts");
+        let start_at = |time: SystemTime| {
+            std::fs::File::options().write(true).open(&options).unwrap().set_modified(time).unwrap();
+        };
+        let now = SystemTime::now();
+        start_at(now - Duration::from_secs(60));
+        // As a package has it: the content is older than the file in its place.
+        let file = std::fs::File::options().write(true).open(&program).unwrap();
+        file.set_modified(now - Duration::from_secs(1_000_000)).unwrap();
+        drop(file);
+        let error = Release::of_files(std::slice::from_ref(&wal)).unwrap_err().to_string();
+        assert!(error.contains("is newer than the last start of the server"), "{error}");
+        assert!(!ran.exists(), "it was run");
+        start_at(now + Duration::from_secs(60));
+        let release = Release::of_files(&[wal.clone(), wal.join("000000010000000000000001")]).unwrap();
+        assert_eq!(release.server_version.to_string(), "15.18");
+        assert!(release.deduced && release.source.ends_with("which last ran there"), "{}", release.source);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum ShimFault {
         /// What the shim said of itself.
         found: u64,
     },
-    /// The shim is at work, but in a process that the driver did not start and could not end.
+    /// The shim is at work, but in a process that the driver did not start, and which would not end with it.
     #[error(
         "the Borealis shim was loaded in process {reported}, not in the one that was started ({started}), and both were \
          ended: {program} must become postgres by `exec`, not start it as its child"

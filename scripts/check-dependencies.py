@@ -18,8 +18,8 @@ PURE = {
     "borealis-types": set(),
     "borealis-wal": {"borealis-types"},
     "borealis-redo": {"borealis-types", "borealis-wal"},
-    "borealis-quorum": {"borealis-types", "borealis-proto"},
-    "borealis-proto": {"borealis-types"},
+    "borealis-quorum": {"borealis-types", "borealis-wire"},
+    "borealis-wire": {"borealis-types"},
 }
 PURE_LIBRARIES = {
     "serde", "thiserror", "postcard", "crc32c", "lz4_flex", "ruzstd", "zerocopy", "smallvec", "arrayvec",
@@ -32,7 +32,7 @@ IMPURE_WORDS = re.compile(
     r"\b(std::(fs|net|thread|process)|SystemTime::now|Instant::now|HashMap|HashSet|rand::)\b"
 )
 # The framing module reads and writes what it is given; it opens nothing.
-EXEMPT = {"crates/borealis-proto/src/frame.rs"}
+EXEMPT = {"crates/protocol/wire/src/frame.rs"}
 
 root = pathlib.Path(__file__).resolve().parent.parent
 metadata = json.loads(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the Debian package: builds, writes manual pages, completions and the licences of what is linked in, packs them
-# with cargo-deb (what goes where: crates/borealis/Cargo.toml, packaging/), has lintian look at it where there is one.
+# with cargo-deb (what goes where: crates/control/cli/Cargo.toml, packaging/), has lintian look at it where there is one.
 # The last line is the package's path.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."

@@ -1,0 +1,318 @@
+//! A non-blocking connection to a storage node.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use borealis_wire::frame::{FRAME_HEADER_BYTES, frame_header};
+use borealis_wire::message::{PAYLOAD_HEADER_BYTES, append_header, encode_message};
+use borealis_wire::{FrameBuffer, FrameError, Request};
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+/// The most requests a peer may leave unread before its connection is given up. Batches do not count: their
+/// number is bounded by what may be in flight, a peer that leaves them unread is noticed by its silence, and one
+/// alone may be as large as a frame.
+const REQUEST_BYTES_MAX: usize = 16 << 20;
+
+/// A complete frame that carries a redo batch. Nodes that need the same batch get the same frame: the request
+/// id is part of it, so it is unique to the frame and not to the connection.
+#[derive(Debug)]
+pub struct BatchFrame {
+    head: [u8; FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES],
+    batch: Vec<u8>,
+}
+
+impl BatchFrame {
+    /// Frames an encoded batch.
+    ///
+    /// # Panics
+    /// If the batch is over the frame limit, which records that the decoder accepts never reach.
+    #[must_use]
+    pub fn new(request_id: u64, batch: Vec<u8>) -> BatchFrame {
+        let append = append_header(request_id);
+        let length = append.len() + batch.len();
+        assert!(
+            length <= borealis_wire::frame::MAX_PAYLOAD_BYTES,
+            "a batch of {length} bytes is over the frame limit"
+        );
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&append), &batch);
+        let mut head = [0; FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES];
+        head[..4].copy_from_slice(&(length as u32).to_le_bytes());
+        head[4..8].copy_from_slice(&checksum.to_le_bytes());
+        head[8..].copy_from_slice(&append);
+        BatchFrame { head, batch }
+    }
+
+    /// The encoded batch.
+    #[must_use]
+    pub fn batch(&self) -> &[u8] {
+        &self.batch
+    }
+
+    /// Bytes on the wire.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.head.len() + self.batch.len()
+    }
+}
+
+/// What waits to be written.
+#[derive(Debug)]
+enum Outgoing {
+    Batch(Rc<BatchFrame>),
+    Message(Vec<u8>),
+}
+
+impl Outgoing {
+    fn parts(&self) -> (&[u8], &[u8]) {
+        match self {
+            Outgoing::Batch(frame) => (&frame.head, &frame.batch),
+            Outgoing::Message(bytes) => (bytes, &[]),
+        }
+    }
+}
+
+/// One connection. The owner calls [`Connection::flush`] and [`Connection::receive`] whenever the socket may
+/// have become ready, and reads frames until there are none.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    /// The socket is connected, not only being connected.
+    established: bool,
+    inbound: FrameBuffer,
+    outbound: VecDeque<Outgoing>,
+    /// Bytes of the requests in `outbound`, batches left out.
+    request_bytes: usize,
+    /// Bytes of `outbound[0]` that are written.
+    written: usize,
+}
+
+impl Connection {
+    /// Starts to connect.
+    ///
+    /// # Errors
+    /// When the system refuses at once.
+    pub fn open(address: SocketAddr, registry: &Registry, token: Token) -> io::Result<Connection> {
+        let mut stream = TcpStream::connect(address)?;
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Connection {
+            stream,
+            established: false,
+            inbound: FrameBuffer::default(),
+            outbound: VecDeque::new(),
+            request_bytes: 0,
+            written: 0,
+        })
+    }
+
+    /// Takes the socket out of the poll.
+    pub fn close(mut self, registry: &Registry) {
+        // The socket is closed either way; an error here only says that it was gone before.
+        let _ = registry.deregister(&mut self.stream);
+    }
+
+    /// Queues a request.
+    pub fn send(&mut self, request_id: u64, request: &Request) {
+        let payload = encode_message(request_id, request);
+        let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
+        bytes.extend_from_slice(&frame_header(&payload));
+        bytes.extend_from_slice(&payload);
+        self.request_bytes += bytes.len();
+        self.outbound.push_back(Outgoing::Message(bytes));
+    }
+
+    /// Queues a batch.
+    pub fn send_batch(&mut self, frame: Rc<BatchFrame>) {
+        self.outbound.push_back(Outgoing::Batch(frame));
+    }
+
+    /// Whether something waits to be written.
+    #[must_use]
+    pub fn has_outbound(&self) -> bool {
+        !self.outbound.is_empty()
+    }
+
+    /// Writes what the socket takes.
+    ///
+    /// # Errors
+    /// When the connection failed, or the peer left more unread than the bound.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if !self.established && !self.check_established()? {
+            return Ok(());
+        }
+        while let Some(front) = self.outbound.front() {
+            let (head, tail) = front.parts();
+            let result = if self.written < head.len() {
+                let slices = [IoSlice::new(&head[self.written..]), IoSlice::new(tail)];
+                self.stream.write_vectored(&slices)
+            } else {
+                self.stream.write(&tail[self.written - head.len()..])
+            };
+            match result {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.written += count;
+                    if self.written == head.len() + tail.len() {
+                        if let Outgoing::Message(bytes) = front {
+                            self.request_bytes -= bytes.len();
+                        }
+                        self.written = 0;
+                        self.outbound.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.request_bytes > REQUEST_BYTES_MAX {
+            return Err(io::Error::other("the node does not read what it is sent"));
+        }
+        Ok(())
+    }
+
+    fn check_established(&mut self) -> io::Result<bool> {
+        if let Some(error) = self.stream.take_error()? {
+            return Err(error);
+        }
+        match self.stream.peer_addr() {
+            Ok(_) => {
+                self.stream.set_nodelay(true)?;
+                self.established = true;
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads what the socket has. `scratch` is only working space. `Ok(false)` means that the peer closed the
+    /// connection; frames received before that can still be taken.
+    ///
+    /// `has_ended`: the event said that the peer closed its side. Without that a short read means that the socket is
+    /// empty, and whatever comes later, the end included, is a new event.
+    ///
+    /// # Errors
+    /// When the connection failed.
+    pub fn receive(&mut self, scratch: &mut [u8], has_ended: bool) -> io::Result<bool> {
+        if !self.established && !self.check_established()? {
+            return Ok(true);
+        }
+        loop {
+            match self.stream.read(scratch) {
+                Ok(0) => return Ok(false),
+                Ok(count) => {
+                    self.inbound.extend(&scratch[..count]);
+                    if count < scratch.len() && !has_ended {
+                        return Ok(true);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next complete payload, if one is here.
+    ///
+    /// # Errors
+    /// When it fails its checks; the connection is then of no use.
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, FrameError> {
+        self.inbound.next_frame()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::time::{Duration, Instant};
+
+    /// A connection, what keeps it registered, and its peer's end.
+    fn pair() -> (Connection, mio::Poll, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let poll = mio::Poll::new().unwrap();
+        let address = listener.local_addr().unwrap();
+        let connection = Connection::open(address, poll.registry(), Token(0)).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        (connection, poll, peer)
+    }
+
+    #[test]
+    fn batches_as_large_as_a_frame_wait_for_a_slow_peer() {
+        let (mut connection, _poll, mut peer) = pair();
+        let frame = Rc::new(BatchFrame::new(1, vec![7; 40_000_000]));
+        connection.send_batch(frame.clone());
+        connection.send_batch(frame.clone());
+        connection.flush().unwrap();
+        assert!(connection.has_outbound(), "the peer has not read, so the socket cannot have taken all");
+        let total = 2 * frame.size_bytes();
+        let reader = std::thread::spawn(move || {
+            let (mut scratch, mut count) = (vec![0; 1 << 20], 0);
+            while count < total {
+                count += peer.read(&mut scratch).unwrap();
+            }
+            count
+        });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while connection.has_outbound() && Instant::now() < deadline {
+            connection.flush().unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!connection.has_outbound());
+        assert_eq!(reader.join().unwrap(), total);
+    }
+
+    #[test]
+    fn requests_that_are_never_read_are_not_collected_for_ever() {
+        let (mut connection, _poll, _peer) = pair();
+        let history = borealis_types::EpochHistory::default();
+        let (epoch, writer) = (borealis_types::VolumeEpoch(1), borealis_types::WriterId(1));
+        let request = Request::Repair {
+            epoch,
+            writer,
+            group: borealis_types::GroupId(0),
+            history,
+            batches: vec![vec![0; 1 << 20]],
+        };
+        let failed = (0..64).any(|id| {
+            connection.send(id, &request);
+            connection.flush().is_err()
+        });
+        assert!(failed, "64 MiB of requests are unread");
+    }
+
+    #[test]
+    fn an_end_right_behind_the_last_bytes_is_seen() {
+        let (mut connection, _poll, mut peer) = pair();
+        connection.flush().unwrap();
+        peer.write_all(&frame_header(b"last")).unwrap();
+        peer.write_all(b"last").unwrap();
+        drop(peer);
+        let mut scratch = vec![0; 4096];
+        // Bytes and end are both here, as one event would announce them.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!connection.receive(&mut scratch, true).unwrap());
+        assert_eq!(connection.next_frame().unwrap(), Some(b"last".as_slice()));
+    }
+
+    #[test]
+    fn an_end_after_a_short_read_is_an_event_of_its_own() {
+        let (mut connection, mut poll, mut peer) = pair();
+        connection.flush().unwrap();
+        peer.write_all(&frame_header(b"last")).unwrap();
+        peer.write_all(b"last").unwrap();
+        let mut scratch = vec![0; 4096];
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(connection.receive(&mut scratch, false).unwrap());
+        let mut events = mio::Events::with_capacity(8);
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+        assert!(events.iter().any(mio::event::Event::is_read_closed), "the end is an event");
+        assert!(!connection.receive(&mut scratch, true).unwrap());
+    }
+}

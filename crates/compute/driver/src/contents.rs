@@ -1,0 +1,96 @@
+//! Reads what a fresh data directory needs from the meta group.
+
+use std::time::Duration;
+
+use borealis_instance::Contents;
+use borealis_node::client::{ClientError, NodeClient, Timeouts};
+use borealis_redo::counters::Counters;
+use borealis_types::{Lsn, META_GROUP, MetaKey, NodeId, VolumeEpoch};
+use borealis_wire::Caller;
+
+use crate::config::{DriverConfig, NodeAddress};
+
+/// Values asked for at a time.
+const VALUES_PER_PAGE: u32 = 1000;
+
+/// Why the volume's small values could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentsError {
+    /// No node of the meta group answered with what it should have.
+    #[error("no storage node gave the volume's small values: {0}")]
+    Unavailable(String),
+    /// A value that every volume has is not there or not readable.
+    #[error(
+        "the volume has no usable {0}: its creation was interrupted. Nothing was ever stored in it; remove its \
+         nodes' directories and create it again"
+    )]
+    Missing(&'static str),
+}
+
+/// Reads counters, the control file template and every other small value as of `durable`, the volume's last
+/// durable record ending there; `tail` is where the meta group's redo ends, and `epoch` the recovery that found
+/// them. Only a node that has that recovery's history installed is believed: one that missed it may hold, at the
+/// same positions, records that were cut.
+///
+/// # Errors
+/// When no node of the meta group can answer.
+pub fn read(
+    config: &DriverConfig,
+    epoch: VolumeEpoch,
+    durable: Lsn,
+    tail: Lsn,
+) -> Result<Contents, ContentsError> {
+    let members = config.groups.iter().find(|group| group.group == META_GROUP);
+    let members: &[NodeId] = members.map_or(&[], |group| &group.members);
+    let mut failures = Vec::new();
+    for node in config.nodes.iter().filter(|node| members.contains(&node.node)) {
+        match read_from(config, node, epoch, durable, tail) {
+            Ok((Some(counters), Some(template), values)) => {
+                let counters = Counters::decode(&counters).ok_or(ContentsError::Missing("counters"))?;
+                return Ok(Contents {
+                    version: config.version,
+                    counters,
+                    control_file_template: template,
+                    values,
+                });
+            }
+            Ok((None, _, _)) => return Err(ContentsError::Missing("counters")),
+            Ok((_, None, _)) => return Err(ContentsError::Missing("control file")),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    Err(ContentsError::Unavailable(failures.join("; ")))
+}
+
+type Values = (Option<Vec<u8>>, Option<Vec<u8>>, Vec<(MetaKey, Vec<u8>)>);
+
+fn read_from(
+    config: &DriverConfig,
+    node: &NodeAddress,
+    epoch: VolumeEpoch,
+    durable: Lsn,
+    tail: Lsn,
+) -> Result<Values, ClientError> {
+    let timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(5) };
+    let mut client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts)?;
+    let segment = client.welcome().iter().find(|segment| segment.group == META_GROUP);
+    if segment.is_none_or(|segment| segment.history.newest_epoch() != epoch) {
+        let what = format!("it does not know the recovery of epoch {epoch} yet");
+        return Err(ClientError::Protocol { node: node.node, address: node.address, what });
+    }
+    // Between the group's last record and the durable point nothing changes, so every position there shows the
+    // same. The node can answer at the durable point it knows, if the group's redo does not end later.
+    let known = segment.map_or(Lsn::ZERO, |segment| segment.known_durable.end);
+    let lsn = known.min(durable).max(tail);
+    let counters = client.read_meta(MetaKey::Counters, lsn)?;
+    let template = client.read_meta(MetaKey::ControlFileTemplate, lsn)?;
+    let mut values: Vec<(MetaKey, Vec<u8>)> = Vec::new();
+    loop {
+        let after = values.last().map(|(key, _)| key.clone());
+        let page = client.list_meta(lsn, after, VALUES_PER_PAGE)?;
+        if page.is_empty() {
+            return Ok((counters, template, values));
+        }
+        values.extend(page);
+    }
+}

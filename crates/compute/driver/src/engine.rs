@@ -1,0 +1,635 @@
+//! The driver's event loop: all sockets, the shared memory, and the state machines between them.
+//!
+//! One thread owns everything. A turn of the loop is: read what PostgreSQL wrote and asked; send; sleep until
+//! something happens; take what the nodes answered; publish what became durable.
+//!
+//! Invariant: nothing is published as durable but through [`Shipper::take_publishable`], and after the stream
+//! stopped (fenced, or poisoned) nothing is published at all.
+
+mod peers;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_quorum::read_routing::ReadRouter;
+use borealis_quorum::recovery::Outcome;
+use borealis_quorum::writer::WriterTracker;
+use borealis_shm::{DriverSide, InstanceState, ShimReport, SlotIndex};
+use borealis_types::{GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_wal::{EffectError, Record, RecordError};
+use borealis_wire::Request;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use self::peers::{Line, Link, PeerLinks, Stage, TOKEN_FIRST_PEER};
+use crate::config::DriverConfig;
+use crate::open_transactions::OpenTransactions;
+use crate::reads::{Answer, ReadCounters, Reads, Transport};
+use crate::route::Router;
+use crate::shim_gate;
+use crate::shipper::{PeerIndex, ShipCounters, Shipper, ShipperLimits};
+use crate::wal_feed::{Fed, FeedError, Flow, WalFeed};
+
+/// The loop wakes at least this often, to show the shim that it is alive.
+const HEARTBEAT: Duration = Duration::from_millis(250);
+/// A node that leaves a batch unanswered for so long is disconnected.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A node that leaves a batch unanswered for so long no longer holds back what others may forget.
+const SILENCE_TOLERATED: Duration = Duration::from_secs(2);
+/// A node that takes longer to introduce itself is disconnected.
+const GREETING_MAX: Duration = Duration::from_secs(3);
+/// Working space for reading from sockets.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+const TOKEN_SHM: Token = Token(0);
+const TOKEN_WAKER: Token = Token(1);
+/// Descriptors that others watch through the loop: signals and the server's end.
+const TOKEN_WATCHED: Token = Token(2);
+
+/// Why the loop must end.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A newer writer took the volume over.
+    #[error("this instance was fenced by a newer writer (epoch {0})")]
+    Fenced(VolumeEpoch),
+    /// The log cannot be read on.
+    #[error("the log stream stopped: {0}")]
+    Feed(#[from] FeedError),
+    /// A record's effects are not known.
+    #[error("the log stream stopped: {0}")]
+    Effect(#[from] EffectError),
+    /// A record that was made here is malformed.
+    #[error("a record that was made here is malformed: {0}")]
+    Record(#[from] RecordError),
+    /// A system call that cannot fail in ordinary circumstances did.
+    #[error("the driver's event loop: {0}")]
+    System(#[from] io::Error),
+}
+
+/// The running server's side: its shared memory and its log.
+struct ServerSide {
+    shm: DriverSide,
+    feed: WalFeed,
+    transactions: OpenTransactions,
+    /// The last sequence whose bytes were read completely.
+    seen_sequence: u64,
+    /// The last sequence that was looked at: what is new after it is worth waking for.
+    looked_sequence: u64,
+    /// The process that was started, once it was.
+    started: Option<u32>,
+    /// It is the server that it must be, and has its shim. Nothing is shipped or answered before.
+    is_served: bool,
+}
+
+/// A segment as the driver sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemberView {
+    /// On which node.
+    pub node: NodeId,
+    /// Its SCL, as far as acknowledged to this writer.
+    pub segment_complete_lsn: Lsn,
+    /// Whether the node is connected.
+    pub connected: bool,
+}
+
+/// See the module.
+pub struct Engine {
+    config: Arc<DriverConfig>,
+    epoch: VolumeEpoch,
+    /// The release that everything shipped here is recorded as written by.
+    server_version: ServerVersion,
+    outcome: Outcome,
+    poll: Poll,
+    events: Events,
+    /// What the events are about, and whether the other side has closed; kept for its memory.
+    ready: Vec<(Token, bool)>,
+    scratch: Vec<u8>,
+    peers: Vec<PeerLinks>,
+    shipper: Shipper,
+    router: Router,
+    read_router: ReadRouter,
+    reads: Reads<SlotIndex>,
+    server: Option<ServerSide>,
+    started: Instant,
+    last_shipped_at: Instant,
+    /// When reads are due for a look at the clock.
+    reads_due: Option<Duration>,
+    /// A watched descriptor became readable.
+    watched: bool,
+    stopped: bool,
+}
+
+/// How the read path reaches the nodes: over their read connections.
+struct ReadLines<'a> {
+    peers: &'a mut [PeerLinks],
+    shipper: &'a Shipper,
+}
+
+impl Transport for ReadLines<'_> {
+    fn send(&mut self, node: NodeId, request_id: u64, request: &Request) -> bool {
+        let peer = self.peers.iter_mut().find(|peer| peer.node == node && peer.installed);
+        let Some(connection) = peer.and_then(|peer| peer.read.ready()) else { return false };
+        connection.send(request_id, request);
+        true
+    }
+
+    fn durable(&self) -> Lsn {
+        self.shipper.durable().end
+    }
+
+    fn needed(&self, group: GroupId) -> Lsn {
+        self.shipper.tracker().durable_point(group).group_tail
+    }
+
+    fn read_point(&self, node: NodeId, group: GroupId) -> Lsn {
+        let known = self
+            .peers
+            .iter()
+            .position(|peer| peer.node == node)
+            .map_or(Lsn::ZERO, |index| self.shipper.known_durable(index));
+        // Between the group's last record and the durable point nothing of the group changes, so every
+        // position there shows the same; the node certainly can answer at the one it knows.
+        known.max(self.needed(group))
+    }
+}
+
+impl Engine {
+    /// An engine for the writer that a recovery made. `next_xid` is the first transaction id that the
+    /// volume's counters do not know to be used.
+    ///
+    /// # Errors
+    /// When the system refuses a poll.
+    pub fn new(
+        config: Arc<DriverConfig>,
+        outcome: Outcome,
+        members: Vec<QuorumSets>,
+        next_xid: u32,
+    ) -> Result<Engine, EngineError> {
+        let now = Instant::now();
+        let epoch = outcome.promise.epoch;
+        let server_version = outcome
+            .history
+            .server_version_of(epoch)
+            .expect("invariant \"one release per record\": a recovery's history ends with its own opening");
+        let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
+        let tuning = &config.tuning;
+        let limits = ShipperLimits {
+            batches_in_flight: tuning.batches_in_flight,
+            batch_bytes: tuning.batch_bytes,
+            retained_bytes: tuning.retained_bytes,
+            in_rounds: tuning.in_rounds,
+        };
+        let peers: Vec<PeerLinks> = config
+            .nodes
+            .iter()
+            .map(|node| PeerLinks {
+                node: node.node,
+                address: node.address,
+                groups: config.groups_on(node.node),
+                append: Link::new(now),
+                read: Link::new(now),
+                installed: false,
+                last_failure: String::new(),
+            })
+            .collect();
+        let nodes = peers.iter().map(|peer| (peer.node, peer.groups));
+        let shipper = Shipper::new(tracker, epoch, outcome.durable, nodes, limits);
+        let reads = Reads::new(
+            config.placement,
+            Duration::from_millis(tuning.read_timeout_ms),
+            tuning.prefetch_bytes,
+        );
+        Ok(Engine {
+            router: Router::new(config.placement, next_xid),
+            config,
+            epoch,
+            server_version,
+            outcome,
+            poll: Poll::new()?,
+            events: Events::with_capacity(256),
+            ready: Vec::new(),
+            scratch: vec![0; SCRATCH_BYTES],
+            peers,
+            shipper,
+            read_router: ReadRouter::new(),
+            reads,
+            server: None,
+            started: now,
+            last_shipped_at: now,
+            reads_due: None,
+            watched: false,
+            stopped: false,
+        })
+    }
+
+    /// A handle that wakes the loop from another thread.
+    ///
+    /// # Errors
+    /// When the system refuses one.
+    pub fn waker(&self) -> Result<Waker, EngineError> {
+        Ok(Waker::new(self.poll.registry(), TOKEN_WAKER)?)
+    }
+
+    /// Wakes the loop when the descriptor becomes readable. Its owner looks at it after each turn.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn watch(&self, descriptor: RawFd) -> Result<(), EngineError> {
+        Ok(self.poll.registry().register(&mut SourceFd(&descriptor), TOKEN_WATCHED, Interest::READABLE)?)
+    }
+
+    /// Whether a watched descriptor became readable, or another thread woke the loop, since this was asked
+    /// last.
+    pub fn take_watched(&mut self) -> bool {
+        std::mem::take(&mut self.watched)
+    }
+
+    /// Attaches the memory shared with a server whose log goes on after the last record shipped.
+    ///
+    /// # Errors
+    /// When the system refuses to watch its event descriptor.
+    pub fn attach(
+        &mut self,
+        shm: DriverSide,
+        wal_directory: &Path,
+        segment_bytes: u32,
+    ) -> Result<(), EngineError> {
+        let last = self.shipper.last_shipped();
+        let feed = WalFeed::new(self.server_version, wal_directory, segment_bytes, 1, last);
+        self.poll.registry().register(&mut SourceFd(&shm.event_fd()), TOKEN_SHM, Interest::READABLE)?;
+        // What a new server's transactions have changed is nothing yet.
+        shm.publish_oldest_open(Lsn::MAX);
+        // So that the distance between what is written and what is durable is right from the first write on.
+        shm.publish_durable(0, self.shipper.durable().end);
+        shm.set_state(InstanceState::Running, "");
+        self.server = Some(ServerSide {
+            shm,
+            feed,
+            transactions: OpenTransactions::default(),
+            seen_sequence: 0,
+            looked_sequence: 0,
+            started: None,
+            is_served: false,
+        });
+        Ok(())
+    }
+
+    /// The server was started in this process.
+    pub fn expect_server(&mut self, process_id: u32) {
+        if let Some(server) = &mut self.server {
+            server.started = Some(process_id);
+        }
+    }
+
+    /// Whether this build's shim has reported from the server that was started.
+    #[must_use]
+    pub fn has_shim(&self) -> bool {
+        let started = self.server.as_ref().and_then(|server| server.started);
+        started.is_some_and(|started| shim_gate::is_loaded(self.shim_report().as_ref(), started))
+    }
+
+    /// From now on what the server writes is shipped, and what it asks for is answered.
+    ///
+    /// # Panics
+    /// If its shim has not reported: nobody may be served without.
+    pub fn serve_server(&mut self) {
+        assert!(self.has_shim(), "only a server whose own shim has reported is served");
+        if let Some(server) = &mut self.server {
+            server.is_served = true;
+        }
+    }
+
+    /// Whether the server is served.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.is_served)
+    }
+
+    /// What the shim said that a process of the server loaded.
+    #[must_use]
+    pub fn shim_report(&self) -> Option<ShimReport> {
+        self.server.as_ref().and_then(|server| server.shm.shim_report())
+    }
+
+    /// Gives the shared memory up: whoever still waits for an answer over it is told that the instance has ended.
+    pub fn detach(&mut self) {
+        if let Some(server) = self.server.take()
+            && matches!(server.shm.state(), InstanceState::Starting | InstanceState::Running)
+        {
+            server.shm.set_state(InstanceState::Poisoned, "the instance has ended");
+        }
+    }
+
+    /// Says that the volume's counters stand at this transaction id.
+    pub fn set_next_xid(&mut self, next_xid: u32) {
+        self.router = Router::new(self.config.placement, next_xid);
+    }
+
+    /// The quorum's state.
+    #[must_use]
+    pub fn shipper(&self) -> &Shipper {
+        &self.shipper
+    }
+
+    /// Counters of the write path.
+    #[must_use]
+    pub fn ship_counters(&self) -> ShipCounters {
+        self.shipper.counters()
+    }
+
+    /// Counters of the read path.
+    #[must_use]
+    pub fn read_counters(&self) -> ReadCounters {
+        self.reads.counters()
+    }
+
+    /// The segments of a group.
+    pub fn members(&self, group: GroupId) -> impl Iterator<Item = MemberView> {
+        self.peers.iter().filter(move |peer| peer.groups.contains(group)).map(move |peer| MemberView {
+            node: peer.node,
+            segment_complete_lsn: self.shipper.tracker().segment_complete(peer.node, group),
+            connected: peer.append.is_ready(),
+        })
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Ships a record that was made here and not by the server.
+    ///
+    /// # Errors
+    /// When it is malformed or its effects are not known.
+    pub fn ship(&mut self, span: RecordSpan, bytes: &[u8]) -> Result<(), EngineError> {
+        let record = Record::parse(self.server_version, span, bytes)?;
+        let groups = self.router.route(&record)?;
+        self.shipper.ship(span, groups, bytes);
+        self.last_shipped_at = Instant::now();
+        Ok(())
+    }
+
+    /// One turn of the loop, which sleeps for at most `wait` and returns early when something happened.
+    ///
+    /// # Errors
+    /// When the stream must stop. The shared memory then says so, nothing is published any more, and the
+    /// engine is of no further use.
+    pub fn turn(&mut self, wait: Duration) -> Result<(), EngineError> {
+        let result = self.try_turn(wait);
+        if let Err(error) = &result {
+            self.stop(error);
+        }
+        result
+    }
+
+    fn stop(&mut self, error: &EngineError) {
+        self.stopped = true;
+        let Some(server) = &self.server else { return };
+        let state = match error {
+            EngineError::Fenced(epoch) => InstanceState::Fenced(*epoch),
+            _ => InstanceState::Poisoned,
+        };
+        server.shm.set_state(state, &error.to_string());
+    }
+
+    fn try_turn(&mut self, wait: Duration) -> Result<(), EngineError> {
+        assert!(!self.stopped, "a stopped engine does not go on");
+        self.connect_due();
+        if self.is_serving() {
+            self.feed()?;
+            self.take_requests();
+        }
+        self.send_batches();
+        self.publish();
+        self.flush_all();
+        let wait = self.sleep_time(wait);
+        let sleep = self
+            .server
+            .as_ref()
+            .is_none_or(|server| server.shm.prepare_to_sleep(server.looked_sequence) || !server.is_served);
+        let timeout = if sleep { wait } else { Duration::ZERO };
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+            _ => {}
+        }
+        if let Some(server) = &self.server {
+            server.shm.woke(self.events.iter().any(|event| event.token() == TOKEN_SHM));
+            server.shm.heartbeat();
+        }
+        self.take_events()?;
+        self.publish();
+        self.run_timers();
+        Ok(())
+    }
+
+    fn sleep_time(&self, wait: Duration) -> Duration {
+        let now = Instant::now();
+        let mut time = wait.min(HEARTBEAT);
+        if let Some(due) = self.reads_due {
+            time = time.min(due.saturating_sub(self.now()));
+        }
+        for peer in &self.peers {
+            for link in [&peer.append, &peer.read] {
+                if let Link::Down { retry_at, .. } = link {
+                    time = time.min(retry_at.saturating_duration_since(now));
+                }
+            }
+        }
+        if self.shipper.has_untold() {
+            time = time.min(self.quiet_after().saturating_sub(self.last_shipped_at.elapsed()));
+        }
+        if time.is_zero() {
+            return time;
+        }
+        // The poll counts whole milliseconds and would wake too early, again and again.
+        time.max(Duration::from_millis(1))
+    }
+
+    fn quiet_after(&self) -> Duration {
+        Duration::from_millis(self.config.tuning.quiet_ms)
+    }
+
+    /// Reads what the server wrote to its log, and ships it.
+    fn feed(&mut self) -> Result<(), EngineError> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        let position = server.shm.wal_written();
+        // While too much is shipped and not durable, acknowledgements are what to wake for.
+        server.looked_sequence = position.sequence;
+        if position.sequence == server.seen_sequence {
+            return Ok(());
+        }
+        let (shipper, router, reads) = (&mut self.shipper, &mut self.router, &mut self.reads);
+        let ahead_max = self.config.tuning.shipped_ahead_bytes;
+        if shipper.tracker().log_ahead_bytes() >= ahead_max {
+            return Ok(());
+        }
+        let before = shipper.last_shipped();
+        let transactions = &mut server.transactions;
+        let fed = server.feed.read::<EngineError>(position.lsn, |record| {
+            let groups = router.route(record)?;
+            reads.invalidate(router.last_effects(), record.span.end);
+            transactions.see(record);
+            shipper.ship(record.span, groups, record.bytes);
+            let ahead = shipper.tracker().log_ahead_bytes();
+            Ok(if ahead >= ahead_max { Flow::Pause } else { Flow::More })
+        })?;
+        if fed == Fed::Everything {
+            server.seen_sequence = position.sequence;
+            shipper.decoded(position.sequence);
+        }
+        if shipper.last_shipped() != before {
+            self.last_shipped_at = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Takes what the server asked for.
+    fn take_requests(&mut self) {
+        let now = self.now();
+        let Some(server) = &self.server else { return };
+        let (reads, router) = (&mut self.reads, &mut self.read_router);
+        let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
+        let mut any = false;
+        server.shm.take_pending(|slot, request| {
+            any = true;
+            reads.begin(slot, request, router, &mut lines, now);
+        });
+        server.shm.take_prefetch(|key| {
+            any = true;
+            reads.prefetch(key, router, &mut lines, now);
+        });
+        if any {
+            self.answer_done();
+            self.reads_due = self.reads.next_due();
+        }
+    }
+
+    /// Hands answers to the server.
+    fn answer_done(&mut self) {
+        let done = self.reads.take_done();
+        let Some(server) = &self.server else { return };
+        for (slot, answer) in done {
+            complete(&server.shm, slot, &answer);
+        }
+    }
+
+    fn minimum_read_point(&self) -> Lsn {
+        let since = self.now().saturating_sub(SILENCE_TOLERATED);
+        // A node is read at the durable point it knows, so nobody may forget what is at or after the lowest.
+        let known = self.shipper.lowest_known_durable(since).unwrap_or(Lsn::ZERO);
+        let durable = self.shipper.durable().end;
+        self.reads.lowest_read_point().unwrap_or(durable).min(known).min(durable)
+    }
+
+    /// Gives every node that can take one its next batch.
+    fn send_batches(&mut self) {
+        let quiet = self.last_shipped_at.elapsed() >= self.quiet_after();
+        let now = self.now();
+        let mut minimum_read_point = None;
+        for index in 0..self.peers.len() {
+            while self.shipper.can_take(index, quiet) {
+                let minimum = *minimum_read_point.get_or_insert_with(|| self.minimum_read_point());
+                let Some(frame) = self.shipper.next_batch(index, minimum, quiet, now) else { break };
+                let Some(connection) = self.peers[index].append.ready() else { break };
+                connection.send_batch(frame);
+                let result = connection.flush();
+                if let Err(error) = result {
+                    self.disconnect(index, Line::Append, &error.to_string());
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let Some(server) = &self.server else { return };
+        if let Some(sequence) = self.shipper.take_publishable() {
+            server.shm.publish_oldest_open(server.transactions.oldest());
+            server.shm.publish_durable(sequence, self.shipper.durable().end);
+        }
+    }
+
+    fn flush_all(&mut self) {
+        for index in 0..self.peers.len() {
+            for line in [Line::Append, Line::Read] {
+                let result = match self.peers[index].link(line) {
+                    Link::Up { connection, .. } if connection.has_outbound() => connection.flush(),
+                    _ => continue,
+                };
+                if let Err(error) = result {
+                    self.disconnect(index, line, &error.to_string());
+                }
+            }
+        }
+    }
+
+    fn take_events(&mut self) -> Result<(), EngineError> {
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.extend(
+            self.events.iter().map(|event| (event.token(), event.is_read_closed() || event.is_error())),
+        );
+        let result = ready.drain(..).try_for_each(|(token, has_ended)| self.take_event(token, has_ended));
+        self.ready = ready;
+        result
+    }
+
+    fn take_event(&mut self, token: Token, has_ended: bool) -> Result<(), EngineError> {
+        self.watched |= token == TOKEN_WATCHED || token == TOKEN_WAKER;
+        let Some(number) = token.0.checked_sub(TOKEN_FIRST_PEER) else { return Ok(()) };
+        let (index, line) = (number / 2, if number % 2 == 0 { Line::Append } else { Line::Read });
+        if index >= self.peers.len() {
+            return Ok(());
+        }
+        self.take_frames(index, line, has_ended)
+    }
+
+    /// Does what time has made due.
+    fn run_timers(&mut self) {
+        let now = self.now();
+        if self.reads_due.is_some_and(|due| due <= now) {
+            let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
+            self.reads_due = self.reads.tick(&mut self.read_router, &mut lines, now);
+            self.answer_done();
+        }
+        let silent: Vec<PeerIndex> = self.shipper.silent_since(now.saturating_sub(SILENCE_MAX)).collect();
+        for index in silent {
+            self.disconnect(index, Line::Append, "it leaves batches unanswered");
+        }
+        for index in 0..self.peers.len() {
+            for line in [Line::Append, Line::Read] {
+                let slow = match self.peers[index].link(line) {
+                    Link::Up { stage, since, .. } => *stage != Stage::Ready && since.elapsed() > GREETING_MAX,
+                    Link::Down { .. } => false,
+                };
+                if slow {
+                    self.disconnect(index, line, "it does not introduce itself");
+                }
+            }
+        }
+    }
+}
+
+/// Puts an answer into the server's slot.
+fn complete(shm: &DriverSide, slot: SlotIndex, answer: &Answer) {
+    static ZERO_PAGE: PageBytes = [0; PAGE_SIZE];
+    let reply = match answer {
+        Answer::Page(Some(bytes)) => match <&PageBytes>::try_from(bytes.as_slice()) {
+            Ok(page) => borealis_shm::Reply::Page(page),
+            Err(_) => borealis_shm::Reply::Error("a page of the wrong size"),
+        },
+        Answer::Page(None) => borealis_shm::Reply::Nonexistent,
+        Answer::ZeroPage => borealis_shm::Reply::Page(&ZERO_PAGE),
+        Answer::Size(size) => borealis_shm::Reply::RelationSize(*size),
+        Answer::Relations(entries, next_cursor) => {
+            borealis_shm::Reply::Relations { entries, next_cursor: *next_cursor }
+        }
+        Answer::SlruSegment(pages) => borealis_shm::Reply::SlruSegment(*pages),
+        Answer::SlruSegments(entries, next_cursor) => {
+            borealis_shm::Reply::SlruSegments { entries, next_cursor: *next_cursor }
+        }
+        Answer::Error(text) => borealis_shm::Reply::Error(text),
+    };
+    shm.complete(slot, reply);
+}

@@ -1,0 +1,341 @@
+//! The two connections to every storage node: opened, introduced, and given up.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use borealis_types::{GroupSet, NodeId};
+use borealis_wire::message::{PROTOCOL_VERSION, decode_payload};
+use borealis_wire::{Caller, Payload, Refusal, Reply, Request, SegmentProgress, SegmentSummary};
+use mio::Token;
+
+use super::{Engine, EngineError, ReadLines};
+use crate::connection::Connection;
+use crate::shipper::{PeerIndex, UnexpectedAcknowledgement};
+
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// Tokens below are the loop's own.
+pub(super) const TOKEN_FIRST_PEER: usize = 16;
+
+/// Request ids of a connection's first requests, beyond those of batches and reads.
+const HELLO_ID: u64 = u64::MAX;
+const INSTALL_ID: u64 = u64::MAX - 1;
+
+/// How far a connection has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// The node was greeted and has not answered.
+    Greeting,
+    /// The node was sent the history and has not answered.
+    Installing,
+    /// In use.
+    Ready,
+}
+
+#[derive(Debug)]
+pub(super) enum Link {
+    Down { retry_at: Instant, pause: Duration },
+    Up { connection: Connection, stage: Stage, since: Instant, pause: Duration },
+}
+
+impl Link {
+    pub(super) fn new(now: Instant) -> Link {
+        Link::Down { retry_at: now, pause: RECONNECT_MIN }
+    }
+
+    pub(super) fn ready(&mut self) -> Option<&mut Connection> {
+        match self {
+            Link::Up { connection, stage: Stage::Ready, .. } => Some(connection),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self, Link::Up { stage: Stage::Ready, .. })
+    }
+}
+
+/// Which of a node's two connections. Reads do not wait behind batches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Line {
+    Append,
+    Read,
+}
+
+#[derive(Debug)]
+pub(super) struct PeerLinks {
+    pub(super) node: NodeId,
+    pub(super) address: SocketAddr,
+    pub(super) groups: GroupSet,
+    pub(super) append: Link,
+    pub(super) read: Link,
+    /// Its segments have the history of our epoch. Before that they may hold records that were cut, and must
+    /// not be read.
+    pub(super) installed: bool,
+    /// Last message that was logged about it, so that a dead node does not fill the log.
+    pub(super) last_failure: String,
+}
+
+impl PeerLinks {
+    pub(super) fn link(&mut self, line: Line) -> &mut Link {
+        match line {
+            Line::Append => &mut self.append,
+            Line::Read => &mut self.read,
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn token(index: PeerIndex, line: Line) -> Token {
+        Token(TOKEN_FIRST_PEER + 2 * index + usize::from(line == Line::Read))
+    }
+
+    /// Reads what a node sent and takes every complete frame of it.
+    pub(super) fn take_frames(
+        &mut self,
+        index: PeerIndex,
+        line: Line,
+        has_ended: bool,
+    ) -> Result<(), EngineError> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let received = match self.peers[index].link(line) {
+            Link::Up { connection, .. } => {
+                let flushed = if connection.has_outbound() { connection.flush() } else { Ok(()) };
+                flushed.and_then(|()| connection.receive(&mut scratch, has_ended))
+            }
+            Link::Down { .. } => Ok(true),
+        };
+        self.scratch = scratch;
+        loop {
+            let frame = match self.peers[index].link(line) {
+                Link::Up { connection, stage, .. } => connection.next_frame().map(|frame| (frame, *stage)),
+                Link::Down { .. } => return Ok(()),
+            };
+            let (payload, stage) = match frame {
+                Ok((Some(payload), stage)) => (payload, stage),
+                Ok((None, _)) => break,
+                Err(error) => {
+                    self.disconnect(index, line, &error.to_string());
+                    return Ok(());
+                }
+            };
+            let (request_id, reply) = match decode_payload::<Reply>(payload) {
+                Ok(Payload::Message { request_id, message }) => (request_id, message),
+                Ok(Payload::Append { .. }) => {
+                    self.disconnect(index, line, "it sent a batch");
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.disconnect(index, line, &error.to_string());
+                    return Ok(());
+                }
+            };
+            match line {
+                Line::Append => self.take_append_reply(index, stage, request_id, reply)?,
+                Line::Read => self.take_read_reply(index, stage, request_id, reply),
+            }
+        }
+        match received {
+            Ok(true) => {}
+            Ok(false) => self.disconnect(index, line, "the node closed the connection"),
+            Err(error) => self.disconnect(index, line, &error.to_string()),
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_append_reply(
+        &mut self,
+        index: PeerIndex,
+        stage: Stage,
+        request_id: u64,
+        reply: Reply,
+    ) -> Result<(), EngineError> {
+        let outcome = match (stage, reply) {
+            (_, Reply::Refused(Refusal::Fenced(epoch))) if epoch > self.epoch => {
+                return Err(EngineError::Fenced(epoch));
+            }
+            (_, Reply::Refused(refusal)) => Err(refusal.to_string()),
+            (Stage::Greeting, Reply::Welcome { segments, .. }) => return self.welcome(index, &segments),
+            (Stage::Installing, Reply::Summaries(segments)) if request_id == INSTALL_ID => {
+                return self.welcome(index, &segments);
+            }
+            // What is said before the introduction is complete is said again in it.
+            (Stage::Greeting | Stage::Installing, Reply::Progress(_)) => Ok(()),
+            (Stage::Ready, Reply::Appended(progress)) => {
+                let result = self.shipper.appended(index, request_id, &progress);
+                self.note(result, index, &progress)
+            }
+            (Stage::Ready, Reply::Progress(progress)) => {
+                let result = self.shipper.progressed(index, &progress);
+                self.note(result, index, &progress)
+            }
+            (_, other) => Err(format!("an answer that nobody asked for: {}", kind_of(&other))),
+        };
+        if let Err(why) = outcome {
+            self.disconnect(index, Line::Append, &why);
+        }
+        Ok(())
+    }
+
+    pub(super) fn note(
+        &mut self,
+        result: Result<(), UnexpectedAcknowledgement>,
+        index: PeerIndex,
+        progress: &[SegmentProgress],
+    ) -> Result<(), String> {
+        result.map_err(|error| error.to_string())?;
+        let node = self.peers[index].node;
+        for segment in progress {
+            self.read_router.observe_readable(node, segment.group, segment.segment_complete_lsn);
+        }
+        Ok(())
+    }
+
+    /// A node introduced itself, or answered an installation.
+    pub(super) fn welcome(
+        &mut self,
+        index: PeerIndex,
+        segments: &[SegmentSummary],
+    ) -> Result<(), EngineError> {
+        if let Some(newer) = segments.iter().map(|s| s.promised_epoch).filter(|e| *e > self.epoch).max() {
+            return Err(EngineError::Fenced(newer));
+        }
+        let groups = self.peers[index].groups;
+        let behind = segments.iter().any(|s| {
+            groups.contains(s.group) && s.history.newest_epoch() < self.epoch || s.promised_epoch < self.epoch
+        });
+        let installing = matches!(self.peers[index].append, Link::Up { stage: Stage::Installing, .. });
+        if behind {
+            if installing {
+                self.disconnect(index, Line::Append, "the node did not take the volume's history");
+                return Ok(());
+            }
+            let request = Request::Install {
+                epoch: self.epoch,
+                writer: self.outcome.promise.writer,
+                history: self.outcome.history.clone(),
+                tails: self.outcome.tails.clone(),
+            };
+            if let Link::Up { connection, stage, .. } = &mut self.peers[index].append {
+                connection.send(INSTALL_ID, &request);
+                *stage = Stage::Installing;
+            }
+            return Ok(());
+        }
+        let progress: Vec<SegmentProgress> = segments
+            .iter()
+            .map(|s| SegmentProgress { group: s.group, segment_complete_lsn: s.segment_complete_lsn })
+            .collect();
+        let known_durable = segments.iter().map(|s| s.known_durable.end).min().unwrap_or_default();
+        let result = self.shipper.connected(index, &progress, known_durable);
+        if let Err(why) = self.note(result, index, &progress) {
+            self.disconnect(index, Line::Append, &why);
+            return Ok(());
+        }
+        let peer = &mut self.peers[index];
+        peer.installed = true;
+        if let Link::Up { stage, pause, .. } = &mut peer.append {
+            *stage = Stage::Ready;
+            *pause = RECONNECT_MIN;
+        }
+        if !std::mem::take(&mut peer.last_failure).is_empty() {
+            tracing::info!(node = peer.node.0, "storage node is connected again");
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_read_reply(&mut self, index: PeerIndex, stage: Stage, request_id: u64, reply: Reply) {
+        match (stage, reply) {
+            (Stage::Greeting, Reply::Welcome { .. }) => {
+                if let Link::Up { stage, pause, .. } = &mut self.peers[index].read {
+                    *stage = Stage::Ready;
+                    *pause = RECONNECT_MIN;
+                }
+            }
+            (Stage::Greeting, Reply::Refused(refusal)) => {
+                self.disconnect(index, Line::Read, &refusal.to_string());
+            }
+            (Stage::Ready, reply) => {
+                let (node, now) = (self.peers[index].node, self.now());
+                let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
+                self.reads.answered(node, request_id, reply, &mut self.read_router, &mut lines, now);
+                self.answer_done();
+                self.reads_due = self.reads.next_due();
+            }
+            (_, other) => {
+                let why = format!("an answer that nobody asked for: {}", kind_of(&other));
+                self.disconnect(index, Line::Read, &why);
+            }
+        }
+    }
+
+    /// Opens connections whose time has come.
+    pub(super) fn connect_due(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.peers.len() {
+            for line in [Line::Append, Line::Read] {
+                let pause = match self.peers[index].link(line) {
+                    Link::Down { retry_at, pause } if *retry_at <= now => *pause,
+                    _ => continue,
+                };
+                let (node, address) = (self.peers[index].node, self.peers[index].address);
+                let opened = Connection::open(address, self.poll.registry(), Engine::token(index, line));
+                match opened {
+                    Ok(mut connection) => {
+                        let caller = match line {
+                            Line::Append => {
+                                Caller::Writer { epoch: self.epoch, writer: self.outcome.promise.writer }
+                            }
+                            Line::Read => Caller::Client,
+                        };
+                        let volume = self.config.volume;
+                        let hello = Request::Hello { protocol: PROTOCOL_VERSION, volume, node, caller };
+                        connection.send(HELLO_ID, &hello);
+                        let link = Link::Up { connection, stage: Stage::Greeting, since: now, pause };
+                        *self.peers[index].link(line) = link;
+                    }
+                    Err(error) => {
+                        let pause = (pause * 2).min(RECONNECT_MAX);
+                        *self.peers[index].link(line) = Link::Down { retry_at: now + pause, pause };
+                        self.log_failure(index, &error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn disconnect(&mut self, index: PeerIndex, line: Line, why: &str) {
+        let pause = match self.peers[index].link(line) {
+            Link::Up { pause, .. } => *pause,
+            Link::Down { .. } => return,
+        };
+        let down = Link::Down { retry_at: Instant::now() + pause, pause: (pause * 2).min(RECONNECT_MAX) };
+        if let Link::Up { connection, .. } = std::mem::replace(self.peers[index].link(line), down) {
+            connection.close(self.poll.registry());
+        }
+        self.log_failure(index, why);
+        match line {
+            Line::Append => self.shipper.disconnected(index),
+            Line::Read => {
+                let (node, now) = (self.peers[index].node, self.now());
+                let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
+                self.reads.disconnected(node, &mut self.read_router, &mut lines, now);
+                self.answer_done();
+                self.reads_due = self.reads.next_due();
+            }
+        }
+    }
+
+    pub(super) fn log_failure(&mut self, index: PeerIndex, why: &str) {
+        let peer = &mut self.peers[index];
+        if peer.last_failure != why {
+            tracing::warn!(node = peer.node.0, address = %peer.address, "storage node: {why}");
+            peer.last_failure = why.to_owned();
+        }
+    }
+}
+
+/// The name of a reply's kind, without its contents.
+fn kind_of(reply: &Reply) -> String {
+    format!("{reply:?}").chars().take_while(char::is_ascii_alphanumeric).collect()
+}

@@ -1,0 +1,551 @@
+//! Opening the volume for writing: the recovery protocol, carried out over blocking connections.
+//!
+//! One thread per node carries out commands and reports; one owner runs the state machine of
+//! `borealis_quorum::recovery`. Threads end by themselves when the owner is gone: their channel closes, and a
+//! call to a dead node ends by its timeout.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use borealis_node::client::{ClientError, NodeClient, Timeouts};
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
+use borealis_quorum::{DurablePoint, Promise};
+use borealis_types::{
+    EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordSpan, ServerVersion, VolumeEpoch,
+    WRITE_QUORUM, WriterId,
+};
+use borealis_wal::record::previous_start;
+use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, Caller, Refusal, Request, SegmentSummary};
+
+use crate::config::{DriverConfig, NodeAddress};
+
+/// A request without an answer is repeated after this long.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long to wait for the last nodes to introduce themselves once a write quorum has.
+const STRAGGLERS: Duration = Duration::from_millis(100);
+/// Bytes of one page of a tail.
+const TAIL_PAGE_BYTES: u32 = 4 << 20;
+/// The size goal of a repair's batches.
+const REPAIR_BATCH_BYTES: usize = 1 << 20;
+
+/// How long each phase of a recovery took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryPhases {
+    /// Until a write quorum of every group had introduced itself.
+    pub connect: Duration,
+    /// From there until the new history was installed.
+    pub protocol: Duration,
+}
+
+/// The volume is open for writing.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Epoch, history, last durable record, and where each group's log ends.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub phases: RecoveryPhases,
+}
+
+/// Why the volume could not be opened for writing.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// Too few nodes answer.
+    #[error("{0}")]
+    NoQuorum(String),
+    /// Another instance finished a recovery after this one began.
+    #[error("another instance took the volume over with epoch {0}")]
+    TakenOver(VolumeEpoch),
+    /// The state machine gave up.
+    #[error("the volume cannot be opened for writing: {0}")]
+    Failed(Failure),
+    /// The configuration does not make quorums.
+    #[error("the instance's configuration is unusable: {0}")]
+    Configuration(String),
+}
+
+type Handle = Arc<[u8]>;
+
+/// What a node's thread reports.
+enum Report {
+    /// The node introduced itself.
+    Welcome(NodeId, Vec<SegmentSummary>),
+    /// The node does not answer; the thread goes on trying.
+    Unreachable(NodeId, String),
+    /// For the state machine.
+    Event(Event<Handle>),
+}
+
+/// The members of every group, in group order.
+///
+/// # Errors
+/// When they do not make quorum sets.
+pub fn quorum_sets(config: &DriverConfig) -> Result<Vec<QuorumSets>, RecoverError> {
+    let configuration = |what: String| RecoverError::Configuration(what);
+    config
+        .placement
+        .groups()
+        .map(|group| {
+            let members = config
+                .groups
+                .iter()
+                .find(|g| g.group == group)
+                .and_then(|g| g.members.as_slice().try_into().ok())
+                .ok_or_else(|| configuration(format!("group {group} has not six members")))?;
+            QuorumSets::new(vec![members]).map_err(|error| configuration(error.to_string()))
+        })
+        .collect()
+}
+
+/// Takes the volume over for a server of this release. On return, no older writer can have anything acknowledged any more, and everything
+/// that was ever acknowledged is at or below the outcome's durable point.
+///
+/// # Errors
+/// See [`RecoverError`]. Nothing is lost by a failure; it may be tried again at any time.
+pub fn recover(
+    config: &DriverConfig,
+    writer: WriterId,
+    server_version: ServerVersion,
+) -> Result<Recovered, RecoverError> {
+    let members = quorum_sets(config)?;
+    let deadline = Instant::now() + Duration::from_millis(config.tuning.recovery_timeout_ms);
+    let mut at_least = VolumeEpoch(0);
+    let mut newest_history = None;
+    loop {
+        let mut attempt = Attempt::begin(config, &members, writer, server_version);
+        match attempt.run(at_least, &mut newest_history, deadline) {
+            Ok(recovered) => return Ok(recovered),
+            // Another recovery came in between. Unless it finishes, ours goes on with a higher epoch.
+            Err(RecoverError::Failed(Failure::Superseded { current })) if Instant::now() < deadline => {
+                tracing::info!(epoch = current.0, "another recovery holds the volume; trying a higher epoch");
+                at_least = current;
+                // Different instances wait differently long, so that they do not beat each other for ever.
+                std::thread::sleep(Duration::from_millis(5 + writer.0 % 50));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+struct Attempt<'a> {
+    config: &'a DriverConfig,
+    members: &'a [QuorumSets],
+    writer: WriterId,
+    server_version: ServerVersion,
+    commands: BTreeMap<NodeId, Sender<Command<Handle>>>,
+    reports: Receiver<Report>,
+    begun: Instant,
+    welcomes: BTreeMap<NodeId, Vec<SegmentSummary>>,
+    unreachable: BTreeMap<NodeId, String>,
+}
+
+impl<'a> Attempt<'a> {
+    fn begin(
+        config: &'a DriverConfig,
+        members: &'a [QuorumSets],
+        writer: WriterId,
+        server_version: ServerVersion,
+    ) -> Attempt<'a> {
+        let (report, reports) = channel();
+        let mut commands = BTreeMap::new();
+        for node in &config.nodes {
+            let (command, receiver) = channel();
+            commands.insert(node.node, command);
+            let worker = Worker {
+                config: config.clone(),
+                address: node.clone(),
+                report: report.clone(),
+                client: None,
+                writer_client: None,
+            };
+            let name = format!("recover-{}", node.node);
+            // A thread that cannot be started counts as a node that does not answer.
+            if let Err(error) = std::thread::Builder::new().name(name).spawn(move || worker.run(&receiver)) {
+                let _ = report.send(Report::Unreachable(node.node, error.to_string()));
+            }
+        }
+        Attempt {
+            config,
+            members,
+            writer,
+            server_version,
+            commands,
+            reports,
+            begun: Instant::now(),
+            welcomes: BTreeMap::new(),
+            unreachable: BTreeMap::new(),
+        }
+    }
+
+    fn run(
+        &mut self,
+        at_least: VolumeEpoch,
+        newest_history: &mut Option<VolumeEpoch>,
+        deadline: Instant,
+    ) -> Result<Recovered, RecoverError> {
+        self.wait_for_welcomes(deadline)?;
+        let connect = self.begun.elapsed();
+        let summaries = || self.welcomes.values().flatten();
+        let installed = summaries().map(|s| s.history.newest_epoch()).max().unwrap_or_default();
+        match newest_history {
+            // A writer that finished its recovery while ours was running is newer than we are.
+            Some(known) if installed > *known => return Err(RecoverError::TakenOver(installed)),
+            known => *known = Some(installed),
+        }
+        let promised = summaries().map(|s| s.promised_epoch).max().unwrap_or_default().max(at_least);
+        let promise = Promise { epoch: VolumeEpoch(promised.0 + 1), writer: self.writer };
+        let options = RecoveryOptions {
+            promise,
+            server_version: self.server_version,
+            members: self.members.to_vec(),
+            retry_after: RETRY_AFTER,
+            give_up_after: Some(deadline.saturating_duration_since(self.begun)),
+        };
+        let (mut recovery, mut commands) = Recovery::start(options, self.begun.elapsed());
+        loop {
+            for command in std::mem::take(&mut commands) {
+                match command {
+                    Command::Done(outcome) => {
+                        let protocol = self.begun.elapsed() - connect;
+                        return Ok(Recovered { outcome, phases: RecoveryPhases { connect, protocol } });
+                    }
+                    Command::Failed(Failure::NoQuorum { groups }) => {
+                        return Err(self.no_quorum(&groups));
+                    }
+                    Command::Failed(failure) => return Err(RecoverError::Failed(failure)),
+                    command => self.dispatch(command),
+                }
+            }
+            let event = match self.reports.recv_timeout(Duration::from_millis(50)) {
+                Ok(Report::Event(event)) => event,
+                Ok(Report::Welcome(node, _)) => {
+                    self.unreachable.remove(&node);
+                    Event::Tick
+                }
+                Ok(Report::Unreachable(node, why)) => {
+                    self.unreachable.insert(node, why);
+                    Event::Tick
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Event::Tick,
+            };
+            commands = recovery.handle(event, self.begun.elapsed());
+        }
+    }
+
+    fn dispatch(&mut self, command: Command<Handle>) {
+        let node = match &command {
+            Command::Fence { node, .. }
+            | Command::ReadTail { node, .. }
+            | Command::Repair { node, .. }
+            | Command::Install { node, .. } => *node,
+            Command::Done(_) | Command::Failed(_) => return,
+        };
+        if let Some(sender) = self.commands.get(&node)
+            && sender.send(command).is_err()
+        {
+            // The thread outlives its sender unless it failed; the node is then as good as down.
+            self.unreachable.insert(node, "the thread that talks to it failed".to_owned());
+        }
+    }
+
+    /// Waits until every node has introduced itself or failed to; or a write quorum of every group has, and
+    /// the others had a moment.
+    fn wait_for_welcomes(&mut self, deadline: Instant) -> Result<(), RecoverError> {
+        let mut quorum_since = None;
+        loop {
+            let waiting: Vec<GroupId> = self
+                .config
+                .placement
+                .groups()
+                .zip(self.members)
+                .filter(|(_, members)| !members.is_write_quorum(|node| self.welcomes.contains_key(&node)))
+                .map(|(group, _)| group)
+                .collect();
+            let heard = self.welcomes.len() + self.unreachable.len();
+            if waiting.is_empty() {
+                let since = *quorum_since.get_or_insert_with(Instant::now);
+                if heard >= self.config.nodes.len() || since.elapsed() >= STRAGGLERS {
+                    return Ok(());
+                }
+            } else if Instant::now() >= deadline {
+                return Err(self.no_quorum(&waiting));
+            }
+            match self.reports.recv_timeout(Duration::from_millis(20)) {
+                Ok(Report::Welcome(node, summaries)) => {
+                    self.unreachable.remove(&node);
+                    self.welcomes.insert(node, summaries);
+                }
+                Ok(Report::Unreachable(node, why)) => {
+                    self.welcomes.remove(&node);
+                    self.unreachable.insert(node, why);
+                }
+                Ok(Report::Event(_)) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Says which groups lack whom.
+    fn no_quorum(&self, groups: &[GroupId]) -> RecoverError {
+        let mut text = String::new();
+        let mut absent = BTreeSet::new();
+        for (group, members) in self.config.placement.groups().zip(self.members) {
+            if !groups.contains(&group) {
+                continue;
+            }
+            let here =
+                |node: &NodeId| self.welcomes.contains_key(node) && !self.unreachable.contains_key(node);
+            let present = members.members().filter(here).count();
+            let all = members.members().count();
+            absent.extend(members.members().filter(|node| !here(node)));
+            // Writing into a string cannot fail.
+            let _ = write!(text, "group {group} has {present} of {all} segments; ");
+        }
+        let _ = write!(text, "{WRITE_QUORUM} are needed to open the volume for writing");
+        if !absent.is_empty() {
+            let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
+            let _ = write!(text, "; start one or more of node {}", names.join(", "));
+        }
+        if let Some((node, why)) = self.unreachable.iter().next() {
+            let _ = write!(text, " (node {node}: {why})");
+        }
+        RecoverError::NoQuorum(text)
+    }
+}
+
+/// Carries out the commands for one node.
+struct Worker {
+    config: DriverConfig,
+    address: NodeAddress,
+    report: Sender<Report>,
+    /// For everything but appends.
+    client: Option<NodeClient>,
+    /// For repairs: introduced as the writer.
+    writer_client: Option<NodeClient>,
+}
+
+impl Worker {
+    fn run(mut self, commands: &Receiver<Command<Handle>>) {
+        let mut pause = Duration::from_millis(10);
+        while let Err(error) = self.introduce() {
+            if self.report.send(Report::Unreachable(self.address.node, error.to_string())).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(500));
+            if let Err(std::sync::mpsc::TryRecvError::Disconnected) = self.probe(commands) {
+                return;
+            }
+        }
+        while let Ok(command) = commands.recv() {
+            match self.carry_out(command) {
+                Ok(event) => {
+                    if self.report.send(Report::Event(event)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    let event = match error.refusal() {
+                        Some(Refusal::Fenced(current)) => {
+                            Report::Event(Event::Refused { node: self.address.node, current: *current })
+                        }
+                        _ => Report::Unreachable(self.address.node, error.to_string()),
+                    };
+                    if self.report.send(event).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the owner is still there. A command that arrived for a node that cannot be reached is dropped;
+    /// the state machine sends it again.
+    fn probe(&self, commands: &Receiver<Command<Handle>>) -> Result<(), std::sync::mpsc::TryRecvError> {
+        match commands.try_recv() {
+            Ok(_) | Err(std::sync::mpsc::TryRecvError::Empty) => Ok(()),
+            Err(gone) => Err(gone),
+        }
+    }
+
+    fn timeouts() -> Timeouts {
+        Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(5) }
+    }
+
+    fn connect(&self, caller: Caller) -> Result<NodeClient, ClientError> {
+        let (address, node) = (self.address.address, self.address.node);
+        NodeClient::connect(address, self.config.volume, node, caller, Worker::timeouts())
+    }
+
+    fn introduce(&mut self) -> Result<(), ClientError> {
+        let client = self.connect(Caller::Client)?;
+        // The owner may be gone; the next command tells.
+        let _ = self.report.send(Report::Welcome(self.address.node, client.welcome().to_vec()));
+        self.client = Some(client);
+        Ok(())
+    }
+
+    fn client(&mut self) -> Result<&mut NodeClient, ClientError> {
+        if self.client.as_ref().is_none_or(NodeClient::is_broken) {
+            self.client = Some(self.connect(Caller::Client)?);
+        }
+        Ok(self.client.as_mut().expect("it was just put there"))
+    }
+
+    fn carry_out(&mut self, command: Command<Handle>) -> Result<Event<Handle>, ClientError> {
+        let node = self.address.node;
+        match command {
+            Command::Fence { promise, .. } => {
+                let summaries = self.client()?.fence(promise.epoch, promise.writer)?;
+                Ok(Event::Fenced { node, summaries: summaries.into_iter().map(to_quorum_summary).collect() })
+            }
+            Command::ReadTail { group, above, .. } => {
+                let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
+                let mut records = Vec::new();
+                for batch in &batches {
+                    if !read_batch(self.config.version, batch, group, above, &mut records) {
+                        let address = self.address.address;
+                        let what = format!("a malformed tail of group {group}");
+                        return Err(ClientError::Protocol { node, address, what });
+                    }
+                }
+                Ok(Event::TailPage { node, group, above, records, more })
+            }
+            Command::Repair { group, promise, history, records, .. } => {
+                self.repair(promise, group, &history, &records)?;
+                Ok(Event::Repaired { node, group })
+            }
+            Command::Install { promise: Promise { epoch, writer }, history, tails, .. } => {
+                self.client()?.call(&Request::Install { epoch, writer, history, tails })?;
+                Ok(Event::Installed { node })
+            }
+            Command::Done(_) | Command::Failed(_) => Ok(Event::Tick),
+        }
+    }
+
+    fn repair(
+        &mut self,
+        promise: Promise,
+        group: GroupId,
+        history: &EpochHistory,
+        records: &[TailRecord<Handle>],
+    ) -> Result<(), ClientError> {
+        let Promise { epoch, writer } = promise;
+        if self.writer_client.as_ref().is_none_or(NodeClient::is_broken) {
+            // A writer may send large frames.
+            self.writer_client = Some(self.connect(Caller::Writer { epoch, writer })?);
+        }
+        let client = self.writer_client.as_mut().expect("it was just put there");
+        let mut records = records;
+        // A group without records to bring still has its history adopted.
+        loop {
+            let mut batches = Vec::new();
+            if let Some(first) = records.first() {
+                let (batch, rest) = repair_batch(first.epoch, records);
+                batches.push(batch);
+                records = rest;
+            }
+            client.call(&Request::Repair { epoch, writer, group, history: history.clone(), batches })?;
+            if records.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A batch of the first records, which are of one epoch, and the records left. Beyond the size goal it holds at
+/// most one record, so that it fits into a frame.
+fn repair_batch(epoch: VolumeEpoch, mut records: &[TailRecord<Handle>]) -> (Vec<u8>, &[TailRecord<Handle>]) {
+    let mut batch = BatchBuilder::new(&BatchHeader { volume_epoch: epoch, ..BatchHeader::default() });
+    while let Some((record, rest)) = records.split_first()
+        && record.epoch == epoch
+        && (batch.record_count() == 0 || batch.size_bytes() + record.handle.len() <= REPAIR_BATCH_BYTES)
+    {
+        batch.push(record.span, &record.links, &record.handle);
+        records = rest;
+    }
+    (batch.finish(), records)
+}
+
+/// Adds the records of one batch of a tail; `false` if it is malformed.
+fn read_batch(
+    version: PostgresVersion,
+    batch: &[u8],
+    group: GroupId,
+    above: Lsn,
+    records: &mut Vec<TailRecord<Handle>>,
+) -> bool {
+    let Ok((header, reader)) = BatchReader::new(batch) else { return false };
+    for record in reader {
+        let Ok(record) = record else { return false };
+        if record.span.end <= above || record.link(group).is_none() {
+            continue;
+        }
+        let sound = borealis_wal::verify_checksum(record.bytes, record.span.start)
+            .and_then(|()| previous_start(version, record.span, record.bytes));
+        let Ok(previous_start) = sound else { return false };
+        records.push(TailRecord {
+            epoch: header.volume_epoch,
+            span: record.span,
+            previous_start,
+            links: record.links,
+            handle: Arc::from(record.bytes),
+        });
+    }
+    true
+}
+
+fn to_quorum_summary(summary: SegmentSummary) -> borealis_quorum::segment::SegmentSummary {
+    borealis_quorum::segment::SegmentSummary {
+        group: summary.group,
+        promised: Promise { epoch: summary.promised_epoch, writer: summary.promised_writer },
+        history: summary.history,
+        complete: RecordSpan { start: Lsn::ZERO, end: summary.segment_complete_lsn },
+        known_durable: DurablePoint { volume: summary.known_durable, group_tail: summary.known_durable_tail },
+        minimum_read_point: summary.minimum_read_point,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_wire::GroupLink;
+
+    fn record(number: u64, epoch: u64, length: usize) -> TailRecord<Handle> {
+        TailRecord {
+            epoch: VolumeEpoch(epoch),
+            span: RecordSpan { start: Lsn(number << 32), end: Lsn((number << 32) + length as u64) },
+            previous_start: Lsn((number - 1) << 32),
+            links: vec![GroupLink { group: GroupId(0), previous_end: Lsn((number - 1) << 32) }],
+            handle: Arc::from(vec![0; length]),
+        }
+    }
+
+    #[test]
+    fn a_repair_batch_holds_a_large_record_alone() {
+        let large = REPAIR_BATCH_BYTES * 2;
+        let records = [
+            record(1, 1, 100),
+            record(2, 1, 100),
+            record(3, 1, large),
+            record(4, 1, 100),
+            record(5, 1, REPAIR_BATCH_BYTES - 50),
+            record(6, 2, 100),
+            record(7, 1, 100),
+        ];
+        let (mut rest, mut counts) = (&records[..], Vec::new());
+        while let Some(first) = rest.first() {
+            let before = rest.len();
+            let (batch, left) = repair_batch(first.epoch, rest);
+            let (header, reader) = BatchReader::new(&batch).unwrap();
+            assert_eq!(header.volume_epoch, first.epoch);
+            assert_eq!(reader.map(Result::unwrap).count(), before - left.len());
+            assert!(batch.len() <= REPAIR_BATCH_BYTES || before - left.len() == 1);
+            counts.push(before - left.len());
+            rest = left;
+        }
+        assert_eq!(counts, [2, 1, 1, 1, 1, 1]);
+    }
+}

@@ -1,0 +1,99 @@
+//! Kill and start single parts, as failures and operators do.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use borealis_local::Catalog;
+use borealis_local::cluster::Cluster;
+use borealis_types::{InstanceId, NodeId};
+
+use crate::progress::Step;
+
+/// SIGKILLs nodes.
+pub fn kill_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
+    let ids: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    report_killed(&cluster, &ids)
+}
+
+/// SIGKILLs the nodes of a zone.
+pub fn kill_zone(dir: &Path, zone: &str) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    let nodes = cluster.nodes_in_zone(zone)?;
+    report_killed(&cluster, &nodes)
+}
+
+fn report_killed(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode> {
+    let killed = cluster.kill_nodes(ids)?;
+    for id in ids {
+        if killed.contains(id) {
+            println!("node {id} killed");
+        } else {
+            println!("node {id} was not running");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts nodes; all that are down if none is named.
+pub fn start_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    let ids: Vec<NodeId> = if ids.is_empty() {
+        cluster.catalog.nodes.iter().map(|node| node.id).collect()
+    } else {
+        ids.iter().copied().map(NodeId).collect()
+    };
+    report_started(&cluster, &ids)
+}
+
+/// Starts the nodes of a zone.
+pub fn start_zone(dir: &Path, zone: &str) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    let nodes = cluster.nodes_in_zone(zone)?;
+    report_started(&cluster, &nodes)
+}
+
+fn report_started(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode> {
+    let step = Step::begin("starting nodes");
+    cluster.start_nodes(ids)?;
+    step.done();
+    for id in ids {
+        println!("node {id} up");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// SIGKILLs an instance.
+pub fn kill_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    let killed = cluster.kill_instance(InstanceId(id))?;
+    println!("instance {id} {}", if killed { "killed" } else { "was not running" });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops an instance in order.
+pub fn stop_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    let stopped = cluster.stop_instance(InstanceId(id))?;
+    println!("instance {id} {}", if stopped { "stopped" } else { "was not running" });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts an instance.
+pub fn start_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    let instance = cluster.instance(InstanceId(id))?;
+    let step = Step::begin("recovering and starting PostgreSQL");
+    let elapsed = cluster.start_instance(InstanceId(id))?;
+    step.done();
+    eprintln!("instance {id} answered its first query {} ms after the start", elapsed.as_millis());
+    println!("{}", Cluster::url(instance));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,313 @@
+//! Create, start and stop a whole cluster.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use borealis_instance::{Binaries, OperatingSystemUser, Settings};
+use borealis_local::Catalog;
+use borealis_local::catalog::CatalogLock;
+use borealis_local::cluster::{Cluster, CreateOptions, WRITER, check_machine};
+use borealis_local::status::ask_driver;
+use borealis_types::{MAX_GROUPS, NodeId, Placement};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::UpArguments;
+use crate::notify::ServiceManager;
+use crate::progress::Step;
+
+const DEFAULT_PORT: u16 = 5432;
+const DEFAULT_PROTECTION_GROUPS: u16 = 4;
+
+/// `name=value`, for the command-line parser.
+pub fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not NAME=VALUE")),
+    }
+}
+
+/// What `--cache-limit` says; `None` for the default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CacheLimit(pub Option<u64>);
+
+/// A size with PostgreSQL's units (`kB`, `MB`, `GB`, `TB`), in any case, or `0`, or `auto`, for the command-line parser.
+pub fn parse_cache_limit(text: &str) -> Result<CacheLimit, String> {
+    let wrong = || format!("`{text}` is not a size like 512MB or 4GB, 0, or auto");
+    let lower = text.trim().to_ascii_lowercase();
+    if lower == "auto" {
+        return Ok(CacheLimit(None));
+    }
+    let digits = lower.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = lower.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let shift = match unit.trim() {
+        "" if number == 0 => 0,
+        "kb" => 10,
+        "mb" => 20,
+        "gb" => 30,
+        "tb" => 40,
+        // A bare number says nothing of its unit.
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(1 << shift).map(|bytes| CacheLimit(Some(bytes))).ok_or_else(wrong)
+}
+
+/// Creates the cluster if it is new, starts it, and serves.
+pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
+    let mut stop_signals = SigSet::empty();
+    stop_signals.add(Signal::SIGINT);
+    stop_signals.add(Signal::SIGTERM);
+    stop_signals.add(Signal::SIGHUP);
+    if !arguments.detach {
+        // Held back until everything is up, then answered by an orderly stop.
+        stop_signals.thread_block().context("cannot hold back signals")?;
+    }
+    let Prepared { cluster, lock, earlier_catalog } = prepare(dir, arguments)?;
+    let instance = cluster.instance(WRITER)?;
+    if OperatingSystemUser::choose(instance.postgres_user.as_deref())?.switch {
+        eprintln!(
+            "running as root: PostgreSQL runs as the system user `{}`",
+            instance.postgres_user.as_deref().unwrap_or("postgres")
+        );
+    }
+    let step = Step::begin("starting six storage nodes in three availability zones");
+    let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
+    let outcome = cluster.start_nodes(&nodes);
+    step.done();
+    let outcome = outcome.and_then(|()| {
+        let step = Step::begin("recovering the volume and starting PostgreSQL");
+        let elapsed = cluster.start_instance(WRITER);
+        step.done();
+        elapsed
+    });
+    let elapsed = match outcome {
+        Ok(elapsed) => elapsed,
+        Err(error) => {
+            // What was started is stopped again: a failed `up` leaves nothing running, and its wishes, which may
+            // be why it failed, are forgotten where there were others before.
+            let stopped = stop(&cluster);
+            match earlier_catalog {
+                Some(earlier) => earlier.save(cluster.directory())?,
+                None => eprintln!(
+                    "the new cluster in {} keeps the options it was made with: give others to the next `borealis up`, or \
+                     remove the directory",
+                    dir.display()
+                ),
+            }
+            return Err(match stopped {
+                Ok(()) => error,
+                Err(again) => error.context(format!("and what was started could not be stopped: {again:#}")),
+            });
+        }
+    };
+    drop(lock);
+    eprintln!("first query answered after {} ms", elapsed.as_millis());
+    let said = ask_driver(&cluster.instance_directory(WRITER)).unwrap_or_default();
+    for warning in said["warnings"].as_array().into_iter().flatten().filter_map(|warning| warning.as_str()) {
+        eprintln!("warning: {warning}");
+    }
+    eprintln!("connect with `borealis psql --dir {}` or any driver:", dir.display());
+    println!("{}", Cluster::url(instance));
+    if arguments.detach {
+        return Ok(ExitCode::SUCCESS);
+    }
+    serve(&cluster, stop_signals)
+}
+
+struct Prepared {
+    cluster: Cluster,
+    lock: CatalogLock,
+    /// The catalog before this command's wishes; `None` for a new cluster.
+    earlier_catalog: Option<Catalog>,
+}
+
+/// Opens or creates the cluster, with this command's wishes applied.
+fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
+    let mut settings: BTreeMap<String, String> = arguments.pg_set.iter().cloned().collect();
+    let forgotten: Vec<String> =
+        settings.iter().filter(|(_, value)| value.is_empty()).map(|(name, _)| name.clone()).collect();
+    settings.retain(|_, value| !value.is_empty());
+    let checked = Settings::check(settings.clone())?;
+    if Catalog::is_fresh(dir)? {
+        let groups = arguments.protection_groups.unwrap_or(DEFAULT_PROTECTION_GROUPS);
+        let protection_groups = Placement::new(groups)
+            .with_context(|| format!("--protection-groups {groups}: a volume has 1 to {MAX_GROUPS}"))?;
+        let port = arguments.port.unwrap_or(DEFAULT_PORT);
+        require_free_port(port)?;
+        // Checked before the directory is made, so that a mistake leaves nothing behind.
+        checked.check_libraries(&Binaries::find(arguments.pg_bin.as_deref())?)?;
+        let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
+        let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"));
+        check_machine(dir, &memory_root, &user)?;
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let lock = Catalog::lock(dir)?;
+        let step = Step::begin("creating the cluster");
+        let cluster = Cluster::create(
+            dir,
+            &CreateOptions {
+                protection_groups,
+                port,
+                postgres_bin_dir: arguments.pg_bin.clone(),
+                postgres_user: arguments.pg_user.clone(),
+                cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
+                memory_root,
+                settings,
+            },
+        );
+        step.done();
+        return Ok(Prepared { cluster: cluster?, lock, earlier_catalog: None });
+    }
+    let mut cluster = Cluster::open(dir)?;
+    let lock = Catalog::lock(dir)?;
+    if cluster.driver_process(WRITER).is_some() {
+        bail!(
+            "the cluster in {} is already running at {}; stop it with `borealis down --dir {}`",
+            dir.display(),
+            Cluster::url(cluster.instance(WRITER)?),
+            dir.display()
+        );
+    }
+    if let Some(groups) = arguments.protection_groups {
+        let fixed = cluster.catalog.protection_groups.group_count();
+        if groups != fixed {
+            bail!(
+                "the volume was created with {fixed} protection groups, which cannot be changed to {groups}"
+            );
+        }
+    }
+    let earlier_catalog = Some(cluster.catalog.clone());
+    if arguments.memory_dir.is_some() {
+        // Nobody would look for it there any more.
+        cluster.clear_memory(WRITER)?;
+    }
+    let instance = cluster
+        .catalog
+        .instances
+        .iter_mut()
+        .find(|instance| instance.id == WRITER)
+        .context("the cluster has no writer instance")?;
+    if let Some(port) = arguments.port {
+        instance.port = port;
+    }
+    if let Some(folder) = &arguments.pg_bin {
+        instance.postgres_bin_dir = Binaries::find(Some(folder))?.folder;
+    }
+    if let Some(user) = &arguments.pg_user {
+        instance.postgres_user = Some(user.clone());
+    }
+    if let Some(folder) = &arguments.memory_dir {
+        instance.memory_root = folder
+            .canonicalize()
+            .with_context(|| format!("cannot use {} for --memory-dir", folder.display()))?;
+    }
+    if let Some(limit) = arguments.cache_limit {
+        instance.cache_limit_bytes = limit.0;
+    }
+    instance.settings.extend(settings);
+    instance.settings.retain(|name, _| !forgotten.contains(name));
+    let binaries = Binaries::find(Some(&instance.postgres_bin_dir))?;
+    Settings::check(instance.settings.clone())?.check_libraries(&binaries)?;
+    let port = instance.port;
+    cluster.clear_the_way(WRITER)?;
+    require_free_port(port)?;
+    cluster.catalog.save(cluster.directory())?;
+    if !cluster.anything_runs() {
+        cluster.renew_taken_addresses()?;
+    }
+    Ok(Prepared { cluster, lock, earlier_catalog })
+}
+
+fn require_free_port(port: u16) -> anyhow::Result<()> {
+    if borealis_local::ports::is_free(port) {
+        return Ok(());
+    }
+    bail!("port {port} on 127.0.0.1 is taken by another program; stop it or choose another with --port")
+}
+
+/// Waits for Ctrl-C, then stops everything. Ends by itself when another command has stopped everything; an
+/// instance alone may end and start again.
+fn serve(cluster: &Cluster, stop_signals: SigSet) -> anyhow::Result<ExitCode> {
+    let manager = ServiceManager::from_environment();
+    let url = Cluster::url(cluster.instance(WRITER)?);
+    manager.ready(&format!("serving {url}"));
+    eprintln!("press Ctrl-C to stop");
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new().name("stop-signal".to_owned()).spawn(move || {
+        let _ = sender.send(stop_signals.wait());
+    })?;
+    let mut instance_ran = true;
+    loop {
+        match receiver.recv_timeout(Duration::from_millis(500)) {
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                if !cluster.anything_runs() {
+                    eprintln!("everything was stopped");
+                    return Ok(ExitCode::SUCCESS);
+                }
+                let instance_runs = cluster.driver_process(WRITER).is_some();
+                if instance_ran && !instance_runs {
+                    let log = cluster.instance_directory(WRITER).join("driver.log");
+                    eprintln!(
+                        "the instance ended; the storage nodes go on. Start it again with `borealis instance start \
+                         --dir {}`. {} ends with:\n{}",
+                        cluster.directory().display(),
+                        log.display(),
+                        borealis_local::cluster::log_tail(&log)
+                    );
+                    manager.status("the instance ended; the storage nodes go on");
+                }
+                if !instance_ran && instance_runs {
+                    manager.status(&format!("serving {url}"));
+                }
+                instance_ran = instance_runs;
+            }
+            Ok(_) | Err(mpsc::RecvTimeoutError::Disconnected) => {
+                manager.stopping();
+                stop(cluster)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+fn stop(cluster: &Cluster) -> anyhow::Result<()> {
+    let step = Step::begin("stopping PostgreSQL");
+    cluster.stop_instance(WRITER)?;
+    step.done();
+    let step = Step::begin("stopping the storage nodes");
+    cluster.stop_nodes()?;
+    step.done();
+    Ok(())
+}
+
+/// Stops everything in order.
+pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::open(dir)?;
+    let _lock = Catalog::lock(dir)?;
+    if !cluster.anything_runs() {
+        eprintln!("the cluster in {} is not running", dir.display());
+    }
+    // Also when nothing runs: what was killed may have left memory behind.
+    stop(&cluster)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_limit_has_a_unit() {
+        for (text, bytes) in
+            [("0", Some(0)), ("512MB", Some(512 << 20)), ("4 gb", Some(4 << 30)), ("auto", None)]
+        {
+            assert_eq!(parse_cache_limit(text), Ok(CacheLimit(bytes)), "{text}");
+        }
+        for text in ["", "512", "MB", "-1MB", "1.5GB", "12 parsecs", "99999999999TB"] {
+            assert!(parse_cache_limit(text).is_err(), "{text}");
+        }
+    }
+}

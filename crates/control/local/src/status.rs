@@ -1,0 +1,357 @@
+//! The state of a cluster, for people and scripts.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use borealis_node::client::{NodeClient, Timeouts};
+use borealis_types::{Lsn, VolumeEpoch, WRITE_QUORUM};
+use borealis_wire::{Caller, NodeStatus};
+use serde::Serialize;
+
+use crate::cluster::Cluster;
+
+/// Longest wait for one process's answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// State of everything. Field names are part of the command-line contract.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// The volume.
+    pub volume: VolumeState,
+    /// Its nodes.
+    pub nodes: Vec<NodeState>,
+    /// Its protection groups.
+    pub protection_groups: Vec<GroupState>,
+    /// Its instances.
+    pub instances: Vec<InstanceState>,
+}
+
+/// The volume, as the writer knows it, or as the nodes do when there is none.
+#[derive(Debug, Clone, Serialize)]
+pub struct VolumeState {
+    /// Its identity.
+    pub id: String,
+    /// The newest epoch a node promised.
+    pub epoch: u64,
+    /// Durable up to here.
+    pub vdl: String,
+    /// Complete up to here.
+    pub vcl: String,
+}
+
+/// A node.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeState {
+    /// Its number.
+    pub id: u16,
+    /// Its zone.
+    pub az: String,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// `up`, `down`, `unresponsive` or `failed`.
+    pub state: &'static str,
+    /// Where it listens.
+    pub address: String,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// Its counters and gauges.
+    pub metrics: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A protection group.
+#[derive(Debug, Clone, Serialize)]
+pub struct GroupState {
+    /// Its number.
+    pub id: u16,
+    /// Four of six have everything up to here.
+    pub pgcl: String,
+    /// Its segments.
+    pub members: Vec<MemberState>,
+}
+
+/// A segment.
+#[derive(Debug, Clone, Serialize)]
+pub struct MemberState {
+    /// Where it is.
+    pub node: u16,
+    /// It has everything of its group up to here.
+    pub scl: Option<String>,
+    /// `up`, `behind` (less than the group's PGCL) or `down`.
+    pub state: &'static str,
+}
+
+/// An instance.
+#[derive(Debug, Clone, Serialize)]
+pub struct InstanceState {
+    /// Its number.
+    pub id: u16,
+    /// `writer`.
+    pub role: &'static str,
+    /// `up`, `starting`, `down` or what the driver says.
+    pub state: String,
+    /// TCP port of its database.
+    pub port: u16,
+    /// The release of its server, like `15.18`.
+    pub server_version: Option<String>,
+    /// What a user should know of it, one sentence or more each.
+    pub warnings: Vec<String>,
+    /// The postmaster.
+    pub postgres_pid: Option<u64>,
+    /// The driver.
+    pub driver_pid: Option<u32>,
+    /// Where its data directory is, on a memory file system.
+    pub data_dir: String,
+    /// How long the last recovery took, from the driver's start to the server's.
+    pub last_recovery_ms: Option<f64>,
+    /// Everything else the driver says.
+    pub driver: serde_json::Value,
+}
+
+impl Status {
+    /// Asks everyone.
+    #[must_use]
+    pub fn collect(cluster: &Cluster) -> Status {
+        let answers = ask_nodes(cluster);
+        let drivers: Vec<_> = cluster
+            .catalog
+            .instances
+            .iter()
+            .map(|instance| ask_driver(&cluster.instance_directory(instance.id)))
+            .collect();
+        let instances = cluster
+            .catalog
+            .instances
+            .iter()
+            .zip(&drivers)
+            .map(|(instance, answer)| {
+                let process = cluster.driver_process(instance.id);
+                let answer = answer.clone().filter(|_| process.is_some());
+                let text = |name: &str| Some(answer.as_ref()?.get(name)?.as_str()?.to_owned());
+                let state = match (&process, text("state")) {
+                    (None, _) => "down".to_owned(),
+                    (Some(_), Some(state)) if state == "running" => "up".to_owned(),
+                    (Some(_), Some(state)) => state,
+                    (Some(_), None) => "starting".to_owned(),
+                };
+                InstanceState {
+                    id: instance.id.0,
+                    role: "writer",
+                    state,
+                    port: instance.port,
+                    server_version: text("server_version"),
+                    warnings: answer
+                        .as_ref()
+                        .and_then(|a| a.get("warnings")?.as_array())
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|warning| Some(warning.as_str()?.to_owned()))
+                        .collect(),
+                    postgres_pid: answer.as_ref().and_then(|a| a.get("postgres_pid")?.as_u64()),
+                    driver_pid: process.map(|process| process.process_id),
+                    data_dir: cluster.memory_directory(instance).join("data").display().to_string(),
+                    last_recovery_ms: answer.as_ref().and_then(|a| a.get("last_recovery_ms")?.as_f64()),
+                    driver: answer.unwrap_or(serde_json::Value::Null),
+                }
+            })
+            .collect::<Vec<_>>();
+        let groups = cluster
+            .catalog
+            .protection_groups
+            .groups()
+            .map(|group| {
+                let complete: Vec<(u16, Option<Lsn>)> = answers
+                    .iter()
+                    .map(|(node, answer)| {
+                        let segment = answer
+                            .as_ref()
+                            .and_then(|status| status.segments.iter().find(|segment| segment.group == group));
+                        (node.id, segment.map(|segment| segment.segment_complete_lsn))
+                    })
+                    .collect();
+                let group_complete = write_quorum_lsn(complete.iter().filter_map(|(_, lsn)| *lsn));
+                let members = complete
+                    .into_iter()
+                    .map(|(node, lsn)| MemberState {
+                        node,
+                        scl: lsn.map(|lsn| lsn.to_string()),
+                        state: match lsn {
+                            None => "down",
+                            Some(lsn) if lsn < group_complete => "behind",
+                            Some(_) => "up",
+                        },
+                    })
+                    .collect();
+                GroupState { id: group.0, pgcl: group_complete.to_string(), members }
+            })
+            .collect();
+        let segments = || answers.iter().filter_map(|(_, answer)| answer.as_ref()).flat_map(|a| &a.segments);
+        let known_durable = segments().map(|segment| segment.known_durable.end).max().unwrap_or_default();
+        let epoch = segments().map(|segment| segment.promised_epoch).max().unwrap_or(VolumeEpoch::default());
+        let from_driver = |name: &str| {
+            let driver = instances.iter().find(|instance| instance.state == "up")?;
+            Some(driver.driver.get(name)?.as_str()?.to_owned())
+        };
+        Status {
+            volume: VolumeState {
+                id: cluster.catalog.volume.clone(),
+                epoch: epoch.0,
+                vdl: from_driver("vdl").unwrap_or_else(|| known_durable.to_string()),
+                vcl: from_driver("vcl").unwrap_or_else(|| known_durable.to_string()),
+            },
+            nodes: answers.into_iter().map(|(node, _)| node).collect(),
+            protection_groups: groups,
+            instances,
+        }
+    }
+
+    /// Whether every node and instance is up.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.nodes.iter().all(|node| node.state == "up")
+            && self.instances.iter().all(|instance| instance.state == "up")
+    }
+
+    /// The status for a person.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "volume {}  epoch {}  durable to {}\n\nnode  zone  state         address            process\n",
+            self.volume.id, self.volume.epoch, self.volume.vdl
+        );
+        let or_dash = |id: Option<u64>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        for node in &self.nodes {
+            text += &format!(
+                "{:<5} {:<5} {:<13} {:<18} {}\n",
+                node.id,
+                node.az,
+                node.state,
+                node.address,
+                or_dash(node.pid.map(u64::from))
+            );
+            if let Some(failure) = &node.failure {
+                text += &format!("      {failure}\n");
+            }
+        }
+        text += "\ngroup  complete to      segments\n";
+        for group in &self.protection_groups {
+            let members: Vec<String> =
+                group.members.iter().map(|member| format!("{}:{}", member.node, member.state)).collect();
+            text += &format!("{:<6} {:<16} {}\n", group.id, group.pgcl, members.join(" "));
+        }
+        text += "\ninstance  role    state     port   PostgreSQL  process   driver   last recovery\n";
+        for instance in &self.instances {
+            let recovery =
+                instance.last_recovery_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms"));
+            text += &format!(
+                "{:<9} {:<7} {:<9} {:<6} {:<11} {:<9} {:<8} {recovery}\n",
+                instance.id,
+                instance.role,
+                instance.state,
+                instance.port,
+                instance.server_version.as_deref().unwrap_or("-"),
+                or_dash(instance.postgres_pid),
+                or_dash(instance.driver_pid.map(u64::from)),
+            );
+            for warning in &instance.warnings {
+                text += &format!("          warning: {warning}\n");
+            }
+        }
+        text
+    }
+}
+
+/// The highest LSN that a write quorum has reached; zero if too few answered.
+fn write_quorum_lsn(complete: impl Iterator<Item = Lsn>) -> Lsn {
+    let mut complete: Vec<Lsn> = complete.collect();
+    complete.sort_unstable_by(|a, b| b.cmp(a));
+    complete.get(WRITE_QUORUM - 1).copied().unwrap_or_default()
+}
+
+fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
+    // In parallel: one that hangs must not add its time-out to every other's.
+    std::thread::scope(|scope| {
+        let questions: Vec<_> = cluster
+            .catalog
+            .nodes
+            .iter()
+            .map(|node| {
+                scope.spawn(move || {
+                    let process = cluster.node_process(node.id);
+                    let answer = process.and_then(|_| {
+                        NodeClient::connect(
+                            node.address,
+                            cluster.catalog.volume_id(),
+                            node.id,
+                            Caller::Client,
+                            Timeouts::default(),
+                        )
+                        .and_then(|mut client| client.status())
+                        .ok()
+                    });
+                    let failure = answer.as_ref().and_then(|status| status.failure.clone());
+                    let state = match (&process, &answer, &failure) {
+                        (None, ..) => "down",
+                        (Some(_), None, _) => "unresponsive",
+                        (Some(_), Some(_), Some(_)) => "failed",
+                        (Some(_), Some(_), None) => "up",
+                    };
+                    let metrics = answer
+                        .iter()
+                        .flat_map(|status| &status.metrics)
+                        .map(|(name, value)| (name.clone(), (*value).into()))
+                        .collect();
+                    let state = NodeState {
+                        id: node.id.0,
+                        az: node.zone.0.clone(),
+                        pid: process.map(|process| process.process_id),
+                        state,
+                        address: node.address.to_string(),
+                        failure,
+                        metrics,
+                    };
+                    (state, answer)
+                })
+            })
+            .collect();
+        questions.into_iter().map(|question| question.join().expect("asking a node does not panic")).collect()
+    })
+}
+
+/// Asks a driver how it is.
+#[must_use]
+pub fn ask_driver(instance_directory: &Path) -> Option<serde_json::Value> {
+    command_driver(instance_directory, "status")
+}
+
+/// Whether the driver says that its server accepts connections and has its shim: that something answers on the port
+/// proves neither.
+#[must_use]
+pub fn server_runs(instance_directory: &Path) -> bool {
+    command_driver(instance_directory, "state").is_some_and(|answer| answer["state"] == "running")
+}
+
+/// Sends a driver a command over its local socket: one line of JSON each way.
+fn command_driver(instance_directory: &Path, command: &str) -> Option<serde_json::Value> {
+    let mut stream = borealis_driver::control::connect(&instance_directory.join("driver.sock")).ok()?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).ok()?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT)).ok()?;
+    stream.write_all(format!("{{\"command\":\"{command}\"}}\n").as_bytes()).ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    serde_json::from_str(&line).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_complete_where_four_of_six_are() {
+        let lsns = |list: &[u64]| write_quorum_lsn(list.iter().map(|&lsn| Lsn(lsn)));
+        assert_eq!(lsns(&[10, 20, 30, 40, 50, 60]), Lsn(30));
+        assert_eq!(lsns(&[50, 50, 50, 50]), Lsn(50));
+        assert_eq!(lsns(&[50, 50, 50]), Lsn(0));
+    }
+}

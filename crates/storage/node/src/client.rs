@@ -1,0 +1,454 @@
+//! A blocking connection to a storage node, with one typed call for each request.
+//!
+//! For tools, recoveries and peers. The writer's hot path has its own non-blocking one in the driver.
+
+use std::io::{self, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use borealis_types::{
+    DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PAGE_SIZE, PageKey, RelationFork, SlruKind,
+    VolumeEpoch, VolumeId, WriterId,
+};
+use borealis_wire::message::{append_header, decode_payload, encode_message};
+use borealis_wire::{
+    Caller, FrameError, GroupTail, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Reply, Request,
+    SegmentProgress, SegmentSummary, read_frame, write_frame,
+};
+
+/// The most entries a node puts into one list it answers with; a larger `limit` is lowered to this.
+pub const MAX_LIST_ENTRIES: u32 = 4096;
+
+/// How long to wait for a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// For the connection to be made.
+    pub connect: Duration,
+    /// For bytes to move within one call.
+    pub call: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(10) }
+    }
+}
+
+/// Why a call brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers at the node's address.
+    #[error("cannot connect to node {node} at {address}: {source}")]
+    Connect {
+        /// Which node.
+        node: NodeId,
+        /// Where it should be.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke, or no answer came in time.
+    #[error("the connection to node {node} at {address} broke: {source}")]
+    Broken {
+        /// Which node.
+        node: NodeId,
+        /// Where it is.
+        address: SocketAddr,
+        /// What happened.
+        source: FrameError,
+    },
+    /// The node answered something that is no answer to the request.
+    #[error("node {node} at {address} broke the protocol: {what}")]
+    Protocol {
+        /// Which node.
+        node: NodeId,
+        /// Where it is.
+        address: SocketAddr,
+        /// What it did.
+        what: String,
+    },
+    /// The node refused.
+    #[error("node {node} refused: {refusal}")]
+    Refused {
+        /// Which node.
+        node: NodeId,
+        /// Why.
+        refusal: Refusal,
+    },
+}
+
+impl ClientError {
+    /// The refusal, if it is one (the connection is then still good).
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            ClientError::Refused { refusal, .. } => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+/// A connection to one node.
+#[derive(Debug)]
+pub struct NodeClient {
+    node: NodeId,
+    address: SocketAddr,
+    stream: BufReader<TcpStream>,
+    payload: Vec<u8>,
+    last_request_id: u64,
+    /// Requests sent whose replies were not received yet, oldest first, all in one unbroken run of ids.
+    outstanding: u64,
+    /// After a failure an answer could be matched to the wrong request, so nothing more is asked.
+    broken: bool,
+    progress: Vec<SegmentProgress>,
+    welcome: Vec<SegmentSummary>,
+}
+
+macro_rules! typed_reply {
+    ($self:ident, $request:expr, $pattern:pat => $value:expr) => {
+        match $self.call(&$request)? {
+            $pattern => Ok($value),
+            other => Err($self.unexpected(&other)),
+        }
+    };
+}
+
+impl NodeClient {
+    /// Connects and introduces itself.
+    ///
+    /// # Errors
+    /// When nobody listens, the node is another one or of another volume, or refuses the caller.
+    pub fn connect(
+        address: SocketAddr,
+        volume: VolumeId,
+        node: NodeId,
+        caller: Caller,
+        timeouts: Timeouts,
+    ) -> Result<NodeClient, ClientError> {
+        let connect_error = |source| ClientError::Connect { node, address, source };
+        let stream = TcpStream::connect_timeout(&address, timeouts.connect).map_err(connect_error)?;
+        stream.set_nodelay(true).map_err(connect_error)?;
+        stream.set_read_timeout(Some(timeouts.call)).map_err(connect_error)?;
+        stream.set_write_timeout(Some(timeouts.call)).map_err(connect_error)?;
+        let mut client = NodeClient {
+            node,
+            address,
+            stream: BufReader::with_capacity(32 << 10, stream),
+            payload: Vec::new(),
+            last_request_id: 0,
+            outstanding: 0,
+            broken: false,
+            progress: Vec::new(),
+            welcome: Vec::new(),
+        };
+        let hello =
+            Request::Hello { protocol: borealis_wire::message::PROTOCOL_VERSION, volume, node, caller };
+        match client.call(&hello)? {
+            Reply::Welcome { node: answered, segments } if answered == node => {
+                client.welcome = segments;
+                Ok(client)
+            }
+            other => Err(client.unexpected(&other)),
+        }
+    }
+
+    /// Which node it talks to.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// The segments' state as the node gave it when the connection was made.
+    #[must_use]
+    pub fn welcome(&self) -> &[SegmentSummary] {
+        &self.welcome
+    }
+
+    /// Whether the connection failed and a new one has to be made.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Progress the node reported unasked since the last call of this function.
+    pub fn take_progress(&mut self) -> Vec<SegmentProgress> {
+        std::mem::take(&mut self.progress)
+    }
+
+    /// Sends a request without waiting; [`NodeClient::receive`] returns the replies in the same order.
+    ///
+    /// # Errors
+    /// When the connection is or gets broken.
+    pub fn send(&mut self, request: &Request) -> Result<(), ClientError> {
+        let payload = encode_message(self.last_request_id + 1, request);
+        self.send_payload(&payload)
+    }
+
+    /// Sends a redo batch without waiting; the reply is [`Reply::Appended`] once it is durable.
+    ///
+    /// # Errors
+    /// When the connection is or gets broken.
+    pub fn send_append(&mut self, batch: &[u8]) -> Result<(), ClientError> {
+        let mut payload = append_header(self.last_request_id + 1).to_vec();
+        payload.extend_from_slice(batch);
+        self.send_payload(&payload)
+    }
+
+    fn send_payload(&mut self, payload: &[u8]) -> Result<(), ClientError> {
+        if self.broken {
+            return Err(self.broken_error(io::Error::from(io::ErrorKind::NotConnected).into()));
+        }
+        if let Err(error) = write_frame(self.stream.get_mut(), payload) {
+            return Err(self.broken_error(error.into()));
+        }
+        self.last_request_id += 1;
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    /// The reply to the oldest request that has none yet. A refusal is returned as an error.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn receive(&mut self) -> Result<Reply, ClientError> {
+        if self.broken || self.outstanding == 0 {
+            return Err(self.broken_error(io::Error::from(io::ErrorKind::NotConnected).into()));
+        }
+        let expected = self.last_request_id - self.outstanding + 1;
+        loop {
+            match read_frame(&mut self.stream, &mut self.payload) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Err(self.broken_error(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
+                }
+                Err(error) => return Err(self.broken_error(error)),
+            }
+            let decoded = match decode_payload::<Reply>(&self.payload) {
+                Ok(Payload::Message { request_id, message }) => Ok((request_id, message)),
+                Ok(Payload::Append { .. }) => Err("it sent an append".to_owned()),
+                Err(error) => Err(error.to_string()),
+            };
+            match decoded {
+                Ok((0, Reply::Progress(progress))) => self.progress.extend(progress),
+                Ok((request_id, reply)) if request_id == expected => {
+                    self.outstanding -= 1;
+                    return match reply {
+                        Reply::Refused(refusal) => Err(ClientError::Refused { node: self.node, refusal }),
+                        reply => Ok(reply),
+                    };
+                }
+                Ok((request_id, _)) => {
+                    return Err(self.protocol_error(format!("reply {request_id} where {expected} was due")));
+                }
+                Err(what) => return Err(self.protocol_error(what)),
+            }
+        }
+    }
+
+    /// Sends a request and waits for its reply.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    ///
+    /// # Panics
+    /// If replies to earlier [`NodeClient::send`]s are still due.
+    pub fn call(&mut self, request: &Request) -> Result<Reply, ClientError> {
+        assert_eq!(self.outstanding, 0, "a call among replies that are still due");
+        self.send(request)?;
+        self.receive()
+    }
+
+    fn broken_error(&mut self, source: FrameError) -> ClientError {
+        self.broken = true;
+        ClientError::Broken { node: self.node, address: self.address, source }
+    }
+
+    fn protocol_error(&mut self, what: String) -> ClientError {
+        self.broken = true;
+        ClientError::Protocol { node: self.node, address: self.address, what }
+    }
+
+    /// Describes a reply of the wrong kind, and gives the connection up.
+    fn unexpected(&mut self, reply: &Reply) -> ClientError {
+        let kind: String = format!("{reply:?}").chars().take_while(char::is_ascii_alphanumeric).collect();
+        self.protocol_error(format!("a reply of kind {kind} that does not answer the request"))
+    }
+
+    /// Appends a redo batch; on return everything in it is durable on the node.
+    ///
+    /// # Errors
+    /// When the node refused (for example [`Refusal::Fenced`]) or the connection is or gets broken.
+    pub fn append(&mut self, batch: &[u8]) -> Result<Vec<SegmentProgress>, ClientError> {
+        assert_eq!(self.outstanding, 0, "a call among replies that are still due");
+        self.send_append(batch)?;
+        match self.receive()? {
+            Reply::Appended(progress) => Ok(progress),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Promises every segment of the node to a new writer.
+    ///
+    /// # Errors
+    /// [`Refusal::Fenced`] when a newer one was promised already; or the connection is or gets broken.
+    pub fn fence(
+        &mut self,
+        epoch: VolumeEpoch,
+        writer: WriterId,
+    ) -> Result<Vec<SegmentSummary>, ClientError> {
+        typed_reply!(self, Request::Fence { epoch, writer }, Reply::Summaries(summaries) => summaries)
+    }
+
+    /// The state of every segment.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn summaries(&mut self) -> Result<Vec<SegmentSummary>, ClientError> {
+        typed_reply!(self, Request::Summaries, Reply::Summaries(summaries) => summaries)
+    }
+
+    /// Records of a group that end above `above`: encoded batches, and whether there is more.
+    ///
+    /// # Errors
+    /// [`Refusal::NotReadable`] when the node no longer keeps log that old; or the connection is or gets broken.
+    pub fn read_tail(
+        &mut self,
+        group: GroupId,
+        above: Lsn,
+        limit_bytes: u32,
+    ) -> Result<(Vec<Vec<u8>>, bool), ClientError> {
+        typed_reply!(self, Request::ReadTail { group, above, limit_bytes }, Reply::Tail { batches, more } => (batches, more))
+    }
+
+    /// Records the outcome of a recovery on every segment of the node.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn install(
+        &mut self,
+        epoch: VolumeEpoch,
+        writer: WriterId,
+        history: &EpochHistory,
+        tails: &[GroupTail],
+    ) -> Result<Vec<SegmentSummary>, ClientError> {
+        let request = Request::Install { epoch, writer, history: history.clone(), tails: tails.to_vec() };
+        typed_reply!(self, request, Reply::Summaries(summaries) => summaries)
+    }
+
+    /// Brings records that a recovery decided to keep into one group's segment.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn repair(
+        &mut self,
+        epoch: VolumeEpoch,
+        writer: WriterId,
+        group: GroupId,
+        history: &EpochHistory,
+        batches: Vec<Vec<u8>>,
+    ) -> Result<Vec<SegmentSummary>, ClientError> {
+        let request = Request::Repair { epoch, writer, group, history: history.clone(), batches };
+        typed_reply!(self, request, Reply::Summaries(summaries) => summaries)
+    }
+
+    /// A page as of an LSN; `None` if it does not exist then.
+    ///
+    /// # Errors
+    /// [`Refusal::NotReadable`] or another refusal, or the connection is or gets broken.
+    pub fn read_page(
+        &mut self,
+        group: GroupId,
+        key: PageKey,
+        lsn: Lsn,
+    ) -> Result<Option<Vec<u8>>, ClientError> {
+        let page: Option<Vec<u8>> =
+            typed_reply!(self, Request::ReadPage { group, key, lsn }, Reply::Page(page) => page)?;
+        match &page {
+            Some(bytes) if bytes.len() != PAGE_SIZE => {
+                Err(self.protocol_error(format!("a page of {} bytes", bytes.len())))
+            }
+            _ => Ok(page),
+        }
+    }
+
+    /// The size in blocks of one group's part of a fork; `None` if the group does not know the fork.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn relation_size(
+        &mut self,
+        group: GroupId,
+        relation_fork: RelationFork,
+        lsn: Lsn,
+    ) -> Result<Option<u32>, ClientError> {
+        typed_reply!(self, Request::RelationSize { group, relation_fork, lsn }, Reply::RelationSize(blocks) => blocks)
+    }
+
+    /// One page of the list of a database's forks in one group.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn list_relations(
+        &mut self,
+        group: GroupId,
+        database: DatabaseKey,
+        lsn: Lsn,
+        after: Option<RelationFork>,
+        limit: u32,
+    ) -> Result<Vec<RelationSize>, ClientError> {
+        let request = Request::ListRelations { group, database, lsn, after, limit };
+        typed_reply!(self, request, Reply::Relations(relations) => relations)
+    }
+
+    /// The pages of a transaction-status store.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn slru_pages(&mut self, kind: SlruKind, lsn: Lsn) -> Result<Vec<u32>, ClientError> {
+        typed_reply!(self, Request::SlruPages { kind, lsn }, Reply::SlruPages(pages) => pages)
+    }
+
+    /// A small value.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn read_meta(&mut self, key: MetaKey, lsn: Lsn) -> Result<Option<Vec<u8>>, ClientError> {
+        typed_reply!(self, Request::ReadMeta { key, lsn }, Reply::Meta(value) => value)
+    }
+
+    /// One page of the list of small values.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn list_meta(
+        &mut self,
+        lsn: Lsn,
+        after: Option<MetaKey>,
+        limit: u32,
+    ) -> Result<Vec<(MetaKey, Vec<u8>)>, ClientError> {
+        typed_reply!(self, Request::ListMeta { lsn, after, limit }, Reply::MetaList(values) => values)
+    }
+
+    /// One page of the list of a group's page checksums.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn page_checksums(
+        &mut self,
+        group: GroupId,
+        lsn: Lsn,
+        after: Option<PageKey>,
+        limit: u32,
+    ) -> Result<Vec<PageChecksum>, ClientError> {
+        let request = Request::PageChecksums { group, lsn, after, limit };
+        typed_reply!(self, request, Reply::PageChecksums(checksums) => checksums)
+    }
+
+    /// The node's own state.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn status(&mut self) -> Result<NodeStatus, ClientError> {
+        typed_reply!(self, Request::Status, Reply::Status(status) => status)
+    }
+}

@@ -1,0 +1,410 @@
+//! Reads everything from every peer and names what differs.
+//!
+//! Each group is read in steps. In each step all reachable peers are asked for the same stretch of keys at
+//! one LSN that all of them can answer, and the answers are compared key by key. The LSN is chosen anew for
+//! every step, because a volume that is being written to forgets old versions while we read.
+
+mod compare;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use borealis_types::{
+    DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, NodeId, PageKey, Placement, RelationFork, SlruKind,
+    VolumeId,
+};
+use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
+
+use crate::client::{ClientError, NodeClient, Timeouts};
+use crate::config::GroupMembers;
+use compare::{PeerList, compare};
+pub use report::{Difference, Finding, NotCompared, Report, Subject, Unreachable};
+
+/// Keys asked for in one step.
+const STEP_ENTRIES: u32 = 1024;
+/// The least, when a busy volume keeps outrunning the step.
+const STEP_ENTRIES_MIN: u32 = 16;
+/// How long peers may take to have an LSN in common before the ones behind are left out.
+const COMMON_LSN_PATIENCE: Duration = Duration::from_secs(5);
+/// The tablespace and database of shared relations (`pg_global`).
+const SHARED_RELATIONS: DatabaseKey = DatabaseKey { tablespace: 1664, database: 0 };
+
+/// What to verify.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// Every storage node and where it listens.
+    pub nodes: Vec<(NodeId, SocketAddr)>,
+    /// Which node has which group.
+    pub groups: Vec<GroupMembers>,
+    /// How many groups there are.
+    pub placement: Placement,
+    /// Compare at this LSN only; otherwise at the newest that the peers have in common.
+    pub lsn: Option<Lsn>,
+    /// How long to wait for a node.
+    pub timeouts: Timeouts,
+}
+
+/// Reads every page, relation size and small value from every reachable peer and compares them.
+///
+/// Damage, differences and unreachable peers are part of the report, never an error.
+#[must_use]
+pub fn verify_volume(target: &Target) -> Report {
+    let mut verifier = Verifier {
+        target,
+        clients: BTreeMap::new(),
+        left_out: BTreeSet::new(),
+        refusing: BTreeSet::new(),
+        report: Report::default(),
+    };
+    verifier.connect();
+    let mut databases = BTreeSet::from([SHARED_RELATIONS]);
+    verifier.meta(&mut databases);
+    for group in target.placement.groups() {
+        verifier.pages(group);
+        for database in &databases {
+            verifier.relations(group, *database);
+        }
+    }
+    verifier.report
+}
+
+struct Verifier<'a> {
+    target: &'a Target,
+    clients: BTreeMap<NodeId, NodeClient>,
+    /// Peers not compared any more in one group; the report says why.
+    left_out: BTreeSet<(NodeId, GroupId)>,
+    /// Peers that refused the question at hand; the report says so.
+    refusing: BTreeSet<NodeId>,
+    report: Report,
+}
+
+/// Entries in key order, and whether the list ends with them.
+type Entries<K, V> = (Vec<(K, V)>, bool);
+
+/// One comparison's questions and how to read the answers.
+struct Question<'q, K, V> {
+    group: GroupId,
+    request: &'q dyn Fn(Lsn, Option<K>, u32) -> Request,
+    /// The entries of a reply and whether the list ends with them; `None` if the reply is of another kind.
+    entries: &'q dyn Fn(Reply, u32) -> Option<Entries<K, V>>,
+    subject: &'q dyn Fn(&K) -> Subject,
+    /// What a peer that refuses to answer cannot produce.
+    whole: Subject,
+    /// Whether a value says that the peer could not produce it.
+    unreadable: &'q dyn Fn(&V) -> bool,
+}
+
+/// Why a step was not completed.
+enum StepFailure {
+    /// The peers' readable ranges moved past the LSN; another one may work.
+    Moved,
+    /// No peer is left to compare.
+    NobodyLeft,
+}
+
+/// What a refusal means for the comparison.
+enum OnRefusal {
+    /// It is in order; the step will be repeated.
+    Excuse,
+    /// The peer cannot be compared any more in this group.
+    LeaveOut,
+    /// Something is wrong with what was asked for.
+    Report(Subject),
+}
+
+impl Verifier<'_> {
+    fn connect(&mut self) {
+        for &(node, address) in &self.target.nodes {
+            match NodeClient::connect(address, self.target.volume, node, Caller::Client, self.target.timeouts)
+            {
+                Ok(client) => {
+                    self.clients.insert(node, client);
+                }
+                Err(error) => self.report.unreachable.push(Unreachable { node, why: error.to_string() }),
+            }
+        }
+    }
+
+    /// Compares the small values of the meta group and collects the databases they name.
+    fn meta(&mut self, databases: &mut BTreeSet<DatabaseKey>) {
+        let group = META_GROUP;
+        let subject = |key: &MetaKey| Subject::Meta { key: key.clone() };
+        let values = self.compare_all(&Question {
+            group,
+            request: &|lsn, after, limit| Request::ListMeta { lsn, after, limit },
+            entries: &|reply, limit| match reply {
+                Reply::MetaList(values) => {
+                    let ended = values.len() < limit as usize;
+                    Some((values, ended))
+                }
+                _ => None,
+            },
+            subject: &subject,
+            whole: Subject::SmallValues,
+            unreadable: &|_| false,
+        });
+        databases.extend(values.iter().filter_map(|key| match key {
+            MetaKey::Database(database) => Some(*database),
+            _ => None,
+        }));
+        let mut compared = values.len() as u64;
+        for key in [MetaKey::Counters, MetaKey::ControlFileTemplate] {
+            compared += self
+                .compare_all(&Question {
+                    group,
+                    request: &|lsn, _, _| Request::ReadMeta { key: key.clone(), lsn },
+                    entries: &|reply, _| match reply {
+                        Reply::Meta(value) => Some((vec![(key.clone(), value)], true)),
+                        _ => None,
+                    },
+                    subject: &subject,
+                    whole: subject(&key),
+                    unreadable: &|_| false,
+                })
+                .len() as u64;
+        }
+        self.report.values_compared += compared;
+        for kind in SlruKind::ALL {
+            self.compare_all(&Question {
+                group,
+                request: &|lsn, _, _| Request::SlruPages { kind, lsn },
+                entries: &|reply, _| match reply {
+                    Reply::SlruPages(pages) => {
+                        Some((pages.into_iter().map(|page| (page, ())).collect(), true))
+                    }
+                    _ => None,
+                },
+                subject: &|page: &u32| Subject::Page { key: PageKey::Slru { kind, page: *page } },
+                whole: Subject::SlruPages { kind },
+                unreadable: &|()| false,
+            });
+        }
+    }
+
+    fn pages(&mut self, group: GroupId) {
+        let keys = self.compare_all(&Question {
+            group,
+            request: &|lsn, after, limit| Request::PageChecksums { group, lsn, after, limit },
+            entries: &|reply, limit| match reply {
+                Reply::PageChecksums(checksums) => {
+                    let ended = checksums.len() < limit as usize;
+                    Some((checksums.into_iter().map(|page| (page.key, page.checksum)).collect(), ended))
+                }
+                _ => None,
+            },
+            subject: &|key: &PageKey| Subject::Page { key: *key },
+            whole: Subject::Segment,
+            unreadable: &|checksum: &Option<u32>| checksum.is_none(),
+        });
+        self.report.pages_compared += keys.len() as u64;
+    }
+
+    fn relations(&mut self, group: GroupId, database: DatabaseKey) {
+        let forks = self.compare_all(&Question {
+            group,
+            request: &|lsn, after, limit| Request::ListRelations { group, database, lsn, after, limit },
+            entries: &|reply, limit| match reply {
+                Reply::Relations(relations) => {
+                    let ended = relations.len() < limit as usize;
+                    Some((
+                        relations.into_iter().map(|size| (size.relation_fork, size.blocks)).collect(),
+                        ended,
+                    ))
+                }
+                _ => None,
+            },
+            subject: &|fork: &RelationFork| Subject::RelationSize { relation_fork: *fork },
+            whole: Subject::Relations { database },
+            unreadable: &|_| false,
+        });
+        self.report.relation_parts_compared += forks.len() as u64;
+    }
+
+    /// Compares a whole list step by step; returns its keys.
+    fn compare_all<K: Ord + Clone, V: PartialEq>(&mut self, question: &Question<'_, K, V>) -> Vec<K> {
+        self.refusing.clear();
+        let mut keys = Vec::new();
+        let mut after: Option<K> = None;
+        let mut limit = STEP_ENTRIES;
+        let mut patience_until = Instant::now() + COMMON_LSN_PATIENCE;
+        loop {
+            match self.step(question, after.clone(), limit, Instant::now() >= patience_until) {
+                Ok((step_keys, ended)) => {
+                    patience_until = Instant::now() + COMMON_LSN_PATIENCE;
+                    after = step_keys.last().cloned().or(after);
+                    let moved = !step_keys.is_empty();
+                    keys.extend(step_keys);
+                    if ended || !moved {
+                        return keys;
+                    }
+                }
+                Err(StepFailure::Moved) => {
+                    limit = (limit / 2).max(STEP_ENTRIES_MIN);
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(StepFailure::NobodyLeft) => return keys,
+            }
+        }
+    }
+
+    /// One stretch of keys at one LSN: the keys compared, and whether the list ended with them.
+    fn step<K: Ord + Clone, V: PartialEq>(
+        &mut self,
+        question: &Question<'_, K, V>,
+        after: Option<K>,
+        limit: u32,
+        out_of_patience: bool,
+    ) -> Result<(Vec<K>, bool), StepFailure> {
+        let group = question.group;
+        let summaries = self.ask_all(
+            group,
+            &Request::Summaries,
+            |reply| match reply {
+                Reply::Summaries(summaries) => summaries.into_iter().find(|summary| summary.group == group),
+                _ => None,
+            },
+            |_| OnRefusal::Report(Subject::Segment),
+        );
+        let lsn = self.choose_lsn(group, &summaries, out_of_patience)?;
+        let request = (question.request)(lsn, after.clone(), limit);
+        let mut moved = false;
+        let answers = self.ask_all(
+            group,
+            &request,
+            |reply| (question.entries)(reply, limit),
+            |refusal| match refusal {
+                Refusal::NotReadable { .. } if out_of_patience => OnRefusal::LeaveOut,
+                Refusal::NotReadable { .. } => {
+                    moved = true;
+                    OnRefusal::Excuse
+                }
+                _ => OnRefusal::Report(question.whole.clone()),
+            },
+        );
+        if moved {
+            return Err(StepFailure::Moved);
+        }
+        if answers.is_empty() {
+            return Err(StepFailure::NobodyLeft);
+        }
+        let mut lists = Vec::with_capacity(answers.len());
+        for (node, (entries, ended)) in answers {
+            let ascending = entries.windows(2).all(|pair| pair[0].0 < pair[1].0);
+            let continues =
+                entries.first().is_none_or(|(key, _)| after.as_ref().is_none_or(|after| key > after));
+            if ascending && continues {
+                lists.push(PeerList { node, entries, ended });
+            } else {
+                self.leave_out(node, group, "its list is not in key order".to_owned());
+            }
+        }
+        let compared = compare(lists, question.unreadable);
+        for (key, node, difference) in compared.differences {
+            self.report.add(Finding { node, group, subject: (question.subject)(&key), difference });
+        }
+        self.report.note_lsn(lsn);
+        Ok((compared.keys, compared.ended))
+    }
+
+    /// The newest LSN that every peer still compared can answer.
+    fn choose_lsn(
+        &mut self,
+        group: GroupId,
+        summaries: &[(NodeId, SegmentSummary)],
+        out_of_patience: bool,
+    ) -> Result<Lsn, StepFailure> {
+        if summaries.is_empty() {
+            return Err(StepFailure::NobodyLeft);
+        }
+        let oldest = summaries.iter().map(|(_, s)| s.minimum_read_point).max().unwrap_or_default();
+        let newest = summaries.iter().map(|(_, s)| s.readable_through).min().unwrap_or_default();
+        let wanted = self.target.lsn.unwrap_or(newest);
+        if oldest <= wanted && wanted <= newest {
+            return Ok(wanted);
+        }
+        if !out_of_patience {
+            return Err(StepFailure::Moved);
+        }
+        // Leave out whoever makes an answer impossible; the report names them.
+        for (node, summary) in summaries {
+            let (from, through) = (summary.minimum_read_point, summary.readable_through);
+            let too_far = self.target.lsn.is_some_and(|lsn| lsn < from);
+            if through < self.target.lsn.unwrap_or(oldest) || too_far {
+                let why = format!("it answers from {from} through {through}, the others from {oldest}");
+                self.leave_out(*node, group, why);
+            }
+        }
+        Err(StepFailure::Moved)
+    }
+
+    fn leave_out(&mut self, node: NodeId, group: GroupId, why: String) {
+        if self.left_out.insert((node, group)) {
+            self.report.not_compared.push(NotCompared { node, group, why });
+        }
+    }
+
+    fn participants(&self, group: GroupId) -> Vec<NodeId> {
+        let members = self.target.groups.iter().find(|members| members.group == group);
+        self.clients
+            .keys()
+            .copied()
+            .filter(|node| members.is_some_and(|members| members.nodes.contains(node)))
+            .filter(|node| !self.left_out.contains(&(*node, group)) && !self.refusing.contains(node))
+            .collect()
+    }
+
+    /// Asks every participant at once. One whose connection breaks is unreachable from here on.
+    fn ask_all<T>(
+        &mut self,
+        group: GroupId,
+        request: &Request,
+        read: impl Fn(Reply) -> Option<T>,
+        mut on_refusal: impl FnMut(&Refusal) -> OnRefusal,
+    ) -> Vec<(NodeId, T)> {
+        let participants = self.participants(group);
+        let mut failures: Vec<(NodeId, ClientError)> = Vec::new();
+        for node in &participants {
+            if let Some(client) = self.clients.get_mut(node)
+                && let Err(error) = client.send(request)
+            {
+                failures.push((*node, error));
+            }
+        }
+        let mut answers = Vec::new();
+        for node in participants {
+            if failures.iter().any(|(failed, _)| *failed == node) {
+                continue;
+            }
+            let Some(client) = self.clients.get_mut(&node) else { continue };
+            match client.receive() {
+                Ok(reply) => match read(reply) {
+                    Some(answer) => answers.push((node, answer)),
+                    None => {
+                        let why = "it answered another question than it was asked".to_owned();
+                        self.leave_out(node, group, why);
+                    }
+                },
+                Err(ClientError::Refused { refusal, .. }) => match on_refusal(&refusal) {
+                    OnRefusal::Excuse => {}
+                    OnRefusal::LeaveOut => self.leave_out(node, group, refusal.to_string()),
+                    OnRefusal::Report(subject) => {
+                        let difference = Difference::Refused { why: refusal.to_string() };
+                        self.report.add_once(Finding { node, group, subject, difference });
+                        self.refusing.insert(node);
+                    }
+                },
+                Err(error) => failures.push((node, error)),
+            }
+        }
+        for (node, error) in failures {
+            self.clients.remove(&node);
+            self.report.unreachable.push(Unreachable { node, why: error.to_string() });
+        }
+        answers
+    }
+}

@@ -1,0 +1,106 @@
+//! What can go wrong in a store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use borealis_types::{GroupId, Lsn, VolumeEpoch};
+use borealis_wire::Refusal;
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The request is refused; the store is well.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The segment was not told about the epoch of the records; install its history and offer again.
+    #[error("group {group} has not been told about volume epoch {epoch}; install its history first")]
+    NeedsHistory {
+        /// Which segment.
+        group: GroupId,
+        /// The epoch of the records.
+        epoch: VolumeEpoch,
+    },
+    /// A history cannot be installed.
+    #[error("group {group}: {error}")]
+    Install {
+        /// Which segment.
+        group: GroupId,
+        /// Why.
+        error: borealis_quorum::segment::InstallError,
+    },
+    /// Another process has the directory open.
+    #[error("{0} is in use by another process; stop that storage node first")]
+    InUse(PathBuf),
+    /// The directory is not what the caller takes it for.
+    #[error("{path} {what}")]
+    Directory {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong, as the rest of a sentence.
+        what: String,
+    },
+    /// Bytes on disk are not what was written.
+    #[error("corruption in {place}: {what}; rebuild this node from its peers")]
+    Corrupt {
+        /// Which file, group and key.
+        place: String,
+        /// What does not match.
+        what: String,
+    },
+    /// A record could not be applied.
+    #[error("group {group} cannot apply the record ending at {lsn}: {reason}")]
+    Redo {
+        /// Which segment.
+        group: GroupId,
+        /// End of the record.
+        lsn: Lsn,
+        /// The redo engine's own words.
+        reason: String,
+    },
+    /// The system refused an operation.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// Such as `read`.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// An earlier write or sync failed; nothing is promised any more.
+    #[error("the store stopped: {0}")]
+    Poisoned(String),
+}
+
+impl StoreError {
+    pub(crate) fn io<'a>(
+        operation: &'static str,
+        path: &'a Path,
+    ) -> impl FnOnce(io::Error) -> StoreError + 'a {
+        move |source| StoreError::Io { operation, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn corrupt(place: impl Into<String>, what: impl Into<String>) -> StoreError {
+        StoreError::Corrupt { place: place.into(), what: what.into() }
+    }
+
+    pub(crate) fn directory(path: &Path, what: impl Into<String>) -> StoreError {
+        StoreError::Directory { path: path.to_owned(), what: what.into() }
+    }
+
+    /// What to tell the caller on the wire.
+    #[must_use]
+    pub fn to_refusal(&self) -> Refusal {
+        match self {
+            StoreError::Refused(refusal) => refusal.clone(),
+            StoreError::NeedsHistory { .. } => Refusal::Misuse(self.to_string()),
+            StoreError::Install { error, .. } => match error {
+                borealis_quorum::segment::InstallError::Fenced(fenced) => {
+                    Refusal::Fenced(fenced.current.epoch)
+                }
+                _ => Refusal::Misuse(self.to_string()),
+            },
+            _ => Refusal::Failed(self.to_string()),
+        }
+    }
+}

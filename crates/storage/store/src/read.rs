@@ -1,0 +1,571 @@
+//! Reading as of an LSN.
+//!
+//! A read looks up under the lock what it needs (a base version and the records after it), reads the files
+//! without the lock, and then checks that the segment's version number is still the one it looked up: slots
+//! are overwritten and log files reused only after it has changed.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::{Arc, PoisonError};
+
+use borealis_types::{
+    BlockKey, DatabaseKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey,
+    RelationFork, SlruKind,
+};
+use borealis_wal::Record;
+use borealis_wire::{PageChecksum, Refusal, RelationSize};
+
+use crate::base::{Base, database_of, in_database};
+use crate::hosted::{HostedSegment, release_of};
+use crate::index::{Origin, RecordRef, changes_only_existing_pages};
+use crate::metrics::count;
+use crate::pages::{PageFiles, SlotAddress};
+use crate::record_reader::RecordReader;
+use crate::state::State;
+use crate::{Store, StoreError};
+
+/// A read that keeps being overtaken by the materializer waits for it after this many attempts.
+const ATTEMPTS: usize = 8;
+
+/// What becomes of a read after [`ATTEMPTS`] attempts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Overtaken {
+    /// It waits for the materializer and keeps it from going on meanwhile.
+    Wait,
+    /// It fails; for the materializer itself, whose lock is taken already.
+    Fail,
+}
+
+/// A version that took at least this many records is kept in the cache.
+const CACHE_FROM_RECORDS: usize = 16;
+
+/// What a page is made from.
+enum Source {
+    Nothing,
+    Slot { files: Arc<PageFiles>, key: PageKey, address: SlotAddress, not_after: Lsn },
+    Cached(Arc<PageBytes>),
+}
+
+/// How to make a version of a page.
+struct PageRecipe {
+    source: Source,
+    /// Records to apply, each as a change of this page: a copied page first gets those of its original.
+    steps: Vec<(PageKey, RecordRef)>,
+    /// Says which release wrote each of them.
+    history: EpochHistory,
+    version: u64,
+}
+
+/// How to make a version of a small value.
+struct MetaRecipe {
+    value: Option<Vec<u8>>,
+    steps: Vec<(MetaKey, RecordRef)>,
+    /// Says which release wrote each of them.
+    history: EpochHistory,
+    version: u64,
+}
+
+fn add_page(
+    hosted: &HostedSegment,
+    key: &PageKey,
+    lsn: Lsn,
+    steps: &mut Vec<(PageKey, RecordRef)>,
+) -> Source {
+    let (source, above) = match hosted.index.page_origin(key, lsn) {
+        Origin::Base => {
+            let located = hosted.base.locate(key);
+            let source = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
+                files: Arc::clone(&hosted.pages),
+                key: *key,
+                address: SlotAddress { region, place, generation },
+                not_after: hosted.base.materialized,
+            });
+            (source, Lsn::ZERO)
+        }
+        Origin::Nothing { since } => (Source::Nothing, since),
+        Origin::Copy { from, at } => {
+            let PageKey::Block(block) = key else { return Source::Nothing };
+            let original = BlockKey { relation_fork: in_database(block.relation_fork, from), ..*block };
+            // Just before the copy's own record; lower each time, so this ends.
+            (add_page(hosted, &PageKey::Block(original), Lsn(at.0 - 1), steps), at)
+        }
+    };
+    steps.extend(hosted.index.page_records(key, above, lsn).map(|reference| (*key, reference)));
+    source
+}
+
+fn add_meta(
+    hosted: &HostedSegment,
+    key: &MetaKey,
+    lsn: Lsn,
+    steps: &mut Vec<(MetaKey, RecordRef)>,
+) -> Option<Vec<u8>> {
+    if *key == MetaKey::Counters {
+        let (counters, above) = hosted.counters_before(lsn);
+        let records = hosted.index.all_records(above, lsn);
+        steps.extend(records.iter().map(|reference| (MetaKey::Counters, *reference)));
+        return counters.cloned();
+    }
+    let origin = match key {
+        MetaKey::RelationMap(database) => hosted.index.relation_map_origin(*database, lsn),
+        _ => Origin::Base,
+    };
+    let (value, above) = match origin {
+        Origin::Base => (hosted.base.meta.get(key).cloned(), Lsn::ZERO),
+        Origin::Nothing { since } => (None, since),
+        Origin::Copy { from, at } => {
+            (add_meta(hosted, &MetaKey::RelationMap(from), Lsn(at.0 - 1), steps), at)
+        }
+    };
+    let records = hosted.index.meta_records(key, above, lsn);
+    steps.extend(records.map(|reference| (key.clone(), reference)));
+    value
+}
+
+/// What went wrong while a recipe was followed.
+enum Spoiled {
+    Redo { lsn: Lsn, reason: String },
+    Other(StoreError),
+}
+
+impl Store {
+    pub(crate) fn hosted(state: &State, group: GroupId) -> Result<&HostedSegment, StoreError> {
+        state.segments.get(&group).ok_or_else(|| Refusal::NoSegment(group).into())
+    }
+
+    /// The segment, if it has exactly the state as of `lsn`.
+    pub(crate) fn readable(state: &State, group: GroupId, lsn: Lsn) -> Result<&HostedSegment, StoreError> {
+        let hosted = Store::hosted(state, group)?;
+        let from = hosted.segment.minimum_read_point();
+        let through = hosted.segment.readable_through();
+        if lsn < from || lsn > through {
+            return Err(Refusal::NotReadable { asked: lsn, from, through }.into());
+        }
+        assert!(lsn >= hosted.base.materialized, "nothing above the minimum read point is materialized");
+        if let Some(failure) = &hosted.failure
+            && lsn >= failure.lsn
+        {
+            return Err(StoreError::Redo { group, lsn: failure.lsn, reason: failure.reason.clone() });
+        }
+        Ok(hosted)
+    }
+
+    /// A page as of an LSN; `None` if it does not exist then.
+    ///
+    /// # Errors
+    /// [`Refusal::NotReadable`] outside of what the segment answers; [`StoreError::Corrupt`] when what the page
+    /// is made from is damaged, naming it; [`StoreError::Redo`] when it cannot be made.
+    pub fn read_page(
+        &self,
+        group: GroupId,
+        key: &PageKey,
+        lsn: Lsn,
+    ) -> Result<Option<Box<PageBytes>>, StoreError> {
+        if self.identity.placement.group_of(key) != group {
+            return Err(Refusal::Misuse(format!("page {key} is not of group {group}")).into());
+        }
+        count(&self.counters.pages_read, 1);
+        self.page_version(group, key, lsn, Overtaken::Wait, &|state| Store::readable(state, group, lsn))
+    }
+
+    /// A page as of an LSN that `look` permits.
+    pub(crate) fn page_version(
+        &self,
+        group: GroupId,
+        key: &PageKey,
+        lsn: Lsn,
+        overtaken: Overtaken,
+        look: &dyn for<'s> Fn(&'s State) -> Result<&'s HostedSegment, StoreError>,
+    ) -> Result<Option<Box<PageBytes>>, StoreError> {
+        self.consistent(
+            group,
+            overtaken,
+            || {
+                let state = self.lock();
+                Ok(self.page_recipe(look(&state)?, key, lsn))
+            },
+            |recipe| recipe.version,
+            |recipe| {
+                let page = self.make_page(recipe).map_err(|spoiled| (recipe.version, spoiled))?;
+                count(&self.counters.records_applied_for_reads, recipe.steps.len() as u64);
+                Ok((page, recipe.steps.len()))
+            },
+        )
+        .map(|(page, steps)| {
+            if steps >= CACHE_FROM_RECORDS
+                && let Some(page) = &page
+            {
+                self.keep(group, key, lsn, page);
+            }
+            page
+        })
+    }
+
+    /// Puts a version into the cache, unless what it was made from has just been cut.
+    fn keep(&self, group: GroupId, key: &PageKey, lsn: Lsn, page: &PageBytes) {
+        let state = self.lock();
+        let Some(hosted) = state.segments.get(&group) else { return };
+        if lsn <= hosted.segment.readable_through() && lsn <= hosted.segment.known_durable().volume.end {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            cache.put(group, *key, lsn, Arc::new(*page));
+        }
+    }
+
+    fn page_recipe(&self, hosted: &HostedSegment, key: &PageKey, lsn: Lsn) -> PageRecipe {
+        let (history, version) = (hosted.segment.history().clone(), hosted.version);
+        let cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(hosted.group(), key);
+        if let Some((since, page)) = cached
+            && since <= lsn
+            && since >= hosted.base.materialized
+        {
+            let replaced = match hosted.index.page_origin(key, lsn) {
+                Origin::Base => false,
+                Origin::Nothing { since: at } | Origin::Copy { at, .. } => at > since,
+            };
+            if !replaced {
+                count(&self.counters.page_cache_hits, 1);
+                let records = hosted.index.page_records(key, since, lsn);
+                let steps = records.map(|reference| (*key, reference)).collect();
+                return PageRecipe { source: Source::Cached(page), steps, history, version };
+            }
+        }
+        let mut steps = Vec::new();
+        let source = add_page(hosted, key, lsn, &mut steps);
+        PageRecipe { source, steps, history, version }
+    }
+
+    fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, Spoiled> {
+        let mut page = match &recipe.source {
+            Source::Nothing => None,
+            Source::Slot { files, key, address, not_after } => {
+                Some(files.read(key, *address, *not_after).map_err(Spoiled::Other)?)
+            }
+            Source::Cached(page) => Some(Box::new(**page)),
+        };
+        let mut reader = RecordReader::new(&self.files);
+        for (at, (key, reference)) in recipe.steps.iter().enumerate() {
+            let lsn = reference.span.end;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
+            if page.is_none() && changes_only_existing_pages(&record) {
+                continue;
+            }
+            let page = page.get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
+            let applied = self.rules.apply_page(&record, key, page);
+            applied.map_err(|error| Spoiled::Redo { lsn, reason: error.to_string() })?;
+        }
+        Ok(page)
+    }
+
+    /// Verifies and parses a record read back from the log.
+    fn parse<'a>(
+        &self,
+        history: &EpochHistory,
+        reference: &RecordRef,
+        bytes: &'a [u8],
+    ) -> Result<Record<'a>, StoreError> {
+        let position = reference.position;
+        let place = || format!("log file {} at offset {}", position.file(), position.offset());
+        let damaged = |error: borealis_wal::RecordError| StoreError::corrupt(place(), error.to_string());
+        self.rules.verify(bytes, reference.span.start).map_err(damaged)?;
+        Record::parse(release_of(history, reference.span), reference.span, bytes).map_err(damaged)
+    }
+
+    /// Looks something up, makes something of it, and starts again if the segment changed meanwhile.
+    fn consistent<L, T>(
+        &self,
+        group: GroupId,
+        overtaken: Overtaken,
+        look: impl Fn() -> Result<L, StoreError>,
+        version: impl Fn(&L) -> u64,
+        make: impl Fn(&L) -> Result<T, (u64, Spoiled)>,
+    ) -> Result<T, StoreError> {
+        let mut waited = None;
+        for attempt in 0..2 * ATTEMPTS {
+            if attempt == ATTEMPTS && overtaken == Overtaken::Wait {
+                waited = Some(self.maintenance.enter());
+            }
+            let looked = look()?;
+            let made = make(&looked);
+            let mut state = self.lock();
+            let Some(hosted) = state.segments.get_mut(&group) else { continue };
+            if hosted.version != version(&looked) {
+                continue;
+            }
+            return match made {
+                Ok(made) => Ok(made),
+                Err((_, Spoiled::Other(error))) => {
+                    drop(state);
+                    self.note_damage(&error);
+                    Err(error)
+                }
+                Err((_, Spoiled::Redo { lsn, reason })) => {
+                    hosted.fail(lsn, reason.clone());
+                    Err(StoreError::Redo { group, lsn, reason })
+                }
+            };
+        }
+        drop(waited);
+        // Only histories that are installed one after another come to this, or redo that fails.
+        let what = format!("group {group} changed during each of {} attempts to read", 2 * ATTEMPTS);
+        Err(Refusal::Failed(what).into())
+    }
+
+    /// A small value as of an LSN; `None` if it does not exist then.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn read_meta(&self, key: &MetaKey, lsn: Lsn) -> Result<Option<Vec<u8>>, StoreError> {
+        self.meta_version(key, lsn, Overtaken::Wait, &|state| Store::readable(state, META_GROUP, lsn))
+    }
+
+    pub(crate) fn meta_version(
+        &self,
+        key: &MetaKey,
+        lsn: Lsn,
+        overtaken: Overtaken,
+        look: &dyn for<'s> Fn(&'s State) -> Result<&'s HostedSegment, StoreError>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        self.consistent(
+            META_GROUP,
+            overtaken,
+            || {
+                let state = self.lock();
+                let hosted = look(&state)?;
+                let mut steps = Vec::new();
+                let value = add_meta(hosted, key, lsn, &mut steps);
+                let history = hosted.segment.history().clone();
+                Ok(MetaRecipe { value, steps, history, version: hosted.version })
+            },
+            |recipe| recipe.version,
+            |recipe| {
+                let made = match key {
+                    MetaKey::Counters => self.make_counters(recipe),
+                    _ => self.make_meta(recipe),
+                };
+                made.map_err(|spoiled| (recipe.version, spoiled))
+            },
+        )
+    }
+
+    fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
+        let mut counters = self.rules.counters(recipe.value.clone());
+        let mut reader = RecordReader::new(&self.files);
+        for (at, (_, reference)) in recipe.steps.iter().enumerate() {
+            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
+            counters
+                .apply(&record)
+                .map_err(|error| Spoiled::Redo { lsn: reference.span.end, reason: error.to_string() })?;
+        }
+        Ok(counters.finish())
+    }
+
+    fn make_meta(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
+        let mut value = recipe.value.clone();
+        let mut reader = RecordReader::new(&self.files);
+        for (at, (key, reference)) in recipe.steps.iter().enumerate() {
+            let lsn = reference.span.end;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
+            let applied = self.rules.apply_meta(&record, key, value);
+            value = applied.map_err(|error| Spoiled::Redo { lsn, reason: error.to_string() })?;
+        }
+        Ok(value)
+    }
+
+    /// Every small value as of an LSN after `after`, in key order, except counters and the control file.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn list_meta(
+        &self,
+        lsn: Lsn,
+        after: Option<&MetaKey>,
+        limit: usize,
+    ) -> Result<Vec<(MetaKey, Vec<u8>)>, StoreError> {
+        let keys: BTreeSet<MetaKey> = {
+            let state = self.lock();
+            let hosted = Store::readable(&state, META_GROUP, lsn)?;
+            let copied = hosted.index.database_events(Lsn::ZERO, lsn);
+            let copied = copied.map(|(_, database, _)| MetaKey::RelationMap(database));
+            let known = hosted.base.meta.keys().chain(hosted.index.meta_keys()).cloned();
+            known
+                .chain(copied)
+                .filter(|key| !matches!(key, MetaKey::Counters | MetaKey::ControlFileTemplate))
+                .filter(|key| after.is_none_or(|after| key > after))
+                .collect()
+        };
+        let mut values = Vec::new();
+        for key in keys {
+            if values.len() >= limit {
+                break;
+            }
+            if let Some(value) = self.read_meta(&key, lsn)? {
+                values.push((key, value));
+            }
+        }
+        Ok(values)
+    }
+
+    /// A fork's size in blocks in one group's part, as of an LSN; `None` if the group does not know it.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn relation_size(
+        &self,
+        group: GroupId,
+        fork: RelationFork,
+        lsn: Lsn,
+    ) -> Result<Option<u32>, StoreError> {
+        let state = self.lock();
+        let hosted = Store::readable(&state, group, lsn)?;
+        Ok(hosted.index.relation_blocks(&hosted.base, fork, lsn))
+    }
+
+    /// The forks of a database that one group knows as of an LSN, after `after`, in key order.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn list_relations(
+        &self,
+        group: GroupId,
+        database: DatabaseKey,
+        lsn: Lsn,
+        after: Option<RelationFork>,
+        limit: usize,
+    ) -> Result<Vec<RelationSize>, StoreError> {
+        let state = self.lock();
+        let hosted = Store::readable(&state, group, lsn)?;
+        let candidates = hosted.index.fork_candidates(&hosted.base, database, lsn);
+        let sizes = candidates.into_iter().filter(|fork| after.is_none_or(|after| *fork > after));
+        let sizes = sizes.filter_map(|relation_fork| {
+            let blocks = hosted.index.relation_blocks(&hosted.base, relation_fork, lsn)?;
+            Some(RelationSize { relation_fork, blocks })
+        });
+        Ok(sizes.take(limit).collect())
+    }
+
+    /// The pages of a transaction-status store as of an LSN, ascending.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn slru_pages(&self, kind: SlruKind, lsn: Lsn) -> Result<Vec<u32>, StoreError> {
+        let state = self.lock();
+        let hosted = Store::readable(&state, META_GROUP, lsn)?;
+        let key = |page| PageKey::Slru { kind, page };
+        let mut pages = BTreeSet::new();
+        for (first, extent) in hosted.base.extents.range(key(0)..=key(u32::MAX)) {
+            for page in Base::pages_of(first, extent) {
+                if hosted.index.page_origin(&page, lsn) == Origin::Base {
+                    pages.insert(page);
+                }
+            }
+        }
+        for page in hosted.index.page_keys() {
+            if !matches!(page, PageKey::Slru { kind: of, .. } if *of == kind) {
+                continue;
+            }
+            let above = match hosted.index.page_origin(page, lsn) {
+                Origin::Nothing { since } => since,
+                _ => Lsn::ZERO,
+            };
+            if hosted.index.page_records(page, above, lsn).len() > 0 {
+                pages.insert(*page);
+            }
+        }
+        let numbers = pages.into_iter().filter_map(|key| match key {
+            PageKey::Slru { page, .. } => Some(page),
+            PageKey::Block(_) => None,
+        });
+        Ok(numbers.collect())
+    }
+
+    /// Checksums of a group's pages as of an LSN, after `after`, in key order, each made from what is on disk.
+    /// A page that cannot be made has none.
+    ///
+    /// # Errors
+    /// [`Refusal::NotReadable`] and [`Refusal::NoSegment`].
+    pub fn page_checksums(
+        &self,
+        group: GroupId,
+        lsn: Lsn,
+        after: Option<&PageKey>,
+        limit: usize,
+    ) -> Result<Vec<PageChecksum>, StoreError> {
+        let mut checksums = Vec::new();
+        let mut after = after.copied();
+        while checksums.len() < limit {
+            let keys = {
+                let state = self.lock();
+                page_candidates(Store::readable(&state, group, lsn)?, lsn, after, limit)
+            };
+            let Some(&last) = keys.last() else { break };
+            after = Some(last);
+            for key in keys {
+                let checksum = match self.read_page(group, &key, lsn) {
+                    Ok(Some(page)) => Some(crc32c::crc32c(&page[..])),
+                    Ok(None) => continue,
+                    Err(error @ StoreError::Refused(_)) => return Err(error),
+                    Err(error) => {
+                        tracing::error!(%error, "a page cannot be checked");
+                        None
+                    }
+                };
+                checksums.push(PageChecksum { key, checksum });
+                if checksums.len() >= limit {
+                    break;
+                }
+            }
+        }
+        Ok(checksums)
+    }
+}
+
+/// The next keys after `after` that may exist as of `lsn`, at most `limit`, in order.
+fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, limit: usize) -> Vec<PageKey> {
+    let is_after = |key: &PageKey| after.is_none_or(|after| *key > after);
+    let mut keys: BTreeSet<PageKey> = hosted.index.page_keys().filter(|key| is_after(key)).copied().collect();
+    for (_, database, event) in hosted.index.database_events(Lsn::ZERO, lsn) {
+        let crate::index::DatabaseEvent::CopyOf(_) = event else { continue };
+        for fork in hosted.index.fork_candidates(&hosted.base, database, lsn) {
+            let mut original = fork;
+            // The copy of a copy has the pages of the first; their numbers are all that matters here.
+            let mut at = lsn;
+            while let Origin::Copy { from, at: copied } =
+                hosted.index.page_origin(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
+            {
+                original = in_database(original, from);
+                at = Lsn(copied.0 - 1);
+                let pending = hosted.index.page_keys().filter_map(|key| match key {
+                    PageKey::Block(block) if block.relation_fork == original => Some(block.block),
+                    _ => None,
+                });
+                let copies = pending.map(|block| PageKey::Block(BlockKey { relation_fork: fork, block }));
+                keys.extend(copies.filter(is_after));
+            }
+            for (first, extent) in hosted.base.fork_extents(original, 0) {
+                for page in Base::pages_of(first, extent) {
+                    let PageKey::Block(block) = page else { continue };
+                    debug_assert_eq!(database_of(block.relation_fork.locator), database_of(original.locator));
+                    let copy = PageKey::Block(BlockKey { relation_fork: fork, block: block.block });
+                    if is_after(&copy) {
+                        keys.insert(copy);
+                    }
+                }
+            }
+        }
+    }
+    let from = after.map_or(Bound::Unbounded, |key| Bound::Included(crate::base::extent_of(&key).0));
+    let mut from_base = 0;
+    for (first, extent) in hosted.base.extents.range((from, Bound::Unbounded)) {
+        if from_base >= limit {
+            break;
+        }
+        for page in Base::pages_of(first, extent).filter(is_after) {
+            keys.insert(page);
+            from_base += 1;
+        }
+    }
+    keys.into_iter().take(limit).collect()
+}

@@ -1,0 +1,324 @@
+//! What a store changes under its one lock: the log's end, the segments, and the catalog.
+
+use std::collections::BTreeMap;
+
+use borealis_quorum::segment::{Installed, Offer, Source};
+use borealis_quorum::{ChainLink, DurablePoint, Promise};
+use borealis_types::{
+    EpochHistory, GroupId, GroupSet, Lsn, Placement, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
+};
+use borealis_wal::Effect;
+use borealis_wire::{BatchHeader, BatchReader, GroupTail};
+use serde::{Deserialize, Serialize};
+
+use crate::StoreError;
+use crate::catalog::{BATCH_PREFIX_BYTES, BatchPrefix, Catalog, EntryRef};
+use crate::facts::Facts;
+use crate::hosted::HostedSegment;
+use crate::index::RecordRef;
+use crate::log::{Log, LogFiles, LogPosition};
+use crate::rules::RedoRules;
+
+/// A history installed in one segment, as the log keeps it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct InstallEntry {
+    pub group: GroupId,
+    pub writer: Option<WriterId>,
+    pub history: EpochHistory,
+    pub durable: DurablePoint,
+}
+
+/// A history adopted for a recovery under way, as the log keeps it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct AdoptEntry {
+    pub group: GroupId,
+    pub promise: Promise,
+    pub history: EpochHistory,
+}
+
+/// Positions heard without records, as the log keeps them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct PositionsEntry {
+    pub epoch: VolumeEpoch,
+    pub durable: RecordSpan,
+    pub minimum_read_point: Lsn,
+    pub tails: Vec<GroupTail>,
+}
+
+impl From<&BatchHeader> for PositionsEntry {
+    fn from(header: &BatchHeader) -> PositionsEntry {
+        PositionsEntry {
+            epoch: header.volume_epoch,
+            durable: header.durable,
+            minimum_read_point: header.minimum_read_point,
+            tails: header.tails.clone(),
+        }
+    }
+}
+
+impl From<PositionsEntry> for BatchHeader {
+    fn from(entry: PositionsEntry) -> BatchHeader {
+        let PositionsEntry { epoch, durable, minimum_read_point, tails } = entry;
+        BatchHeader { volume_epoch: epoch, durable, minimum_read_point, tails }
+    }
+}
+
+/// What redo means here.
+#[derive(Clone, Copy)]
+pub(crate) struct RedoContext<'a> {
+    pub rules: &'a dyn RedoRules,
+    pub placement: Placement,
+}
+
+/// See the module.
+pub(crate) struct State {
+    pub log: Log,
+    pub segments: BTreeMap<GroupId, HostedSegment>,
+    pub catalog: Catalog,
+    /// What the slowest peer of each group has, as far as gossip knows.
+    pub peer_floors: BTreeMap<GroupId, Lsn>,
+}
+
+/// A record whose bytes are in the log.
+pub(crate) struct EnteredRecord {
+    pub reference: RecordRef,
+    /// The groups whose segments took it.
+    pub groups: GroupSet,
+    pub facts: Facts,
+}
+
+impl State {
+    /// Notes positions; returns whether any segment learned something.
+    pub(crate) fn observe(&mut self, positions: &BatchHeader) -> bool {
+        let epoch = positions.volume_epoch;
+        let mut news = false;
+        for tail in &positions.tails {
+            let Some(hosted) = self.segments.get_mut(&tail.group) else { continue };
+            let point = DurablePoint { volume: positions.durable, group_tail: tail.last_end };
+            news |= hosted.segment.observe_durable(epoch, point);
+        }
+        for hosted in self.segments.values_mut() {
+            let point = positions.minimum_read_point;
+            news |= hosted.segment.observe_minimum_read_point(epoch, point);
+        }
+        news
+    }
+
+    /// The release that writes in an epoch, if any segment here knows it.
+    pub(crate) fn release_in(&self, epoch: VolumeEpoch) -> Option<ServerVersion> {
+        self.segments.values().find_map(|hosted| hosted.segment.history().server_version_of(epoch))
+    }
+
+    /// Enters records that segments took and that are in the log into the index, as far as chains reach.
+    /// `effects` is the list that their facts are about.
+    pub(crate) fn enter(
+        &mut self,
+        context: RedoContext<'_>,
+        files: &LogFiles,
+        mut records: Vec<EnteredRecord>,
+        effects: &[Effect],
+    ) -> Result<(), StoreError> {
+        // A batch may have them in any order, the index only in one.
+        if !records.is_sorted_by_key(|record| record.reference.span.start) {
+            records.sort_by_key(|record| record.reference.span.start);
+        }
+        let mut touched = GroupSet::EMPTY;
+        for record in &records {
+            let span = record.reference.span;
+            for group in record.groups.iter() {
+                let Some(hosted) = self.segments.get_mut(&group) else { continue };
+                touched = touched.with(group);
+                let complete = span.end <= hosted.segment.segment_complete_lsn();
+                let next = hosted.pending.first_key_value().is_none_or(|(start, _)| span.start < *start);
+                if complete && next {
+                    hosted.index_record(context.placement, record.reference, &record.facts, effects);
+                } else {
+                    hosted.pending.insert(span.start, record.reference);
+                }
+            }
+        }
+        for group in touched.iter() {
+            self.index_pending(context, files, group)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn index_pending(
+        &mut self,
+        context: RedoContext<'_>,
+        files: &LogFiles,
+        group: GroupId,
+    ) -> Result<(), StoreError> {
+        let Some(hosted) = self.segments.get_mut(&group) else { return Ok(()) };
+        let read = |reference: &RecordRef| read_record(files, context.rules, reference);
+        hosted.index_pending(context, &read)
+    }
+
+    /// Applies a batch entry of the log that is after the checkpoint.
+    pub(crate) fn replay_batch(
+        &mut self,
+        context: RedoContext<'_>,
+        files: &LogFiles,
+        position: LogPosition,
+        payload: &[u8],
+    ) -> Result<(), StoreError> {
+        let (prefix, header, records) = decode_entry(position, payload)?;
+        if prefix.positions_count {
+            self.observe(&header);
+        }
+        let mut entered = Vec::with_capacity(records.len());
+        let mut effects = Vec::new();
+        for record in &records {
+            let mut groups = GroupSet::EMPTY;
+            for &(group, previous_end) in &record.previous_ends {
+                let Some(hosted) = self.segments.get_mut(&group) else { continue };
+                let link = ChainLink { previous_end, span: record.reference.span };
+                match hosted.segment.offer(Source::Replay, header.volume_epoch, link) {
+                    Offer::Complete | Offer::Held if link.span.end <= hosted.indexed_through => {
+                        let what = format!(
+                            "group {group} took the record at {}, which its checkpoint covers",
+                            link.span.start
+                        );
+                        return Err(StoreError::corrupt(format!("log entry at {position:?}"), what));
+                    }
+                    Offer::Complete | Offer::Held => groups = groups.with(group),
+                    Offer::Duplicate | Offer::Stale | Offer::TooFarAhead => {}
+                    Offer::NeedsHistory | Offer::Conflict => {
+                        let what = format!(
+                            "group {group} took the record at {} before, and does not now",
+                            link.span.start
+                        );
+                        return Err(StoreError::corrupt(format!("log entry at {position:?}"), what));
+                    }
+                }
+            }
+            // What nobody took is not looked at: nobody need know its writer.
+            let Some(taker) = groups.iter().next().and_then(|group| self.segments.get(&group)) else {
+                continue;
+            };
+            let span = record.reference.span;
+            let facts = Facts::of_bytes(context, taker.release_of(span), span, record.bytes, &mut effects);
+            entered.push(EnteredRecord { reference: record.reference, groups, facts });
+        }
+        let spans = records.iter().map(|record| record.reference.span);
+        self.catalog_batch(position, payload.len(), prefix.groups, spans);
+        self.enter(context, files, entered, &effects)
+    }
+
+    /// Adds a batch entry with records at `spans` to the catalog.
+    pub(crate) fn catalog_batch(
+        &mut self,
+        position: LogPosition,
+        length: usize,
+        groups: GroupSet,
+        spans: impl Iterator<Item = RecordSpan>,
+    ) {
+        let whole = spans.reduce(|whole, span| RecordSpan {
+            start: whole.start.min(span.start),
+            end: whole.end.max(span.end),
+        });
+        let Some(RecordSpan { start: first_start, end: last_end }) = whole else { return };
+        self.catalog.push(EntryRef { position, length: length as u32, groups, first_start, last_end });
+    }
+
+    /// Forgets what a history cut, and enters what connects now.
+    pub(crate) fn after_install(
+        &mut self,
+        context: RedoContext<'_>,
+        files: &LogFiles,
+        group: GroupId,
+        installed: &Installed,
+    ) -> Result<(), StoreError> {
+        if let Some(hosted) = self.segments.get_mut(&group) {
+            hosted.forget_cut(installed);
+        }
+        self.index_pending(context, files, group)
+    }
+
+    /// About how much memory the indexes take.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let of = |hosted: &HostedSegment| hosted.index.memory_bytes() + hosted.pending.len() as u64 * 64;
+        self.segments.values().map(of).sum()
+    }
+
+    /// About how much memory the indexes take that materializing now makes smaller. What it cannot make
+    /// smaller is no reason to do it: the catalog, the records that wait for a predecessor, and the index of
+    /// a segment that cannot go on.
+    pub(crate) fn applicable_memory_bytes(&self) -> u64 {
+        let applicable = self
+            .segments
+            .values()
+            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        applicable.map(|hosted| hosted.index.memory_bytes()).sum()
+    }
+
+    /// Bytes of records that materializing now can apply.
+    pub(crate) fn applicable_record_bytes(&self) -> u64 {
+        let applicable = self
+            .segments
+            .values()
+            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        applicable.map(|hosted| hosted.index.record_bytes).sum()
+    }
+}
+
+/// Reads a record's bytes back from the log and verifies them.
+pub(crate) fn read_record(
+    files: &LogFiles,
+    rules: &dyn RedoRules,
+    reference: &RecordRef,
+) -> Result<Vec<u8>, StoreError> {
+    let bytes = files.read(reference.position, reference.length as usize)?;
+    rules.verify(&bytes, reference.span.start).map_err(|error| {
+        let position = reference.position;
+        let place = format!("log file {} at offset {}", position.file(), position.offset());
+        StoreError::corrupt(place, error.to_string())
+    })?;
+    Ok(bytes)
+}
+
+/// A record of a batch entry that is read back.
+pub(crate) struct DecodedRecord<'a> {
+    pub reference: RecordRef,
+    /// The groups that took it.
+    pub groups: GroupSet,
+    /// Where its predecessors in these groups end.
+    pub previous_ends: Vec<(GroupId, Lsn)>,
+    pub bytes: &'a [u8],
+}
+
+/// Decodes a batch entry's payload, which begins at `position`.
+pub(crate) fn decode_entry(
+    position: LogPosition,
+    payload: &[u8],
+) -> Result<(BatchPrefix, BatchHeader, Vec<DecodedRecord<'_>>), StoreError> {
+    let Some((prefix, batch)) = BatchPrefix::decode(payload) else {
+        return Err(StoreError::corrupt(format!("log entry at {position:?}"), "it is too short"));
+    };
+    let (header, records) = decode_batch(position.plus(BATCH_PREFIX_BYTES), prefix.groups, batch)?;
+    Ok((prefix, header, records))
+}
+
+/// Decodes a batch in the log, which begins at `position` and was taken by `groups`.
+pub(crate) fn decode_batch(
+    position: LogPosition,
+    groups: GroupSet,
+    batch: &[u8],
+) -> Result<(BatchHeader, Vec<DecodedRecord<'_>>), StoreError> {
+    let damaged = |what: &str| StoreError::corrupt(format!("log entry at {position:?}"), what);
+    let (header, mut reader) = BatchReader::new(batch).map_err(|error| damaged(&error.to_string()))?;
+    let mut records = Vec::new();
+    while let Some(record) = reader.next() {
+        let record = record.map_err(|error| damaged(&error.to_string()))?;
+        let reference = RecordRef {
+            span: record.span,
+            position: position.plus(reader.offset() - record.bytes.len()),
+            length: record.bytes.len() as u32,
+        };
+        let taken = record.links.iter().filter(|link| groups.contains(link.group));
+        let previous_ends: Vec<_> = taken.map(|link| (link.group, link.previous_end)).collect();
+        let groups = previous_ends.iter().fold(GroupSet::EMPTY, |set, (group, _)| set.with(*group));
+        records.push(DecodedRecord { reference, groups, previous_ends, bytes: record.bytes });
+    }
+    Ok((header, records))
+}

@@ -1,0 +1,287 @@
+//! Handing out redo to peers and recoveries.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use borealis_quorum::segment::Segment;
+use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
+use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal};
+
+use crate::catalog::{BatchPrefix, Catalog, EntryRef, TailKey};
+use crate::log::entry::EntryKind;
+use crate::log::{read_payload, scan_old_file};
+use crate::state::decode_entry;
+use crate::store::Sequence;
+use crate::{Store, StoreError};
+
+/// No answer is longer, whatever the caller's limit, so that it fits a frame; except by one record.
+const TAIL_BYTES_MAX: usize = 32 << 20;
+
+/// Records of one group, in LSN order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tail {
+    /// Redo batches, one for each run of records of one epoch. Their headers bring no positions.
+    pub batches: Vec<Vec<u8>>,
+    /// The limit cut it short: ask again above the last record.
+    pub more: bool,
+}
+
+struct TailRecord {
+    span: RecordSpan,
+    links: Vec<GroupLink>,
+    bytes: Vec<u8>,
+}
+
+impl Store {
+    /// Records of a group that end above `above`, in LSN order, whether or not they connect, of about
+    /// `limit_bytes` (at least one if there is one). Only records the segment has, which is less than what is in
+    /// its log, and only what is durable here. Records below what the log still keeps are missing.
+    ///
+    /// # Errors
+    /// [`Refusal::NoSegment`], or when the log cannot be read.
+    pub fn read_tail(&self, group: GroupId, above: Lsn, limit_bytes: u32) -> Result<Tail, StoreError> {
+        let mut read = BTreeMap::new();
+        loop {
+            let sources = self.tail_sources(group, above, &read)?;
+            let tail = self.tail_of(group, above, limit_bytes, &sources)?;
+            let Some((_, number)) = sources.unread else { return Ok(tail) };
+            if !tail.batches.is_empty() {
+                return Ok(Tail { more: true, ..tail });
+            }
+            read.insert(number, self.read_old_file(number)?);
+        }
+    }
+
+    /// What a tail is made from, as far as it is known which redo is where; `read` is of files that are not in
+    /// the catalog or may just have left it.
+    fn tail_sources(
+        &self,
+        group: GroupId,
+        above: Lsn,
+        read: &BTreeMap<u32, Vec<EntryRef>>,
+    ) -> Result<TailSources, StoreError> {
+        let state = self.lock_to_change()?;
+        let hosted = state.segments.get(&group).ok_or(Refusal::NoSegment(group))?;
+        let mut entries: Vec<EntryRef> = Vec::new();
+        let mut unread: Option<(Lsn, u32)> = None;
+        for (number, file) in &state.catalog.files {
+            let range = file.ranges.iter().find(|range| range.group == group && range.last_end > above);
+            let Some(range) = range else { continue };
+            match file.entries.as_ref().or_else(|| read.get(number)) {
+                Some(known) => entries.extend(
+                    known.iter().filter(|entry| entry.groups.contains(group) && entry.last_end > above),
+                ),
+                None => {
+                    let this = (range.first_start, *number);
+                    unread = Some(unread.map_or(this, |first| first.min(this)));
+                }
+            }
+        }
+        entries.sort_by_key(|entry| entry.first_start);
+        let holding = Holding::of(&hosted.segment);
+        Ok(TailSources { entries, unread, holding, sequence: Sequence(state.log.end()) })
+    }
+
+    /// The tail before the first file that is not read yet.
+    fn tail_of(
+        &self,
+        group: GroupId,
+        above: Lsn,
+        limit_bytes: u32,
+        sources: &TailSources,
+    ) -> Result<Tail, StoreError> {
+        let TailSources { entries, unread, holding, sequence } = sources;
+        self.sync(*sequence)?;
+        let unread_start = unread.map_or(Lsn::MAX, |(start, _)| start);
+        let limit = (limit_bytes as usize).min(TAIL_BYTES_MAX);
+        let mut found = BTreeMap::new();
+        let mut chosen = Vec::new();
+        let mut chosen_bytes = 0;
+        for (at, entry) in entries.iter().enumerate() {
+            if entry.first_start >= unread_start {
+                break;
+            }
+            let Some(payload) = read_payload(&self.files, self.identity.incarnation, entry.position)? else {
+                continue;
+            };
+            collect(&payload, group, above, holding, &mut found);
+            // No later entry has a record before its first, so what is before that is complete.
+            let next_start = entries.get(at + 1).map_or(Lsn::MAX, |next| next.first_start);
+            let settled = next_start.min(unread_start);
+            while let Some(first) = found.first_entry() {
+                if first.key().start >= settled {
+                    break;
+                }
+                let (key, record): (TailKey, TailRecord) = first.remove_entry();
+                if !chosen.is_empty() && chosen_bytes + record.bytes.len() > limit {
+                    return Ok(Tail { batches: encode(&chosen), more: true });
+                }
+                chosen_bytes += record.bytes.len();
+                chosen.push((key.epoch, record));
+            }
+        }
+        Ok(Tail { batches: encode(&chosen), more: false })
+    }
+
+    /// Finds out where the redo in a file is that everything is materialized of, for the catalog until the next
+    /// checkpoint; nothing if the file is gone.
+    fn read_old_file(&self, number: u32) -> Result<Vec<EntryRef>, StoreError> {
+        let mut catalog = Catalog::default();
+        let scanned = scan_old_file(&self.files, self.identity.incarnation, number, &mut |entry| {
+            if entry.kind != EntryKind::Batch {
+                return Ok(());
+            }
+            let (prefix, _, records) = decode_entry(entry.position, &entry.payload)?;
+            let spans = || records.iter().map(|record| record.reference.span);
+            if let (Some(first_start), Some(last_end)) =
+                (spans().map(|span| span.start).min(), spans().map(|span| span.end).max())
+            {
+                let (position, length) = (entry.position, entry.payload.len() as u32);
+                catalog.push(EntryRef { position, length, groups: prefix.groups, first_start, last_end });
+            }
+            Ok(())
+        });
+        let mut state = self.lock();
+        let Some(file) = state.catalog.files.get_mut(&number) else {
+            // The file went while it was read.
+            return Ok(Vec::new());
+        };
+        scanned?;
+        let read = catalog.files.remove(&number).and_then(|file| file.entries).unwrap_or_default();
+        file.entries.get_or_insert_with(|| read.clone());
+        Ok(read)
+    }
+}
+
+/// What a tail is made from.
+struct TailSources {
+    /// By their first record.
+    entries: Vec<EntryRef>,
+    /// The lowest start of a record in files of which it is not known what is in them, and that file.
+    unread: Option<(Lsn, u32)>,
+    holding: Holding,
+    /// To be durable before anything is handed out.
+    sequence: Sequence,
+}
+
+/// Which records a segment has.
+///
+/// The log alone does not say it: a history that was installed by a recovery that did not finish may have cut a
+/// record, and the history that replaced it admit the record again. The segment does not have it any more, and
+/// a recovery must not count it as a copy.
+struct Holding {
+    history: EpochHistory,
+    /// Everything admitted up to here is complete and certain.
+    certain_through: Lsn,
+    /// What it has beyond.
+    uncertain: BTreeSet<(VolumeEpoch, Lsn, Lsn)>,
+}
+
+impl Holding {
+    fn of(segment: &Segment) -> Holding {
+        Holding {
+            history: segment.history().clone(),
+            certain_through: segment.known_durable().volume.end.min(segment.segment_complete_lsn()),
+            uncertain: segment
+                .uncertain()
+                .map(|record| (record.epoch, record.link.span.start, record.link.span.end))
+                .collect(),
+        }
+    }
+
+    fn has(&self, epoch: VolumeEpoch, span: RecordSpan) -> bool {
+        self.uncertain.contains(&(epoch, span.start, span.end))
+            || span.end <= self.certain_through && self.history.admits(epoch, span.end)
+    }
+}
+
+fn collect(
+    payload: &[u8],
+    group: GroupId,
+    above: Lsn,
+    holding: &Holding,
+    found: &mut BTreeMap<TailKey, TailRecord>,
+) {
+    // The payload's checksum was verified, and it was decoded before it was appended.
+    let Some((prefix, batch)) = BatchPrefix::decode(payload) else { return };
+    let Ok((header, reader)) = BatchReader::new(batch) else { return };
+    if !prefix.groups.contains(group) {
+        return;
+    }
+    let epoch = header.volume_epoch;
+    for record in reader.flatten() {
+        let span = record.span;
+        if span.end <= above || record.link(group).is_none() || !holding.has(epoch, span) {
+            continue;
+        }
+        let key = TailKey { start: span.start, epoch };
+        found.entry(key).or_insert_with(|| TailRecord {
+            span,
+            links: record.links.clone(),
+            bytes: record.bytes.to_vec(),
+        });
+    }
+}
+
+fn encode(records: &[(VolumeEpoch, TailRecord)]) -> Vec<Vec<u8>> {
+    let runs = records.chunk_by(|(epoch, _), (next, _)| epoch == next);
+    runs.map(|run| {
+        let mut builder =
+            BatchBuilder::new(&BatchHeader { volume_epoch: run[0].0, ..BatchHeader::default() });
+        for (_, record) in run {
+            builder.push(record.span, &record.links, &record.bytes);
+        }
+        builder.finish()
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_quorum::segment::Source;
+    use borealis_quorum::{ChainLink, DurablePoint, Promise};
+    use borealis_types::{EpochOpening, ServerVersion, WriterId};
+
+    fn span(start: u64, end: u64) -> RecordSpan {
+        RecordSpan { start: Lsn(start), end: Lsn(end) }
+    }
+
+    fn history(openings: &[(u64, RecordSpan)]) -> EpochHistory {
+        let mut history = EpochHistory::default();
+        for &(epoch, last) in openings {
+            history.push(EpochOpening {
+                epoch: VolumeEpoch(epoch),
+                last,
+                server_version: ServerVersion::NEWEST_TESTED,
+            });
+        }
+        history
+    }
+
+    #[test]
+    fn what_an_unfinished_recovery_cut_is_not_handed_out_when_a_later_history_admits_it_again() {
+        let point = |volume| DurablePoint { volume, group_tail: Lsn::ZERO };
+        let mut segment = Segment::new(GroupId(0));
+        segment.fence(Promise { epoch: VolumeEpoch(1), writer: WriterId(1) }).expect("fresh");
+        let first = history(&[(1, RecordSpan::NONE)]);
+        segment.install(Some(WriterId(1)), &first, point(RecordSpan::NONE)).expect("installed");
+        let written = span(100, 160);
+        let link = ChainLink { previous_end: Lsn::ZERO, span: written };
+        assert!(segment.offer(Source::Writer, VolumeEpoch(1), link).must_persist());
+        assert!(Holding::of(&segment).has(VolumeEpoch(1), written));
+
+        // Epoch 2's recovery did not see the record, cut it here, and stopped.
+        segment.fence(Promise { epoch: VolumeEpoch(2), writer: WriterId(2) }).expect("newer");
+        let second = history(&[(1, RecordSpan::NONE), (2, RecordSpan::NONE)]);
+        segment.install(Some(WriterId(2)), &second, point(RecordSpan::NONE)).expect("installed");
+        assert!(!Holding::of(&segment).has(VolumeEpoch(1), written));
+
+        // Epoch 3's recovery saw the record, not epoch 2's opening.
+        segment.fence(Promise { epoch: VolumeEpoch(3), writer: WriterId(3) }).expect("newer");
+        let third = history(&[(1, RecordSpan::NONE), (3, written)]);
+        let durable = DurablePoint { volume: written, group_tail: written.end };
+        segment.install(Some(WriterId(3)), &third, durable).expect("installed");
+        assert!(third.admits(VolumeEpoch(1), written.end));
+        assert!(!Holding::of(&segment).has(VolumeEpoch(1), written), "it was cut here and is not held");
+    }
+}

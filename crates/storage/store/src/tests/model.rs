@@ -1,0 +1,567 @@
+//! Random histories against a model that keeps every version of everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use borealis_quorum::Promise;
+use borealis_types::{
+    EpochOpening, GroupId, Lsn, META_GROUP, MetaKey, PageKey, RelationFork, ServerVersion, SlruKind,
+    VolumeEpoch, WriterId,
+};
+use borealis_wire::{GroupTail, RelationSize};
+
+use super::records::{TestEffect, Writer, Written, block, create, database, fork, mix, open, page_of};
+use crate::base::{database_of, in_database};
+use crate::index::slru_page_is_gone;
+use crate::{Origin, Policy, Store};
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut value = self.0;
+        value = (value ^ value >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        value = (value ^ value >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (value ^ value >> 31) % bound
+    }
+
+    fn chance(&mut self, of: u64) -> bool {
+        self.below(of) == 0
+    }
+}
+
+/// Everything as of one LSN, pages and values as their hashes.
+#[derive(Clone, Default)]
+struct World {
+    pages: BTreeMap<PageKey, u64>,
+    relations: BTreeMap<(GroupId, RelationFork), u32>,
+    meta: BTreeMap<MetaKey, u64>,
+}
+
+impl World {
+    fn apply(&mut self, record: &Written, writer: &Writer) {
+        let lsn = record.span.end;
+        let placement = writer.placement;
+        let value =
+            |old: Option<u64>| Some(mix(old.unwrap_or(0), lsn)).filter(|hash| !hash.is_multiple_of(5));
+        if record.links.iter().any(|link| link.group == META_GROUP) {
+            let counters = value(self.meta.get(&MetaKey::Counters).copied());
+            self.set_meta(MetaKey::Counters, counters);
+        }
+        for effect in &record.effects {
+            match effect {
+                TestEffect::Page(key) => {
+                    if record.existing_only && !self.pages.contains_key(key) {
+                        continue;
+                    }
+                    let hash = self.pages.entry(*key).or_default();
+                    *hash = mix(*hash, lsn);
+                    if let (PageKey::Block(block), false) = (key, record.existing_only) {
+                        let size = self.relations.entry((placement.group_of(key), block.relation_fork)).or_default();
+                        *size = (*size).max(block.block + 1);
+                    }
+                }
+                TestEffect::Create(fork) => {
+                    for group in placement.groups() {
+                        self.relations.entry((group, *fork)).or_default();
+                    }
+                }
+                TestEffect::Truncate(fork, blocks) => {
+                    for group in placement.groups() {
+                        if let Some(size) = self.relations.get_mut(&(group, *fork)) {
+                            *size = (*size).min(*blocks);
+                        }
+                    }
+                    self.pages.retain(|key, _| !matches!(key, PageKey::Block(block) if block.relation_fork == *fork && block.block >= *blocks));
+                }
+                TestEffect::Drop(locator) => self.drop_where(|fork| fork.locator == *locator),
+                TestEffect::DropDatabase(gone) => {
+                    self.drop_where(|fork| database_of(fork.locator) == *gone);
+                    self.meta.remove(&MetaKey::RelationMap(*gone));
+                }
+                TestEffect::Copy(from, to) => {
+                    let before = self.clone();
+                    self.drop_where(|fork| database_of(fork.locator) == *to);
+                    for (key, hash) in &before.pages {
+                        if let PageKey::Block(original) = key
+                            && database_of(original.relation_fork.locator) == *from
+                        {
+                            let copy = in_database(original.relation_fork, *to);
+                            self.pages.insert(block(copy, original.block), *hash);
+                        }
+                    }
+                    for ((group, fork), size) in &before.relations {
+                        if database_of(fork.locator) == *from {
+                            self.relations.insert((*group, in_database(*fork, *to)), *size);
+                        }
+                    }
+                    let map = before.meta.get(&MetaKey::RelationMap(*from)).copied();
+                    self.set_meta(MetaKey::RelationMap(*to), map);
+                }
+                TestEffect::TruncateSlru(kind, first_kept) => self.pages.retain(|key, _| {
+                    !matches!(key, PageKey::Slru { kind: of, page } if of == kind && slru_page_is_gone(*kind, *page, *first_kept))
+                }),
+                TestEffect::Meta(key) => {
+                    let hash = value(self.meta.get(key).copied());
+                    self.set_meta(key.clone(), hash);
+                }
+                TestEffect::Unknown => unreachable!("the model makes none"),
+            }
+        }
+    }
+
+    fn set_meta(&mut self, key: MetaKey, hash: Option<u64>) {
+        match hash {
+            Some(hash) => self.meta.insert(key, hash),
+            None => self.meta.remove(&key),
+        };
+    }
+
+    fn drop_where(&mut self, gone: impl Fn(&RelationFork) -> bool) {
+        self.pages.retain(|key, _| !matches!(key, PageKey::Block(block) if gone(&block.relation_fork)));
+        self.relations.retain(|(_, fork), _| !gone(fork));
+    }
+}
+
+/// What happened in all runs, to see that they happened.
+#[derive(Default, Debug)]
+struct Coverage {
+    reads: u64,
+    crashes: u64,
+    lost_tails: u64,
+    recoveries: u64,
+    materialized: u64,
+    copies: u64,
+    log_files_freed: u64,
+}
+
+struct Run {
+    random: Random,
+    folder: tempfile::TempDir,
+    store: Option<Store>,
+    writer: Writer,
+    /// As of each record.
+    versions: Vec<(Lsn, World)>,
+    /// Records that are not delivered yet.
+    delayed: Vec<Written>,
+    /// SCL of each group at the last sync.
+    synced: BTreeMap<GroupId, Lsn>,
+    coverage: Coverage,
+}
+
+const DATABASES: u64 = 3;
+
+impl Run {
+    fn new(seed: u64) -> Run {
+        let folder = tempfile::tempdir().unwrap();
+        let store = create(&folder.path().join("node"), 3);
+        let writer = Writer::start(&store);
+        Run {
+            random: Random(seed),
+            folder,
+            store: Some(store),
+            writer,
+            versions: Vec::new(),
+            delayed: Vec::new(),
+            synced: BTreeMap::new(),
+            coverage: Coverage::default(),
+        }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("node")
+    }
+
+    fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    fn world(&self, lsn: Lsn) -> World {
+        let at = self.versions.partition_point(|(version, _)| *version <= lsn);
+        at.checked_sub(1).map_or_else(World::default, |at| self.versions[at].1.clone())
+    }
+
+    fn random_fork(&mut self) -> RelationFork {
+        fork(1 + self.random.below(DATABASES) as u32, 16_384 + self.random.below(3) as u32)
+    }
+
+    fn random_effect(&mut self) -> TestEffect {
+        match self.random.below(60) {
+            0 => TestEffect::Truncate(self.random_fork(), self.random.below(300) as u32),
+            1 => TestEffect::Drop(self.random_fork().locator),
+            2 => {
+                let from = 1 + self.random.below(DATABASES) as u32;
+                let to = 1 + (from + self.random.below(DATABASES - 1) as u32) % DATABASES as u32;
+                self.coverage.copies += 1;
+                TestEffect::Copy(database(from), database(to))
+            }
+            3 => TestEffect::DropDatabase(database(1 + self.random.below(DATABASES) as u32)),
+            4 => TestEffect::TruncateSlru(SlruKind::Transactions, self.random.below(4) as u32 * 32),
+            5..8 => TestEffect::Create(self.random_fork()),
+            8..11 => {
+                TestEffect::Meta(MetaKey::RelationMap(database(1 + self.random.below(DATABASES) as u32)))
+            }
+            11..14 => TestEffect::Meta(MetaKey::PreparedTransaction(self.random.below(3) as u32)),
+            14..18 => TestEffect::Page(PageKey::Slru {
+                kind: SlruKind::Transactions,
+                page: self.random.below(130) as u32,
+            }),
+            18..30 => {
+                let fork = self.random_fork();
+                TestEffect::Page(block(fork, self.random.below(600) as u32))
+            }
+            _ => {
+                let fork = self.random_fork();
+                TestEffect::Page(block(fork, self.random.below(4) as u32))
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        for _ in 0..1 + self.random.below(8) {
+            let mut effects = Vec::new();
+            let existing_only = self.random.chance(10);
+            for _ in 0..self.random.below(4) {
+                let effect = self.random_effect();
+                let alone = !matches!(effect, TestEffect::Page(_) | TestEffect::Meta(_));
+                let status = matches!(effect, TestEffect::Page(PageKey::Slru { .. }));
+                let unreal = existing_only && (alone || status) || alone && !effects.is_empty();
+                if unreal || effects.contains(&effect) {
+                    continue;
+                }
+                effects.push(effect);
+                if alone {
+                    break;
+                }
+            }
+            let record = self.writer.write(effects, existing_only).clone();
+            let mut world = self.versions.last().map_or_else(World::default, |(_, world)| world.clone());
+            world.apply(&record, &self.writer);
+            self.versions.push((record.span.end, world));
+            self.delayed.push(record);
+        }
+    }
+
+    fn deliver(&mut self) {
+        let count = self.random.below(self.delayed.len() as u64 + 1) as usize;
+        let skip = if self.random.chance(4) { self.random.below(count as u64 + 1) as usize } else { 0 };
+        let batch: Vec<Written> = self.delayed.drain(skip..count).collect();
+        let encoded = self.writer.batch(&batch);
+        let again = self.random.chance(5);
+        let origin = Origin::Writer(self.writer.promise);
+        let appended = self.store().append(&encoded, origin).unwrap();
+        if again {
+            let repeated = self.store().append(&encoded, origin).unwrap();
+            assert_eq!(repeated.taken, 0, "the same batch was taken twice");
+            assert_eq!(repeated.progress, appended.progress);
+        }
+    }
+
+    fn sync(&mut self) {
+        for summary in self.store().summaries().unwrap() {
+            self.synced.insert(summary.group, summary.segment_complete_lsn);
+        }
+    }
+
+    fn raise_positions(&mut self) {
+        let above = |records: &[Written], lsn: Lsn| -> Vec<borealis_types::RecordSpan> {
+            records.iter().map(|record| record.span).filter(|span| span.end > lsn).collect()
+        };
+        // A quorum may be ahead of this store.
+        let choices = above(&self.writer.records, self.writer.durable.end);
+        if !choices.is_empty() {
+            self.writer.durable = choices[self.random.below(choices.len() as u64) as usize];
+        }
+        let choices = above(&self.writer.records, self.writer.minimum_read_point);
+        if let Some(choice) = choices.get(self.random.below(choices.len() as u64 + 1) as usize)
+            && choice.end <= self.writer.durable.end
+            && self.random.chance(2)
+        {
+            self.writer.minimum_read_point = choice.end;
+        }
+    }
+
+    fn read(&mut self) {
+        let summaries = self.store().summaries().unwrap();
+        let summary = &summaries[self.random.below(summaries.len() as u64) as usize];
+        let (from, through) = (summary.minimum_read_point, summary.readable_through);
+        if from > through {
+            return;
+        }
+        let mut lsn = Lsn(from.0 + self.random.below(through.0 - from.0 + 1));
+        if self.random.chance(3) {
+            lsn = through;
+        }
+        self.coverage.reads += 1;
+        self.compare(summary.group, lsn);
+    }
+
+    fn compare(&mut self, group: GroupId, lsn: Lsn) {
+        let world = self.world(lsn);
+        let store = self.store();
+        let here = |key: &PageKey| self.writer.placement.group_of(key) == group;
+        let ever: BTreeSet<PageKey> =
+            self.versions.iter().flat_map(|(_, world)| world.pages.keys()).copied().collect();
+        for key in ever.iter().filter(|key| here(key)) {
+            let page = store.read_page(group, key, lsn).unwrap();
+            let expected = world.pages.get(key).map(|hash| page_of(*hash));
+            assert_eq!(page, expected, "page {key} of group {group} as of {lsn}");
+        }
+        let checksums = store.page_checksums(group, lsn, None, 100_000).unwrap();
+        let checksums: BTreeMap<_, _> = checksums.into_iter().map(|sum| (sum.key, sum.checksum)).collect();
+        let expected = world.pages.iter().filter(|(key, _)| here(key));
+        let expected: BTreeMap<_, _> =
+            expected.map(|(key, hash)| (*key, Some(crc32c::crc32c(&page_of(*hash)[..])))).collect();
+        assert_eq!(checksums, expected, "checksums of group {group} as of {lsn}");
+        for number in 1..=DATABASES as u32 {
+            let listed = store.list_relations(group, database(number), lsn, None, 1000).unwrap();
+            let expected = world
+                .relations
+                .iter()
+                .filter(|((of, fork), _)| *of == group && database_of(fork.locator) == database(number));
+            let expected: Vec<_> = expected
+                .map(|((_, relation_fork), blocks)| RelationSize {
+                    relation_fork: *relation_fork,
+                    blocks: *blocks,
+                })
+                .collect();
+            assert_eq!(listed, expected, "relations of database {number} in group {group} as of {lsn}");
+            for size in expected {
+                let blocks = store.relation_size(group, size.relation_fork, lsn).unwrap();
+                assert_eq!(blocks, Some(size.blocks));
+            }
+        }
+        if group == META_GROUP {
+            let bytes = |hash: &u64| hash.to_le_bytes().to_vec();
+            let counters = store.read_meta(&MetaKey::Counters, lsn).unwrap();
+            assert_eq!(counters, world.meta.get(&MetaKey::Counters).map(bytes), "counters as of {lsn}");
+            let listed = store.list_meta(lsn, None, 1000).unwrap();
+            let expected = world.meta.iter().filter(|(key, _)| **key != MetaKey::Counters);
+            let expected: Vec<_> = expected.map(|(key, hash)| (key.clone(), bytes(hash))).collect();
+            assert_eq!(listed, expected, "small values as of {lsn}");
+            let pages = store.slru_pages(SlruKind::Transactions, lsn).unwrap();
+            let expected = world.pages.keys().filter_map(|key| match key {
+                PageKey::Slru { page, .. } => Some(*page),
+                PageKey::Block(_) => None,
+            });
+            assert_eq!(pages, expected.collect::<Vec<_>>(), "status pages as of {lsn}");
+        }
+    }
+
+    /// Kills the process and perhaps loses what was not synced, in part or in whole.
+    fn crash(&mut self) {
+        self.coverage.crashes += 1;
+        let store = self.store.take().unwrap();
+        let end = store.lock().log.end();
+        let durable = store.commit.durable();
+        drop(store);
+        if end.file() == durable.file() && end > durable && self.random.chance(2) {
+            self.coverage.lost_tails += 1;
+            let length = u64::from(end.offset() - durable.offset());
+            let from = u64::from(durable.offset()) + self.random.below(length);
+            let count = 1 + self.random.below(u64::from(end.offset()) - from);
+            let path = self.path().join("log").join(format!("{:010}.log", end.file()));
+            let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.write_all_at(&vec![0; count as usize], from).unwrap();
+        }
+        self.reopen();
+        let summaries = self.store().summaries().unwrap();
+        for summary in summaries {
+            let synced = self.synced.get(&summary.group).copied().unwrap_or_default();
+            let complete = summary.segment_complete_lsn;
+            assert!(complete >= synced, "group {} lost what was acknowledged", summary.group);
+        }
+        // As a driver does when it connects again.
+        self.delayed = self.writer.records.clone();
+        let epoch = self.writer.promise.epoch;
+        self.catch_up(epoch);
+    }
+
+    fn reopen(&mut self) {
+        self.store = Some(open(&self.path()).unwrap());
+    }
+
+    /// Brings records of earlier epochs as a peer would, so that the writer need not.
+    fn catch_up(&mut self, epoch: VolumeEpoch) {
+        let (old, new): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.delayed).into_iter().partition(|record| record.epoch < epoch);
+        self.delayed = new;
+        for run in old.chunk_by(|record, next| record.epoch == next.epoch) {
+            let mut builder = borealis_wire::BatchBuilder::new(&borealis_wire::BatchHeader {
+                volume_epoch: run[0].epoch,
+                ..Default::default()
+            });
+            for record in run {
+                builder.push(record.span, &record.links, &record.bytes);
+            }
+            let batch = builder.finish();
+            for group in self.writer.placement.groups() {
+                self.store().append(&batch, Origin::Peer(group)).unwrap();
+            }
+        }
+    }
+
+    /// A new writer cuts at some record that is not known to be durable.
+    fn recover(&mut self) {
+        self.coverage.recoveries += 1;
+        let writer = &mut self.writer;
+        let keep = writer.records.partition_point(|record| record.span.end <= writer.durable.end);
+        let kept = keep + self.random.below((writer.records.len() - keep) as u64 + 1) as usize;
+        let release = ServerVersion::NEWEST_TESTED.server_version_num() - self.random.below(3) as u32;
+        let server_version = ServerVersion::new(release).unwrap();
+        let promise = Promise {
+            epoch: VolumeEpoch(writer.promise.epoch.0 + 1),
+            writer: WriterId(self.random.below(1000) + 1),
+        };
+        let old = std::mem::replace(&mut writer.promise, promise);
+        let store = self.store.as_ref().unwrap();
+        store.fence(promise).unwrap();
+        let mut builder = borealis_wire::BatchBuilder::new(&borealis_wire::BatchHeader {
+            volume_epoch: old.epoch,
+            ..Default::default()
+        });
+        if let Some(record) = writer.records.iter().find(|record| record.epoch == old.epoch) {
+            builder.push(record.span, &record.links, &record.bytes);
+            assert!(store.append(&builder.finish(), Origin::Writer(old)).is_err(), "fenced, and not refused");
+        }
+        writer.records.truncate(kept);
+        self.versions.truncate(kept);
+        writer.durable = writer.last();
+        writer.history.push(EpochOpening { epoch: promise.epoch, last: writer.durable, server_version });
+        let tails: Vec<GroupTail> = writer
+            .placement
+            .groups()
+            .map(|group| GroupTail { group, last_end: writer.tail_at(group, Lsn::MAX) })
+            .collect();
+        store.install(promise.writer, &writer.history, &tails).unwrap();
+        for summary in store.summaries().unwrap() {
+            assert!(summary.segment_complete_lsn <= writer.durable.end, "something survived the cut");
+            self.synced.insert(summary.group, summary.segment_complete_lsn);
+        }
+        self.delayed = writer.records.clone();
+        self.catch_up(promise.epoch);
+    }
+
+    /// What the store hands to peers is what it has, exactly.
+    fn check_tail(&mut self) {
+        let summaries = self.store().chain_summaries().unwrap();
+        for summary in summaries {
+            let above = Lsn(self.random.below(self.writer.last().end.0 + 1));
+            let materialized = self.store().summaries().unwrap();
+            let released = materialized.iter().map(|s| s.materialized_lsn).max().unwrap();
+            let mut from = above.max(released);
+            let mut found = Vec::new();
+            loop {
+                let tail = self.store().read_tail(summary.group, from, 2000).unwrap();
+                for batch in &tail.batches {
+                    let (header, reader) = borealis_wire::BatchReader::new(batch).unwrap();
+                    for record in reader {
+                        let record = record.unwrap();
+                        assert!(record.span.end > from, "the tail goes back");
+                        from = record.span.end;
+                        found.push((header.volume_epoch, record.span, record.bytes.to_vec()));
+                    }
+                }
+                if !tail.more {
+                    break;
+                }
+            }
+            let complete = summary.complete.end;
+            let expected = self.writer.records.iter().filter(|record| {
+                record.links.iter().any(|link| link.group == summary.group)
+                    && record.span.end > above.max(released)
+                    && record.span.end <= complete
+            });
+            let expected: Vec<_> =
+                expected.map(|record| (record.epoch, record.span, record.bytes.clone())).collect();
+            let connected: Vec<_> =
+                found.iter().filter(|(_, span, _)| span.end <= complete).cloned().collect();
+            assert_eq!(connected, expected);
+            for (epoch, span, bytes) in found {
+                let real = self.writer.records.iter().find(|record| record.span == span);
+                assert!(real.is_some_and(|record| record.bytes == bytes && record.epoch == epoch));
+            }
+        }
+    }
+
+    fn materialize(&mut self) {
+        if self.random.chance(3) {
+            let floor = Lsn(self.random.below(self.writer.last().end.0 + 1));
+            for group in self.writer.placement.groups() {
+                self.store().set_peer_floor(group, floor);
+            }
+        }
+        let progress = self.store().materialize(Policy::Now).unwrap();
+        self.coverage.materialized += u64::from(progress.advanced);
+        self.coverage.log_files_freed += progress.log_files_freed;
+        self.sync();
+        self.check_regions();
+    }
+
+    /// Every region that was ever used is in use or free, and not both.
+    fn check_regions(&self) {
+        for hosted in self.store().lock().segments.values() {
+            let used = hosted.base.extents.values().map(|extent| extent.region);
+            let mut regions: Vec<u32> = used.chain(hosted.base.free_regions.iter().copied()).collect();
+            regions.sort_unstable();
+            assert!(regions.into_iter().eq(0..hosted.base.next_region), "group {}", hosted.group());
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.below(24) {
+            0..7 => self.write(),
+            7..13 => self.deliver(),
+            13..15 => self.sync(),
+            15..18 => self.raise_positions(),
+            18..20 => self.read(),
+            20 => self.materialize(),
+            21 => self.check_tail(),
+            22 if self.random.chance(2) => self.crash(),
+            23 if self.random.chance(4) => self.recover(),
+            _ => {}
+        }
+        assert_eq!(self.store().failure(), None);
+    }
+}
+
+fn remember(total: &mut Coverage, run: &Coverage) {
+    total.reads += run.reads;
+    total.crashes += run.crashes;
+    total.lost_tails += run.lost_tails;
+    total.recoveries += run.recoveries;
+    total.materialized += run.materialized;
+    total.copies += run.copies;
+    total.log_files_freed += run.log_files_freed;
+}
+
+fn runs(seeds: std::ops::Range<u64>, steps: usize) -> Coverage {
+    let mut total = Coverage::default();
+    for seed in seeds {
+        let mut run = Run::new(seed);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..steps {
+                run.step();
+            }
+        }));
+        if let Err(panic) = result {
+            eprintln!("seed {seed} failed; store at {}", Path::new(run.folder.path()).display());
+            std::panic::resume_unwind(panic);
+        }
+        remember(&mut total, &run.coverage);
+    }
+    total
+}
+
+#[test]
+fn random_histories_read_as_the_model_does() {
+    let seeds = std::env::var("BOREALIS_MODEL_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
+    let total = runs(0..seeds, 400);
+    eprintln!("{total:?}");
+    let Coverage { reads, crashes, lost_tails, recoveries, materialized, copies, log_files_freed } = total;
+    for happened in [reads, crashes, lost_tails, recoveries, materialized, copies, log_files_freed] {
+        assert!(happened > 0, "the runs do not cover everything");
+    }
+}

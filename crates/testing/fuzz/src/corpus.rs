@@ -1,0 +1,178 @@
+//! The committed corpus: records that a stock server wrote, each with the pages and values it was applied to.
+//!
+//! `examples/collect_corpus.rs` makes it: for each operation the few smallest samples that its workload brings. It is
+//! one LZ4 block, length first, of samples with a four-byte length before each.
+
+use borealis_types::{GroupId, Lsn, NodeId, PageBytes, PageKey, RecordSpan, VolumeEpoch, VolumeId};
+use borealis_wal::ResourceManager;
+use borealis_wire::message::{Caller, Reply, Request, encode_message};
+use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
+
+use crate::{Input, Sample};
+
+/// Where a page's pointers to its tuples begin; `pd_lower`, at 12, says where they end.
+const PAGE_HEADER_BYTES: u16 = 24;
+
+const SAMPLES: &[u8] = include_bytes!("../corpus/samples.lz4");
+
+/// Every sample of the corpus, those of GiST for both releases and with removals, and some of operations that take millions of transactions to write; encoded.
+///
+/// # Panics
+/// If the committed file is damaged.
+#[must_use]
+pub fn samples() -> Vec<Vec<u8>> {
+    let bytes = lz4_flex::decompress_size_prepended(SAMPLES).expect("the committed corpus unpacks");
+    let mut input = Input::new(&bytes);
+    let mut samples = Vec::new();
+    while !input.is_empty() {
+        let length = input.u32() as usize;
+        samples.push(input.bytes(length).to_vec());
+    }
+    let removals: Vec<_> = samples.iter().filter_map(|bytes| gist_removal(bytes)).collect();
+    samples.extend(removals);
+    let older: Vec<_> = samples.iter().filter_map(|bytes| by_older_release(bytes)).collect();
+    samples.extend(older);
+    samples.extend(rare());
+    samples
+}
+
+/// A change to a page of a GiST index, as one that removes the first tuple (`gistxlogPageUpdate` in `gistxlog.h`). The
+/// smallest samples, which the corpus has, only add some.
+fn gist_removal(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut sample = Sample::decode(&mut Input::new(bytes));
+    let is_update = sample.resource_manager == ResourceManager::Gist.number() && sample.info & 0xF0 == 0;
+    let has_tuple = |page: &PageBytes| u16::from_le_bytes([page[12], page[13]]) > PAGE_HEADER_BYTES;
+    let block = sample.blocks.first_mut().filter(|block| is_update && block.image.is_none())?;
+    let key = PageKey::Block(block.key);
+    let has_tuple = sample.pages.iter().any(|(known, page)| *known == key && has_tuple(page));
+    // One to remove, none to add; its number.
+    sample.main_data = vec![1, 0, 0, 0];
+    block.data = vec![1, 0];
+    has_tuple.then(|| sample.encode())
+}
+
+/// The sample as the older release wrote it, if redo of that differs (see `releases.rs` of borealis-redo). A mutation
+/// alone would seldom meet both the release and the page.
+fn by_older_release(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut sample = Sample::decode(&mut Input::new(bytes));
+    let differs = sample.resource_manager == ResourceManager::Gist.number() && !sample.by_older_release;
+    sample.by_older_release = true;
+    differs.then(|| sample.encode())
+}
+
+/// Records of the status stores' pages (`clog_redo` in `clog.c`, `commit_ts_redo` in `commit_ts.c`): resource manager,
+/// operation, and four-byte fields.
+fn rare() -> impl Iterator<Item = Vec<u8>> {
+    let clog = ResourceManager::Clog.number();
+    let commit_ts = ResourceManager::CommitTs.number();
+    let records: [(u8, u8, &[u32]); 4] =
+        [(clog, 0, &[3]), (clog, 0x10, &[1, 40_000, 5]), (commit_ts, 0, &[3]), (commit_ts, 0x10, &[1, 900])];
+    records.into_iter().map(|(resource_manager, info, fields)| {
+        let sample = Sample {
+            resource_manager,
+            info,
+            xid: 0,
+            origin: None,
+            top_level_xid: None,
+            by_older_release: false,
+            main_data: fields.iter().flat_map(|field| field.to_le_bytes()).collect(),
+            blocks: Vec::new(),
+            pages: Vec::new(),
+            values: Vec::new(),
+        };
+        sample.encode()
+    })
+}
+
+/// The file of these samples.
+#[must_use]
+pub fn pack(samples: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for sample in samples {
+        bytes.extend_from_slice(&(sample.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(sample);
+    }
+    lz4_flex::compress_prepend_size(&bytes)
+}
+
+/// Inputs that a target can start from.
+#[must_use]
+pub fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let with_prefix = |prefix: &[u8]| -> Vec<Vec<u8>> {
+        samples().into_iter().map(|sample| [prefix, &sample].concat()).collect()
+    };
+    match target {
+        "redo_record" => samples(),
+        "meta_value" => {
+            let is_of_values = |bytes: &Vec<u8>| !Sample::decode(&mut Input::new(bytes)).values.is_empty();
+            samples().into_iter().filter(is_of_values).collect()
+        }
+        "record_effects" => {
+            let raw = samples().into_iter().map(|bytes| {
+                [&[1], &*Sample::decode(&mut Input::new(&bytes)).record_bytes(Lsn(0x28))].concat()
+            });
+            with_prefix(&[0]).into_iter().chain(raw).collect()
+        }
+        "wal_stream" => crate::stream::seeds(&samples()),
+        "control_file" => vec![vec![1; 300], vec![0; 300]],
+        "proto_frame" => frames(),
+        "redo_batch" => vec![batch()],
+        "store_files" => crate::store::seeds(),
+        "shim_path" => PATHS.iter().map(|path| path.as_bytes().to_vec()).collect(),
+        other => unreachable!("{other} is no target"),
+    }
+}
+
+const PATHS: [&str; 8] = [
+    "base/5/1259_vm.12",
+    "./base//5/16384.1",
+    "global/1262_fsm",
+    "pg_tblspc/16400/PG_15_202209061/5/16401_init",
+    "pg_wal/00000001000000020000000A",
+    "pg_multixact/members/14078",
+    "/dev/shm/data/pg_xact/0A1F",
+    "pg_commit_ts/../pg_xact/0000",
+];
+
+/// A redo batch of a few records.
+pub(crate) fn batch() -> Vec<u8> {
+    let mut builder = BatchBuilder::new(&BatchHeader {
+        volume_epoch: VolumeEpoch(3),
+        durable: RecordSpan { start: Lsn(100), end: Lsn(160) },
+        minimum_read_point: Lsn(160),
+        tails: vec![GroupTail { group: GroupId(0), last_end: Lsn(160) }],
+    });
+    for start in [200, 300, 400] {
+        let link = |group| GroupLink { group: GroupId(group), previous_end: Lsn(start - 40) };
+        let span = RecordSpan { start: Lsn(start), end: Lsn(start + 64) };
+        builder.push(span, &[link(1), link(3)], &[7; 60]);
+    }
+    builder.finish()
+}
+
+/// Frames, as `proto_frame` reads them: the flags that have it make checksum and length, the way the stream is cut,
+/// and the payloads.
+fn frames() -> Vec<Vec<u8>> {
+    let hello =
+        Request::Hello { protocol: 1, volume: VolumeId(7), node: NodeId(2), caller: Caller::Peer(NodeId(3)) };
+    let key = PageKey::Slru { kind: borealis_types::SlruKind::Transactions, page: 4 };
+    let mut payloads = vec![
+        encode_message(1, &hello),
+        encode_message(2, &Request::Summaries),
+        encode_message(3, &Request::ReadTail { group: GroupId(1), above: Lsn(9), limit_bytes: 1000 }),
+        encode_message(4, &Request::ReadPage { group: GroupId(1), key, lsn: Lsn(900) }),
+        encode_message(5, &Reply::Refused(borealis_wire::Refusal::Fenced(VolumeEpoch(4)))),
+    ];
+    let mut append = borealis_wire::message::append_header(6).to_vec();
+    append.extend_from_slice(&batch());
+    payloads.push(append);
+    payloads
+        .iter()
+        .map(|payload| {
+            let mut seed = vec![0, 16];
+            seed.extend_from_slice(&(payload.len() as u16).to_le_bytes());
+            seed.extend_from_slice(payload);
+            seed
+        })
+        .collect()
+}

@@ -3,6 +3,7 @@
 //! Invariant: no I/O, no clock, no randomness; every type is plain data.
 
 mod history;
+mod invariant;
 mod key;
 mod lsn;
 mod placement;

@@ -11,6 +11,11 @@ use std::collections::BTreeSet;
 use borealis_types::{Lsn, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP, WRITE_QUORUM};
 use serde::{Deserialize, Serialize};
 
+// Any write quorum meets any other, and any read quorum; two zones of three hold a write quorum.
+const _: () = assert!(2 * WRITE_QUORUM > SEGMENTS_PER_GROUP);
+const _: () = assert!(WRITE_QUORUM + READ_QUORUM > SEGMENTS_PER_GROUP);
+const _: () = assert!(WRITE_QUORUM <= SEGMENTS_PER_GROUP / 3 * 2);
+
 /// The nodes that hold one group: one or more sets of six.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(try_from = "Vec<[NodeId; SEGMENTS_PER_GROUP]>", into = "Vec<[NodeId; SEGMENTS_PER_GROUP]>")]

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use borealis_types::{GroupId, Lsn, NodeId};
+use borealis_types::{GroupId, Lsn, NodeId, invariant};
 
 /// Every how many choices another node than the best is asked.
 pub const PROBE_INTERVAL: u64 = 64;
@@ -129,7 +129,18 @@ impl ReadRouter {
         if let Some(health) = self.nodes.get_mut(&node) {
             health.last_picked = self.choices;
         }
+        self.assert_may_answer(node, group, needed);
         Some(Route { node, hedge_after: self.hedge_after(node), probe })
+    }
+
+    fn assert_may_answer(&self, node: NodeId, group: GroupId, needed: Lsn) {
+        let through = self.readable.get(&group).and_then(|group| group.get(&node));
+        let may_answer = through.is_some_and(|&through| through >= needed);
+        invariant!(
+            "asked-peer-is-complete",
+            may_answer,
+            "node {node} has group {group} to {through:?}, not {needed}"
+        );
     }
 
     /// When to ask a second node: later than this node answers nearly always.
@@ -211,6 +222,12 @@ mod tests {
             }
         }
         router
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant asked-peer-is-complete is broken")]
+    fn a_node_asked_for_what_it_lacks_is_noticed() {
+        router(&[1]).assert_may_answer(NodeId(0), GROUP, Lsn(101));
     }
 
     #[test]

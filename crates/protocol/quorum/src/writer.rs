@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch};
+use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch, invariant};
 
 use crate::quorum_set::QuorumSets;
 use crate::{DurablePoint, GroupLink, GroupTail};
@@ -111,8 +111,9 @@ impl WriterTracker {
     /// If the record does not come after the one before, goes to no group, or to one that does not exist:
     /// the stream would have a hole.
     pub fn ship(&mut self, span: RecordSpan, groups: GroupSet, links: &mut Vec<GroupLink>) {
-        assert!(span.start >= self.shipped.end && span.end > span.start, "records are shipped in order");
-        assert!(!groups.is_empty(), "every record goes to a group");
+        let in_order = span.start >= self.shipped.end && span.end > span.start;
+        invariant!("shipped-in-order", in_order, "{span:?} after {:?}", self.shipped);
+        invariant!("every-record-has-a-group", !groups.is_empty(), "{span:?}");
         links.clear();
         for id in groups.iter() {
             let group = self.group_mut(id);
@@ -191,16 +192,28 @@ impl WriterTracker {
 
     fn advance_durable(&mut self) -> Acknowledgement {
         let before = self.durable;
+        let mut advanced = GroupSet::EMPTY;
         while let Some(&(span, groups)) = self.pending.front() {
             if !groups.iter().all(|id| self.group(id).group_complete >= span.end) {
                 break;
             }
             for id in groups.iter() {
                 self.group_mut(id).durable_tail = span.end;
+                advanced = advanced.with(id);
             }
             self.durable = span;
             self.pending.pop_front();
         }
+        // Counted anew from what each member said, whatever was remembered along the way. Only where VDL moved: a
+        // member that came back with less does not make undone what was decided.
+        for id in advanced.iter() {
+            let group = self.group(id);
+            let tail = group.durable_tail;
+            let quorum = group.members.is_write_quorum(|node| group.complete_of(node) >= tail);
+            invariant!("durable-at-write-quorum", quorum, "group {id} to {tail}: {:?}", group.complete);
+        }
+        invariant!("durable-never-falls", self.durable.end >= before.end, "{:?}, {before:?}", self.durable);
+        invariant!("durable-was-shipped", self.durable.end <= self.shipped.end, "{:?}", self.durable);
         if self.durable == before { Acknowledgement::Noted } else { Acknowledgement::Durable(self.durable) }
     }
 
@@ -307,6 +320,58 @@ mod tests {
 
     fn tracker(groups: usize) -> WriterTracker {
         WriterTracker::new(EPOCH, members(groups), RecordSpan::NONE, &[])
+    }
+
+    /// A tracker of one group that shipped one record, which ends at 40.
+    fn shipped_one() -> WriterTracker {
+        let mut tracker = tracker(1);
+        tracker.ship(span(8, 40), GroupSet::EMPTY.with(GroupId(0)), &mut Vec::new());
+        tracker
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant shipped-in-order is broken")]
+    fn a_record_shipped_twice_is_noticed() {
+        shipped_one().ship(span(8, 40), GroupSet::EMPTY.with(GroupId(0)), &mut Vec::new());
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant every-record-has-a-group is broken")]
+    fn a_record_that_goes_nowhere_is_noticed() {
+        shipped_one().ship(span(40, 80), GroupSet::EMPTY, &mut Vec::new());
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant durable-at-write-quorum is broken")]
+    fn a_record_called_durable_with_three_copies_is_noticed() {
+        let mut tracker = shipped_one();
+        for node in 0..3 {
+            tracker.acknowledge(NodeId(node), GroupId(0), EPOCH, Lsn(40)).expect("it was shipped");
+        }
+        tracker.groups[0].group_complete = Lsn(40);
+        tracker.advance_durable();
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant durable-never-falls is broken")]
+    fn a_durable_position_that_falls_is_noticed() {
+        let mut tracker = shipped_one();
+        for node in 0..4 {
+            tracker.acknowledge(NodeId(node), GroupId(0), EPOCH, Lsn(40)).expect("it was shipped");
+        }
+        // The same record once more, as if it stood before the durable position.
+        tracker.pending.push_back((span(8, 32), GroupSet::EMPTY.with(GroupId(0))));
+        tracker.advance_durable();
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant durable-was-shipped is broken")]
+    fn a_durable_position_that_nobody_shipped_is_noticed() {
+        let mut tracker = shipped_one();
+        tracker.shipped = span(0, 8);
+        for node in 0..4 {
+            tracker.acknowledge(NodeId(node), GroupId(0), EPOCH, Lsn(40)).expect("it was shipped");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Lsn, RecordSpan, ServerVersion, VolumeEpoch};
+use crate::{Lsn, RecordSpan, ServerVersion, VolumeEpoch, invariant};
 
 /// How one recovery opened an epoch. Every record of an older epoch that ends after `last.end` is gone for ever;
 /// what comes after `last.end` is written in this epoch, by a server of this release.
@@ -86,7 +86,8 @@ impl EpochHistory {
     /// If its epoch is not above every epoch already there, or it lies before an older opening: a recovery never
     /// rewrites an older one, and never cuts below what an older one kept.
     pub fn push(&mut self, opening: EpochOpening) {
-        assert!(self.may_continue_with(&opening), "openings must come in epoch order, and in log order");
+        let follows = self.may_continue_with(&opening);
+        invariant!("openings-in-order", follows, "{opening:?} after {:?}", self.newest());
         Arc::make_mut(&mut self.openings).push(opening);
     }
 
@@ -239,6 +240,14 @@ mod tests {
         assert!(!history.admits(VolumeEpoch(3), Lsn(41)) && !history.admits(VolumeEpoch(5), Lsn(40)));
         assert_eq!(history.server_version_of(VolumeEpoch(2)), Some(release(19)));
         assert_eq!(history.server_version_of(VolumeEpoch(3)), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant openings-in-order is broken")]
+    fn an_opening_before_an_older_one_is_noticed() {
+        let mut history = EpochHistory::default();
+        history.push(opening(1, 40, 18));
+        history.push(opening(2, 32, 18));
     }
 
     #[test]

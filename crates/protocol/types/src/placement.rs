@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{GroupId, PageKey};
+use crate::{GroupId, PageKey, invariant};
 
 /// The group that also owns what is not a relation block.
 pub const META_GROUP: GroupId = GroupId(0);
@@ -67,7 +67,9 @@ impl Placement {
         hash = (hash ^ hash >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
         hash ^= hash >> 31;
         // Lemire's range reduction; the value is below `group_count`, so it fits.
-        GroupId(((u128::from(hash) * u128::from(self.group_count)) >> 64) as u16)
+        let group = ((u128::from(hash) * u128::from(self.group_count)) >> 64) as u16;
+        invariant!("page-has-a-group", group < self.group_count, "group {group} of {}", self.group_count);
+        GroupId(group)
     }
 }
 
@@ -155,6 +157,12 @@ mod tests {
     fn block(database: u32, relation: u32, block: u32) -> PageKey {
         let locator = RelationLocator { tablespace: 1663, database, relation };
         PageKey::Block(BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block })
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant page-has-a-group is broken")]
+    fn a_page_of_no_group_is_noticed() {
+        let _ = Placement { group_count: 0 }.group_of(&block(5, 16384, 0));
     }
 
     #[test]

@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use borealis_types::{EpochHistory, EpochOpening, GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch};
+use borealis_types::{EpochHistory, EpochOpening, GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch, invariant};
 
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
@@ -270,15 +270,25 @@ impl<Handle: Clone> Recovery<Handle> {
         });
         if done {
             self.finished = true;
-            let decision = self.decision.as_ref().expect("installing follows the decision");
-            commands.push(Command::Done(Outcome {
-                promise: self.options.promise,
-                durable: decision.durable,
-                history: decision.history.clone(),
-                tails: self.outcome_tails(decision),
-            }));
+            commands.push(Command::Done(self.outcome()));
         }
         Ok(())
+    }
+
+    fn outcome(&self) -> Outcome {
+        let decision = self.decision.as_ref().expect("installing follows the decision");
+        for (id, group) in self.group_ids().zip(&self.groups) {
+            let quorum = group.members.is_write_quorum(|node| self.installed.contains(&node));
+            invariant!("writer-starts-at-write-quorum", quorum, "group {id}: only {:?}", self.installed);
+        }
+        let (newest, promise) = (decision.history.newest_epoch(), self.options.promise);
+        invariant!("opening-is-of-the-promise", newest == promise.epoch, "{newest}, {promise:?}");
+        Outcome {
+            promise,
+            durable: decision.durable,
+            history: decision.history.clone(),
+            tails: self.outcome_tails(decision),
+        }
     }
 
     fn group_ids(&self) -> impl Iterator<Item = GroupId> + use<Handle> {
@@ -339,12 +349,24 @@ impl<Handle: Clone> Recovery<Handle> {
 
     /// Step 3.
     fn decide(&self) -> Result<Decision, Failure> {
+        for (id, group) in self.group_ids().zip(&self.groups) {
+            let is_read = |node| group.tails.get(&node).is_some_and(|tail: &Tail| tail.complete);
+            let quorum = group.members.is_write_quorum(is_read);
+            invariant!("decision-has-read-a-write-quorum", quorum, "group {id}");
+        }
         let known = self
             .group_ids()
             .map(|id| self.known_durable(id).volume)
             .max_by_key(|span| span.end)
             .unwrap_or(RecordSpan::NONE);
         let known_tails: Vec<Lsn> = self.group_ids().map(|id| self.known_durable(id).group_tail).collect();
+        for (group, &tail) in self.group_ids().zip(&known_tails) {
+            // Nobody's group ends after the durable point it is told with; a node that says so is damaged.
+            if tail > known.end {
+                let what = "a durable point below the group's own end";
+                return Err(Failure::Contradiction { group, position: tail, what });
+            }
+        }
         let mut tails = Vec::with_capacity(known_tails.len());
         for (id, &from) in self.group_ids().zip(&known_tails) {
             tails.push(self.group_tail_at(id, from, known.end)?);
@@ -382,6 +404,7 @@ impl<Handle: Clone> Recovery<Handle> {
         }
         let RecoveryOptions { promise, server_version, .. } = self.options;
         history.push(EpochOpening { epoch: promise.epoch, last: durable, server_version });
+        assert_keeps_durable(durable, known, &tails, &known_tails);
         Ok(Decision { durable, tails, known_tails, history })
     }
 
@@ -510,6 +533,7 @@ impl<Handle: Clone> Recovery<Handle> {
                 records: self.missing(node, group),
             },
             Request::Install(node) => {
+                invariant!("install-follows-repair", self.installing, "node {node}");
                 let decision = self.decision.as_ref().expect("installing follows the decision");
                 let tails = self.outcome_tails(decision);
                 Command::Install { node, promise, history: decision.history.clone(), tails }
@@ -539,4 +563,11 @@ impl<Handle: Clone> Recovery<Handle> {
             })
             .collect()
     }
+}
+
+/// What any member knew to be durable stays, for the volume and for each group, and no group ends after the volume.
+fn assert_keeps_durable(durable: RecordSpan, known: RecordSpan, tails: &[Lsn], known_tails: &[Lsn]) {
+    invariant!("recovery-keeps-durable", durable.end >= known.end, "{durable:?}, known {known:?}");
+    let within = tails.iter().zip(known_tails).all(|(tail, known)| known <= tail && *tail <= durable.end);
+    invariant!("recovery-keeps-durable", within, "groups end at {tails:?}, known {known_tails:?}");
 }

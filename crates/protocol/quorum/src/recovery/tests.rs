@@ -408,3 +408,86 @@ fn a_segment_that_claims_an_opening_as_new_as_the_promise_is_refused() {
         assert!(answers(4).iter().all(late), "epoch {claimed} of a late member");
     }
 }
+
+#[test]
+fn a_durable_point_that_contradicts_itself_is_refused() {
+    let mut cluster = Cluster::new(2);
+    let mut writer = Writer::first(&mut cluster);
+    let first = writer.ship(&mut cluster, &[(0, &ALL), (1, &ALL)], 1);
+    let point = DurablePoint { volume: first.span, group_tail: Lsn(first.span.end.0 + 800) };
+    cluster.segments[3][1].observe_durable(VolumeEpoch(1), point);
+    let failed = cluster.recover(2, |_| true).expect("it ends");
+    assert!(
+        matches!(failed, Err(Failure::Contradiction { group: GroupId(1), .. })),
+        "group 1 cannot end after the durable point: {failed:?}"
+    );
+}
+
+/// A recovery of one group that nobody has answered yet.
+fn unanswered() -> Recovery<u64> {
+    let options = RecoveryOptions {
+        promise: promise(2),
+        server_version: release(2),
+        members: Cluster::new(1).members(),
+        retry_after: Duration::from_secs(1),
+        give_up_after: None,
+    };
+    Recovery::start(options, Duration::ZERO).0
+}
+
+/// A decision of the first recovery of a volume, whatever was read.
+fn decision(history: EpochHistory) -> super::Decision {
+    super::Decision {
+        durable: RecordSpan::NONE,
+        tails: vec![Lsn::ZERO],
+        known_tails: vec![Lsn::ZERO],
+        history,
+    }
+}
+
+#[test]
+#[should_panic(expected = "invariant decision-has-read-a-write-quorum is broken")]
+fn a_decision_from_what_three_said_is_noticed() {
+    let mut recovery = unanswered();
+    for node in 0..3 {
+        let tail = super::Tail { above: Lsn::ZERO, complete: true, has: BTreeMap::new(), suffices: None };
+        recovery.groups[0].tails.insert(NodeId(node), tail);
+    }
+    let _ = recovery.decide();
+}
+
+#[test]
+#[should_panic(expected = "invariant install-follows-repair is broken")]
+fn a_history_installed_before_the_repairs_is_noticed() {
+    let mut recovery = unanswered();
+    recovery.decision = Some(decision(EpochHistory::default()));
+    recovery.request(super::Request::Install(NodeId(0)), Duration::ZERO, &mut Vec::new());
+}
+
+#[test]
+#[should_panic(expected = "invariant writer-starts-at-write-quorum is broken")]
+fn a_writer_let_start_by_three_is_noticed() {
+    let mut recovery = unanswered();
+    recovery.decision = Some(decision(EpochHistory::default()));
+    recovery.installed = [0, 1, 2].map(NodeId).into();
+    let _ = recovery.outcome();
+}
+
+#[test]
+#[should_panic(expected = "invariant opening-is-of-the-promise is broken")]
+fn an_outcome_of_another_epoch_is_noticed() {
+    let mut recovery = unanswered();
+    let mut history = EpochHistory::default();
+    let last = RecordSpan::NONE;
+    history.push(EpochOpening { epoch: VolumeEpoch(1), last, server_version: release(1) });
+    recovery.decision = Some(decision(history));
+    recovery.installed = [0, 1, 2, 3].map(NodeId).into();
+    let _ = recovery.outcome();
+}
+
+#[test]
+#[should_panic(expected = "invariant recovery-keeps-durable is broken")]
+fn a_decision_below_what_is_known_to_be_durable_is_noticed() {
+    let span = |start, end| RecordSpan { start: Lsn(start), end: Lsn(end) };
+    super::assert_keeps_durable(span(8, 40), span(40, 72), &[Lsn(40)], &[Lsn(40)]);
+}

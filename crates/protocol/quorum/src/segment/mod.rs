@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch, WriterId};
+use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch, WriterId, invariant};
 
 use crate::{ChainLink, DurablePoint, Promise};
 
@@ -171,6 +171,7 @@ impl Segment {
             }
             self.extend(record);
             self.connect_held();
+            self.assert_consistent();
             return Offer::Complete;
         }
         self.hold(source, record)
@@ -207,9 +208,15 @@ impl Segment {
 
     /// Appends a record to the unbroken chain.
     fn extend(&mut self, record: SegmentRecord) {
-        assert_eq!(record.link.previous_end, self.segment_complete_lsn(), "the chain must not have a hole");
+        let complete = self.segment_complete_lsn();
+        let previous_end = record.link.previous_end;
+        invariant!(
+            "no-hole-below-scl",
+            previous_end == complete,
+            "{previous_end} does not continue {complete}"
+        );
         if record.link.span.end <= self.known_durable.volume.end {
-            assert!(self.recent.is_empty(), "a durable record cannot follow one that is not");
+            invariant!("durable-before-uncertain", self.recent.is_empty(), "{:?}", record.link.span);
             self.floor = record.link.span;
         } else {
             self.recent.push_back(record);
@@ -221,6 +228,26 @@ impl Segment {
         while let Some(record) = self.held.remove(&self.segment_complete_lsn()) {
             self.extend(record);
         }
+    }
+
+    /// What must hold between any two calls. It costs a few comparisons, so every change ends with it.
+    fn assert_consistent(&self) {
+        let durable = self.known_durable.volume.end;
+        let newest = self.history.newest_epoch();
+        invariant!("promise-covers-history", self.promised.epoch >= newest, "{:?}, {newest}", self.promised);
+        invariant!("floor-is-durable", self.floor.end <= durable, "{} above {durable}", self.floor.end);
+        let uncertain = self.recent.front().is_none_or(|first| first.link.span.end > durable);
+        invariant!("durable-before-uncertain", uncertain, "{:?} is not above {durable}", self.recent.front());
+        // What connects is in the chain and does not wait.
+        let waits = self.held.first_key_value().is_none_or(|(&after, _)| after > self.segment_complete_lsn());
+        invariant!("no-hole-below-scl", waits, "{:?} waits for what is here", self.held.first_key_value());
+    }
+
+    /// Changes the promise: only to a newer epoch, or within the same one to the writer that got the quorum.
+    fn set_promise(&mut self, promise: Promise) {
+        let current = self.promised.epoch;
+        invariant!("promise-never-falls", promise.epoch >= current, "{} after {current}", promise.epoch);
+        self.promised = promise;
     }
 
     /// Promises to refuse every writer before `wanted`. The same promise twice is fine.
@@ -235,8 +262,9 @@ impl Segment {
             if wanted.epoch <= self.promised.epoch {
                 return Err(Fenced { current: self.promised });
             }
-            self.promised = wanted;
+            self.set_promise(wanted);
         }
+        self.assert_consistent();
         Ok(self.summary())
     }
 
@@ -267,8 +295,9 @@ impl Segment {
         let same_epoch_writer = (epoch == self.promised.epoch).then_some(self.promised.writer);
         let promised = Promise { epoch, writer: writer.or(same_epoch_writer).unwrap_or_default() };
         installed.changed |= self.promised != promised;
-        self.promised = promised;
+        self.set_promise(promised);
         installed.changed |= self.observe_durable(epoch, durable);
+        self.assert_consistent();
         Ok(installed)
     }
 
@@ -290,7 +319,9 @@ impl Segment {
         if promise != self.promised || installed || history.newest_epoch() >= promise.epoch {
             return Err(Fenced { current: self.promised }.into());
         }
-        self.replace_history(history)
+        let installed = self.replace_history(history)?;
+        self.assert_consistent();
+        Ok(installed)
     }
 
     fn replace_history(&mut self, history: &EpochHistory) -> Result<Installed, InstallError> {
@@ -328,6 +359,9 @@ impl Segment {
         }
         self.history = history.clone();
         let mut cut: Vec<SegmentRecord> = self.recent.drain(keep..).collect();
+        // The chain's records ascend, so the first one cut speaks for all.
+        let spared = cut.first().is_none_or(|first| first.link.span.end > durable);
+        invariant!("nothing-durable-is-truncated", spared, "{:?} is not above {durable}", cut.first());
         self.held.retain(|_, record| {
             let keep = admitted(record);
             if !keep {
@@ -359,6 +393,7 @@ impl Segment {
             self.floor = first.link.span;
             self.recent.pop_front();
         }
+        self.assert_consistent();
         true
     }
 
@@ -445,6 +480,7 @@ impl Segment {
     /// The state to store in a checkpoint.
     #[must_use]
     pub fn checkpoint(&self) -> SegmentCheckpoint {
+        self.assert_consistent();
         SegmentCheckpoint {
             summary: self.summary(),
             floor: self.floor,
@@ -491,7 +527,7 @@ impl Segment {
             }
             last_end = record.link.span.end;
         }
-        Ok(Segment {
+        let segment = Segment {
             group: summary.group,
             promised: summary.promised,
             history: summary.history,
@@ -500,6 +536,9 @@ impl Segment {
             floor,
             recent: recent.into(),
             held: held.into_iter().map(|record| (record.link.previous_end, record)).collect(),
-        })
+        };
+        // Everything above was checked and refused if it is wrong; this says that the checks were complete.
+        segment.assert_consistent();
+        Ok(segment)
     }
 }

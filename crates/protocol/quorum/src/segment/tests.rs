@@ -395,3 +395,70 @@ fn a_history_that_says_another_release_wrote_what_stays_is_refused() {
     let of = |end| segment.history().server_version_at(Lsn(end));
     assert_eq!((of(80), of(120)), (Some(release(1)), Some(release(2))));
 }
+
+/// A segment that has two records, the first of them durable.
+fn one_durable_and_one_not() -> Segment {
+    let mut segment = first_epoch();
+    segment.offer(Source::Writer, FIRST, link(0, 8, 40));
+    segment.offer(Source::Writer, FIRST, link(40, 40, 80));
+    assert!(segment.observe_durable(FIRST, durable(span(8, 40), 40)));
+    segment
+}
+
+#[test]
+#[should_panic(expected = "invariant no-hole-below-scl is broken")]
+fn a_chain_extended_over_a_hole_is_noticed() {
+    let mut segment = one_durable_and_one_not();
+    segment.extend(SegmentRecord { epoch: FIRST, link: link(88, 90, 120) });
+}
+
+#[test]
+#[should_panic(expected = "invariant no-hole-below-scl is broken")]
+fn a_record_that_waits_though_it_connects_is_noticed() {
+    let mut segment = one_durable_and_one_not();
+    segment.held.insert(Lsn(80), SegmentRecord { epoch: FIRST, link: link(80, 80, 120) });
+    segment.fence(promise(2)).expect("a newer epoch");
+}
+
+#[test]
+#[should_panic(expected = "invariant durable-before-uncertain is broken")]
+fn a_durable_record_left_among_the_uncertain_is_noticed() {
+    let mut segment = one_durable_and_one_not();
+    segment.known_durable = durable(span(40, 80), 80);
+    let _ = segment.checkpoint();
+}
+
+#[test]
+#[should_panic(expected = "invariant floor-is-durable is broken")]
+fn a_floor_above_the_durable_position_is_noticed() {
+    let mut segment = first_epoch();
+    segment.floor = span(8, 40);
+    let _ = segment.checkpoint();
+}
+
+#[test]
+#[should_panic(expected = "invariant promise-covers-history is broken")]
+fn a_history_newer_than_the_promise_is_noticed() {
+    let mut segment = one_durable_and_one_not();
+    segment.history = history(&[(1, RecordSpan::NONE), (3, span(40, 80))]);
+    let _ = segment.checkpoint();
+}
+
+#[test]
+#[should_panic(expected = "invariant promise-never-falls is broken")]
+fn a_promise_taken_back_is_noticed() {
+    one_durable_and_one_not().set_promise(promise(0));
+}
+
+#[test]
+#[should_panic(expected = "invariant nothing-durable-is-truncated is broken")]
+fn a_truncation_of_what_is_durable_is_noticed() {
+    let mut segment = one_durable_and_one_not();
+    // The second record counts as durable, but nobody told the chain; and a later history leaves it out.
+    segment.known_durable = durable(span(40, 80), 80);
+    let second = segment.recent.front_mut().expect("the second record");
+    second.epoch = VolumeEpoch(0);
+    segment.promised = promise(2);
+    let _ =
+        segment.install(None, &history(&[(1, RecordSpan::NONE), (2, span(40, 80))]), DurablePoint::default());
+}

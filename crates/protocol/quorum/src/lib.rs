@@ -43,14 +43,14 @@ use serde::{Deserialize, Serialize};
 pub struct ChainLink {
     /// End of the previous record of the same group; zero for the group's first.
     pub previous_end: Lsn,
-    /// The record.
+    /// The record; it begins at or after `previous_end`.
     pub span: RecordSpan,
 }
 
 /// To whom a segment has promised to refuse everyone older.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Promise {
-    /// The epoch.
+    /// The promised epoch; zero before the first promise.
     pub epoch: VolumeEpoch,
     /// Who opened it; zero if this was learned from a peer that did not know.
     pub writer: WriterId,

@@ -53,7 +53,7 @@ impl QuorumSets {
         Ok(QuorumSets { sets })
     }
 
-    /// The sets.
+    /// The sets: one, or two or more while members are being replaced.
     #[must_use]
     pub fn sets(&self) -> &[[NodeId; SEGMENTS_PER_GROUP]] {
         &self.sets

@@ -32,7 +32,7 @@ struct Health {
     failures: u32,
     /// Not asked before this time, unless nobody else is left.
     avoid_until: Duration,
-    /// Requests without an answer.
+    /// Requests sent and neither answered, failed nor overtaken.
     in_flight: u32,
     /// The choice (by number) in which it was last picked.
     last_picked: u64,
@@ -51,7 +51,7 @@ impl Health {
 /// The peer chosen for a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Route {
-    /// Whom to ask.
+    /// The peer that should answer soonest.
     pub node: NodeId,
     /// Ask another one if no answer came after this long.
     pub hedge_after: Duration,

@@ -27,11 +27,11 @@ pub enum Acknowledgement {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("node {node} claims group {group} complete to {claimed}, but the group's log ends at {shipped}")]
 pub struct ImpossibleAcknowledgement {
-    /// Who claims it.
+    /// The member that claims it.
     pub node: NodeId,
-    /// For which group.
+    /// The group that it claims it for.
     pub group: GroupId,
-    /// What it claims.
+    /// The SCL that it claims.
     pub claimed: Lsn,
     /// Where the group's log ends.
     pub shipped: Lsn,
@@ -238,7 +238,7 @@ impl WriterTracker {
         self.groups.get_mut(usize::from(id.0)).expect("the group is one of the volume's")
     }
 
-    /// The writer's epoch.
+    /// The epoch whose records are tracked; acknowledgements of any other are ignored.
     #[must_use]
     pub fn epoch(&self) -> VolumeEpoch {
         self.epoch
@@ -251,7 +251,7 @@ impl WriterTracker {
         self.durable
     }
 
-    /// The last shipped record.
+    /// The last shipped record; what recovery left before the first one.
     #[must_use]
     pub fn shipped(&self) -> RecordSpan {
         self.shipped

@@ -62,7 +62,7 @@ pub struct HistoryOrderError {
 }
 
 impl EpochHistory {
-    /// All openings, oldest first.
+    /// All openings, in epoch order and in log order.
     #[must_use]
     pub fn openings(&self) -> &[EpochOpening] {
         &self.openings

@@ -14,7 +14,7 @@ pub struct RelationLocator {
     pub tablespace: u32,
     /// Database OID; zero for shared relations.
     pub database: u32,
-    /// The relation's file number.
+    /// The relation's file number (`relfilenode`), not its OID.
     pub relation: u32,
 }
 
@@ -24,11 +24,11 @@ impl fmt::Display for RelationLocator {
     }
 }
 
-/// PostgreSQL's `ForkNumber`.
+/// A file of a relation, with PostgreSQL's `ForkNumber` as its value.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Fork {
-    /// The relation's own pages.
+    /// The relation's own pages: tuples or index entries.
     Main = 0,
     /// Free space map: a hint, mostly not logged.
     FreeSpaceMap = 1,
@@ -70,9 +70,9 @@ impl TryFrom<u8> for Fork {
 /// One fork of one relation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RelationFork {
-    /// The relation.
+    /// The relation that it is a file of.
     pub locator: RelationLocator,
-    /// Which of its forks.
+    /// Pages, free space map, visibility map or init fork.
     pub fork: Fork,
 }
 
@@ -85,7 +85,7 @@ impl fmt::Display for RelationFork {
 /// One block of one relation fork.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct BlockKey {
-    /// The fork.
+    /// The file that the block is in.
     pub relation_fork: RelationFork,
     /// The block's number in it.
     pub block: BlockNumber,
@@ -104,16 +104,16 @@ impl fmt::Display for BlockKey {
 pub enum SlruKind {
     /// `pg_xact`: two status bits for each transaction.
     Transactions = 0,
-    /// `pg_multixact/offsets`.
+    /// Where the members of each multixact begin (`pg_multixact/offsets`).
     MultiXactOffsets = 1,
-    /// `pg_multixact/members`.
+    /// The transactions in each multixact (`pg_multixact/members`).
     MultiXactMembers = 2,
-    /// `pg_commit_ts`.
+    /// When each transaction committed (`pg_commit_ts`); kept only if it is switched on.
     CommitTimestamps = 3,
 }
 
 impl SlruKind {
-    /// Every kind.
+    /// Every kind, in the order of their numbers.
     pub const ALL: [SlruKind; 4] = [
         SlruKind::Transactions,
         SlruKind::MultiXactOffsets,
@@ -140,7 +140,7 @@ pub enum PageKey {
     Block(BlockKey),
     /// A page of a transaction-status store.
     Slru {
-        /// Which store.
+        /// The transaction-status store it belongs to.
         kind: SlruKind,
         /// Page number, counted from the first page of the store (32 to a segment file).
         page: u32,
@@ -159,7 +159,7 @@ impl fmt::Display for PageKey {
 /// A database inside a tablespace: one folder of relation files.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct DatabaseKey {
-    /// Tablespace OID.
+    /// OID of the tablespace (`spcOid`).
     pub tablespace: u32,
     /// Database OID; zero (with `pg_global`) for shared relations.
     pub database: u32,

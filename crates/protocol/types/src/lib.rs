@@ -26,7 +26,7 @@ pub use volume::{
 /// PostgreSQL's block size. Borealis supports the default only and checks it when a volume is created.
 pub const PAGE_SIZE: usize = 8192;
 
-/// Bytes of one page.
+/// One page as PostgreSQL lays it out in memory and on disk.
 pub type PageBytes = [u8; PAGE_SIZE];
 
 /// Blocks per 1 GiB relation segment file (`RELSEG_SIZE`).

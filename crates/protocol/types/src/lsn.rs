@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct Lsn(pub u64);
 
 impl Lsn {
-    /// Before every record.
+    /// Before every record: no log yet, or nothing known.
     pub const ZERO: Lsn = Lsn(0);
-    /// After every record.
+    /// After every record: no bound.
     pub const MAX: Lsn = Lsn(u64::MAX);
 
     /// The position rounded up to PostgreSQL's maximal alignment of eight bytes.
@@ -85,7 +85,7 @@ pub struct RecordSpan {
 }
 
 impl RecordSpan {
-    /// No record yet.
+    /// No record yet: both ends are zero.
     pub const NONE: RecordSpan = RecordSpan { start: Lsn::ZERO, end: Lsn::ZERO };
 }
 

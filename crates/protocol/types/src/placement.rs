@@ -41,7 +41,7 @@ impl Placement {
         self.group_count
     }
 
-    /// Every group.
+    /// Every group of the volume, in number order.
     pub fn groups(self) -> impl Iterator<Item = GroupId> {
         (0..self.group_count).map(GroupId)
     }
@@ -88,12 +88,12 @@ impl From<Placement> for u16 {
     }
 }
 
-/// A set of groups.
+/// A set of groups in one word, a bit for each.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct GroupSet(u64);
 
 impl GroupSet {
-    /// No group.
+    /// The set without a group.
     pub const EMPTY: GroupSet = GroupSet(0);
 
     /// The set with `group` added.
@@ -106,7 +106,7 @@ impl GroupSet {
         GroupSet(self.0 | 1 << group.0)
     }
 
-    /// Both sets together.
+    /// Every group that is in either set.
     #[must_use]
     pub fn union(self, other: GroupSet) -> GroupSet {
         GroupSet(self.0 | other.0)

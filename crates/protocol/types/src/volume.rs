@@ -30,7 +30,7 @@ number_newtype! {
     GroupId(u16)
 }
 number_newtype! {
-    /// A storage node.
+    /// A storage node, by its number in the fleet.
     NodeId(u16)
 }
 number_newtype! {

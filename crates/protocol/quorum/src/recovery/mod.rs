@@ -62,13 +62,13 @@ struct Group<Handle> {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Decision {
-    /// VDL.
+    /// VDL: the last record of the volume that stays.
     durable: RecordSpan,
     /// Where each group ends at it.
     tails: Vec<Lsn>,
     /// Where each group ended as of what was known: records after it are brought to a write quorum.
     known_tails: Vec<Lsn>,
-    /// The new history.
+    /// The history that is installed: the one found, and the opening of the promised epoch.
     history: EpochHistory,
 }
 
@@ -347,7 +347,7 @@ impl<Handle: Clone> Recovery<Handle> {
         }
     }
 
-    /// Step 3.
+    /// Step 3: how far the volume reaches, from the tails of a write quorum of every group.
     fn decide(&self) -> Result<Decision, Failure> {
         for (id, group) in self.group_ids().zip(&self.groups) {
             let is_read = |node| group.tails.get(&node).is_some_and(|tail: &Tail| tail.complete);

@@ -13,7 +13,7 @@ use crate::{GroupLink, GroupTail, Promise};
 pub struct TailRecord<Handle> {
     /// The epoch it was written in.
     pub epoch: VolumeEpoch,
-    /// Where it stands.
+    /// Its first byte and its end in the stream.
     pub span: RecordSpan,
     /// Its `xl_prev`: where the record before it in the volume starts; zero for the very first.
     pub previous_start: Lsn,
@@ -39,25 +39,25 @@ impl<Handle> TailRecord<Handle> {
 pub enum Event<Handle> {
     /// The node promised the epoch, durably; these are its segments.
     Fenced {
-        /// Who answers.
+        /// The node that promised.
         node: NodeId,
         /// One summary for each of its segments.
         summaries: Vec<SegmentSummary>,
     },
     /// The node is promised to another writer. Also the answer to any later request of a fenced recovery.
     Refused {
-        /// Who answers.
+        /// The node that refused.
         node: NodeId,
         /// The epoch it is promised to.
         current: VolumeEpoch,
     },
     /// Records of a group, in LSN order, whether or not they connect.
     TailPage {
-        /// Who answers.
+        /// The node that was asked.
         node: NodeId,
-        /// Which group.
+        /// The group that was asked for.
         group: GroupId,
-        /// The position asked for.
+        /// The position of the [`Command::ReadTail`] that this answers.
         above: Lsn,
         /// Records that end after it.
         records: Vec<TailRecord<Handle>>,
@@ -66,14 +66,14 @@ pub enum Event<Handle> {
     },
     /// The node has, durably, every record of the [`Command::Repair`] for this group.
     Repaired {
-        /// Who answers.
+        /// The node that was repaired.
         node: NodeId,
-        /// Which group.
+        /// The group of the segment that has the records now.
         group: GroupId,
     },
     /// The node has, durably, installed the new history in all its segments.
     Installed {
-        /// Who answers.
+        /// The node that installed it.
         node: NodeId,
     },
     /// Time passed. Requests without an answer are sent again.
@@ -83,18 +83,18 @@ pub enum Event<Handle> {
 /// What the caller does next. Each may come again; carrying it out twice does no harm.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command<Handle> {
-    /// Ask for a promise.
+    /// Ask a node to promise the epoch for all its segments.
     Fence {
-        /// Whom.
+        /// The node to ask.
         node: NodeId,
-        /// The promise.
+        /// The epoch to promise, and to whom.
         promise: Promise,
     },
-    /// Ask for records.
+    /// Ask a node for a group's records above a position.
     ReadTail {
-        /// Whom.
+        /// The node to ask.
         node: NodeId,
-        /// Of which group.
+        /// The group whose records are wanted.
         group: GroupId,
         /// Records that end after this.
         above: Lsn,
@@ -102,9 +102,9 @@ pub enum Command<Handle> {
     /// Bring records. The segment first adopts `history`
     /// ([`Segment::adopt_for_recovery`](crate::segment::Segment::adopt_for_recovery)), then takes the records.
     Repair {
-        /// To whom.
+        /// The node that lacks them.
         node: NodeId,
-        /// Into which group's segment.
+        /// The group whose segment takes them.
         group: GroupId,
         /// The promise that allows it.
         promise: Promise,
@@ -115,9 +115,9 @@ pub enum Command<Handle> {
     },
     /// Install the new history in all segments of the node.
     Install {
-        /// Where.
+        /// The node that installs it in all its segments.
         node: NodeId,
-        /// The promise.
+        /// The promise the node must still hold.
         promise: Promise,
         /// The history, ending with this recovery's opening.
         history: EpochHistory,
@@ -133,7 +133,7 @@ pub enum Command<Handle> {
 /// What a writer needs to start.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Outcome {
-    /// The new writer's promise.
+    /// The epoch that the new writer writes in, and its identity.
     pub promise: Promise,
     /// The last durable record: new log goes after it.
     pub durable: RecordSpan,
@@ -149,7 +149,7 @@ pub enum Failure {
     /// Another recovery came in between.
     #[error("another instance took the volume over with epoch {current}")]
     Superseded {
-        /// Its epoch.
+        /// The epoch the other instance was promised.
         current: VolumeEpoch,
     },
     /// Too few members answered in time.
@@ -162,11 +162,11 @@ pub enum Failure {
     /// Segments contradict each other: at least one is damaged or of another volume.
     #[error("segments of group {group} contradict each other at {position}: {what}")]
     Contradiction {
-        /// Which group.
+        /// The group whose segments disagree.
         group: GroupId,
-        /// Where.
+        /// The position at which they disagree; the end of a record where it is about one.
         position: Lsn,
-        /// In what.
+        /// What they disagree about, in a word for the log.
         what: &'static str,
     },
     /// A record known to be durable is on none of the segments that answered.
@@ -174,7 +174,7 @@ pub enum Failure {
         "group {group} lacks a durable record after {after}: more segments are damaged than a quorum bears"
     )]
     DurableRecordMissing {
-        /// Which group.
+        /// The group that lacks it.
         group: GroupId,
         /// The last record before it ends here.
         after: Lsn,

@@ -64,19 +64,19 @@ impl Segment {
         }
     }
 
-    /// The group.
+    /// The protection group that this is one of six copies of.
     #[must_use]
     pub fn group(&self) -> GroupId {
         self.group
     }
 
-    /// The promise.
+    /// The newest promise; of epoch zero before the first one.
     #[must_use]
     pub fn promise(&self) -> Promise {
         self.promised
     }
 
-    /// The history.
+    /// The history by which records are admitted; empty before the first installation.
     #[must_use]
     pub fn history(&self) -> &EpochHistory {
         &self.history
@@ -99,7 +99,7 @@ impl Segment {
         (epoch == self.history.newest_epoch()).then(|| (epoch, self.segment_complete_lsn()))
     }
 
-    /// The record at SCL.
+    /// The last record of the unbroken chain, whose end is SCL.
     #[must_use]
     pub fn complete(&self) -> RecordSpan {
         self.recent.back().map_or(self.floor, |record| record.link.span)

@@ -14,7 +14,7 @@ pub struct SegmentRecord {
     pub link: ChainLink,
 }
 
-/// Who offers a record.
+/// Who offers a record; it decides which rules it must pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
     /// The live writer: only the epoch this segment has promised and installed.
@@ -98,7 +98,7 @@ pub enum InstallError {
     Empty,
 }
 
-/// What an installation changed.
+/// What an installation changed, for the log and the index.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Installed {
     /// Whether there is something to persist: the same history a second time changes nothing.
@@ -110,11 +110,11 @@ pub struct Installed {
 /// What a segment says about itself to recoveries and peers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SegmentSummary {
-    /// Its group.
+    /// The protection group it is a copy of.
     pub group: GroupId,
-    /// Its promise.
+    /// The newest promise it gave.
     pub promised: Promise,
-    /// Its history.
+    /// The history by which it admits records.
     pub history: EpochHistory,
     /// The last record of the unbroken chain; its end is the segment complete LSN (SCL).
     pub complete: RecordSpan,
@@ -127,7 +127,7 @@ pub struct SegmentSummary {
 /// A range of the group's chain this segment lacks: records that end after `after` and not after `through`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Gap {
-    /// The segment complete LSN.
+    /// SCL: what is missing begins after it.
     pub after: Lsn,
     /// The last record known to be missing ends here.
     pub through: Lsn,
@@ -150,9 +150,9 @@ pub enum ReadRefusal {
     /// A recovery happened that this segment has not heard of: what it holds may have been cut.
     #[error("this segment has not heard of volume epoch {wanted} yet (it knows {known})")]
     HistoryBehind {
-        /// The reader's epoch.
+        /// The epoch whose stream the reader means.
         wanted: VolumeEpoch,
-        /// The newest epoch here.
+        /// The newest epoch that this segment has the history of.
         known: VolumeEpoch,
     },
     /// Records up to the read point may be missing.

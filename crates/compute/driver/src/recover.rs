@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use borealis_node::client::{ClientError, NodeClient, Timeouts};
+use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use borealis_quorum::{DurablePoint, Promise};
+use borealis_spec::NodeAddress;
 use borealis_types::{
     EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordSpan, ServerVersion, VolumeEpoch,
     WRITE_QUORUM, WriterId,
@@ -21,7 +22,7 @@ use borealis_types::{
 use borealis_wal::record::previous_start;
 use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, Caller, Refusal, Request, SegmentSummary};
 
-use crate::config::{DriverConfig, NodeAddress};
+use crate::config::DriverConfig;
 
 /// A request without an answer is repeated after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -91,9 +92,9 @@ pub fn quorum_sets(config: &DriverConfig) -> Result<Vec<QuorumSets>, RecoverErro
         .map(|group| {
             let members = config
                 .groups
-                .iter()
-                .find(|g| g.group == group)
-                .and_then(|g| g.members.as_slice().try_into().ok())
+                .nodes_of(group)
+                .try_into()
+                .ok()
                 .ok_or_else(|| configuration(format!("group {group} has not six members")))?;
             QuorumSets::new(vec![members]).map_err(|error| configuration(error.to_string()))
         })

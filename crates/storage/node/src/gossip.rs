@@ -15,14 +15,14 @@ use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_quorum::segment::{InstallError, Segment};
 use borealis_quorum::{DurablePoint, Promise};
+use borealis_spec::{NodeAddress, NodeConfig};
 use borealis_store::{Origin, StoreError};
 use borealis_types::{GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch};
 use borealis_wire::{BatchHeader, Caller, GroupTail, SegmentSummary};
 
-use crate::client::{ClientError, NodeClient, Timeouts};
-use crate::config::{NodeConfig, PeerConfig};
 use crate::log_limit::LogLimit;
 use crate::metrics::add;
 use crate::node::Shared;
@@ -83,7 +83,11 @@ impl Gossip {
     pub(crate) fn new(config: &NodeConfig) -> Gossip {
         let own = config.own_groups();
         let others = |group: GroupId| {
-            config.peers.iter().map(|peer| peer.node).filter(move |node| config.is_member(*node, group))
+            config
+                .peers
+                .iter()
+                .map(|peer| peer.node)
+                .filter(move |node| config.groups.is_member(*node, group))
         };
         let unheard = |group| others(group).map(|node| (node, Member::default())).collect();
         let members = own.iter().map(|&group| (group, unheard(group))).collect();
@@ -253,7 +257,7 @@ impl Standing {
 }
 
 /// The body of one peer's thread.
-pub(crate) fn gossip_until_stopped(shared: &Shared, peer: &PeerConfig) {
+pub(crate) fn gossip_until_stopped(shared: &Shared, peer: &NodeAddress) {
     let mut pulls = Puller { shared, peer, client: None, ends: BTreeMap::new() };
     let mut interval = INTERVAL_MIN;
     let mut backoff = BACKOFF_MIN;
@@ -299,7 +303,7 @@ pub(crate) fn gossip_until_stopped(shared: &Shared, peer: &PeerConfig) {
 /// One peer's side of the gossip.
 struct Puller<'a> {
     shared: &'a Shared,
-    peer: &'a PeerConfig,
+    peer: &'a NodeAddress,
     client: Option<NodeClient>,
     ends: BTreeMap<GroupId, Ends>,
 }
@@ -471,7 +475,7 @@ fn chain_summary(summary: &SegmentSummary) -> borealis_quorum::segment::SegmentS
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::GroupMembers;
+    use borealis_spec::Membership;
     use borealis_types::{AvailabilityZone, EpochHistory, Placement, VolumeId, WriterId};
 
     const GROUP: GroupId = GroupId(0);
@@ -483,8 +487,8 @@ mod tests {
         let mut config =
             NodeConfig::new("unused".into(), VolumeId(1), NodeId(1), zone.clone(), 1, address, placement);
         config.peers =
-            (2..=3).map(|node| PeerConfig { node: NodeId(node), zone: zone.clone(), address }).collect();
-        config.groups = vec![GroupMembers { group: GROUP, nodes: (1..=3).map(NodeId).collect() }];
+            (2..=3).map(|node| NodeAddress { node: NodeId(node), zone: zone.clone(), address }).collect();
+        config.groups = Membership::everyone_has_everything(placement, &[1, 2, 3].map(NodeId));
         Gossip::new(&config)
     }
 

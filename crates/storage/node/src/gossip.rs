@@ -20,7 +20,7 @@ use borealis_quorum::segment::{InstallError, Segment};
 use borealis_quorum::{DurablePoint, Promise};
 use borealis_spec::{NodeAddress, NodeConfig};
 use borealis_store::{Origin, StoreError};
-use borealis_types::{GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch};
+use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch};
 use borealis_wire::{BatchHeader, Caller, GroupTail, SegmentSummary};
 
 use crate::log_limit::LogLimit;
@@ -334,7 +334,7 @@ impl Puller<'_> {
     fn compare(&mut self, theirs: &SegmentSummary) -> Result<Exchanged, ExchangeError> {
         let store = &self.shared.store;
         let group = theirs.group;
-        let plan = store.with_segment(group, |segment| segment.plan_gossip(&chain_summary(theirs)))?;
+        let plan = store.with_segment(group, |segment| segment.plan_gossip(&theirs.into()))?;
         if plan.install_history && !self.install_history(theirs)? {
             return Ok(Exchanged::Moving);
         }
@@ -459,24 +459,11 @@ pub(crate) fn has_hole(segment: &Segment) -> bool {
     segment.held_count() > 0
 }
 
-/// A peer's summary in the words of the chain's state machine, which asks only where a chain ends.
-fn chain_summary(summary: &SegmentSummary) -> borealis_quorum::segment::SegmentSummary {
-    let end = summary.segment_complete_lsn;
-    borealis_quorum::segment::SegmentSummary {
-        group: summary.group,
-        promised: Promise { epoch: summary.promised_epoch, writer: summary.promised_writer },
-        history: summary.history.clone(),
-        complete: RecordSpan { start: end, end },
-        known_durable: DurablePoint { volume: summary.known_durable, group_tail: summary.known_durable_tail },
-        minimum_read_point: summary.minimum_read_point,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use borealis_spec::Membership;
-    use borealis_types::{AvailabilityZone, EpochHistory, Placement, VolumeId, WriterId};
+    use borealis_types::{AvailabilityZone, EpochHistory, Placement, RecordSpan, VolumeId, WriterId};
 
     const GROUP: GroupId = GroupId(0);
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::Contents;
-use borealis_node::client::{ClientError, NodeClient, Timeouts};
 use borealis_redo::counters::Counters;
-use borealis_types::{Lsn, META_GROUP, MetaKey, NodeId, VolumeEpoch};
+use borealis_spec::NodeAddress;
+use borealis_types::{Lsn, META_GROUP, MetaKey, VolumeEpoch};
 use borealis_wire::Caller;
 
-use crate::config::{DriverConfig, NodeAddress};
+use crate::config::DriverConfig;
 
 /// Values asked for at a time.
 const VALUES_PER_PAGE: u32 = 1000;
@@ -40,10 +41,8 @@ pub fn read(
     durable: Lsn,
     tail: Lsn,
 ) -> Result<Contents, ContentsError> {
-    let members = config.groups.iter().find(|group| group.group == META_GROUP);
-    let members: &[NodeId] = members.map_or(&[], |group| &group.members);
     let mut failures = Vec::new();
-    for node in config.nodes.iter().filter(|node| members.contains(&node.node)) {
+    for node in config.nodes.iter().filter(|node| config.groups.is_member(node.node, META_GROUP)) {
         match read_from(config, node, epoch, durable, tail) {
             Ok((Some(counters), Some(template), values)) => {
                 let counters = Counters::decode(&counters).ok_or(ContentsError::Missing("counters"))?;

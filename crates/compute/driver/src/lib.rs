@@ -16,7 +16,6 @@
 #[cfg(feature = "broken-durability")]
 mod broken_durability;
 pub mod config;
-pub mod connection;
 pub mod contents;
 pub mod control;
 pub mod engine;

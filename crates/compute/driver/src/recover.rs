@@ -10,18 +10,18 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use borealis_node::client::{ClientError, NodeClient, Timeouts};
+use borealis_client::{ClientError, NodeClient, Timeouts};
+use borealis_quorum::Promise;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
-use borealis_quorum::{DurablePoint, Promise};
+use borealis_spec::NodeAddress;
 use borealis_types::{
-    EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordSpan, ServerVersion, VolumeEpoch,
-    WRITE_QUORUM, WriterId,
+    EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId,
 };
 use borealis_wal::record::previous_start;
 use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, Caller, Refusal, Request, SegmentSummary};
 
-use crate::config::{DriverConfig, NodeAddress};
+use crate::config::DriverConfig;
 
 /// A request without an answer is repeated after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -91,9 +91,9 @@ pub fn quorum_sets(config: &DriverConfig) -> Result<Vec<QuorumSets>, RecoverErro
         .map(|group| {
             let members = config
                 .groups
-                .iter()
-                .find(|g| g.group == group)
-                .and_then(|g| g.members.as_slice().try_into().ok())
+                .nodes_of(group)
+                .try_into()
+                .ok()
                 .ok_or_else(|| configuration(format!("group {group} has not six members")))?;
             QuorumSets::new(vec![members]).map_err(|error| configuration(error.to_string()))
         })
@@ -399,7 +399,7 @@ impl Worker {
         match command {
             Command::Fence { promise, .. } => {
                 let summaries = self.client()?.fence(promise.epoch, promise.writer)?;
-                Ok(Event::Fenced { node, summaries: summaries.into_iter().map(to_quorum_summary).collect() })
+                Ok(Event::Fenced { node, summaries: summaries.iter().map(Into::into).collect() })
             }
             Command::ReadTail { group, above, .. } => {
                 let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
@@ -497,20 +497,10 @@ fn read_batch(
     true
 }
 
-fn to_quorum_summary(summary: SegmentSummary) -> borealis_quorum::segment::SegmentSummary {
-    borealis_quorum::segment::SegmentSummary {
-        group: summary.group,
-        promised: Promise { epoch: summary.promised_epoch, writer: summary.promised_writer },
-        history: summary.history,
-        complete: RecordSpan { start: Lsn::ZERO, end: summary.segment_complete_lsn },
-        known_durable: DurablePoint { volume: summary.known_durable, group_tail: summary.known_durable_tail },
-        minimum_read_point: summary.minimum_read_point,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_types::RecordSpan;
     use borealis_wire::GroupLink;
 
     fn record(number: u64, epoch: u64, length: usize) -> TailRecord<Handle> {

@@ -13,8 +13,8 @@ use borealis_quorum::writer::{ImpossibleAcknowledgement, WriterTracker};
 use borealis_types::{GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch};
 use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, SegmentProgress};
 
-use crate::connection::BatchFrame;
 use crate::retained::RetainedQueue;
+use borealis_client::polled::BatchFrame;
 
 /// Bounds of the shipper.
 #[derive(Clone, Copy, Debug)]

@@ -156,6 +156,12 @@ enum InstanceCommand {
 
 #[derive(Debug, Subcommand)]
 enum InternalCommand {
+    /// Make a new storage node's empty store.
+    CreateNode {
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// A storage node.
     Node {
         /// Its configuration.
@@ -215,6 +221,7 @@ fn main() -> ExitCode {
         Command::Internal(InternalCommand::Manual { folder }) => {
             commands::manual::pages(&CommandLine::command(), &folder)
         }
+        Command::Internal(InternalCommand::CreateNode { config }) => commands::internal::create_node(&config),
         Command::Internal(InternalCommand::Node { config }) => commands::internal::node(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use borealis_node::client::{NodeClient, Timeouts};
+use borealis_client::{NodeClient, Timeouts};
 use borealis_store::{Options, Policy, Store};
 use borealis_types::{NodeId, ServerVersion, VolumeId};
 use borealis_wire::Caller;

@@ -1,7 +1,6 @@
 //! `cluster.json`: what a cluster consists of.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,6 +8,8 @@ use std::time::{Duration, Instant};
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+
+use crate::whole_file::write_whole;
 
 /// Raised with every change that an older binary would misread.
 const FORMAT: u32 = 1;
@@ -190,17 +191,9 @@ impl Catalog {
     /// When the directory cannot be written.
     pub fn save(&self, directory: &Path) -> Result<(), CatalogError> {
         let path = directory.join(FILE_NAME);
-        let temporary = directory.join(format!("{FILE_NAME}.new"));
         let mut text = serde_json::to_vec_pretty(self).expect("a catalog is plain data");
         text.push(b'\n');
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(directory)?.sync_all()
-        };
-        write().map_err(|source| CatalogError::File { path: path.clone(), source })
+        write_whole(&path, &text).map_err(|source| CatalogError::File { path: path.clone(), source })
     }
 
     /// Takes the lock that commands which change the cluster hold; waits a moment for one that is about to end.

@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use borealis_driver::config::{DriverConfig, NodeAddress, Tuning};
+use borealis_client::verify::Target;
+use borealis_client::{NodeClient, Timeouts};
 use borealis_driver::shim_library::ShimLibrary;
 use borealis_instance::{Binaries, OperatingSystemUser, Settings, leftovers, memory_directory};
-use borealis_node::client::{NodeClient, Timeouts};
-use borealis_node::config::{GroupMembers, NodeConfig, PeerConfig};
-use borealis_node::verify::Target;
+use borealis_spec::{DriverConfig, Membership, NodeAddress, NodeConfig, Tuning};
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, SEGMENTS_PER_GROUP, VolumeId};
 use nix::sys::signal::Signal;
 
 use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
 use crate::process::{self, ProcessIdentity};
+use crate::whole_file::write_whole;
 use crate::{ports, probe, status};
 
 /// Zones of a local cluster, with two nodes in each.
@@ -104,8 +104,9 @@ impl Cluster {
             let config = cluster.node_config(node)?;
             fs::create_dir_all(&config.directory)
                 .with_context(|| format!("cannot create {}", config.directory.display()))?;
-            config.save()?;
-            borealis_node::create(&config)?;
+            let config_file = save_node_config(&config)?;
+            process::run_to_end(&["internal", "create-node"], &config_file)
+                .with_context(|| format!("cannot create node {}", node.id))?;
         }
         // The catalog comes last: a creation that was interrupted left nothing that looks like a cluster.
         cluster.catalog.save(&cluster.directory)?;
@@ -240,22 +241,20 @@ impl Cluster {
             self.catalog.protection_groups,
         );
         config.detached = true;
-        config.peers = self
-            .catalog
-            .nodes
-            .iter()
-            .filter(|peer| peer.id != node.id)
-            .map(|peer| PeerConfig { node: peer.id, zone: peer.zone.clone(), address: peer.address })
-            .collect();
-        config.groups = self.group_members();
+        config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
+        config.groups = self.membership();
         Ok(config)
     }
 
     /// Who has which group: in a cluster of six nodes, everyone has everything.
-    fn group_members(&self) -> Vec<GroupMembers> {
+    fn membership(&self) -> Membership {
         let nodes: Vec<NodeId> = self.catalog.nodes.iter().map(|node| node.id).collect();
-        let groups = self.catalog.protection_groups.groups();
-        groups.map(|group| GroupMembers { group, nodes: nodes.clone() }).collect()
+        Membership::everyone_has_everything(self.catalog.protection_groups, &nodes)
+    }
+
+    fn node_addresses(&self) -> impl Iterator<Item = NodeAddress> {
+        let nodes = self.catalog.nodes.iter();
+        nodes.map(|node| NodeAddress { node: node.id, zone: node.zone.clone(), address: node.address })
     }
 
     /// What a verification of the whole volume has to look at.
@@ -264,7 +263,7 @@ impl Cluster {
         Target {
             volume: self.catalog.volume_id(),
             nodes: self.catalog.nodes.iter().map(|node| (node.id, node.address)).collect(),
-            groups: self.group_members(),
+            groups: self.membership(),
             placement: self.catalog.protection_groups,
             lsn: None,
             timeouts: Timeouts::default(),
@@ -284,14 +283,14 @@ impl Cluster {
                 continue;
             }
             let config = self.node_config(node)?;
-            if !config.directory.join(borealis_node::config::STORE_FOLDER_NAME).is_dir() {
+            if !config.store_directory().is_dir() {
                 bail!(
                     "node {id} has lost its data: {} is missing. An empty node must not take the old one's \
                      place; nothing was started in its stead",
-                    config.directory.join(borealis_node::config::STORE_FOLDER_NAME).display()
+                    config.store_directory().display()
                 );
             }
-            let config_file = config.save()?;
+            let config_file = save_node_config(&config)?;
             let log = config.directory.join("node.log");
             let identity = process::spawn_detached(&["internal", "node"], &config_file, &log)
                 .with_context(|| format!("cannot start node {id}"))?;
@@ -453,22 +452,12 @@ impl Cluster {
     }
 
     fn driver_config(&self, instance: &InstanceEntry) -> anyhow::Result<DriverConfig> {
-        let members: Vec<NodeId> = self.catalog.nodes.iter().map(|node| node.id).collect();
-        let placement = self.catalog.protection_groups;
         Ok(DriverConfig {
             volume: self.catalog.volume_id(),
-            placement,
+            placement: self.catalog.protection_groups,
             version: self.catalog.postgres_version,
-            nodes: self
-                .catalog
-                .nodes
-                .iter()
-                .map(|node| NodeAddress { node: node.id, zone: node.zone.clone(), address: node.address })
-                .collect(),
-            groups: placement
-                .groups()
-                .map(|group| borealis_driver::config::GroupMembers { group, members: members.clone() })
-                .collect(),
+            nodes: self.node_addresses().collect(),
+            groups: self.membership(),
             instance: instance.id,
             instance_dir: self.instance_directory(instance.id),
             memory_dir: self.memory_directory(instance),
@@ -573,6 +562,16 @@ pub fn log_tail(path: &Path) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let first = lines.len().saturating_sub(12);
     lines[first..].iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// Writes a node's configuration into the node's folder; returns the file's name.
+fn save_node_config(config: &NodeConfig) -> anyhow::Result<PathBuf> {
+    let path = config.file();
+    let mut text = serde_json::to_vec_pretty(config).context("a node configuration always encodes")?;
+    text.push(b'\n');
+    write_whole(&path, &text)
+        .with_context(|| format!("cannot write node configuration {}", path.display()))?;
+    Ok(path)
 }
 
 fn random_number() -> anyhow::Result<u128> {

@@ -13,6 +13,7 @@ pub mod ports;
 pub mod probe;
 pub mod process;
 pub mod status;
+mod whole_file;
 
 pub use catalog::{Catalog, CatalogError, InstanceEntry, NodeEntry};
 pub use cluster::{Cluster, CreateOptions};

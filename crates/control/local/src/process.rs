@@ -176,6 +176,22 @@ pub fn spawn_detached(arguments: &[&str], config: &Path, log_file: &Path) -> io:
     ProcessIdentity::of(child.id()).ok_or_else(|| io::Error::other("it ended at once"))
 }
 
+/// Runs this program again and waits for its end.
+///
+/// # Errors
+/// When it cannot be started or fails; the message is what it said.
+pub fn run_to_end(arguments: &[&str], config: &Path) -> io::Result<()> {
+    let mut command = Command::new(own_program()?);
+    let output = command.args(arguments).arg("--config").arg(config).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim_end();
+    let word = said.lines().rev().find_map(|line| line.strip_prefix("borealis: ")).unwrap_or(said);
+    Err(io::Error::other(if word.is_empty() { output.status.to_string() } else { word.to_owned() }))
+}
+
 /// This program's file.
 ///
 /// # Errors

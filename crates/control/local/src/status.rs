@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use borealis_node::client::{NodeClient, Timeouts};
+use borealis_client::{NodeClient, Timeouts};
 use borealis_types::{Lsn, VolumeEpoch, WRITE_QUORUM};
 use borealis_wire::{Caller, NodeStatus};
 use serde::Serialize;

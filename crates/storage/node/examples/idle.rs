@@ -3,7 +3,8 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use borealis_node::{GroupMembers, Node, NodeConfig, PeerConfig};
+use borealis_node::Node;
+use borealis_spec::{Membership, NodeAddress, NodeConfig};
 use borealis_types::{AvailabilityZone, NodeId, Placement, VolumeId};
 
 fn processor_seconds() -> anyhow::Result<f64> {
@@ -35,13 +36,10 @@ fn main() -> anyhow::Result<()> {
         );
         config.peers = (0..6)
             .filter(|peer| *peer != index)
-            .map(|peer| PeerConfig { node: NodeId(peer as u16), zone: zone(peer), address: addresses[peer] })
+            .map(|peer| NodeAddress { node: NodeId(peer as u16), zone: zone(peer), address: addresses[peer] })
             .collect();
-        config.groups = config
-            .placement
-            .groups()
-            .map(|group| GroupMembers { group, nodes: (0..6).map(NodeId).collect() })
-            .collect();
+        let everyone: Vec<NodeId> = (0..6).map(NodeId).collect();
+        config.groups = Membership::everyone_has_everything(config.placement, &everyone);
         borealis_node::create(&config)?;
         nodes.push(Node::start(config)?);
     }

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use borealis_client::handshake::judge_hello;
 use borealis_quorum::Promise;
 use borealis_store::{Origin, Sequence, StoreError};
 use borealis_types::GroupSet;
 use borealis_wire::frame::{MAX_PAYLOAD_BYTES, frame_header};
-use borealis_wire::message::{PROTOCOL_VERSION, decode_payload, encode_message};
+use borealis_wire::message::{decode_payload, encode_message};
 use borealis_wire::{Caller, FrameError, Payload, Refusal, Reply, Request, SegmentProgress};
 
 use crate::gossip::has_hole;
@@ -161,16 +162,9 @@ fn introduce<'a>(
         return Err(Ended::Garbage("a request before the introduction".to_owned()));
     };
     let config = &shared.config;
-    let refusal = if protocol != PROTOCOL_VERSION {
-        Some(Refusal::Protocol(PROTOCOL_VERSION))
-    } else if volume != config.volume || node != config.node {
-        Some(Refusal::Identity { volume: config.volume, node: config.node })
-    } else {
-        None
-    };
-    let reply = match refusal {
-        Some(refusal) => Reply::Refused(refusal),
-        None => match shared.store.summaries() {
+    let reply = match judge_hello((protocol, volume, node), config.volume, config.node) {
+        Err(refusal) => Reply::Refused(refusal),
+        Ok(()) => match shared.store.summaries() {
             Ok(segments) => Reply::Welcome { node: config.node, segments },
             // The state of a failed node is still to be had, see `requests::status`.
             Err(_) if caller == Caller::Client => Reply::Welcome { node: config.node, segments: Vec::new() },

@@ -15,14 +15,14 @@ use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_quorum::segment::{InstallError, Segment};
 use borealis_quorum::{DurablePoint, Promise};
+use borealis_spec::{NodeAddress, NodeConfig};
 use borealis_store::{Origin, StoreError};
-use borealis_types::{GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch};
+use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch};
 use borealis_wire::{BatchHeader, Caller, GroupTail, SegmentSummary};
 
-use crate::client::{ClientError, NodeClient, Timeouts};
-use crate::config::{NodeConfig, PeerConfig};
 use crate::log_limit::LogLimit;
 use crate::metrics::add;
 use crate::node::Shared;
@@ -83,7 +83,11 @@ impl Gossip {
     pub(crate) fn new(config: &NodeConfig) -> Gossip {
         let own = config.own_groups();
         let others = |group: GroupId| {
-            config.peers.iter().map(|peer| peer.node).filter(move |node| config.is_member(*node, group))
+            config
+                .peers
+                .iter()
+                .map(|peer| peer.node)
+                .filter(move |node| config.groups.is_member(*node, group))
         };
         let unheard = |group| others(group).map(|node| (node, Member::default())).collect();
         let members = own.iter().map(|&group| (group, unheard(group))).collect();
@@ -253,7 +257,7 @@ impl Standing {
 }
 
 /// The body of one peer's thread.
-pub(crate) fn gossip_until_stopped(shared: &Shared, peer: &PeerConfig) {
+pub(crate) fn gossip_until_stopped(shared: &Shared, peer: &NodeAddress) {
     let mut pulls = Puller { shared, peer, client: None, ends: BTreeMap::new() };
     let mut interval = INTERVAL_MIN;
     let mut backoff = BACKOFF_MIN;
@@ -299,7 +303,7 @@ pub(crate) fn gossip_until_stopped(shared: &Shared, peer: &PeerConfig) {
 /// One peer's side of the gossip.
 struct Puller<'a> {
     shared: &'a Shared,
-    peer: &'a PeerConfig,
+    peer: &'a NodeAddress,
     client: Option<NodeClient>,
     ends: BTreeMap<GroupId, Ends>,
 }
@@ -330,7 +334,7 @@ impl Puller<'_> {
     fn compare(&mut self, theirs: &SegmentSummary) -> Result<Exchanged, ExchangeError> {
         let store = &self.shared.store;
         let group = theirs.group;
-        let plan = store.with_segment(group, |segment| segment.plan_gossip(&chain_summary(theirs)))?;
+        let plan = store.with_segment(group, |segment| segment.plan_gossip(&theirs.into()))?;
         if plan.install_history && !self.install_history(theirs)? {
             return Ok(Exchanged::Moving);
         }
@@ -455,24 +459,11 @@ pub(crate) fn has_hole(segment: &Segment) -> bool {
     segment.held_count() > 0
 }
 
-/// A peer's summary in the words of the chain's state machine, which asks only where a chain ends.
-fn chain_summary(summary: &SegmentSummary) -> borealis_quorum::segment::SegmentSummary {
-    let end = summary.segment_complete_lsn;
-    borealis_quorum::segment::SegmentSummary {
-        group: summary.group,
-        promised: Promise { epoch: summary.promised_epoch, writer: summary.promised_writer },
-        history: summary.history.clone(),
-        complete: RecordSpan { start: end, end },
-        known_durable: DurablePoint { volume: summary.known_durable, group_tail: summary.known_durable_tail },
-        minimum_read_point: summary.minimum_read_point,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::GroupMembers;
-    use borealis_types::{AvailabilityZone, EpochHistory, Placement, VolumeId, WriterId};
+    use borealis_spec::Membership;
+    use borealis_types::{AvailabilityZone, EpochHistory, Placement, RecordSpan, VolumeId, WriterId};
 
     const GROUP: GroupId = GroupId(0);
 
@@ -483,8 +474,8 @@ mod tests {
         let mut config =
             NodeConfig::new("unused".into(), VolumeId(1), NodeId(1), zone.clone(), 1, address, placement);
         config.peers =
-            (2..=3).map(|node| PeerConfig { node: NodeId(node), zone: zone.clone(), address }).collect();
-        config.groups = vec![GroupMembers { group: GROUP, nodes: (1..=3).map(NodeId).collect() }];
+            (2..=3).map(|node| NodeAddress { node: NodeId(node), zone: zone.clone(), address }).collect();
+        config.groups = Membership::everyone_has_everything(placement, &[1, 2, 3].map(NodeId));
         Gossip::new(&config)
     }
 

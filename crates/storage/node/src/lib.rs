@@ -1,9 +1,7 @@
 //! The storage node process: receives, persists and acknowledges redo, gossips with peers, serves pages.
 //!
 //! * [`node`]: a running node and how it starts and stops; [`run`] is the whole process.
-//! * [`config`]: the file `node.json`.
-//! * [`client`]: a blocking connection to a node, for tools, recoveries and peers.
-//! * [`verify`]: compares all peers of a volume.
+//! * [`config`]: reads the file `node.json`.
 //! * [`metrics`]: what is counted, and under which name.
 //!
 //! Blocking threads, one for each connection and each peer: the number of both is bounded and small, and the
@@ -13,7 +11,6 @@
 //! store failed goes on answering, but only to say so.
 
 mod background;
-pub mod client;
 pub mod config;
 mod connection;
 mod connections;
@@ -24,9 +21,6 @@ pub mod node;
 mod process;
 mod receiver;
 mod requests;
-pub mod verify;
 
-pub use client::{ClientError, NodeClient, Timeouts};
-pub use config::{CONFIG_FILE_NAME, GroupMembers, NodeConfig, PeerConfig};
 pub use node::{Node, create};
 pub use process::run;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
+use borealis_spec::NodeConfig;
 use borealis_store::{Identity, Options, Store, StoreError};
 use borealis_wire::{NodeStatus, Refusal};
 
 use crate::background::{Background, materialize_until_stopped};
-use crate::config::NodeConfig;
 use crate::connections::{Connections, accept_until};
 use crate::gossip::{Gossip, gossip_until_stopped};
 use crate::log_limit::LogLimit;
@@ -64,7 +64,7 @@ fn options_of(config: &NodeConfig) -> Options {
     }
 }
 
-/// Makes a new node's folder: its configuration file and an empty store. Done once in a node's life.
+/// Makes a new node's empty store, beside its configuration file. Done once in a node's life.
 ///
 /// # Errors
 /// When the configuration contradicts itself, the folder has a store already, or cannot be written.
@@ -76,7 +76,6 @@ pub fn create(config: &NodeConfig) -> anyhow::Result<()> {
     Store::create(&directory, identity_of(config), options_of(config)).with_context(|| {
         format!("cannot make the store of node {} in {}", config.node, directory.display())
     })?;
-    config.save()?;
     Ok(())
 }
 
@@ -106,7 +105,7 @@ impl Node {
                 "node {} cannot listen on {}; stop whatever uses that port, or change `listen` in {}",
                 config.node,
                 config.listen,
-                config.directory.join(crate::config::CONFIG_FILE_NAME).display()
+                config.file().display()
             )
         })?;
         let address = listener.local_addr().context("a bound listener has an address")?;

@@ -1,9 +1,9 @@
 //! The node as a process: signals.
 
 use anyhow::Context;
+use borealis_spec::NodeConfig;
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::config::NodeConfig;
 use crate::node::Node;
 
 /// Runs a node until it is told to stop (SIGTERM, or SIGINT unless it was started in the background).

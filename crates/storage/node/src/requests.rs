@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use borealis_client::blocking::MAX_LIST_ENTRIES;
 use borealis_quorum::Promise;
 use borealis_store::StoreError;
 use borealis_wire::{NodeStatus, Refusal, Reply, Request};
 
-use crate::client::MAX_LIST_ENTRIES;
 use crate::metrics::add;
 use crate::node::Shared;
 

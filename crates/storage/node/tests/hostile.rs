@@ -9,7 +9,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use borealis_node::{ClientError, Node, NodeClient, Timeouts};
+use borealis_client::{ClientError, NodeClient, Timeouts};
+use borealis_node::Node;
 use borealis_types::{GroupId, Lsn, NodeId, VolumeId};
 use borealis_wire::message::{PROTOCOL_VERSION, decode_payload, encode_message};
 use borealis_wire::{Caller, Payload, Refusal, Reply, Request, read_frame, write_frame};
@@ -167,7 +168,7 @@ fn a_caller_that_means_another_node_is_told_so() {
 fn a_node_does_not_start_on_a_folder_that_is_not_its_own() {
     let cluster = Cluster::create(1);
     let config = &cluster.configs[0];
-    let message = |config: &borealis_node::NodeConfig| match Node::start(config.clone()) {
+    let message = |config: &borealis_spec::NodeConfig| match Node::start(config.clone()) {
         Ok(_) => panic!("the node started"),
         Err(error) => format!("{error:#}"),
     };

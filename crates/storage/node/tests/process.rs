@@ -11,7 +11,8 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use borealis_node::{NodeClient, NodeConfig, Timeouts};
+use borealis_client::{NodeClient, Timeouts};
+use borealis_spec::NodeConfig;
 use borealis_types::{EpochHistory, EpochOpening, Lsn, RecordSpan, ServerVersion, VolumeEpoch, WriterId};
 use borealis_wire::Caller;
 use common::{Cluster, VOLUME};
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     if let [_, word, file] = &arguments[..]
         && word == "node"
     {
-        let run = NodeConfig::load(Path::new(file)).and_then(borealis_node::run);
+        let run = borealis_node::config::load(Path::new(file)).and_then(borealis_node::run);
         return match run {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -37,10 +38,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+fn save(config: &NodeConfig) {
+    std::fs::write(config.file(), serde_json::to_vec(config).unwrap()).unwrap();
+}
+
 fn spawn(config: &NodeConfig) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .arg("node")
-        .arg(config.directory.join(borealis_node::CONFIG_FILE_NAME))
+        .arg(config.file())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap()
@@ -71,7 +76,7 @@ fn a_node_process_keeps_its_promises_through_every_kind_of_end() {
     let cluster = Cluster::create(1);
     let mut config = cluster.configs[0].clone();
     config.detached = true;
-    config.save().unwrap();
+    save(&config);
     let (epoch, writer) = (VolumeEpoch(1), WriterId(9));
     let mut history = EpochHistory::default();
     history.push(EpochOpening {
@@ -104,7 +109,7 @@ fn a_node_process_keeps_its_promises_through_every_kind_of_end() {
     assert!(stop_begin.elapsed() < Duration::from_secs(3), "the stop took {:?}", stop_begin.elapsed());
 
     config.detached = false;
-    config.save().unwrap();
+    save(&config);
     let child = spawn(&config);
     let mut client = connect(&config);
     let summaries = client.summaries().unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use borealis_node::verify::{Difference, Subject, verify_volume};
+use borealis_client::verify::{Difference, Subject, verify_volume};
 use borealis_store::{Options, Policy, Store};
 use borealis_types::{DatabaseKey, MetaKey, NodeId};
 use common::{ALL, Cluster, Writer, block, image};

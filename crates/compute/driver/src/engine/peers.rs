@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use borealis_client::handshake::{Introduction, kind_of};
+use borealis_client::polled::Connection;
 use borealis_types::{GroupSet, NodeId};
-use borealis_wire::message::{PROTOCOL_VERSION, decode_payload};
+use borealis_wire::message::decode_payload;
 use borealis_wire::{Caller, Payload, Refusal, Reply, Request, SegmentProgress, SegmentSummary};
 use mio::Token;
 
 use super::{Engine, EngineError, ReadLines};
-use crate::connection::Connection;
 use crate::shipper::{PeerIndex, UnexpectedAcknowledgement};
 
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
@@ -155,7 +156,12 @@ impl Engine {
                 return Err(EngineError::Fenced(epoch));
             }
             (_, Reply::Refused(refusal)) => Err(refusal.to_string()),
-            (Stage::Greeting, Reply::Welcome { segments, .. }) => return self.welcome(index, &segments),
+            (Stage::Greeting, reply @ Reply::Welcome { .. }) if request_id == HELLO_ID => {
+                match self.introduction(index, Line::Append).judge(reply) {
+                    Ok(segments) => return self.welcome(index, &segments),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
             (Stage::Installing, Reply::Summaries(segments)) if request_id == INSTALL_ID => {
                 return self.welcome(index, &segments);
             }
@@ -246,14 +252,13 @@ impl Engine {
 
     pub(super) fn take_read_reply(&mut self, index: PeerIndex, stage: Stage, request_id: u64, reply: Reply) {
         match (stage, reply) {
-            (Stage::Greeting, Reply::Welcome { .. }) => {
-                if let Link::Up { stage, pause, .. } = &mut self.peers[index].read {
+            (Stage::Greeting, reply) if request_id == HELLO_ID => {
+                if let Err(error) = self.introduction(index, Line::Read).judge(reply) {
+                    self.disconnect(index, Line::Read, &error.to_string());
+                } else if let Link::Up { stage, pause, .. } = &mut self.peers[index].read {
                     *stage = Stage::Ready;
                     *pause = RECONNECT_MIN;
                 }
-            }
-            (Stage::Greeting, Reply::Refused(refusal)) => {
-                self.disconnect(index, Line::Read, &refusal.to_string());
             }
             (Stage::Ready, reply) => {
                 let (node, now) = (self.peers[index].node, self.now());
@@ -269,6 +274,15 @@ impl Engine {
         }
     }
 
+    /// What is said first on one of a node's connections.
+    fn introduction(&self, index: PeerIndex, line: Line) -> Introduction {
+        let caller = match line {
+            Line::Append => Caller::Writer { epoch: self.epoch, writer: self.outcome.promise.writer },
+            Line::Read => Caller::Client,
+        };
+        Introduction { volume: self.config.volume, node: self.peers[index].node, caller }
+    }
+
     /// Opens connections whose time has come.
     pub(super) fn connect_due(&mut self) {
         let now = Instant::now();
@@ -278,19 +292,11 @@ impl Engine {
                     Link::Down { retry_at, pause } if *retry_at <= now => *pause,
                     _ => continue,
                 };
-                let (node, address) = (self.peers[index].node, self.peers[index].address);
+                let address = self.peers[index].address;
                 let opened = Connection::open(address, self.poll.registry(), Engine::token(index, line));
                 match opened {
                     Ok(mut connection) => {
-                        let caller = match line {
-                            Line::Append => {
-                                Caller::Writer { epoch: self.epoch, writer: self.outcome.promise.writer }
-                            }
-                            Line::Read => Caller::Client,
-                        };
-                        let volume = self.config.volume;
-                        let hello = Request::Hello { protocol: PROTOCOL_VERSION, volume, node, caller };
-                        connection.send(HELLO_ID, &hello);
+                        connection.send(HELLO_ID, &self.introduction(index, line).hello());
                         let link = Link::Up { connection, stage: Stage::Greeting, since: now, pause };
                         *self.peers[index].link(line) = link;
                     }
@@ -333,9 +339,4 @@ impl Engine {
             peer.last_failure = why.to_owned();
         }
     }
-}
-
-/// The name of a reply's kind, without its contents.
-fn kind_of(reply: &Reply) -> String {
-    format!("{reply:?}").chars().take_while(char::is_ascii_alphanumeric).collect()
 }

@@ -6,15 +6,21 @@ use std::process::ExitCode;
 
 use borealis_driver::DriverError;
 
+/// Makes a new storage node's empty store.
+pub fn create_node(config: &Path) -> anyhow::Result<ExitCode> {
+    borealis_node::create(&borealis_node::config::load(config)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Runs a storage node until it is told to stop.
 pub fn node(config: &Path) -> anyhow::Result<ExitCode> {
-    borealis_node::run(borealis_node::config::NodeConfig::load(config)?)?;
+    borealis_node::run(borealis_node::config::load(config)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs an instance's driver until it is told to stop.
 pub fn driver(config: &Path) -> anyhow::Result<ExitCode> {
-    let config = borealis_driver::config::DriverConfig::load(config)?;
+    let config = borealis_driver::config::load(config)?;
     let server_log = config.instance_dir.join("postgres.log");
     let Err(error) = borealis_driver::run(config) else { return Ok(ExitCode::SUCCESS) };
     if let Some(DriverError::Fenced(_) | DriverError::Refused(_) | DriverError::Shim(_)) =

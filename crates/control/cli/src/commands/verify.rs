@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use borealis_client::verify::{Report, verify_volume};
 use borealis_local::cluster::Cluster;
-use borealis_node::verify::{Report, verify_volume};
 
 use crate::progress::Step;
 

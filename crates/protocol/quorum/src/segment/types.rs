@@ -107,7 +107,8 @@ pub struct Installed {
     pub cut: Vec<SegmentRecord>,
 }
 
-/// What a segment says about itself to recoveries and peers.
+/// What a segment says about itself to recoveries and peers. The message that carries it is
+/// [`borealis_wire::SegmentSummary`]; see crate `borealis-spec` for why these are two types.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SegmentSummary {
     /// The protection group it is a copy of.
@@ -122,6 +123,25 @@ pub struct SegmentSummary {
     pub known_durable: DurablePoint,
     /// The lowest position anyone may still read at.
     pub minimum_read_point: Lsn,
+}
+
+impl From<&borealis_wire::SegmentSummary> for SegmentSummary {
+    /// The message does not say where the last record starts, and nothing that is told of another segment asks: the
+    /// span is empty.
+    fn from(message: &borealis_wire::SegmentSummary) -> SegmentSummary {
+        let end = message.segment_complete_lsn;
+        SegmentSummary {
+            group: message.group,
+            promised: Promise { epoch: message.promised_epoch, writer: message.promised_writer },
+            history: message.history.clone(),
+            complete: RecordSpan { start: end, end },
+            known_durable: DurablePoint {
+                volume: message.known_durable,
+                group_tail: message.known_durable_tail,
+            },
+            minimum_read_point: message.minimum_read_point,
+        }
+    }
 }
 
 /// A range of the group's chain this segment lacks: records that end after `after` and not after `through`.

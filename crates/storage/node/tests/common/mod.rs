@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use borealis_node::{GroupMembers, Node, NodeClient, NodeConfig, PeerConfig, Timeouts, verify};
+use borealis_client::{NodeClient, Timeouts, verify};
+use borealis_node::Node;
+use borealis_spec::{Membership, NodeAddress, NodeConfig};
 use borealis_types::{
     AvailabilityZone, BlockKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, META_GROUP, MetaKey, NodeId,
     PageBytes, PageKey, Placement, RecordSpan, RelationFork, RelationLocator, ServerVersion, VolumeEpoch,
@@ -64,16 +66,14 @@ impl Cluster {
                 config.memory_limit_bytes = 64 << 20;
                 config.peers = (0..NODE_COUNT)
                     .filter(|peer| *peer != index)
-                    .map(|peer| PeerConfig {
+                    .map(|peer| NodeAddress {
                         node: NodeId(peer as u16 + 1),
                         zone: zone(peer),
                         address: addresses[peer],
                     })
                     .collect();
-                config.groups = placement
-                    .groups()
-                    .map(|group| GroupMembers { group, nodes: (1..=NODE_COUNT as u16).map(NodeId).collect() })
-                    .collect();
+                let everyone: Vec<NodeId> = (1..=NODE_COUNT as u16).map(NodeId).collect();
+                config.groups = Membership::everyone_has_everything(placement, &everyone);
                 borealis_node::create(&config).unwrap();
                 config
             })

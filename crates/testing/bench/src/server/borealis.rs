@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use borealis_node::config::STORE_FOLDER_NAME;
+use borealis_spec::node::STORE_FOLDER_NAME;
 use borealis_store::{Options, Policy, Store};
 use nix::sys::signal::Signal;
 use serde_json::Value;

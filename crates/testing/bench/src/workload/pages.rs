@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use borealis_node::{NodeClient, Timeouts};
+use borealis_client::{NodeClient, Timeouts};
 use borealis_store::{Options, Policy, Store};
 use borealis_types::{
     BlockKey, Fork, GroupId, Lsn, NodeId, PAGE_SIZE, PageKey, Placement, RelationFork, RelationLocator,

@@ -6,6 +6,7 @@ use std::io::{self, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use borealis_types::invariant;
 use borealis_types::{
     DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PAGE_SIZE, PageKey, RelationFork, SlruKind,
     VolumeEpoch, VolumeId, WriterId,
@@ -15,6 +16,8 @@ use borealis_wire::{
     Caller, FrameError, GroupTail, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Reply, Request,
     SegmentProgress, SegmentSummary, read_frame, write_frame,
 };
+
+use crate::handshake::{Introduction, kind_of};
 
 /// The most entries a node puts into one list it answers with; a larger `limit` is lowered to this.
 pub const MAX_LIST_ENTRIES: u32 = 4096;
@@ -37,30 +40,56 @@ impl Default for Timeouts {
 /// Why a call brought no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody answers at the node's address.
+    /// No connection could be made.
     #[error("cannot connect to node {node} at {address}: {source}")]
     Connect {
-        /// Which node.
+        /// The node that was meant.
         node: NodeId,
         /// Where it should be.
         address: SocketAddr,
         /// What the system said.
         source: io::Error,
     },
-    /// The connection broke, or no answer came in time.
+    /// Nothing moved for the time that was to be waited, while connecting, sending or receiving.
+    #[error("node {node} at {address}: no answer within {}", in_words(*.within))]
+    NoAnswer {
+        /// The node that was asked.
+        node: NodeId,
+        /// Where it should be.
+        address: SocketAddr,
+        /// How long nothing moved.
+        within: Duration,
+    },
+    /// The node ended the connection, or its process ended.
+    #[error("node {node} at {address} closed the connection")]
+    Closed {
+        /// The node that was asked.
+        node: NodeId,
+        /// Where it was.
+        address: SocketAddr,
+    },
+    /// The connection broke in another way, or what came is no frame.
     #[error("the connection to node {node} at {address} broke: {source}")]
     Broken {
-        /// Which node.
+        /// The node that was asked.
         node: NodeId,
         /// Where it is.
         address: SocketAddr,
-        /// What happened.
+        /// What the system said, or what is wrong with the frame.
         source: FrameError,
+    },
+    /// Nothing was sent: an earlier failure left it open which answer belongs to which request.
+    #[error("the connection to node {node} at {address} was given up after an earlier failure")]
+    GivenUp {
+        /// The node that was not asked.
+        node: NodeId,
+        /// Where it is.
+        address: SocketAddr,
     },
     /// The node answered something that is no answer to the request.
     #[error("node {node} at {address} broke the protocol: {what}")]
     Protocol {
-        /// Which node.
+        /// The node that was asked.
         node: NodeId,
         /// Where it is.
         address: SocketAddr,
@@ -70,11 +99,31 @@ pub enum ClientError {
     /// The node refused.
     #[error("node {node} refused: {refusal}")]
     Refused {
-        /// Which node.
+        /// The node that was asked.
         node: NodeId,
-        /// Why.
+        /// What it said.
         refusal: Refusal,
     },
+}
+
+/// A duration as a person would say it: `10 s`, or `500 ms` where there are no whole seconds.
+fn in_words(duration: Duration) -> String {
+    if duration.subsec_nanos() == 0 {
+        format!("{} s", duration.as_secs())
+    } else {
+        format!("{} ms", duration.as_millis())
+    }
+}
+
+/// Whether a socket's timeout passed. Linux says `EAGAIN` for it, as for a socket that does not block.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// Whether the other side ended the connection, in order or not.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }
 
 impl ClientError {
@@ -93,7 +142,10 @@ impl ClientError {
 pub struct NodeClient {
     node: NodeId,
     address: SocketAddr,
+    /// How long nothing may move within a call.
+    patience: Duration,
     stream: BufReader<TcpStream>,
+    /// Memory for the frame that is being received.
     payload: Vec<u8>,
     last_request_id: u64,
     /// Requests sent whose replies were not received yet, oldest first, all in one unbroken run of ids.
@@ -125,7 +177,10 @@ impl NodeClient {
         caller: Caller,
         timeouts: Timeouts,
     ) -> Result<NodeClient, ClientError> {
-        let connect_error = |source| ClientError::Connect { node, address, source };
+        let connect_error = |source| match is_timeout(&source) {
+            true => ClientError::NoAnswer { node, address, within: timeouts.connect },
+            false => ClientError::Connect { node, address, source },
+        };
         let stream = TcpStream::connect_timeout(&address, timeouts.connect).map_err(connect_error)?;
         stream.set_nodelay(true).map_err(connect_error)?;
         stream.set_read_timeout(Some(timeouts.call)).map_err(connect_error)?;
@@ -133,6 +188,7 @@ impl NodeClient {
         let mut client = NodeClient {
             node,
             address,
+            patience: timeouts.call,
             stream: BufReader::with_capacity(32 << 10, stream),
             payload: Vec::new(),
             last_request_id: 0,
@@ -141,15 +197,11 @@ impl NodeClient {
             progress: Vec::new(),
             welcome: Vec::new(),
         };
-        let hello =
-            Request::Hello { protocol: borealis_wire::message::PROTOCOL_VERSION, volume, node, caller };
-        match client.call(&hello)? {
-            Reply::Welcome { node: answered, segments } if answered == node => {
-                client.welcome = segments;
-                Ok(client)
-            }
-            other => Err(client.unexpected(&other)),
-        }
+        let introduction = Introduction { volume, node, caller };
+        let reply = client.call(&introduction.hello())?;
+        client.welcome =
+            introduction.judge(reply).map_err(|error| client.protocol_error(error.to_string()))?;
+        Ok(client)
     }
 
     /// Which node it talks to.
@@ -196,7 +248,7 @@ impl NodeClient {
 
     fn send_payload(&mut self, payload: &[u8]) -> Result<(), ClientError> {
         if self.broken {
-            return Err(self.broken_error(io::Error::from(io::ErrorKind::NotConnected).into()));
+            return Err(ClientError::GivenUp { node: self.node, address: self.address });
         }
         if let Err(error) = write_frame(self.stream.get_mut(), payload) {
             return Err(self.broken_error(error.into()));
@@ -210,10 +262,20 @@ impl NodeClient {
     ///
     /// # Errors
     /// When the node refused or the connection is or gets broken.
+    ///
+    /// # Panics
+    /// If no reply is due.
     pub fn receive(&mut self) -> Result<Reply, ClientError> {
-        if self.broken || self.outstanding == 0 {
-            return Err(self.broken_error(io::Error::from(io::ErrorKind::NotConnected).into()));
+        if self.broken {
+            return Err(ClientError::GivenUp { node: self.node, address: self.address });
         }
+        invariant!(
+            "awaited-replies-were-asked-for",
+            (1..=self.last_request_id).contains(&self.outstanding),
+            "{} replies are awaited, {} requests were sent",
+            self.outstanding,
+            self.last_request_id
+        );
         let expected = self.last_request_id - self.outstanding + 1;
         loop {
             match read_frame(&mut self.stream, &mut self.payload) {
@@ -253,14 +315,31 @@ impl NodeClient {
     /// # Panics
     /// If replies to earlier [`NodeClient::send`]s are still due.
     pub fn call(&mut self, request: &Request) -> Result<Reply, ClientError> {
-        assert_eq!(self.outstanding, 0, "a call among replies that are still due");
+        self.expect_no_replies();
         self.send(request)?;
         self.receive()
     }
 
+    /// Before a call: its reply would otherwise be taken for an earlier request's.
+    fn expect_no_replies(&self) {
+        invariant!(
+            "call-awaits-one-reply",
+            self.broken || self.outstanding == 0,
+            "{} replies to earlier requests are still due",
+            self.outstanding
+        );
+    }
+
     fn broken_error(&mut self, source: FrameError) -> ClientError {
         self.broken = true;
-        ClientError::Broken { node: self.node, address: self.address, source }
+        let (node, address) = (self.node, self.address);
+        match &source {
+            FrameError::Io(error) if is_timeout(error) => {
+                ClientError::NoAnswer { node, address, within: self.patience }
+            }
+            FrameError::Io(error) if is_closed(error) => ClientError::Closed { node, address },
+            _ => ClientError::Broken { node, address, source },
+        }
     }
 
     fn protocol_error(&mut self, what: String) -> ClientError {
@@ -270,7 +349,7 @@ impl NodeClient {
 
     /// Describes a reply of the wrong kind, and gives the connection up.
     fn unexpected(&mut self, reply: &Reply) -> ClientError {
-        let kind: String = format!("{reply:?}").chars().take_while(char::is_ascii_alphanumeric).collect();
+        let kind = kind_of(reply);
         self.protocol_error(format!("a reply of kind {kind} that does not answer the request"))
     }
 
@@ -279,7 +358,7 @@ impl NodeClient {
     /// # Errors
     /// When the node refused (for example [`Refusal::Fenced`]) or the connection is or gets broken.
     pub fn append(&mut self, batch: &[u8]) -> Result<Vec<SegmentProgress>, ClientError> {
-        assert_eq!(self.outstanding, 0, "a call among replies that are still due");
+        self.expect_no_replies();
         self.send_append(batch)?;
         match self.receive()? {
             Reply::Appended(progress) => Ok(progress),
@@ -450,5 +529,100 @@ impl NodeClient {
     /// When the node refused or the connection is or gets broken.
     pub fn status(&mut self) -> Result<NodeStatus, ClientError> {
         typed_reply!(self, Request::Status, Reply::Status(status) => status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    const PATIENCE: Timeouts = Timeouts { connect: Duration::from_secs(5), call: Duration::from_millis(200) };
+
+    /// A node that answers as many requests as there are replies, then stays silent until its caller goes.
+    fn node_that_says(replies: Vec<(u64, Reply)>) -> (SocketAddr, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut payload = Vec::new();
+            for (request_id, reply) in replies {
+                read_frame(&mut stream, &mut payload).unwrap();
+                write_frame(&mut stream, &encode_message(request_id, &reply)).unwrap();
+            }
+            while matches!(read_frame(&mut stream, &mut payload), Ok(true)) {}
+        });
+        (address, thread)
+    }
+
+    fn welcome(node: u16) -> Reply {
+        Reply::Welcome { node: NodeId(node), segments: Vec::new() }
+    }
+
+    fn connect(address: SocketAddr) -> Result<NodeClient, ClientError> {
+        NodeClient::connect(address, VolumeId(1), NodeId(3), Caller::Client, PATIENCE)
+    }
+
+    #[test]
+    fn silence_is_called_silence() {
+        let (address, thread) = node_that_says(vec![(1, welcome(3))]);
+        let mut client = connect(address).unwrap();
+        let error = client.status().unwrap_err();
+        assert_eq!(error.to_string(), format!("node 3 at {address}: no answer within 200 ms"));
+        // An answer that comes now could be taken for that of the next request.
+        let error = client.status().unwrap_err();
+        assert!(
+            client.is_broken() && error.to_string().contains("given up after an earlier failure"),
+            "{error}"
+        );
+        drop(client);
+        thread.join().unwrap();
+        assert_eq!(in_words(Timeouts::default().call), "10 s");
+    }
+
+    #[test]
+    fn an_end_is_called_an_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let thread = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        let error = connect(address).unwrap_err();
+        assert_eq!(error.to_string(), format!("node 3 at {address} closed the connection"));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_welcome_by_another_node_is_no_connection() {
+        let (address, thread) = node_that_says(vec![(1, welcome(4))]);
+        let error = connect(address).unwrap_err();
+        assert!(error.to_string().contains("node 4 answered where node 3 was meant"), "{error}");
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_reply_to_another_request_is_refused() {
+        let (address, thread) = node_that_says(vec![(1, welcome(3)), (7, Reply::Summaries(Vec::new()))]);
+        let mut client = connect(address).unwrap();
+        let error = client.summaries().unwrap_err();
+        assert!(error.to_string().contains("reply 7 where 2 was due"), "{error}");
+        assert!(client.is_broken());
+        drop(client);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant awaited-replies-were-asked-for is broken")]
+    fn a_reply_that_nobody_asked_for_is_not_waited_for() {
+        let (address, _thread) = node_that_says(vec![(1, welcome(3))]);
+        let _ = connect(address).unwrap().receive();
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant call-awaits-one-reply is broken")]
+    fn a_call_among_other_replies_is_noticed() {
+        let (address, _thread) = node_that_says(vec![(1, welcome(3))]);
+        let mut client = connect(address).unwrap();
+        client.send(&Request::Summaries).unwrap();
+        let _ = client.status();
     }
 }

@@ -12,14 +12,14 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use borealis_spec::Membership;
 use borealis_types::{
     DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, NodeId, PageKey, Placement, RelationFork, SlruKind,
     VolumeId,
 };
 use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
-use crate::client::{ClientError, NodeClient, Timeouts};
-use crate::config::GroupMembers;
+use crate::blocking::{ClientError, NodeClient, Timeouts};
 use compare::{PeerList, compare};
 pub use report::{Difference, Finding, NotCompared, Report, Subject, Unreachable};
 
@@ -40,7 +40,7 @@ pub struct Target {
     /// Every storage node and where it listens.
     pub nodes: Vec<(NodeId, SocketAddr)>,
     /// Which node has which group.
-    pub groups: Vec<GroupMembers>,
+    pub groups: Membership,
     /// How many groups there are.
     pub placement: Placement,
     /// Compare at this LSN only; otherwise at the newest that the peers have in common.
@@ -349,11 +349,10 @@ impl Verifier<'_> {
     }
 
     fn participants(&self, group: GroupId) -> Vec<NodeId> {
-        let members = self.target.groups.iter().find(|members| members.group == group);
         self.clients
             .keys()
             .copied()
-            .filter(|node| members.is_some_and(|members| members.nodes.contains(node)))
+            .filter(|node| self.target.groups.is_member(*node, group))
             .filter(|node| !self.left_out.contains(&(*node, group)) && !self.refusing.contains(node))
             .collect()
     }

@@ -1,0 +1,186 @@
+//! What a driver is told, as the file `instance.json` holds it: the volume, its nodes, and the instance to run on it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use borealis_types::{GroupSet, InstanceId, NodeId, Placement, PostgresVersion, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::{Contradiction, Membership, NodeAddress, require};
+
+/// Bounds and knobs of the driver. Every one has a default that fits a small machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tuning {
+    /// How far PostgreSQL may write log ahead of the durable point before its next log write waits (LAL).
+    /// More than the largest record, which can only become durable when all of it is written.
+    pub log_ahead_limit_bytes: u64,
+    /// How much of that log the driver holds in its own memory at a time; the rest stays in the files.
+    pub shipped_ahead_bytes: u64,
+    /// Batches a node may have unacknowledged.
+    pub batches_in_flight: usize,
+    /// Send in rounds (see `ShipperLimits::in_rounds`).
+    pub in_rounds: bool,
+    /// The goal for a batch's size; one record may exceed it.
+    pub batch_bytes: usize,
+    /// Durable log kept for nodes that lag; a node further behind is left to its peers.
+    pub retained_bytes: usize,
+    /// Memory for pages fetched ahead.
+    pub prefetch_bytes: usize,
+    /// How much memory the local page cache should take at most; `None` for a share of what is free when the server
+    /// starts. What must stay in it stays, even beyond.
+    pub cache_limit_bytes: Option<u64>,
+    /// How long after the last write the nodes are told the final durable point.
+    pub quiet_ms: u64,
+    /// A page request that no node answered for so long fails.
+    pub read_timeout_ms: u64,
+    /// How long a recovery waits for enough nodes before it gives up.
+    pub recovery_timeout_ms: u64,
+    /// Spins of a waiting backend before it sleeps.
+    pub spin: u32,
+    /// Restarts of an instance that keeps failing, in a row, before the driver gives up.
+    pub restarts_max: u32,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            log_ahead_limit_bytes: 96 << 20,
+            shipped_ahead_bytes: 16 << 20,
+            batches_in_flight: 1,
+            in_rounds: false,
+            batch_bytes: 512 << 10,
+            retained_bytes: 8 << 20,
+            prefetch_bytes: 16 << 20,
+            cache_limit_bytes: None,
+            quiet_ms: 20,
+            read_timeout_ms: 30_000,
+            recovery_timeout_ms: 10_000,
+            spin: 0,
+            restarts_max: 5,
+        }
+    }
+}
+
+/// Everything a driver needs, as `instance.json` holds it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DriverConfig {
+    /// The volume whose writer it is.
+    pub volume: VolumeId,
+    /// How its pages are placed.
+    pub placement: Placement,
+    /// Which PostgreSQL writes it.
+    pub version: PostgresVersion,
+    /// Every storage node of the volume.
+    pub nodes: Vec<NodeAddress>,
+    /// Which nodes have which group.
+    pub groups: Membership,
+    /// This instance's number, from 1.
+    pub instance: InstanceId,
+    /// Where its socket, log file and configuration are.
+    pub instance_dir: PathBuf,
+    /// A folder of this instance alone on a memory file system; emptied at each start.
+    pub memory_dir: PathBuf,
+    /// Folder with `postgres` and `initdb`.
+    pub postgres_bin_dir: PathBuf,
+    /// The shim library that is preloaded into `postgres`.
+    pub shim_library: PathBuf,
+    /// TCP port of the database on 127.0.0.1.
+    pub port: u16,
+    /// System user that `postgres` runs as; `None` means the driver's own.
+    pub postgres_user: Option<String>,
+    /// Settings of the user (`--pg-set`).
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// Bounds and knobs.
+    #[serde(default)]
+    pub tuning: Tuning,
+}
+
+/// A driver's configuration that contradicts itself.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+#[error("the instance's configuration is unusable: {0}")]
+pub struct UnusableInstance(Contradiction);
+
+impl DriverConfig {
+    /// Checks that the parts agree: every group of the placement has six members, and every member an address.
+    ///
+    /// # Errors
+    /// Names the first contradiction.
+    pub fn validate(&self) -> Result<(), UnusableInstance> {
+        self.check().map_err(UnusableInstance)
+    }
+
+    fn check(&self) -> Result<(), Contradiction> {
+        let count = self.nodes.len();
+        require!((1..=64).contains(&count), "{count} nodes; a volume has 1 to 64");
+        for (index, node) in self.nodes.iter().enumerate() {
+            let again = self.nodes.iter().skip(index + 1).any(|other| other.node == node.node);
+            require!(!again, "node {} is listed twice", node.node);
+        }
+        self.groups.validate(self.placement, |node| self.nodes.iter().any(|known| known.node == node))?;
+        self.groups.require_quorum_sets(self.placement)?;
+        require!(self.tuning.batches_in_flight > 0, "batches_in_flight is 0; nothing could ever be sent");
+        Ok(())
+    }
+
+    /// The groups that have a segment on `node`.
+    #[must_use]
+    pub fn groups_on(&self, node: NodeId) -> GroupSet {
+        self.groups.groups_on(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::AvailabilityZone;
+
+    fn config() -> DriverConfig {
+        let placement = Placement::new(2).expect("2 groups");
+        let nodes: Vec<NodeId> = (1..=6).map(NodeId).collect();
+        let address = |node: &NodeId| NodeAddress {
+            node: *node,
+            zone: AvailabilityZone("az1".into()),
+            address: "127.0.0.1:7001".parse().expect("an address"),
+        };
+        DriverConfig {
+            volume: VolumeId(1),
+            placement,
+            version: PostgresVersion::V15,
+            nodes: nodes.iter().map(address).collect(),
+            groups: Membership::everyone_has_everything(placement, &nodes),
+            instance: InstanceId(1),
+            instance_dir: "instance".into(),
+            memory_dir: "memory".into(),
+            postgres_bin_dir: "bin".into(),
+            shim_library: "shim".into(),
+            port: 5432,
+            postgres_user: None,
+            settings: BTreeMap::new(),
+            tuning: Tuning::default(),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let text = serde_json::to_string(&config()).expect("plain data");
+        assert_eq!(serde_json::from_str::<DriverConfig>(&text).expect("the same build wrote it"), config());
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_name() {
+        let refused = |expected: &str, break_it: &dyn Fn(&mut DriverConfig)| {
+            let mut config = config();
+            break_it(&mut config);
+            let message = config.validate().expect_err(expected).to_string();
+            assert!(message.contains(expected) && message.contains("configuration is unusable"), "{message}");
+        };
+        assert_eq!(config().validate(), Ok(()));
+        refused("0 nodes", &|c| c.nodes.clear());
+        refused("node 2 is listed twice", &|c| c.nodes[2].node = NodeId(2));
+        refused("not among the peers", &|c| drop(c.nodes.pop()));
+        refused("group 0 has 0 members", &|c| c.groups = Membership::default());
+        refused("batches_in_flight", &|c| c.tuning.batches_in_flight = 0);
+    }
+}

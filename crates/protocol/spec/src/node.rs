@@ -1,0 +1,220 @@
+//! What a node is told about itself and its peers: the file `node.json` in its folder.
+
+use core::net::SocketAddr;
+use std::path::PathBuf;
+
+use borealis_types::{AvailabilityZone, GroupId, NodeId, Placement, PostgresVersion, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::{Contradiction, Membership, NodeAddress, require};
+
+/// The file's name inside the node's folder.
+pub const CONFIG_FILE_NAME: &str = "node.json";
+/// The store's folder inside the node's folder.
+pub const STORE_FOLDER_NAME: &str = "store";
+/// The version of the file this build writes and reads.
+const FORMAT: u32 = 1;
+
+/// A node's configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Version of this file; [`NodeConfig::validate`] refuses others.
+    pub format: u32,
+    /// The volume it serves.
+    #[serde(with = "hexadecimal_volume")]
+    pub volume: VolumeId,
+    /// Its number in the volume.
+    pub node: NodeId,
+    /// Its availability zone.
+    pub zone: AvailabilityZone,
+    /// A random number made with the store; a folder that lost its data and was made anew has another one, so
+    /// that an empty disk cannot vote under an old identity.
+    #[serde(with = "hexadecimal")]
+    pub incarnation: u128,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Every other node of the volume.
+    pub peers: Vec<NodeAddress>,
+    /// Which nodes have which group, this one included.
+    pub groups: Membership,
+    /// How many groups the volume has, and so which page is in which.
+    pub placement: Placement,
+    /// Which PostgreSQL writes the volume.
+    pub postgres_version: PostgresVersion,
+    /// Memory for indexes and caches of the store.
+    #[serde(default = "default_memory_limit_bytes")]
+    pub memory_limit_bytes: u64,
+    /// Redo log kept for peers that are behind; one that is further behind has to be rebuilt.
+    #[serde(default = "default_log_retention_bytes")]
+    pub log_retention_bytes: u64,
+    /// Started in the background: an interrupt from a terminal (SIGINT) is not meant for it.
+    #[serde(default)]
+    pub detached: bool,
+    /// The node's folder. Not in the file: it is where the file is.
+    #[serde(skip)]
+    pub directory: PathBuf,
+}
+
+fn default_memory_limit_bytes() -> u64 {
+    512 << 20
+}
+
+fn default_log_retention_bytes() -> u64 {
+    2 << 30
+}
+
+impl NodeConfig {
+    /// A configuration with the default limits, to be completed with `peers` and `groups`.
+    #[must_use]
+    pub fn new(
+        directory: PathBuf,
+        volume: VolumeId,
+        node: NodeId,
+        zone: AvailabilityZone,
+        incarnation: u128,
+        listen: SocketAddr,
+        placement: Placement,
+    ) -> NodeConfig {
+        NodeConfig {
+            format: FORMAT,
+            volume,
+            node,
+            zone,
+            incarnation,
+            listen,
+            peers: Vec::new(),
+            groups: Membership::default(),
+            placement,
+            postgres_version: PostgresVersion::V15,
+            memory_limit_bytes: default_memory_limit_bytes(),
+            log_retention_bytes: default_log_retention_bytes(),
+            detached: false,
+            directory,
+        }
+    }
+
+    /// Where the store is.
+    #[must_use]
+    pub fn store_directory(&self) -> PathBuf {
+        self.directory.join(STORE_FOLDER_NAME)
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.directory.join(CONFIG_FILE_NAME)
+    }
+
+    /// The groups this node has a segment of, in group order.
+    #[must_use]
+    pub fn own_groups(&self) -> Vec<GroupId> {
+        self.groups.groups_on(self.node).iter().collect()
+    }
+
+    /// Checks that the parts agree.
+    ///
+    /// # Errors
+    /// Names the first contradiction.
+    pub fn validate(&self) -> Result<(), Contradiction> {
+        require!(
+            self.format == FORMAT,
+            "it has format {}, this build reads {FORMAT}; run the version of Borealis that wrote it",
+            self.format
+        );
+        require!(
+            !self.peers.iter().any(|peer| peer.node == self.node),
+            "node {} is listed among its own peers",
+            self.node
+        );
+        self.groups.validate(self.placement, |node| {
+            node == self.node || self.peers.iter().any(|peer| peer.node == node)
+        })?;
+        require!(!self.own_groups().is_empty(), "node {} is a member of no group", self.node);
+        Ok(())
+    }
+}
+
+/// JSON has no 128-bit numbers that every tool reads, so they are hexadecimal text.
+mod hexadecimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{value:032x}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u128::from_str_radix(&text, 16).map_err(|_| D::Error::custom("expected 32 hexadecimal digits"))
+    }
+}
+
+mod hexadecimal_volume {
+    use borealis_types::VolumeId;
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(volume: &VolumeId, serializer: S) -> Result<S::Ok, S::Error> {
+        super::hexadecimal::serialize(&volume.0, serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<VolumeId, D::Error> {
+        super::hexadecimal::deserialize(deserializer).map(VolumeId)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GroupMembers;
+
+    fn config() -> NodeConfig {
+        let mut config = NodeConfig::new(
+            "somewhere".into(),
+            VolumeId(0xFEED_0000_0000_0000_0000_0000_0000_0001),
+            NodeId(2),
+            AvailabilityZone("az1".into()),
+            u128::MAX,
+            "127.0.0.1:7002".parse().expect("an address"),
+            Placement::new(2).expect("2 groups"),
+        );
+        config.peers.push(NodeAddress {
+            node: NodeId(1),
+            zone: AvailabilityZone("az1".into()),
+            address: "127.0.0.1:7001".parse().expect("an address"),
+        });
+        config.groups = Membership::everyone_has_everything(config.placement, &[NodeId(1), NodeId(2)]);
+        config
+    }
+
+    #[test]
+    fn what_is_written_is_read_but_for_the_folder() {
+        let text = serde_json::to_string(&config()).expect("plain data");
+        assert!(text.contains("\"volume\":\"feed0000000000000000000000000001\""), "{text}");
+        let read: NodeConfig = serde_json::from_str(&text).expect("the same build wrote it");
+        assert_eq!(NodeConfig { directory: "somewhere".into(), ..read }, config());
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_name() {
+        let refused = |expected: &str, break_it: &dyn Fn(&mut NodeConfig)| {
+            let mut config = config();
+            break_it(&mut config);
+            let message = config.validate().expect_err(expected).to_string();
+            assert!(message.contains(expected), "{message}");
+        };
+        assert_eq!(config().validate(), Ok(()));
+        let members = |group: u16, nodes: &[u16]| GroupMembers {
+            group: GroupId(group),
+            nodes: nodes.iter().copied().map(NodeId).collect(),
+        };
+        refused("format 9", &|c| c.format = 9);
+        refused("own peers", &|c| c.peers[0].node = NodeId(2));
+        refused("member of no group", &|c| {
+            c.groups = [members(0, &[1]), members(1, &[1])].into_iter().collect()
+        });
+        refused("listed twice", &|c| {
+            c.groups = [members(0, &[1, 2]), members(0, &[2])].into_iter().collect()
+        });
+        refused("not among the peers", &|c| c.groups = [members(1, &[1, 2, 6])].into_iter().collect());
+    }
+}

@@ -1,0 +1,17 @@
+//! Talking to a storage node, for everyone who is not one: drivers, recoveries, tools, and nodes among themselves.
+//!
+//! * [`handshake`]: what a caller says first, and how the answer is judged. The same for every kind of connection.
+//! * [`blocking`]: one request at a time, or a few in a row, with timeouts. For tools, recoveries and peers.
+//! * [`polled`]: never waits; for the driver's event loop.
+//! * [`verify`]: asks every node of a volume for everything, and names what differs.
+//!
+//! Nothing here knows how a node stores anything: a driver links this crate, and no storage.
+//!
+//! Invariant: an answer is only ever taken for the answer to the request it repeats the number of.
+
+pub mod blocking;
+pub mod handshake;
+pub mod polled;
+pub mod verify;
+
+pub use blocking::{ClientError, NodeClient, Timeouts};

@@ -7,6 +7,7 @@ mod invariant;
 mod key;
 mod lsn;
 mod placement;
+pub mod server_request;
 mod server_version;
 mod volume;
 

@@ -1,5 +1,7 @@
 use super::*;
-use borealis_shm::Request as Wanted;
+use borealis_types::server_request::{self, Request as Wanted};
+use borealis_types::{DatabaseKey, PAGE_SIZE, RelationLocator, SlruKind};
+use borealis_wire::RelationSize;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -141,7 +143,7 @@ fn a_relation_is_as_long_as_its_longest_group_says() {
         };
         reads.answered(node, id, Reply::RelationSize(size), &mut router, &mut lines, 2 * MS);
     }
-    let expected = shm::RelationSize { blocks: Some(300), has_init_fork: true };
+    let expected = server_request::RelationSize { blocks: Some(300), has_init_fork: true };
     assert_eq!(reads.take_done(), [(1, Answer::Size(expected))]);
 }
 
@@ -183,9 +185,9 @@ fn a_long_listing_comes_in_pieces_without_loss_or_repetition() {
         }
         cursor = next;
     }
-    let expected: Vec<shm::RelationEntry> = forks
+    let expected: Vec<server_request::RelationEntry> = forks
         .iter()
-        .map(|(fork, blocks)| shm::RelationEntry {
+        .map(|(fork, blocks)| server_request::RelationEntry {
             relation: fork.locator.relation,
             fork: fork.fork,
             blocks: *blocks,
@@ -209,7 +211,7 @@ fn transaction_status_files_are_counted_to_their_last_page() {
     assert_eq!(ask(Wanted::SlruSegment { kind, segment: 0 }), Answer::SlruSegment(Some(5)));
     assert_eq!(ask(Wanted::SlruSegment { kind, segment: 1 }), Answer::SlruSegment(Some(32)));
     assert_eq!(ask(Wanted::SlruSegment { kind, segment: 3 }), Answer::SlruSegment(None));
-    let entry = |segment, pages| shm::SlruEntry { segment, pages };
+    let entry = |segment, pages| server_request::SlruEntry { segment, pages };
     let all = vec![entry(0, 5), entry(1, 32), entry(2, 1)];
     assert_eq!(ask(Wanted::ListSlruSegments { kind, cursor: 0 }), Answer::SlruSegments(all, 0));
 }

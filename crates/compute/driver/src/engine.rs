@@ -197,6 +197,7 @@ impl Engine {
             shipper.break_durability();
         }
         let reads = Reads::new(
+            epoch,
             config.placement,
             Duration::from_millis(tuning.read_timeout_ms),
             tuning.prefetch_bytes,

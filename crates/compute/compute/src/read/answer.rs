@@ -6,7 +6,7 @@ use borealis_types::server_request::{
     self, MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, RelationEntry, SlruEntry,
 };
 use borealis_types::{
-    DatabaseKey, Fork, GroupId, Lsn, PAGE_SIZE, PageKey, RelationFork, RelationLocator, SlruKind,
+    DatabaseKey, Fork, GroupId, PAGE_SIZE, PageKey, ReadPoint, RelationFork, RelationLocator, SlruKind,
 };
 use borealis_wire::{RelationSize, Reply, Request};
 
@@ -22,14 +22,14 @@ pub(super) enum Ask {
 }
 
 impl Ask {
-    pub(super) fn request(self, group: GroupId, lsn: Lsn) -> Request {
+    pub(super) fn request(self, group: GroupId, at: ReadPoint) -> Request {
         match self {
-            Ask::Page(key) => Request::ReadPage { group, key, lsn },
-            Ask::Size(relation_fork) => Request::RelationSize { group, relation_fork, lsn },
+            Ask::Page(key) => Request::ReadPage { group, key, at },
+            Ask::Size(relation_fork) => Request::RelationSize { group, relation_fork, at },
             Ask::List { database, after, limit } => {
-                Request::ListRelations { group, database, lsn, after, limit }
+                Request::ListRelations { group, database, at, after, limit }
             }
-            Ask::SlruPages(kind) => Request::SlruPages { kind, lsn },
+            Ask::SlruPages(kind) => Request::SlruPages { kind, at },
         }
     }
 

@@ -12,7 +12,10 @@ use std::time::Duration;
 
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_types::server_request::{self, MAX_RELATION_ENTRIES};
-use borealis_types::{BlockKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PageKey, Placement, RelationFork};
+use borealis_types::{
+    BlockKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PageKey, Placement, ReadPoint, RelationFork,
+    VolumeEpoch,
+};
 use borealis_wal::Effect;
 use borealis_wire::{Refusal, Reply, Request};
 
@@ -105,6 +108,7 @@ pub struct ReadCounters {
 /// See the module. `Slot` is how the owner knows who waits.
 #[derive(Debug)]
 pub struct Reads<Slot> {
+    epoch: VolumeEpoch,
     placement: Placement,
     timeout: Duration,
     operations: BTreeMap<u64, Operation<Slot>>,
@@ -121,10 +125,17 @@ pub struct Reads<Slot> {
 }
 
 impl<Slot: Copy> Reads<Slot> {
-    /// No reads yet.
+    /// No reads yet, of an instance that writes in `epoch`: every question says so, and a node that has not heard of
+    /// that epoch, or of a newer one, refuses.
     #[must_use]
-    pub fn new(placement: Placement, timeout: Duration, prefetch_bytes: usize) -> Reads<Slot> {
+    pub fn new(
+        epoch: VolumeEpoch,
+        placement: Placement,
+        timeout: Duration,
+        prefetch_bytes: usize,
+    ) -> Reads<Slot> {
         Reads {
+            epoch,
             placement,
             timeout,
             operations: BTreeMap::new(),
@@ -330,7 +341,11 @@ impl<Slot: Copy> Reads<Slot> {
         while let Some(route) = router.choose(part.group, needed, &part.asked, now) {
             part.asked.push(route.node);
             let lsn = transport.read_point(route.node, part.group);
-            if !transport.send(route.node, request_id, &part.ask.request(part.group, lsn)) {
+            if !transport.send(
+                route.node,
+                request_id,
+                &part.ask.request(part.group, ReadPoint { epoch: self.epoch, lsn }),
+            ) {
                 continue;
             }
             router.sent(route.node);

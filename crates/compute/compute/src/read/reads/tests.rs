@@ -42,7 +42,7 @@ fn setup(group_count: u16) -> (Reads<u32>, ReadRouter, Lines) {
             router.observe_readable(NodeId(node), group, Lsn(100));
         }
     }
-    (Reads::new(placement, Duration::from_secs(30), 1 << 20), router, Lines::default())
+    (Reads::new(VolumeEpoch(7), placement, Duration::from_secs(30), 1 << 20), router, Lines::default())
 }
 
 fn block(relation: u32, block: u32) -> BlockKey {
@@ -60,7 +60,9 @@ fn one_node_is_asked_and_its_answer_reaches_the_slot() {
     reads.begin(9, Wanted::ReadBlock(block(1, 2)), &mut router, &mut lines, MS);
     assert_eq!(lines.sent.len(), 1);
     let (node, id, request) = lines.sent[0].clone();
-    assert!(matches!(request, Request::ReadPage { lsn, .. } if lsn == Lsn(100 + u64::from(node.0))));
+    assert!(
+        matches!(request, Request::ReadPage { at, .. } if at == ReadPoint { epoch: VolumeEpoch(7), lsn: Lsn(100 + u64::from(node.0)) })
+    );
     assert_eq!(reads.lowest_read_point(), Some(Lsn(100 + u64::from(node.0))));
     reads.answered(node, id, Reply::Page(Some(page(3))), &mut router, &mut lines, 2 * MS);
     assert_eq!(reads.take_done(), [(9, Answer::Page(Some(page(3))))]);
@@ -106,6 +108,24 @@ fn a_refusal_or_a_broken_connection_moves_on_to_the_next_node() {
     let (node, id, _) = lines.sent[2].clone();
     reads.answered(node, id, Reply::Page(Some(page(1))), &mut router, &mut lines, 5 * MS);
     assert_eq!(reads.take_done().len(), 1);
+}
+
+#[test]
+fn a_minority_that_is_fenced_or_missed_a_recovery_is_passed_over() {
+    let (mut reads, mut router, mut lines) = setup(1);
+    reads.begin(1, Wanted::ReadBlock(block(1, 2)), &mut router, &mut lines, MS);
+    let group = GroupId(0);
+    for refusal in [
+        Refusal::Fenced(VolumeEpoch(8)),
+        Refusal::HistoryBehind { group, wanted: VolumeEpoch(7), known: VolumeEpoch(5) },
+    ] {
+        let (node, id, _) = lines.sent.last().unwrap().clone();
+        reads.answered(node, id, Reply::Refused(refusal), &mut router, &mut lines, 2 * MS);
+    }
+    assert_eq!((lines.sent.len(), reads.counters().failures), (3, 2));
+    let (node, id, _) = lines.sent[2].clone();
+    reads.answered(node, id, Reply::Page(Some(page(3))), &mut router, &mut lines, 3 * MS);
+    assert_eq!(reads.take_done(), [(1, Answer::Page(Some(page(3))))]);
 }
 
 #[test]

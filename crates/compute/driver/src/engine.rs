@@ -528,10 +528,7 @@ impl Engine {
 
     fn minimum_read_point(&self) -> Lsn {
         let since = self.now().saturating_sub(SILENCE_TOLERATED);
-        // A node is read at the durable point it knows, so nobody may forget what is at or after the lowest.
-        let known = self.shipper.lowest_known_durable(since).unwrap_or(Lsn::ZERO);
-        let durable = self.shipper.durable().end;
-        self.reads.lowest_read_point().unwrap_or(durable).min(known).min(durable)
+        self.shipper.minimum_read_point(self.reads.lowest_read_point(), since)
     }
 
     /// Gives every node that can take one its next batch.

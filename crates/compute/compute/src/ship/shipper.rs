@@ -248,6 +248,18 @@ impl Shipper {
         known.max(self.group_tail(group))
     }
 
+    /// The lowest LSN at which anyone may still read (PGMRPL), which batches tell the nodes so that they may forget older
+    /// versions: never above a point that a node is asked at. `lowest_asked` is the lowest of requests under way.
+    ///
+    /// A node is read at the durable point it knows, so nobody may forget what is at or after the lowest of those; nodes
+    /// whose oldest batch was sent before `since` are left out, as in [`Shipper::lowest_known_durable`].
+    #[must_use]
+    pub fn minimum_read_point(&self, lowest_asked: Option<Lsn>, since: Duration) -> Lsn {
+        let known = self.lowest_known_durable(since).unwrap_or(Lsn::ZERO);
+        let durable = self.durable().end;
+        lowest_asked.unwrap_or(durable).min(known).min(durable)
+    }
+
     /// The place of the last record shipped in the chain of each of its groups, in group order.
     #[must_use]
     pub fn last_links(&self) -> &[GroupLink] {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use borealis_compute::ship::UnexpectedAcknowledgement;
+use borealis_compute::ship::{Greeted, UnexpectedAcknowledgement, greet};
 use borealis_types::{GroupSet, NodeId};
 use borealis_wire::message::{PROTOCOL_VERSION, decode_payload};
 use borealis_wire::{Caller, Payload, Refusal, Reply, Request, SegmentProgress, SegmentSummary};
@@ -191,36 +191,28 @@ impl Engine {
 
     /// A node introduced itself, or answered an installation.
     pub(super) fn welcome(&mut self, node: NodeId, segments: &[SegmentSummary]) -> Result<(), EngineError> {
-        if let Some(newer) = segments.iter().map(|s| s.promised_epoch).filter(|e| *e > self.epoch).max() {
-            return Err(EngineError::Fenced(newer));
-        }
-        let groups = self.peer(node).groups;
-        let behind = segments.iter().any(|s| {
-            groups.contains(s.group) && s.history.newest_epoch() < self.epoch || s.promised_epoch < self.epoch
-        });
         let installing = matches!(self.peer(node).append, Link::Up { stage: Stage::Installing, .. });
-        if behind {
-            if installing {
+        let (progress, known_durable) = match greet(self.epoch, self.peer(node).groups, segments) {
+            Greeted::Fenced(newer) => return Err(EngineError::Fenced(newer)),
+            Greeted::Ready { progress, known_durable } => (progress, known_durable),
+            Greeted::Behind if installing => {
                 self.disconnect(node, Line::Append, "the node did not take the volume's history");
                 return Ok(());
             }
-            let request = Request::Install {
-                epoch: self.epoch,
-                writer: self.outcome.promise.writer,
-                history: self.outcome.history.clone(),
-                tails: self.outcome.tails.clone(),
-            };
-            if let Link::Up { connection, stage, .. } = &mut self.peer(node).append {
-                connection.send(INSTALL_ID, &request);
-                *stage = Stage::Installing;
+            Greeted::Behind => {
+                let request = Request::Install {
+                    epoch: self.epoch,
+                    writer: self.outcome.promise.writer,
+                    history: self.outcome.history.clone(),
+                    tails: self.outcome.tails.clone(),
+                };
+                if let Link::Up { connection, stage, .. } = &mut self.peer(node).append {
+                    connection.send(INSTALL_ID, &request);
+                    *stage = Stage::Installing;
+                }
+                return Ok(());
             }
-            return Ok(());
-        }
-        let progress: Vec<SegmentProgress> = segments
-            .iter()
-            .map(|s| SegmentProgress { group: s.group, segment_complete_lsn: s.segment_complete_lsn })
-            .collect();
-        let known_durable = segments.iter().map(|s| s.known_durable.end).min().unwrap_or_default();
+        };
         let result = self.shipper.connected(node, &progress, known_durable);
         if let Err(why) = self.note(result, node, &progress) {
             self.disconnect(node, Line::Append, &why);

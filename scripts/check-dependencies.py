@@ -21,6 +21,7 @@ PURE = {
     "borealis-quorum": {"borealis-types", "borealis-wire"},
     "borealis-wire": {"borealis-types"},
     "borealis-spec": {"borealis-types"},
+    "borealis-compute": {"borealis-types", "borealis-wal", "borealis-quorum", "borealis-wire"},
 }
 PURE_LIBRARIES = {
     "serde", "thiserror", "postcard", "crc32c", "lz4_flex", "ruzstd", "zerocopy", "smallvec", "arrayvec",

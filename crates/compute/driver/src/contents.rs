@@ -6,7 +6,7 @@ use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::Contents;
 use borealis_redo::counters::Counters;
 use borealis_spec::NodeAddress;
-use borealis_types::{Lsn, META_GROUP, MetaKey, VolumeEpoch};
+use borealis_types::{Lsn, META_GROUP, MetaKey, ReadPoint, VolumeEpoch};
 use borealis_wire::Caller;
 
 use crate::config::DriverConfig;
@@ -80,13 +80,13 @@ fn read_from(
     // Between the group's last record and the durable point nothing changes, so every position there shows the
     // same. The node can answer at the durable point it knows, if the group's redo does not end later.
     let known = segment.map_or(Lsn::ZERO, |segment| segment.known_durable.end);
-    let lsn = known.min(durable).max(tail);
-    let counters = client.read_meta(MetaKey::Counters, lsn)?;
-    let template = client.read_meta(MetaKey::ControlFileTemplate, lsn)?;
+    let at = ReadPoint { epoch, lsn: known.min(durable).max(tail) };
+    let counters = client.read_meta(MetaKey::Counters, at)?;
+    let template = client.read_meta(MetaKey::ControlFileTemplate, at)?;
     let mut values: Vec<(MetaKey, Vec<u8>)> = Vec::new();
     loop {
         let after = values.last().map(|(key, _)| key.clone());
-        let page = client.list_meta(lsn, after, VALUES_PER_PAGE)?;
+        let page = client.list_meta(at, after, VALUES_PER_PAGE)?;
         if page.is_empty() {
             return Ok((counters, template, values));
         }

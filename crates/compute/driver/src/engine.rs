@@ -8,17 +8,23 @@
 
 mod peers;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use borealis_compute::cache::OpenTransactions;
+use borealis_compute::read::{Answer, ReadCounters, Reads, Transport};
+use borealis_compute::ship::{Router, ShipCounters, Shipper, ShipperLimits};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_quorum::recovery::Outcome;
 use borealis_quorum::writer::WriterTracker;
 use borealis_shm::{DriverSide, InstanceState, ShimReport, SlotIndex};
+use borealis_spec::NodeAddress;
 use borealis_types::{GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wal::{EffectError, Record, RecordError};
 use borealis_wire::Request;
@@ -27,11 +33,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use self::peers::{Line, Link, PeerLinks, Stage, TOKEN_FIRST_PEER};
 use crate::config::DriverConfig;
-use crate::open_transactions::OpenTransactions;
-use crate::reads::{Answer, ReadCounters, Reads, Transport};
-use crate::route::Router;
 use crate::shim_gate;
-use crate::shipper::{PeerIndex, ShipCounters, Shipper, ShipperLimits};
 use crate::wal_feed::{Fed, FeedError, Flow, WalFeed};
 
 /// The loop wakes at least this often, to show the shim that it is alive.
@@ -108,7 +110,9 @@ pub struct Engine {
     /// What the events are about, and whether the other side has closed; kept for its memory.
     ready: Vec<(Token, bool)>,
     scratch: Vec<u8>,
-    peers: Vec<PeerLinks>,
+    /// The keys of `peers`, to walk them while the engine changes.
+    nodes: Rc<[NodeId]>,
+    peers: BTreeMap<NodeId, PeerLinks>,
     shipper: Shipper,
     router: Router,
     read_router: ReadRouter,
@@ -125,13 +129,13 @@ pub struct Engine {
 
 /// How the read path reaches the nodes: over their read connections.
 struct ReadLines<'a> {
-    peers: &'a mut [PeerLinks],
+    peers: &'a mut BTreeMap<NodeId, PeerLinks>,
     shipper: &'a Shipper,
 }
 
 impl Transport for ReadLines<'_> {
     fn send(&mut self, node: NodeId, request_id: u64, request: &Request) -> bool {
-        let peer = self.peers.iter_mut().find(|peer| peer.node == node && peer.installed);
+        let peer = self.peers.get_mut(&node).filter(|peer| peer.installed);
         let Some(connection) = peer.and_then(|peer| peer.read.ready()) else { return false };
         connection.send(request_id, request);
         true
@@ -142,18 +146,11 @@ impl Transport for ReadLines<'_> {
     }
 
     fn needed(&self, group: GroupId) -> Lsn {
-        self.shipper.tracker().durable_point(group).group_tail
+        self.shipper.group_tail(group)
     }
 
     fn read_point(&self, node: NodeId, group: GroupId) -> Lsn {
-        let known = self
-            .peers
-            .iter()
-            .position(|peer| peer.node == node)
-            .map_or(Lsn::ZERO, |index| self.shipper.known_durable(index));
-        // Between the group's last record and the durable point nothing of the group changes, so every
-        // position there shows the same; the node certainly can answer at the one it knows.
-        known.max(self.needed(group))
+        self.shipper.read_point(node, group)
     }
 }
 
@@ -183,22 +180,25 @@ impl Engine {
             retained_bytes: tuning.retained_bytes,
             in_rounds: tuning.in_rounds,
         };
-        let peers: Vec<PeerLinks> = config
-            .nodes
-            .iter()
-            .map(|node| PeerLinks {
-                node: node.node,
-                address: node.address,
-                groups: config.groups_on(node.node),
-                append: Link::new(now),
-                read: Link::new(now),
-                installed: false,
-                last_failure: String::new(),
-            })
-            .collect();
-        let nodes = peers.iter().map(|peer| (peer.node, peer.groups));
-        let shipper = Shipper::new(tracker, epoch, outcome.durable, nodes, limits);
+        let links = |node: &NodeAddress| PeerLinks {
+            address: node.address,
+            groups: config.groups_on(node.node),
+            append: Link::new(now),
+            read: Link::new(now),
+            installed: false,
+            last_failure: String::new(),
+        };
+        let peers: BTreeMap<NodeId, PeerLinks> =
+            config.nodes.iter().map(|node| (node.node, links(node))).collect();
+        let nodes = peers.iter().map(|(&node, peer)| (node, peer.groups));
+        #[cfg_attr(not(feature = "broken-durability"), expect(unused_mut, reason = "only a test breaks it"))]
+        let mut shipper = Shipper::new(tracker, epoch, outcome.durable, nodes, limits);
+        #[cfg(feature = "broken-durability")]
+        if crate::broken_durability::is_wanted() {
+            shipper.break_durability();
+        }
         let reads = Reads::new(
+            epoch,
             config.placement,
             Duration::from_millis(tuning.read_timeout_ms),
             tuning.prefetch_bytes,
@@ -213,6 +213,7 @@ impl Engine {
             events: Events::with_capacity(256),
             ready: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES],
+            nodes: peers.keys().copied().collect(),
             peers,
             shipper,
             read_router: ReadRouter::new(),
@@ -349,11 +350,21 @@ impl Engine {
 
     /// The segments of a group.
     pub fn members(&self, group: GroupId) -> impl Iterator<Item = MemberView> {
-        self.peers.iter().filter(move |peer| peer.groups.contains(group)).map(move |peer| MemberView {
-            node: peer.node,
-            segment_complete_lsn: self.shipper.tracker().segment_complete(peer.node, group),
+        let members = self.peers.iter().filter(move |(_, peer)| peer.groups.contains(group));
+        members.map(move |(&node, peer)| MemberView {
+            node,
+            segment_complete_lsn: self.shipper.tracker().segment_complete(node, group),
             connected: peer.append.is_ready(),
         })
+    }
+
+    /// The nodes of the volume, in number order.
+    fn nodes(&self) -> Rc<[NodeId]> {
+        Rc::clone(&self.nodes)
+    }
+
+    fn peer(&mut self, node: NodeId) -> &mut PeerLinks {
+        self.peers.get_mut(&node).expect("the engine speaks only of the volume's nodes")
     }
 
     fn now(&self) -> Duration {
@@ -431,7 +442,7 @@ impl Engine {
         if let Some(due) = self.reads_due {
             time = time.min(due.saturating_sub(self.now()));
         }
-        for peer in &self.peers {
+        for peer in self.peers.values() {
             for link in [&peer.append, &peer.read] {
                 if let Link::Down { retry_at, .. } = link {
                     time = time.min(retry_at.saturating_duration_since(now));
@@ -518,10 +529,7 @@ impl Engine {
 
     fn minimum_read_point(&self) -> Lsn {
         let since = self.now().saturating_sub(SILENCE_TOLERATED);
-        // A node is read at the durable point it knows, so nobody may forget what is at or after the lowest.
-        let known = self.shipper.lowest_known_durable(since).unwrap_or(Lsn::ZERO);
-        let durable = self.shipper.durable().end;
-        self.reads.lowest_read_point().unwrap_or(durable).min(known).min(durable)
+        self.shipper.minimum_read_point(self.reads.lowest_read_point(), since)
     }
 
     /// Gives every node that can take one its next batch.
@@ -529,15 +537,15 @@ impl Engine {
         let quiet = self.last_shipped_at.elapsed() >= self.quiet_after();
         let now = self.now();
         let mut minimum_read_point = None;
-        for index in 0..self.peers.len() {
-            while self.shipper.can_take(index, quiet) {
+        for &node in self.nodes().iter() {
+            while self.shipper.can_take(node, quiet) {
                 let minimum = *minimum_read_point.get_or_insert_with(|| self.minimum_read_point());
-                let Some(frame) = self.shipper.next_batch(index, minimum, quiet, now) else { break };
-                let Some(connection) = self.peers[index].append.ready() else { break };
+                let Some(frame) = self.shipper.next_batch(node, minimum, quiet, now) else { break };
+                let Some(connection) = self.peer(node).append.ready() else { break };
                 connection.send_batch(frame);
                 let result = connection.flush();
                 if let Err(error) = result {
-                    self.disconnect(index, Line::Append, &error.to_string());
+                    self.disconnect(node, Line::Append, &error.to_string());
                 }
             }
         }
@@ -552,14 +560,14 @@ impl Engine {
     }
 
     fn flush_all(&mut self) {
-        for index in 0..self.peers.len() {
+        for &node in self.nodes().iter() {
             for line in [Line::Append, Line::Read] {
-                let result = match self.peers[index].link(line) {
+                let result = match self.peer(node).link(line) {
                     Link::Up { connection, .. } if connection.has_outbound() => connection.flush(),
                     _ => continue,
                 };
                 if let Err(error) = result {
-                    self.disconnect(index, line, &error.to_string());
+                    self.disconnect(node, line, &error.to_string());
                 }
             }
         }
@@ -578,11 +586,12 @@ impl Engine {
     fn take_event(&mut self, token: Token, has_ended: bool) -> Result<(), EngineError> {
         self.watched |= token == TOKEN_WATCHED || token == TOKEN_WAKER;
         let Some(number) = token.0.checked_sub(TOKEN_FIRST_PEER) else { return Ok(()) };
-        let (index, line) = (number / 2, if number % 2 == 0 { Line::Append } else { Line::Read });
-        if index >= self.peers.len() {
+        // The number in a token was made from a node's.
+        let Ok(node) = u16::try_from(number / 2).map(NodeId) else { return Ok(()) };
+        if !self.peers.contains_key(&node) {
             return Ok(());
         }
-        self.take_frames(index, line, has_ended)
+        self.take_frames(node, if number % 2 == 0 { Line::Append } else { Line::Read }, has_ended)
     }
 
     /// Does what time has made due.
@@ -593,18 +602,18 @@ impl Engine {
             self.reads_due = self.reads.tick(&mut self.read_router, &mut lines, now);
             self.answer_done();
         }
-        let silent: Vec<PeerIndex> = self.shipper.silent_since(now.saturating_sub(SILENCE_MAX)).collect();
-        for index in silent {
-            self.disconnect(index, Line::Append, "it leaves batches unanswered");
+        let silent: Vec<NodeId> = self.shipper.silent_since(now.saturating_sub(SILENCE_MAX)).collect();
+        for node in silent {
+            self.disconnect(node, Line::Append, "it leaves batches unanswered");
         }
-        for index in 0..self.peers.len() {
+        for &node in self.nodes().iter() {
             for line in [Line::Append, Line::Read] {
-                let slow = match self.peers[index].link(line) {
+                let slow = match self.peer(node).link(line) {
                     Link::Up { stage, since, .. } => *stage != Stage::Ready && since.elapsed() > GREETING_MAX,
                     Link::Down { .. } => false,
                 };
                 if slow {
-                    self.disconnect(index, line, "it does not introduce itself");
+                    self.disconnect(node, line, "it does not introduce itself");
                 }
             }
         }

@@ -3,8 +3,8 @@
 //! * [`supervise`]: the life of an instance. [`recover`] opens the volume, [`release`] asks which
 //!   PostgreSQL runs next, [`contents`] reads what a data directory needs, [`control`] is the local socket.
 //! * [`engine`]: the event loop that owns everything while the server runs. It moves bytes; what they mean is
-//!   decided by state machines without I/O: [`route`] (which groups get a record), [`shipper`] (who has which
-//!   record, what is durable), [`reads`] (whom to ask, which answer counts).
+//!   decided by the machines without I/O of [`borealis_compute`]: which groups get a record, who has which record, what
+//!   is durable, whom to ask for a page, which answer counts. [`wal_feed`] reads the server's log.
 //!
 //! * [`shim_library`] is checked and put where the server can load it; [`shim_gate`]: no server is served without it.
 //!
@@ -20,16 +20,10 @@ pub mod contents;
 pub mod control;
 pub mod engine;
 pub mod evict;
-pub mod open_transactions;
-pub mod prefetch;
-pub mod reads;
 pub mod recover;
 pub mod release;
-pub mod retained;
-pub mod route;
 pub mod shim_gate;
 pub mod shim_library;
-pub mod shipper;
 pub mod supervise;
 pub mod wal_feed;
 

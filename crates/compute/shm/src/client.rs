@@ -17,10 +17,8 @@ use crate::layout::{
     STATE_FENCED, STATE_POISONED, STATE_STARTING, Slot, total_bytes,
 };
 use crate::mapping::Mapping;
-use crate::request::{
-    self, MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, Message, RelationEntry, RelationSize, Request,
-    STATUS_ERROR, STATUS_NONEXISTENT, STATUS_OK, SlruEntry, Words,
-};
+use crate::request::{self, Message, STATUS_ERROR, STATUS_NONEXISTENT, STATUS_OK, Words};
+use crate::{MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, RelationEntry, RelationSize, Request, SlruEntry};
 
 /// How long a waiter sleeps before it checks that the driver is alive.
 const CHECK_INTERVAL_MS: u32 = 1000;
@@ -487,7 +485,7 @@ impl ClientSide {
             futex::wait(&AtomicU32::new(0), 0, 1);
             self.check_state().and_then(|()| self.check_driver()).map_err(RequestError::Instance)?;
         };
-        request::store(&slot.request, request.to_words());
+        request::store(&slot.request, request::request_to_words(request));
         slot.state.store(SLOT_REQUESTED, Ordering::Release);
         set_bit(&self.mapping.header().pending, index);
         self.wake_driver();

@@ -33,8 +33,8 @@ use crate::layout::{
     STATE_STARTING, Slot, total_bytes,
 };
 use crate::mapping::Mapping;
-use crate::request::{self, Message, Reply, Request};
-use crate::{ENVIRONMENT_EVENT_FD, ENVIRONMENT_SHM};
+use crate::request::{self, Message, Reply};
+use crate::{ENVIRONMENT_EVENT_FD, ENVIRONMENT_SHM, Request};
 
 /// The shared memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -265,7 +265,7 @@ impl DriverSide {
                     continue;
                 }
                 let index = SlotIndex(index as u32);
-                match Request::from_words(request::load(&slot.request)) {
+                match request::request_from_words(request::load(&slot.request)) {
                     Some(request) => take(index, request),
                     None => self.complete(index, Reply::Error("the driver does not know this request")),
                 }

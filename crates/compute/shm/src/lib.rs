@@ -31,6 +31,9 @@ mod probe;
 mod request;
 mod served;
 
+pub use borealis_types::server_request::{
+    MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, RelationEntry, RelationSize, Request, SlruEntry,
+};
 pub use build::{BUILD_FINGERPRINT, ShimMark, fingerprint_in};
 pub use cache::{CacheBook, CachedBlock};
 pub use client::{AttachError, ClientSide, ClientSlot, RequestError, WaitError};
@@ -38,9 +41,7 @@ pub use driver::{DriverSide, ShimReport, ShmError, SlotIndex, WalPosition};
 pub use fill_lock::{FillGuard, WriteGuard};
 pub use layout::{Config, InstanceState, MAX_MESSAGE_BYTES, MAX_PATH_BYTES, MAX_SLOTS};
 pub use probe::{ProbeError, probe_memory_file_system};
-pub use request::{
-    MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, Message, RelationEntry, RelationSize, Reply, Request, SlruEntry,
-};
+pub use request::{Message, Reply};
 pub use served::ServedDirectory;
 
 /// Environment variable with the path of the shared memory file. The shim is inactive without it.

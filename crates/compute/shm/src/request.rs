@@ -1,91 +1,22 @@
-//! Requests and replies, and their form in a slot's words.
+//! The form of requests and replies in a slot's words. What they say is [`borealis_types::server_request`].
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use borealis_types::server_request::{
+    MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, RelationEntry, RelationSize, Request, SlruEntry,
+};
 use borealis_types::{
-    BlockKey, BlockNumber, DatabaseKey, Fork, PAGE_SIZE, PageBytes, RelationFork, RelationLocator, SlruKind,
+    BlockKey, DatabaseKey, Fork, PAGE_SIZE, PageBytes, RelationFork, RelationLocator, SlruKind,
 };
 
 use crate::layout::{MAX_MESSAGE_BYTES, MESSAGE_WORDS};
 
-/// What a PostgreSQL process asks of the driver. Every answer is as of now; the driver chooses the LSN.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Request {
-    /// A block that is absent from the local cache. Answer: [`Reply::Page`] (a block below the relation's
-    /// size that no record ever touched is a page of zeros), or [`Reply::Nonexistent`] when the relation is
-    /// gone.
-    ReadBlock(BlockKey),
-    /// A page of a transaction-status store. Answer: [`Reply::Page`] or [`Reply::Nonexistent`].
-    ReadSlruPage {
-        /// The store.
-        kind: SlruKind,
-        /// Page number in the whole store.
-        page: u32,
-    },
-    /// Whether a fork exists, and how long it is. Answer: [`Reply::RelationSize`].
-    RelationSize(RelationFork),
-    /// The relation forks of one database. Answer: [`Reply::Relations`], which names the next cursor.
-    ListRelations {
-        /// The database in its tablespace.
-        database: DatabaseKey,
-        /// Zero at first, then what the last reply said. Opaque to the shim.
-        cursor: u64,
-    },
-    /// Whether a segment file of a transaction-status store exists. Answer: [`Reply::SlruSegment`].
-    SlruSegment {
-        /// The store.
-        kind: SlruKind,
-        /// Number of the segment file (32 pages each).
-        segment: u32,
-    },
-    /// The segment files of a transaction-status store. Answer: [`Reply::SlruSegments`].
-    ListSlruSegments {
-        /// The store.
-        kind: SlruKind,
-        /// Zero at first, then what the last reply said. Opaque to the shim.
-        cursor: u64,
-    },
-}
-
-/// A relation fork's size as storage knows it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RelationSize {
-    /// Blocks of the fork; `None` when it does not exist.
-    pub blocks: Option<BlockNumber>,
-    /// Whether the relation has an `_init` fork (it is unlogged).
-    pub has_init_fork: bool,
-}
-
-/// One relation fork of a listing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RelationEntry {
-    /// The relation's file number.
-    pub relation: u32,
-    /// The fork.
-    pub fork: Fork,
-    /// Its length in blocks.
-    pub blocks: BlockNumber,
-    /// Whether the relation has an `_init` fork (it is unlogged).
-    pub has_init_fork: bool,
-}
-
-/// One segment file of a transaction-status store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SlruEntry {
-    /// Number of the segment file.
-    pub segment: u32,
-    /// Pages in it, counted to the last one that exists (at most 32).
-    pub pages: u32,
-}
-
 const RELATION_ENTRY_BYTES: usize = 12;
 const SLRU_ENTRY_BYTES: usize = 8;
 
-/// The most entries of one [`Reply::Relations`].
-pub const MAX_RELATION_ENTRIES: usize = PAGE_SIZE / RELATION_ENTRY_BYTES;
-/// The most entries of one [`Reply::SlruSegments`].
-pub const MAX_SLRU_ENTRIES: usize = PAGE_SIZE / SLRU_ENTRY_BYTES;
+const _: () = assert!(MAX_RELATION_ENTRIES * RELATION_ENTRY_BYTES <= PAGE_SIZE, "a slot's buffer is a page");
+const _: () = assert!(MAX_SLRU_ENTRIES * SLRU_ENTRY_BYTES <= PAGE_SIZE, "a slot's buffer is a page");
 
 /// What the driver answers.
 #[derive(Clone, Copy, Debug)]
@@ -206,46 +137,44 @@ pub(crate) fn fork_from_words(words: [u32; 4]) -> Option<RelationFork> {
     Some(RelationFork { locator: RelationLocator { tablespace, database, relation }, fork: fork(number)? })
 }
 
-impl Request {
-    pub(crate) fn to_words(self) -> Words {
-        match self {
-            Request::ReadBlock(key) => {
-                let [a, b, c, d] = fork_words(key.relation_fork);
-                [READ_BLOCK, a, b, c, d, key.block, 0, 0]
-            }
-            Request::ReadSlruPage { kind, page } => [READ_SLRU_PAGE, kind as u32, page, 0, 0, 0, 0, 0],
-            Request::RelationSize(key) => {
-                let [a, b, c, d] = fork_words(key);
-                [RELATION_SIZE, a, b, c, d, 0, 0, 0]
-            }
-            Request::ListRelations { database, cursor } => {
-                [LIST_RELATIONS, database.tablespace, database.database, low(cursor), high(cursor), 0, 0, 0]
-            }
-            Request::SlruSegment { kind, segment } => [SLRU_SEGMENT, kind as u32, segment, 0, 0, 0, 0, 0],
-            Request::ListSlruSegments { kind, cursor } => {
-                [LIST_SLRU_SEGMENTS, kind as u32, low(cursor), high(cursor), 0, 0, 0, 0]
-            }
+pub(crate) fn request_to_words(request: Request) -> Words {
+    match request {
+        Request::ReadBlock(key) => {
+            let [a, b, c, d] = fork_words(key.relation_fork);
+            [READ_BLOCK, a, b, c, d, key.block, 0, 0]
+        }
+        Request::ReadSlruPage { kind, page } => [READ_SLRU_PAGE, kind as u32, page, 0, 0, 0, 0, 0],
+        Request::RelationSize(key) => {
+            let [a, b, c, d] = fork_words(key);
+            [RELATION_SIZE, a, b, c, d, 0, 0, 0]
+        }
+        Request::ListRelations { database, cursor } => {
+            [LIST_RELATIONS, database.tablespace, database.database, low(cursor), high(cursor), 0, 0, 0]
+        }
+        Request::SlruSegment { kind, segment } => [SLRU_SEGMENT, kind as u32, segment, 0, 0, 0, 0, 0],
+        Request::ListSlruSegments { kind, cursor } => {
+            [LIST_SLRU_SEGMENTS, kind as u32, low(cursor), high(cursor), 0, 0, 0, 0]
         }
     }
+}
 
-    /// `None` for words that no client of this version writes.
-    pub(crate) fn from_words(words: Words) -> Option<Request> {
-        let [operation, a, b, c, d, e, ..] = words;
-        Some(match operation {
-            READ_BLOCK => {
-                Request::ReadBlock(BlockKey { relation_fork: fork_from_words([a, b, c, d])?, block: e })
-            }
-            READ_SLRU_PAGE => Request::ReadSlruPage { kind: slru_kind(a)?, page: b },
-            RELATION_SIZE => Request::RelationSize(fork_from_words([a, b, c, d])?),
-            LIST_RELATIONS => Request::ListRelations {
-                database: DatabaseKey { tablespace: a, database: b },
-                cursor: wide(c, d),
-            },
-            SLRU_SEGMENT => Request::SlruSegment { kind: slru_kind(a)?, segment: b },
-            LIST_SLRU_SEGMENTS => Request::ListSlruSegments { kind: slru_kind(a)?, cursor: wide(b, c) },
-            _ => return None,
-        })
-    }
+/// `None` for words that no client of this version writes.
+pub(crate) fn request_from_words(words: Words) -> Option<Request> {
+    let [operation, a, b, c, d, e, ..] = words;
+    Some(match operation {
+        READ_BLOCK => {
+            Request::ReadBlock(BlockKey { relation_fork: fork_from_words([a, b, c, d])?, block: e })
+        }
+        READ_SLRU_PAGE => Request::ReadSlruPage { kind: slru_kind(a)?, page: b },
+        RELATION_SIZE => Request::RelationSize(fork_from_words([a, b, c, d])?),
+        LIST_RELATIONS => Request::ListRelations {
+            database: DatabaseKey { tablespace: a, database: b },
+            cursor: wide(c, d),
+        },
+        SLRU_SEGMENT => Request::SlruSegment { kind: slru_kind(a)?, segment: b },
+        LIST_SLRU_SEGMENTS => Request::ListSlruSegments { kind: slru_kind(a)?, cursor: wide(b, c) },
+        _ => return None,
+    })
 }
 
 pub(crate) const STATUS_OK: u32 = 1;
@@ -344,8 +273,8 @@ mod tests {
         #[test]
         fn hostile_words_never_panic_and_accepted_ones_round_trip(words: Words, small in 0u32..8, kind in 0u32..6) {
             for words in [words, [small, kind, words[2], words[3], kind, words[5], 0, 0]] {
-                if let Some(request) = Request::from_words(words) {
-                    prop_assert_eq!(Request::from_words(request.to_words()), Some(request));
+                if let Some(request) = request_from_words(words) {
+                    prop_assert_eq!(request_from_words(request_to_words(request)), Some(request));
                 }
                 let (count, _) = listing(words, MAX_RELATION_ENTRIES);
                 prop_assert!(count <= MAX_RELATION_ENTRIES);

@@ -7,6 +7,8 @@ mod invariant;
 mod key;
 mod lsn;
 mod placement;
+mod read_point;
+pub mod server_request;
 mod server_version;
 mod volume;
 
@@ -17,6 +19,7 @@ pub use key::{
 };
 pub use lsn::{Lsn, ParseLsnError, RecordSpan};
 pub use placement::{GroupSet, MAX_GROUPS, META_GROUP, Placement};
+pub use read_point::ReadPoint;
 pub use server_version::{ParseServerVersionError, ServerVersion, UnsupportedServerVersion};
 pub use volume::{
     AvailabilityZone, GroupId, InstanceId, NodeId, PostgresVersion, READ_QUORUM, SEGMENTS_PER_GROUP,

@@ -4,11 +4,13 @@
 //! given. Nothing a peer sends can panic the receiver or make it allocate more than it sent.
 
 pub mod batch;
+mod batch_frame;
 mod byte_string;
 pub mod frame;
 pub mod message;
 
 pub use batch::{BatchBuilder, BatchError, BatchHeader, BatchReader, BatchRecord, GroupLink, GroupTail};
+pub use batch_frame::BatchFrame;
 pub use frame::{FrameBuffer, FrameError, read_frame, write_frame};
 pub use message::{
     Caller, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Reply, Request, SegmentProgress,

@@ -7,15 +7,15 @@
 //! The first request on a connection is [`Request::Hello`]; a node closes a connection that starts otherwise.
 
 use borealis_types::{
-    AvailabilityZone, DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PageKey, RecordSpan,
-    RelationFork, SlruKind, VolumeEpoch, VolumeId, WriterId,
+    AvailabilityZone, DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PageKey, ReadPoint,
+    RecordSpan, RelationFork, SlruKind, VolumeEpoch, VolumeId, WriterId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
@@ -96,24 +96,24 @@ pub enum Request {
         /// Redo batches, one for each run of records of one epoch.
         batches: Vec<Vec<u8>>,
     },
-    /// A page as of an LSN.
+    /// A page as of a position.
     ReadPage {
         /// The group that owns it.
         group: GroupId,
         /// Which page.
         key: PageKey,
-        /// As of this LSN.
-        lsn: Lsn,
+        /// As of here.
+        at: ReadPoint,
     },
-    /// A fork's existence and size in the blocks of one group, as of an LSN. The fork's size is the largest
+    /// A fork's existence and size in the blocks of one group, as of a position. The fork's size is the largest
     /// answer over all groups.
     RelationSize {
         /// Which group's part.
         group: GroupId,
         /// Which fork.
         relation_fork: RelationFork,
-        /// As of this LSN.
-        lsn: Lsn,
+        /// As of here.
+        at: ReadPoint,
     },
     /// All forks of a database's relations that one group knows, in key order, with their sizes there.
     ListRelations {
@@ -121,42 +121,42 @@ pub enum Request {
         group: GroupId,
         /// Which database.
         database: DatabaseKey,
-        /// As of this LSN.
-        lsn: Lsn,
+        /// As of here.
+        at: ReadPoint,
         /// Continue after this fork.
         after: Option<RelationFork>,
         /// At most this many.
         limit: u32,
     },
-    /// Which pages a transaction-status store has, as of an LSN.
+    /// Which pages a transaction-status store has, as of a position.
     SlruPages {
         /// Which store.
         kind: SlruKind,
-        /// As of this LSN.
-        lsn: Lsn,
+        /// As of here.
+        at: ReadPoint,
     },
-    /// A small value as of an LSN.
+    /// A small value as of a position.
     ReadMeta {
         /// Which one.
         key: MetaKey,
-        /// As of this LSN.
-        lsn: Lsn,
+        /// As of here.
+        at: ReadPoint,
     },
-    /// Every small value as of an LSN, in key order, except counters and the control file template.
+    /// Every small value as of a position, in key order, except counters and the control file template.
     ListMeta {
-        /// As of this LSN.
-        lsn: Lsn,
+        /// As of here.
+        at: ReadPoint,
         /// Continue after this key.
         after: Option<MetaKey>,
         /// At most this many.
         limit: u32,
     },
-    /// Checksums of a group's pages as of an LSN, in key order.
+    /// Checksums of a group's pages as of a position, in key order.
     PageChecksums {
         /// Which group.
         group: GroupId,
-        /// As of this LSN.
-        lsn: Lsn,
+        /// As of here.
+        at: ReadPoint,
         /// Continue after this page.
         after: Option<PageKey>,
         /// At most this many.
@@ -255,6 +255,16 @@ pub enum Refusal {
     /// The segment is not on this node.
     #[error("group {0} has no segment on this node")]
     NoSegment(GroupId),
+    /// A recovery happened that the segment has not heard of: what it holds may have been cut. Another node knows.
+    #[error("group {group} knows the volume up to epoch {known} here, the reader is of epoch {wanted}")]
+    HistoryBehind {
+        /// The group.
+        group: GroupId,
+        /// The reader's epoch.
+        wanted: VolumeEpoch,
+        /// The newest epoch that the segment has the history of.
+        known: VolumeEpoch,
+    },
     /// The segment is not complete to the LSN, or no longer keeps versions that old.
     #[error("cannot read at {asked}: the segment answers from {from} through {through}")]
     NotReadable {
@@ -394,7 +404,7 @@ mod tests {
         let request = Request::ReadPage {
             group: GroupId(3),
             key: PageKey::Slru { kind: SlruKind::Transactions, page: 9 },
-            lsn: Lsn(77),
+            at: ReadPoint { epoch: VolumeEpoch(3), lsn: Lsn(77) },
         };
         let payload = encode_message(5, &request);
         match decode_payload::<Request>(&payload).unwrap() {

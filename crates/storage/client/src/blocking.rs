@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use borealis_types::invariant;
 use borealis_types::{
-    DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PAGE_SIZE, PageKey, RelationFork, SlruKind,
-    VolumeEpoch, VolumeId, WriterId,
+    DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PAGE_SIZE, PageKey, ReadPoint, RelationFork,
+    SlruKind, VolumeEpoch, VolumeId, WriterId,
 };
 use borealis_wire::message::{append_header, decode_payload, encode_message};
 use borealis_wire::{
@@ -438,10 +438,10 @@ impl NodeClient {
         &mut self,
         group: GroupId,
         key: PageKey,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
     ) -> Result<Option<Vec<u8>>, ClientError> {
         let page: Option<Vec<u8>> =
-            typed_reply!(self, Request::ReadPage { group, key, lsn }, Reply::Page(page) => page)?;
+            typed_reply!(self, Request::ReadPage { group, key, at: at.into() }, Reply::Page(page) => page)?;
         match &page {
             Some(bytes) if bytes.len() != PAGE_SIZE => {
                 Err(self.protocol_error(format!("a page of {} bytes", bytes.len())))
@@ -458,9 +458,9 @@ impl NodeClient {
         &mut self,
         group: GroupId,
         relation_fork: RelationFork,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
     ) -> Result<Option<u32>, ClientError> {
-        typed_reply!(self, Request::RelationSize { group, relation_fork, lsn }, Reply::RelationSize(blocks) => blocks)
+        typed_reply!(self, Request::RelationSize { group, relation_fork, at: at.into() }, Reply::RelationSize(blocks) => blocks)
     }
 
     /// One page of the list of a database's forks in one group.
@@ -471,11 +471,11 @@ impl NodeClient {
         &mut self,
         group: GroupId,
         database: DatabaseKey,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
         after: Option<RelationFork>,
         limit: u32,
     ) -> Result<Vec<RelationSize>, ClientError> {
-        let request = Request::ListRelations { group, database, lsn, after, limit };
+        let request = Request::ListRelations { group, database, at: at.into(), after, limit };
         typed_reply!(self, request, Reply::Relations(relations) => relations)
     }
 
@@ -483,16 +483,20 @@ impl NodeClient {
     ///
     /// # Errors
     /// When the node refused or the connection is or gets broken.
-    pub fn slru_pages(&mut self, kind: SlruKind, lsn: Lsn) -> Result<Vec<u32>, ClientError> {
-        typed_reply!(self, Request::SlruPages { kind, lsn }, Reply::SlruPages(pages) => pages)
+    pub fn slru_pages(&mut self, kind: SlruKind, at: impl Into<ReadPoint>) -> Result<Vec<u32>, ClientError> {
+        typed_reply!(self, Request::SlruPages { kind, at: at.into() }, Reply::SlruPages(pages) => pages)
     }
 
     /// A small value.
     ///
     /// # Errors
     /// When the node refused or the connection is or gets broken.
-    pub fn read_meta(&mut self, key: MetaKey, lsn: Lsn) -> Result<Option<Vec<u8>>, ClientError> {
-        typed_reply!(self, Request::ReadMeta { key, lsn }, Reply::Meta(value) => value)
+    pub fn read_meta(
+        &mut self,
+        key: MetaKey,
+        at: impl Into<ReadPoint>,
+    ) -> Result<Option<Vec<u8>>, ClientError> {
+        typed_reply!(self, Request::ReadMeta { key, at: at.into() }, Reply::Meta(value) => value)
     }
 
     /// One page of the list of small values.
@@ -501,11 +505,11 @@ impl NodeClient {
     /// When the node refused or the connection is or gets broken.
     pub fn list_meta(
         &mut self,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
         after: Option<MetaKey>,
         limit: u32,
     ) -> Result<Vec<(MetaKey, Vec<u8>)>, ClientError> {
-        typed_reply!(self, Request::ListMeta { lsn, after, limit }, Reply::MetaList(values) => values)
+        typed_reply!(self, Request::ListMeta { at: at.into(), after, limit }, Reply::MetaList(values) => values)
     }
 
     /// One page of the list of a group's page checksums.
@@ -515,11 +519,11 @@ impl NodeClient {
     pub fn page_checksums(
         &mut self,
         group: GroupId,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
         after: Option<PageKey>,
         limit: u32,
     ) -> Result<Vec<PageChecksum>, ClientError> {
-        let request = Request::PageChecksums { group, lsn, after, limit };
+        let request = Request::PageChecksums { group, at: at.into(), after, limit };
         typed_reply!(self, request, Reply::PageChecksums(checksums) => checksums)
     }
 

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use borealis_wire::frame::{FRAME_HEADER_BYTES, frame_header};
-use borealis_wire::message::{PAYLOAD_HEADER_BYTES, append_header, encode_message};
-use borealis_wire::{FrameBuffer, FrameError, Request};
+use borealis_wire::message::encode_message;
+use borealis_wire::{BatchFrame, FrameBuffer, FrameError, Request};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
@@ -15,48 +15,6 @@ use mio::{Interest, Registry, Token};
 /// number is bounded by what may be in flight, a peer that leaves them unread is noticed by its silence, and one
 /// alone may be as large as a frame.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
-
-/// A complete frame that carries a redo batch. Nodes that need the same batch get the same frame: the request
-/// id is part of it, so it is unique to the frame and not to the connection.
-#[derive(Debug)]
-pub struct BatchFrame {
-    head: [u8; FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES],
-    batch: Vec<u8>,
-}
-
-impl BatchFrame {
-    /// Frames an encoded batch.
-    ///
-    /// # Panics
-    /// If the batch is over the frame limit, which records that the decoder accepts never reach.
-    #[must_use]
-    pub fn new(request_id: u64, batch: Vec<u8>) -> BatchFrame {
-        let append = append_header(request_id);
-        let length = append.len() + batch.len();
-        assert!(
-            length <= borealis_wire::frame::MAX_PAYLOAD_BYTES,
-            "a batch of {length} bytes is over the frame limit"
-        );
-        let checksum = crc32c::crc32c_append(crc32c::crc32c(&append), &batch);
-        let mut head = [0; FRAME_HEADER_BYTES + PAYLOAD_HEADER_BYTES];
-        head[..4].copy_from_slice(&(length as u32).to_le_bytes());
-        head[4..8].copy_from_slice(&checksum.to_le_bytes());
-        head[8..].copy_from_slice(&append);
-        BatchFrame { head, batch }
-    }
-
-    /// The encoded batch.
-    #[must_use]
-    pub fn batch(&self) -> &[u8] {
-        &self.batch
-    }
-
-    /// Bytes on the wire.
-    #[must_use]
-    pub fn size_bytes(&self) -> usize {
-        self.head.len() + self.batch.len()
-    }
-}
 
 /// What waits to be written.
 #[derive(Debug)]
@@ -68,7 +26,7 @@ enum Outgoing {
 impl Outgoing {
     fn parts(&self) -> (&[u8], &[u8]) {
         match self {
-            Outgoing::Batch(frame) => (&frame.head, &frame.batch),
+            Outgoing::Batch(frame) => frame.parts(),
             Outgoing::Message(bytes) => (bytes, &[]),
         }
     }

@@ -136,7 +136,7 @@ impl Verifier<'_> {
         let subject = |key: &MetaKey| Subject::Meta { key: key.clone() };
         let values = self.compare_all(&Question {
             group,
-            request: &|lsn, after, limit| Request::ListMeta { lsn, after, limit },
+            request: &|lsn, after, limit| Request::ListMeta { at: lsn.into(), after, limit },
             entries: &|reply, limit| match reply {
                 Reply::MetaList(values) => {
                     let ended = values.len() < limit as usize;
@@ -157,7 +157,7 @@ impl Verifier<'_> {
             compared += self
                 .compare_all(&Question {
                     group,
-                    request: &|lsn, _, _| Request::ReadMeta { key: key.clone(), lsn },
+                    request: &|lsn, _, _| Request::ReadMeta { key: key.clone(), at: lsn.into() },
                     entries: &|reply, _| match reply {
                         Reply::Meta(value) => Some((vec![(key.clone(), value)], true)),
                         _ => None,
@@ -172,7 +172,7 @@ impl Verifier<'_> {
         for kind in SlruKind::ALL {
             self.compare_all(&Question {
                 group,
-                request: &|lsn, _, _| Request::SlruPages { kind, lsn },
+                request: &|lsn, _, _| Request::SlruPages { kind, at: lsn.into() },
                 entries: &|reply, _| match reply {
                     Reply::SlruPages(pages) => {
                         Some((pages.into_iter().map(|page| (page, ())).collect(), true))
@@ -189,7 +189,7 @@ impl Verifier<'_> {
     fn pages(&mut self, group: GroupId) {
         let keys = self.compare_all(&Question {
             group,
-            request: &|lsn, after, limit| Request::PageChecksums { group, lsn, after, limit },
+            request: &|lsn, after, limit| Request::PageChecksums { group, at: lsn.into(), after, limit },
             entries: &|reply, limit| match reply {
                 Reply::PageChecksums(checksums) => {
                     let ended = checksums.len() < limit as usize;
@@ -207,7 +207,13 @@ impl Verifier<'_> {
     fn relations(&mut self, group: GroupId, database: DatabaseKey) {
         let forks = self.compare_all(&Question {
             group,
-            request: &|lsn, after, limit| Request::ListRelations { group, database, lsn, after, limit },
+            request: &|lsn, after, limit| Request::ListRelations {
+                group,
+                database,
+                at: lsn.into(),
+                after,
+                limit,
+            },
             entries: &|reply, limit| match reply {
                 Reply::Relations(relations) => {
                     let ended = relations.len() < limit as usize;

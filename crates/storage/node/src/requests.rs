@@ -54,28 +54,26 @@ fn try_answer(shared: &Shared, request: Request) -> Result<Reply, Refusal> {
             let tail = store.read_tail(group, above, limit_bytes.min(TAIL_LIMIT_BYTES)).map_err(refuse)?;
             Ok(Reply::Tail { batches: tail.batches, more: tail.more })
         }
-        Request::ReadPage { group, key, lsn } => {
+        Request::ReadPage { group, key, at } => {
             let start = Instant::now();
-            let page = store.read_page(group, &key, lsn);
+            let page = store.read_page(group, &key, at);
             add(&shared.metrics.page_read_count, 1);
             shared.metrics.page_reads.record(start.elapsed());
             Ok(Reply::Page(page.map_err(refuse)?.map(|page| page.to_vec())))
         }
-        Request::RelationSize { group, relation_fork, lsn } => {
-            Ok(Reply::RelationSize(store.relation_size(group, relation_fork, lsn).map_err(refuse)?))
+        Request::RelationSize { group, relation_fork, at } => {
+            Ok(Reply::RelationSize(store.relation_size(group, relation_fork, at).map_err(refuse)?))
         }
-        Request::ListRelations { group, database, lsn, after, limit } => Ok(Reply::Relations(
-            store.list_relations(group, database, lsn, after, list(limit)).map_err(refuse)?,
+        Request::ListRelations { group, database, at, after, limit } => Ok(Reply::Relations(
+            store.list_relations(group, database, at, after, list(limit)).map_err(refuse)?,
         )),
-        Request::SlruPages { kind, lsn } => {
-            Ok(Reply::SlruPages(store.slru_pages(kind, lsn).map_err(refuse)?))
+        Request::SlruPages { kind, at } => Ok(Reply::SlruPages(store.slru_pages(kind, at).map_err(refuse)?)),
+        Request::ReadMeta { key, at } => Ok(Reply::Meta(store.read_meta(&key, at).map_err(refuse)?)),
+        Request::ListMeta { at, after, limit } => {
+            Ok(Reply::MetaList(store.list_meta(at, after.as_ref(), list(limit)).map_err(refuse)?))
         }
-        Request::ReadMeta { key, lsn } => Ok(Reply::Meta(store.read_meta(&key, lsn).map_err(refuse)?)),
-        Request::ListMeta { lsn, after, limit } => {
-            Ok(Reply::MetaList(store.list_meta(lsn, after.as_ref(), list(limit)).map_err(refuse)?))
-        }
-        Request::PageChecksums { group, lsn, after, limit } => Ok(Reply::PageChecksums(
-            store.page_checksums(group, lsn, after.as_ref(), list(limit)).map_err(refuse)?,
+        Request::PageChecksums { group, at, after, limit } => Ok(Reply::PageChecksums(
+            store.page_checksums(group, at, after.as_ref(), list(limit)).map_err(refuse)?,
         )),
         Request::Status => Ok(Reply::Status(status(shared))),
     }

@@ -127,9 +127,9 @@ impl Store {
         pages.sort_unstable();
         pages.dedup();
         for (group, key, lsn) in pages {
-            if let Err(error) = self
-                .page_version(group, &key, lsn, Overtaken::Fail, &|state| Store::readable(state, group, lsn))
-            {
+            if let Err(error) = self.page_version(group, &key, lsn, Overtaken::Fail, &|state| {
+                Store::readable(state, group, lsn.into())
+            }) {
                 tracing::debug!(%error, "a page with many records is not prepared");
             }
         }
@@ -148,7 +148,7 @@ impl Store {
             (lsn, lsn.min(hosted.indexed_through))
         };
         let counters = self.meta_version(&MetaKey::Counters, lsn, Overtaken::Fail, &|state| {
-            Store::readable(state, META_GROUP, lsn)
+            Store::readable(state, META_GROUP, lsn.into())
         });
         match counters {
             Ok(Some(counters)) => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use borealis_types::{
     BlockKey, DatabaseKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey,
-    RelationFork, SlruKind,
+    ReadPoint, RelationFork, SlruKind,
 };
 use borealis_wal::Record;
 use borealis_wire::{PageChecksum, Refusal, RelationSize};
@@ -133,14 +133,15 @@ impl Store {
         state.segments.get(&group).ok_or_else(|| Refusal::NoSegment(group).into())
     }
 
-    /// The segment, if it has exactly the state as of `lsn`.
-    pub(crate) fn readable(state: &State, group: GroupId, lsn: Lsn) -> Result<&HostedSegment, StoreError> {
+    /// The segment, if it has exactly the state as of `at`: [`borealis_quorum::segment::Segment::check_read`] decides.
+    pub(crate) fn readable(
+        state: &State,
+        group: GroupId,
+        at: ReadPoint,
+    ) -> Result<&HostedSegment, StoreError> {
         let hosted = Store::hosted(state, group)?;
-        let from = hosted.segment.minimum_read_point();
-        let through = hosted.segment.readable_through();
-        if lsn < from || lsn > through {
-            return Err(Refusal::NotReadable { asked: lsn, from, through }.into());
-        }
+        hosted.segment.permit_read(at)?;
+        let lsn = at.lsn;
         assert!(lsn >= hosted.base.materialized, "nothing above the minimum read point is materialized");
         if let Some(failure) = &hosted.failure
             && lsn >= failure.lsn
@@ -159,13 +160,14 @@ impl Store {
         &self,
         group: GroupId,
         key: &PageKey,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
     ) -> Result<Option<Box<PageBytes>>, StoreError> {
+        let at = at.into();
         if self.identity.placement.group_of(key) != group {
             return Err(Refusal::Misuse(format!("page {key} is not of group {group}")).into());
         }
         count(&self.counters.pages_read, 1);
-        self.page_version(group, key, lsn, Overtaken::Wait, &|state| Store::readable(state, group, lsn))
+        self.page_version(group, key, at.lsn, Overtaken::Wait, &|state| Store::readable(state, group, at))
     }
 
     /// A page as of an LSN that `look` permits.
@@ -315,8 +317,9 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::read_page`].
-    pub fn read_meta(&self, key: &MetaKey, lsn: Lsn) -> Result<Option<Vec<u8>>, StoreError> {
-        self.meta_version(key, lsn, Overtaken::Wait, &|state| Store::readable(state, META_GROUP, lsn))
+    pub fn read_meta(&self, key: &MetaKey, at: impl Into<ReadPoint>) -> Result<Option<Vec<u8>>, StoreError> {
+        let at = at.into();
+        self.meta_version(key, at.lsn, Overtaken::Wait, &|state| Store::readable(state, META_GROUP, at))
     }
 
     pub(crate) fn meta_version(
@@ -380,13 +383,15 @@ impl Store {
     /// As [`Store::read_page`].
     pub fn list_meta(
         &self,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
         after: Option<&MetaKey>,
         limit: usize,
     ) -> Result<Vec<(MetaKey, Vec<u8>)>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
         let keys: BTreeSet<MetaKey> = {
             let state = self.lock();
-            let hosted = Store::readable(&state, META_GROUP, lsn)?;
+            let hosted = Store::readable(&state, META_GROUP, at)?;
             let copied = hosted.index.database_events(Lsn::ZERO, lsn);
             let copied = copied.map(|(_, database, _)| MetaKey::RelationMap(database));
             let known = hosted.base.meta.keys().chain(hosted.index.meta_keys()).cloned();
@@ -401,7 +406,7 @@ impl Store {
             if values.len() >= limit {
                 break;
             }
-            if let Some(value) = self.read_meta(&key, lsn)? {
+            if let Some(value) = self.read_meta(&key, at)? {
                 values.push((key, value));
             }
         }
@@ -416,10 +421,12 @@ impl Store {
         &self,
         group: GroupId,
         fork: RelationFork,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
     ) -> Result<Option<u32>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
         let state = self.lock();
-        let hosted = Store::readable(&state, group, lsn)?;
+        let hosted = Store::readable(&state, group, at)?;
         Ok(hosted.index.relation_blocks(&hosted.base, fork, lsn))
     }
 
@@ -431,12 +438,14 @@ impl Store {
         &self,
         group: GroupId,
         database: DatabaseKey,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
         after: Option<RelationFork>,
         limit: usize,
     ) -> Result<Vec<RelationSize>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
         let state = self.lock();
-        let hosted = Store::readable(&state, group, lsn)?;
+        let hosted = Store::readable(&state, group, at)?;
         let candidates = hosted.index.fork_candidates(&hosted.base, database, lsn);
         let sizes = candidates.into_iter().filter(|fork| after.is_none_or(|after| *fork > after));
         let sizes = sizes.filter_map(|relation_fork| {
@@ -450,9 +459,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::read_page`].
-    pub fn slru_pages(&self, kind: SlruKind, lsn: Lsn) -> Result<Vec<u32>, StoreError> {
+    pub fn slru_pages(&self, kind: SlruKind, at: impl Into<ReadPoint>) -> Result<Vec<u32>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
         let state = self.lock();
-        let hosted = Store::readable(&state, META_GROUP, lsn)?;
+        let hosted = Store::readable(&state, META_GROUP, at)?;
         let key = |page| PageKey::Slru { kind, page };
         let mut pages = BTreeSet::new();
         for (first, extent) in hosted.base.extents.range(key(0)..=key(u32::MAX)) {
@@ -489,21 +500,23 @@ impl Store {
     pub fn page_checksums(
         &self,
         group: GroupId,
-        lsn: Lsn,
+        at: impl Into<ReadPoint>,
         after: Option<&PageKey>,
         limit: usize,
     ) -> Result<Vec<PageChecksum>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
         let mut checksums = Vec::new();
         let mut after = after.copied();
         while checksums.len() < limit {
             let keys = {
                 let state = self.lock();
-                page_candidates(Store::readable(&state, group, lsn)?, lsn, after, limit)
+                page_candidates(Store::readable(&state, group, at)?, lsn, after, limit)
             };
             let Some(&last) = keys.last() else { break };
             after = Some(last);
             for key in keys {
-                let checksum = match self.read_page(group, &key, lsn) {
+                let checksum = match self.read_page(group, &key, at) {
                     Ok(Some(page)) => Some(crc32c::crc32c(&page[..])),
                     Ok(None) => continue,
                     Err(error @ StoreError::Refused(_)) => return Err(error),

@@ -160,7 +160,7 @@ fn frames() -> Vec<Vec<u8>> {
         encode_message(1, &hello),
         encode_message(2, &Request::Summaries),
         encode_message(3, &Request::ReadTail { group: GroupId(1), above: Lsn(9), limit_bytes: 1000 }),
-        encode_message(4, &Request::ReadPage { group: GroupId(1), key, lsn: Lsn(900) }),
+        encode_message(4, &Request::ReadPage { group: GroupId(1), key, at: Lsn(900).into() }),
         encode_message(5, &Reply::Refused(borealis_wire::Refusal::Fenced(VolumeEpoch(4)))),
     ];
     let mut append = borealis_wire::message::append_header(6).to_vec();

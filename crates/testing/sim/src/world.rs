@@ -256,7 +256,7 @@ impl World {
             Defect::ReadIgnoresHistory => VolumeEpoch(0),
             _ => self.oracle.newest_epoch(),
         };
-        if node.running && node.segment(group).check_read(epoch, lsn).is_ok() {
+        if node.running && node.segment(group).check_read(borealis_types::ReadPoint { epoch, lsn }).is_ok() {
             self.coverage.count("reads checked");
             self.oracle.check_read(node, group, lsn)?;
         } else {
@@ -533,7 +533,8 @@ impl World {
         let epoch = self.oracle.newest_epoch();
         for group in (0..self.members.len()).map(|position| GroupId(position as u16)) {
             for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
-                if node.segment(group).check_read(epoch, durable).is_err() {
+                if node.segment(group).check_read(borealis_types::ReadPoint { epoch, lsn: durable }).is_err()
+                {
                     return Ok(false);
                 }
             }

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use borealis_client::handshake::{Introduction, kind_of};
 use borealis_client::polled::Connection;
+use borealis_compute::ship::{Greeted, UnexpectedAcknowledgement, greet};
 use borealis_types::{GroupSet, NodeId};
 use borealis_wire::message::decode_payload;
 use borealis_wire::{Caller, Payload, Refusal, Reply, Request, SegmentProgress, SegmentSummary};
 use mio::Token;
 
 use super::{Engine, EngineError, ReadLines};
-use crate::shipper::{PeerIndex, UnexpectedAcknowledgement};
 
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
@@ -65,7 +65,6 @@ pub(super) enum Line {
 
 #[derive(Debug)]
 pub(super) struct PeerLinks {
-    pub(super) node: NodeId,
     pub(super) address: SocketAddr,
     pub(super) groups: GroupSet,
     pub(super) append: Link,
@@ -87,19 +86,19 @@ impl PeerLinks {
 }
 
 impl Engine {
-    pub(super) fn token(index: PeerIndex, line: Line) -> Token {
-        Token(TOKEN_FIRST_PEER + 2 * index + usize::from(line == Line::Read))
+    pub(super) fn token(node: NodeId, line: Line) -> Token {
+        Token(TOKEN_FIRST_PEER + 2 * usize::from(node.0) + usize::from(line == Line::Read))
     }
 
     /// Reads what a node sent and takes every complete frame of it.
     pub(super) fn take_frames(
         &mut self,
-        index: PeerIndex,
+        node: NodeId,
         line: Line,
         has_ended: bool,
     ) -> Result<(), EngineError> {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let received = match self.peers[index].link(line) {
+        let received = match self.peer(node).link(line) {
             Link::Up { connection, .. } => {
                 let flushed = if connection.has_outbound() { connection.flush() } else { Ok(()) };
                 flushed.and_then(|()| connection.receive(&mut scratch, has_ended))
@@ -108,7 +107,7 @@ impl Engine {
         };
         self.scratch = scratch;
         loop {
-            let frame = match self.peers[index].link(line) {
+            let frame = match self.peer(node).link(line) {
                 Link::Up { connection, stage, .. } => connection.next_frame().map(|frame| (frame, *stage)),
                 Link::Down { .. } => return Ok(()),
             };
@@ -116,37 +115,37 @@ impl Engine {
                 Ok((Some(payload), stage)) => (payload, stage),
                 Ok((None, _)) => break,
                 Err(error) => {
-                    self.disconnect(index, line, &error.to_string());
+                    self.disconnect(node, line, &error.to_string());
                     return Ok(());
                 }
             };
             let (request_id, reply) = match decode_payload::<Reply>(payload) {
                 Ok(Payload::Message { request_id, message }) => (request_id, message),
                 Ok(Payload::Append { .. }) => {
-                    self.disconnect(index, line, "it sent a batch");
+                    self.disconnect(node, line, "it sent a batch");
                     return Ok(());
                 }
                 Err(error) => {
-                    self.disconnect(index, line, &error.to_string());
+                    self.disconnect(node, line, &error.to_string());
                     return Ok(());
                 }
             };
             match line {
-                Line::Append => self.take_append_reply(index, stage, request_id, reply)?,
-                Line::Read => self.take_read_reply(index, stage, request_id, reply),
+                Line::Append => self.take_append_reply(node, stage, request_id, reply)?,
+                Line::Read => self.take_read_reply(node, stage, request_id, reply),
             }
         }
         match received {
             Ok(true) => {}
-            Ok(false) => self.disconnect(index, line, "the node closed the connection"),
-            Err(error) => self.disconnect(index, line, &error.to_string()),
+            Ok(false) => self.disconnect(node, line, "the node closed the connection"),
+            Err(error) => self.disconnect(node, line, &error.to_string()),
         }
         Ok(())
     }
 
     pub(super) fn take_append_reply(
         &mut self,
-        index: PeerIndex,
+        node: NodeId,
         stage: Stage,
         request_id: u64,
         reply: Reply,
@@ -157,28 +156,28 @@ impl Engine {
             }
             (_, Reply::Refused(refusal)) => Err(refusal.to_string()),
             (Stage::Greeting, reply @ Reply::Welcome { .. }) if request_id == HELLO_ID => {
-                match self.introduction(index, Line::Append).judge(reply) {
-                    Ok(segments) => return self.welcome(index, &segments),
+                match self.introduction(node, Line::Append).judge(reply) {
+                    Ok(segments) => return self.welcome(node, &segments),
                     Err(error) => Err(error.to_string()),
                 }
             }
             (Stage::Installing, Reply::Summaries(segments)) if request_id == INSTALL_ID => {
-                return self.welcome(index, &segments);
+                return self.welcome(node, &segments);
             }
             // What is said before the introduction is complete is said again in it.
             (Stage::Greeting | Stage::Installing, Reply::Progress(_)) => Ok(()),
             (Stage::Ready, Reply::Appended(progress)) => {
-                let result = self.shipper.appended(index, request_id, &progress);
-                self.note(result, index, &progress)
+                let result = self.shipper.appended(node, request_id, &progress);
+                self.note(result, node, &progress)
             }
             (Stage::Ready, Reply::Progress(progress)) => {
-                let result = self.shipper.progressed(index, &progress);
-                self.note(result, index, &progress)
+                let result = self.shipper.progressed(node, &progress);
+                self.note(result, node, &progress)
             }
             (_, other) => Err(format!("an answer that nobody asked for: {}", kind_of(&other))),
         };
         if let Err(why) = outcome {
-            self.disconnect(index, Line::Append, &why);
+            self.disconnect(node, Line::Append, &why);
         }
         Ok(())
     }
@@ -186,11 +185,10 @@ impl Engine {
     pub(super) fn note(
         &mut self,
         result: Result<(), UnexpectedAcknowledgement>,
-        index: PeerIndex,
+        node: NodeId,
         progress: &[SegmentProgress],
     ) -> Result<(), String> {
         result.map_err(|error| error.to_string())?;
-        let node = self.peers[index].node;
         for segment in progress {
             self.read_router.observe_readable(node, segment.group, segment.segment_complete_lsn);
         }
@@ -198,70 +196,58 @@ impl Engine {
     }
 
     /// A node introduced itself, or answered an installation.
-    pub(super) fn welcome(
-        &mut self,
-        index: PeerIndex,
-        segments: &[SegmentSummary],
-    ) -> Result<(), EngineError> {
-        if let Some(newer) = segments.iter().map(|s| s.promised_epoch).filter(|e| *e > self.epoch).max() {
-            return Err(EngineError::Fenced(newer));
-        }
-        let groups = self.peers[index].groups;
-        let behind = segments.iter().any(|s| {
-            groups.contains(s.group) && s.history.newest_epoch() < self.epoch || s.promised_epoch < self.epoch
-        });
-        let installing = matches!(self.peers[index].append, Link::Up { stage: Stage::Installing, .. });
-        if behind {
-            if installing {
-                self.disconnect(index, Line::Append, "the node did not take the volume's history");
+    pub(super) fn welcome(&mut self, node: NodeId, segments: &[SegmentSummary]) -> Result<(), EngineError> {
+        let installing = matches!(self.peer(node).append, Link::Up { stage: Stage::Installing, .. });
+        let (progress, known_durable) = match greet(self.epoch, self.peer(node).groups, segments) {
+            Greeted::Fenced(newer) => return Err(EngineError::Fenced(newer)),
+            Greeted::Ready { progress, known_durable } => (progress, known_durable),
+            Greeted::Behind if installing => {
+                self.disconnect(node, Line::Append, "the node did not take the volume's history");
                 return Ok(());
             }
-            let request = Request::Install {
-                epoch: self.epoch,
-                writer: self.outcome.promise.writer,
-                history: self.outcome.history.clone(),
-                tails: self.outcome.tails.clone(),
-            };
-            if let Link::Up { connection, stage, .. } = &mut self.peers[index].append {
-                connection.send(INSTALL_ID, &request);
-                *stage = Stage::Installing;
+            Greeted::Behind => {
+                let request = Request::Install {
+                    epoch: self.epoch,
+                    writer: self.outcome.promise.writer,
+                    history: self.outcome.history.clone(),
+                    tails: self.outcome.tails.clone(),
+                };
+                if let Link::Up { connection, stage, .. } = &mut self.peer(node).append {
+                    connection.send(INSTALL_ID, &request);
+                    *stage = Stage::Installing;
+                }
+                return Ok(());
             }
+        };
+        let result = self.shipper.connected(node, &progress, known_durable);
+        if let Err(why) = self.note(result, node, &progress) {
+            self.disconnect(node, Line::Append, &why);
             return Ok(());
         }
-        let progress: Vec<SegmentProgress> = segments
-            .iter()
-            .map(|s| SegmentProgress { group: s.group, segment_complete_lsn: s.segment_complete_lsn })
-            .collect();
-        let known_durable = segments.iter().map(|s| s.known_durable.end).min().unwrap_or_default();
-        let result = self.shipper.connected(index, &progress, known_durable);
-        if let Err(why) = self.note(result, index, &progress) {
-            self.disconnect(index, Line::Append, &why);
-            return Ok(());
-        }
-        let peer = &mut self.peers[index];
+        let peer = self.peer(node);
         peer.installed = true;
         if let Link::Up { stage, pause, .. } = &mut peer.append {
             *stage = Stage::Ready;
             *pause = RECONNECT_MIN;
         }
         if !std::mem::take(&mut peer.last_failure).is_empty() {
-            tracing::info!(node = peer.node.0, "storage node is connected again");
+            tracing::info!(node = node.0, "storage node is connected again");
         }
         Ok(())
     }
 
-    pub(super) fn take_read_reply(&mut self, index: PeerIndex, stage: Stage, request_id: u64, reply: Reply) {
+    pub(super) fn take_read_reply(&mut self, node: NodeId, stage: Stage, request_id: u64, reply: Reply) {
         match (stage, reply) {
             (Stage::Greeting, reply) if request_id == HELLO_ID => {
-                if let Err(error) = self.introduction(index, Line::Read).judge(reply) {
-                    self.disconnect(index, Line::Read, &error.to_string());
-                } else if let Link::Up { stage, pause, .. } = &mut self.peers[index].read {
+                if let Err(error) = self.introduction(node, Line::Read).judge(reply) {
+                    self.disconnect(node, Line::Read, &error.to_string());
+                } else if let Link::Up { stage, pause, .. } = &mut self.peer(node).read {
                     *stage = Stage::Ready;
                     *pause = RECONNECT_MIN;
                 }
             }
             (Stage::Ready, reply) => {
-                let (node, now) = (self.peers[index].node, self.now());
+                let now = self.now();
                 let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
                 self.reads.answered(node, request_id, reply, &mut self.read_router, &mut lines, now);
                 self.answer_done();
@@ -269,61 +255,61 @@ impl Engine {
             }
             (_, other) => {
                 let why = format!("an answer that nobody asked for: {}", kind_of(&other));
-                self.disconnect(index, Line::Read, &why);
+                self.disconnect(node, Line::Read, &why);
             }
         }
     }
 
     /// What is said first on one of a node's connections.
-    fn introduction(&self, index: PeerIndex, line: Line) -> Introduction {
+    fn introduction(&self, node: NodeId, line: Line) -> Introduction {
         let caller = match line {
             Line::Append => Caller::Writer { epoch: self.epoch, writer: self.outcome.promise.writer },
             Line::Read => Caller::Client,
         };
-        Introduction { volume: self.config.volume, node: self.peers[index].node, caller }
+        Introduction { volume: self.config.volume, node, caller }
     }
 
     /// Opens connections whose time has come.
     pub(super) fn connect_due(&mut self) {
         let now = Instant::now();
-        for index in 0..self.peers.len() {
+        for &node in self.nodes().iter() {
             for line in [Line::Append, Line::Read] {
-                let pause = match self.peers[index].link(line) {
+                let pause = match self.peer(node).link(line) {
                     Link::Down { retry_at, pause } if *retry_at <= now => *pause,
                     _ => continue,
                 };
-                let address = self.peers[index].address;
-                let opened = Connection::open(address, self.poll.registry(), Engine::token(index, line));
+                let address = self.peer(node).address;
+                let opened = Connection::open(address, self.poll.registry(), Engine::token(node, line));
                 match opened {
                     Ok(mut connection) => {
-                        connection.send(HELLO_ID, &self.introduction(index, line).hello());
+                        connection.send(HELLO_ID, &self.introduction(node, line).hello());
                         let link = Link::Up { connection, stage: Stage::Greeting, since: now, pause };
-                        *self.peers[index].link(line) = link;
+                        *self.peer(node).link(line) = link;
                     }
                     Err(error) => {
                         let pause = (pause * 2).min(RECONNECT_MAX);
-                        *self.peers[index].link(line) = Link::Down { retry_at: now + pause, pause };
-                        self.log_failure(index, &error.to_string());
+                        *self.peer(node).link(line) = Link::Down { retry_at: now + pause, pause };
+                        self.log_failure(node, &error.to_string());
                     }
                 }
             }
         }
     }
 
-    pub(super) fn disconnect(&mut self, index: PeerIndex, line: Line, why: &str) {
-        let pause = match self.peers[index].link(line) {
+    pub(super) fn disconnect(&mut self, node: NodeId, line: Line, why: &str) {
+        let pause = match self.peer(node).link(line) {
             Link::Up { pause, .. } => *pause,
             Link::Down { .. } => return,
         };
         let down = Link::Down { retry_at: Instant::now() + pause, pause: (pause * 2).min(RECONNECT_MAX) };
-        if let Link::Up { connection, .. } = std::mem::replace(self.peers[index].link(line), down) {
+        if let Link::Up { connection, .. } = std::mem::replace(self.peer(node).link(line), down) {
             connection.close(self.poll.registry());
         }
-        self.log_failure(index, why);
+        self.log_failure(node, why);
         match line {
-            Line::Append => self.shipper.disconnected(index),
+            Line::Append => self.shipper.disconnected(node),
             Line::Read => {
-                let (node, now) = (self.peers[index].node, self.now());
+                let now = self.now();
                 let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
                 self.reads.disconnected(node, &mut self.read_router, &mut lines, now);
                 self.answer_done();
@@ -332,10 +318,10 @@ impl Engine {
         }
     }
 
-    pub(super) fn log_failure(&mut self, index: PeerIndex, why: &str) {
-        let peer = &mut self.peers[index];
+    pub(super) fn log_failure(&mut self, node: NodeId, why: &str) {
+        let peer = self.peer(node);
         if peer.last_failure != why {
-            tracing::warn!(node = peer.node.0, address = %peer.address, "storage node: {why}");
+            tracing::warn!(node = node.0, address = %peer.address, "storage node: {why}");
             peer.last_failure = why.to_owned();
         }
     }

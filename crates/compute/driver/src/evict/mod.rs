@@ -12,7 +12,6 @@
 
 mod files;
 mod limit;
-pub mod rule;
 
 use std::ffi::CString;
 use std::os::fd::RawFd;
@@ -29,8 +28,8 @@ use borealis_types::{BLOCKS_PER_SEGMENT_FILE, Lsn, PAGE_SIZE};
 
 pub use limit::default_limit_bytes;
 
+use borealis_compute::cache::rule::{self, Keep, Known};
 use files::{CacheFile, RelationFile};
-use rule::{Keep, Known};
 
 /// How often the thread looks whether the cache can have grown beyond its limit.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);

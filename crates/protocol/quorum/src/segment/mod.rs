@@ -15,7 +15,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch, WriterId, invariant};
+use borealis_types::{EpochHistory, GroupId, Lsn, ReadPoint, RecordSpan, VolumeEpoch, WriterId, invariant};
+use borealis_wire::Refusal;
 
 use crate::{ChainLink, DurablePoint, Promise};
 
@@ -421,23 +422,44 @@ impl Segment {
         }
     }
 
-    /// Whether a reader in `epoch` may read at `lsn` here.
+    /// Whether a reader may read at this point here: the one rule for reads, of nodes and of the simulator.
     ///
     /// # Errors
-    /// If the segment does not have exactly the versions as of `lsn`.
-    pub fn check_read(&self, epoch: VolumeEpoch, lsn: Lsn) -> Result<(), ReadRefusal> {
+    /// If the segment does not have exactly the versions of the reader's stream as of that LSN, or is promised to a
+    /// newer writer: a fenced instance must not go on reading what the new one is about to change.
+    pub fn check_read(&self, at: ReadPoint) -> Result<(), ReadRefusal> {
+        let ReadPoint { epoch, lsn } = at;
+        if epoch > VolumeEpoch(0) && epoch < self.promised.epoch {
+            return Err(Fenced { current: self.promised }.into());
+        }
         let known = self.history.newest_epoch();
         if known < epoch {
             return Err(ReadRefusal::HistoryBehind { wanted: epoch, known });
         }
-        let readable_through = self.readable_through();
-        if lsn > readable_through {
-            return Err(ReadRefusal::Behind { readable_through });
+        let (from, through) = (self.minimum_read_point, self.readable_through());
+        if lsn > through {
+            return Err(ReadRefusal::Behind { from, through });
         }
-        if lsn < self.minimum_read_point {
-            return Err(ReadRefusal::TooOld { minimum_read_point: self.minimum_read_point });
+        if lsn < from {
+            return Err(ReadRefusal::TooOld { from, through });
         }
         Ok(())
+    }
+
+    /// [`Segment::check_read`], in the words of the protocol.
+    ///
+    /// # Errors
+    /// What to answer the reader.
+    pub fn permit_read(&self, at: ReadPoint) -> Result<(), Refusal> {
+        self.check_read(at).map_err(|refusal| match refusal {
+            ReadRefusal::Fenced(fenced) => Refusal::Fenced(fenced.current.epoch),
+            ReadRefusal::HistoryBehind { wanted, known } => {
+                Refusal::HistoryBehind { group: self.group, wanted, known }
+            }
+            ReadRefusal::Behind { from, through } | ReadRefusal::TooOld { from, through } => {
+                Refusal::NotReadable { asked: at.lsn, from, through }
+            }
+        })
     }
 
     /// What this segment knows it lacks, if anything.

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 
 use borealis_types::{
-    EpochHistory, EpochOpening, GroupId, Lsn, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
+    EpochHistory, EpochOpening, GroupId, Lsn, ReadPoint, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
 };
+use borealis_wire::Refusal;
 use proptest::prelude::*;
 
 use super::{HELD_RECORDS_MAX, InstallError, Offer, ReadRefusal, Segment, SegmentRecord, Source};
@@ -159,15 +160,34 @@ fn a_history_replaces_the_one_an_abandoned_recovery_left() {
 fn a_read_is_refused_by_a_segment_that_missed_a_recovery() {
     let mut segment = first_epoch();
     segment.offer(Source::Writer, FIRST, link(0, 8, 40));
-    assert_eq!(segment.check_read(FIRST, Lsn(40)), Ok(()));
-    assert!(matches!(segment.check_read(VolumeEpoch(2), Lsn(8)), Err(ReadRefusal::HistoryBehind { .. })));
-    assert!(matches!(segment.check_read(FIRST, Lsn(41)), Err(ReadRefusal::Behind { .. })));
+    assert_eq!(segment.check_read(point(FIRST, 40)), Ok(()));
+    assert!(matches!(segment.check_read(point(VolumeEpoch(2), 8)), Err(ReadRefusal::HistoryBehind { .. })));
+    assert!(matches!(segment.check_read(point(FIRST, 41)), Err(ReadRefusal::Behind { .. })));
     segment.observe_durable(FIRST, durable(span(900, 960), 40));
-    assert_eq!(segment.check_read(FIRST, Lsn(960)), Ok(()), "complete as far as the volume is known");
+    assert_eq!(segment.check_read(point(FIRST, 960)), Ok(()), "complete as far as the volume is known");
     segment.observe_durable(FIRST, durable(span(960, 999), 980));
-    assert!(segment.check_read(FIRST, Lsn(999)).is_err(), "the group went on");
+    assert!(segment.check_read(point(FIRST, 999)).is_err(), "the group went on");
     assert!(segment.observe_minimum_read_point(FIRST, Lsn(40)));
-    assert!(matches!(segment.check_read(FIRST, Lsn(39)), Err(ReadRefusal::TooOld { .. })));
+    assert!(matches!(segment.check_read(point(FIRST, 39)), Err(ReadRefusal::TooOld { .. })));
+}
+
+fn point(epoch: VolumeEpoch, lsn: u64) -> ReadPoint {
+    ReadPoint { epoch, lsn: Lsn(lsn) }
+}
+
+#[test]
+fn a_segment_that_promised_a_newer_writer_answers_no_reader_of_the_older_one() {
+    let mut segment = first_epoch();
+    segment.offer(Source::Writer, FIRST, link(0, 8, 40));
+    segment.fence(promise(2)).expect("newer");
+    let newer = VolumeEpoch(2);
+    assert_eq!(segment.permit_read(point(FIRST, 40)), Err(Refusal::Fenced(newer)));
+    // Its own reader has to wait for the history: what is here may yet be cut.
+    let behind = Refusal::HistoryBehind { group: segment.group(), wanted: newer, known: FIRST };
+    assert_eq!(segment.permit_read(point(newer, 40)), Err(behind));
+    // A tool that compares nodes wants what is here.
+    assert_eq!(segment.permit_read(Lsn(40).into()), Ok(()));
+    assert!(matches!(segment.permit_read(Lsn(41).into()), Err(Refusal::NotReadable { .. })));
 }
 
 #[test]

@@ -167,6 +167,9 @@ pub struct GossipPlan {
 /// Why a read cannot be answered here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ReadRefusal {
+    /// The segment is promised to a newer writer than the reader's.
+    #[error(transparent)]
+    Fenced(#[from] Fenced),
     /// A recovery happened that this segment has not heard of: what it holds may have been cut.
     #[error("this segment has not heard of volume epoch {wanted} yet (it knows {known})")]
     HistoryBehind {
@@ -176,16 +179,20 @@ pub enum ReadRefusal {
         known: VolumeEpoch,
     },
     /// Records up to the read point may be missing.
-    #[error("this segment is complete to {readable_through} only")]
+    #[error("this segment answers from {from} through {through} only")]
     Behind {
+        /// The lowest position it can be read at.
+        from: Lsn,
         /// The highest position it can be read at.
-        readable_through: Lsn,
+        through: Lsn,
     },
     /// Versions this old may be collected already.
-    #[error("versions below {minimum_read_point} may be gone")]
+    #[error("versions below {from} may be gone")]
     TooOld {
         /// The lowest position it can be read at.
-        minimum_read_point: Lsn,
+        from: Lsn,
+        /// The highest position it can be read at.
+        through: Lsn,
     },
 }
 

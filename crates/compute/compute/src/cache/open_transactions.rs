@@ -4,7 +4,7 @@
 //! speculative insertions, are in the page and not in its redo. PostgreSQL has the page's LSN at or after the
 //! transaction's first record, so knowing where the oldest one began is enough.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use borealis_types::Lsn;
 use borealis_wal::layout::FIRST_NORMAL_XID;
@@ -18,7 +18,7 @@ const COMPACT_BEYOND: usize = 1024;
 pub struct OpenTransactions {
     /// By the end of their first record. Those that are over leave when they come to the front.
     begun: VecDeque<(Lsn, u32)>,
-    open: HashSet<u32>,
+    open: BTreeSet<u32>,
     /// The last one seen, which the next record is most often of too.
     last_seen: u32,
 }

@@ -1,5 +1,7 @@
 use super::*;
-use borealis_shm::Request as Wanted;
+use borealis_types::server_request::{self, Request as Wanted};
+use borealis_types::{DatabaseKey, PAGE_SIZE, RelationLocator, SlruKind};
+use borealis_wire::RelationSize;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -40,7 +42,7 @@ fn setup(group_count: u16) -> (Reads<u32>, ReadRouter, Lines) {
             router.observe_readable(NodeId(node), group, Lsn(100));
         }
     }
-    (Reads::new(placement, Duration::from_secs(30), 1 << 20), router, Lines::default())
+    (Reads::new(VolumeEpoch(7), placement, Duration::from_secs(30), 1 << 20), router, Lines::default())
 }
 
 fn block(relation: u32, block: u32) -> BlockKey {
@@ -58,7 +60,9 @@ fn one_node_is_asked_and_its_answer_reaches_the_slot() {
     reads.begin(9, Wanted::ReadBlock(block(1, 2)), &mut router, &mut lines, MS);
     assert_eq!(lines.sent.len(), 1);
     let (node, id, request) = lines.sent[0].clone();
-    assert!(matches!(request, Request::ReadPage { lsn, .. } if lsn == Lsn(100 + u64::from(node.0))));
+    assert!(
+        matches!(request, Request::ReadPage { at, .. } if at == ReadPoint { epoch: VolumeEpoch(7), lsn: Lsn(100 + u64::from(node.0)) })
+    );
     assert_eq!(reads.lowest_read_point(), Some(Lsn(100 + u64::from(node.0))));
     reads.answered(node, id, Reply::Page(Some(page(3))), &mut router, &mut lines, 2 * MS);
     assert_eq!(reads.take_done(), [(9, Answer::Page(Some(page(3))))]);
@@ -107,6 +111,24 @@ fn a_refusal_or_a_broken_connection_moves_on_to_the_next_node() {
 }
 
 #[test]
+fn a_minority_that_is_fenced_or_missed_a_recovery_is_passed_over() {
+    let (mut reads, mut router, mut lines) = setup(1);
+    reads.begin(1, Wanted::ReadBlock(block(1, 2)), &mut router, &mut lines, MS);
+    let group = GroupId(0);
+    for refusal in [
+        Refusal::Fenced(VolumeEpoch(8)),
+        Refusal::HistoryBehind { group, wanted: VolumeEpoch(7), known: VolumeEpoch(5) },
+    ] {
+        let (node, id, _) = lines.sent.last().unwrap().clone();
+        reads.answered(node, id, Reply::Refused(refusal), &mut router, &mut lines, 2 * MS);
+    }
+    assert_eq!((lines.sent.len(), reads.counters().failures), (3, 2));
+    let (node, id, _) = lines.sent[2].clone();
+    reads.answered(node, id, Reply::Page(Some(page(3))), &mut router, &mut lines, 3 * MS);
+    assert_eq!(reads.take_done(), [(1, Answer::Page(Some(page(3))))]);
+}
+
+#[test]
 fn when_every_node_refuses_they_are_asked_again_until_the_time_is_up() {
     let (mut reads, mut router, mut lines) = setup(1);
     lines.down = (0..6).map(NodeId).collect();
@@ -141,7 +163,7 @@ fn a_relation_is_as_long_as_its_longest_group_says() {
         };
         reads.answered(node, id, Reply::RelationSize(size), &mut router, &mut lines, 2 * MS);
     }
-    let expected = shm::RelationSize { blocks: Some(300), has_init_fork: true };
+    let expected = server_request::RelationSize { blocks: Some(300), has_init_fork: true };
     assert_eq!(reads.take_done(), [(1, Answer::Size(expected))]);
 }
 
@@ -183,9 +205,9 @@ fn a_long_listing_comes_in_pieces_without_loss_or_repetition() {
         }
         cursor = next;
     }
-    let expected: Vec<shm::RelationEntry> = forks
+    let expected: Vec<server_request::RelationEntry> = forks
         .iter()
-        .map(|(fork, blocks)| shm::RelationEntry {
+        .map(|(fork, blocks)| server_request::RelationEntry {
             relation: fork.locator.relation,
             fork: fork.fork,
             blocks: *blocks,
@@ -209,7 +231,7 @@ fn transaction_status_files_are_counted_to_their_last_page() {
     assert_eq!(ask(Wanted::SlruSegment { kind, segment: 0 }), Answer::SlruSegment(Some(5)));
     assert_eq!(ask(Wanted::SlruSegment { kind, segment: 1 }), Answer::SlruSegment(Some(32)));
     assert_eq!(ask(Wanted::SlruSegment { kind, segment: 3 }), Answer::SlruSegment(None));
-    let entry = |segment, pages| shm::SlruEntry { segment, pages };
+    let entry = |segment, pages| server_request::SlruEntry { segment, pages };
     let all = vec![entry(0, 5), entry(1, 32), entry(2, 1)];
     assert_eq!(ask(Wanted::ListSlruSegments { kind, cursor: 0 }), Answer::SlruSegments(all, 0));
 }

@@ -7,22 +7,21 @@
 //! Invariant: an answer is matched by a request id that is never used twice, and requests of a connection
 //! that is gone are forgotten, so an answer can reach only the request it belongs to (whatever reconnects).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use borealis_quorum::read_routing::ReadRouter;
-use borealis_shm as shm;
+use borealis_types::server_request::{self, MAX_RELATION_ENTRIES};
 use borealis_types::{
-    BlockKey, DatabaseKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PAGE_SIZE, PageKey, Placement,
-    RelationFork, RelationLocator, SlruKind,
+    BlockKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PageKey, Placement, ReadPoint, RelationFork,
+    VolumeEpoch,
 };
 use borealis_wal::Effect;
-use borealis_wire::{Refusal, RelationSize, Reply, Request};
+use borealis_wire::{Refusal, Reply, Request};
 
-use crate::prefetch::{PrefetchCache, RecentChanges};
+use super::answer::{Answer, Ask, Collected, answer, collect, list_cursor_to_fork};
+use super::prefetch::{PrefetchCache, RecentChanges};
 
-/// Pages in one segment file of a transaction-status store.
-const SLRU_PAGES_PER_SEGMENT: u32 = 32;
 /// Hints that may be under way at a time.
 const PREFETCHES_MAX: usize = 256;
 /// How long to wait before the nodes are asked again after every one refused.
@@ -30,38 +29,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(2);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(200);
 /// A node that has not answered for so long is treated as failed.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// What is asked of one group.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Ask {
-    Page(PageKey),
-    Size(RelationFork),
-    List { database: DatabaseKey, after: Option<RelationFork>, limit: u32 },
-    SlruPages(SlruKind),
-}
-
-impl Ask {
-    fn request(self, group: GroupId, lsn: Lsn) -> Request {
-        match self {
-            Ask::Page(key) => Request::ReadPage { group, key, lsn },
-            Ask::Size(relation_fork) => Request::RelationSize { group, relation_fork, lsn },
-            Ask::List { database, after, limit } => {
-                Request::ListRelations { group, database, lsn, after, limit }
-            }
-            Ask::SlruPages(kind) => Request::SlruPages { kind, lsn },
-        }
-    }
-
-    fn is_answered_by(self, reply: &Reply) -> bool {
-        match (self, reply) {
-            (Ask::Page(_), Reply::Page(page)) => page.as_ref().is_none_or(|page| page.len() == PAGE_SIZE),
-            (Ask::Size(_), Reply::RelationSize(_))
-            | (Ask::List { .. }, Reply::Relations(_))
-            | (Ask::SlruPages(_), Reply::SlruPages(_)) => true,
-            _ => false,
-        }
-    }
-}
 
 /// Who waits for an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,17 +42,9 @@ enum Waiter<Slot> {
 }
 
 #[derive(Debug)]
-enum Collected {
-    Page(Option<Vec<u8>>),
-    Size { fork: RelationFork, blocks: Option<u32>, has_init_fork: bool },
-    List { limit: u32, sizes: BTreeMap<RelationFork, u32>, horizon: Option<RelationFork> },
-    SlruPages { first_segment: Option<u32>, only: bool, pages: Vec<u32> },
-}
-
-#[derive(Debug)]
 struct Operation<Slot> {
     waiter: Waiter<Slot>,
-    what: shm::Request,
+    what: server_request::Request,
     parts_left: u32,
     collected: Collected,
 }
@@ -112,25 +71,6 @@ struct Part {
     retry_at: Option<Duration>,
     pause: Duration,
     last_failure: String,
-}
-
-/// The answer to a request of PostgreSQL.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// A page; `None` if storage does not have it.
-    Page(Option<Vec<u8>>),
-    /// A page that was never written below the size of its relation.
-    ZeroPage,
-    /// A fork's size.
-    Size(shm::RelationSize),
-    /// A piece of a listing.
-    Relations(Vec<shm::RelationEntry>, u64),
-    /// Pages in one segment file.
-    SlruSegment(Option<u32>),
-    /// A piece of a listing.
-    SlruSegments(Vec<shm::SlruEntry>, u64),
-    /// It did not work.
-    Error(String),
 }
 
 /// How reads reach the nodes.
@@ -168,14 +108,15 @@ pub struct ReadCounters {
 /// See the module. `Slot` is how the owner knows who waits.
 #[derive(Debug)]
 pub struct Reads<Slot> {
+    epoch: VolumeEpoch,
     placement: Placement,
     timeout: Duration,
-    operations: HashMap<u64, Operation<Slot>>,
-    parts: HashMap<u64, Part>,
+    operations: BTreeMap<u64, Operation<Slot>>,
+    parts: BTreeMap<u64, Part>,
     /// Part of each request that is under way.
-    requests: HashMap<u64, u64>,
+    requests: BTreeMap<u64, u64>,
     /// Operation of each block that is being fetched ahead and still wanted.
-    prefetching: HashMap<BlockKey, u64>,
+    prefetching: BTreeMap<BlockKey, u64>,
     cache: PrefetchCache,
     changes: RecentChanges,
     next_id: u64,
@@ -184,16 +125,23 @@ pub struct Reads<Slot> {
 }
 
 impl<Slot: Copy> Reads<Slot> {
-    /// No reads yet.
+    /// No reads yet, of an instance that writes in `epoch`: every question says so, and a node that has not heard of
+    /// that epoch, or of a newer one, refuses.
     #[must_use]
-    pub fn new(placement: Placement, timeout: Duration, prefetch_bytes: usize) -> Reads<Slot> {
+    pub fn new(
+        epoch: VolumeEpoch,
+        placement: Placement,
+        timeout: Duration,
+        prefetch_bytes: usize,
+    ) -> Reads<Slot> {
         Reads {
+            epoch,
             placement,
             timeout,
-            operations: HashMap::new(),
-            parts: HashMap::new(),
-            requests: HashMap::new(),
-            prefetching: HashMap::new(),
+            operations: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            prefetching: BTreeMap::new(),
             cache: PrefetchCache::new(prefetch_bytes),
             changes: RecentChanges::new(),
             next_id: 1,
@@ -229,7 +177,7 @@ impl<Slot: Copy> Reads<Slot> {
     pub fn begin(
         &mut self,
         slot: Slot,
-        what: shm::Request,
+        what: server_request::Request,
         router: &mut ReadRouter,
         transport: &mut impl Transport,
         now: Duration,
@@ -238,7 +186,7 @@ impl<Slot: Copy> Reads<Slot> {
         let meta = [META_GROUP];
         let waiter = Waiter::Slot(slot);
         match what {
-            shm::Request::ReadBlock(key) => {
+            server_request::Request::ReadBlock(key) => {
                 if let Some(page) = self.cache.take(&key) {
                     self.counters.prefetch_hits += 1;
                     self.done.push((slot, Answer::Page(Some(page))));
@@ -253,10 +201,10 @@ impl<Slot: Copy> Reads<Slot> {
                 }
                 self.begin_page(waiter, what, PageKey::Block(key), router, transport, now);
             }
-            shm::Request::ReadSlruPage { kind, page } => {
+            server_request::Request::ReadSlruPage { kind, page } => {
                 self.begin_page(waiter, what, PageKey::Slru { kind, page }, router, transport, now);
             }
-            shm::Request::RelationSize(fork) => {
+            server_request::Request::RelationSize(fork) => {
                 let init = RelationFork { fork: Fork::Init, ..fork };
                 let mut asks: Vec<(GroupId, Ask)> =
                     self.placement.groups().map(|group| (group, Ask::Size(fork))).collect();
@@ -267,21 +215,21 @@ impl<Slot: Copy> Reads<Slot> {
                 let collected = Collected::Size { fork, blocks: None, has_init_fork: false };
                 self.start(waiter, what, collected, asks, router, transport, now);
             }
-            shm::Request::ListRelations { database, cursor } => {
+            server_request::Request::ListRelations { database, cursor } => {
                 let after = list_cursor_to_fork(database, cursor);
-                let limit = shm::MAX_RELATION_ENTRIES as u32;
+                let limit = MAX_RELATION_ENTRIES as u32;
                 let ask = Ask::List { database, after, limit };
                 let collected = Collected::List { limit, sizes: BTreeMap::new(), horizon: None };
                 let asks = self.placement.groups().map(|group| (group, ask)).collect();
                 self.start(waiter, what, collected, asks, router, transport, now);
             }
-            shm::Request::SlruSegment { kind, segment } => {
+            server_request::Request::SlruSegment { kind, segment } => {
                 let collected =
                     Collected::SlruPages { first_segment: Some(segment), only: true, pages: Vec::new() };
                 let asks = meta.map(|group| (group, Ask::SlruPages(kind))).to_vec();
                 self.start(waiter, what, collected, asks, router, transport, now);
             }
-            shm::Request::ListSlruSegments { kind, cursor } => {
+            server_request::Request::ListSlruSegments { kind, cursor } => {
                 let first_segment = u32::try_from(cursor).ok();
                 let collected = Collected::SlruPages { first_segment, only: false, pages: Vec::new() };
                 let asks = meta.map(|group| (group, Ask::SlruPages(kind))).to_vec();
@@ -293,7 +241,7 @@ impl<Slot: Copy> Reads<Slot> {
     fn begin_page(
         &mut self,
         waiter: Waiter<Slot>,
-        what: shm::Request,
+        what: server_request::Request,
         key: PageKey,
         router: &mut ReadRouter,
         transport: &mut impl Transport,
@@ -323,7 +271,7 @@ impl<Slot: Copy> Reads<Slot> {
         let waiter = Waiter::Prefetch { key, slot: None };
         let id = self.next_id;
         self.prefetching.insert(key, id);
-        let what = shm::Request::ReadBlock(key);
+        let what = server_request::Request::ReadBlock(key);
         self.begin_page(waiter, what, PageKey::Block(key), router, transport, now);
     }
 
@@ -350,7 +298,7 @@ impl<Slot: Copy> Reads<Slot> {
     fn start(
         &mut self,
         waiter: Waiter<Slot>,
-        what: shm::Request,
+        what: server_request::Request,
         collected: Collected,
         asks: Vec<(GroupId, Ask)>,
         router: &mut ReadRouter,
@@ -393,7 +341,11 @@ impl<Slot: Copy> Reads<Slot> {
         while let Some(route) = router.choose(part.group, needed, &part.asked, now) {
             part.asked.push(route.node);
             let lsn = transport.read_point(route.node, part.group);
-            if !transport.send(route.node, request_id, &part.ask.request(part.group, lsn)) {
+            if !transport.send(
+                route.node,
+                request_id,
+                &part.ask.request(part.group, ReadPoint { epoch: self.epoch, lsn }),
+            ) {
                 continue;
             }
             router.sent(route.node);
@@ -614,121 +566,6 @@ impl<Slot: Copy> Reads<Slot> {
             }
         }
     }
-}
-
-fn collect(collected: &mut Collected, ask: Ask, reply: Reply) {
-    match (collected, reply) {
-        (Collected::Page(page), Reply::Page(bytes)) => *page = bytes,
-        (Collected::Size { fork, blocks, has_init_fork }, Reply::RelationSize(size)) => {
-            // Only the questions about the fork itself are about its size.
-            let Ask::Size(asked) = ask else { return };
-            if asked == *fork {
-                *blocks = (*blocks).max(size);
-            }
-            *has_init_fork |= asked.fork == Fork::Init && size.is_some();
-        }
-        (Collected::List { limit, sizes, horizon }, Reply::Relations(list)) => {
-            if list.len() >= *limit as usize
-                && let Some(last) = list.last().map(|entry| entry.relation_fork)
-            {
-                *horizon = Some(horizon.map_or(last, |known| known.min(last)));
-            }
-            for RelationSize { relation_fork, blocks } in list {
-                let known = sizes.entry(relation_fork).or_default();
-                *known = (*known).max(blocks);
-            }
-        }
-        (Collected::SlruPages { pages, .. }, Reply::SlruPages(list)) => *pages = list,
-        _ => {}
-    }
-}
-
-fn answer(what: shm::Request, collected: Collected) -> Answer {
-    match (what, collected) {
-        (shm::Request::ReadBlock(_), Collected::Page(None)) => Answer::ZeroPage,
-        (_, Collected::Page(page)) => Answer::Page(page),
-        (_, Collected::Size { blocks, has_init_fork, .. }) => {
-            Answer::Size(shm::RelationSize { blocks, has_init_fork })
-        }
-        (_, Collected::List { sizes, horizon, .. }) => list_answer(&sizes, horizon),
-        (_, Collected::SlruPages { first_segment, only, pages }) => {
-            let Some(first) = first_segment else { return Answer::SlruSegments(Vec::new(), 0) };
-            if only {
-                let entry = slru_segments(&pages).remove(&first);
-                return Answer::SlruSegment(entry);
-            }
-            let mut entries: Vec<shm::SlruEntry> = slru_segments(&pages)
-                .range(first..)
-                .map(|(&segment, &pages)| shm::SlruEntry { segment, pages })
-                .collect();
-            let next = entries.get(shm::MAX_SLRU_ENTRIES).map_or(0, |entry| u64::from(entry.segment));
-            entries.truncate(shm::MAX_SLRU_ENTRIES);
-            Answer::SlruSegments(entries, next)
-        }
-    }
-}
-
-/// Segment files and how many pages each has, counted to its last one.
-fn slru_segments(pages: &[u32]) -> BTreeMap<u32, u32> {
-    let mut segments = BTreeMap::new();
-    for page in pages {
-        let length: &mut u32 = segments.entry(page / SLRU_PAGES_PER_SEGMENT).or_default();
-        *length = (*length).max(page % SLRU_PAGES_PER_SEGMENT + 1);
-    }
-    segments
-}
-
-/// A listing's cursor: one more than the last relation's number and fork; zero is the beginning.
-fn list_cursor_to_fork(database: DatabaseKey, cursor: u64) -> Option<RelationFork> {
-    let packed = cursor.checked_sub(1)?;
-    let locator = RelationLocator {
-        tablespace: database.tablespace,
-        database: database.database,
-        relation: u32::try_from(packed >> 8).unwrap_or(u32::MAX),
-    };
-    let fork = Fork::try_from((packed & 0xFF) as u8).unwrap_or(Fork::Init);
-    Some(RelationFork { locator, fork })
-}
-
-/// The entries that every group has told of. A relation's forks stay together, so that its init fork is known
-/// with all of them.
-fn list_answer(sizes: &BTreeMap<RelationFork, u32>, horizon: Option<RelationFork>) -> Answer {
-    let mut complete: Vec<(RelationFork, u32)> = sizes
-        .iter()
-        .filter(|(fork, _)| horizon.is_none_or(|horizon| **fork <= horizon))
-        .map(|(&fork, &blocks)| (fork, blocks))
-        .collect();
-    let mut more = horizon.is_some();
-    if complete.len() > shm::MAX_RELATION_ENTRIES {
-        complete.truncate(shm::MAX_RELATION_ENTRIES);
-        more = true;
-    }
-    if more && let Some(last) = complete.last().map(|(fork, _)| fork.locator.relation) {
-        let whole = complete.partition_point(|(fork, _)| fork.locator.relation != last);
-        // One relation has four forks at most, so there is always an earlier one.
-        if whole > 0 {
-            complete.truncate(whole);
-        }
-    }
-    let cursor = match complete.last() {
-        Some((fork, _)) if more => (u64::from(fork.locator.relation) << 8 | 0x03) + 1,
-        _ => 0,
-    };
-    let unlogged: BTreeSet<u32> = complete
-        .iter()
-        .filter(|(fork, _)| fork.fork == Fork::Init)
-        .map(|(fork, _)| fork.locator.relation)
-        .collect();
-    let entries = complete
-        .iter()
-        .map(|(fork, blocks)| shm::RelationEntry {
-            relation: fork.locator.relation,
-            fork: fork.fork,
-            blocks: *blocks,
-            has_init_fork: unlogged.contains(&fork.locator.relation),
-        })
-        .collect();
-    Answer::Relations(entries, cursor)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! A page is here between PostgreSQL's hint and its read. Correctness first: whatever changes a page, or
 //! might, drops it, and a page is given out once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageKey};
 use borealis_wal::Effect;
@@ -11,7 +11,7 @@ use borealis_wal::Effect;
 /// A bounded set of pages, oldest out first.
 #[derive(Debug)]
 pub struct PrefetchCache {
-    pages: HashMap<BlockKey, (u64, Vec<u8>)>,
+    pages: BTreeMap<BlockKey, (u64, Vec<u8>)>,
     /// Keys in the order they came, with the number they came under: a key that was taken and came again
     /// stands here twice, and only its newest number counts.
     order: VecDeque<(u64, BlockKey)>,
@@ -24,7 +24,7 @@ impl PrefetchCache {
     #[must_use]
     pub fn new(limit_bytes: usize) -> PrefetchCache {
         PrefetchCache {
-            pages: HashMap::new(),
+            pages: BTreeMap::new(),
             order: VecDeque::new(),
             next_number: 0,
             pages_max: limit_bytes / PAGE_SIZE,

@@ -1,0 +1,570 @@
+//! The write path's state: which records exist, who has which, and what that makes durable.
+//!
+//! Invariant: pure. Records, acknowledgements and connection changes go in; batches to send and sequences to
+//! publish come out.
+//! Invariant: a sequence is published only when everything decoded at it is at or below the volume durable
+//! LSN, and the volume durable LSN comes from the quorum tracker alone.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use borealis_quorum::writer::{ImpossibleAcknowledgement, WriterTracker};
+use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch};
+use borealis_wire::{BatchBuilder, BatchFrame, BatchHeader, GroupLink, SegmentProgress};
+
+use super::retained::RetainedQueue;
+
+/// Bounds of the shipper.
+#[derive(Clone, Copy, Debug)]
+pub struct ShipperLimits {
+    /// Batches a node may have unacknowledged.
+    pub batches_in_flight: usize,
+    /// The goal for a batch's size.
+    pub batch_bytes: usize,
+    /// Durable records kept for nodes that lag.
+    pub retained_bytes: usize,
+    /// Send in rounds: what arrives while a round is on its way waits until the round is durable, and then goes
+    /// to everyone together. A record has to wait for four nodes anyhow, so a fast node gains nothing by taking
+    /// it earlier than the fourth can; and with fewer, fuller batches every node has less to do.
+    pub in_rounds: bool,
+}
+
+/// An encoded batch and what it covers.
+#[derive(Clone, Debug)]
+struct Encoded {
+    frame: Rc<BatchFrame>,
+    request_id: u64,
+    groups: GroupSet,
+    /// Numbers of the first record and of the one after the last.
+    first: u64,
+    through: u64,
+    durable: Lsn,
+    /// It was cut by the size goal: waiting would not have made it longer.
+    full: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    request_id: u64,
+    through: u64,
+    durable: Lsn,
+    sent: Duration,
+}
+
+#[derive(Debug)]
+struct Peer {
+    groups: GroupSet,
+    connected: bool,
+    /// Number of the next record to send.
+    next: u64,
+    /// Everything below this number was acknowledged, or given up for gossip to deliver.
+    acknowledged: u64,
+    in_flight: VecDeque<InFlight>,
+    /// The durable point it knows.
+    known_durable: Lsn,
+}
+
+/// Counters of the write path, since the shipper was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShipCounters {
+    /// Records shipped.
+    pub records: u64,
+    /// Their bytes.
+    pub record_bytes: u64,
+    /// Batches handed to connections, each node counted.
+    pub batches_sent: u64,
+    /// Bytes of those batches with their frames, each node counted.
+    pub bytes_sent: u64,
+    /// Batches encoded; fewer than sent when nodes share one.
+    pub batches_encoded: u64,
+    /// Acknowledgements received.
+    pub acknowledgements: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Shipper {
+    #[cfg(feature = "broken-durability")]
+    one_is_enough: bool,
+    tracker: WriterTracker,
+    epoch: VolumeEpoch,
+    limits: ShipperLimits,
+    retained: RetainedQueue,
+    peers: BTreeMap<NodeId, Peer>,
+    last_shipped: RecordSpan,
+    /// The current round: number of the record after its last, and where that record ends.
+    round: (u64, Lsn),
+    /// Sequences not yet published, each with the end of the last record decoded when it was read.
+    unpublished: VecDeque<(u64, Lsn)>,
+    next_request_id: u64,
+    last_encoded: Option<Encoded>,
+    links: Vec<GroupLink>,
+    counters: ShipCounters,
+}
+
+/// A node acknowledged what it was not sent; its connection is of no use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnexpectedAcknowledgement {
+    /// Replies come in the order of the requests.
+    #[error("it answered request {answered} where {expected:?} was due")]
+    Order {
+        /// The request answered.
+        answered: u64,
+        /// The one that was due.
+        expected: Option<u64>,
+    },
+    /// It claims to have what was never shipped.
+    #[error(transparent)]
+    Impossible(#[from] ImpossibleAcknowledgement),
+}
+
+impl Shipper {
+    /// A shipper that continues after `last`, with every node still unconnected.
+    #[must_use]
+    pub fn new(
+        tracker: WriterTracker,
+        epoch: VolumeEpoch,
+        last: RecordSpan,
+        nodes: impl IntoIterator<Item = (NodeId, GroupSet)>,
+        limits: ShipperLimits,
+    ) -> Shipper {
+        let peer = |(node, groups)| {
+            let peer = Peer {
+                groups,
+                connected: false,
+                next: 0,
+                acknowledged: 0,
+                in_flight: VecDeque::new(),
+                known_durable: Lsn::ZERO,
+            };
+            (node, peer)
+        };
+        Shipper {
+            #[cfg(feature = "broken-durability")]
+            one_is_enough: false,
+            tracker,
+            epoch,
+            limits,
+            retained: RetainedQueue::default(),
+            peers: nodes.into_iter().map(peer).collect(),
+            last_shipped: last,
+            round: (0, last.end),
+            unpublished: VecDeque::new(),
+            // Zero is for what comes unasked.
+            next_request_id: 1,
+            last_encoded: None,
+            links: Vec::new(),
+            counters: ShipCounters::default(),
+        }
+    }
+
+    /// Counts one node's acknowledgement for all six, for the test that the benchmark notices it.
+    #[cfg(feature = "broken-durability")]
+    pub fn break_durability(&mut self) {
+        self.one_is_enough = true;
+    }
+
+    fn peer(&self, node: NodeId) -> &Peer {
+        self.peers.get(&node).expect("a shipper is asked about nodes it was made with")
+    }
+
+    fn peer_mut(&mut self, node: NodeId) -> &mut Peer {
+        self.peers.get_mut(&node).expect("a shipper is asked about nodes it was made with")
+    }
+
+    /// Takes the next record of the stream.
+    ///
+    /// # Panics
+    /// If it does not follow the last one: order is what the whole system rests on.
+    pub fn ship(&mut self, span: RecordSpan, groups: GroupSet, bytes: &[u8]) {
+        assert!(
+            span.start >= self.last_shipped.end,
+            "record at {} is before the end of the stream",
+            span.start
+        );
+        self.tracker.ship(span, groups, &mut self.links);
+        self.retained.push(span, groups, &self.links, bytes);
+        self.last_shipped = span;
+        self.counters.records += 1;
+        self.counters.record_bytes += bytes.len() as u64;
+    }
+
+    /// Everything written up to `sequence` has been shipped; publish it when that is durable.
+    pub fn decoded(&mut self, sequence: u64) {
+        let end = self.last_shipped.end;
+        match self.unpublished.back_mut() {
+            Some(last) if last.1 == end => last.0 = sequence,
+            _ => self.unpublished.push_back((sequence, end)),
+        }
+    }
+
+    /// The newest sequence that may be published now, if there is a new one.
+    pub fn take_publishable(&mut self) -> Option<u64> {
+        let durable = self.durable().end;
+        let mut newest = None;
+        while let Some(&(sequence, end)) = self.unpublished.front()
+            && end <= durable
+        {
+            newest = Some(sequence);
+            self.unpublished.pop_front();
+        }
+        newest
+    }
+
+    /// The volume's last durable record.
+    #[must_use]
+    pub fn durable(&self) -> RecordSpan {
+        self.tracker.volume_durable()
+    }
+
+    /// The volume epoch the shipper writes in.
+    #[must_use]
+    pub fn epoch(&self) -> VolumeEpoch {
+        self.epoch
+    }
+
+    /// The quorum tracker, to read from.
+    #[must_use]
+    pub fn tracker(&self) -> &WriterTracker {
+        &self.tracker
+    }
+
+    /// Where the redo of a group ends at the durable point: a segment that has its records up to here shows the group
+    /// as of now.
+    #[must_use]
+    pub fn group_tail(&self, group: GroupId) -> Lsn {
+        self.tracker.durable_point(group).group_tail
+    }
+
+    /// The LSN to ask `node` at, which shows the group as of now: the durable point the node knows, or where the group's
+    /// redo ends if that is later.
+    ///
+    /// Between the group's last record and the durable point nothing of the group changes, so every position there
+    /// shows the same; the node certainly can answer at the one it knows.
+    #[must_use]
+    pub fn read_point(&self, node: NodeId, group: GroupId) -> Lsn {
+        let known = self.peers.get(&node).map_or(Lsn::ZERO, |peer| peer.known_durable);
+        known.max(self.group_tail(group))
+    }
+
+    /// The lowest LSN at which anyone may still read (PGMRPL), which batches tell the nodes so that they may forget older
+    /// versions: never above a point that a node is asked at. `lowest_asked` is the lowest of requests under way.
+    ///
+    /// A node is read at the durable point it knows, so nobody may forget what is at or after the lowest of those; nodes
+    /// whose oldest batch was sent before `since` are left out, as in [`Shipper::lowest_known_durable`].
+    #[must_use]
+    pub fn minimum_read_point(&self, lowest_asked: Option<Lsn>, since: Duration) -> Lsn {
+        let known = self.lowest_known_durable(since).unwrap_or(Lsn::ZERO);
+        let durable = self.durable().end;
+        lowest_asked.unwrap_or(durable).min(known).min(durable)
+    }
+
+    /// The place of the last record shipped in the chain of each of its groups, in group order.
+    #[must_use]
+    pub fn last_links(&self) -> &[GroupLink] {
+        &self.links
+    }
+
+    /// The last record shipped.
+    #[must_use]
+    pub fn last_shipped(&self) -> RecordSpan {
+        self.last_shipped
+    }
+
+    /// Whether everything shipped is durable.
+    #[must_use]
+    pub fn all_durable(&self) -> bool {
+        self.durable().end >= self.last_shipped.end
+    }
+
+    /// Counters since the shipper was made.
+    #[must_use]
+    pub fn counters(&self) -> ShipCounters {
+        self.counters
+    }
+
+    /// Bytes of records held in memory.
+    #[must_use]
+    pub fn retained_bytes(&self) -> usize {
+        self.retained.size_bytes()
+    }
+
+    /// The durable point a node is known to know.
+    #[must_use]
+    pub fn known_durable(&self, node: NodeId) -> Lsn {
+        self.peer(node).known_durable
+    }
+
+    /// Whether the node is connected for appends.
+    #[must_use]
+    pub fn is_connected(&self, node: NodeId) -> bool {
+        self.peer(node).connected
+    }
+
+    /// The lowest durable point that a connected node is known to know. Nodes whose oldest batch was sent
+    /// before `since` are left out: one that hangs must not hold everyone back.
+    #[must_use]
+    pub fn lowest_known_durable(&self, since: Duration) -> Option<Lsn> {
+        self.peers
+            .values()
+            .filter(|peer| peer.connected && peer.in_flight.front().is_none_or(|batch| batch.sent >= since))
+            .map(|peer| peer.known_durable)
+            .min()
+    }
+
+    /// Nodes whose oldest batch was sent before `since` and is still not acknowledged.
+    pub fn silent_since(&self, since: Duration) -> impl Iterator<Item = NodeId> {
+        self.peers.iter().filter_map(move |(&node, peer)| {
+            (peer.connected && peer.in_flight.front().is_some_and(|batch| batch.sent < since)).then_some(node)
+        })
+    }
+
+    /// Whether everything is durable and some connected, idle node has not been told so.
+    #[must_use]
+    pub fn has_untold(&self) -> bool {
+        let durable = self.durable().end;
+        self.all_durable()
+            && self
+                .peers
+                .values()
+                .any(|peer| peer.connected && peer.in_flight.is_empty() && peer.known_durable < durable)
+    }
+
+    /// A node is connected and its segments stand at `segments`; `known_durable` is the lowest durable point
+    /// they know. What it lacks and the driver still has is sent again.
+    ///
+    /// # Errors
+    /// When the node claims to have what was never shipped; it is then not connected.
+    pub fn connected(
+        &mut self,
+        node: NodeId,
+        segments: &[SegmentProgress],
+        known_durable: Lsn,
+    ) -> Result<(), UnexpectedAcknowledgement> {
+        for segment in segments {
+            self.tracker.restate(node, segment.group, segment.segment_complete_lsn)?;
+        }
+        let of_node = self.peer(node).groups;
+        let (mut next, end) = (self.retained.first(), self.retained.end());
+        while next < end {
+            let Some((span, groups, _)) = self.retained.span(next) else { break };
+            let lacks = segments.iter().any(|segment| {
+                groups.contains(segment.group)
+                    && of_node.contains(segment.group)
+                    && segment.segment_complete_lsn < span.end
+            });
+            if lacks {
+                break;
+            }
+            next += 1;
+        }
+        let state = self.peer_mut(node);
+        state.connected = true;
+        state.known_durable = known_durable;
+        state.in_flight.clear();
+        state.next = next;
+        state.acknowledged = next;
+        self.release();
+        Ok(())
+    }
+
+    /// A node's connection is gone.
+    pub fn disconnected(&mut self, node: NodeId) {
+        let state = self.peer_mut(node);
+        state.connected = false;
+        state.in_flight.clear();
+    }
+
+    /// A node acknowledged a batch.
+    ///
+    /// # Errors
+    /// When it is not the batch that was due.
+    pub fn appended(
+        &mut self,
+        node: NodeId,
+        request_id: u64,
+        progress: &[SegmentProgress],
+    ) -> Result<(), UnexpectedAcknowledgement> {
+        let state = self.peer_mut(node);
+        let expected = state.in_flight.front().map(|batch| batch.request_id);
+        if expected != Some(request_id) {
+            return Err(UnexpectedAcknowledgement::Order { answered: request_id, expected });
+        }
+        if let Some(batch) = state.in_flight.pop_front() {
+            state.acknowledged = state.acknowledged.max(batch.through);
+            state.known_durable = state.known_durable.max(batch.durable);
+        }
+        self.counters.acknowledgements += 1;
+        self.progressed(node, progress)
+    }
+
+    /// A node's segments moved.
+    ///
+    /// # Errors
+    /// When the node claims to have what was never shipped.
+    pub fn progressed(
+        &mut self,
+        node: NodeId,
+        progress: &[SegmentProgress],
+    ) -> Result<(), UnexpectedAcknowledgement> {
+        self.acknowledge_segments(node, progress)?;
+        self.release();
+        Ok(())
+    }
+
+    fn acknowledge_segments(
+        &mut self,
+        node: NodeId,
+        progress: &[SegmentProgress],
+    ) -> Result<(), UnexpectedAcknowledgement> {
+        for segment in progress {
+            self.tracker.acknowledge(node, segment.group, self.epoch, segment.segment_complete_lsn)?;
+            #[cfg(feature = "broken-durability")]
+            if self.one_is_enough {
+                for &other in self.peers.keys() {
+                    let complete = segment.segment_complete_lsn;
+                    self.tracker.acknowledge(other, segment.group, self.epoch, complete)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        let durable = self.durable().end;
+        let acknowledged = self.peers.values().map(|peer| peer.acknowledged).min().unwrap_or(0);
+        self.retained.release(durable, acknowledged, self.limits.retained_bytes);
+        let first = self.retained.first();
+        for peer in self.peers.values_mut() {
+            // What was dropped, its peers will tell it.
+            peer.next = peer.next.max(first);
+            peer.acknowledged = peer.acknowledged.max(first);
+        }
+    }
+
+    /// Number of the node's next record, past those that are not for it.
+    fn next_for(&self, node: NodeId) -> u64 {
+        let state = self.peer(node);
+        let mut next = state.next;
+        while let Some((_, groups, _)) = self.retained.span(next)
+            && !intersect(groups, state.groups)
+        {
+            next += 1;
+        }
+        next
+    }
+
+    /// Number of the record after the last that may be sent now.
+    fn sendable_end(&self) -> u64 {
+        let may_begin = !self.limits.in_rounds || self.durable().end >= self.round.1;
+        if may_begin { self.retained.end() } else { self.round.0 }
+    }
+
+    /// Begins the next round if the last one is durable and there is something new.
+    fn advance_round(&mut self) {
+        let end = self.retained.end();
+        if end > self.round.0 && (!self.limits.in_rounds || self.durable().end >= self.round.1) {
+            self.round = (end, self.last_shipped.end);
+        }
+    }
+
+    /// Whether [`Shipper::next_batch`] has one for the node.
+    #[must_use]
+    pub fn can_take(&self, node: NodeId, quiet: bool) -> bool {
+        let state = self.peer(node);
+        if !state.connected || state.in_flight.len() >= self.limits.batches_in_flight {
+            return false;
+        }
+        let untold = state.in_flight.is_empty() && state.known_durable < self.durable().end;
+        self.next_for(node) < self.sendable_end() || quiet && untold && self.all_durable()
+    }
+
+    /// The next batch for a node, if it can take one and there is something to say.
+    ///
+    /// `minimum_read_point` goes into the header. When `quiet`, and all is durable, a batch without records
+    /// tells the node so, once.
+    pub fn next_batch(
+        &mut self,
+        node: NodeId,
+        minimum_read_point: Lsn,
+        quiet: bool,
+        now: Duration,
+    ) -> Option<Rc<BatchFrame>> {
+        if !self.can_take(node, quiet) {
+            return None;
+        }
+        self.advance_round();
+        let first = self.next_for(node);
+        let end = self.round.0;
+        let durable = self.durable().end;
+        let groups = self.peer(node).groups;
+        let encoded = match &self.last_encoded {
+            Some(last)
+                if last.groups == groups
+                    && last.first == first
+                    && (last.through == end || last.full)
+                    && (first < end || last.durable == durable) =>
+            {
+                last.clone()
+            }
+            _ => self.encode(groups, first, end, minimum_read_point),
+        };
+        let state = self.peer_mut(node);
+        state.next = encoded.through;
+        state.in_flight.push_back(InFlight {
+            request_id: encoded.request_id,
+            through: encoded.through,
+            durable: encoded.durable,
+            sent: now,
+        });
+        self.counters.batches_sent += 1;
+        self.counters.bytes_sent += encoded.frame.size_bytes() as u64;
+        Some(encoded.frame)
+    }
+
+    fn encode(&mut self, groups: GroupSet, first: u64, end: u64, minimum_read_point: Lsn) -> Encoded {
+        let durable = self.durable();
+        let header = BatchHeader {
+            volume_epoch: self.epoch,
+            durable,
+            minimum_read_point: minimum_read_point.min(durable.end),
+            tails: self.tracker.durable_tails().filter(|tail| groups.contains(tail.group)).collect(),
+        };
+        let mut builder = BatchBuilder::new(&header);
+        let mut through = first;
+        let mut full = false;
+        while through < end
+            && let Some(record) = self.retained.get(through)
+        {
+            if intersect(record.groups, groups) {
+                let after = builder.size_bytes() + record.bytes.len();
+                if builder.record_count() > 0 && after > self.limits.batch_bytes {
+                    full = true;
+                    break;
+                }
+                builder.push(record.span, record.links, record.bytes);
+            }
+            through += 1;
+        }
+        let request_id = self.next_request_id;
+        self.next_request_id += 1;
+        self.counters.batches_encoded += 1;
+        let frame = Rc::new(BatchFrame::new(request_id, builder.finish()));
+        let encoded = Encoded { frame, request_id, groups, first, through, durable: durable.end, full };
+        self.last_encoded = Some(encoded.clone());
+        encoded
+    }
+
+    /// Forgets the batch kept for sharing, so that its memory does not outlive a burst.
+    pub fn trim(&mut self) {
+        self.last_encoded = None;
+    }
+}
+
+fn intersect(a: GroupSet, b: GroupSet) -> bool {
+    a == b && !a.is_empty() || a.iter().any(|group| b.contains(group))
+}
+
+#[cfg(test)]
+mod tests;

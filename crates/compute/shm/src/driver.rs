@@ -32,6 +32,7 @@ use crate::layout::{
     PREFETCH_ENTRIES, SLOT_DONE, SLOT_REQUESTED, SLOT_TAKEN, STATE_FENCED, STATE_POISONED, STATE_RUNNING,
     STATE_STARTING, Slot, total_bytes,
 };
+use crate::liveness::monotonic_ms;
 use crate::mapping::Mapping;
 use crate::request::{self, Message, Reply, Request};
 use crate::{ENVIRONMENT_EVENT_FD, ENVIRONMENT_SHM};
@@ -390,7 +391,7 @@ impl DriverSide {
     /// The state the instance is in.
     #[must_use]
     pub fn state(&self) -> InstanceState {
-        crate::client::state_of(self.mapping.header())
+        self.mapping.header().state()
     }
 
     /// Changes the state. Fenced and poisoned are final; for [`InstanceState::Poisoned`] `reason` says why.
@@ -430,12 +431,4 @@ impl DriverSide {
             }
         }
     }
-}
-
-/// Milliseconds of `CLOCK_MONOTONIC`, the same for every process of this machine.
-pub(crate) fn monotonic_ms() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is writable and outlives the call, which cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use borealis_instance::Binaries;
 use borealis_local::cluster::{Cluster, WRITER};
-use borealis_local::status::ask_driver;
+use borealis_local::driver_socket::ask_driver;
 use borealis_redo_check::{
     CheckError, Files, Memory, Progress, Release, Report, Stream, check_files, check_stream,
 };

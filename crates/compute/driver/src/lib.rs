@@ -1,7 +1,7 @@
 //! The compute side: ships redo, tracks quorums, recovers, serves pages to the shim, runs `postgres`.
 //!
 //! * [`supervise`]: the life of an instance. [`recover`] opens the volume, [`release`] asks which
-//!   PostgreSQL runs next, [`contents`] reads what a data directory needs, [`control`] is the local socket.
+//!   PostgreSQL runs next, [`contents`] reads what a data directory needs, [`instance_socket`] is the local socket.
 //! * [`engine`]: the event loop that owns everything while the server runs. It moves bytes; what they mean is
 //!   decided by state machines without I/O: [`route`] (which groups get a record), [`shipper`] (who has which
 //!   record, what is durable), [`reads`] (whom to ask, which answer counts).
@@ -18,9 +18,9 @@ mod broken_durability;
 pub mod config;
 pub mod connection;
 pub mod contents;
-pub mod control;
 pub mod engine;
 pub mod evict;
+pub mod instance_socket;
 pub mod open_transactions;
 pub mod prefetch;
 pub mod reads;

@@ -22,7 +22,8 @@ pub fn server_runs(instance_directory: &Path) -> bool {
 
 /// Sends a driver a command over its local socket: one line of JSON each way.
 fn command_driver(instance_directory: &Path, command: &str) -> Option<serde_json::Value> {
-    let mut stream = borealis_driver::control::connect(&instance_directory.join("driver.sock")).ok()?;
+    let mut stream =
+        borealis_driver::instance_socket::connect(&instance_directory.join("driver.sock")).ok()?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT)).ok()?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT)).ok()?;
     stream.write_all(format!("{{\"command\":\"{command}\"}}\n").as_bytes()).ok()?;

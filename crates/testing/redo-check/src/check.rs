@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use borealis_redo::check::Checker;
-use borealis_types::{Lsn, PAGE_SIZE, ServerVersion};
+use borealis_types::{Lsn, PAGE_SIZE, RecordSpan, ServerVersion, invariant};
 use borealis_wal::Record;
 
 use crate::live::{self, Receiver};
@@ -110,10 +110,23 @@ impl Check {
     }
 
     fn feed(&mut self, record: &Record<'_>) -> Result<(), FeedError> {
-        self.from.get_or_insert(record.span.start);
-        self.to = record.span.end;
+        self.advance(record.span);
         self.checker.try_feed(record)?;
         Ok(())
+    }
+
+    /// Notes how far the log was checked. Redo is only right if every record comes after the one before it.
+    fn advance(&mut self, span: RecordSpan) {
+        invariant!(
+            "records-are-checked-in-order",
+            self.to <= span.start && span.start < span.end,
+            "a record from {} to {} after {}",
+            span.start,
+            span.end,
+            self.to
+        );
+        self.from.get_or_insert(span.start);
+        self.to = span.end;
     }
 
     fn report(&self, release: Release, ended_early: Option<String>) -> Report {
@@ -285,6 +298,17 @@ fn follow(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant records-are-checked-in-order is broken")]
+    fn a_record_that_comes_again_is_noticed() {
+        let memory = Memory { pages_mib: 1, temp_dir: std::env::temp_dir() };
+        let mut check = Check::new(&memory);
+        let span = RecordSpan { start: Lsn(0x100), end: Lsn(0x180) };
+        check.advance(span);
+        check.advance(RecordSpan { start: Lsn(0x180), end: Lsn(0x200) });
+        check.advance(span);
+    }
 
     #[test]
     fn a_server_of_another_release_than_the_history_says_is_not_followed() {

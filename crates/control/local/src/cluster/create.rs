@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use borealis_driver::shim_library::ShimLibrary;
 use borealis_instance::{Binaries, OperatingSystemUser, Settings, memory_directory};
-use borealis_types::{AvailabilityZone, NodeId, Placement, SEGMENTS_PER_GROUP, VolumeId};
+use borealis_types::{AvailabilityZone, NodeId, Placement, SEGMENTS_PER_GROUP, VolumeId, invariant};
 
 use super::{Cluster, WRITER, ZONES, shim_library};
 use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
@@ -65,6 +65,7 @@ impl Cluster {
                 incarnation: format!("{:032x}", random_number()?),
             });
         }
+        require_two_in_each_zone(&catalog.nodes);
         catalog.instances.push(InstanceEntry {
             id: WRITER,
             port: options.port,
@@ -115,4 +116,31 @@ fn random_number() -> anyhow::Result<u128> {
         .and_then(|mut file| file.read_exact(&mut bytes))
         .context("cannot read random numbers from /dev/urandom")?;
     Ok(u128::from_le_bytes(bytes))
+}
+
+/// A volume that outlives a zone and one node more needs its six segments two by two in three zones.
+fn require_two_in_each_zone(nodes: &[NodeEntry]) {
+    for zone in ZONES {
+        let count = nodes.iter().filter(|node| node.zone.0 == zone).count();
+        invariant!("two-nodes-in-each-zone", count == SEGMENTS_PER_GROUP / ZONES.len(), "{count} in {zone}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant two-nodes-in-each-zone is broken: 3 in az1")]
+    fn three_nodes_in_one_zone_are_noticed() {
+        let node = |(index, zone): (usize, &&str)| NodeEntry {
+            id: NodeId(index as u16 + 1),
+            zone: AvailabilityZone((*zone).to_owned()),
+            address: "127.0.0.1:7001".parse().expect("an address"),
+            incarnation: String::new(),
+        };
+        let nodes = |zones: [&str; 6]| zones.iter().enumerate().map(node).collect::<Vec<_>>();
+        require_two_in_each_zone(&nodes(["az1", "az1", "az2", "az2", "az3", "az3"]));
+        require_two_in_each_zone(&nodes(["az1", "az1", "az1", "az2", "az3", "az3"]));
+    }
 }

@@ -29,7 +29,7 @@ PURE_LIBRARIES = {
 # Crates that exist to test others: nothing that is delivered may depend on them.
 TEST_ONLY = {"borealis-fuzz", "borealis-sim"}
 # Tools that are part of the program and of nothing else.
-TOOLS = {"borealis-bench"}
+TOOLS = {"borealis-bench", "borealis-redo-check"}
 IMPURE_WORDS = re.compile(
     r"\b(std::(fs|net|thread|process)|SystemTime::now|Instant::now|HashMap|HashSet|rand::)\b"
 )

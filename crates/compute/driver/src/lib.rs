@@ -1,7 +1,7 @@
 //! The compute side: ships redo, tracks quorums, recovers, serves pages to the shim, runs `postgres`.
 //!
 //! * [`supervise`]: the life of an instance. [`recover`] opens the volume, [`release`] asks which
-//!   PostgreSQL runs next, [`contents`] reads what a data directory needs, [`control`] is the local socket.
+//!   PostgreSQL runs next, [`contents`] reads what a data directory needs, [`instance_socket`] is the local socket.
 //! * [`engine`]: the event loop that owns everything while the server runs. It moves bytes; what they mean is
 //!   decided by the machines without I/O of [`borealis_compute`]: which groups get a record, who has which record, what
 //!   is durable, whom to ask for a page, which answer counts. [`wal_feed`] reads the server's log.
@@ -17,9 +17,9 @@
 mod broken_durability;
 pub mod config;
 pub mod contents;
-pub mod control;
 pub mod engine;
 pub mod evict;
+pub mod instance_socket;
 pub mod recover;
 pub mod release;
 pub mod shim_gate;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use borealis_instance::{OperatingSystemUser, confinement, server};
 use borealis_shm::{BUILD_FINGERPRINT, ShimReport};
+use borealis_types::invariant;
 
 /// A server that would run without the shim at every further start, too.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +79,14 @@ pub(crate) fn is_loaded(report: Option<&ShimReport>, started: u32) -> bool {
     report.is_some_and(|report| report.process_id == started && report.fingerprint == BUILD_FINGERPRINT)
 }
 
+/// Whoever is about to serve the server that was started has seen its shim report.
+///
+/// # Panics
+/// If it has not: a server without its shim would be told of commits that nothing keeps.
+pub(crate) fn require_loaded(report: Option<&ShimReport>, started: u32) {
+    invariant!("served-only-with-its-shim", is_loaded(report, started), "process {started}, and {report:?}");
+}
+
 impl ShimGate {
     /// What is wrong with a server that runs, as soon as it is certain: that it was started with another shim, or has
     /// been for [`PATIENCE`] (or even accepts connections) what it must not be.
@@ -121,15 +130,20 @@ impl ShimGate {
     /// What is wrong with a report that will not be followed by a better one.
     fn fault_of_settled(&self, report: Option<ShimReport>) -> Option<ShimFault> {
         let report = report.filter(|report| !is_loaded(Some(report), self.started))?;
-        Some(self.fault_of(Some(&report)).unwrap_or_else(|| ShimFault::OtherProcess {
-            reported: report.process_id,
-            started: self.started,
-            program: self.program.clone(),
-        }))
+        Some(self.fault_of(Some(&report)).unwrap_or_else(|| self.other_process(report.process_id)))
     }
 
-    /// What is wrong with a server that ended without a report, if there is evidence that it had no shim.
+    fn other_process(&self, reported: u32) -> ShimFault {
+        invariant!("blamed-process-is-another", reported != self.started, "process {reported} was started");
+        ShimFault::OtherProcess { reported, started: self.started, program: self.program.clone() }
+    }
+
+    /// What is wrong with a server that ended without a report of its own, if there is evidence that it had no shim.
     pub fn fault_of_ended(&self, report: Option<ShimReport>, how: &str) -> Option<ShimFault> {
+        // Another process that has ended, too, proves nothing: a script that was killed after it had asked a `postgres`
+        // for its version, and before it became one, may well become one at the next start.
+        let report =
+            report.filter(|report| self.fault_of(Some(report)).is_some() || is_postgres(report.process_id));
         if let Some(fault) = self.fault_of_settled(report) {
             return Some(fault);
         }
@@ -351,17 +365,55 @@ mod tests {
     }
 
     #[test]
-    fn a_running_server_is_given_time_before_it_is_called_shimless() {
+    #[should_panic(expected = "invariant served-only-with-its-shim is broken: process 7")]
+    fn a_server_whose_shim_is_in_another_process_is_not_served() {
+        require_loaded(Some(&reported(7, BUILD_FINGERPRINT)), 7);
+        require_loaded(Some(&reported(8, BUILD_FINGERPRINT)), 7);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant blamed-process-is-another is broken")]
+    fn the_server_itself_is_not_blamed_for_being_another() {
         let folder = tempfile::tempdir().expect("a folder");
-        let program = folder.path().join("postgres");
-        fs::copy("/bin/sleep", &program).expect("copied");
-        let mut child = std::process::Command::new(&program).arg("60").spawn().expect("started");
-        let child_id = child.id();
+        gate(folder.path(), Path::new("/bin/true"), "").other_process(7);
+    }
+
+    /// A `sleep` that is called `postgres`.
+    fn start_postgres(program: &Path) -> std::process::Child {
+        let child = std::process::Command::new(program).arg("60").spawn().expect("started");
         let begin = Instant::now();
         while !is_postgres(child.id()) {
             assert!(begin.elapsed() < PATIENCE, "it does not become what it was started as");
             std::thread::sleep(Duration::from_millis(1));
         }
+        child
+    }
+
+    #[test]
+    fn a_script_that_was_killed_after_it_asked_for_the_version_is_not_blamed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = folder.path().join("postgres");
+        fs::copy("/bin/sleep", &program).expect("copied");
+        let mut child = start_postgres(&program);
+        let gate = gate(folder.path(), &program, "");
+        let process_id = child.id();
+        let fault = |fingerprint| gate.fault_of_ended(Some(reported(process_id, fingerprint)), "signal 9");
+        let blamed = fault(BUILD_FINGERPRINT);
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+        assert!(matches!(blamed, Some(ShimFault::OtherProcess { .. })), "it still ran");
+        assert!(fault(BUILD_FINGERPRINT).is_none(), "it only asked for the version");
+        assert!(matches!(fault(1), Some(ShimFault::OtherBuild { found: 1 })), "that is wrong at any time");
+    }
+
+    #[test]
+    fn a_running_server_is_given_time_before_it_is_called_shimless() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = folder.path().join("postgres");
+        fs::copy("/bin/sleep", &program).expect("copied");
+        let mut child = start_postgres(&program);
+        let child_id = child.id();
+        let begin = Instant::now();
         let later = begin + 2 * PATIENCE;
         let mut silent = gate(folder.path(), &program, "");
         assert!(silent.fault_of_running(None, false, begin).is_none(), "process 7 is no postgres");

@@ -1,11 +1,13 @@
 //! The life of an instance: recover the volume, make a data directory, run the server, and again when it ends.
 
+mod serve;
+mod server;
+mod status;
+
 use std::fs::{File, TryLockError};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,15 +15,11 @@ use borealis_instance::confinement;
 use borealis_instance::data_directory;
 use borealis_instance::import::run_initdb;
 use borealis_instance::memory_directory;
-
-use borealis_instance::server::{ShimConfig, describe_exit};
-use borealis_instance::{
-    Binaries, Import, InstanceError, OperatingSystemUser, ProgramFile, Server, ServerConfig, Settings,
-};
+use borealis_instance::{Binaries, Import, OperatingSystemUser, Settings};
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::path::control_file;
-use borealis_shm::{Config as ShmConfig, DriverSide, probe_memory_file_system};
-use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId};
+use borealis_shm::probe_memory_file_system;
+use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId, invariant};
 use borealis_wal::EffectError;
 use borealis_wal::layout::FIRST_NORMAL_XID;
 use nix::sys::signal::{SigSet, Signal};
@@ -29,26 +27,20 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::DriverConfig;
 use crate::contents;
-use crate::control::{self, Counters, GroupStatus, MemberStatus, Shared, StartPhases, Status};
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
+use crate::instance_socket::{self, StartPhases, StatusBoard};
 use crate::recover::{self, RecoverError};
 use crate::release;
-use crate::shim_gate::{LogSince, ShimFault, ShimGate};
-use crate::shim_library::{InstalledShim, ShimLibrary};
+use crate::shim_gate::ShimFault;
+use crate::shim_library::ShimLibrary;
+
+use serve::Starts;
+use status::ms;
 
 /// The process's exit code when a newer writer took the volume over. Starting again at once would take it back.
 pub const EXIT_FENCED: u8 = 3;
 
-/// How long `postgres` may take to accept connections.
-const SERVER_START_MAX: Duration = Duration::from_secs(60);
-/// How long a clean shutdown may take.
-const SERVER_STOP_MAX: Duration = Duration::from_secs(60);
-/// How long a server that must end at once may take.
-const SERVER_QUIT_MAX: Duration = Duration::from_secs(5);
-/// How often the server and the signals are looked at without a sign of them: while the server starts, and then.
-const LOOK_INTERVAL_STARTING: Duration = Duration::from_millis(2);
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// After a server that ran this long the next one is started without delay.
 const SETTLED: Duration = Duration::from_secs(30);
 
@@ -103,13 +95,13 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     let settings = Settings::check(config.settings.clone())?;
     settings.check_libraries(&binaries)?;
     let shim_library = ShimLibrary::load(&config.shim_library)?;
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(StatusBoard::default());
     shared.update(|status| {
         status.state = "starting";
         status.driver_pid = std::process::id();
     });
     let socket = config.instance_dir.join("driver.sock");
-    control::listen(&socket, shared.clone())
+    instance_socket::listen(&socket, shared.clone())
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
 
     let mut supervisor = Supervisor {
@@ -121,6 +113,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
         shared,
         signals,
         writer: new_writer()?,
+        epoch: VolumeEpoch(0),
         has_served: false,
     };
     let result = supervisor.run_until_stopped();
@@ -166,91 +159,13 @@ struct Supervisor {
     user: OperatingSystemUser,
     settings: Settings,
     shim_library: ShimLibrary,
-    shared: Arc<Shared>,
+    shared: Arc<StatusBoard>,
     signals: SignalFd,
     writer: WriterId,
+    /// That of the last recovery; zero before the first.
+    epoch: VolumeEpoch,
     /// The server accepted connections since this was looked at last.
     has_served: bool,
-}
-
-/// A server that is ended when it goes out of scope, whatever the reason.
-struct RunningServer {
-    server: Server,
-    memory_directory: PathBuf,
-    /// What it shares with the driver, for other clients of it.
-    shared_memory: PathBuf,
-    event_descriptor: RawFd,
-    gate: ShimGate,
-    /// Its processes load the shim from it.
-    _shim: InstalledShim,
-    /// Readable when the server has ended.
-    end: Option<OwnedFd>,
-    ended: bool,
-}
-
-impl RunningServer {
-    fn start(
-        config: &ServerConfig,
-        shim: InstalledShim,
-        memory_directory: &Path,
-    ) -> Result<RunningServer, InstanceError> {
-        let log = LogSince::now(&config.log_file);
-        let server = Server::start(config)?;
-        let end = process_descriptor(server.process_id());
-        let gate = ShimGate {
-            started: server.process_id(),
-            program: config.binaries.program("postgres"),
-            preload: shim.preload.clone(),
-            user: config.user.clone(),
-            log,
-            silent_since: None,
-            other_since: None,
-        };
-        Ok(RunningServer {
-            server,
-            memory_directory: memory_directory.to_path_buf(),
-            shared_memory: config.shim.shared_memory.clone(),
-            event_descriptor: config.shim.event_descriptor,
-            gate,
-            _shim: shim,
-            end,
-            ended: false,
-        })
-    }
-
-    /// How it ended, if it has.
-    fn poll(&mut self) -> Option<String> {
-        match self.server.try_wait() {
-            Ok(None) => None,
-            Ok(Some(status)) => {
-                self.ended = true;
-                Some(describe_exit(status))
-            }
-            Err(error) => Some(format!("its state is unknown: {error}")),
-        }
-    }
-}
-
-impl Drop for RunningServer {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.server.request_immediate_shutdown();
-            self.server.wait_or_kill(SERVER_QUIT_MAX);
-        }
-        // Processes that waited for a lock of one that died never notice that the postmaster is gone.
-        borealis_instance::leftovers::clear(&self.memory_directory);
-    }
-}
-
-/// A descriptor that becomes readable when the process ends; `None` where the kernel has none, and then its end
-/// is noticed a little later.
-#[allow(unsafe_code)] // `pidfd_open` has no safe interface here.
-fn process_descriptor(process_id: u32) -> Option<OwnedFd> {
-    // SAFETY: the call takes two numbers and touches no memory of ours.
-    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, process_id, 0) };
-    let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0)?;
-    // SAFETY: the kernel just made the descriptor for us, and nobody else has it.
-    Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 impl Supervisor {
@@ -357,6 +272,7 @@ impl Supervisor {
         phases.connect_ms = ms(recovered.phases.connect);
         phases.protocol_ms = ms(recovered.phases.protocol);
         let outcome = recovered.outcome;
+        self.epoch = raised(self.epoch, outcome.promise.epoch);
         tracing::info!(
             epoch = outcome.promise.epoch.0,
             %server_version,
@@ -380,6 +296,33 @@ impl Supervisor {
             phases.import_ms = ms(import_begun.elapsed());
         }
 
+        let Some((control, data_directory)) = self.write_data_directory(&mut engine, &mut phases)? else {
+            return Ok(Ended::Stopped);
+        };
+        let server_begun = Instant::now();
+        let mut server = self.start_server(&mut engine, &control, &data_directory)?;
+        engine.expect_server(server.server.process_id());
+        if let Some(end) = &server.end {
+            engine.watch(end.as_raw_fd())?;
+        }
+        let limit_bytes =
+            self.config.tuning.cache_limit_bytes.unwrap_or_else(|| default_limit_bytes(memory_bytes));
+        let evictor =
+            Evictor::start(&data_directory, &server.shared_memory, server.event_descriptor, limit_bytes)?;
+        let starts = Starts { begun, server_begun, phases };
+        let ended = self.serve(&mut engine, &mut server, &evictor, &data_directory, starts);
+        // It may wait for an answer that would never come.
+        engine.detach();
+        ended
+    }
+
+    /// Writes a data directory whose log begins with a checkpoint at the volume's durable point, and has that
+    /// checkpoint made durable. `None` when the driver was told to stop meanwhile.
+    fn write_data_directory(
+        &mut self,
+        engine: &mut Engine,
+        phases: &mut StartPhases,
+    ) -> anyhow::Result<Option<(ControlFile, PathBuf)>> {
         let directory_begun = Instant::now();
         let durable = engine.shipper().durable();
         let tail = engine.shipper().tracker().durable_point(META_GROUP).group_tail;
@@ -399,26 +342,12 @@ impl Supervisor {
 
         let checkpoint_begun = Instant::now();
         engine.ship(checkpoint.span, &checkpoint.bytes)?;
-        if !self.wait_durable(&mut engine)? {
-            return Ok(Ended::Stopped);
+        if !self.wait_durable(engine)? {
+            return Ok(None);
         }
         phases.checkpoint_ms = ms(checkpoint_begun.elapsed());
-
-        let server_begun = Instant::now();
-        let mut server = self.start_server(&mut engine, &control, &data_directory)?;
-        engine.expect_server(server.server.process_id());
-        if let Some(end) = &server.end {
-            engine.watch(end.as_raw_fd())?;
-        }
-        let limit_bytes =
-            self.config.tuning.cache_limit_bytes.unwrap_or_else(|| default_limit_bytes(memory_bytes));
-        let evictor =
-            Evictor::start(&data_directory, &server.shared_memory, server.event_descriptor, limit_bytes)?;
-        let starts = Starts { begun, server_begun, phases };
-        let ended = self.serve(&mut engine, &mut server, &evictor, &data_directory, starts);
-        // It may wait for an answer that would never come.
-        engine.detach();
-        ended
+        require_durable(checkpoint.span, engine.shipper().durable());
+        Ok(Some((control, data_directory)))
     }
 
     /// Ships a fresh `initdb`. `false` when the driver was told to stop before all of it was durable: the volume
@@ -456,257 +385,24 @@ impl Supervisor {
         }
         Ok(true)
     }
-
-    fn start_server(
-        &self,
-        engine: &mut Engine,
-        control: &ControlFile,
-        data_directory: &Path,
-    ) -> anyhow::Result<RunningServer> {
-        let tuning = &self.config.tuning;
-        let shm = DriverSide::create(
-            &self.config.memory_dir.join("shm"),
-            &ShmConfig {
-                data_directory: data_directory.to_path_buf(),
-                wal_segment_size_bytes: u64::from(control.wal_segment_bytes),
-                log_ahead_limit_bytes: tuning.log_ahead_limit_bytes,
-                major_version: 15,
-                catalog_version: control.catalog_version,
-                spin_count: tuning.spin,
-                slot_count: self.slot_count(),
-                owner: self.user.switch.then_some((self.user.user_id, self.user.group_id)),
-            },
-        )?;
-        let installed = self.shim_library.install(&self.config.memory_dir)?;
-        let shim = ShimConfig {
-            library: installed.preload.clone(),
-            shared_memory: shm.path().to_path_buf(),
-            event_descriptor: shm.event_fd(),
-        };
-        engine.attach(shm, &data_directory.join("pg_wal"), control.wal_segment_bytes)?;
-        let config = ServerConfig {
-            binaries: self.binaries.clone(),
-            user: self.user.clone(),
-            data_directory: data_directory.to_path_buf(),
-            socket_directory: self.socket_directory()?,
-            port: self.config.port,
-            settings: self.settings.clone(),
-            shim,
-            log_file: self.config.instance_dir.join("postgres.log"),
-        };
-        Ok(RunningServer::start(&config, installed, &self.config.memory_dir)?)
-    }
-
-    /// Where the server's local socket goes: in the memory directory, for the server's user must be able to
-    /// write there, and names of sockets must be short.
-    fn socket_directory(&self) -> anyhow::Result<PathBuf> {
-        let directory = self.config.memory_dir.join("socket");
-        std::fs::create_dir(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
-        if self.user.switch {
-            std::os::unix::fs::chown(&directory, Some(self.user.user_id), Some(self.user.group_id))?;
-        }
-        Ok(directory)
-    }
-
-    /// One slot for every process the server can have: its own settings, and room for the rest.
-    fn slot_count(&self) -> u32 {
-        let setting = |name: &str, default: u32| {
-            let value = self.config.settings.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            value.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(default)
-        };
-        let processes = setting("max_connections", 100)
-            .saturating_add(setting("max_worker_processes", 8))
-            .saturating_add(setting("autovacuum_max_workers", 3))
-            .saturating_add(setting("max_wal_senders", 10));
-        processes.saturating_add(64).min(borealis_shm::MAX_SLOTS as u32)
-    }
-
-    /// Serves until the server ends, by order or not.
-    fn serve(
-        &mut self,
-        engine: &mut Engine,
-        server: &mut RunningServer,
-        evictor: &Evictor,
-        data_directory: &Path,
-        mut starts: Starts,
-    ) -> anyhow::Result<Ended> {
-        let mut ready = false;
-        let mut stopping = None;
-        let mut last_shown = Instant::now();
-        let mut last_looked = Instant::now();
-        loop {
-            let look_interval = if ready { LOOK_INTERVAL } else { LOOK_INTERVAL_STARTING };
-            engine.turn(if ready { Duration::from_millis(250) } else { look_interval })?;
-            if !engine.is_serving() && engine.has_shim() {
-                // Only now is it certain which program the process has become: a script may stand before it.
-                if let Some(report) = engine.shim_report()
-                    && let Err(replaced) = self.binaries.check_running(
-                        ProgramFile::reported(report.program_identity),
-                        &report.program_path,
-                        &self.user,
-                    )
-                {
-                    return Ok(Ended::Failed(replaced.to_string()));
-                }
-                engine.serve_server();
-                continue;
-            }
-            // Most turns are about redo. What follows is looked at when something said so, and now and then.
-            if !engine.take_watched() && last_looked.elapsed() < look_interval {
-                continue;
-            }
-            last_looked = Instant::now();
-            if let Some(how) = server.poll() {
-                // What it wrote last may still have to be shipped.
-                if stopping.is_some() {
-                    return self.finish(engine);
-                }
-                if !engine.has_shim()
-                    && let Some(fault) = server.gate.fault_of_ended(engine.shim_report(), &how)
-                {
-                    return Err(DriverError::from(fault).into());
-                }
-                return Ok(Ended::Failed(format!(
-                    "postgres ended by itself ({how}); see {}",
-                    self.config.instance_dir.join("postgres.log").display()
-                )));
-            }
-            if stopping.is_none() && self.stop_wanted() {
-                server.server.request_fast_shutdown();
-                stopping = Some(Instant::now());
-                self.shared.update(|status| status.state = "stopping");
-            }
-            if stopping.is_some_and(|since| since.elapsed() > SERVER_STOP_MAX) {
-                tracing::warn!("postgres did not shut down in time and is ended");
-                return Ok(Ended::Stopped);
-            }
-            if !engine.has_shim() {
-                let accepts = accepts_connections(data_directory);
-                if let Some(fault) =
-                    server.gate.fault_of_running(engine.shim_report(), accepts, Instant::now())
-                {
-                    return Err(DriverError::from(fault).into());
-                }
-            }
-            if !ready && engine.is_serving() && accepts_connections(data_directory) {
-                ready = true;
-                self.has_served = true;
-                starts.phases.server_ms = ms(starts.server_begun.elapsed());
-                let total = starts.begun.elapsed();
-                tracing::info!(
-                    port = self.config.port,
-                    total_ms = ms(total),
-                    "the instance accepts connections"
-                );
-                self.shared.update(|status| status.last_recovery_ms = Some(ms(total)));
-                self.show(engine, server, evictor, "running", starts.phases);
-            }
-            if !ready && stopping.is_none() && starts.server_begun.elapsed() > SERVER_START_MAX {
-                return Ok(Ended::Failed("postgres did not accept connections in time".to_owned()));
-            }
-            if self.shared.status_wanted() || last_shown.elapsed() > Duration::from_secs(1) {
-                last_shown = Instant::now();
-                let state = match (ready, stopping.is_some()) {
-                    (_, true) => "stopping",
-                    (true, false) => "running",
-                    (false, false) => "starting",
-                };
-                self.show(engine, server, evictor, state, starts.phases);
-            }
-        }
-    }
-
-    /// Ships the last of the log of a server that ended in order, and tells the nodes that it is durable.
-    fn finish(&mut self, engine: &mut Engine) -> anyhow::Result<Ended> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        engine.turn(Duration::ZERO)?;
-        while !engine.shipper().all_durable() && Instant::now() < deadline {
-            engine.turn(Duration::from_millis(20))?;
-        }
-        let deadline = Instant::now() + Duration::from_millis(500);
-        while engine.shipper().has_untold() && Instant::now() < deadline {
-            engine.turn(Duration::from_millis(5))?;
-        }
-        Ok(Ended::Stopped)
-    }
-
-    fn show(
-        &self,
-        engine: &Engine,
-        server: &RunningServer,
-        evictor: &Evictor,
-        state: &'static str,
-        phases: StartPhases,
-    ) {
-        let shipper = engine.shipper();
-        let durable = shipper.durable().end.to_string();
-        let groups = self
-            .config
-            .placement
-            .groups()
-            .map(|group| GroupStatus {
-                id: group.0,
-                pgcl: shipper.tracker().group_complete(group).to_string(),
-                members: engine
-                    .members(group)
-                    .map(|member| MemberStatus {
-                        node: member.node.0,
-                        scl: member.segment_complete_lsn.to_string(),
-                        state: if member.connected { "up" } else { "down" },
-                    })
-                    .collect(),
-            })
-            .collect();
-        let (ship, read) = (engine.ship_counters(), engine.read_counters());
-        let before = self.shared.shown();
-        self.shared.show(Status {
-            state,
-            epoch: shipper.tracker().epoch().0,
-            vcl: durable.clone(),
-            vdl: durable,
-            shipped: shipper.last_shipped().end.to_string(),
-            groups,
-            driver_pid: std::process::id(),
-            server_version: before.server_version,
-            warnings: before.warnings,
-            postgres_pid: Some(server.server.process_id()),
-            last_recovery_ms: before.last_recovery_ms,
-            phases,
-            restarts: before.restarts,
-            last_failure: before.last_failure,
-            counters: Counters {
-                records: ship.records,
-                record_bytes: ship.record_bytes,
-                batches_sent: ship.batches_sent,
-                bytes_sent: ship.bytes_sent,
-                batches_encoded: ship.batches_encoded,
-                acknowledgements: ship.acknowledgements,
-                retained_bytes: shipper.retained_bytes() as u64,
-                reads: read.operations,
-                prefetch_hits: read.prefetch_hits,
-                prefetches: read.prefetches,
-                read_requests: read.requests,
-                read_hedges: read.hedges,
-                read_failures: read.failures,
-                read_errors: read.errors,
-                cache_bytes: evictor.figures().bytes.load(Ordering::Relaxed),
-                cache_limit_bytes: evictor.limit_bytes(),
-                cache_blocks_dropped: evictor.figures().dropped_blocks.load(Ordering::Relaxed),
-            },
-        });
-    }
 }
 
-/// When the parts of a start began.
-struct Starts {
-    begun: Instant,
-    server_begun: Instant,
-    phases: StartPhases,
+/// The epoch that a recovery opened: above every one this driver had before, or nothing would keep what it sent in
+/// the old one out of the volume.
+fn raised(before: VolumeEpoch, opened: VolumeEpoch) -> VolumeEpoch {
+    invariant!("recovery-raises-the-epoch", opened > before, "epoch {} after {}", opened.0, before.0);
+    opened
 }
 
-fn ms(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
+/// A server that starts from a checkpoint trusts that all log up to its end is kept.
+fn require_durable(checkpoint: RecordSpan, durable: RecordSpan) {
+    invariant!(
+        "server-starts-from-durable-log",
+        durable.end >= checkpoint.end,
+        "the checkpoint ends at {}, and {} is durable",
+        checkpoint.end,
+        durable.end
+    );
 }
 
 /// An error with its causes, and what confines this process if that may be one.
@@ -717,8 +413,23 @@ fn explained(error: &anyhow::Error) -> String {
     }
 }
 
-/// Whether the server says in its `postmaster.pid` that it accepts connections.
-fn accepts_connections(data_directory: &Path) -> bool {
-    std::fs::read_to_string(data_directory.join("postmaster.pid"))
-        .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::Lsn;
+
+    #[test]
+    #[should_panic(expected = "invariant recovery-raises-the-epoch is broken: epoch 7 after 7")]
+    fn a_recovery_that_opens_an_old_epoch_is_noticed() {
+        assert_eq!(raised(VolumeEpoch(0), VolumeEpoch(7)), VolumeEpoch(7));
+        raised(VolumeEpoch(7), VolumeEpoch(7));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant server-starts-from-durable-log is broken")]
+    fn a_checkpoint_that_is_not_durable_is_noticed() {
+        let span = |start, end| RecordSpan { start: Lsn(start), end: Lsn(end) };
+        require_durable(span(100, 200), span(100, 200));
+        require_durable(span(200, 300), span(100, 200));
+    }
 }

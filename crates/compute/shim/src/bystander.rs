@@ -17,8 +17,8 @@ use borealis_shm::path::PathClass;
 use borealis_shm::{MAX_PATH_BYTES, ServedDirectory};
 use libc::{c_char, c_int};
 
+use crate::messages::{Digits, may_say, say};
 use crate::real::{errno, set_errno};
-use crate::shim::{Digits, may_say, say};
 
 /// The longest path of a cached file: the data directory, and what is below it.
 const CACHED_PATH_BYTES: usize = MAX_PATH_BYTES + 128;

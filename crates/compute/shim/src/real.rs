@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_char, c_int, c_void, iovec, mode_t, off_t, size_t, ssize_t};
 
+/// An `errno` to fail with.
+pub(crate) type Errno = c_int;
+
 /// Sets `errno`.
 pub(crate) fn set_errno(value: c_int) {
     // SAFETY: the location of this thread's errno is always writable.

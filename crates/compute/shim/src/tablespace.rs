@@ -8,8 +8,9 @@ use std::ffi::CStr;
 
 use libc::c_int;
 
+use crate::messages::Digits;
 use crate::real::{errno, set_errno};
-use crate::shim::{Digits, Shim};
+use crate::shim::Shim;
 
 /// Longest path made here; PostgreSQL's own limit is 1024 bytes (`MAXPGPATH`).
 const MAX_PATH: usize = 1024;

@@ -7,8 +7,9 @@
 use libc::{c_int, off_t, ssize_t};
 
 use crate::descriptors::{OpenFile, SYNCHRONOUS};
+use crate::messages::report_wait;
 use crate::real::set_errno;
-use crate::shim::{Shim, report_wait};
+use crate::shim::Shim;
 use borealis_shm::path::PathClass;
 
 /// Runs a write to a WAL segment at `offset` and publishes it.

@@ -23,7 +23,7 @@ use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use borealis_types::{BlockKey, Lsn};
+use borealis_types::{BlockKey, Lsn, invariant};
 
 use crate::build::BUILD_FINGERPRINT;
 use crate::futex;
@@ -32,6 +32,7 @@ use crate::layout::{
     PREFETCH_ENTRIES, SLOT_DONE, SLOT_REQUESTED, SLOT_TAKEN, STATE_FENCED, STATE_POISONED, STATE_RUNNING,
     STATE_STARTING, Slot, total_bytes,
 };
+use crate::liveness::monotonic_ms;
 use crate::mapping::Mapping;
 use crate::request::{self, Message, Reply};
 use crate::{ENVIRONMENT_EVENT_FD, ENVIRONMENT_SHM, Request};
@@ -213,9 +214,16 @@ impl DriverSide {
     pub fn publish_durable(&self, sequence: u64, lsn: Lsn) {
         let header = self.mapping.header();
         let durable = &header.durable;
-        assert!(sequence <= header.wal.sequence.load(Ordering::Acquire), "write {sequence} never happened");
-        assert!(sequence >= durable.sequence.load(Ordering::Relaxed), "durable sequence went backwards");
-        assert!(lsn.0 >= durable.lsn.load(Ordering::Relaxed), "durable LSN went backwards");
+        let written = header.wal.sequence.load(Ordering::Acquire);
+        invariant!("durable-was-written", sequence <= written, "write {sequence} of {written} is durable");
+        let before = (durable.sequence.load(Ordering::Relaxed), Lsn(durable.lsn.load(Ordering::Relaxed)));
+        invariant!(
+            "durable-never-goes-back",
+            sequence >= before.0 && lsn >= before.1,
+            "write {} and {} were durable, and now {sequence} and {lsn} are",
+            before.0,
+            before.1
+        );
         durable.lsn.store(lsn.0, Ordering::Release);
         durable.sequence.store(sequence, Ordering::Release);
         self.wake_waiters();
@@ -278,8 +286,10 @@ impl DriverSide {
     /// # Panics
     /// If the slot holds no request that [`DriverSide::take_pending`] handed out, or a listing is too long.
     pub fn complete(&self, slot: SlotIndex, reply: Reply<'_>) {
-        let slot: &Slot = self.mapping.slot(slot.0 as usize).expect("a slot index comes from take_pending");
-        assert_eq!(slot.state.load(Ordering::Relaxed), SLOT_TAKEN, "a request is answered once");
+        let index = slot.0;
+        let slot: &Slot = self.mapping.slot(index as usize).expect("a slot index comes from take_pending");
+        let state = slot.state.load(Ordering::Relaxed);
+        invariant!("request-is-answered-once", state == SLOT_TAKEN, "slot {index} is in state {state}");
         // SAFETY: while the state is TAKEN the buffers are this side's alone; a client that gives up leaves
         // the slot as it is, and nobody claims a slot that is TAKEN.
         let (page, message) = unsafe { (&mut *slot.page.get(), &mut *slot.message.get()) };
@@ -390,21 +400,23 @@ impl DriverSide {
     /// The state the instance is in.
     #[must_use]
     pub fn state(&self) -> InstanceState {
-        crate::client::state_of(self.mapping.header())
+        self.mapping.header().state()
     }
 
     /// Changes the state. Fenced and poisoned are final; for [`InstanceState::Poisoned`] `reason` says why.
     ///
     /// # Panics
-    /// If the state was already final and the new one differs.
+    /// If the state was already final and the new one differs, or the new one is the one every instance begins in.
     pub fn set_state(&self, new: InstanceState, reason: &str) {
         let old = self.state();
         if old == new {
             return;
         }
-        assert!(
-            !matches!(old, InstanceState::Fenced(_) | InstanceState::Poisoned),
-            "the instance is {old:?}, which is final; it cannot become {new:?}"
+        invariant!(
+            "instance-state-only-moves-forward",
+            !matches!(old, InstanceState::Fenced(_) | InstanceState::Poisoned)
+                && new != InstanceState::Starting,
+            "the instance is {old:?} and cannot become {new:?}"
         );
         let words = &self.mapping.header().state;
         let text = Message::new(reason.as_bytes());
@@ -432,10 +444,67 @@ impl DriverSide {
     }
 }
 
-/// Milliseconds of `CLOCK_MONOTONIC`, the same for every process of this machine.
-pub(crate) fn monotonic_ms() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is writable and outlives the call, which cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::SLOT_IDLE;
+    use borealis_types::VolumeEpoch;
+
+    /// A driver's side without any process on the other.
+    fn driver() -> (tempfile::TempDir, DriverSide) {
+        let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        let config = Config {
+            data_directory: folder.path().join("data"),
+            wal_segment_size_bytes: 16 << 20,
+            log_ahead_limit_bytes: 0,
+            major_version: 15,
+            catalog_version: 202_209_061,
+            spin_count: 0,
+            slot_count: 1,
+            owner: None,
+        };
+        let driver = DriverSide::create(&folder.path().join("shm"), &config).expect("created");
+        (folder, driver)
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant durable-was-written is broken: write 1 of 0")]
+    fn what_was_not_written_cannot_be_durable() {
+        driver().1.publish_durable(1, Lsn(100));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant durable-never-goes-back is broken")]
+    fn a_durable_point_is_never_taken_back() {
+        let (_folder, driver) = driver();
+        driver.publish_durable(0, Lsn(100));
+        driver.publish_durable(0, Lsn(99));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant instance-state-only-moves-forward is broken")]
+    fn a_fenced_instance_does_not_run_again() {
+        let (_folder, driver) = driver();
+        driver.set_state(InstanceState::Fenced(VolumeEpoch(3)), "");
+        driver.set_state(InstanceState::Running, "");
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant instance-state-only-moves-forward is broken")]
+    fn an_instance_starts_once() {
+        let (_folder, driver) = driver();
+        driver.set_state(InstanceState::Running, "");
+        driver.set_state(InstanceState::Starting, "");
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant request-is-answered-once is broken: slot 0 is in state 3")]
+    fn a_second_answer_is_noticed() {
+        let (_folder, driver) = driver();
+        let slot = driver.mapping.slot(0).expect("there is one");
+        assert_eq!(slot.state.load(Ordering::Relaxed), SLOT_IDLE);
+        slot.state.store(SLOT_TAKEN, Ordering::Relaxed);
+        driver.complete(SlotIndex(0), Reply::Nonexistent);
+        driver.complete(SlotIndex(0), Reply::Nonexistent);
+    }
 }

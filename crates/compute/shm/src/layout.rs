@@ -11,7 +11,7 @@
 
 use std::cell::UnsafeCell;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use borealis_types::{PAGE_SIZE, VolumeEpoch};
 
@@ -176,6 +176,19 @@ pub(crate) struct Header {
     pub fill_locks: [AtomicU32; FILL_LOCKS],
     /// See `cache`.
     pub cache: CacheWords,
+}
+
+impl Header {
+    /// The instance's state. Whoever sees a final one sees its reason, too.
+    pub(crate) fn state(&self) -> InstanceState {
+        let words = &self.state;
+        match words.state.load(Ordering::Acquire) {
+            STATE_STARTING => InstanceState::Starting,
+            STATE_FENCED => InstanceState::Fenced(VolumeEpoch(words.reason_epoch.load(Ordering::Relaxed))),
+            STATE_POISONED => InstanceState::Poisoned,
+            _ => InstanceState::Running,
+        }
+    }
 }
 
 /// Nobody waits; the owner may write a request.

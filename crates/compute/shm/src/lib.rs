@@ -25,6 +25,7 @@ mod driver;
 mod fill_lock;
 mod futex;
 mod layout;
+mod liveness;
 mod mapping;
 pub mod path;
 mod probe;

@@ -6,7 +6,6 @@
 mod commands;
 mod notify;
 mod progress;
-mod redo_check;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -59,7 +58,7 @@ enum Command {
         json: bool,
     },
     /// Apply WAL and compare every page with what PostgreSQL says it must be.
-    RedoCheck(redo_check::RedoCheckArguments),
+    RedoCheck(commands::redo_check::RedoCheckArguments),
     /// Measure Borealis beside stock PostgreSQL on this machine.
     Bench(commands::bench::BenchArguments),
     /// Print a completion script, for a shell to load.
@@ -215,7 +214,7 @@ fn main() -> ExitCode {
         Command::Instance(InstanceCommand::Start { id }) => commands::parts::start_instance(&dir, id),
         Command::Instance(InstanceCommand::Stop { id }) => commands::parts::stop_instance(&dir, id),
         Command::Verify { json } => commands::verify::verify(&dir, json),
-        Command::RedoCheck(arguments) => redo_check::redo_check(&dir, &arguments),
+        Command::RedoCheck(arguments) => commands::redo_check::redo_check(&dir, &arguments),
         Command::Bench(arguments) => commands::bench::bench(&arguments),
         Command::Completion { shell } => commands::manual::completion(&CommandLine::command(), shell),
         Command::Internal(InternalCommand::Manual { folder }) => {

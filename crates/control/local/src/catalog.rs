@@ -1,11 +1,12 @@
 //! `cluster.json`: what a cluster consists of.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId};
+use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId, invariant};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -182,14 +183,28 @@ impl Catalog {
         if u128::from_str_radix(&catalog.volume, 16).is_err() || catalog.nodes.is_empty() {
             return Err(damaged("its volume or nodes are missing".to_owned()));
         }
+        if !catalog.names_each_part_once() {
+            return Err(damaged("two nodes or two instances have one number".to_owned()));
+        }
         Ok(catalog)
+    }
+
+    /// Whether no two nodes and no two instances have one number: folders and processes are found by it.
+    fn names_each_part_once(&self) -> bool {
+        let nodes: BTreeSet<NodeId> = self.nodes.iter().map(|node| node.id).collect();
+        let instances: BTreeSet<InstanceId> = self.instances.iter().map(|instance| instance.id).collect();
+        (nodes.len(), instances.len()) == (self.nodes.len(), self.instances.len())
     }
 
     /// Writes the catalog, whole or not at all.
     ///
     /// # Errors
     /// When the directory cannot be written.
+    ///
+    /// # Panics
+    /// If two nodes, or two instances, have one number.
     pub fn save(&self, directory: &Path) -> Result<(), CatalogError> {
+        invariant!("catalog-names-each-part-once", self.names_each_part_once());
         let path = directory.join(FILE_NAME);
         let mut text = serde_json::to_vec_pretty(self).expect("a catalog is plain data");
         text.push(b'\n');
@@ -245,6 +260,28 @@ mod tests {
         let loaded = Catalog::load(directory.path()).expect("loaded");
         assert_eq!(loaded, sample());
         assert_eq!(loaded.volume_id(), VolumeId(77));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant catalog-names-each-part-once is broken")]
+    fn two_nodes_of_one_number_are_not_written() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let mut catalog = sample();
+        catalog.nodes.push(catalog.nodes[0].clone());
+        let _ = catalog.save(directory.path());
+    }
+
+    #[test]
+    fn two_nodes_of_one_number_are_not_read() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        sample().save(directory.path()).expect("saved");
+        let file = directory.path().join(FILE_NAME);
+        let mut value: serde_json::Value =
+            serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
+        let node = value["nodes"][0].clone();
+        value["nodes"].as_array_mut().expect("a list").push(node);
+        fs::write(&file, value.to_string()).expect("written");
+        assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Damaged { .. })));
     }
 
     #[test]

@@ -9,6 +9,8 @@
 
 pub mod catalog;
 pub mod cluster;
+pub mod driver_socket;
+pub mod log;
 pub mod ports;
 pub mod probe;
 pub mod process;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use borealis_types::invariant;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -43,7 +44,7 @@ impl ProcessIdentity {
     pub fn signal(self, signal: Signal) {
         if self.is_alive() {
             // It may end between the two calls, and that is no error.
-            let _ = kill(Pid::from_raw(self.process_id as i32), signal);
+            let _ = kill(pid(self.process_id), signal);
         }
     }
 
@@ -71,6 +72,13 @@ impl ProcessIdentity {
         }
         Err(io::Error::other(format!("process {} does not end", self.process_id)))
     }
+}
+
+/// A process's number for a system call, where zero and less stand for whole groups of processes.
+fn pid(process_id: u32) -> Pid {
+    let number = i32::try_from(process_id).unwrap_or(-1);
+    invariant!("signal-goes-to-one-process", number > 0, "process {process_id}");
+    Pid::from_raw(number)
 }
 
 /// When the process started, in clock ticks since boot. `None` if there is no such process or it has ended and
@@ -241,6 +249,19 @@ mod tests {
         identity.kill_and_wait().expect("killed");
         child.wait().expect("reaped");
         assert_eq!(read_process_file(&file), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant signal-goes-to-one-process is broken: process 0")]
+    fn the_own_process_group_is_no_process() {
+        assert_eq!(pid(71).as_raw(), 71);
+        pid(0);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant signal-goes-to-one-process is broken")]
+    fn every_process_there_is_is_no_process() {
+        pid(u32::MAX);
     }
 
     #[test]

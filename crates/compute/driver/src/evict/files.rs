@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use borealis_shm::path::{Layout, PathClass};
 use borealis_types::{Fork, PAGE_SIZE, PageBytes, RelationFork};
 
-/// What readers look at first: in a page that is in use, its header, which is not all zeros.
+/// The part of a page that a reader checks first: its header, which is not all zeros in a page that is in use.
 const PAGE_BEGINNING_BYTES: usize = 64;
 
 /// One segment file of a relation fork.
@@ -22,9 +22,9 @@ pub(super) struct RelationFile {
     pub path: PathBuf,
     pub fork: RelationFork,
     pub segment: u32,
-    /// [`PathClass::hash`]
+    /// [`PathClass::hash`], by which locks and log positions are found.
     pub hash: u64,
-    /// What it takes in memory.
+    /// Memory it takes, in bytes: its length without the holes.
     pub bytes: u64,
 }
 
@@ -86,7 +86,7 @@ fn list_folder(path: &Path, layout: &Layout<'_>, found: &mut Vec<RelationFile>) 
 pub(super) struct CacheFile(File);
 
 impl CacheFile {
-    /// `None` when it has gone.
+    /// Opens the file; `None` when it was removed meanwhile.
     pub fn open(path: &Path) -> anyhow::Result<Option<CacheFile>> {
         match File::options().read(true).write(true).open(path) {
             Ok(file) => Ok(Some(CacheFile(file))),
@@ -95,7 +95,7 @@ impl CacheFile {
         }
     }
 
-    /// The next run of blocks that are at least partly there, from `block` on.
+    /// The next run of blocks at or after `block` that are at least partly in memory; `None` if only holes follow.
     pub fn next_data(&self, block: u32) -> io::Result<Option<Range<u32>>> {
         let Some(start) = self.seek(u64::from(block) * PAGE_SIZE as u64, libc::SEEK_DATA)? else {
             return Ok(None);
@@ -130,11 +130,12 @@ impl CacheFile {
         }
     }
 
-    /// Makes a block that reads as `page` a hole, and says whether it is one now. A file system that keeps the memory
-    /// (of a huge page, say) leaves zeros that look like data; then the page is put back, its beginning last: a reader who
-    /// begins then sees all of it or zeros there, and looks again. (One who began before may see a part; a start refuses
-    /// file systems that do this.) The caller excludes writers, and readers who
-    /// look again.
+    /// Punches a hole in place of a block that reads as `page`; `false` if the block is still there.
+    ///
+    /// Some file systems (huge pages) only zero the block instead of freeing it, which looks like a page of zeros that
+    /// PostgreSQL wrote. Then the page is restored, with its first bytes last: a concurrent reader sees a zero header
+    /// and re-reads under the lock. A reader that has the header already may see zeros behind it, and a start refuses
+    /// file systems that do this. The caller has the file's lock.
     pub fn drop_block(&self, block: u32, page: &PageBytes) -> io::Result<bool> {
         self.punch(block)?;
         let start = u64::from(block) * PAGE_SIZE as u64;

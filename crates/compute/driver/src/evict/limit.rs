@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-/// The part of the memory there is that cached pages may take unless the user says otherwise: the rest is for log in
-/// flight, temporary files, and everybody else.
+/// Cached pages may take one in this many parts of the memory there is, unless the user says otherwise. The rest is for
+/// log in flight, temporary files, and other programs.
 const SHARE: u64 = 2;
 
 /// The limit when the user gives none: a share of what the memory file system has to offer and of what this process's
@@ -14,12 +14,12 @@ pub fn default_limit_bytes(file_system_bytes: u64) -> u64 {
     file_system_bytes.min(control_group_bytes().unwrap_or(u64::MAX)) / SHARE
 }
 
-/// Free room below which the cache makes way for log, temporary files and others: a sixteenth of the file system, a
+/// Free memory that the cache leaves to log, temporary files and other programs: a sixteenth of the file system, a
 /// gigabyte at most.
 const RESERVE_SHARE: u64 = 16;
 const RESERVE_BYTES_MAX: u64 = 1 << 30;
 
-/// The limit for now: the one that was set, or less when the memory file system is running full.
+/// The limit as of now: the one that was set, or less when the memory file system is running full.
 pub(super) fn current_limit_bytes(data_directory: &Path, set_bytes: u64, cache_bytes: u64) -> u64 {
     let Some((free_bytes, total_bytes)) = room(data_directory) else { return set_bytes };
     within_room(set_bytes, cache_bytes, free_bytes, total_bytes)
@@ -30,7 +30,7 @@ pub(super) fn is_short_of_room(data_directory: &Path) -> bool {
     room(data_directory).is_some_and(|(free_bytes, total_bytes)| free_bytes < reserve_bytes(total_bytes))
 }
 
-/// What the memory file system has free, and altogether.
+/// Bytes that the memory file system has free, and altogether; `None` if it does not say.
 fn room(data_directory: &Path) -> Option<(u64, u64)> {
     let statistics = nix::sys::statfs::statfs(data_directory).ok()?;
     let block_bytes = statistics.block_size().unsigned_abs();

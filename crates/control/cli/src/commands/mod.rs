@@ -5,6 +5,7 @@ pub mod internal;
 pub mod manual;
 pub mod parts;
 pub mod psql;
+pub mod redo_check;
 pub mod status;
 pub mod up;
 pub mod verify;

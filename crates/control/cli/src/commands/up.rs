@@ -11,7 +11,7 @@ use borealis_instance::{Binaries, OperatingSystemUser, Settings};
 use borealis_local::Catalog;
 use borealis_local::catalog::CatalogLock;
 use borealis_local::cluster::{Cluster, CreateOptions, WRITER, check_machine};
-use borealis_local::status::ask_driver;
+use borealis_local::driver_socket::ask_driver;
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -255,7 +255,7 @@ fn serve(cluster: &Cluster, stop_signals: SigSet) -> anyhow::Result<ExitCode> {
                          --dir {}`. {} ends with:\n{}",
                         cluster.directory().display(),
                         log.display(),
-                        borealis_local::cluster::log_tail(&log)
+                        borealis_local::log::log_tail(&log)
                     );
                     manager.status("the instance ended; the storage nodes go on");
                 }

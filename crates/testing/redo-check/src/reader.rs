@@ -12,7 +12,7 @@ use borealis_wal::page::{WAL_PAGE_BYTES, page_start};
 use borealis_wal::record::RECORD_BYTES_MAX;
 use borealis_wal::stream::{Incomplete, Next, RecordDecoder, StreamError, WalWindow};
 
-use super::segments::Segments;
+use crate::segments::Segments;
 
 /// How much is read at a time, unless one record needs more.
 const WINDOW_BYTES: u64 = 1 << 20;
@@ -25,9 +25,9 @@ pub enum ReadError {
     /// A segment file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     File {
-        /// Which.
+        /// The segment file, by the name it was found under.
         path: PathBuf,
-        /// Why not.
+        /// What the system said.
         source: io::Error,
     },
     /// The bytes are not this stream's, or no record.
@@ -36,9 +36,9 @@ pub enum ReadError {
     /// Something is wrong before the end.
     #[error("the WAL is damaged at {at}: {why}, and more WAL follows")]
     Damaged {
-        /// Where.
+        /// The position up to which records could be read.
         at: Lsn,
-        /// What.
+        /// What is wrong there.
         why: &'static str,
     },
     /// A segment file is missing between others.

@@ -1,43 +1,30 @@
 //! The report: text and JSON.
 
-use borealis_redo::check::{
-    Checker, PageStore, Problem, Tallies, Tally, rare_operation, table, unseen_operations,
-};
+use borealis_redo::check::{Problem, Tallies, Tally, rare_operation, table, unseen_operations};
 use borealis_types::Lsn;
 use serde_json::{Value, json};
 
-use super::release::Release;
+use crate::release::Release;
 
 /// What was read, and what came of it.
-pub struct Report<'c> {
+#[derive(Clone, Debug)]
+pub struct Report {
     /// Whose redo was used.
     pub release: Release,
     /// Begin of the first record.
     pub from: Lsn,
-    /// End of the last.
+    /// End of the last record.
     pub to: Lsn,
-    /// By operation.
-    pub tallies: &'c Tallies,
-    /// The first problems.
-    pub problems: &'c [Problem],
-    /// Why nothing can be said, if so.
+    /// What became of each operation's records.
+    pub tallies: Tallies,
+    /// The first problems in full; `tallies` counts all.
+    pub problems: Vec<Problem>,
+    /// Why the check ended before it had read everything that was asked for, if it did.
     pub ended_early: Option<String>,
 }
 
-impl<'c> Report<'c> {
-    /// The report of a checker that has read the WAL between two positions.
-    pub fn new<S: PageStore>(checker: &'c Checker<S>, release: Release, from: Lsn, to: Lsn) -> Report<'c> {
-        Report {
-            release,
-            from,
-            to,
-            tallies: checker.tallies(),
-            problems: checker.problems(),
-            ended_early: None,
-        }
-    }
-
-    /// Everything added up.
+impl Report {
+    /// The tallies of all operations, added up.
     pub fn total(&self) -> Tally {
         Tally::total(self.tallies.values())
     }
@@ -56,7 +43,7 @@ impl<'c> Report<'c> {
 
     /// Operations of which there was no record and no unit test either.
     pub fn uncovered(&self) -> usize {
-        unseen_operations(self.tallies)
+        unseen_operations(&self.tallies)
             .filter(|(resource_manager, operation)| rare_operation(*resource_manager, operation).is_none())
             .count()
     }
@@ -72,9 +59,9 @@ impl<'c> Report<'c> {
         if !lines.is_empty() {
             lines.push(String::new());
         }
-        lines.push(table(self.tallies));
+        lines.push(table(&self.tallies));
         if with_unseen {
-            for (resource_manager, operation) in unseen_operations(self.tallies) {
+            for (resource_manager, operation) in unseen_operations(&self.tallies) {
                 let why = rare_operation(resource_manager, operation)
                     .map_or("NOT COVERED".to_owned(), |rare| format!("unit test; {}", rare.why));
                 lines.push(format!("not seen: {resource_manager}/{operation}: {why}"));
@@ -143,7 +130,7 @@ impl<'c> Report<'c> {
                 }),
             })
             .collect();
-        let unseen: Vec<Value> = unseen_operations(self.tallies)
+        let unseen: Vec<Value> = unseen_operations(&self.tallies)
             .map(|(resource_manager, operation)| {
                 json!({
                     "resource_manager": resource_manager.to_string(),
@@ -174,9 +161,15 @@ mod tests {
     use borealis_types::{BlockKey, Fork, RelationFork, RelationLocator, ServerVersion};
     use borealis_wal::ResourceManager;
 
-    fn report<'c>(tallies: &'c Tallies, problems: &'c [Problem]) -> Report<'c> {
-        let release = Release::told(ServerVersion::NEWEST_TESTED);
-        Report { release, from: Lsn(0x100), to: Lsn(0x200), tallies, problems, ended_early: None }
+    fn report(tallies: &Tallies, problems: &[Problem]) -> Report {
+        Report {
+            release: Release::told(ServerVersion::NEWEST_TESTED),
+            from: Lsn(0x100),
+            to: Lsn(0x200),
+            tallies: tallies.clone(),
+            problems: problems.to_vec(),
+            ended_early: None,
+        }
     }
 
     #[test]

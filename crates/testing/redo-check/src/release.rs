@@ -1,17 +1,13 @@
 //! Which release of PostgreSQL wrote the WAL that is checked: redo follows it.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use borealis_types::ServerVersion;
 
-use super::program::Program;
-
-/// `postmaster.opts` is one line with the server's command line, `postmaster.pid` a few short ones.
-const START_BYTES_MAX: u64 = 64 << 10;
+use crate::program::{Program, read_start};
 
 /// A release, and how it is known.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -94,13 +90,6 @@ fn stopped_server(options: &Path) -> anyhow::Result<Program> {
     Ok(program)
 }
 
-/// A small file's text; of a large one the beginning.
-pub(super) fn read_start(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(START_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
-}
-
 /// The file that names the program of the server to which a path with WAL belongs.
 fn options_file(path: &Path) -> Option<PathBuf> {
     // A data directory, its pg_wal, or a file in that.
@@ -148,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_program_that_anyone_could_have_put_there_is_not_run() {
-        let _turn = super::super::program::tests::in_turn();
+        let _turn = crate::program::tests::in_turn();
         let folder = tempfile::tempdir().unwrap();
         let ran = folder.path().join("ran");
         let refused = |program: &Path, mode: u32| {
@@ -165,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_program_that_came_after_the_servers_last_start_does_not_speak_for_it() {
-        let _turn = super::super::program::tests::in_turn();
+        let _turn = crate::program::tests::in_turn();
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("postgres");
         let ran = folder.path().join("ran");

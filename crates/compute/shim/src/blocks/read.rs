@@ -1,87 +1,21 @@
-//! Reading and writing cached files: relations and transaction-status stores.
-//!
-//! The file system's allocation map says which blocks are present. A block that PostgreSQL wrote, or that was
-//! fetched before, is data; a hole inside the file's length is a block that is in storage alone, because nobody
-//! read it yet or because the driver dropped it to make room. A hole reads as zeros, so only a page that begins
-//! with zeros, or has a piece of the file system's size that is all zeros, needs a second look: no page PostgreSQL
-//! initialised begins with 24 of them (`pd_upper` is never zero), and a page of real zeros was written and is
-//! data.
-//!
-//! For that to hold nothing of ours may leave a hole that is not "still in storage":
-//!
-//! * A write beyond the end of the file leaves no gap: it is filled with zeros first, as data. (Hash indexes
-//!   extend so.)
-//! * The same for a file that is lengthened.
-//! * A write that stopped half-way through an absent block, because memory ran out, is taken back.
+//! Reading cached files: what is still in storage is fetched, and put into its file where that may be done.
 
-#![allow(clippy::result_large_err)] // A boxed error would allocate inside PostgreSQL; the paths are cold.
-
-use borealis_shm::{CachedBlock, RequestError};
+use borealis_shm::RequestError;
+use borealis_shm::path::PathClass;
 use borealis_types::{BLOCKS_PER_SEGMENT_FILE, BlockKey, Lsn, PAGE_SIZE, PageBytes};
 use libc::{c_int, c_void, iovec, off_t, size_t, ssize_t};
 
+use super::{ALLOCATION, PAGE, cached_block, file_size, is_absent, is_unlinked, note_use, punch, seek};
 use crate::descriptors::{self, OpenFile, WRITABLE};
-use crate::materialise::Errno;
-use crate::real::{self, errno, set_errno};
-use crate::shim::{Digits, Shim, report_file, report_request};
-use borealis_shm::path::PathClass;
+use crate::messages::{Digits, report_file, report_request};
+use crate::real::{self, Errno, errno, set_errno};
+use crate::shim::Shim;
 
-const PAGE: i64 = PAGE_SIZE as i64;
 /// `SizeOfPageHeaderData` (`bufpage.h`).
 const HEADER_BYTES: usize = 24;
-/// The file system allocates in pages of its own, of which a block has several.
-const ALLOCATION: usize = 4096;
+
 /// Pages of a status store in one segment file (`SLRU_PAGES_PER_SEGMENT` in `slru.h`).
 const PAGES_PER_SLRU_SEGMENT: u32 = 32;
-
-/// `lseek` without changing where the descriptor stands: `copydir` reads with `read`.
-fn seek(descriptor: c_int, offset: i64, whence: c_int) -> Option<i64> {
-    // SAFETY: no memory is involved.
-    unsafe {
-        let before = libc::syscall(libc::SYS_lseek, descriptor, 0, libc::SEEK_CUR);
-        let found = libc::syscall(libc::SYS_lseek, descriptor, offset, whence);
-        if before >= 0 {
-            libc::syscall(libc::SYS_lseek, descriptor, before, libc::SEEK_SET);
-        }
-        (found >= 0).then_some(found)
-    }
-}
-
-/// Whether the block at this offset is (wholly or partly) a hole inside the file.
-///
-/// Asks for data, not for a hole: looking for a hole walks over all the data behind the offset, which takes
-/// milliseconds in a file of some hundred MiB, while looking for data in data ends at once.
-fn is_absent(descriptor: c_int, offset: i64) -> bool {
-    // Beyond the end there is no block, so none is absent.
-    if file_size(descriptor).is_none_or(|size| offset >= size) {
-        return false;
-    }
-    let mut part = offset;
-    while part < offset.saturating_add(PAGE) {
-        if seek(descriptor, part, libc::SEEK_DATA) != Some(part) {
-            return true;
-        }
-        part += ALLOCATION as i64;
-    }
-    false
-}
-
-fn file_size(descriptor: c_int) -> Option<i64> {
-    // SAFETY: `stat` is plain data, for which zeros are valid; it is writable and outlives the call.
-    unsafe {
-        let mut result: libc::stat = std::mem::zeroed();
-        (libc::fstat(descriptor, &mut result) == 0).then_some(result.st_size)
-    }
-}
-
-/// Whether the file has lost its name: its relation was dropped while it was open.
-fn is_unlinked(descriptor: c_int) -> bool {
-    // SAFETY: as in `file_size`.
-    unsafe {
-        let mut result: libc::stat = std::mem::zeroed();
-        libc::fstat(descriptor, &mut result) == 0 && result.st_nlink == 0
-    }
-}
 
 /// `pread` on a cached file.
 ///
@@ -383,175 +317,6 @@ pub(crate) fn will_need(shim: &Shim, descriptor: c_int, file: OpenFile, offset: 
             shim.client.prefetch(&shim.slot, key);
         }
     }
-}
-
-fn cached_block(file: OpenFile, block_offset: i64) -> CachedBlock {
-    CachedBlock {
-        file_hash: file.class.hash(),
-        block: u32::try_from(block_offset / PAGE).unwrap_or(u32::MAX),
-    }
-}
-
-/// A block that was read lately stays in the cache when others are dropped.
-fn note_use(shim: &Shim, file: OpenFile, block_offset: i64) {
-    if matches!(file.class, PathClass::Relation { .. }) {
-        shim.client.cache().using(cached_block(file, block_offset));
-    }
-}
-
-/// Notes for each block of a write how much log there is: what is dropped later must be in storage up to there.
-/// (Not every change of a page raises its LSN.)
-fn note_write(shim: &Shim, file: OpenFile, offset: i64, length: usize) {
-    if !matches!(file.class, PathClass::Relation { .. }) || length == 0 {
-        return;
-    }
-    let insert_lsn = shim.insert_lsn();
-    let end = offset.saturating_add(i64::try_from(length).unwrap_or(i64::MAX));
-    let mut block_offset = offset - offset.rem_euclid(PAGE);
-    while block_offset < end {
-        shim.client.cache().writing(cached_block(file, block_offset), insert_lsn);
-        block_offset = block_offset.saturating_add(PAGE);
-    }
-}
-
-/// Makes a block a hole again.
-fn punch(descriptor: c_int, block_offset: i64) {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: no memory is involved.
-    unsafe { libc::syscall(libc::SYS_fallocate, descriptor, mode, block_offset, PAGE) };
-}
-
-/// Runs a write of `length` bytes at `offset` so that it leaves no hole and no half-written block behind, and says that
-/// the blocks were written.
-fn guarded_write(
-    shim: &Shim,
-    descriptor: c_int,
-    file: OpenFile,
-    offset: i64,
-    length: usize,
-    write: impl FnOnce() -> ssize_t,
-) -> ssize_t {
-    let guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
-    if let Err(error) = write_gap(descriptor, offset) {
-        drop(guard);
-        set_errno(error);
-        return -1;
-    }
-    note_write(shim, file, offset, length);
-    let written = write();
-    if let Ok(done) = usize::try_from(written)
-        && done < length
-    {
-        let end = offset.saturating_add(done as i64);
-        let block_offset = end - end.rem_euclid(PAGE);
-        let error = errno();
-        if block_offset < end && is_absent(descriptor, block_offset) {
-            punch(descriptor, block_offset);
-        }
-        set_errno(error);
-    }
-    written
-}
-
-/// Writes zeros from the end of the file up to `offset`, if that lies behind it.
-fn write_gap(descriptor: c_int, offset: i64) -> Result<(), Errno> {
-    static ZEROS: [u8; 16 * PAGE_SIZE] = [0; 16 * PAGE_SIZE];
-    let mut end = file_size(descriptor).ok_or_else(errno)?;
-    while end < offset {
-        let length = (offset - end).min(ZEROS.len() as i64);
-        // SAFETY: the buffer is readable for the length given.
-        let written = unsafe { libc::syscall(libc::SYS_pwrite64, descriptor, ZEROS.as_ptr(), length, end) };
-        match written {
-            1.. => end += written,
-            0 => return Err(libc::ENOSPC),
-            _ if errno() == libc::EINTR => {}
-            _ => return Err(errno()),
-        }
-    }
-    Ok(())
-}
-
-/// `pwrite` on a cached file.
-///
-/// # Safety
-/// `buffer` is readable for `count` bytes.
-pub(crate) unsafe fn pwrite(
-    shim: &Shim,
-    descriptor: c_int,
-    file: OpenFile,
-    buffer: *const c_void,
-    count: size_t,
-    offset: off_t,
-) -> ssize_t {
-    // SAFETY: the caller's promise.
-    let write = || unsafe { real::pwrite(descriptor, buffer, count, offset) };
-    guarded_write(shim, descriptor, file, offset, count, write)
-}
-
-/// `pwritev` on a cached file.
-///
-/// # Safety
-/// That of `pwritev`.
-pub(crate) unsafe fn pwritev(
-    shim: &Shim,
-    descriptor: c_int,
-    file: OpenFile,
-    vector: *const iovec,
-    count: c_int,
-    offset: off_t,
-) -> ssize_t {
-    let length = (0..usize::try_from(count).unwrap_or(0))
-        // SAFETY: the caller's vector has `count` elements.
-        .map(|index| unsafe { (*vector.add(index)).iov_len })
-        .fold(0usize, usize::saturating_add);
-    // SAFETY: the caller's promise.
-    let write = || unsafe { real::pwritev(descriptor, vector, count, offset) };
-    guarded_write(shim, descriptor, file, offset, length, write)
-}
-
-/// `write` on a cached file.
-///
-/// # Safety
-/// `buffer` is readable for `count` bytes.
-pub(crate) unsafe fn write(
-    shim: &Shim,
-    descriptor: c_int,
-    file: OpenFile,
-    buffer: *const c_void,
-    count: size_t,
-) -> ssize_t {
-    // SAFETY: no memory is involved.
-    let offset = unsafe { libc::syscall(libc::SYS_lseek, descriptor, 0, libc::SEEK_CUR) };
-    // SAFETY: the caller's promise.
-    let write = || unsafe { real::write(descriptor, buffer, count) };
-    guarded_write(shim, descriptor, file, offset.max(0), count, write)
-}
-
-/// `ftruncate` on a cached file.
-pub(crate) fn ftruncate(shim: &Shim, descriptor: c_int, file: OpenFile, length: off_t) -> c_int {
-    let guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
-    let gap = write_gap(descriptor, length);
-    // SAFETY: no memory is involved.
-    let status = gap.map(|()| unsafe { real::ftruncate(descriptor, length) });
-    drop(guard);
-    status.unwrap_or_else(|error| {
-        set_errno(error);
-        -1
-    })
-}
-
-/// `posix_fallocate` on a cached file: space that is allocated and never written would look absent, so zeros
-/// are written. Returns an error number, as that function does.
-pub(crate) fn posix_fallocate(
-    shim: &Shim,
-    descriptor: c_int,
-    file: OpenFile,
-    offset: off_t,
-    length: off_t,
-) -> c_int {
-    let Some(end) = offset.checked_add(length) else { return libc::EFBIG };
-    let _guard = shim.client.lock_for_write(&shim.slot, file.class.hash());
-    write_gap(descriptor, end).err().unwrap_or(0)
 }
 
 /// Fills every absent block, for a reader that this library does not see (`fopen`).

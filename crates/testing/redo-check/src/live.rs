@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use borealis_types::{Lsn, ServerVersion};
 
-use super::segments::{SegmentName, Segments, read_header};
+use crate::segments::{SegmentName, Segments, read_header};
 
 /// How long the first bytes may take.
 const FIRST_BYTES_MAX: Duration = Duration::from_secs(30);
@@ -20,7 +20,7 @@ const MESSAGE_BYTES_MAX: u64 = 4096;
 
 /// What a server says about its log.
 pub struct ServerLog {
-    /// Its release.
+    /// The release that the server says it is.
     pub server_version: ServerVersion,
     /// The end of its last record.
     pub position: Lsn,

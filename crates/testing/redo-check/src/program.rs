@@ -2,7 +2,7 @@
 //! only what nobody but root and the caller can have put there is run.
 
 use std::fs::{File, Metadata};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ const STICKY: u32 = 0o1000;
 const WRITABLE: u32 = 0o022;
 /// What Linux appends to the name of a file that was removed or replaced.
 const DELETED: &str = " (deleted)";
+/// `postmaster.opts` is one line with the server's command line, `postmaster.pid` a few short ones.
+const START_BYTES_MAX: u64 = 64 << 10;
 
 /// A `postgres` that may be run.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl Program {
     /// When one runs and cannot be looked at, or is not to be trusted.
     pub fn of_server(data_directory: &Path) -> anyhow::Result<Option<Program>> {
         let process_file = data_directory.join("postmaster.pid");
-        let text = match super::release::read_start(&process_file) {
+        let text = match read_start(&process_file) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => {
@@ -76,7 +78,7 @@ impl Program {
         let number = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok());
         let Some(process_id) = number.map(i32::unsigned_abs) else { return Ok(None) };
         let process = PathBuf::from(format!("/proc/{process_id}"));
-        let looked = |error: std::io::Error| match error.kind() {
+        let looked = |error: io::Error| match error.kind() {
             // It has ended; the file is what a crash leaves behind.
             ErrorKind::NotFound => Ok(None),
             _ => Err(error).with_context(|| {
@@ -139,6 +141,13 @@ impl Program {
     }
 }
 
+/// A small file's text; of a large one the beginning.
+pub(crate) fn read_start(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(START_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Whether it belongs to root or the caller.
 fn is_ours(file: &Metadata) -> bool {
     [0, nix::unistd::geteuid().as_raw()].contains(&file.uid())
@@ -155,7 +164,7 @@ fn check_file(path: &Path, file: &Metadata) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
@@ -164,7 +173,7 @@ pub(super) mod tests {
 
     /// Tests that write a program and run it do so in turn: a child that another one is just starting has the file open
     /// for writing, and then it cannot be run.
-    pub(in super::super) fn in_turn() -> MutexGuard<'static, ()> {
+    pub(crate) fn in_turn() -> MutexGuard<'static, ()> {
         static TURN: Mutex<()> = Mutex::new(());
         TURN.lock().unwrap_or_else(PoisonError::into_inner)
     }

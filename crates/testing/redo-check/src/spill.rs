@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use borealis_redo::check::{PageNote, PageStore};
-use borealis_types::{PAGE_SIZE, PageBytes, PageKey};
+use borealis_types::{PAGE_SIZE, PageBytes, PageKey, invariant};
 
 /// A page's place in the file.
 type Slot = usize;
@@ -113,6 +113,7 @@ impl PageStore for SpillPages {
             }
         };
         let frame = &mut self.frames[index];
+        invariant!("frame-holds-its-page", frame.slot == Some(slot), "frame {index} of {key}");
         frame.used = true;
         bytes.copy_from_slice(&*frame.bytes);
         Ok(Some(note))
@@ -175,6 +176,18 @@ mod tests {
             state ^= state << 5;
             Some(state)
         })
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant frame-holds-its-page is broken")]
+    fn a_frame_that_was_given_to_another_page_is_noticed() {
+        let mut spill = SpillPages::new(&std::env::temp_dir(), 7);
+        let note = PageNote { changed_by: None, changed: false };
+        for page in 0..2 {
+            spill.write(key(page), &[page as u8; PAGE_SIZE], note).unwrap();
+        }
+        spill.frame_of_slot.swap(0, 1);
+        let _ = spill.read(&key(0), &mut [0; PAGE_SIZE]);
     }
 
     #[test]

@@ -20,15 +20,15 @@ pub enum SegmentError {
     /// A path cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     File {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// What the system said.
         source: std::io::Error,
     },
     /// A folder has no segment file.
     #[error("{} has no WAL segment files{}", path.display(), if *compressed { " but compressed ones; unpack them first" } else { "" })]
     NoSegments {
-        /// Which.
+        /// The folder that was searched; empty if no path was given.
         path: PathBuf,
         /// It has compressed ones.
         compressed: bool,
@@ -36,7 +36,7 @@ pub enum SegmentError {
     /// A file is no WAL.
     #[error("{} is not a WAL segment file: {what}", path.display())]
     NotWal {
-        /// Which.
+        /// The file that was named or found.
         path: PathBuf,
         /// What it should have.
         what: &'static str,
@@ -44,7 +44,7 @@ pub enum SegmentError {
     /// A file is WAL of another version.
     #[error("{} is WAL of {version}; redo-check knows PostgreSQL 15", path.display())]
     OtherVersion {
-        /// Which.
+        /// The file that was named or found.
         path: PathBuf,
         /// Which version, as well as it can be told.
         version: String,
@@ -52,9 +52,9 @@ pub enum SegmentError {
     /// Files of different clusters or segment sizes were given.
     #[error("{} and {} are not WAL of the same cluster", first.display(), second.display())]
     Mixed {
-        /// One.
+        /// The first file found.
         first: PathBuf,
-        /// Another.
+        /// A later one that does not belong to it.
         second: PathBuf,
     },
 }
@@ -95,7 +95,7 @@ struct Candidate {
 /// What a name of 24 hexadecimal digits says: the time line, and the two parts of the segment number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SegmentName {
-    /// Time line.
+    /// The time line of the last page in the file.
     pub timeline: u32,
     high: u32,
     low: u32,

@@ -12,15 +12,13 @@ use borealis_types::{
 };
 use libc::{c_int, off_t};
 
-use crate::real::errno;
-use crate::shim::{Digits, Shim, report_file, report_request};
+use crate::messages::{Digits, report_file, report_request};
+use crate::real::{Errno, errno};
+use crate::shim::Shim;
 use borealis_shm::path::{FolderClass, PathClass};
 
 /// Longest path that is handled, with its zero byte.
 const MAX_PATH: usize = 2048;
-
-/// An `errno` to fail with.
-pub(crate) type Errno = c_int;
 
 /// Whether the path exists in the data directory.
 fn exists(path: &CStr) -> bool {

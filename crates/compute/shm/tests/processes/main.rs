@@ -3,117 +3,25 @@
 #![allow(clippy::result_large_err)] // The errors are as large as the library needs them.
 #![allow(clippy::unwrap_used)] // The helpers are test code too; only their callers are test functions.
 
+mod attach;
+mod harness;
+mod locks;
+
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::os::fd::RawFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use borealis_shm::{
-    AttachError, BUILD_FINGERPRINT, ClientSide, ClientSlot, Config, DriverSide, InstanceState, RelationEntry,
-    RelationSize, Reply, Request, RequestError, ServedDirectory, SlruEntry, WaitError,
+    BUILD_FINGERPRINT, ClientSide, ClientSlot, DriverSide, InstanceState, RelationEntry, RelationSize, Reply,
+    Request, RequestError, SlruEntry, WaitError,
 };
-use borealis_types::{
-    BlockKey, DatabaseKey, Fork, Lsn, PAGE_SIZE, RelationFork, RelationLocator, SlruKind, VolumeEpoch,
-};
+use borealis_types::{DatabaseKey, Fork, Lsn, PAGE_SIZE, SlruKind, VolumeEpoch};
+
+use harness::{Folder, answer, attach, config, fork, key, sleep_until_woken, wait_for_child};
 
 /// Longer than any test: whoever is not woken before has lost a wake.
 const LONG_MS: i32 = 60_000;
-
-fn config(slot_count: u32) -> Config {
-    Config {
-        data_directory: "/dev/shm/nowhere".into(),
-        wal_segment_size_bytes: 16 << 20,
-        log_ahead_limit_bytes: 1000,
-        major_version: 15,
-        catalog_version: 202_209_061,
-        spin_count: 0,
-        slot_count,
-        owner: None,
-    }
-}
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Folder {
-        Folder(tempfile::Builder::new().prefix("borealis-shm-test-").tempdir_in("/dev/shm").unwrap())
-    }
-
-    fn driver(&self, slot_count: u32) -> DriverSide {
-        DriverSide::create(&self.0.path().join("shm"), &config(slot_count)).unwrap()
-    }
-}
-
-fn attach(driver: &DriverSide) -> ClientSide {
-    client_at(driver.path(), driver.event_fd()).unwrap()
-}
-
-fn client_at(path: &Path, event_fd: RawFd) -> Option<ClientSide> {
-    ClientSide::attach(&CString::new(path.to_str().unwrap()).unwrap(), event_fd, BUILD_FINGERPRINT).ok()
-}
-
-fn key(block: u32) -> BlockKey {
-    let locator = RelationLocator { tablespace: 1663, database: 5, relation: 16384 };
-    BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block }
-}
-
-/// A child process that runs `body`, which must not allocate, and ends with status 0 if it is true.
-fn fork(body: impl FnOnce() -> bool) -> i32 {
-    // SAFETY: the child calls only `body`, which touches neither the allocator nor any lock of this process,
-    // and `_exit`.
-    unsafe {
-        let child = libc::fork();
-        assert!(child >= 0, "fork");
-        if child == 0 {
-            libc::_exit(i32::from(!body()));
-        }
-        child
-    }
-}
-
-fn wait_for_child(child: i32) -> i32 {
-    let mut status = 0;
-    // SAFETY: the child is this process's own; the status is writable.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    status
-}
-
-fn sleep_until_woken(driver: &DriverSide, seen_sequence: u64, timeout_ms: i32) -> bool {
-    let mut woken = true;
-    if driver.prepare_to_sleep(seen_sequence) {
-        let mut poll = libc::pollfd { fd: driver.event_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one structure, writable, that outlives the call.
-        woken = unsafe { libc::poll(&mut poll, 1, timeout_ms) } > 0;
-    }
-    driver.woke(true);
-    woken
-}
-
-/// Answers what is pending: block numbers come back in the page, odd relations do not exist.
-fn answer(driver: &DriverSide) -> u64 {
-    let mut count = 0;
-    driver.take_pending(|slot, request| {
-        count += 1;
-        match request {
-            Request::ReadBlock(key) => {
-                let mut page = [0u8; PAGE_SIZE];
-                for chunk in page.chunks_exact_mut(4) {
-                    chunk.copy_from_slice(&key.block.to_le_bytes());
-                }
-                driver.complete(slot, Reply::Page(&page));
-            }
-            Request::RelationSize(fork) => {
-                let exists = fork.locator.relation % 2 == 0;
-                let size = RelationSize { blocks: exists.then_some(7), has_init_fork: !exists };
-                driver.complete(slot, Reply::RelationSize(size));
-            }
-            _ => driver.complete(slot, Reply::Error("not in this test")),
-        }
-    });
-    count
-}
 
 #[test]
 fn every_process_gets_its_own_answers_and_no_wake_is_lost() {
@@ -464,135 +372,6 @@ fn every_kind_of_request_arrives_as_it_was_asked() {
     driver.take_prefetch(|key| hints.push(key.block));
     assert!(hints.len() >= 128 && hints.windows(2).all(|pair| pair[0] < pair[1]), "{hints:?}");
     assert_eq!(hints[0], 0);
-}
-
-#[test]
-fn a_fill_never_overwrites_a_write() {
-    // A file of one block: present or not, and its version. Writers put higher versions in; fillers put the
-    // version they fetched in, if the block is still absent.
-    let folder = Folder::new();
-    let driver = folder.driver(1);
-    let client = attach(&driver);
-    let stop = AtomicBool::new(false);
-    let (present, version) = (AtomicBool::new(false), AtomicU64::new(0));
-    let fills = AtomicU64::new(0);
-    let (present, version, client, stop, fills) = (&present, &version, &client, &stop, &fills);
-    let slot = ClientSlot::new();
-    let mut overwritten = 0;
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(move || {
-                let slot = ClientSlot::new();
-                while !stop.load(Ordering::Relaxed) {
-                    // A real filler fetches a block between two fills.
-                    std::thread::yield_now();
-                    let _guard = client.lock_for_fill(&slot, 5);
-                    if !present.load(Ordering::Relaxed) {
-                        // Where a real filler is inside a system call.
-                        std::thread::yield_now();
-                        version.store(1, Ordering::Relaxed);
-                        fills.fetch_add(1, Ordering::Relaxed);
-                        present.store(true, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-        // On a busy machine a thousand rounds can pass before a filler gets to run.
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let more =
-            |round: &u64| *round < 1_000 || fills.load(Ordering::Relaxed) == 0 && Instant::now() < deadline;
-        for round in (0u64..).take_while(more) {
-            {
-                let _guard = client.lock_for_write(&slot, 5);
-                version.store(round + 2, Ordering::Relaxed);
-                present.store(true, Ordering::Relaxed);
-            }
-            overwritten += u32::from(version.load(Ordering::Relaxed) != round + 2);
-            {
-                let _guard = client.lock_for_write(&slot, 5);
-                present.store(false, Ordering::Relaxed);
-            }
-            // Let a filler find it absent, now and then just before the next write.
-            std::thread::yield_now();
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    assert!(fills.load(Ordering::Relaxed) > 0, "no filler ran");
-    assert_eq!(overwritten, 0, "an older version was filled in");
-}
-
-#[test]
-fn a_lock_is_given_back_by_a_process_that_left_in_the_middle() {
-    let folder = Folder::new();
-    let driver = folder.driver(1);
-    let client = attach(&driver);
-    let (left, other) = (ClientSlot::new(), ClientSlot::new());
-    std::mem::forget(client.lock_for_fill(&left, 5));
-    // On its way out it writes; nothing but its own abandoned lock could stop it.
-    drop(client.lock_for_write(&left, 5));
-    drop(client.lock_for_fill(&other, 5));
-    std::mem::forget(client.lock_for_write(&left, 5));
-    client.release_slot(&left);
-    drop(client.lock_for_fill(&other, 5));
-}
-
-#[test]
-fn what_is_not_finished_or_not_of_this_layout_is_not_attached_to() {
-    let folder = Folder::new();
-    let driver = folder.driver(3);
-    assert!(client_at(driver.path(), driver.event_fd()).is_some());
-    assert!(client_at(&folder.0.path().join("absent"), -1).is_none());
-    let bytes = std::fs::read(driver.path()).unwrap();
-    for (name, change) in [("magic", 0), ("version", 8)] {
-        let path = folder.0.path().join(name);
-        let mut changed = bytes.clone();
-        changed[change] ^= 1;
-        std::fs::write(&path, changed).unwrap();
-        assert!(client_at(&path, -1).is_none(), "wrong {name}");
-    }
-    assert!(driver.shim_report().is_none());
-    for length in [0, 8, 4096, bytes.len() - 1] {
-        let path = folder.0.path().join("short");
-        std::fs::write(&path, &bytes[..length]).unwrap();
-        assert!(client_at(&path, -1).is_none(), "{length} bytes");
-    }
-    let side = DriverSide::create(Path::new("/dev/shm/borealis-shm-never"), &config(0));
-    assert!(side.is_err() && !Path::new("/dev/shm/borealis-shm-never").exists());
-}
-
-#[test]
-fn a_client_of_another_build_is_refused_and_named_to_the_driver() {
-    let folder = Folder::new();
-    let driver = folder.driver(3);
-    let path = CString::new(driver.path().to_str().unwrap()).unwrap();
-    let report = || driver.shim_report().map(|report| (report.process_id, report.fingerprint));
-    let own = std::process::id();
-    let other = BUILD_FINGERPRINT ^ 1;
-    assert!(ServedDirectory::read(&path, other).is_none());
-    assert!(report().is_none(), "who only looks says nothing");
-    let served = ServedDirectory::read(&path, BUILD_FINGERPRINT).expect("the same build");
-    assert_eq!(served.data_directory(), config(3).data_directory.as_os_str().as_encoded_bytes());
-    let refused = ClientSide::attach(&path, driver.event_fd(), other).err();
-    assert_eq!(refused, Some(AttachError::OtherBuild));
-    assert_eq!(report(), Some((own, other)));
-    let client = ClientSide::attach(&path, driver.event_fd(), BUILD_FINGERPRINT).unwrap();
-    assert_eq!(
-        report(),
-        Some((own, other)),
-        "attaching alone says nothing: the driver's own threads attach, too"
-    );
-    client.announce_shim([1, 2, 3, 4, 5], b"/bin/postgres");
-    assert_eq!(report(), Some((own, BUILD_FINGERPRINT)));
-    let program = driver.shim_report().map(|report| (report.program_identity, report.program_path)).unwrap();
-    assert_eq!(program, ([1, 2, 3, 4, 5], Path::new("/bin/postgres").to_owned()));
-    client.announce_shim([0; 5], &[b'x'; 5000]);
-    assert_eq!(driver.shim_report().unwrap().program_path, Path::new(""), "a path cut short is none");
-}
-
-#[test]
-fn shared_memory_is_a_file_system_for_the_cache() {
-    borealis_shm::probe_memory_file_system(Path::new("/dev/shm")).unwrap();
-    assert!(borealis_shm::probe_memory_file_system(Path::new("/proc")).is_err());
 }
 
 /// A signal handler may end a process out of the middle of a request, and ask again on its way out.

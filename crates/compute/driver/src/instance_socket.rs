@@ -136,9 +136,9 @@ pub struct Status {
     pub counters: Counters,
 }
 
-/// What the socket's thread and the loop share.
+/// What the socket's thread and the loop share: the status that is shown, and what was asked for.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub struct StatusBoard {
     status: Mutex<(u64, Status)>,
     refreshed: Condvar,
     waker: Mutex<Option<Arc<Waker>>>,
@@ -151,7 +151,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
+impl StatusBoard {
     /// Says which loop to wake; `None` while there is none.
     pub fn set_waker(&self, waker: Option<Arc<Waker>>) {
         *lock(&self.waker) = waker;
@@ -219,7 +219,7 @@ impl Shared {
 ///
 /// # Errors
 /// When the socket or the thread cannot be made.
-pub fn listen(path: &Path, shared: Arc<Shared>) -> io::Result<()> {
+pub fn listen(path: &Path, shared: Arc<StatusBoard>) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -262,7 +262,7 @@ struct Command {
     command: String,
 }
 
-fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
+fn serve(mut stream: UnixStream, shared: &StatusBoard) -> io::Result<()> {
     stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     stream.set_write_timeout(Some(REQUEST_TIMEOUT))?;
     let mut line = String::new();
@@ -301,7 +301,7 @@ mod tests {
         let long = folder.path().join("x".repeat(100)).join("y".repeat(100));
         std::fs::create_dir_all(&long).unwrap();
         let path = long.join("driver.sock");
-        listen(&path, Arc::new(Shared::default())).unwrap();
+        listen(&path, Arc::new(StatusBoard::default())).unwrap();
         assert!(ask(&path, "nonsense\n")["error"].is_string());
         assert!(connect(&long.join("other.sock")).is_err());
     }
@@ -310,7 +310,7 @@ mod tests {
     fn one_line_each_way() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("driver.sock");
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(StatusBoard::default());
         shared.update(|status| status.state = "running");
         listen(&path, shared.clone()).unwrap();
         assert_eq!(ask(&path, "{\"command\":\"status\"}\n")["state"], "running");

@@ -1,0 +1,173 @@
+//! The server's process: what it is given, how it is started, watched and ended.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use borealis_instance::server::{ShimConfig, describe_exit};
+use borealis_instance::{InstanceError, Server, ServerConfig};
+use borealis_redo::control_file::ControlFile;
+use borealis_shm::{Config as ShmConfig, DriverSide};
+
+use super::Supervisor;
+use crate::engine::Engine;
+use crate::shim_gate::{LogSince, ShimGate};
+use crate::shim_library::InstalledShim;
+
+/// How long a server that must end at once may take.
+const SERVER_QUIT_MAX: Duration = Duration::from_secs(5);
+
+/// A server that is ended when it goes out of scope, whatever the reason.
+pub(super) struct RunningServer {
+    pub(super) server: Server,
+    memory_directory: PathBuf,
+    /// What it shares with the driver, for other clients of it.
+    pub(super) shared_memory: PathBuf,
+    pub(super) event_descriptor: RawFd,
+    pub(super) gate: ShimGate,
+    /// Its processes load the shim from it.
+    _shim: InstalledShim,
+    /// Readable when the server has ended.
+    pub(super) end: Option<OwnedFd>,
+    ended: bool,
+}
+
+impl RunningServer {
+    fn start(
+        config: &ServerConfig,
+        shim: InstalledShim,
+        memory_directory: &Path,
+    ) -> Result<RunningServer, InstanceError> {
+        let log = LogSince::now(&config.log_file);
+        let server = Server::start(config)?;
+        let end = process_descriptor(server.process_id());
+        let gate = ShimGate {
+            started: server.process_id(),
+            program: config.binaries.program("postgres"),
+            preload: shim.preload.clone(),
+            user: config.user.clone(),
+            log,
+            silent_since: None,
+            other_since: None,
+        };
+        Ok(RunningServer {
+            server,
+            memory_directory: memory_directory.to_path_buf(),
+            shared_memory: config.shim.shared_memory.clone(),
+            event_descriptor: config.shim.event_descriptor,
+            gate,
+            _shim: shim,
+            end,
+            ended: false,
+        })
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn poll(&mut self) -> Option<String> {
+        match self.server.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => {
+                self.ended = true;
+                Some(describe_exit(status))
+            }
+            Err(error) => Some(format!("its state is unknown: {error}")),
+        }
+    }
+}
+
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.server.request_immediate_shutdown();
+            self.server.wait_or_kill(SERVER_QUIT_MAX);
+        }
+        // Processes that waited for a lock of one that died never notice that the postmaster is gone.
+        borealis_instance::leftovers::clear(&self.memory_directory);
+    }
+}
+
+/// A descriptor that becomes readable when the process ends; `None` where the kernel has none, and then its end
+/// is noticed a little later.
+#[allow(unsafe_code)] // `pidfd_open` has no safe interface here.
+fn process_descriptor(process_id: u32) -> Option<OwnedFd> {
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, process_id, 0) };
+    let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0)?;
+    // SAFETY: the kernel just made the descriptor for us, and nobody else has it.
+    Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Whether the server says in its `postmaster.pid` that it accepts connections.
+pub(super) fn accepts_connections(data_directory: &Path) -> bool {
+    std::fs::read_to_string(data_directory.join("postmaster.pid"))
+        .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
+}
+
+impl Supervisor {
+    pub(super) fn start_server(
+        &self,
+        engine: &mut Engine,
+        control: &ControlFile,
+        data_directory: &Path,
+    ) -> anyhow::Result<RunningServer> {
+        let tuning = &self.config.tuning;
+        let shm = DriverSide::create(
+            &self.config.memory_dir.join("shm"),
+            &ShmConfig {
+                data_directory: data_directory.to_path_buf(),
+                wal_segment_size_bytes: u64::from(control.wal_segment_bytes),
+                log_ahead_limit_bytes: tuning.log_ahead_limit_bytes,
+                major_version: 15,
+                catalog_version: control.catalog_version,
+                spin_count: tuning.spin,
+                slot_count: self.slot_count(),
+                owner: self.user.switch.then_some((self.user.user_id, self.user.group_id)),
+            },
+        )?;
+        let installed = self.shim_library.install(&self.config.memory_dir)?;
+        let shim = ShimConfig {
+            library: installed.preload.clone(),
+            shared_memory: shm.path().to_path_buf(),
+            event_descriptor: shm.event_fd(),
+        };
+        engine.attach(shm, &data_directory.join("pg_wal"), control.wal_segment_bytes)?;
+        let config = ServerConfig {
+            binaries: self.binaries.clone(),
+            user: self.user.clone(),
+            data_directory: data_directory.to_path_buf(),
+            socket_directory: self.socket_directory()?,
+            port: self.config.port,
+            settings: self.settings.clone(),
+            shim,
+            log_file: self.config.instance_dir.join("postgres.log"),
+        };
+        Ok(RunningServer::start(&config, installed, &self.config.memory_dir)?)
+    }
+
+    /// Where the server's local socket goes: in the memory directory, for the server's user must be able to
+    /// write there, and names of sockets must be short.
+    fn socket_directory(&self) -> anyhow::Result<PathBuf> {
+        let directory = self.config.memory_dir.join("socket");
+        std::fs::create_dir(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
+        if self.user.switch {
+            std::os::unix::fs::chown(&directory, Some(self.user.user_id), Some(self.user.group_id))?;
+        }
+        Ok(directory)
+    }
+
+    /// One slot for every process the server can have: its own settings, and room for the rest.
+    fn slot_count(&self) -> u32 {
+        let setting = |name: &str, default: u32| {
+            let value = self.config.settings.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            value.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(default)
+        };
+        let processes = setting("max_connections", 100)
+            .saturating_add(setting("max_worker_processes", 8))
+            .saturating_add(setting("autovacuum_max_workers", 3))
+            .saturating_add(setting("max_wal_senders", 10));
+        processes.saturating_add(64).min(borealis_shm::MAX_SLOTS as u32)
+    }
+}

@@ -1,0 +1,97 @@
+//! Files and folders by their names: looking, listing, removing, giving another name.
+
+use std::ffi::CStr;
+
+use borealis_shm::path::FolderClass;
+use libc::{c_char, c_int};
+
+use super::{real_path, with_file};
+use crate::real::set_errno;
+use crate::{local_file, real, shim, tablespace};
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
+    // SAFETY: the caller keeps the contract of unlink(2).
+    unsafe { with_file(path, || real::unlink(path)) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn symlink(target: *const c_char, path: *const c_char) -> c_int {
+    if let Some(shim) = shim::get()
+        && !target.is_null()
+        && !path.is_null()
+    {
+        // SAFETY: both are C strings, as symlink(2) wants.
+        let (target, path) = unsafe { (CStr::from_ptr(target), CStr::from_ptr(path)) };
+        if let Some(status) = tablespace::symlink(shim, target, path) {
+            return status;
+        }
+    }
+    // SAFETY: the caller keeps the contract of symlink(2).
+    unsafe { libc::syscall(libc::SYS_symlink, target, path) as c_int }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn rename(old: *const c_char, new: *const c_char) -> c_int {
+    // SAFETY: the caller keeps the contract of rename(2).
+    unsafe { with_file(old, || real::rename(old, new)) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn link(old: *const c_char, new: *const c_char) -> c_int {
+    // SAFETY: the caller keeps the contract of link(2).
+    unsafe { with_file(old, || real::link(old, new)) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn stat(path: *const c_char, result: *mut libc::stat) -> c_int {
+    // SAFETY: the caller keeps the contract of stat(2).
+    unsafe { with_file(path, || real::stat(real_path(path), result)) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn stat64(path: *const c_char, result: *mut libc::stat) -> c_int {
+    // SAFETY: the same function; the structures are the same on 64-bit systems.
+    unsafe { stat(path, result) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn lstat(path: *const c_char, result: *mut libc::stat) -> c_int {
+    // SAFETY: the caller keeps the contract of lstat(2).
+    unsafe { with_file(path, || real::lstat(real_path(path), result)) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn lstat64(path: *const c_char, result: *mut libc::stat) -> c_int {
+    // SAFETY: the same function.
+    unsafe { lstat(path, result) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn access(path: *const c_char, mode: c_int) -> c_int {
+    // SAFETY: the caller keeps the contract of access(2).
+    unsafe { with_file(path, || real::access(real_path(path), mode)) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut libc::DIR {
+    // SAFETY: the caller keeps the contract of opendir(3).
+    unsafe {
+        if let Some(shim) = shim::get()
+            && !path.is_null()
+        {
+            let name = CStr::from_ptr(path);
+            let class = shim.classify_folder(name);
+            // The postmaster lists every database's folder when it starts, for temporary files left behind,
+            // of which a new data directory has none.
+            if class != FolderClass::Other
+                && !shim.in_postmaster()
+                && let Err(error) = local_file::ensure_folder(shim, name, class)
+            {
+                set_errno(error);
+                return std::ptr::null_mut();
+            }
+        }
+        real::opendir(path)
+    }
+}

@@ -17,12 +17,11 @@ use borealis_types::{
     RelationFork, RelationLocator, SlruKind,
 };
 use borealis_wal::Effect;
+use borealis_wal::layout::slru::PAGES_PER_SEGMENT as SLRU_PAGES_PER_SEGMENT;
 use borealis_wire::{Refusal, RelationSize, Reply, Request};
 
 use crate::prefetch::{PrefetchCache, RecentChanges};
 
-/// Pages in one segment file of a transaction-status store.
-const SLRU_PAGES_PER_SEGMENT: u32 = 32;
 /// Hints that may be under way at a time.
 const PREFETCHES_MAX: usize = 256;
 /// How long to wait before the nodes are asked again after every one refused.

@@ -17,6 +17,7 @@ use borealis_types::{
     BlockKey, DatabaseKey, Fork, MetaKey, PAGE_SIZE, PageBytes, PageKey, RelationFork, RelationLocator,
     SlruKind,
 };
+use borealis_wal::layout::{multixact, slru};
 use borealis_wal::{Effect, Record, ResourceManager, effects};
 
 use crate::consistency::{Comparison, Mismatch, check_consistency};
@@ -400,10 +401,10 @@ fn makes_page(record: &Record<'_>, key: &PageKey) -> bool {
         PageKey::Slru { kind, .. } => matches!(
             (kind, record.resource_manager, record.operation()),
             // Each store's record that a page begins as zeros.
-            (SlruKind::Transactions, ResourceManager::Clog, 0x00)
-                | (SlruKind::CommitTimestamps, ResourceManager::CommitTs, 0x00)
-                | (SlruKind::MultiXactOffsets, ResourceManager::MultiXact, 0x00)
-                | (SlruKind::MultiXactMembers, ResourceManager::MultiXact, 0x10)
+            (SlruKind::Transactions, ResourceManager::Clog, slru::ZERO_PAGE)
+                | (SlruKind::CommitTimestamps, ResourceManager::CommitTs, slru::ZERO_PAGE)
+                | (SlruKind::MultiXactOffsets, ResourceManager::MultiXact, multixact::ZERO_OFFSETS_PAGE)
+                | (SlruKind::MultiXactMembers, ResourceManager::MultiXact, multixact::ZERO_MEMBERS_PAGE)
         ),
     }
 }

@@ -14,7 +14,6 @@ pub mod check;
 mod clog;
 mod commit_ts;
 pub mod consistency;
-pub mod control_file;
 pub mod counters;
 mod database;
 mod fault;
@@ -39,6 +38,8 @@ mod test_record;
 mod transaction;
 mod transaction_id;
 mod xlog;
+
+pub use borealis_wal::layout::control_file;
 
 use borealis_types::{Fork, MetaKey, PageBytes, PageKey};
 use borealis_wal::{Record, ResourceManager};

@@ -5,9 +5,10 @@
 
 use borealis_types::{BlockNumber, Lsn, PAGE_SIZE, PageBytes};
 use borealis_wal::ResourceManager;
+use borealis_wal::layout::item_id::LP_UNUSED;
 
 use crate::fault::{Redo, expect};
-use crate::page::{self, LP_UNUSED, LinePointer};
+use crate::page::{self, LinePointer};
 use crate::{brin, btree, generic, gin, gist, hash, heap, sequence, spgist};
 
 /// `MASK_MARKER`: what hidden bytes are overwritten with.
@@ -46,7 +47,7 @@ pub(crate) fn unused_space(page: &mut PageBytes) -> Redo {
     let (lower, upper) = (usize::from(page::lower(page)), usize::from(page::upper(page)));
     let special = usize::from(page::special_start(page));
     expect(
-        page::HEADER_SIZE <= lower && lower <= upper && upper <= special && special <= PAGE_SIZE,
+        page::HEADER_BYTES <= lower && lower <= upper && upper <= special && special <= PAGE_SIZE,
         "the page header's pointers are corrupt",
     )?;
     page[lower..upper].fill(MARKER);
@@ -64,7 +65,7 @@ pub(crate) fn line_pointer_flags(page: &mut PageBytes) -> Redo {
 
 /// `mask_page_content`
 pub(crate) fn page_content(page: &mut PageBytes) {
-    page[page::HEADER_SIZE..].fill(MARKER);
+    page[page::HEADER_BYTES..].fill(MARKER);
     page::set_lower(page, u16::from(MARKER));
     page::set_upper(page, u16::from(MARKER));
 }

@@ -5,8 +5,7 @@
 //! (invariant 9).
 
 use borealis_types::{
-    BlockKey, DatabaseKey, GroupSet, MetaKey, PageKey, Placement, PostgresVersion, RelationFork,
-    RelationLocator, SlruKind,
+    BlockKey, DatabaseKey, GroupSet, MetaKey, PageKey, Placement, RelationFork, RelationLocator, SlruKind,
 };
 
 use crate::{Record, RecordError, ResourceManager};
@@ -144,9 +143,7 @@ pub enum EffectError {
 pub fn effects(record: &Record<'_>, out: &mut Vec<Effect>) -> Result<(), EffectError> {
     let first = out.len();
     let mut sink = Sink { out, first };
-    let result = match record.server_version.major() {
-        PostgresVersion::V15 => collect(record, &mut sink),
-    };
+    let result = collect(record, &mut sink);
     if result.is_err() {
         out.truncate(first);
     }

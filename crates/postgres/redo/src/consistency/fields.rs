@@ -5,6 +5,8 @@
 
 use borealis_types::{BlockNumber, PageBytes};
 use borealis_wal::ResourceManager;
+use borealis_wal::layout::item_id::ITEM_ID_BYTES;
+use borealis_wal::layout::{brin, btree, gin, gist, hash, page as header, sequence, spgist};
 
 use crate::bytes::u16_at;
 use crate::heap::tuple;
@@ -14,17 +16,22 @@ use crate::page;
 type Fields = &'static [(usize, &'static str)];
 
 const PAGE_HEADER: Fields = &[
-    (8, "pd_lsn"),
-    (10, "pd_checksum"),
-    (12, "pd_flags"),
-    (14, "pd_lower"),
-    (16, "pd_upper"),
-    (18, "pd_special"),
-    (20, "pd_pagesize_version"),
-    (24, "pd_prune_xid"),
+    (header::CHECKSUM_OFFSET, "pd_lsn"),
+    (header::FLAGS_OFFSET, "pd_checksum"),
+    (header::LOWER_OFFSET, "pd_flags"),
+    (header::UPPER_OFFSET, "pd_lower"),
+    (header::SPECIAL_OFFSET, "pd_upper"),
+    (header::SIZE_AND_VERSION_OFFSET, "pd_special"),
+    (header::PRUNE_XID_OFFSET, "pd_pagesize_version"),
+    (header::HEADER_BYTES, "pd_prune_xid"),
 ];
-const BTREE_OPAQUE: Fields =
-    &[(4, "btpo_prev"), (8, "btpo_next"), (12, "btpo_level"), (14, "btpo_flags"), (16, "btpo_cycleid")];
+const BTREE_OPAQUE: Fields = &[
+    (btree::NEXT_OFFSET, "btpo_prev"),
+    (btree::LEVEL_OFFSET, "btpo_next"),
+    (btree::FLAGS_OFFSET, "btpo_level"),
+    (btree::CYCLE_ID_OFFSET, "btpo_flags"),
+    (btree::SPECIAL_BYTES, "btpo_cycleid"),
+];
 const BTREE_META: Fields = &[
     (4, "btm_magic"),
     (8, "btm_version"),
@@ -38,32 +45,32 @@ const BTREE_META: Fields = &[
     (41, "btm_allequalimage"),
 ];
 const HASH_OPAQUE: Fields = &[
-    (4, "hasho_prevblkno"),
-    (8, "hasho_nextblkno"),
-    (12, "hasho_bucket"),
-    (14, "hasho_flag"),
-    (16, "hasho_page_id"),
+    (hash::NEXT_OFFSET, "hasho_prevblkno"),
+    (hash::BUCKET_OFFSET, "hasho_nextblkno"),
+    (hash::FLAGS_OFFSET, "hasho_bucket"),
+    (hash::PAGE_ID_OFFSET, "hasho_flag"),
+    (hash::SPECIAL_BYTES, "hasho_page_id"),
 ];
 const HASH_META: Fields = &[
-    (4, "hashm_magic"),
-    (8, "hashm_version"),
-    (16, "hashm_ntuples"),
-    (18, "hashm_ffactor"),
-    (20, "hashm_bsize"),
-    (22, "hashm_bmsize"),
-    (24, "hashm_bmshift"),
-    (28, "hashm_maxbucket"),
-    (32, "hashm_highmask"),
-    (36, "hashm_lowmask"),
-    (40, "hashm_ovflpoint"),
-    (44, "hashm_firstfree"),
-    (48, "hashm_nmaps"),
-    (52, "hashm_procid"),
-    // HASH_MAX_SPLITPOINTS is 98, HASH_MAX_BITMAPS 1024.
-    (444, "hashm_spares"),
-    (4540, "hashm_mapp"),
+    (hash::meta::VERSION, "hashm_magic"),
+    (hash::meta::TUPLE_COUNT, "hashm_version"),
+    (hash::meta::FILL_FACTOR, "hashm_ntuples"),
+    (hash::meta::PAGE_SIZE, "hashm_ffactor"),
+    (hash::meta::BITMAP_SIZE, "hashm_bsize"),
+    (hash::meta::BITMAP_SHIFT, "hashm_bmsize"),
+    (hash::meta::MAX_BUCKET, "hashm_bmshift"),
+    (hash::meta::HIGH_MASK, "hashm_maxbucket"),
+    (hash::meta::LOW_MASK, "hashm_highmask"),
+    (hash::meta::OVERFLOW_POINT, "hashm_lowmask"),
+    (hash::meta::FIRST_FREE, "hashm_ovflpoint"),
+    (hash::meta::BITMAP_COUNT, "hashm_firstfree"),
+    (hash::meta::PROCEDURE, "hashm_nmaps"),
+    (hash::meta::SPARES, "hashm_procid"),
+    (hash::meta::BITMAPS, "hashm_spares"),
+    (hash::meta::BITMAPS + 4 * hash::BITMAPS_MAX, "hashm_mapp"),
 ];
-const GIN_OPAQUE: Fields = &[(4, "rightlink"), (6, "maxoff"), (8, "flags")];
+const GIN_OPAQUE: Fields =
+    &[(gin::COUNT_OFFSET, "rightlink"), (gin::FLAGS_OFFSET, "maxoff"), (gin::SPECIAL_BYTES, "flags")];
 const GIN_META: Fields = &[
     (4, "head"),
     (8, "tail"),
@@ -77,30 +84,32 @@ const GIN_META: Fields = &[
     (48, "nEntries"),
     (52, "ginVersion"),
 ];
-const GIST_OPAQUE: Fields = &[(8, "nsn"), (12, "rightlink"), (14, "flags"), (16, "gist_page_id")];
-const SPGIST_OPAQUE: Fields =
-    &[(2, "flags"), (4, "nRedirection"), (6, "nPlaceholder"), (8, "spgist_page_id")];
+const GIST_OPAQUE: Fields = &[
+    (gist::RIGHT_OFFSET, "nsn"),
+    (gist::FLAGS_OFFSET, "rightlink"),
+    (gist::PAGE_ID_OFFSET, "flags"),
+    (gist::SPECIAL_BYTES, "gist_page_id"),
+];
+const SPGIST_OPAQUE: Fields = &[
+    (spgist::REDIRECTIONS_OFFSET, "flags"),
+    (spgist::PLACEHOLDERS_OFFSET, "nRedirection"),
+    (spgist::PAGE_ID_OFFSET, "nPlaceholder"),
+    (spgist::SPECIAL_BYTES, "spgist_page_id"),
+];
 const SPGIST_META: Fields = &[(4, "magicNumber"), (68, "lastUsedPages")];
-const BRIN_SPECIAL: Fields = &[(4, "unused special space"), (6, "brin page flags"), (8, "brin page type")];
+const BRIN_SPECIAL: Fields = &[
+    (brin::FLAGS_OFFSET, "unused special space"),
+    (brin::TYPE_OFFSET, "brin page flags"),
+    (brin::SPECIAL_BYTES, "brin page type"),
+];
 const BRIN_META: Fields =
     &[(4, "brinMagic"), (8, "brinVersion"), (12, "pagesPerRange"), (16, "lastRevmapPage")];
-const SEQUENCE_SPECIAL: Fields = &[(4, "sequence magic")];
+const SEQUENCE_SPECIAL: Fields = &[(sequence::SPECIAL_BYTES, "sequence magic")];
 const INDEX_TUPLE: Fields = &[(6, "t_tid"), (8, "t_info")];
 const BRIN_TUPLE: Fields = &[(4, "bt_blkno"), (5, "bt_info")];
 const SPGIST_LEAF_TUPLE: Fields = &[(4, "tupstate and size"), (6, "t_info"), (12, "heapPtr")];
 const SPGIST_INNER_TUPLE: Fields =
     &[(4, "tupstate, allTheSame, nNodes and prefixSize"), (6, "size"), (8, "padding")];
-
-/// `GIN_DATA`, `GIN_LIST`
-const GIN_DATA: u16 = 1 << 0;
-/// `GIN_LEAF`
-const GIN_LEAF: u16 = 1 << 1;
-/// `GIN_COMPRESSED`
-const GIN_COMPRESSED: u16 = 1 << 7;
-/// `SPGIST_LEAF`
-const SPGIST_LEAF: u16 = 1 << 2;
-/// `BRIN_PAGETYPE_REVMAP`
-const BRIN_REVMAP: u16 = 0xF092;
 
 fn field(fields: Fields, offset: usize) -> Option<&'static str> {
     fields.iter().find(|(end, _)| offset < *end).map(|(_, name)| *name)
@@ -123,7 +132,7 @@ pub(super) fn field_name(
     if let Some(name) = field(PAGE_HEADER, offset) {
         return name.to_owned();
     }
-    let special_start = usize::from(page::special_start(page)).max(page::HEADER_SIZE);
+    let special_start = usize::from(page::special_start(page)).max(page::HEADER_BYTES);
     if offset >= special_start {
         let fields = match resource_manager {
             ResourceManager::Btree => BTREE_OPAQUE,
@@ -137,7 +146,7 @@ pub(super) fn field_name(
         };
         return format!("special space, {}", field_or(fields, offset - special_start, "other"));
     }
-    let in_contents = offset - page::HEADER_SIZE;
+    let in_contents = offset - page::HEADER_BYTES;
     // The last two bytes of the special space tell pages of one access method apart.
     let special_u16 = |at: usize| u16_at(page, special_start + at).unwrap_or(0);
     match (resource_manager, block) {
@@ -156,19 +165,21 @@ pub(super) fn field_name(
         (ResourceManager::Brin, 0) => {
             return format!("metapage, {}", field_or(BRIN_META, in_contents, "other"));
         }
-        (ResourceManager::Brin, _) if special_u16(6) == BRIN_REVMAP => {
-            return format!("revmap entry {}", in_contents / 6);
+        (ResourceManager::Brin, _) if special_u16(brin::TYPE_OFFSET) == brin::RANGE_MAP => {
+            return format!("revmap entry {}", in_contents / brin::RANGE_MAP_ENTRY_BYTES);
         }
-        (ResourceManager::Hash, _) if special_u16(12) & 0x0F == 0x04 => {
+        (ResourceManager::Hash, _)
+            if special_u16(hash::FLAGS_OFFSET) & hash::flag::TYPE == hash::flag::BITMAP =>
+        {
             return format!("bitmap byte {in_contents}");
         }
-        (ResourceManager::Gin, _) if special_u16(6) & GIN_DATA != 0 => {
-            return gin_data_field(in_contents, special_u16(6));
+        (ResourceManager::Gin, _) if special_u16(gin::FLAGS_OFFSET) & gin::flag::DATA != 0 => {
+            return gin_data_field(in_contents, special_u16(gin::FLAGS_OFFSET));
         }
         _ => {}
     }
     if offset < usize::from(page::lower(page)) {
-        return format!("line pointer {}", in_contents / page::LINE_POINTER_SIZE + 1);
+        return format!("line pointer {}", in_contents / ITEM_ID_BYTES + 1);
     }
     for offset_number in 1..=page::max_offset_number(page) {
         let Ok(pointer) = page::line_pointer(page, offset_number) else { break };
@@ -185,7 +196,7 @@ pub(super) fn field_name(
                 field_or(INDEX_TUPLE, in_item, "key")
             }
             ResourceManager::Brin => field_or(BRIN_TUPLE, in_item, "summary"),
-            ResourceManager::Spgist if special_u16(0) & SPGIST_LEAF != 0 => {
+            ResourceManager::Spgist if special_u16(spgist::FLAGS_OFFSET) & spgist::LEAF != 0 => {
                 field_or(SPGIST_LEAF_TUPLE, in_item, "value")
             }
             ResourceManager::Spgist => field_or(SPGIST_INNER_TUPLE, in_item, "prefix and nodes"),
@@ -198,12 +209,12 @@ pub(super) fn field_name(
 
 /// A page of a posting tree: the right bound, then posting lists (leaves) or downlinks of ten bytes.
 fn gin_data_field(in_contents: usize, flags: u16) -> String {
-    const RIGHT_BOUND_BYTES: usize = 8;
-    const POSTING_ITEM_BYTES: usize = 10;
-    match in_contents.checked_sub(RIGHT_BOUND_BYTES) {
+    match in_contents.checked_sub(gin::RIGHT_BOUND_BYTES) {
         None => "right bound".to_owned(),
-        Some(offset) if flags & GIN_LEAF == 0 => format!("posting item {}", offset / POSTING_ITEM_BYTES + 1),
-        Some(offset) if flags & GIN_COMPRESSED != 0 => format!("posting lists, byte {offset}"),
+        Some(offset) if flags & gin::flag::LEAF == 0 => {
+            format!("posting item {}", offset / gin::POSTING_ITEM_BYTES + 1)
+        }
+        Some(offset) if flags & gin::flag::COMPRESSED != 0 => format!("posting lists, byte {offset}"),
         Some(offset) => format!("item pointers, byte {offset}"),
     }
 }

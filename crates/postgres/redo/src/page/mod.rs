@@ -10,6 +10,18 @@ mod tests;
 
 use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
 
+use borealis_wal::layout::item_id::{
+    FLAGS_MASK, FLAGS_SHIFT, ITEM_ID_BYTES, LENGTH_SHIFT, LP_DEAD, LP_NORMAL, LP_REDIRECT, LP_UNUSED,
+    OFFSET_MASK,
+};
+pub(crate) use borealis_wal::layout::page::{
+    ALL_VISIBLE, HAS_FREE_LINES, HEADER_BYTES, LINE_POINTERS_MAX, PAGE_FULL, max_align,
+};
+use borealis_wal::layout::page::{
+    CHECKSUM_OFFSET, FLAGS_OFFSET, HEAP_TUPLES_MAX, LOWER_OFFSET, LSN_OFFSET, PRUNE_XID_OFFSET,
+    SIZE_AND_VERSION, SIZE_AND_VERSION_OFFSET, SPECIAL_OFFSET, UPPER_OFFSET,
+};
+
 use crate::fault::{Fault, Redo, expect};
 use crate::transaction_id;
 
@@ -18,48 +30,6 @@ pub(crate) use space::{
     index_multi_delete, index_tuple_delete, index_tuple_delete_no_compact, index_tuple_overwrite,
     repair_fragmentation, truncate_line_pointer_array,
 };
-
-/// `SizeOfPageHeaderData`: where the line pointers start.
-pub(crate) const HEADER_SIZE: usize = 24;
-/// `sizeof(ItemIdData)`.
-pub(crate) const LINE_POINTER_SIZE: usize = 4;
-/// Line pointers that fit if nothing else is on the page: bounds every array indexed by them.
-pub(crate) const LINE_POINTERS_MAX: usize = (PAGE_SIZE - HEADER_SIZE) / LINE_POINTER_SIZE;
-/// `MaxHeapTuplesPerPage`.
-pub(crate) const HEAP_TUPLES_MAX: u16 = 291;
-
-const LSN_OFFSET: usize = 0;
-const CHECKSUM_OFFSET: usize = 8;
-const FLAGS_OFFSET: usize = 10;
-const LOWER_OFFSET: usize = 12;
-const UPPER_OFFSET: usize = 14;
-const SPECIAL_OFFSET: usize = 16;
-const SIZE_AND_VERSION_OFFSET: usize = 18;
-const PRUNE_XID_OFFSET: usize = 20;
-
-/// `pd_pagesize_version` of an 8 KiB page in layout version 4.
-const SIZE_AND_VERSION: u16 = PAGE_SIZE as u16 | 4;
-
-/// `PD_HAS_FREE_LINES`
-pub(crate) const HAS_FREE_LINES: u16 = 0x0001;
-/// `PD_PAGE_FULL`
-pub(crate) const PAGE_FULL: u16 = 0x0002;
-/// `PD_ALL_VISIBLE`
-pub(crate) const ALL_VISIBLE: u16 = 0x0004;
-
-/// `LP_UNUSED`
-pub(crate) const LP_UNUSED: u8 = 0;
-/// `LP_NORMAL`
-pub(crate) const LP_NORMAL: u8 = 1;
-/// `LP_REDIRECT`
-pub(crate) const LP_REDIRECT: u8 = 2;
-/// `LP_DEAD`
-pub(crate) const LP_DEAD: u8 = 3;
-
-/// `MAXALIGN`: up to a multiple of eight.
-pub(crate) fn max_align(length: usize) -> usize {
-    length.next_multiple_of(8)
-}
 
 fn header_u16(page: &PageBytes, offset: usize) -> u16 {
     u16::from_le_bytes([page[offset], page[offset + 1]])
@@ -143,9 +113,9 @@ pub(crate) fn is_new(page: &PageBytes) -> bool {
 /// `PageInit` with this much special space (rounded up to a multiple of eight).
 pub(crate) fn init(page: &mut PageBytes, special_size: usize) {
     let special = PAGE_SIZE - max_align(special_size);
-    assert!(special > HEADER_SIZE, "no access method's special space fills the page");
+    assert!(special > HEADER_BYTES, "no access method's special space fills the page");
     page.fill(0);
-    set_lower(page, HEADER_SIZE as u16);
+    set_lower(page, HEADER_BYTES as u16);
     set_upper(page, special as u16);
     set_header_u16(page, SPECIAL_OFFSET, special as u16);
     set_header_u16(page, SIZE_AND_VERSION_OFFSET, SIZE_AND_VERSION);
@@ -196,16 +166,16 @@ impl LinePointer {
     fn decode(bytes: [u8; 4]) -> Self {
         let bits = u32::from_le_bytes(bytes);
         LinePointer {
-            offset: (bits & 0x7FFF) as u16,
-            flags: (bits >> 15 & 3) as u8,
-            length: (bits >> 17) as u16,
+            offset: (bits & OFFSET_MASK) as u16,
+            flags: (bits >> FLAGS_SHIFT & FLAGS_MASK) as u8,
+            length: (bits >> LENGTH_SHIFT) as u16,
         }
     }
 
     fn encode(self) -> [u8; 4] {
-        (u32::from(self.offset & 0x7FFF)
-            | u32::from(self.flags & 3) << 15
-            | u32::from(self.length & 0x7FFF) << 17)
+        (u32::from(self.offset) & OFFSET_MASK
+            | (u32::from(self.flags) & FLAGS_MASK) << FLAGS_SHIFT
+            | (u32::from(self.length) & OFFSET_MASK) << LENGTH_SHIFT)
             .to_le_bytes()
     }
 
@@ -228,11 +198,11 @@ impl LinePointer {
 /// `PageGetMaxOffsetNumber`, bounded by what fits a page.
 pub(crate) fn max_offset_number(page: &PageBytes) -> u16 {
     let lower = usize::from(lower(page)).min(PAGE_SIZE);
-    (lower.saturating_sub(HEADER_SIZE) / LINE_POINTER_SIZE) as u16
+    (lower.saturating_sub(HEADER_BYTES) / ITEM_ID_BYTES) as u16
 }
 
 fn line_pointer_at(offset_number: u16) -> usize {
-    HEADER_SIZE + (usize::from(offset_number) - 1) * LINE_POINTER_SIZE
+    HEADER_BYTES + (usize::from(offset_number) - 1) * ITEM_ID_BYTES
 }
 
 /// `PageGetItemId` of an offset number (from one) that the page has.
@@ -258,14 +228,14 @@ pub(crate) fn set_line_pointer(page: &mut PageBytes, offset_number: u16, value: 
 /// Overwrites a line pointer; the caller has checked that it lies on the page.
 fn put_line_pointer(page: &mut PageBytes, offset_number: u16, value: LinePointer) {
     let at = line_pointer_at(offset_number);
-    page[at..at + LINE_POINTER_SIZE].copy_from_slice(&value.encode());
+    page[at..at + ITEM_ID_BYTES].copy_from_slice(&value.encode());
 }
 
 fn item_range(pointer: LinePointer) -> Redo<std::ops::Range<usize>> {
     let start = usize::from(pointer.offset);
     let end = start + usize::from(pointer.length);
     expect(
-        pointer.has_storage() && start >= HEADER_SIZE && end <= PAGE_SIZE,
+        pointer.has_storage() && start >= HEADER_BYTES && end <= PAGE_SIZE,
         "a line pointer points outside the page",
     )?;
     Ok(start..end)
@@ -296,7 +266,7 @@ fn bounds(page: &PageBytes) -> Redo<Bounds> {
         special: usize::from(special_start(page)),
     };
     expect(
-        HEADER_SIZE <= bounds.lower
+        HEADER_BYTES <= bounds.lower
             && bounds.lower <= bounds.upper
             && bounds.upper <= bounds.special
             && bounds.special <= PAGE_SIZE,
@@ -369,7 +339,7 @@ pub(crate) fn reserve_item(
     expect(chosen <= limit, "the item's offset number is too large")?;
     expect(placing != Placing::Heap || chosen <= HEAP_TUPLES_MAX, "too many line pointers for a heap page")?;
 
-    let new_lower = if chosen == limit || shuffle { bounds.lower + LINE_POINTER_SIZE } else { bounds.lower };
+    let new_lower = if chosen == limit || shuffle { bounds.lower + ITEM_ID_BYTES } else { bounds.lower };
     let new_upper = bounds
         .upper
         .checked_sub(max_align(length))
@@ -378,7 +348,7 @@ pub(crate) fn reserve_item(
 
     if shuffle {
         let at = line_pointer_at(chosen);
-        page.copy_within(at..line_pointer_at(limit), at + LINE_POINTER_SIZE);
+        page.copy_within(at..line_pointer_at(limit), at + ITEM_ID_BYTES);
     }
     put_line_pointer(page, chosen, LinePointer::normal(new_upper as u16, length as u16));
     set_lower(page, new_lower as u16);

@@ -10,6 +10,15 @@ mod vacuum;
 use arrayvec::ArrayVec;
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::Record;
+use borealis_wal::layout::INVALID_XID;
+use borealis_wal::layout::item_pointer::{INVALID_BLOCK, INVALID_OFFSET_NUMBER, OFFSET_NUMBER_OFFSET};
+use borealis_wal::layout::spgist::{
+    ADD_LEAF, ADD_NODE, DEAD_POINTER_OFFSET, DEAD_TUPLE_BYTES, DEAD_XID_OFFSET, FLAGS_OFFSET,
+    INNER_HEADER_BYTES, INNER_SIZE_OFFSET, LEAF, LEAF_INFO_FLAGS, LEAF_INFO_OFFSET, MOVE_LEAFS,
+    NODE_COUNT_MASK, NODE_COUNT_SHIFT, NULLS, PAGE_ID, PAGE_ID_OFFSET, PICKSPLIT, PLACEHOLDERS_OFFSET,
+    PREFIX_SIZE_SHIFT, REDIRECTIONS_OFFSET, SIZE_SHIFT, SPECIAL_BYTES, SPLIT_TUPLE, STATE_DEAD, STATE_MASK,
+    STATE_PLACEHOLDER, STATE_REDIRECT, VACUUM_LEAF, VACUUM_REDIRECT, VACUUM_ROOT,
+};
 
 use crate::btree::tuple as index_tuple;
 use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
@@ -17,38 +26,17 @@ use crate::fault::{Fault, Redo, expect};
 use crate::page::{self, Placing};
 use crate::{listed_block, mask};
 
-const ADD_LEAF: u8 = 0x10;
-const MOVE_LEAFS: u8 = 0x20;
-const ADD_NODE: u8 = 0x30;
-const SPLIT_TUPLE: u8 = 0x40;
-const PICKSPLIT: u8 = 0x50;
-const VACUUM_LEAF: u8 = 0x60;
-const VACUUM_ROOT: u8 = 0x70;
-const VACUUM_REDIRECT: u8 = 0x80;
-
-/// `SPGIST_PAGE_ID`
-const PAGE_ID: u16 = 0xFF82;
-/// `SPGIST_LEAF`
-const LEAF: u16 = 1 << 2;
-/// `SPGIST_NULLS`
-const NULLS: u16 = 1 << 3;
-
 /// A tuple's state: the lowest two bits of its first word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 enum State {
     /// `SPGIST_REDIRECT`
-    Redirect = 1,
+    Redirect = STATE_REDIRECT,
     /// `SPGIST_DEAD`
-    Dead = 2,
+    Dead = STATE_DEAD,
     /// `SPGIST_PLACEHOLDER`
-    Placeholder = 3,
+    Placeholder = STATE_PLACEHOLDER,
 }
-
-/// `sizeof(SpGistDeadTupleData)`, aligned.
-const DEAD_TUPLE_SIZE: usize = 16;
-/// `SGITHDRSZ`: where an inner tuple's prefix starts.
-const INNER_HEADER_SIZE: usize = 8;
 
 /// `SpGistPageOpaqueData`: what an SP-GiST index keeps in the special space of each page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,30 +49,30 @@ struct Opaque {
 }
 
 impl Opaque {
-    const SIZE: usize = 8;
+    const SIZE: usize = SPECIAL_BYTES;
 
     fn read(page: &PageBytes) -> Redo<Opaque> {
         let special = page::special(page, Self::SIZE)?;
         Ok(Opaque {
-            flags: u16_at(special, 0)?,
-            redirections: u16_at(special, 2)?,
-            placeholders: u16_at(special, 4)?,
+            flags: u16_at(special, FLAGS_OFFSET)?,
+            redirections: u16_at(special, REDIRECTIONS_OFFSET)?,
+            placeholders: u16_at(special, PLACEHOLDERS_OFFSET)?,
         })
     }
 
     /// Writes the fields; the page's identification stays.
     fn write(self, page: &mut PageBytes) -> Redo {
         let special = page::special_mut(page, Self::SIZE)?;
-        put(special, 0, &self.flags.to_le_bytes())?;
-        put(special, 2, &self.redirections.to_le_bytes())?;
-        put(special, 4, &self.placeholders.to_le_bytes())
+        put(special, FLAGS_OFFSET, &self.flags.to_le_bytes())?;
+        put(special, REDIRECTIONS_OFFSET, &self.redirections.to_le_bytes())?;
+        put(special, PLACEHOLDERS_OFFSET, &self.placeholders.to_le_bytes())
     }
 }
 
 /// `SpGistInitPage`
 fn init_page(page: &mut PageBytes, flags: u16) -> Redo {
     page::init(page, Opaque::SIZE);
-    put(page::special_mut(page, Opaque::SIZE)?, 6, &PAGE_ID.to_le_bytes())?;
+    put(page::special_mut(page, Opaque::SIZE)?, PAGE_ID_OFFSET, &PAGE_ID.to_le_bytes())?;
     Opaque { flags, redirections: 0, placeholders: 0 }.write(page)
 }
 
@@ -113,35 +101,39 @@ impl Source {
     }
 
     /// `spgFormDeadTuple`: a redirection to `target`, or a tuple that stands for nothing.
-    fn dead_tuple(self, state: State, target: (u32, u16)) -> Redo<[u8; DEAD_TUPLE_SIZE]> {
-        let mut tuple = [0; DEAD_TUPLE_SIZE];
-        put(&mut tuple, 0, &((DEAD_TUPLE_SIZE as u32) << 2 | state as u32).to_le_bytes())?;
-        let (target, xid) = if state == State::Redirect { (target, self.xid) } else { ((u32::MAX, 0), 0) };
-        index_tuple::set_block_number(&mut tuple[6..], target.0)?;
-        put(&mut tuple, 10, &target.1.to_le_bytes())?;
-        put(&mut tuple, 12, &xid.to_le_bytes())?;
+    fn dead_tuple(self, state: State, target: (u32, u16)) -> Redo<[u8; DEAD_TUPLE_BYTES]> {
+        let mut tuple = [0; DEAD_TUPLE_BYTES];
+        put(&mut tuple, 0, &((DEAD_TUPLE_BYTES as u32) << SIZE_SHIFT | state as u32).to_le_bytes())?;
+        let (target, xid) = if state == State::Redirect {
+            (target, self.xid)
+        } else {
+            ((INVALID_BLOCK, INVALID_OFFSET_NUMBER), INVALID_XID)
+        };
+        index_tuple::set_block_number(&mut tuple[DEAD_POINTER_OFFSET..], target.0)?;
+        put(&mut tuple, DEAD_POINTER_OFFSET + OFFSET_NUMBER_OFFSET, &target.1.to_le_bytes())?;
+        put(&mut tuple, DEAD_XID_OFFSET, &xid.to_le_bytes())?;
         Ok(tuple)
     }
 }
 
 fn state(tuple: &[u8]) -> Redo<u32> {
-    Ok(u32_at(tuple, 0)? & 3)
+    Ok(u32_at(tuple, 0)? & STATE_MASK)
 }
 
 /// The first leaf tuple in `bytes`, and what follows it.
 fn split_leaf(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
-    let size = (u32_at(bytes, 0)? >> 2) as usize;
+    let size = (u32_at(bytes, 0)? >> SIZE_SHIFT) as usize;
     split_tuple(bytes, size)
 }
 
 /// The first inner tuple in `bytes`, and what follows it.
 fn split_inner(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
-    let size = usize::from(u16_at(bytes, 4)?);
+    let size = usize::from(u16_at(bytes, INNER_SIZE_OFFSET)?);
     split_tuple(bytes, size)
 }
 
 fn split_tuple(bytes: &[u8], size: usize) -> Redo<(&[u8], &[u8])> {
-    expect(size >= INNER_HEADER_SIZE, "an SP-GiST tuple is smaller than its header")?;
+    expect(size >= INNER_HEADER_BYTES, "an SP-GiST tuple is smaller than its header")?;
     bytes.split_at_checked(size).ok_or(Fault::Failed("an SP-GiST tuple is longer than its data"))
 }
 
@@ -174,25 +166,27 @@ fn update_node_link(page: &mut PageBytes, offset_number: u16, node: u16, target:
     let inner = page::item_mut(page, pointer)?;
     // State, "all the same" flag, 13 bits of node count, 16 bits of prefix size.
     let header = u32_at(inner, 0)?;
-    expect(u32::from(node) < header >> 3 & 0x1FFF, "an SP-GiST tuple has no such node")?;
-    let mut at = INNER_HEADER_SIZE + (header >> 16) as usize;
+    expect(
+        u32::from(node) < header >> NODE_COUNT_SHIFT & NODE_COUNT_MASK,
+        "an SP-GiST tuple has no such node",
+    )?;
+    let mut at = INNER_HEADER_BYTES + (header >> PREFIX_SIZE_SHIFT) as usize;
     for _ in 0..node {
         let size = index_tuple::size(inner.get(at..).unwrap_or_default())?;
-        expect(size >= index_tuple::HEADER_SIZE, "an SP-GiST node is smaller than its header")?;
+        expect(size >= index_tuple::HEADER_BYTES, "an SP-GiST node is smaller than its header")?;
         at += size;
     }
     let link = inner.get_mut(at..).ok_or(Fault::Failed("an SP-GiST node lies outside its tuple"))?;
     index_tuple::set_block_number(link, target.0)?;
-    put(link, 4, &target.1.to_le_bytes())
+    put(link, OFFSET_NUMBER_OFFSET, &target.1.to_le_bytes())
 }
 
 /// `SGLT_SET_NEXTOFFSET`: the next tuple of a leaf tuple's chain.
 fn set_next_in_chain(page: &mut PageBytes, offset_number: u16, next: u16) -> Redo {
-    const FLAGS: u16 = 0xC000;
     let pointer = page::line_pointer(page, offset_number)?;
     let leaf = page::item_mut(page, pointer)?;
-    let info = u16_at(leaf, 4)? & FLAGS | next & !FLAGS;
-    put(leaf, 4, &info.to_le_bytes())
+    let info = u16_at(leaf, LEAF_INFO_OFFSET)? & LEAF_INFO_FLAGS | next & !LEAF_INFO_FLAGS;
+    put(leaf, LEAF_INFO_OFFSET, &info.to_le_bytes())
 }
 
 /// `spgPageIndexMultiDelete`: puts dead tuples in the place of others, of state `first` in that of the first
@@ -245,7 +239,7 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
 pub(crate) fn mask(page: &mut PageBytes, _block: BlockNumber) -> Redo {
     mask::page_lsn_and_checksum(page);
     mask::page_hint_bits(page);
-    if usize::from(page::lower(page)) >= page::HEADER_SIZE {
+    if usize::from(page::lower(page)) >= page::HEADER_BYTES {
         mask::unused_space(page)?;
     }
     Ok(())

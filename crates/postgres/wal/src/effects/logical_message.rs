@@ -2,7 +2,8 @@
 
 use super::{EffectError, Sink, listed_only};
 use crate::Record;
+use crate::layout::logical::MESSAGE;
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
-    listed_only(record, sink, record.operation() == 0x00)
+    listed_only(record, sink, record.operation() == MESSAGE)
 }

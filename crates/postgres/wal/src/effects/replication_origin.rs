@@ -3,7 +3,8 @@
 
 use super::{EffectError, Sink, listed_only};
 use crate::Record;
+use crate::layout::logical::{ORIGIN_DROP, ORIGIN_SET};
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
-    listed_only(record, sink, matches!(record.operation(), 0x00 | 0x10))
+    listed_only(record, sink, matches!(record.operation(), ORIGIN_SET | ORIGIN_DROP))
 }

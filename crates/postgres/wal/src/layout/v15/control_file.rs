@@ -3,19 +3,18 @@
 //! Layout: `ControlFileData` in `src/include/catalog/pg_control.h`, as the x86-64 and AArch64 C interfaces lay it
 //! out. The file is padded with zeros to 8 KiB, so that every version's reader can tell that it is another's.
 
-use borealis_types::Lsn;
-use borealis_wal::layout::CheckPointRecord;
+use borealis_types::{Lsn, PostgresVersion};
 
-use crate::counters::Parameters;
+use super::{CheckPointRecord, ParameterChange};
 
 /// `PG_CONTROL_FILE_SIZE`
-pub const FILE_SIZE: usize = 8192;
+pub const FILE_BYTES: usize = 8192;
 
-/// `PG_CONTROL_VERSION` of version 15.
+/// `PG_CONTROL_VERSION`
 pub const CONTROL_VERSION: u32 = 1300;
 
-/// Offset of the checksum, which covers everything before it.
-const CRC_OFFSET: usize = 288;
+/// `crc`: of everything before it.
+pub const CRC_OFFSET: usize = 288;
 
 /// Bytes that are not a `pg_control` this can read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +23,7 @@ pub enum ControlFileError {
     #[error("pg_control is cut short: {0} bytes")]
     TooShort(usize),
     /// The file is of another major version.
-    #[error("pg_control has version {0}; PostgreSQL 15 writes {CONTROL_VERSION}")]
+    #[error("pg_control has version {0}; PostgreSQL {version} writes {CONTROL_VERSION}", version = PostgresVersion::V15)]
     Version(u32),
     /// The fields do not have the checksum they say.
     #[error("pg_control fails its checksum")]
@@ -248,7 +247,7 @@ impl ControlFile {
     /// The whole file, checksum included.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut file = vec![0; FILE_SIZE];
+        let mut file = vec![0; FILE_BYTES];
         self.write_fields(&mut file);
         let checksum = crc32c::crc32c(&file[..CRC_OFFSET]);
         checksum.write(&mut file[CRC_OFFSET..]);
@@ -257,8 +256,8 @@ impl ControlFile {
 
     /// The settings it keeps.
     #[must_use]
-    pub fn parameters(&self) -> Parameters {
-        Parameters {
+    pub fn parameters(&self) -> ParameterChange {
+        ParameterChange {
             wal_level: self.wal_level,
             wal_log_hints: self.wal_log_hints,
             max_connections: self.max_connections,
@@ -273,7 +272,7 @@ impl ControlFile {
     /// The control file of the same cluster after a shutdown whose checkpoint record starts at
     /// `checkpoint.redo`: a server that finds it replays nothing.
     #[must_use]
-    pub fn shut_down_at(&self, checkpoint: CheckPointRecord, parameters: &Parameters) -> ControlFile {
+    pub fn shut_down_at(&self, checkpoint: CheckPointRecord, parameters: &ParameterChange) -> ControlFile {
         ControlFile {
             state: ClusterState::ShutDown,
             time: checkpoint.time,
@@ -312,7 +311,7 @@ mod tests {
     #[test]
     fn encode_and_decode_are_inverse() {
         let file = example().encode();
-        assert_eq!(file.len(), FILE_SIZE);
+        assert_eq!(file.len(), FILE_BYTES);
         assert_eq!(ControlFile::decode(&file), Ok(example()));
     }
 
@@ -340,7 +339,7 @@ mod tests {
     #[test]
     fn a_shut_down_cluster_replays_nothing() {
         let checkpoint = CheckPointRecord { redo: Lsn(0x0300_0028), time: 77, ..CheckPointRecord::default() };
-        let parameters = Parameters { wal_level: 1, max_connections: 100, ..Parameters::default() };
+        let parameters = ParameterChange { wal_level: 1, max_connections: 100, ..ParameterChange::default() };
         let file = example().shut_down_at(checkpoint, &parameters);
         assert_eq!((file.state, file.checkpoint), (ClusterState::ShutDown, Lsn(0x0300_0028)));
         assert_eq!(file.checkpoint_copy.redo, file.checkpoint);

@@ -1,13 +1,25 @@
-//! Record layouts and operation codes of PostgreSQL 15.
+//! Record layouts and operation codes of PostgreSQL 15, and its files that another version lays out differently.
 //!
 //! Field names follow PostgreSQL's structs, written out in words where that helps; each type names its source
-//! file. All of them are reached as `borealis_wal::layout`.
+//! file.
 
+pub mod brin;
+pub mod btree;
 pub mod checkpoint;
+pub mod control_file;
 pub mod database;
+pub mod generic;
+pub mod gin;
+pub mod gist;
+pub mod hash;
 pub mod heap;
+pub mod heap2;
+pub mod logical;
 pub mod multixact;
+pub mod relation_map;
+pub mod sequence;
 pub mod slru;
+pub mod spgist;
 pub mod standby;
 pub mod storage;
 pub mod transaction;
@@ -16,6 +28,8 @@ pub mod xlog;
 pub use checkpoint::CheckPointRecord;
 pub use database::{CreateDatabaseFileCopy, CreateDatabaseWalLog, DropDatabase, RelationMapUpdate};
 pub use database::{CreateTablespace, DropTablespace};
+pub use heap::{HeapInsert, HeapUpdate, HeapXmax};
+pub use heap2::HeapMultiInsert;
 pub use multixact::{MultiXactCreate, MultiXactMember, MultiXactTruncate};
 pub use slru::{ClogTruncate, CommitTsTruncate};
 pub use standby::RunningTransactions;
@@ -23,15 +37,4 @@ pub use storage::{StorageCreate, StorageTruncate};
 pub use transaction::{Assignment, DroppedStatistic, Prepare, TransactionEnd};
 pub use xlog::{EndOfRecovery, OverwriteContinuation, ParameterChange};
 
-/// `XLOG_PAGE_MAGIC` (`src/include/access/xlog_internal.h`).
-pub const PAGE_MAGIC: u16 = 0xD110;
-
-use crate::{Record, RecordError};
-
-/// The first transaction id that is not reserved (`FirstNormalTransactionId`).
-pub const FIRST_NORMAL_XID: u32 = 3;
-
-/// A parsed part of the record, or the error that names the record and the layout it breaks.
-pub(crate) fn parsed<T>(record: &Record<'_>, part: Option<T>, what: &'static str) -> Result<T, RecordError> {
-    part.ok_or(RecordError::Malformed { start: record.span.start, what })
-}
+use super::parsed;

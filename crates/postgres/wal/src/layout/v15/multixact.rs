@@ -3,6 +3,7 @@
 
 use super::parsed;
 use crate::bytes::Reader;
+use crate::layout::common::slru::{FIRST_MULTIXACT, MEMBERS_PER_PAGE, MULTIXACTS_PER_PAGE};
 use crate::{Record, RecordError};
 
 /// `XLOG_MULTIXACT_ZERO_OFF_PAGE`
@@ -13,15 +14,6 @@ pub const ZERO_MEMBERS_PAGE: u8 = 0x10;
 pub const CREATE: u8 = 0x20;
 /// `XLOG_MULTIXACT_TRUNCATE_ID`
 pub const TRUNCATE: u8 = 0x30;
-
-/// Multixacts on one offsets page: four bytes each.
-pub const MULTIXACTS_PER_PAGE: u32 = 2048;
-
-/// Members on one members page: 409 groups of four, each group 20 bytes; the page's last bytes stay unused.
-pub const MEMBERS_PER_PAGE: u32 = 1636;
-
-/// The first multixact id that is used (`FirstMultiXactId`).
-pub const FIRST_MULTIXACT: u32 = 1;
 
 /// Bytes of a `MultiXactMember`.
 const MEMBER_BYTES: usize = 8;

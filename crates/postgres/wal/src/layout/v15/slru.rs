@@ -1,32 +1,13 @@
-//! Pages of the transaction-status stores, and the records about them that are laid out alike.
+//! Records about pages of the transaction-status stores, which are laid out alike.
 
 use super::parsed;
 use crate::bytes::Reader;
 use crate::{Record, RecordError};
 
-/// Pages of one segment file (`SLRU_PAGES_PER_SEGMENT`). Stores are truncated by whole segment files.
-pub const PAGES_PER_SEGMENT: u32 = 32;
-
-/// Transactions on one page of `pg_xact`: two bits each (`CLOG_XACTS_PER_PAGE`).
-pub const TRANSACTIONS_PER_PAGE: u32 = 32_768;
-
 /// `CLOG_ZEROPAGE`, `COMMIT_TS_ZEROPAGE`
 pub const ZERO_PAGE: u8 = 0x00;
 /// `CLOG_TRUNCATE`, `COMMIT_TS_TRUNCATE`
 pub const TRUNCATE: u8 = 0x10;
-
-/// The page of `pg_xact` that holds a transaction's status.
-#[must_use]
-pub fn transaction_page(xid: u32) -> u32 {
-    xid / TRANSACTIONS_PER_PAGE
-}
-
-/// The first page that `SimpleLruTruncate` keeps: it removes segment files, so the one that holds
-/// `cutoff_page` stays whole.
-#[must_use]
-pub fn first_kept_page(cutoff_page: u32) -> u32 {
-    cutoff_page - cutoff_page % PAGES_PER_SEGMENT
-}
 
 /// Reads the page number of a "zero page" record (of `pg_xact`, `pg_commit_ts` or either multixact store).
 ///

@@ -1,9 +1,10 @@
-//! Relation file records (`src/include/catalog/storage_xlog.h`) and where the two maps keep a heap block.
+//! Relation file records (`src/include/catalog/storage_xlog.h`).
 
-use borealis_types::{Fork, PAGE_SIZE, RelationFork, RelationLocator};
+use borealis_types::{Fork, RelationFork, RelationLocator};
 
 use super::parsed;
 use crate::bytes::Reader;
+use crate::layout::common::{free_space_map, visibility_map};
 use crate::{Record, RecordError};
 
 /// `XLOG_SMGR_CREATE`
@@ -17,39 +18,6 @@ pub const TRUNCATE_HEAP: u32 = 1;
 pub const TRUNCATE_VISIBILITY_MAP: u32 = 2;
 /// `SMGR_TRUNCATE_FSM`
 pub const TRUNCATE_FREE_SPACE_MAP: u32 = 4;
-
-/// Bytes before a map page's contents: the page header, aligned.
-const PAGE_HEADER_BYTES: u32 = 24;
-
-/// Heap blocks one visibility map page covers: two bits each (`HEAPBLOCKS_PER_PAGE`).
-pub const HEAP_BLOCKS_PER_VISIBILITY_MAP_PAGE: u32 = (PAGE_SIZE as u32 - PAGE_HEADER_BYTES) * 4;
-
-/// Slots of a free space map page (`SlotsPerFSMPage`): what is left of the page after its header, the
-/// next-slot word and the inner nodes of the tree.
-pub const SLOTS_PER_FREE_SPACE_MAP_PAGE: u32 =
-    PAGE_SIZE as u32 - PAGE_HEADER_BYTES - 4 - (PAGE_SIZE as u32 / 2 - 1);
-
-/// Levels of free space map pages (`FSM_TREE_DEPTH`).
-const FREE_SPACE_MAP_LEVELS: u32 = 3;
-
-/// The visibility map block that holds a heap block's bits.
-#[must_use]
-pub fn visibility_map_block(heap_block: u32) -> u32 {
-    heap_block / HEAP_BLOCKS_PER_VISIBILITY_MAP_PAGE
-}
-
-/// The free space map block that holds a heap block's slot, and the slot. Upper-level pages stand before the
-/// leaves they lead to, depth first (`fsm_logical_to_physical`).
-#[must_use]
-pub fn free_space_map_location(heap_block: u32) -> (u32, u32) {
-    let mut page = heap_block / SLOTS_PER_FREE_SPACE_MAP_PAGE;
-    let mut pages = 0;
-    for _ in 0..FREE_SPACE_MAP_LEVELS {
-        pages += page + 1;
-        page /= SLOTS_PER_FREE_SPACE_MAP_PAGE;
-    }
-    (pages - 1, heap_block % SLOTS_PER_FREE_SPACE_MAP_PAGE)
-}
 
 /// A fork's file is created (`xl_smgr_create`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -123,15 +91,15 @@ impl StorageTruncate {
     /// What happens to the visibility map (`visibilitymap_prepare_truncate`).
     #[must_use]
     pub fn visibility_map(&self) -> MapTruncation {
-        let block = visibility_map_block(self.heap_blocks);
+        let block = visibility_map::map_block(self.heap_blocks);
         // A partly used byte, or whole unused bytes: in either case the page stays and its tail is cleared.
-        MapTruncation::at(block, self.heap_blocks % HEAP_BLOCKS_PER_VISIBILITY_MAP_PAGE)
+        MapTruncation::at(block, self.heap_blocks % visibility_map::HEAP_BLOCKS_PER_PAGE)
     }
 
     /// What happens to the free space map (`FreeSpaceMapPrepareTruncateRel`).
     #[must_use]
     pub fn free_space_map(&self) -> MapTruncation {
-        let (block, slot) = free_space_map_location(self.heap_blocks);
+        let (block, slot) = free_space_map::location(self.heap_blocks);
         MapTruncation::at(block, slot)
     }
 }
@@ -166,18 +134,18 @@ mod tests {
 
     #[test]
     fn free_space_map_leaves_follow_their_inner_pages() {
-        assert_eq!(SLOTS_PER_FREE_SPACE_MAP_PAGE, 4069);
+        assert_eq!(free_space_map::SLOTS_PER_PAGE, 4069);
         // Blocks 0 and 1 are the root and the first inner page; 4071 would be the second inner page.
-        assert_eq!(free_space_map_location(0), (2, 0));
-        assert_eq!(free_space_map_location(4069), (3, 0));
-        assert_eq!(free_space_map_location(4069 * 4069), (4069 + 3, 0));
+        assert_eq!(free_space_map::location(0), (2, 0));
+        assert_eq!(free_space_map::location(4069), (3, 0));
+        assert_eq!(free_space_map::location(4069 * 4069), (4069 + 3, 0));
         assert_eq!(truncate(0).free_space_map(), MapTruncation { blocks: 2, tail_block: None });
         assert_eq!(truncate(5).free_space_map(), MapTruncation { blocks: 3, tail_block: Some(2) });
     }
 
     #[test]
     fn the_largest_heap_block_overflows_nothing() {
-        let _ = free_space_map_location(u32::MAX);
+        let _ = free_space_map::location(u32::MAX);
         let _ = truncate(u32::MAX).visibility_map();
     }
 }

@@ -49,8 +49,8 @@ pub fn full_page_writes(record: &Record<'_>) -> Result<bool, RecordError> {
     parsed(record, Reader::new(record.main_data).flag(), "full_page_writes change is cut short")
 }
 
-/// `xl_parameter_change`: settings that `pg_control` keeps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// `xl_parameter_change`: settings that `pg_control` keeps because a standby, or the next start, has to know them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ParameterChange {
     /// `max_connections`
     pub max_connections: i32,

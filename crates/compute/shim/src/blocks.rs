@@ -17,7 +17,9 @@
 #![allow(clippy::result_large_err)] // A boxed error would allocate inside PostgreSQL; the paths are cold.
 
 use borealis_shm::{CachedBlock, RequestError};
-use borealis_types::{BLOCKS_PER_SEGMENT_FILE, BlockKey, Lsn, PAGE_SIZE, PageBytes};
+use borealis_types::{
+    BLOCKS_PER_SEGMENT_FILE, BlockKey, Lsn, PAGE_HEADER_BYTES, PAGE_SIZE, PageBytes, SLRU_PAGES_PER_SEGMENT,
+};
 use libc::{c_int, c_void, iovec, off_t, size_t, ssize_t};
 
 use crate::descriptors::{self, OpenFile, WRITABLE};
@@ -27,12 +29,8 @@ use crate::shim::{Digits, Shim, report_file, report_request};
 use borealis_shm::path::PathClass;
 
 const PAGE: i64 = PAGE_SIZE as i64;
-/// `SizeOfPageHeaderData` (`bufpage.h`).
-const HEADER_BYTES: usize = 24;
 /// The file system allocates in pages of its own, of which a block has several.
 const ALLOCATION: usize = 4096;
-/// Pages of a status store in one segment file (`SLRU_PAGES_PER_SEGMENT` in `slru.h`).
-const PAGES_PER_SLRU_SEGMENT: u32 = 32;
 
 /// `lseek` without changing where the descriptor stands: `copydir` reads with `read`.
 fn seek(descriptor: c_int, offset: i64, whence: c_int) -> Option<i64> {
@@ -208,7 +206,7 @@ fn complete(
 /// they begin with zeros, or one of the block's pieces is all zeros. The file system copies, fills and drops such
 /// pieces one by one, so a block that is dropped under a reader's eyes can look half present.
 fn looks_absent(part: &[u8], inside: usize) -> bool {
-    if part.iter().take(HEADER_BYTES).all(|&byte| byte == 0) {
+    if part.iter().take(PAGE_HEADER_BYTES).all(|&byte| byte == 0) {
         return true;
     }
     let mut rest = part;
@@ -342,7 +340,7 @@ fn request(
             shim.client.read_block(&shim.slot, key, page)
         }
         PathClass::Slru { kind, segment } => {
-            let first = segment.saturating_mul(PAGES_PER_SLRU_SEGMENT);
+            let first = segment.saturating_mul(SLRU_PAGES_PER_SEGMENT);
             shim.client.read_slru_page(&shim.slot, kind, first.saturating_add(number), page)
         }
         PathClass::Wal { .. } | PathClass::Other => Ok(false),

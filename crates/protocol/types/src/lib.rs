@@ -34,6 +34,13 @@ pub type PageBytes = [u8; PAGE_SIZE];
 /// Blocks per 1 GiB relation segment file (`RELSEG_SIZE`).
 pub const BLOCKS_PER_SEGMENT_FILE: u32 = 131_072;
 
+/// `SizeOfPageHeaderData` (`src/include/storage/bufpage.h`): where a page's line pointers start.
+pub const PAGE_HEADER_BYTES: usize = 24;
+
+/// `SLRU_PAGES_PER_SEGMENT` (`src/include/access/slru.h`): pages of one segment file of a transaction-status store. Stores
+/// are truncated by whole segment files.
+pub const SLRU_PAGES_PER_SEGMENT: u32 = 32;
+
 /// `DEFAULTTABLESPACE_OID` (`pg_tablespace.dat`): the relations in `base`.
 pub const DEFAULT_TABLESPACE: u32 = 1663;
 

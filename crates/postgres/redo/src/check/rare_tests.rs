@@ -284,9 +284,7 @@ fn gin_special(right: u32, count: u16, flags: u16) -> Vec<u8> {
 }
 
 fn deleting_a_page_unlinks_it() {
-    const DATA: u16 = 1;
-    const LEAF: u16 = 2;
-    const DELETED: u16 = 4;
+    use borealis_wal::layout::gin::flag::{DATA, DELETED, LEAF};
     let mut deleted = page_of(&gin_special(9, 0, DATA | LEAF), &[]);
     let mut left = page_of(&gin_special(6, 0, DATA | LEAF), &[]);
     // Two downlinks of ten bytes after the right bound.
@@ -348,7 +346,7 @@ fn assigning_an_lsn_changes_nothing() {
 }
 
 fn vacuuming_the_root_removes_its_tuples() {
-    const LEAF: u16 = 4;
+    use borealis_wal::layout::spgist::LEAF;
     let special = [LEAF.to_le_bytes(), [0; 2], [0; 2], 0xFF82_u16.to_le_bytes()].concat();
     let mut page = page_of(&special, &[&[1; 16], &[2; 16], &[3; 16]]);
     // spgxlogVacuumRoot: number of tuples, padding; transaction, whether building, padding; their numbers.

@@ -2,6 +2,7 @@
 
 use borealis_types::{Lsn, PAGE_SIZE, PageBytes, PageKey, RecordSpan, ServerVersion};
 use borealis_wal::encode::RecordBuilder;
+use borealis_wal::layout::heap::INPLACE;
 use borealis_wal::record::CHECK_CONSISTENCY;
 use borealis_wal::{BlockImage, BlockReference, ImageCompression, Record, ResourceManager};
 
@@ -9,8 +10,6 @@ use super::{Checker, Problem, Tally};
 use crate::page::{self, Placing};
 use crate::test_record::{block_key, parse};
 
-/// `XLOG_HEAP_INPLACE`
-const INPLACE: u8 = 0x70;
 /// Where the tuple's data begins in the page: the last bytes of it.
 const DATA_AT: usize = PAGE_SIZE - 8;
 

@@ -86,7 +86,7 @@ pub mod slru {
     pub use super::v15::slru::*;
 }
 
-pub use common::transaction_id::{FIRST_NORMAL_XID, FROZEN_XID, INVALID_XID};
+pub use common::transaction_id::{FIRST_NORMAL_OID, FIRST_NORMAL_XID, FROZEN_XID, INVALID_XID};
 pub use v15::{
     Assignment, CheckPointRecord, ClogTruncate, CommitTsTruncate, CreateDatabaseFileCopy,
     CreateDatabaseWalLog, CreateTablespace, DropDatabase, DropTablespace, DroppedStatistic, EndOfRecovery,

@@ -2,10 +2,11 @@
 
 use borealis_types::PAGE_SIZE;
 
+use super::item_pointer::INVALID_BLOCK;
 use super::page;
 
 /// `InvalidBlockNumber` in a page's right link.
-pub const NO_BLOCK: u32 = u32::MAX;
+pub const NO_BLOCK: u32 = INVALID_BLOCK;
 
 /// `sizeof(GinPageOpaqueData)`: the special space of every page.
 pub const SPECIAL_BYTES: usize = 8;

@@ -1,7 +1,9 @@
 //! Pages of GiST indexes (`src/include/access/gist.h`).
 
+use super::item_pointer::INVALID_BLOCK;
+
 /// `InvalidBlockNumber` in a page's right link.
-pub const NO_BLOCK: u32 = u32::MAX;
+pub const NO_BLOCK: u32 = INVALID_BLOCK;
 /// `GIST_ROOT_BLKNO`
 pub const ROOT: u32 = 0;
 /// `GIST_PAGE_ID`

@@ -1,7 +1,9 @@
 //! Pages of hash indexes (`src/include/access/hash.h`).
 
+use super::item_pointer::INVALID_BLOCK;
+
 /// `InvalidBlockNumber` as a neighbour, and also `InvalidBucket`.
-pub const NONE: u32 = u32::MAX;
+pub const NONE: u32 = INVALID_BLOCK;
 /// `HASHO_PAGE_ID`
 pub const PAGE_ID: u16 = 0xFF80;
 

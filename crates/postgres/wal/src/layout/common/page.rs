@@ -1,11 +1,9 @@
 //! The header of every page of a relation (`PageHeaderData` in `src/include/storage/bufpage.h`).
 
+pub use borealis_types::PAGE_HEADER_BYTES as HEADER_BYTES;
 use borealis_types::PAGE_SIZE;
 
 use super::item_id::ITEM_ID_BYTES;
-
-/// `SizeOfPageHeaderData`: where the line pointers start.
-pub const HEADER_BYTES: usize = 24;
 
 /// `pd_lsn`: two halves, the higher first (`PageXLogRecPtr`).
 pub const LSN_OFFSET: usize = 0;

@@ -1,9 +1,7 @@
 //! Pages of the transaction-status stores (`src/include/access/slru.h`): `pg_xact`, `pg_commit_ts`, `pg_multixact`.
 
 use borealis_types::PAGE_SIZE;
-
-/// `SLRU_PAGES_PER_SEGMENT`: pages of one segment file. Stores are truncated by whole segment files.
-pub const PAGES_PER_SEGMENT: u32 = 32;
+pub use borealis_types::SLRU_PAGES_PER_SEGMENT as PAGES_PER_SEGMENT;
 
 /// `CLOG_BITS_PER_XACT` (`src/backend/access/transam/clog.c`)
 pub const BITS_PER_TRANSACTION: u32 = 2;

@@ -9,6 +9,9 @@ pub const RECORD_BYTES_MAX: usize = 1020 * 1024 * 1024;
 /// `XLR_MAX_BLOCK_ID`: the highest block id.
 pub const BLOCK_ID_MAX: u8 = 32;
 
+/// `RM_MIN_CUSTOM_ID` (`src/include/access/rmgr.h`), in `xl_rmid`: the first number PostgreSQL leaves to extensions.
+pub const FIRST_CUSTOM_RESOURCE_MANAGER: u8 = 128;
+
 /// `XLR_RMGR_INFO_MASK`: the bits of `xl_info` that a resource manager has for its operations.
 pub const OPERATION_MASK: u8 = 0xF0;
 /// `XLR_SPECIAL_REL_UPDATE`, in `xl_info`: the record changes relation files without listing blocks.

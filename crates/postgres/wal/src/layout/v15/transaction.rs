@@ -20,26 +20,34 @@ pub const ABORT_PREPARED: u8 = 0x40;
 pub const ASSIGNMENT: u8 = 0x50;
 /// `XLOG_XACT_INVALIDATIONS`
 pub const INVALIDATIONS: u8 = 0x60;
-/// The bits of `info` that tell the operation.
+/// `XLOG_XACT_OPMASK`: the bits of `info` that tell the operation.
 pub const OPERATION_MASK: u8 = 0x70;
-/// The record has an `xinfo` word.
+/// `XLOG_XACT_HAS_INFO`: the record has an `xinfo` word.
 pub const HAS_INFO: u8 = 0x80;
 
-const HAS_DATABASE: u32 = 1 << 0;
-const HAS_SUBXIDS: u32 = 1 << 1;
-const HAS_RELATIONS: u32 = 1 << 2;
-const HAS_INVALIDATIONS: u32 = 1 << 3;
-const HAS_TWO_PHASE: u32 = 1 << 4;
-const HAS_ORIGIN: u32 = 1 << 5;
-const HAS_GID: u32 = 1 << 7;
-const HAS_DROPPED_STATISTICS: u32 = 1 << 8;
+/// `XACT_XINFO_HAS_DBINFO`, in `xinfo`
+pub const HAS_DATABASE: u32 = 1 << 0;
+/// `XACT_XINFO_HAS_SUBXACTS`, in `xinfo`
+pub const HAS_SUBXIDS: u32 = 1 << 1;
+/// `XACT_XINFO_HAS_RELFILENODES`, in `xinfo`
+pub const HAS_RELATIONS: u32 = 1 << 2;
+/// `XACT_XINFO_HAS_INVALS`, in `xinfo`
+pub const HAS_INVALIDATIONS: u32 = 1 << 3;
+/// `XACT_XINFO_HAS_TWOPHASE`, in `xinfo`
+pub const HAS_TWO_PHASE: u32 = 1 << 4;
+/// `XACT_XINFO_HAS_ORIGIN`, in `xinfo`
+pub const HAS_ORIGIN: u32 = 1 << 5;
+/// `XACT_XINFO_HAS_GID`, in `xinfo`
+pub const HAS_GID: u32 = 1 << 7;
+/// `XACT_XINFO_HAS_DROPPED_STATS`, in `xinfo`
+pub const HAS_DROPPED_STATISTICS: u32 = 1 << 8;
 
-/// Bytes of a `RelFileNode`.
-const LOCATOR_BYTES: usize = 12;
-/// Bytes of an `xl_xact_stats_item`.
-const STATISTIC_BYTES: usize = 12;
-/// Bytes of a `SharedInvalidationMessage`.
-const INVALIDATION_BYTES: usize = 16;
+/// `sizeof(RelFileNode)`
+pub const LOCATOR_BYTES: usize = 12;
+/// `sizeof(xl_xact_stats_item)`
+pub const STATISTIC_BYTES: usize = 12;
+/// `sizeof(SharedInvalidationMessage)`
+pub const INVALIDATION_BYTES: usize = 16;
 
 /// A commit or abort, prepared or not (`xl_xact_parsed_commit`, `xl_xact_parsed_abort`).
 #[derive(Clone, Copy, Debug)]

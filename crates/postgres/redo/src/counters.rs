@@ -13,9 +13,10 @@ use borealis_wal::layout::{
 };
 use borealis_wal::{Record, ResourceManager, highest_xid};
 
+use crate::bytes::Reader;
+use crate::error::RedoError;
 use crate::fault::{Fault, Redo, expect};
 use crate::transaction_id::{advance_full_past, circularly_precedes, precedes};
-use crate::{RedoError, bytes::Reader};
 
 /// Which encoding follows.
 const ENCODING_VERSION: u8 = 1;

@@ -2,7 +2,7 @@
 //!
 //! What such a record does is known to the extension's code alone. Nothing of it is ever stored.
 
-pub use crate::layout::wal_record::FIRST_CUSTOM_RESOURCE_MANAGER as FIRST_NUMBER;
+pub use crate::layout::common::wal_record::FIRST_CUSTOM_RESOURCE_MANAGER as FIRST_NUMBER;
 
 /// Whom the community's registry reserves a number for (<https://wiki.postgresql.org/wiki/CustomWALResourceManagers>).
 /// A reservation, not a proof: the log itself carries only the number.

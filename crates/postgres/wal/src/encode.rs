@@ -2,7 +2,7 @@
 
 use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageBytes, RecordSpan};
 
-use crate::layout::wal_record::{
+use crate::layout::common::wal_record::{
     BLOCK_HAS_DATA, BLOCK_HAS_IMAGE, BLOCK_ID_MAX, BLOCK_SAME_RELATION, BLOCK_WILL_INIT, CHECKSUM_OFFSET,
     ID_DATA_LONG, ID_DATA_SHORT, ID_ORIGIN, ID_TOP_LEVEL_XID, IMAGE_APPLY, IMAGE_HAS_HOLE, IMAGE_LZ4,
     IMAGE_PGLZ, IMAGE_ZSTD, RECORD_BYTES_MAX, RECORD_HEADER_BYTES,

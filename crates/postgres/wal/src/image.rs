@@ -5,7 +5,7 @@
 use borealis_types::{PAGE_SIZE, PageBytes};
 
 use crate::bytes::Reader;
-use crate::layout::wal_record::{IMAGE_APPLY, IMAGE_HAS_HOLE, IMAGE_LZ4, IMAGE_PGLZ, IMAGE_ZSTD};
+use crate::layout::common::wal_record::{IMAGE_APPLY, IMAGE_HAS_HOLE, IMAGE_LZ4, IMAGE_PGLZ, IMAGE_ZSTD};
 use crate::pglz;
 use crate::record::{BlockImage, ImageCompression, RecordError};
 

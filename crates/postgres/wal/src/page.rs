@@ -4,8 +4,8 @@ use borealis_types::{Lsn, PostgresVersion};
 
 use crate::bytes::Reader;
 
-use crate::layout::wal_page::{ALL_FLAGS, FIRST_IS_CONTINUATION, LONG_HEADER, SHORT_HEADER_BYTES};
-pub use crate::layout::wal_page::{
+use crate::layout::common::wal_page::{ALL_FLAGS, FIRST_IS_CONTINUATION, LONG_HEADER, SHORT_HEADER_BYTES};
+pub use crate::layout::common::wal_page::{
     DEFAULT_SEGMENT_BYTES, FIRST_IS_OVERWRITE, LONG_HEADER_BYTES, WAL_PAGE_BYTES,
 };
 

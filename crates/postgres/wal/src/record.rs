@@ -13,11 +13,11 @@ use borealis_types::{
 
 use crate::ResourceManager;
 use crate::bytes::Reader;
-use crate::layout::wal_record::{
+use crate::layout::common::wal_record::{
     BLOCK_FORK_MASK, BLOCK_HAS_DATA, BLOCK_HAS_IMAGE, BLOCK_SAME_RELATION, BLOCK_WILL_INIT, CHECKSUM_OFFSET,
     ID_DATA_LONG, ID_DATA_SHORT, ID_ORIGIN, ID_TOP_LEVEL_XID, OPERATION_MASK, RECORD_HEADER_BYTES,
 };
-pub use crate::layout::wal_record::{
+pub use crate::layout::common::wal_record::{
     BLOCK_ID_MAX, CHECK_CONSISTENCY, RECORD_BYTES_MAX, SPECIAL_RELATION_UPDATE,
 };
 
@@ -401,4 +401,9 @@ pub enum RecordError {
         /// Position of its header.
         start: Lsn,
     },
+}
+
+/// A parsed part of the record, or the error that names the record and the layout it breaks.
+pub(crate) fn parsed<T>(record: &Record<'_>, part: Option<T>, what: &'static str) -> Result<T, RecordError> {
+    part.ok_or(RecordError::Malformed { start: record.span.start, what })
 }

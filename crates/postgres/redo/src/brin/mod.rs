@@ -14,11 +14,12 @@ use borealis_wal::layout::brin::{
 use borealis_wal::layout::item_pointer::{INVALID_BLOCK, INVALID_OFFSET_NUMBER, OFFSET_NUMBER_OFFSET};
 use borealis_wal::{BlockReference, Record};
 
+use crate::block::listed;
 use crate::btree::tuple;
 use crate::bytes::{Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask};
 
 /// `brin_page_init`
 fn init_page(page: &mut PageBytes, page_type: u16) -> Redo {
@@ -46,7 +47,7 @@ impl Insert {
 
 /// Applies a BRIN record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.info & OPERATION_MASK, block.id) {
         (CREATE_INDEX, 0) => create_index(record, page),
         (INSERT | UPDATE, 0) => insert(record, block, page),

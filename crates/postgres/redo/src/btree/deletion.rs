@@ -4,7 +4,8 @@ use borealis_types::PageBytes;
 use borealis_wal::layout::btree::{HIGH_KEY, flag};
 use borealis_wal::{BlockReference, Record};
 
-use super::{Opaque, tuple};
+use super::opaque::Opaque;
+use super::tuple;
 use crate::bytes::{OffsetNumbers, Reader, put};
 use crate::fault::{Redo, expect};
 use crate::page::{self, Placing};

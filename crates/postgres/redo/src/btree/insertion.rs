@@ -7,7 +7,7 @@ use borealis_wal::layout::item_pointer::ITEM_POINTER_BYTES;
 use borealis_wal::layout::page::INDEX_TUPLES_MAX;
 use borealis_wal::{BlockReference, Record};
 
-use super::Opaque;
+use super::opaque::Opaque;
 use super::tuple::{self, HeapPositions};
 use crate::bytes::{Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};

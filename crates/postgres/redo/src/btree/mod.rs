@@ -4,75 +4,27 @@
 
 mod deletion;
 mod insertion;
+mod opaque;
 pub(crate) mod tuple;
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::layout::btree::{
-    CYCLE_ID_OFFSET, DEDUP, DELETE, FIRST_KEY, FLAGS_OFFSET, HIGH_KEY, INSERT_LEAF, INSERT_META, INSERT_POST,
-    INSERT_UPPER, LEVEL_OFFSET, MARK_PAGE_HALFDEAD, META_ALL_EQUAL_IMAGE_OFFSET, META_BYTES, META_CLEANUP,
-    META_LAST_CLEANUP_OFFSET, META_MAGIC, META_VERSION_OFFSET, METADATA_COPIED_BYTES, NEWROOT, NEXT_OFFSET,
-    NO_BLOCK, PREVIOUS_OFFSET, REUSE_PAGE, SPECIAL_BYTES, SPLIT_L, SPLIT_R, UNLINK_PAGE, UNLINK_PAGE_META,
-    VACUUM, flag,
+    DEDUP, DELETE, INSERT_LEAF, INSERT_META, INSERT_POST, INSERT_UPPER, MARK_PAGE_HALFDEAD,
+    META_ALL_EQUAL_IMAGE_OFFSET, META_BYTES, META_CLEANUP, META_LAST_CLEANUP_OFFSET, META_MAGIC,
+    META_VERSION_OFFSET, METADATA_COPIED_BYTES, NEWROOT, REUSE_PAGE, SPLIT_L, SPLIT_R, UNLINK_PAGE,
+    UNLINK_PAGE_META, VACUUM, flag,
 };
 use borealis_wal::{BlockReference, Record};
 
-use crate::bytes::{Reader, put, u16_at, u32_at};
+use crate::block::listed;
+use crate::bytes::{Reader, put};
 use crate::fault::{Fault, Redo};
-use crate::{listed_block, mask, page};
-
-/// `BTPageOpaqueData`: what a B-tree keeps in the special space of each page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Opaque {
-    /// `btpo_prev`: left sibling.
-    previous: u32,
-    /// `btpo_next`: right sibling.
-    next: u32,
-    /// `btpo_level`: zero for leaves.
-    level: u32,
-    /// `btpo_flags`
-    flags: u16,
-    /// `btpo_cycleid`
-    cycle_id: u16,
-}
-
-impl Opaque {
-    const SIZE: usize = SPECIAL_BYTES;
-
-    fn read(page: &PageBytes) -> Redo<Opaque> {
-        let special = page::special(page, Self::SIZE)?;
-        Ok(Opaque {
-            previous: u32_at(special, PREVIOUS_OFFSET)?,
-            next: u32_at(special, NEXT_OFFSET)?,
-            level: u32_at(special, LEVEL_OFFSET)?,
-            flags: u16_at(special, FLAGS_OFFSET)?,
-            cycle_id: u16_at(special, CYCLE_ID_OFFSET)?,
-        })
-    }
-
-    fn write(self, page: &mut PageBytes) -> Redo {
-        let special = page::special_mut(page, Self::SIZE)?;
-        put(special, PREVIOUS_OFFSET, &self.previous.to_le_bytes())?;
-        put(special, NEXT_OFFSET, &self.next.to_le_bytes())?;
-        put(special, LEVEL_OFFSET, &self.level.to_le_bytes())?;
-        put(special, FLAGS_OFFSET, &self.flags.to_le_bytes())?;
-        put(special, CYCLE_ID_OFFSET, &self.cycle_id.to_le_bytes())
-    }
-
-    /// `P_FIRSTDATAKEY`: the number of the first item that is not the high key.
-    fn first_data_key(self) -> u16 {
-        if self.next == NO_BLOCK { HIGH_KEY } else { FIRST_KEY }
-    }
-
-    /// `_bt_pageinit`, with this in the special space.
-    fn init_page(self, page: &mut PageBytes) -> Redo {
-        page::init(page, Self::SIZE);
-        self.write(page)
-    }
-}
+use crate::page::{self, mask};
+use opaque::Opaque;
 
 /// Applies a B-tree record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.operation(), block.id) {
         (INSERT_LEAF | INSERT_UPPER | INSERT_META, 0) => insertion::insert(record, block, page),
         (INSERT_POST, 0) => insertion::insert_with_posting_split(record, block, page),

@@ -4,67 +4,28 @@
 //! `src/backend/access/gin/ginxlog.c`. An entry tree of keys leads to posting lists or to posting trees of heap
 //! positions ([`posting`]); new entries wait in a list of pages until they are moved into the tree.
 
+mod opaque;
 mod posting;
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::layout::gin::{
-    COUNT_OFFSET, CREATE_PTREE, DELETE_LISTPAGE, DELETE_PAGE, FLAGS_OFFSET, INSERT, INSERT_IS_DATA,
-    INSERT_IS_LEAF, INSERT_LISTPAGE, META_BYTES, NO_BLOCK, RIGHT_OFFSET, SPECIAL_BYTES, SPLIT,
-    UPDATE_META_METADATA_OFFSET, UPDATE_META_PAGE, VACUUM_DATA_LEAF_PAGE, VACUUM_PAGE, flag,
+    CREATE_PTREE, DELETE_LISTPAGE, DELETE_PAGE, INSERT, INSERT_IS_DATA, INSERT_IS_LEAF, INSERT_LISTPAGE,
+    META_BYTES, NO_BLOCK, SPLIT, UPDATE_META_METADATA_OFFSET, UPDATE_META_PAGE, VACUUM_DATA_LEAF_PAGE,
+    VACUUM_PAGE, flag,
 };
 use borealis_wal::{BlockReference, Record};
 
+use crate::block::listed;
 use crate::btree::tuple;
-use crate::bytes::{Reader, put, u16_at, u32_at};
+use crate::bytes::{Reader, put, u16_at};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask};
-
-/// `GinPageOpaqueData`: what a GIN index keeps in the special space of each page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Opaque {
-    /// `rightlink`
-    right: u32,
-    /// `maxoff`: items of an inner page of a posting tree; rows on a page of the pending list.
-    count: u16,
-    flags: u16,
-}
-
-impl Opaque {
-    const SIZE: usize = SPECIAL_BYTES;
-
-    fn read(page: &PageBytes) -> Redo<Opaque> {
-        let special = page::special(page, Self::SIZE)?;
-        Ok(Opaque {
-            right: u32_at(special, RIGHT_OFFSET)?,
-            count: u16_at(special, COUNT_OFFSET)?,
-            flags: u16_at(special, FLAGS_OFFSET)?,
-        })
-    }
-
-    fn write(self, page: &mut PageBytes) -> Redo {
-        let special = page::special_mut(page, Self::SIZE)?;
-        put(special, RIGHT_OFFSET, &self.right.to_le_bytes())?;
-        put(special, COUNT_OFFSET, &self.count.to_le_bytes())?;
-        put(special, FLAGS_OFFSET, &self.flags.to_le_bytes())
-    }
-}
-
-/// `GinInitPage`
-fn init_page(page: &mut PageBytes, flags: u16) -> Redo {
-    page::init(page, Opaque::SIZE);
-    Opaque { right: NO_BLOCK, count: 0, flags }.write(page)
-}
-
-fn update_opaque(page: &mut PageBytes, change: impl FnOnce(&mut Opaque)) -> Redo {
-    let mut opaque = Opaque::read(page)?;
-    change(&mut opaque);
-    opaque.write(page)
-}
+use opaque::{Opaque, init_page, update_opaque};
 
 /// Applies a GIN record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.operation(), block.id) {
         (CREATE_PTREE, 0) => {
             let mut data = Reader::new(record.main_data);

@@ -12,7 +12,7 @@ use borealis_wal::layout::gin::{
 };
 use borealis_wal::layout::item_pointer::ITEM_POINTER_BYTES;
 
-use super::Opaque;
+use super::opaque::Opaque;
 use crate::btree::tuple;
 use crate::bytes::{Reader, u16_at};
 use crate::fault::{Fault, Redo, expect};
@@ -344,7 +344,7 @@ mod tests {
             flags: u16, count in 0_u16..2000, lower: u16,
         ) {
             let mut page = [0; borealis_types::PAGE_SIZE];
-            super::super::init_page(&mut page, flags).unwrap();
+            super::super::opaque::init_page(&mut page, flags).unwrap();
             page[DATA_OFFSET..DATA_OFFSET + leaf.len()].copy_from_slice(&leaf);
             page::set_lower(&mut page, lower);
             let opaque = Opaque::read(&page).unwrap();
@@ -366,7 +366,7 @@ mod tests {
             segment(&[number(10, 1)]),
         ];
         let mut page = [0; borealis_types::PAGE_SIZE];
-        super::super::init_page(&mut page, flag::DATA | flag::LEAF | flag::COMPRESSED).unwrap();
+        super::super::opaque::init_page(&mut page, flag::DATA | flag::LEAF | flag::COMPRESSED).unwrap();
         set_leaf_data(&mut page, &old.concat()).unwrap();
         let mut data = vec![4, 0, 0, action::DELETE, 1, action::REPLACE];
         data.extend(segment(&[number(2, 5)]));

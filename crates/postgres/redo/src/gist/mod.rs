@@ -11,11 +11,13 @@ use borealis_wal::layout::gist::{
 };
 use borealis_wal::{BlockReference, Record};
 
+use crate::block::listed;
 use crate::btree::tuple;
 use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask, releases};
+use crate::releases;
 
 #[cfg(test)]
 mod tests;
@@ -65,7 +67,7 @@ fn update_opaque(page: &mut PageBytes, change: impl FnOnce(&mut Opaque)) -> Redo
 
 /// Applies a GiST record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.operation(), block.id) {
         (PAGE_UPDATE, 0) => update_page(record, block, page),
         (PAGE_UPDATE, 1) | (PAGE_SPLIT, 0) => clear_follow_right(record, page),
@@ -90,7 +92,7 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
 /// What redo does to a block after restoring its image: the left half of a split gets its split LSN after
 /// the record that says so is written, so the image does not have it.
 pub(crate) fn after_restore(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.operation(), block.id) {
         (PAGE_UPDATE, 1) | (PAGE_SPLIT, 0) => {
             clear_follow_right(record, page)?;

@@ -7,7 +7,7 @@ use borealis_wal::layout::hash::{
 };
 use borealis_wal::{BlockReference, Record};
 
-use super::Opaque;
+use super::opaque::Opaque;
 use crate::bytes::{Reader, put, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page;
@@ -195,7 +195,8 @@ mod tests {
         let mut data = 100_000_f64.to_le_bytes().to_vec();
         data.extend(449_u32.to_le_bytes());
         data.extend(307_u16.to_le_bytes());
-        let record = test_record::record(ResourceManager::Hash, super::super::INIT_META_PAGE, &data);
+        let record =
+            test_record::record(ResourceManager::Hash, borealis_wal::layout::hash::INIT_META_PAGE, &data);
         let mut page = [0xFF; PAGE_SIZE];
         init(&record, &mut page).unwrap();
         let meta = meta(&mut page);

@@ -3,75 +3,27 @@
 //! Records: `src/include/access/hash_xlog.h`; redo: `src/backend/access/hash/hash_xlog.c`.
 
 mod meta;
+mod opaque;
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::layout::hash::{
-    ADD_OVFL_PAGE, BUCKET_OFFSET, DELETE, FLAGS_OFFSET, INIT_BITMAP_PAGE, INIT_META_PAGE, INSERT,
-    MOVE_PAGE_CONTENTS, NEXT_OFFSET, NONE, PAGE_ID, PAGE_ID_OFFSET, PREVIOUS_OFFSET, SPECIAL_BYTES,
+    ADD_OVFL_PAGE, DELETE, INIT_BITMAP_PAGE, INIT_META_PAGE, INSERT, MOVE_PAGE_CONTENTS, NONE,
     SPLIT_ALLOCATE_PAGE, SPLIT_CLEANUP, SPLIT_COMPLETE, SPLIT_PAGE, SQUEEZE_PAGE, UPDATE_META_PAGE,
     VACUUM_ONE_PAGE, flag,
 };
 use borealis_wal::{BlockReference, Record};
 
+use crate::block::listed;
 use crate::btree::tuple;
-use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
+use crate::bytes::{OffsetNumbers, Reader, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask};
-
-/// `HashPageOpaqueData`: what a hash index keeps in the special space of each page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Opaque {
-    /// `hasho_prevblkno`: on a bucket's first page, the number of buckets when it was last split.
-    previous: u32,
-    /// `hasho_nextblkno`
-    next: u32,
-    /// `hasho_bucket`
-    bucket: u32,
-    /// `hasho_flag`
-    flags: u16,
-}
-
-impl Opaque {
-    const SIZE: usize = SPECIAL_BYTES;
-
-    fn read(page: &PageBytes) -> Redo<Opaque> {
-        let special = page::special(page, Self::SIZE)?;
-        Ok(Opaque {
-            previous: u32_at(special, PREVIOUS_OFFSET)?,
-            next: u32_at(special, NEXT_OFFSET)?,
-            bucket: u32_at(special, BUCKET_OFFSET)?,
-            flags: u16_at(special, FLAGS_OFFSET)?,
-        })
-    }
-
-    /// Writes the fields; the page's identification stays.
-    fn write(self, page: &mut PageBytes) -> Redo {
-        let special = page::special_mut(page, Self::SIZE)?;
-        put(special, PREVIOUS_OFFSET, &self.previous.to_le_bytes())?;
-        put(special, NEXT_OFFSET, &self.next.to_le_bytes())?;
-        put(special, BUCKET_OFFSET, &self.bucket.to_le_bytes())?;
-        put(special, FLAGS_OFFSET, &self.flags.to_le_bytes())
-    }
-
-    /// `_hash_pageinit`, with this in the special space.
-    fn init_page(self, page: &mut PageBytes) -> Redo {
-        page::init(page, Self::SIZE);
-        put(page::special_mut(page, Self::SIZE)?, PAGE_ID_OFFSET, &PAGE_ID.to_le_bytes())?;
-        self.write(page)
-    }
-}
-
-/// Changes the special space.
-fn update_opaque(page: &mut PageBytes, change: impl FnOnce(&mut Opaque)) -> Redo {
-    let mut opaque = Opaque::read(page)?;
-    change(&mut opaque);
-    opaque.write(page)
-}
+use opaque::{Opaque, update_opaque};
 
 /// Applies a hash index record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     let mut data = Reader::new(record.main_data);
     match (record.operation(), block.id) {
         (INIT_META_PAGE, 0) => meta::init(record, page),

@@ -14,9 +14,9 @@ use borealis_wal::layout::{FROZEN_XID, HeapMultiInsert, HeapXmax};
 
 use super::tuple::{ItemPointer, NewTuple, Piece, StoredHeader, Tuple, offset_numbers};
 use super::{block_data, check_next_offset_number, clear_visibility, heap_block, is_block, visibility_map};
+use crate::block::is_fork;
 use crate::bytes::Reader;
 use crate::fault::{Fault, Redo, expect};
-use crate::is_fork;
 use crate::page::{self, LinePointer};
 
 /// Applies a `Heap2` record to a heap page or a visibility map page.

@@ -5,7 +5,7 @@ use borealis_wal::layout::heap_tuple::{XACT_MASK, XMAX_COMMITTED, XMAX_INVALID};
 
 use super::tuple::{ItemPointer, Tuple};
 use crate::fault::Redo;
-use crate::{mask, page};
+use crate::page::{self, mask};
 
 /// Hides LSN, hints, command ids, speculative tokens and padding.
 ///

@@ -23,9 +23,10 @@ use borealis_wal::layout::heap_tuple::HEADER_BYTES;
 use borealis_wal::layout::visibility_map::{ALL_FROZEN, VALID_BITS};
 use borealis_wal::layout::{HeapInsert, HeapUpdate, HeapXmax};
 
+use crate::block::is_fork;
 use crate::bytes::Reader;
 use crate::fault::{Fault, Redo, expect};
-use crate::{is_fork, page};
+use crate::page;
 pub(crate) use mask::mask;
 use tuple::{ItemPointer, NewTuple, Piece, StoredHeader, Tuple};
 

@@ -2,12 +2,12 @@
 
 use arrayvec::ArrayVec;
 use borealis_types::{PAGE_SIZE, PageBytes};
+use borealis_wal::layout::item_id::ITEM_ID_BYTES;
 use borealis_wal::layout::page::INDEX_TUPLES_MAX;
 
-use super::{
-    Bounds, HAS_FREE_LINES, HEADER_BYTES, ITEM_ID_BYTES, LINE_POINTERS_MAX, LinePointer, bounds,
-    line_pointer, line_pointer_at, max_align, max_offset_number, put_line_pointer, set_flag, set_lower,
-    set_upper,
+use super::header::{
+    Bounds, HAS_FREE_LINES, HEADER_BYTES, LINE_POINTERS_MAX, LinePointer, bounds, line_pointer,
+    line_pointer_at, max_align, max_offset_number, put_line_pointer, set_flag, set_lower, set_upper,
 };
 use crate::fault::{Fault, Redo, expect};
 

@@ -4,6 +4,10 @@ use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use borealis_wal::layout::item_id::LP_NORMAL;
+use borealis_wal::layout::page::SPECIAL_OFFSET;
+
+use super::header::set_header_u16;
 use super::*;
 
 fn empty(special_size: usize) -> PageBytes {

@@ -1,6 +1,6 @@
 //! BRIN (`src/include/access/brin_xlog.h`): every operation changes only the blocks it lists.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::brin::{DESUMMARIZE, OPERATION_MASK};
 

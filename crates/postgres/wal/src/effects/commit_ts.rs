@@ -2,7 +2,7 @@
 
 use borealis_types::SlruKind;
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
 use crate::layout::slru::{CommitTsTruncate, TRUNCATE, ZERO_PAGE, first_kept_page, zeroed_page};
 

@@ -1,7 +1,7 @@
 //! Generic WAL, for extensions (`src/backend/access/transam/generic_xlog.c`): every operation changes only
 //! the blocks it lists.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::generic::GENERIC;
 

@@ -1,6 +1,6 @@
 //! GIN (`src/include/access/ginxlog.h`): every operation changes only the blocks it lists.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::gin::{CREATE_PTREE, VACUUM_DATA_LEAF_PAGE};
 

@@ -1,6 +1,6 @@
 //! GiST (`src/include/access/gistxlog.h`): every operation changes only the blocks it lists.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::gist::{ASSIGN_LSN, PAGE_DELETE, PAGE_SPLIT, PAGE_UPDATE};
 

@@ -1,6 +1,6 @@
 //! Hash index (`src/include/access/hash_xlog.h`): every operation changes only the blocks it lists.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::hash::VACUUM_ONE_PAGE;
 

@@ -3,7 +3,7 @@
 
 use borealis_types::{Fork, RelationFork};
 
-use super::{EffectError, Sink, malformed, unknown};
+use super::sink::{EffectError, Sink, malformed, unknown};
 use crate::Record;
 use crate::layout::heap::{
     CONFIRM, DELETE, DELETE_ALL_VISIBLE_CLEARED, HOT_UPDATE, INPLACE, INSERT, INSERT_ALL_VISIBLE_CLEARED,

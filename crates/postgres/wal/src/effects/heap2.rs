@@ -1,7 +1,7 @@
 //! More heap changes (`heap2_redo` in `src/backend/access/heap/heapam.c`).
 
 use super::heap::clears;
-use super::{EffectError, Sink};
+use super::sink::{EffectError, Sink};
 use crate::Record;
 use crate::layout::heap::{INSERT_ALL_VISIBLE_CLEARED, LOCK_ALL_FROZEN_CLEARED, OPERATION_MASK};
 use crate::layout::heap2::{LOCK_UPDATED, MULTI_INSERT};

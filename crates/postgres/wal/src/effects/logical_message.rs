@@ -1,6 +1,6 @@
 //! Messages for logical decoding (`src/include/replication/message.h`): redo does nothing with them.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::logical::MESSAGE;
 

@@ -2,7 +2,7 @@
 
 use borealis_types::SlruKind;
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
 use crate::layout::multixact::{
     CREATE, MultiXactCreate, MultiXactTruncate, TRUNCATE, ZERO_MEMBERS_PAGE, ZERO_OFFSETS_PAGE, members_page,

@@ -2,7 +2,7 @@
 
 use borealis_types::MetaKey;
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
 use crate::layout::database::{RELATION_MAP_UPDATE, RelationMapUpdate};
 

@@ -1,7 +1,7 @@
 //! Replication progress (`src/include/replication/origin.h`): changes no page. Its state file is not kept
 //! yet.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::logical::{ORIGIN_DROP, ORIGIN_SET};
 

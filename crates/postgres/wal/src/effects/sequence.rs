@@ -1,6 +1,6 @@
 //! Sequences (`src/include/commands/sequence.h`): every operation changes only the blocks it lists.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::sequence::LOG;
 

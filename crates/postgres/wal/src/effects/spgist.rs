@@ -1,6 +1,6 @@
 //! SP-GiST (`src/include/access/spgxlog.h`): every operation changes only the blocks it lists.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::spgist::{ADD_LEAF, VACUUM_REDIRECT};
 

@@ -1,6 +1,6 @@
 //! Records for hot standby: redo of a primary does nothing with them.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
 use crate::layout::standby::{INVALIDATIONS, LOCK, RUNNING_TRANSACTIONS};
 

@@ -2,7 +2,7 @@
 
 use borealis_types::{Fork, RelationFork};
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
 use crate::layout::storage::{CREATE, StorageCreate, StorageTruncate, TRUNCATE};
 

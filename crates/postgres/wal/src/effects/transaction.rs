@@ -2,7 +2,7 @@
 
 use borealis_types::{MetaKey, SlruKind};
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
 use crate::layout::slru::transaction_page;
 use crate::layout::transaction::{

@@ -2,7 +2,7 @@
 
 use borealis_types::PageKey;
 
-use super::{EffectError, Sink, malformed, unknown};
+use super::sink::{EffectError, Sink, malformed, unknown};
 use crate::Record;
 use crate::layout::xlog::{
     BACKUP_END, CHECKPOINT_ONLINE, CHECKPOINT_SHUTDOWN, END_OF_RECOVERY, FULL_PAGE_IMAGE,

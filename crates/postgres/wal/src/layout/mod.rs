@@ -4,7 +4,8 @@
 //!
 //! [`common`] has what versions 15 to 18 lay out alike, a folder like [`v15`] what may differ with a major version. Code
 //! uses neither by name, but a module of this file: one for each resource manager, with its pages and its records, and
-//! one for each structure that several of them share.
+//! one for each structure that several of them share. (The modules that take records apart and put them together use
+//! `common` directly, because the records of `v15` are made of theirs.)
 //!
 //! What each version *is* (its number, its folder names, the magic numbers of its files) is in
 //! [`borealis_types::MajorVersion`].
@@ -18,8 +19,6 @@
 //! 3. The assertion below stops the build until somebody has been through the modules of this file.
 
 use borealis_types::PostgresVersion;
-
-use crate::{Record, RecordError};
 
 pub mod common;
 pub mod v15;
@@ -94,8 +93,3 @@ pub use v15::{
     OverwriteContinuation, ParameterChange, Prepare, RelationMapUpdate, RunningTransactions, StorageCreate,
     StorageTruncate, TransactionEnd,
 };
-
-/// A parsed part of the record, or the error that names the record and the layout it breaks.
-fn parsed<T>(record: &Record<'_>, part: Option<T>, what: &'static str) -> Result<T, RecordError> {
-    part.ok_or(RecordError::Malformed { start: record.span.start, what })
-}

@@ -5,7 +5,8 @@
 
 use borealis_types::{Lsn, PostgresVersion};
 
-use super::{CheckPointRecord, ParameterChange};
+use super::checkpoint::CheckPointRecord;
+use super::xlog::ParameterChange;
 
 /// `PG_CONTROL_FILE_SIZE`
 pub const FILE_BYTES: usize = 8192;

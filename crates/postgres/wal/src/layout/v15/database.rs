@@ -3,8 +3,8 @@
 
 use borealis_types::DatabaseKey;
 
-use super::parsed;
 use crate::bytes::{Reader, u32s};
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `XLOG_DBASE_CREATE_FILE_COPY`

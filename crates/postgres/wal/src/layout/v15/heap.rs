@@ -1,7 +1,7 @@
 //! Records of resource manager `Heap` (`src/include/access/heapam_xlog.h`).
 
-use super::parsed;
 use crate::bytes::Reader;
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `XLOG_HEAP_INSERT`

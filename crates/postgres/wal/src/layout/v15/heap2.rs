@@ -1,7 +1,7 @@
 //! Records of resource manager `Heap2` (`src/include/access/heapam_xlog.h`). The operation's bits are those of `Heap`.
 
-use super::parsed;
 use crate::bytes::Reader;
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `XLOG_HEAP2_REWRITE`: a file of `pg_logical/mappings`, for logical decoding only.

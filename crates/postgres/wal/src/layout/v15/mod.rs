@@ -36,5 +36,3 @@ pub use standby::RunningTransactions;
 pub use storage::{StorageCreate, StorageTruncate};
 pub use transaction::{Assignment, DroppedStatistic, Prepare, TransactionEnd};
 pub use xlog::{EndOfRecovery, OverwriteContinuation, ParameterChange};
-
-use super::parsed;

@@ -1,9 +1,9 @@
 //! Multixact records (`src/include/access/multixact.h`) and where the two stores keep what
 //! (`src/backend/access/transam/multixact.c`).
 
-use super::parsed;
 use crate::bytes::Reader;
 use crate::layout::common::slru::{FIRST_MULTIXACT, MEMBERS_PER_PAGE, MULTIXACTS_PER_PAGE};
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `XLOG_MULTIXACT_ZERO_OFF_PAGE`

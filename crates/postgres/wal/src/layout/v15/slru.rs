@@ -1,7 +1,7 @@
 //! Records about pages of the transaction-status stores, which are laid out alike.
 
-use super::parsed;
 use crate::bytes::Reader;
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `CLOG_ZEROPAGE`, `COMMIT_TS_ZEROPAGE`

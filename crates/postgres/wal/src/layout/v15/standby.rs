@@ -1,8 +1,8 @@
 //! Records for hot standby (`src/include/storage/standbydefs.h`). Redo does nothing with them; the snapshot
 //! of running transactions proves which transaction ids are in use.
 
-use super::parsed;
 use crate::bytes::Reader;
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `XLOG_STANDBY_LOCK`

@@ -2,9 +2,9 @@
 
 use borealis_types::{Fork, RelationFork, RelationLocator};
 
-use super::parsed;
 use crate::bytes::Reader;
 use crate::layout::common::{free_space_map, visibility_map};
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `XLOG_SMGR_CREATE`

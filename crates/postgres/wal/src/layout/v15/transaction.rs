@@ -2,8 +2,8 @@
 
 use borealis_types::{DatabaseKey, Lsn, RelationLocator};
 
-use super::parsed;
 use crate::bytes::{Reader, u32s};
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `XLOG_XACT_COMMIT`

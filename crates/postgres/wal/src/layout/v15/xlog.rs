@@ -2,8 +2,8 @@
 
 use borealis_types::Lsn;
 
-use super::parsed;
 use crate::bytes::Reader;
+use crate::record::parsed;
 use crate::{Record, RecordError};
 
 /// `XLOG_CHECKPOINT_SHUTDOWN`

@@ -1,34 +1,16 @@
-//! What the consistency oracle must not compare, shared by all access methods.
+//! Hiding parts of a page that the oracle must not compare, as all access methods do.
 //!
 //! Behaviour: `src/backend/access/common/bufmask.c`. Each hides something that a server changes without a
 //! record, or that redo does not reproduce.
 
-use borealis_types::{BlockNumber, Lsn, PAGE_SIZE, PageBytes};
-use borealis_wal::ResourceManager;
+use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
 use borealis_wal::layout::item_id::LP_UNUSED;
 
+use super::header::{self as page, LinePointer};
 use crate::fault::{Redo, expect};
-use crate::page::{self, LinePointer};
-use crate::{brin, btree, generic, gin, gist, hash, heap, sequence, spgist};
 
 /// `MASK_MARKER`: what hidden bytes are overwritten with.
 pub(crate) const MARKER: u8 = 0;
-
-/// The resource manager's own mask (`rm_mask`); one without any compares everything.
-pub(crate) fn mask(resource_manager: ResourceManager, page: &mut PageBytes, block: BlockNumber) -> Redo {
-    match resource_manager {
-        ResourceManager::Heap | ResourceManager::Heap2 => heap::mask(page, block),
-        ResourceManager::Btree => btree::mask(page, block),
-        ResourceManager::Sequence => sequence::mask(page, block),
-        ResourceManager::Hash => hash::mask(page, block),
-        ResourceManager::Gin => gin::mask(page, block),
-        ResourceManager::Gist => gist::mask(page, block),
-        ResourceManager::Spgist => spgist::mask(page, block),
-        ResourceManager::Brin => brin::mask(page, block),
-        ResourceManager::Generic => generic::mask(page, block),
-        _ => Ok(()),
-    }
-}
 
 /// `mask_page_lsn_and_checksum`
 pub(crate) fn page_lsn_and_checksum(page: &mut PageBytes) {

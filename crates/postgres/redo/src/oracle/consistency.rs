@@ -11,7 +11,10 @@ use std::fmt;
 use borealis_types::{BlockKey, BlockNumber, PAGE_SIZE, PageBytes, PageKey};
 use borealis_wal::{Record, ResourceManager};
 
-use crate::{RedoError, listed_block, mask, page};
+use super::mask::mask;
+use crate::block::listed;
+use crate::error::RedoError;
+use crate::page;
 
 /// How many bytes of the first difference are shown.
 const SHOWN_BYTES_MAX: usize = 16;
@@ -98,7 +101,7 @@ pub fn check_consistency(
     key: &PageKey,
     page_after: &PageBytes,
 ) -> Result<Comparison, RedoError> {
-    let Some(block) = listed_block(record, key) else { return Ok(Comparison::NotListed) };
+    let Some(block) = listed(record, key) else { return Ok(Comparison::NotListed) };
     let Some(image) = block.image.as_ref() else { return Ok(Comparison::NoImage) };
     if image.apply {
         return Ok(Comparison::Restored);
@@ -131,12 +134,12 @@ fn compare(
     key: BlockKey,
     expected: &PageBytes,
     actual: &PageBytes,
-) -> crate::Redo<Option<Mismatch>> {
-    let masked = |page: &PageBytes, block: BlockNumber| -> crate::Redo<PageBytes> {
+) -> crate::fault::Redo<Option<Mismatch>> {
+    let masked = |page: &PageBytes, block: BlockNumber| -> crate::fault::Redo<PageBytes> {
         let mut masked = *page;
         // A page of zeros is one that was never initialized, and equal only to another.
         if !page::is_new(page) {
-            mask::mask(resource_manager, &mut masked, block)?;
+            mask(resource_manager, &mut masked, block)?;
         }
         Ok(masked)
     };

@@ -20,9 +20,11 @@ use borealis_types::{
 use borealis_wal::layout::{multixact, slru};
 use borealis_wal::{Effect, Record, ResourceManager, effects};
 
-use crate::consistency::{Comparison, Mismatch, check_consistency};
+use super::consistency::{Comparison, Mismatch, check_consistency};
+use crate::apply::{apply_meta, apply_page};
+use crate::error::RedoError;
 use crate::names::operation_name;
-use crate::{RedoError, apply_meta, apply_page, page};
+use crate::page;
 
 pub use coverage::{RareOperation, rare_operation, rare_operations, unseen_operations};
 pub use pages::{MemoryPages, PageNote, PageStore};

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use borealis_types::ServerVersion;
+use borealis_types::{PostgresVersion, ServerVersion};
 use nix::unistd::{Gid, Uid, User};
 
 use crate::InstanceError;
@@ -23,8 +23,19 @@ pub struct Binaries {
     pub version_text: String,
 }
 
-/// Where Linux distributions put PostgreSQL 15.
-const USUAL_FOLDERS: &[&str] = &["/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin", "/usr/local/pgsql/bin"];
+/// Below this folder Debian has one for each major version.
+const DEBIAN_FOLDER: &str = "/usr/lib/postgresql";
+
+/// Where Linux distributions put the versions that Borealis knows, the newest first, and where PostgreSQL's own build
+/// installs whichever it is.
+fn usual_folders() -> impl Iterator<Item = PathBuf> {
+    PostgresVersion::ALL
+        .into_iter()
+        .rev()
+        .flat_map(|version| [format!("{DEBIAN_FOLDER}/{version}/bin"), format!("/usr/pgsql-{version}/bin")])
+        .chain(["/usr/local/pgsql/bin".to_owned()])
+        .map(PathBuf::from)
+}
 
 impl Binaries {
     /// Finds an installation: in `folder` if given, else where distributions put it, else on the `PATH`.
@@ -37,11 +48,9 @@ impl Binaries {
                 .ok_or_else(|| InstanceError::PostgresMissing { looked_in: folder.display().to_string() });
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let candidates: Vec<PathBuf> = USUAL_FOLDERS
-            .iter()
-            .map(PathBuf::from)
+        let candidates: Vec<PathBuf> = usual_folders()
             .chain(std::env::split_paths(&path))
-            .chain(folders_of_other_versions(Path::new("/usr/lib/postgresql")))
+            .chain(folders_of_other_versions(Path::new(DEBIAN_FOLDER)))
             .collect();
         let mut unsupported = None;
         for candidate in &candidates {
@@ -52,7 +61,10 @@ impl Binaries {
             }
         }
         Err(unsupported.unwrap_or_else(|| InstanceError::PostgresMissing {
-            looked_in: format!("{} or on the PATH", USUAL_FOLDERS.join(", ")),
+            looked_in: format!(
+                "{} or on the PATH",
+                usual_folders().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ")
+            ),
         }))
     }
 

@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 
 use borealis_redo::control_file::ControlFile;
 use borealis_redo::counters::Counters;
-use borealis_types::{DatabaseKey, Lsn, MetaKey, PageBytes, PostgresVersion, RecordSpan};
+use borealis_types::{
+    DEFAULT_TABLESPACE, DatabaseKey, GLOBAL_TABLESPACE, Lsn, MetaKey, PageBytes, PostgresVersion, RecordSpan,
+};
 use borealis_wal::encode;
+use borealis_wal::layout::CheckPointRecord;
 use borealis_wal::page::WalLayout;
-use borealis_wal::v15::CheckPointRecord;
 
 use crate::import::KEPT_FILES;
 use crate::{InstanceError, OperatingSystemUser, Settings, on};
@@ -85,12 +87,12 @@ pub fn write(
     contents: &Contents,
     last: RecordSpan,
 ) -> Result<SynthesizedCheckpoint, InstanceError> {
-    let directory = Directory { root: path.to_path_buf(), user: user.clone() };
+    let directory = Directory { root: path.to_path_buf(), user: user.clone(), version: contents.version };
     directory.make("")?;
     for folder in FOLDERS {
         directory.make(folder)?;
     }
-    directory.write("PG_VERSION", b"15\n")?;
+    directory.write("PG_VERSION", format!("{}\n", contents.version).as_bytes())?;
     directory.write_values(contents)?;
     directory.write("postgresql.auto.conf", b"")?;
     directory.write_configuration(contents)?;
@@ -119,6 +121,7 @@ pub fn write(
 struct Directory {
     root: PathBuf,
     user: OperatingSystemUser,
+    version: PostgresVersion,
 }
 
 impl Directory {
@@ -151,12 +154,17 @@ impl Directory {
         self.give(path)
     }
 
-    fn database_folder(key: DatabaseKey) -> String {
+    fn database_folder(&self, key: DatabaseKey) -> String {
         match key.tablespace {
-            1664 => "global".to_owned(),
-            1663 => format!("base/{}", key.database),
-            tablespace => format!("pg_tblspc/{tablespace}/PG_15_202209061/{}", key.database),
+            GLOBAL_TABLESPACE => "global".to_owned(),
+            DEFAULT_TABLESPACE => format!("base/{}", key.database),
+            tablespace => format!("{}/{}", self.tablespace_folder(tablespace), key.database),
         }
+    }
+
+    /// The folder of this version's relations in a tablespace.
+    fn tablespace_folder(&self, tablespace: u32) -> String {
+        format!("pg_tblspc/{tablespace}/{}", self.version.tablespace_folder())
     }
 
     fn write_values(&self, contents: &Contents) -> Result<(), InstanceError> {
@@ -165,7 +173,7 @@ impl Directory {
                 // PostgreSQL expects a link to the user's folder; the data itself is in the volume, so a
                 // folder in the memory directory takes its place.
                 self.make(&format!("pg_tblspc/{tablespace}"))?;
-                self.make(&format!("pg_tblspc/{tablespace}/PG_15_202209061"))?;
+                self.make(&self.tablespace_folder(*tablespace))?;
                 // Any database may have relations in it, and PostgreSQL opens them without making the folder.
                 // Where it is the database's own tablespace, the folder is made below, with its files.
                 for (key, _) in &contents.values {
@@ -173,22 +181,22 @@ impl Directory {
                     let there = DatabaseKey { tablespace: *tablespace, ..*database };
                     let own = |(key, _): &(MetaKey, Vec<u8>)| *key == MetaKey::Database(there);
                     if !contents.values.iter().any(own) {
-                        self.make(&Self::database_folder(there))?;
+                        self.make(&self.database_folder(there))?;
                     }
                 }
             }
         }
         for (key, _) in &contents.values {
             if let MetaKey::Database(database) = key {
-                let folder = Self::database_folder(*database);
+                let folder = self.database_folder(*database);
                 self.make(&folder)?;
-                self.write(&format!("{folder}/PG_VERSION"), b"15\n")?;
+                self.write(&format!("{folder}/PG_VERSION"), format!("{}\n", self.version).as_bytes())?;
             }
         }
         for (key, value) in &contents.values {
             match key {
                 MetaKey::RelationMap(database) => {
-                    let folder = Self::database_folder(*database);
+                    let folder = self.database_folder(*database);
                     if self.root.join(&folder).is_dir() {
                         self.write(&format!("{folder}/pg_filenode.map"), value)?;
                     }

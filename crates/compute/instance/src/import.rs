@@ -11,21 +11,17 @@ use std::process::{Command, Stdio};
 use borealis_redo::control_file::ControlFile;
 use borealis_redo::counters::Counters;
 use borealis_types::{
-    BLOCKS_PER_SEGMENT_FILE, BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey,
-    PostgresVersion, RecordSpan, RelationFork, RelationLocator, SlruKind,
+    BLOCKS_PER_SEGMENT_FILE, BlockKey, DEFAULT_TABLESPACE, DatabaseKey, Fork, GLOBAL_TABLESPACE, Lsn,
+    MetaKey, PAGE_SIZE, PageBytes, PageKey, PostgresVersion, RecordSpan, RelationFork, RelationLocator,
+    SlruKind,
 };
 use borealis_wal::encode;
+use borealis_wal::layout::slru::PAGES_PER_SEGMENT;
 use borealis_wal::native::{CreatedRelation, Native};
 use borealis_wal::page::WalLayout;
 
 use crate::{Binaries, InstanceError, OperatingSystemUser, on};
 
-/// `pg_default`.
-const DEFAULT_TABLESPACE: u32 = 1663;
-/// `pg_global`.
-const GLOBAL_TABLESPACE: u32 = 1664;
-/// Pages in one file of a transaction-status store (`SLRU_PAGES_PER_SEGMENT`).
-const SLRU_PAGES_PER_SEGMENT: u32 = 32;
 /// Blocks in one full-page-image record; PostgreSQL's own limit is 33 block references.
 const BLOCKS_PER_RECORD: usize = 16;
 /// Configuration files of `initdb` that are kept as small values.
@@ -202,7 +198,7 @@ impl Import {
         }
         for (kind, segment, path) in &self.slru_files {
             for (index, page) in read(path)?.chunks_exact(PAGE_SIZE).enumerate() {
-                let page_number = segment * SLRU_PAGES_PER_SEGMENT + index as u32;
+                let page_number = segment * PAGES_PER_SEGMENT + index as u32;
                 let key = PageKey::Slru { kind: *kind, page: page_number };
                 let page: &PageBytes = page.try_into().expect("chunks_exact yields whole pages");
                 ship(stream.native(&Native::PutPage { key, image: page }))?;

@@ -16,7 +16,7 @@ pub mod settings;
 
 use std::path::{Path, PathBuf};
 
-use borealis_types::ServerVersion;
+use borealis_types::{PostgresVersion, ServerVersion};
 
 pub use binaries::{Binaries, OperatingSystemUser};
 pub use data_directory::{Contents, SynthesizedCheckpoint};
@@ -72,8 +72,9 @@ pub enum InstanceError {
     NotMemory(PathBuf),
     /// No usable PostgreSQL.
     #[error(
-        "no PostgreSQL server was found in {looked_in}; install it (on Debian: apt-get install postgresql-15) \
-         or name its folder of programs with --pg-bin"
+        "no PostgreSQL server was found in {looked_in}; install it (on Debian: apt-get install postgresql-{newest}) \
+         or name its folder of programs with --pg-bin",
+        newest = PostgresVersion::NEWEST
     )]
     PostgresMissing {
         /// Where it was looked for.
@@ -81,8 +82,9 @@ pub enum InstanceError {
     },
     /// A version Borealis does not know.
     #[error(
-        "{program} is {found}; this version of Borealis supports PostgreSQL 15 only. Install that beside it (Debian 12 has \
-         it: apt-get install postgresql-15), or name the folder of its programs with --pg-bin"
+        "{program} is {found}; this version of Borealis supports PostgreSQL {supported} only. Install that beside it \
+         (Debian 12 has it: apt-get install postgresql-15), or name the folder of its programs with --pg-bin",
+        supported = PostgresVersion::supported()
     )]
     PostgresVersion {
         /// The program asked.

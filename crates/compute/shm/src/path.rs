@@ -3,12 +3,10 @@
 //! PostgreSQL's processes run inside the data directory and use relative paths, now and then with a leading
 //! `./`, or absolute ones built from the data directory's name. Everything unknown is [`PathClass::Other`].
 
-use borealis_types::{BLOCKS_PER_SEGMENT_FILE, DatabaseKey, Fork, RelationFork, RelationLocator, SlruKind};
-
-/// `DEFAULTTABLESPACE_OID` (`pg_tablespace.dat`): the files below `base`.
-const DEFAULT_TABLESPACE: u32 = 1663;
-/// `GLOBALTABLESPACE_OID` (`pg_tablespace.dat`): the files in `global`.
-const GLOBAL_TABLESPACE: u32 = 1664;
+use borealis_types::{
+    BLOCKS_PER_SEGMENT_FILE, DEFAULT_TABLESPACE, DatabaseKey, Fork, GLOBAL_TABLESPACE, RelationFork,
+    RelationLocator, SlruKind,
+};
 
 /// The name of PostgreSQL's control file beside the data directory.
 pub const CONTROL_FILE_NAME: &str = "pg_control";

@@ -4,11 +4,12 @@
 
 use borealis_types::{PageBytes, PageKey, SlruKind};
 use borealis_wal::Record;
-use borealis_wal::layout::slru::{TRANSACTIONS_PER_PAGE, TRUNCATE, ZERO_PAGE, transaction_page, zeroed_page};
+use borealis_wal::layout::slru::{
+    BITS_PER_TRANSACTION, STATUS_ABORTED, STATUS_COMMITTED, TRANSACTIONS_PER_BYTE, TRANSACTIONS_PER_PAGE,
+    TRUNCATE, ZERO_PAGE, transaction_page, zeroed_page,
+};
 
 use crate::fault::{Fault, Redo, expect};
-
-const TRANSACTIONS_PER_BYTE: u32 = 4;
 
 /// How a transaction ended, as its two bits say it. Redo never leaves a subtransaction in the third state,
 /// "committed if its parent is", because the record that commits the parent names it too.
@@ -16,9 +17,9 @@ const TRANSACTIONS_PER_BYTE: u32 = 4;
 #[repr(u8)]
 pub(crate) enum Status {
     /// `TRANSACTION_STATUS_COMMITTED`
-    Committed = 1,
+    Committed = STATUS_COMMITTED,
     /// `TRANSACTION_STATUS_ABORTED`
-    Aborted = 2,
+    Aborted = STATUS_ABORTED,
 }
 
 /// Applies a record of this resource manager to a status page.
@@ -49,7 +50,7 @@ pub(crate) fn set_status(
 ) {
     for xid in xids.filter(|xid| transaction_page(*xid) == page_number) {
         let byte = &mut page[(xid % TRANSACTIONS_PER_PAGE / TRANSACTIONS_PER_BYTE) as usize];
-        let shift = xid % TRANSACTIONS_PER_BYTE * 2;
+        let shift = xid % TRANSACTIONS_PER_BYTE * BITS_PER_TRANSACTION;
         *byte = *byte & !(3 << shift) | (status as u8) << shift;
     }
 }

@@ -2,17 +2,12 @@
 //!
 //! Layout and redo: `src/backend/access/transam/commit_ts.c`. Times themselves come with commit records.
 
-use borealis_types::{PAGE_SIZE, PageBytes, PageKey, SlruKind};
+use borealis_types::{PageBytes, PageKey, SlruKind};
 use borealis_wal::Record;
-use borealis_wal::layout::slru::{TRUNCATE, ZERO_PAGE};
+use borealis_wal::layout::slru::{COMMIT_TIMESTAMP_BYTES, COMMIT_TIMESTAMPS_PER_PAGE, TRUNCATE, ZERO_PAGE};
 
 use crate::clog::zero_page;
 use crate::fault::{Fault, Redo};
-
-/// `SizeOfCommitTimestampEntry`: the time, then the replication origin.
-const ENTRY_SIZE: usize = 10;
-/// `COMMIT_TS_XACTS_PER_PAGE`
-const TRANSACTIONS_PER_PAGE: u32 = (PAGE_SIZE / ENTRY_SIZE) as u32;
 
 /// Applies a record of this resource manager to a page of commit timestamps.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
@@ -36,16 +31,17 @@ pub(crate) fn set_times(
     time_us: i64,
     origin: u16,
 ) {
-    for xid in xids.filter(|xid| xid / TRANSACTIONS_PER_PAGE == page_number) {
-        let at = (xid % TRANSACTIONS_PER_PAGE) as usize * ENTRY_SIZE;
+    for xid in xids.filter(|xid| xid / COMMIT_TIMESTAMPS_PER_PAGE == page_number) {
+        let at = (xid % COMMIT_TIMESTAMPS_PER_PAGE) as usize * COMMIT_TIMESTAMP_BYTES;
         page[at..at + 8].copy_from_slice(&time_us.to_le_bytes());
-        page[at + 8..at + ENTRY_SIZE].copy_from_slice(&origin.to_le_bytes());
+        page[at + 8..at + COMMIT_TIMESTAMP_BYTES].copy_from_slice(&origin.to_le_bytes());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_types::PAGE_SIZE;
 
     #[test]
     fn times_go_to_the_transactions_of_the_page() {

@@ -7,15 +7,16 @@
 
 use borealis_types::{Lsn, RecordSpan};
 use borealis_wal::layout::{
-    CheckPointRecord, ClogTruncate, CommitTsTruncate, EndOfRecovery, MultiXactCreate, MultiXactTruncate,
-    ParameterChange, RunningTransactions, TransactionEnd, multixact, slru, standby, transaction, xlog,
+    CheckPointRecord, ClogTruncate, CommitTsTruncate, EndOfRecovery, INVALID_XID, MultiXactCreate,
+    MultiXactTruncate, ParameterChange, RunningTransactions, TransactionEnd, control_file::ControlFile,
+    multixact, slru, standby, transaction, xlog,
 };
 use borealis_wal::{Record, ResourceManager, highest_xid};
 
-use crate::control_file::ControlFile;
+use crate::bytes::Reader;
+use crate::error::RedoError;
 use crate::fault::{Fault, Redo, expect};
-use crate::transaction_id::{INVALID, advance_full_past, circularly_precedes, precedes};
-use crate::{RedoError, bytes::Reader};
+use crate::transaction_id::{advance_full_past, circularly_precedes, precedes};
 
 /// Which encoding follows.
 const ENCODING_VERSION: u8 = 1;
@@ -54,30 +55,9 @@ pub struct Counters {
     /// When the last checkpoint was, in seconds since 1970.
     pub checkpoint_time: i64,
     /// The settings that `pg_control` keeps.
-    pub parameters: Parameters,
+    pub parameters: ParameterChange,
     /// The last record applied to the counters.
     pub last_record: RecordSpan,
-}
-
-/// Settings that `pg_control` keeps because a standby, or the next start, has to know them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Parameters {
-    /// `wal_level`: 0 minimal, 1 replica, 2 logical.
-    pub wal_level: i32,
-    /// `wal_log_hints`
-    pub wal_log_hints: bool,
-    /// `max_connections`
-    pub max_connections: i32,
-    /// `max_worker_processes`
-    pub max_worker_processes: i32,
-    /// `max_wal_senders`
-    pub max_wal_senders: i32,
-    /// `max_prepared_transactions`
-    pub max_prepared_transactions: i32,
-    /// `max_locks_per_transaction`
-    pub max_locks_per_transaction: i32,
-    /// `track_commit_timestamp`
-    pub track_commit_timestamp: bool,
 }
 
 impl Counters {
@@ -133,7 +113,7 @@ impl Counters {
             oldest_commit_ts_xid: self.oldest_commit_ts_xid,
             newest_commit_ts_xid: self.newest_commit_ts_xid,
             // After a shutdown nothing runs.
-            oldest_active_xid: INVALID,
+            oldest_active_xid: INVALID_XID,
         }
     }
 
@@ -171,7 +151,7 @@ impl Counters {
             ResourceManager::CommitTs if record.operation() == slru::TRUNCATE => {
                 // `AdvanceOldestCommitTsXid`
                 let truncate = CommitTsTruncate::parse(record)?;
-                if self.oldest_commit_ts_xid != INVALID
+                if self.oldest_commit_ts_xid != INVALID_XID
                     && precedes(self.oldest_commit_ts_xid, truncate.oldest_xid)
                 {
                     self.oldest_commit_ts_xid = truncate.oldest_xid;
@@ -260,7 +240,7 @@ impl Counters {
 
     fn change_parameters(&mut self, change: &ParameterChange) {
         let tracked = self.parameters.track_commit_timestamp;
-        self.parameters = Parameters {
+        self.parameters = ParameterChange {
             wal_level: change.wal_level,
             wal_log_hints: change.wal_log_hints,
             max_connections: change.max_connections,
@@ -272,9 +252,9 @@ impl Counters {
         };
         // `ActivateCommitTs` and `DeactivateCommitTs`
         if !change.track_commit_timestamp {
-            self.oldest_commit_ts_xid = INVALID;
-            self.newest_commit_ts_xid = INVALID;
-        } else if !tracked && self.oldest_commit_ts_xid == INVALID {
+            self.oldest_commit_ts_xid = INVALID_XID;
+            self.newest_commit_ts_xid = INVALID_XID;
+        } else if !tracked && self.oldest_commit_ts_xid == INVALID_XID {
             // The low half of a full id is a transaction id by definition.
             self.oldest_commit_ts_xid = self.next_full_xid as u32;
             self.newest_commit_ts_xid = self.next_full_xid as u32;
@@ -353,7 +333,7 @@ impl Counters {
             checkpoint_time: data.u64()?.cast_signed(),
             ..Counters::default()
         };
-        counters.parameters = Parameters {
+        counters.parameters = ParameterChange {
             wal_level: data.u32()?.cast_signed(),
             wal_log_hints: data.u32()? != 0,
             max_connections: data.u32()?.cast_signed(),

@@ -5,13 +5,14 @@
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::Record;
 
+use crate::block::listed;
 use crate::bytes::{Reader, put};
 use crate::fault::{Fault, Redo, expect};
-use crate::{listed_block, mask, page};
+use crate::page::{self, mask};
 
 /// `generic_redo`. Block data: offset, length and bytes of each range.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     let mut data = Reader::new(block.data);
     while data.remaining() > 0 {
         let (offset, length) = (data.u16()?, data.u16()?);

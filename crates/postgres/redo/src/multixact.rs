@@ -8,18 +8,13 @@ use borealis_types::{PageBytes, PageKey, SlruKind};
 use borealis_wal::Record;
 use borealis_wal::layout::MultiXactCreate;
 use borealis_wal::layout::multixact::{
-    CREATE, MULTIXACTS_PER_PAGE, TRUNCATE, ZERO_MEMBERS_PAGE, ZERO_OFFSETS_PAGE, members_page,
-    next_multixact, offsets_page,
+    CREATE, TRUNCATE, ZERO_MEMBERS_PAGE, ZERO_OFFSETS_PAGE, members_page, next_multixact, offsets_page,
+};
+use borealis_wal::layout::slru::{
+    MEMBER_GROUP_BYTES, MEMBER_GROUPS_PER_PAGE, MEMBERS_PER_GROUP, MULTIXACT_STATUS_MAX, MULTIXACTS_PER_PAGE,
 };
 
 use crate::fault::{Fault, Redo, expect};
-
-/// Members come in groups: a flag byte each, then a transaction id each.
-const MEMBERS_PER_GROUP: u32 = 4;
-const GROUP_SIZE: u32 = MEMBERS_PER_GROUP * 5;
-const GROUPS_PER_PAGE: u32 = borealis_types::PAGE_SIZE as u32 / GROUP_SIZE;
-/// `MaxMultiXactStatus`
-const STATUS_MAX: u32 = 5;
 
 /// Applies a record of this resource manager to a page of offsets or members.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
@@ -65,9 +60,9 @@ fn record_members(create: &MultiXactCreate<'_>, page_number: u32, page: &mut Pag
     let mut number = create.offset;
     for member in create.members() {
         if members_page(number) == page_number {
-            let group = (number / MEMBERS_PER_GROUP % GROUPS_PER_PAGE * GROUP_SIZE) as usize;
+            let group = (number / MEMBERS_PER_GROUP % MEMBER_GROUPS_PER_PAGE * MEMBER_GROUP_BYTES) as usize;
             let in_group = (number % MEMBERS_PER_GROUP) as usize;
-            expect(member.status <= STATUS_MAX, "a multixact member has an unknown status")?;
+            expect(member.status <= MULTIXACT_STATUS_MAX, "a multixact member has an unknown status")?;
             page[group + in_group] = member.status as u8;
             let at = group + MEMBERS_PER_GROUP as usize + in_group * 4;
             page[at..at + 4].copy_from_slice(&member.xid.to_le_bytes());
@@ -81,7 +76,7 @@ fn record_members(create: &MultiXactCreate<'_>, page_number: u32, page: &mut Pag
 mod tests {
     use super::*;
     use borealis_types::PAGE_SIZE;
-    use borealis_wal::layout::multixact::MEMBERS_PER_PAGE;
+    use borealis_wal::layout::slru::MEMBERS_PER_PAGE;
 
     fn create(multi: u32, offset: u32, members: &[(u32, u32)]) -> Vec<u8> {
         let mut data: Vec<u8> =
@@ -104,7 +99,7 @@ mod tests {
         let (mut page_0, mut page_1) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
         apply(&data, SlruKind::MultiXactMembers, 0, &mut page_0);
         apply(&data, SlruKind::MultiXactMembers, 1, &mut page_1);
-        let last_group = ((GROUPS_PER_PAGE - 1) * GROUP_SIZE) as usize;
+        let last_group = ((MEMBER_GROUPS_PER_PAGE - 1) * MEMBER_GROUP_BYTES) as usize;
         assert_eq!(page_0[last_group..last_group + 4], [0, 0, 0, 5]);
         assert_eq!(page_0[last_group + 16..last_group + 20], [100, 0, 0, 0]);
         assert_eq!(page_1[..8], [1, 0, 0, 0, 101, 0, 0, 0]);

@@ -4,30 +4,23 @@
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::Record;
+use borealis_wal::layout::sequence::{LOG, LOG_HEADER_BYTES, MAGIC, SPECIAL_BYTES};
 
+use crate::block::listed;
 use crate::bytes::{Reader, put};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask};
-
-const LOG: u8 = 0x00;
-
-/// `sizeof(sequence_magic)`
-const SPECIAL_SIZE: usize = 4;
-/// `SEQ_MAGIC`
-const MAGIC: u32 = 0x1717;
-/// `sizeof(xl_seq_rec)`: the relation, before the tuple.
-const RECORD_HEADER_SIZE: usize = 12;
 
 /// Applies a sequence's new state, which is all of its only page.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     if record.operation() != LOG {
         return Err(Fault::Unknown);
     }
-    expect(listed_block(record, key).is_some(), "the record does not list the block")?;
+    expect(listed(record, key).is_some(), "the record does not list the block")?;
     let mut data = Reader::new(record.main_data);
-    data.skip(RECORD_HEADER_SIZE)?;
-    page::init(page, SPECIAL_SIZE);
+    data.skip(LOG_HEADER_BYTES)?;
+    page::init(page, SPECIAL_BYTES);
     let special = usize::from(page::special_start(page));
     put(page, special, &MAGIC.to_le_bytes())?;
     page::add_item(page, data.rest(), 1, Placing::Shift)?;

@@ -3,15 +3,16 @@
 //! Rules: `TransactionIdPrecedes` in `src/backend/access/transam/transam.c`, `MultiXactIdPrecedes` in
 //! `src/backend/access/transam/multixact.c`.
 
-/// No transaction.
-pub(crate) const INVALID: u32 = 0;
-/// The first id handed out to a transaction; those below have fixed meanings and are older than all others.
-pub(crate) const FIRST_NORMAL: u32 = 3;
+use borealis_wal::layout::FIRST_NORMAL_XID;
 
 /// Whether `left` is older than `right`, at most half the circle apart.
 #[must_use]
 pub(crate) fn precedes(left: u32, right: u32) -> bool {
-    if left < FIRST_NORMAL || right < FIRST_NORMAL { left < right } else { circularly_precedes(left, right) }
+    if left < FIRST_NORMAL_XID || right < FIRST_NORMAL_XID {
+        left < right
+    } else {
+        circularly_precedes(left, right)
+    }
 }
 
 /// Whether `left` comes before `right` on a circle without fixed ids (multixact ids and member offsets).
@@ -23,7 +24,7 @@ pub(crate) fn circularly_precedes(left: u32, right: u32) -> bool {
 /// The id after `xid`, leaving out those with fixed meanings.
 #[must_use]
 pub(crate) fn next(xid: u32) -> u32 {
-    xid.wrapping_add(1).max(FIRST_NORMAL)
+    xid.wrapping_add(1).max(FIRST_NORMAL_XID)
 }
 
 /// The next full transaction id (epoch in the high half) once `xid` is known to be in use: past it, unless
@@ -35,7 +36,7 @@ pub(crate) fn next(xid: u32) -> u32 {
 pub(crate) fn advance_full_past(next_full_xid: u64, xid: u32) -> u64 {
     // The low half of a full id is a transaction id by definition.
     let next_xid = next_full_xid as u32;
-    if precedes(xid, next_xid) || xid < FIRST_NORMAL {
+    if precedes(xid, next_xid) || xid < FIRST_NORMAL_XID {
         return next_full_xid;
     }
     let advanced = next(xid);
@@ -47,6 +48,7 @@ pub(crate) fn advance_full_past(next_full_xid: u64, xid: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_wal::layout::INVALID_XID;
     use proptest::prelude::*;
 
     #[test]
@@ -63,7 +65,7 @@ mod tests {
         assert_eq!(advance_full_past(next_full_xid, 0xFFFF_FFF0), 7 << 32 | 0xFFFF_FFF1);
         assert_eq!(advance_full_past(next_full_xid, 0xFFFF_FFFF), 8 << 32 | 3);
         assert_eq!(advance_full_past(next_full_xid, 5), 8 << 32 | 6);
-        assert_eq!(advance_full_past(next_full_xid, INVALID), next_full_xid);
+        assert_eq!(advance_full_past(next_full_xid, INVALID_XID), next_full_xid);
     }
 
     proptest! {

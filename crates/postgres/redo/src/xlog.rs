@@ -3,20 +3,18 @@
 
 use borealis_types::{PageBytes, PageKey};
 use borealis_wal::Record;
+use borealis_wal::layout::xlog::{FULL_PAGE_IMAGE, FULL_PAGE_IMAGE_FOR_HINT};
 
+use crate::block::listed;
 use crate::fault::{Fault, Redo, expect};
-use crate::listed_block;
-
-const FPI_FOR_HINT: u8 = 0xA0;
-const FPI: u8 = 0xB0;
 
 /// Applies an `XLOG` record to a page whose image, if the record has one, was not to be applied.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, _page: &mut PageBytes) -> Redo {
-    expect(listed_block(record, key).is_some(), "the record does not list this block")?;
+    expect(listed(record, key).is_some(), "the record does not list this block")?;
     match record.operation() {
         // With `full_page_writes` off the record comes without an image to apply. A hint is nothing to redo.
-        FPI_FOR_HINT => Ok(()),
-        FPI => Err(Fault::Failed("a full-page image record has no image to apply")),
+        FULL_PAGE_IMAGE_FOR_HINT => Ok(()),
+        FULL_PAGE_IMAGE => Err(Fault::Failed("a full-page image record has no image to apply")),
         _ => Err(Fault::Failed("this record changes no page")),
     }
 }

@@ -18,8 +18,7 @@ use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{Effect, Record, ResourceManager, effects};
 use support::Cluster;
 
-const GLOBAL: DatabaseKey = DatabaseKey { tablespace: 1664, database: 0 };
-const DEFAULT_TABLESPACE: u32 = 1663;
+const GLOBAL: DatabaseKey = DatabaseKey { tablespace: borealis_types::GLOBAL_TABLESPACE, database: 0 };
 
 /// Uses up ids of every kind, and changes every kind of small value. No checkpoint comes after what uses up ids,
 /// because it would tell the counters.
@@ -82,7 +81,7 @@ fn relation_maps(data: &Path) -> BTreeMap<MetaKey, Vec<u8>> {
     for entry in fs::read_dir(data.join("base")).unwrap() {
         let path = entry.unwrap().path();
         if let Ok(database) = path.file_name().unwrap().to_str().unwrap().parse() {
-            folders.push((DatabaseKey { tablespace: DEFAULT_TABLESPACE, database }, path));
+            folders.push((DatabaseKey { tablespace: borealis_types::DEFAULT_TABLESPACE, database }, path));
         }
     }
     folders

@@ -24,8 +24,7 @@ use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{Effect, effects};
 use support::{Cluster, seeded_checker};
 
-const GLOBAL: DatabaseKey = DatabaseKey { tablespace: 1664, database: 0 };
-const PAGES_PER_STATUS_FILE: u32 = 32;
+const GLOBAL: DatabaseKey = DatabaseKey { tablespace: borealis_types::GLOBAL_TABLESPACE, database: 0 };
 
 const WORKLOAD: &str = "
 create extension amcheck;
@@ -133,8 +132,8 @@ fn place(data: &Path, key: &PageKey) -> (PathBuf, u32) {
             (relation_path(data, block.relation_fork, segment), block.block % BLOCKS_PER_SEGMENT_FILE)
         }
         PageKey::Slru { kind, page } => {
-            let name = format!("{:04X}", page / PAGES_PER_STATUS_FILE);
-            (data.join(kind.folder()).join(name), page % PAGES_PER_STATUS_FILE)
+            let name = format!("{:04X}", page / borealis_types::SLRU_PAGES_PER_SEGMENT);
+            (data.join(kind.folder()).join(name), page % borealis_types::SLRU_PAGES_PER_SEGMENT)
         }
     }
 }

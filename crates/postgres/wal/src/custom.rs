@@ -2,8 +2,7 @@
 //!
 //! What such a record does is known to the extension's code alone. Nothing of it is ever stored.
 
-/// The first number PostgreSQL leaves to extensions (`RM_MIN_CUSTOM_ID`).
-pub const FIRST_NUMBER: u8 = 128;
+pub use crate::layout::common::wal_record::FIRST_CUSTOM_RESOURCE_MANAGER as FIRST_NUMBER;
 
 /// Whom the community's registry reserves a number for (<https://wiki.postgresql.org/wiki/CustomWALResourceManagers>).
 /// A reservation, not a proof: the log itself carries only the number.

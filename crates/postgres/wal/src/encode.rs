@@ -1,14 +1,15 @@
 //! The way back: records from their parts, and their place among WAL pages.
 
-use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageBytes, PostgresVersion, RecordSpan};
+use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageBytes, RecordSpan};
 
-use crate::page::{WAL_PAGE_BYTES, WalLayout, is_segment_start, page_start};
-use crate::record::{
+use crate::layout::common::wal_record::{
     BLOCK_HAS_DATA, BLOCK_HAS_IMAGE, BLOCK_ID_MAX, BLOCK_SAME_RELATION, BLOCK_WILL_INIT, CHECKSUM_OFFSET,
     ID_DATA_LONG, ID_DATA_SHORT, ID_ORIGIN, ID_TOP_LEVEL_XID, IMAGE_APPLY, IMAGE_HAS_HOLE, IMAGE_LZ4,
-    IMAGE_PGLZ, IMAGE_ZSTD, RECORD_BYTES_MAX, RECORD_HEADER_BYTES, checksum,
+    IMAGE_PGLZ, IMAGE_ZSTD, RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
 };
-use crate::v15::{CheckPointRecord, xlog};
+use crate::layout::{CheckPointRecord, page as page_header, xlog};
+use crate::page::{WAL_PAGE_BYTES, WalLayout, is_segment_start, page_start};
+use crate::record::checksum;
 use crate::{BlockImage, BlockReference, ImageCompression, ResourceManager};
 
 /// Pages one [`full_page_images`] record can hold.
@@ -187,12 +188,12 @@ fn push_block_header(block: &BlockReference<'_>, same_relation: bool, bytes: &mu
 /// zeros.
 fn hole(page: &PageBytes) -> (u16, u16) {
     let is_zero = |range: std::ops::Range<usize>| page[range].iter().all(|&byte| byte == 0);
-    let lower = u16::from_le_bytes([page[12], page[13]]);
-    let upper = u16::from_le_bytes([page[14], page[15]]);
+    let half = |offset: usize| u16::from_le_bytes([page[offset], page[offset + 1]]);
+    let (lower, upper) = (half(page_header::LOWER_OFFSET), half(page_header::UPPER_OFFSET));
     let (start, end) = (usize::from(lower), usize::from(upper));
     // Between `pd_lower` and `pd_upper` a standard page is free. A page that is not standard may have
     // anything there, so the bytes are looked at and not believed.
-    if start >= 24 && start < end && end <= PAGE_SIZE && is_zero(start..end) {
+    if start >= page_header::HEADER_BYTES && start < end && end <= PAGE_SIZE && is_zero(start..end) {
         (lower, upper - lower)
     } else if is_zero(0..PAGE_SIZE) {
         // The format has no hole at offset zero, so one byte stays.
@@ -306,7 +307,6 @@ pub fn shutdown_checkpoint(
 ) -> ShutdownCheckpoint {
     let at = last.end;
     let header_bytes = if page_start(at) == at { layout.header_bytes(at) as u64 } else { 0 };
-    let PostgresVersion::V15 = layout.version;
     let body = CheckPointRecord { redo: Lsn(at.0 + header_bytes), ..checkpoint }.encode();
     let record = RecordBuilder::new(ResourceManager::Xlog, xlog::CHECKPOINT_SHUTDOWN)
         .previous_start(last.start)

@@ -5,10 +5,9 @@
 use borealis_types::{PAGE_SIZE, PageBytes};
 
 use crate::bytes::Reader;
+use crate::layout::common::wal_record::{IMAGE_APPLY, IMAGE_HAS_HOLE, IMAGE_LZ4, IMAGE_PGLZ, IMAGE_ZSTD};
 use crate::pglz;
-use crate::record::{
-    BlockImage, IMAGE_APPLY, IMAGE_HAS_HOLE, IMAGE_LZ4, IMAGE_PGLZ, IMAGE_ZSTD, ImageCompression, RecordError,
-};
+use crate::record::{BlockImage, ImageCompression, RecordError};
 
 /// The largest window a Zstandard frame may ask for. A page needs 8 KiB; the frame's own word is not enough
 /// to allocate more than this.

@@ -5,7 +5,8 @@
 //!
 //! * [`stream`] finds records among WAL pages, [`Record::parse`] reads one, [`effects()`] tells what it
 //!   changes;
-//! * [`layout`] has the data of single operations, [`highest_xid`] the transaction ids they prove in use;
+//! * [`layout`] is the vocabulary of PostgreSQL's records and pages, [`highest_xid`] tells the transaction ids that a
+//!   record proves in use;
 //! * [`encode`] goes the other way, and [`native`] has the records that are Borealis's own.
 
 pub mod bytes;
@@ -13,6 +14,7 @@ pub mod custom;
 pub mod effects;
 pub mod encode;
 mod image;
+pub mod layout;
 pub mod native;
 pub mod page;
 mod pglz;
@@ -20,10 +22,6 @@ pub mod record;
 mod resource_manager;
 pub mod stream;
 mod transaction_id;
-pub mod v15;
-
-/// Layouts of single operations. Only version 15's exist so far.
-pub use v15 as layout;
 
 pub use effects::{Effect, EffectError, effects};
 pub use record::{

@@ -3,25 +3,11 @@
 use borealis_types::{Lsn, PostgresVersion};
 
 use crate::bytes::Reader;
-use crate::v15;
 
-/// Bytes of a WAL page (`XLOG_BLCKSZ`). Borealis supports the default only.
-pub const WAL_PAGE_BYTES: u64 = 8192;
-
-/// Bytes of a page header (`SizeOfXLogShortPHD`).
-pub const SHORT_HEADER_BYTES: usize = 24;
-
-/// Bytes of the header of a segment file's first page (`SizeOfXLogLongPHD`).
-pub const LONG_HEADER_BYTES: usize = 40;
-
-/// The page's first bytes are the rest of a record of the page before (`XLP_FIRST_IS_CONTRECORD`).
-pub const FIRST_IS_CONTINUATION: u16 = 0x0001;
-/// The header is a long one (`XLP_LONG_HEADER`).
-pub const LONG_HEADER: u16 = 0x0002;
-/// Instead of the rest of a record, the page begins with another one (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
-pub const FIRST_IS_OVERWRITE: u16 = 0x0008;
-/// Every flag there is (`XLP_ALL_FLAGS`).
-const ALL_FLAGS: u16 = 0x000F;
+use crate::layout::common::wal_page::{ALL_FLAGS, FIRST_IS_CONTINUATION, LONG_HEADER, SHORT_HEADER_BYTES};
+pub use crate::layout::common::wal_page::{
+    DEFAULT_SEGMENT_BYTES, FIRST_IS_OVERWRITE, LONG_HEADER_BYTES, WAL_PAGE_BYTES,
+};
 
 /// What all pages of a stream have in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +24,7 @@ pub struct WalLayout {
 
 impl WalLayout {
     /// PostgreSQL's default segment size.
-    pub const DEFAULT_SEGMENT_BYTES: u32 = 16 * 1024 * 1024;
+    pub const DEFAULT_SEGMENT_BYTES: u32 = DEFAULT_SEGMENT_BYTES;
 
     /// Bytes of the header of the page that begins at `page`.
     #[must_use]
@@ -74,12 +60,10 @@ impl WalLayout {
     }
 }
 
-/// `XLOG_PAGE_MAGIC`.
+/// The first two bytes of each page of this version (`XLOG_PAGE_MAGIC`).
 #[must_use]
 pub fn page_magic(version: PostgresVersion) -> u16 {
-    match version {
-        PostgresVersion::V15 => v15::PAGE_MAGIC,
-    }
+    version.facts().wal_page_magic
 }
 
 /// Where the page that holds this position begins.

@@ -13,43 +13,13 @@ use borealis_types::{
 
 use crate::ResourceManager;
 use crate::bytes::Reader;
-
-/// Bytes of a record's fixed header (`SizeOfXLogRecord`).
-pub const RECORD_HEADER_BYTES: usize = 24;
-
-/// Offset of `xl_crc`: everything before it is covered by the checksum, after the rest of the record.
-pub(crate) const CHECKSUM_OFFSET: usize = 20;
-
-/// The highest block id (`XLR_MAX_BLOCK_ID`).
-pub const BLOCK_ID_MAX: u8 = 32;
-
-/// The longest record anything here accepts: PostgreSQL's own limit (`XLogRecordMaxSize`, 1020 MiB).
-pub const RECORD_BYTES_MAX: usize = 1020 * 1024 * 1024;
-
-/// `XLR_SPECIAL_REL_UPDATE` in `info`: the record changes relation files without listing blocks.
-pub const SPECIAL_RELATION_UPDATE: u8 = 0x01;
-
-/// `XLR_CHECK_CONSISTENCY` in `info`: the images are what each block must be after redo.
-pub const CHECK_CONSISTENCY: u8 = 0x02;
-
-// Ids of the header parts that are not blocks (`XLR_BLOCK_ID_*`).
-pub(crate) const ID_DATA_SHORT: u8 = 255;
-pub(crate) const ID_DATA_LONG: u8 = 254;
-pub(crate) const ID_ORIGIN: u8 = 253;
-pub(crate) const ID_TOP_LEVEL_XID: u8 = 252;
-
-// Flags in `fork_flags`; the low four bits are the fork's number.
-pub(crate) const BLOCK_HAS_IMAGE: u8 = 0x10;
-pub(crate) const BLOCK_HAS_DATA: u8 = 0x20;
-pub(crate) const BLOCK_WILL_INIT: u8 = 0x40;
-pub(crate) const BLOCK_SAME_RELATION: u8 = 0x80;
-
-// Flags in `bimg_info`.
-pub(crate) const IMAGE_HAS_HOLE: u8 = 0x01;
-pub(crate) const IMAGE_APPLY: u8 = 0x02;
-pub(crate) const IMAGE_PGLZ: u8 = 0x04;
-pub(crate) const IMAGE_LZ4: u8 = 0x08;
-pub(crate) const IMAGE_ZSTD: u8 = 0x10;
+use crate::layout::common::wal_record::{
+    BLOCK_FORK_MASK, BLOCK_HAS_DATA, BLOCK_HAS_IMAGE, BLOCK_SAME_RELATION, BLOCK_WILL_INIT, CHECKSUM_OFFSET,
+    ID_DATA_LONG, ID_DATA_SHORT, ID_ORIGIN, ID_TOP_LEVEL_XID, OPERATION_MASK, RECORD_HEADER_BYTES,
+};
+pub use crate::layout::common::wal_record::{
+    BLOCK_ID_MAX, CHECK_CONSISTENCY, RECORD_BYTES_MAX, SPECIAL_RELATION_UPDATE,
+};
 
 /// A parsed record. It borrows the contiguous bytes of the record (`xl_tot_len` of them).
 #[derive(Clone, Debug)]
@@ -115,7 +85,7 @@ impl<'a> Record<'a> {
     /// The operation bits of `info` (without the `XLR_*` flags).
     #[must_use]
     pub fn operation(&self) -> u8 {
-        self.info & 0xF0
+        self.info & OPERATION_MASK
     }
 
     /// The listed block with this id (`XLogRecGetBlock…`).
@@ -132,9 +102,7 @@ impl<'a> Record<'a> {
 /// # Errors
 /// As [`Record::parse`].
 pub fn previous_start(version: PostgresVersion, span: RecordSpan, bytes: &[u8]) -> Result<Lsn, RecordError> {
-    let any_release = match version {
-        PostgresVersion::V15 => ServerVersion::NEWEST_TESTED,
-    };
+    let any_release = ServerVersion::any_of(version);
     Record::parse(any_release, span, bytes).map(|record| record.previous_start)
 }
 
@@ -267,7 +235,7 @@ fn parse_block_header<'a>(
     if (flags & BLOCK_HAS_DATA != 0) != (data_bytes != 0) {
         return Err("a block's data flag and data length disagree");
     }
-    let fork = Fork::try_from(flags & 0x0F).map_err(|_| "unknown fork number")?;
+    let fork = Fork::try_from(flags & BLOCK_FORK_MASK).map_err(|_| "unknown fork number")?;
     let (image, image_bytes) = if flags & BLOCK_HAS_IMAGE != 0 {
         let (image, length) = BlockImage::parse_header(reader)?;
         (Some(image), length)
@@ -433,4 +401,9 @@ pub enum RecordError {
         /// Position of its header.
         start: Lsn,
     },
+}
+
+/// A parsed part of the record, or the error that names the record and the layout it breaks.
+pub(crate) fn parsed<T>(record: &Record<'_>, part: Option<T>, what: &'static str) -> Result<T, RecordError> {
+    part.ok_or(RecordError::Malformed { start: record.span.start, what })
 }

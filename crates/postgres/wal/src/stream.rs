@@ -9,12 +9,11 @@
 use borealis_types::{Lsn, RecordSpan, ServerVersion};
 
 use crate::bytes::Reader;
-use crate::page::{
-    FIRST_IS_CONTINUATION, FIRST_IS_OVERWRITE, PageHeader, WAL_PAGE_BYTES, WalLayout, is_segment_start,
-    page_magic, page_start, segment_end,
-};
-use crate::record::{RECORD_BYTES_MAX, RECORD_HEADER_BYTES, RecordHeader, verify_checksum};
-use crate::v15::xlog;
+use crate::layout::common::wal_page::{FIRST_IS_CONTINUATION, FIRST_IS_OVERWRITE, WAL_PAGE_BYTES};
+use crate::layout::common::wal_record::{RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
+use crate::layout::xlog;
+use crate::page::{PageHeader, WalLayout, is_segment_start, page_magic, page_start, segment_end};
+use crate::record::{RecordHeader, verify_checksum};
 use crate::{Record, RecordError, ResourceManager};
 
 /// Where the bytes of the log come from.

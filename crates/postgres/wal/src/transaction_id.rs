@@ -1,12 +1,10 @@
 //! Which transaction ids a record proves to be in use, and which to be over.
 
-use borealis_types::PostgresVersion;
-
-use crate::v15::transaction::{
+use crate::layout::transaction::{
     ABORT, ABORT_PREPARED, ASSIGNMENT, Assignment, COMMIT, COMMIT_PREPARED, OPERATION_MASK, PREPARE, Prepare,
     TransactionEnd,
 };
-use crate::v15::{
+use crate::layout::{
     CheckPointRecord, FIRST_NORMAL_XID, MultiXactCreate, RunningTransactions, multixact, standby, xlog,
 };
 use crate::{Record, ResourceManager};
@@ -34,9 +32,7 @@ pub fn highest_xid(record: &Record<'_>) -> Option<u32> {
     };
     see(record.xid);
     record.top_level_xid.into_iter().for_each(&mut see);
-    match record.server_version.major() {
-        PostgresVersion::V15 => see_carried(record, &mut see),
-    }
+    see_carried(record, &mut see);
     highest
 }
 
@@ -87,28 +83,22 @@ fn see_carried(record: &Record<'_>, see: &mut impl FnMut(u32)) {
 
 /// Hands out the transactions, and subtransactions, that are over after this record. One that is prepared is not.
 pub fn ended_transactions(record: &Record<'_>, mut over: impl FnMut(u32)) {
-    match record.server_version.major() {
-        PostgresVersion::V15 => {
-            let ends = record.resource_manager == ResourceManager::Transaction
-                && matches!(record.info & OPERATION_MASK, COMMIT | ABORT | COMMIT_PREPARED | ABORT_PREPARED);
-            if ends && let Ok(end) = TransactionEnd::parse(record) {
-                over(end.xid);
-                end.subxids().for_each(over);
-            }
-        }
+    let ends = record.resource_manager == ResourceManager::Transaction
+        && matches!(record.info & OPERATION_MASK, COMMIT | ABORT | COMMIT_PREPARED | ABORT_PREPARED);
+    if ends && let Ok(end) = TransactionEnd::parse(record) {
+        over(end.xid);
+        end.subxids().for_each(over);
     }
 }
 
 /// The oldest transaction that was running, if the record is a snapshot of running transactions.
 #[must_use]
 pub fn oldest_running_transaction(record: &Record<'_>) -> Option<u32> {
-    match record.server_version.major() {
-        PostgresVersion::V15 => (record.resource_manager == ResourceManager::Standby
-            && record.operation() == standby::RUNNING_TRANSACTIONS)
-            .then(|| RunningTransactions::parse(record).ok())
-            .flatten()
-            .map(|running| running.oldest_running_xid),
-    }
+    (record.resource_manager == ResourceManager::Standby
+        && record.operation() == standby::RUNNING_TRANSACTIONS)
+        .then(|| RunningTransactions::parse(record).ok())
+        .flatten()
+        .map(|running| running.oldest_running_xid)
 }
 
 /// The transaction id before this one (`TransactionIdRetreat`): reserved ids are skipped.

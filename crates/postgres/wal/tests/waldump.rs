@@ -8,6 +8,7 @@ use std::process::Command;
 use borealis_types::{Fork, Lsn, PAGE_SIZE, PageKey, PostgresVersion, RecordSpan, ServerVersion, SlruKind};
 use borealis_wal::encode::{RecordBuilder, lay_out, shutdown_checkpoint};
 use borealis_wal::layout::CheckPointRecord;
+use borealis_wal::layout::wal_page::BACKUP_REMOVABLE;
 use borealis_wal::page::{PageHeader, WAL_PAGE_BYTES, WalLayout};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{Effect, ImageCompression, Record, ResourceManager, effects, highest_xid, xid_precedes};
@@ -15,7 +16,7 @@ use borealis_wal::{Effect, ImageCompression, Record, ResourceManager, effects, h
 const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// A page flag that nothing here writes.
-const XLP_BKP_REMOVABLE: u8 = 0x04;
+const REMOVABLE: u8 = BACKUP_REMOVABLE as u8;
 
 /// A server of its own, with its data and its socket in a temporary folder.
 struct Server {
@@ -321,8 +322,8 @@ fn check_encoding(record: &Record<'_>, at: Lsn, layout: &WalLayout, log: &WalWin
     let mut page = at.0.next_multiple_of(WAL_PAGE_BYTES) - at.0;
     while (page as usize) < bytes.len() {
         // One flag is a hint for archivers, and says nothing about the page.
-        real[page as usize + 2] &= !XLP_BKP_REMOVABLE;
-        bytes[page as usize + 2] &= !XLP_BKP_REMOVABLE;
+        real[page as usize + 2] &= !REMOVABLE;
+        bytes[page as usize + 2] &= !REMOVABLE;
         page += WAL_PAGE_BYTES;
     }
     assert!(real == bytes, "{record:?} is laid out differently");

@@ -7,6 +7,7 @@ mod invariant;
 mod key;
 mod lsn;
 mod placement;
+mod postgres_version;
 mod read_point;
 pub mod server_request;
 mod server_version;
@@ -19,11 +20,12 @@ pub use key::{
 };
 pub use lsn::{Lsn, ParseLsnError, RecordSpan};
 pub use placement::{GroupSet, MAX_GROUPS, META_GROUP, Placement};
+pub use postgres_version::{MajorVersion, PostgresVersion};
 pub use read_point::ReadPoint;
 pub use server_version::{ParseServerVersionError, ServerVersion, UnsupportedServerVersion};
 pub use volume::{
-    AvailabilityZone, GroupId, InstanceId, NodeId, PostgresVersion, READ_QUORUM, SEGMENTS_PER_GROUP,
-    VolumeEpoch, VolumeId, WRITE_QUORUM, WriterId,
+    AvailabilityZone, GroupId, InstanceId, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP, VolumeEpoch, VolumeId,
+    WRITE_QUORUM, WriterId,
 };
 
 /// PostgreSQL's block size. Borealis supports the default only and checks it when a volume is created.
@@ -34,3 +36,16 @@ pub type PageBytes = [u8; PAGE_SIZE];
 
 /// Blocks per 1 GiB relation segment file (`RELSEG_SIZE`).
 pub const BLOCKS_PER_SEGMENT_FILE: u32 = 131_072;
+
+/// `SizeOfPageHeaderData` (`src/include/storage/bufpage.h`): where a page's line pointers start.
+pub const PAGE_HEADER_BYTES: usize = 24;
+
+/// `SLRU_PAGES_PER_SEGMENT` (`src/include/access/slru.h`): pages of one segment file of a transaction-status store. Stores
+/// are truncated by whole segment files.
+pub const SLRU_PAGES_PER_SEGMENT: u32 = 32;
+
+/// `DEFAULTTABLESPACE_OID` (`pg_tablespace.dat`): the relations in `base`.
+pub const DEFAULT_TABLESPACE: u32 = 1663;
+
+/// `GLOBALTABLESPACE_OID` (`pg_tablespace.dat`): the relations in `global`, which all databases share.
+pub const GLOBAL_TABLESPACE: u32 = 1664;

@@ -17,9 +17,9 @@ pub struct ServerVersion(u32);
 impl ServerVersion {
     /// The oldest release that the tests on a real PostgreSQL have run with. An older one is started with a warning:
     /// its redo may differ in a way that nobody has looked at.
-    pub const OLDEST_TESTED: ServerVersion = ServerVersion(15_00_18);
+    pub const OLDEST_TESTED: ServerVersion = ServerVersion(PostgresVersion::OLDEST.facts().oldest_tested);
     /// The newest one; a newer one is started with the same warning.
-    pub const NEWEST_TESTED: ServerVersion = ServerVersion(15_00_20);
+    pub const NEWEST_TESTED: ServerVersion = ServerVersion(PostgresVersion::NEWEST.facts().newest_tested);
 
     /// The release with this `server_version_num`.
     ///
@@ -30,6 +30,12 @@ impl ServerVersion {
             Some(_) => Ok(ServerVersion(server_version_num)),
             None => Err(UnsupportedServerVersion { server_version_num }),
         }
+    }
+
+    /// Some release of a major version, where only layouts matter.
+    #[must_use]
+    pub const fn any_of(major: PostgresVersion) -> ServerVersion {
+        ServerVersion(major.facts().newest_tested)
     }
 
     /// PostgreSQL's own number for the release.
@@ -47,16 +53,16 @@ impl ServerVersion {
         }
     }
 
-    /// Whether no test has run with a release as old as this one.
+    /// Whether no test has run with a release of its major version as old as this one.
     #[must_use]
-    pub fn is_older_than_tested(self) -> bool {
-        self < ServerVersion::OLDEST_TESTED
+    pub const fn is_older_than_tested(self) -> bool {
+        self.0 < self.major().facts().oldest_tested
     }
 
-    /// Whether no test has run with a release as new as this one.
+    /// Whether no test has run with a release of its major version as new as this one.
     #[must_use]
-    pub fn is_newer_than_tested(self) -> bool {
-        self > ServerVersion::NEWEST_TESTED
+    pub const fn is_newer_than_tested(self) -> bool {
+        self.0 > self.major().facts().newest_tested
     }
 }
 
@@ -64,10 +70,7 @@ impl ServerVersion {
 const NUMBERS_PER_MAJOR: u32 = 10_000;
 
 const fn major_of(server_version_num: u32) -> Option<PostgresVersion> {
-    match server_version_num / NUMBERS_PER_MAJOR {
-        15 => Some(PostgresVersion::V15),
-        _ => None,
-    }
+    PostgresVersion::of_number(server_version_num / NUMBERS_PER_MAJOR)
 }
 
 impl fmt::Display for ServerVersion {
@@ -85,7 +88,10 @@ impl fmt::Debug for ServerVersion {
 
 /// A `server_version_num` of a major version that Borealis does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("server version {server_version_num} is not a release of PostgreSQL 15")]
+#[error(
+    "server version {server_version_num} is not a release of PostgreSQL {}",
+    PostgresVersion::supported()
+)]
 pub struct UnsupportedServerVersion {
     /// The number as it came.
     pub server_version_num: u32,
@@ -93,7 +99,11 @@ pub struct UnsupportedServerVersion {
 
 /// Text that is not a release Borealis knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a release of PostgreSQL 15; write it as PostgreSQL does, for example 15.18")]
+#[error(
+    "`{0}` is not a release of PostgreSQL {versions}; write it as PostgreSQL does, for example {example}",
+    versions = PostgresVersion::supported(),
+    example = ServerVersion::OLDEST_TESTED
+)]
 pub struct ParseServerVersionError(String);
 
 impl FromStr for ServerVersion {

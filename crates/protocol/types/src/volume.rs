@@ -86,10 +86,3 @@ impl fmt::Debug for VolumeId {
 /// The name of an availability zone, such as `az1`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct AvailabilityZone(pub String);
-
-/// Which major version of PostgreSQL wrote a stream. Every layout that differs asks this.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub enum PostgresVersion {
-    /// PostgreSQL 15.
-    V15,
-}

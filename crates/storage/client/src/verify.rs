@@ -30,7 +30,8 @@ const STEP_ENTRIES_MIN: u32 = 16;
 /// How long peers may take to have an LSN in common before the ones behind are left out.
 const COMMON_LSN_PATIENCE: Duration = Duration::from_secs(5);
 /// The tablespace and database of shared relations (`pg_global`).
-const SHARED_RELATIONS: DatabaseKey = DatabaseKey { tablespace: 1664, database: 0 };
+const SHARED_RELATIONS: DatabaseKey =
+    DatabaseKey { tablespace: borealis_types::GLOBAL_TABLESPACE, database: 0 };
 
 /// What to verify.
 #[derive(Clone, Debug)]

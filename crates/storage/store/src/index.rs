@@ -9,6 +9,7 @@ use borealis_types::{
     BlockKey, DatabaseKey, Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RecordSpan,
     RelationFork, SlruKind,
 };
+use borealis_wal::layout::slru::PAGES_PER_SEGMENT as SLRU_PAGES_PER_SEGMENT;
 use borealis_wal::{Effect, Record, ResourceManager};
 
 use crate::base::{Base, database_of, database_range, in_database};
@@ -473,9 +474,6 @@ impl Index {
 pub(crate) fn changes_only_existing_pages(record: &Record<'_>) -> bool {
     record.resource_manager == ResourceManager::Storage
 }
-
-/// Pages in one segment file of a transaction-status store (`SLRU_PAGES_PER_SEGMENT`).
-const SLRU_PAGES_PER_SEGMENT: u32 = 32;
 
 /// Whether truncating the store so that `first_kept` stays removes `page`.
 ///

@@ -5,13 +5,11 @@
 
 use borealis_types::{GroupId, Lsn, NodeId, PageBytes, PageKey, RecordSpan, VolumeEpoch, VolumeId};
 use borealis_wal::ResourceManager;
+use borealis_wal::layout::page::{HEADER_BYTES, LOWER_OFFSET};
 use borealis_wire::message::{Caller, Reply, Request, encode_message};
 use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 
 use crate::{Input, Sample};
-
-/// Where a page's pointers to its tuples begin; `pd_lower`, at 12, says where they end.
-const PAGE_HEADER_BYTES: u16 = 24;
 
 const SAMPLES: &[u8] = include_bytes!("../corpus/samples.lz4");
 
@@ -41,7 +39,8 @@ pub fn samples() -> Vec<Vec<u8>> {
 fn gist_removal(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut sample = Sample::decode(&mut Input::new(bytes));
     let is_update = sample.resource_manager == ResourceManager::Gist.number() && sample.info & 0xF0 == 0;
-    let has_tuple = |page: &PageBytes| u16::from_le_bytes([page[12], page[13]]) > PAGE_HEADER_BYTES;
+    let lower = |page: &PageBytes| u16::from_le_bytes([page[LOWER_OFFSET], page[LOWER_OFFSET + 1]]);
+    let has_tuple = |page: &PageBytes| usize::from(lower(page)) > HEADER_BYTES;
     let block = sample.blocks.first_mut().filter(|block| is_update && block.image.is_none())?;
     let key = PageKey::Block(block.key);
     let has_tuple = sample.pages.iter().any(|(known, page)| *known == key && has_tuple(page));

@@ -1,6 +1,8 @@
 //! Pages as instructions: real ones without their hole, made-up ones, and small changes to either.
 
 use borealis_types::{PAGE_SIZE, PageBytes};
+use borealis_wal::layout::item_id::{FLAGS_SHIFT, ITEM_ID_BYTES, LENGTH_SHIFT, LP_NORMAL};
+use borealis_wal::layout::page as header;
 
 use crate::Input;
 
@@ -64,18 +66,23 @@ fn make_up(input: &mut Input<'_>, page: &mut PageBytes) {
     let special = PAGE_SIZE - special_bytes;
     let content = input.bytes(special_bytes);
     page[special..special + content.len()].copy_from_slice(content);
-    let (mut lower, mut upper) = (24, special);
+    let (mut lower, mut upper) = (header::HEADER_BYTES, special);
     for _ in 0..item_count {
         let length = usize::from(input.u8() % 128);
         let content = input.bytes(length);
         upper -= content.len().next_multiple_of(8);
         page[upper..upper + content.len()].copy_from_slice(content);
-        // LP_NORMAL; the length is in the high 15 bits.
-        put_u32(page, lower, upper as u32 | 1 << 15 | (content.len() as u32) << 17);
-        lower += 4;
+        let flags = u32::from(LP_NORMAL) << FLAGS_SHIFT;
+        put_u32(page, lower, upper as u32 | flags | (content.len() as u32) << LENGTH_SHIFT);
+        lower += ITEM_ID_BYTES;
     }
-    for (at, value) in [(12, lower), (14, upper), (16, special), (18, PAGE_SIZE | 4)] {
-        page[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
+    for (at, value) in [
+        (header::LOWER_OFFSET, lower as u16),
+        (header::UPPER_OFFSET, upper as u16),
+        (header::SPECIAL_OFFSET, special as u16),
+        (header::SIZE_AND_VERSION_OFFSET, header::SIZE_AND_VERSION),
+    ] {
+        page[at..at + 2].copy_from_slice(&value.to_le_bytes());
     }
 }
 
@@ -93,12 +100,12 @@ pub(crate) fn change_pages(input: &mut Input<'_>, pages: &mut [Box<PageBytes>]) 
         let page = &mut pages[index];
         let offset = usize::from(offset);
         let at = match region % 5 {
-            0 => offset % 24,
-            1 => 24 + offset % 160,
+            0 => offset % header::HEADER_BYTES,
+            1 => header::HEADER_BYTES + offset % 160,
             2 => PAGE_SIZE - 2 - offset % 24,
             3 => {
                 // Inside the item of one of the first line pointers.
-                let pointer = 24 + 4 * (offset % 64);
+                let pointer = header::HEADER_BYTES + ITEM_ID_BYTES * (offset % 64);
                 let item = u16::from_le_bytes([page[pointer], page[pointer + 1]]) & 0x7FFF;
                 usize::from(item) + offset / 64 % 32
             }

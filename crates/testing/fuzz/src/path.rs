@@ -1,13 +1,17 @@
 //! Paths as PostgreSQL gives them to the shim.
 
 use borealis_shm::path::{Layout, PathClass};
-use borealis_types::{Fork, RelationFork, RelationLocator};
+use borealis_types::{
+    DEFAULT_TABLESPACE, Fork, GLOBAL_TABLESPACE, PostgresVersion, RelationFork, RelationLocator,
+};
 
 use crate::Input;
 
+const VERSION: PostgresVersion = PostgresVersion::NEWEST;
+
 const LAYOUT: Layout<'static> = Layout {
     data_directory: b"/dev/shm/data",
-    versions: (15, 202_209_061),
+    versions: (VERSION.facts().number as u32, VERSION.facts().catalog_version),
     wal_segment_size_bytes: 16 << 20,
 };
 
@@ -33,9 +37,9 @@ pub fn shim_path(data: &[u8]) {
 fn canonical(fork: RelationFork, segment: u32) -> String {
     let RelationFork { locator: RelationLocator { tablespace, database, relation }, fork } = fork;
     let folder = match tablespace {
-        1663 => format!("base/{database}"),
-        1664 => "global".to_owned(),
-        other => format!("pg_tblspc/{other}/PG_15_202209061/{database}"),
+        DEFAULT_TABLESPACE => format!("base/{database}"),
+        GLOBAL_TABLESPACE => "global".to_owned(),
+        other => format!("pg_tblspc/{other}/{}/{database}", VERSION.tablespace_folder()),
     };
     let suffix = Fork::file_suffix(fork);
     let segment = if segment == 0 { String::new() } else { format!(".{segment}") };

@@ -2,6 +2,7 @@
 
 use borealis_types::{Lsn, PostgresVersion, RecordSpan, ServerVersion};
 use borealis_wal::encode::lay_out;
+use borealis_wal::layout::wal_record::{CHECKSUM_OFFSET, RECORD_HEADER_BYTES};
 use borealis_wal::page::{FIRST_IS_OVERWRITE, WAL_PAGE_BYTES, WalLayout, page_start};
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 use borealis_wal::{ResourceManager, highest_xid};
@@ -16,8 +17,6 @@ const STREAM_BYTES_MAX: usize = 2 << 20;
 const ITEMS_MAX: usize = 64;
 /// Changed bytes of one stream.
 const CHANGES_MAX: u8 = 15;
-
-const RECORD_HEADER_BYTES: usize = 24;
 
 /// A stream that is being made.
 struct Stream {
@@ -49,8 +48,9 @@ fn seal(record: &mut Vec<u8>) {
     record.resize(record.len().max(RECORD_HEADER_BYTES), 0);
     let length = record.len() as u32;
     record[..4].copy_from_slice(&length.to_le_bytes());
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&record[RECORD_HEADER_BYTES..]), &record[..20]);
-    record[20..24].copy_from_slice(&checksum.to_le_bytes());
+    let checksum =
+        crc32c::crc32c_append(crc32c::crc32c(&record[RECORD_HEADER_BYTES..]), &record[..CHECKSUM_OFFSET]);
+    record[CHECKSUM_OFFSET..RECORD_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
 }
 
 /// Decoding a stream, in one go and as it grows.

@@ -1,21 +1,16 @@
 //! The control file, and the small values that redo changes.
 
 use borealis_redo::apply_meta;
-use borealis_redo::control_file::{CONTROL_VERSION, ControlFile};
 use borealis_redo::counters::Counters;
 use borealis_types::{DatabaseKey, Lsn, MetaKey, RecordSpan};
 use borealis_wal::Record;
-use borealis_wal::layout::CheckPointRecord;
+use borealis_wal::layout::control_file::{self, CONTROL_VERSION, ControlFile};
+use borealis_wal::layout::{CheckPointRecord, relation_map};
 
 use crate::sample::take_meta_key;
 use crate::{Input, Sample};
 
 const SPAN: RecordSpan = RecordSpan { start: Lsn(0x1_0000_0028), end: Lsn(0x1_0000_0100) };
-
-/// Where `pg_control` has its checksum.
-const CONTROL_CHECKSUM: usize = 288;
-/// Where `pg_filenode.map` has its checksum (`src/backend/utils/cache/relmapper.c`).
-const RELATION_MAP_CHECKSUM: usize = 504;
 
 /// A `pg_control` of any content, with the right checksum or without.
 ///
@@ -26,10 +21,10 @@ pub fn control_file(data: &[u8]) {
     let sealed = input.u8() & 1 == 1;
     let mut file = input.rest().to_vec();
     if sealed {
-        file.resize(file.len().max(CONTROL_CHECKSUM + 4), 0);
+        file.resize(file.len().max(control_file::CRC_OFFSET + 4), 0);
         file[8..12].copy_from_slice(&CONTROL_VERSION.to_le_bytes());
-        let checksum = crc32c::crc32c(&file[..CONTROL_CHECKSUM]);
-        file[CONTROL_CHECKSUM..CONTROL_CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
+        let checksum = crc32c::crc32c(&file[..control_file::CRC_OFFSET]);
+        file[control_file::CRC_OFFSET..control_file::CRC_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
     }
     let Ok(decoded) = ControlFile::decode(&file) else { return };
     let encoded = decoded.encode();
@@ -81,9 +76,10 @@ fn sealed(key: &MetaKey, value: &[u8]) -> Option<Vec<u8>> {
             value[0] = template[0];
         }
         MetaKey::RelationMap(_) => {
-            value.resize(RELATION_MAP_CHECKSUM + 8, 0);
-            let checksum = crc32c::crc32c(&value[..RELATION_MAP_CHECKSUM]);
-            value[RELATION_MAP_CHECKSUM..RELATION_MAP_CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
+            value.resize(relation_map::CRC_OFFSET + 8, 0);
+            let checksum = crc32c::crc32c(&value[..relation_map::CRC_OFFSET]);
+            value[relation_map::CRC_OFFSET..relation_map::CRC_OFFSET + 4]
+                .copy_from_slice(&checksum.to_le_bytes());
         }
         _ => return None,
     }

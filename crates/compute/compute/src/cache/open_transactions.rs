@@ -83,9 +83,8 @@ mod tests {
 
     /// A commit or abort, with these subtransactions.
     fn ends(open: &mut OpenTransactions, end: u64, xid: u32, info: u8, subxids: &[u32]) {
-        const HAS_SUBXIDS: u32 = 1 << 1;
         let mut data = 0i64.to_le_bytes().to_vec();
-        data.extend(HAS_SUBXIDS.to_le_bytes());
+        data.extend(transaction::HAS_SUBXIDS.to_le_bytes());
         data.extend((subxids.len() as u32).to_le_bytes());
         data.extend(subxids.iter().flat_map(|xid| xid.to_le_bytes()));
         see(open, end, xid, ResourceManager::Transaction, info | transaction::HAS_INFO, &data);

@@ -11,23 +11,12 @@
 //! Hint bits, `LP_DEAD` marks and the like are lost; PostgreSQL sets them again.
 
 use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
+use borealis_wal::layout::btree::{CYCLE_ID_MAX, CYCLE_ID_OFFSET, SPECIAL_BYTES as BTREE_SPECIAL_BYTES};
+use borealis_wal::layout::page::{LSN_OFFSET, SPECIAL_OFFSET, UPPER_OFFSET, max_align};
+use borealis_wal::layout::sequence::{self, MAGIC as SEQUENCE_MAGIC};
 
-/// `pd_lsn`: two halves, the higher first (`PageXLogRecPtr` in `bufpage.h`). The same in versions 15 to 18, as is
-/// everything below.
-const LSN_OFFSET: usize = 0;
-/// `pd_upper`; zero in a page that was never initialised.
-const UPPER_OFFSET: usize = 14;
-/// `pd_special`
-const SPECIAL_OFFSET: usize = 16;
-/// Bytes of a B-tree page's special space (`BTPageOpaqueData` in `nbtree.h`). Its last two are the cycle id; other
-/// access methods with as many have a page id above [`BTREE_CYCLE_ID_MAX`] there.
-const BTREE_SPECIAL_BYTES: usize = 16;
-/// `MAX_BT_CYCLE_ID`
-const BTREE_CYCLE_ID_MAX: u16 = 0xFF7F;
-/// Bytes of a sequence page's special space.
-const SEQUENCE_SPECIAL_BYTES: usize = 8;
-/// `SEQ_MAGIC` (`sequence.c`), the first word of a sequence page's special space.
-const SEQUENCE_MAGIC: u32 = 0x1717;
+/// The special space of a sequence's page is aligned, as every page's is.
+const SEQUENCE_SPECIAL_BYTES: usize = max_align(sequence::SPECIAL_BYTES);
 
 /// Why a page stays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,8 +66,9 @@ pub fn may_drop(page: &PageBytes, written_at: Lsn, known: &Known) -> Result<(), 
     }
     match PAGE_SIZE.saturating_sub(usize::from(half(page, SPECIAL_OFFSET))) {
         BTREE_SPECIAL_BYTES => {
-            let cycle = half(page, PAGE_SIZE - 2);
-            if cycle != 0 && cycle <= BTREE_CYCLE_ID_MAX {
+            // Other access methods with as much special space have a page id there, which is above every cycle id.
+            let cycle = half(page, PAGE_SIZE - BTREE_SPECIAL_BYTES + CYCLE_ID_OFFSET);
+            if cycle != 0 && cycle <= CYCLE_ID_MAX {
                 return Err(Keep::VacuumCycle);
             }
         }

@@ -6,12 +6,11 @@ use borealis_types::server_request::{
     self, MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, RelationEntry, SlruEntry,
 };
 use borealis_types::{
-    DatabaseKey, Fork, GroupId, PAGE_SIZE, PageKey, ReadPoint, RelationFork, RelationLocator, SlruKind,
+    DatabaseKey, Fork, GroupId, PAGE_SIZE, PageKey, ReadPoint, RelationFork, RelationLocator,
+    SLRU_PAGES_PER_SEGMENT, SlruKind,
 };
 use borealis_wire::{RelationSize, Reply, Request};
 
-/// Pages in one segment file of a transaction-status store.
-const SLRU_PAGES_PER_SEGMENT: u32 = 32;
 /// What is asked of one group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Ask {

@@ -119,7 +119,7 @@ impl Supervisor {
                 data_directory: data_directory.to_path_buf(),
                 wal_segment_size_bytes: u64::from(control.wal_segment_bytes),
                 log_ahead_limit_bytes: tuning.log_ahead_limit_bytes,
-                major_version: 15,
+                major_version: u32::from(self.config.version.facts().number),
                 catalog_version: control.catalog_version,
                 spin_count: tuning.spin,
                 slot_count: self.slot_count(),

@@ -2,7 +2,9 @@
 
 use borealis_shm::RequestError;
 use borealis_shm::path::PathClass;
-use borealis_types::{BLOCKS_PER_SEGMENT_FILE, BlockKey, Lsn, PAGE_SIZE, PageBytes};
+use borealis_types::{
+    BLOCKS_PER_SEGMENT_FILE, BlockKey, Lsn, PAGE_HEADER_BYTES, PAGE_SIZE, PageBytes, SLRU_PAGES_PER_SEGMENT,
+};
 use libc::{c_int, c_void, iovec, off_t, size_t, ssize_t};
 
 use super::{ALLOCATION, PAGE, cached_block, file_size, is_absent, is_unlinked, note_use, punch, seek};
@@ -10,12 +12,6 @@ use crate::descriptors::{self, OpenFile, WRITABLE};
 use crate::messages::{Digits, report_file, report_request};
 use crate::real::{self, Errno, errno, set_errno};
 use crate::shim::Shim;
-
-/// `SizeOfPageHeaderData` (`bufpage.h`).
-const HEADER_BYTES: usize = 24;
-
-/// Pages of a status store in one segment file (`SLRU_PAGES_PER_SEGMENT` in `slru.h`).
-const PAGES_PER_SLRU_SEGMENT: u32 = 32;
 
 /// `pread` on a cached file.
 ///
@@ -142,7 +138,7 @@ fn complete(
 /// they begin with zeros, or one of the block's pieces is all zeros. The file system copies, fills and drops such
 /// pieces one by one, so a block that is dropped under a reader's eyes can look half present.
 fn looks_absent(part: &[u8], inside: usize) -> bool {
-    if part.iter().take(HEADER_BYTES).all(|&byte| byte == 0) {
+    if part.iter().take(PAGE_HEADER_BYTES).all(|&byte| byte == 0) {
         return true;
     }
     let mut rest = part;
@@ -276,7 +272,7 @@ fn request(
             shim.client.read_block(&shim.slot, key, page)
         }
         PathClass::Slru { kind, segment } => {
-            let first = segment.saturating_mul(PAGES_PER_SLRU_SEGMENT);
+            let first = segment.saturating_mul(SLRU_PAGES_PER_SEGMENT);
             shim.client.read_slru_page(&shim.slot, kind, first.saturating_add(number), page)
         }
         PathClass::Wal { .. } | PathClass::Other => Ok(false),

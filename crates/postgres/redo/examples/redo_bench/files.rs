@@ -6,13 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use borealis_types::{
-    BLOCKS_PER_SEGMENT_FILE, BlockKey, Fork, Lsn, PAGE_SIZE, PageBytes, PageKey, RelationFork,
-    RelationLocator, SlruKind,
+    BLOCKS_PER_SEGMENT_FILE, BlockKey, DEFAULT_TABLESPACE, Fork, GLOBAL_TABLESPACE, Lsn, PAGE_SIZE,
+    PageBytes, PageKey, RelationFork, RelationLocator, SLRU_PAGES_PER_SEGMENT, SlruKind,
 };
-
-const DEFAULT_TABLESPACE: u32 = 1663;
-const GLOBAL_TABLESPACE: u32 = 1664;
-const PAGES_PER_SLRU_FILE: u32 = 32;
 
 /// The contiguous segment files of a folder, of the default size: position of the first byte, and the bytes.
 pub fn wal(folder: &Path) -> io::Result<(Lsn, Vec<u8>)> {
@@ -58,7 +54,7 @@ pub fn pages(data: &Path) -> io::Result<BTreeMap<PageKey, Box<PageBytes>>> {
         for (name, path) in entries(&data.join(kind.folder()))? {
             let Ok(segment) = u32::from_str_radix(&name, 16) else { continue };
             for (index, bytes) in read_pages(&path)? {
-                pages.insert(PageKey::Slru { kind, page: segment * PAGES_PER_SLRU_FILE + index }, bytes);
+                pages.insert(PageKey::Slru { kind, page: segment * SLRU_PAGES_PER_SEGMENT + index }, bytes);
             }
         }
     }

@@ -5,54 +5,26 @@
 //! map says where each summary is.
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
+use borealis_wal::layout::brin::{
+    CREATE_INDEX, DESUMMARIZE, EVACUATE, FLAGS_OFFSET, INIT_PAGE, INSERT, META, META_BYTES,
+    META_LAST_RANGE_MAP_PAGE_OFFSET, META_MAGIC, OPERATION_MASK, RANGE_MAP, RANGE_MAP_ENTRIES,
+    RANGE_MAP_ENTRY_BYTES, REGULAR, REVMAP_EXTEND, SAMEPAGE_UPDATE, SPECIAL_BYTES, TYPE_OFFSET, UPDATE,
+    UPDATE_INSERT_OFFSET,
+};
+use borealis_wal::layout::item_pointer::{INVALID_BLOCK, INVALID_OFFSET_NUMBER, OFFSET_NUMBER_OFFSET};
 use borealis_wal::{BlockReference, Record};
 
+use crate::block::listed;
 use crate::btree::tuple;
 use crate::bytes::{Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask};
-
-const CREATE_INDEX: u8 = 0x00;
-const INSERT: u8 = 0x10;
-const UPDATE: u8 = 0x20;
-const SAMEPAGE_UPDATE: u8 = 0x30;
-const REVMAP_EXTEND: u8 = 0x40;
-const DESUMMARIZE: u8 = 0x50;
-/// `XLOG_BRIN_OPMASK`
-const OPERATION_MASK: u8 = 0x70;
-/// `XLOG_BRIN_INIT_PAGE`: the tuple is the first on its page.
-const INIT_PAGE: u8 = 0x80;
-
-/// `sizeof(BrinSpecialSpace)`: flags in the last but one, the page's type in the last two bytes.
-const SPECIAL_SIZE: usize = 8;
-const FLAGS_OFFSET: usize = 4;
-const TYPE_OFFSET: usize = 6;
-/// `BRIN_EVACUATE_PAGE`
-const EVACUATE: u16 = 1 << 0;
-
-/// `BRIN_PAGETYPE_META`
-const META: u16 = 0xF091;
-/// `BRIN_PAGETYPE_REVMAP`
-const RANGE_MAP: u16 = 0xF092;
-/// `BRIN_PAGETYPE_REGULAR`
-const REGULAR: u16 = 0xF093;
-
-/// `BRIN_META_MAGIC`
-const META_MAGIC: u32 = 0xA810_9CFA;
-/// `sizeof(BrinMetaPageData)`: magic, version, pages per range, last page of the range map.
-const META_SIZE: usize = 16;
-
-/// Size of an entry of the range map: where in the index the range's summary is.
-const RANGE_MAP_ENTRY_SIZE: usize = 6;
-/// `REVMAP_PAGE_MAXITEMS`
-const RANGE_MAP_ENTRIES: usize =
-    (borealis_types::PAGE_SIZE - page::HEADER_SIZE - SPECIAL_SIZE) / RANGE_MAP_ENTRY_SIZE;
 
 /// `brin_page_init`
 fn init_page(page: &mut PageBytes, page_type: u16) -> Redo {
-    page::init(page, SPECIAL_SIZE);
-    put(page::special_mut(page, SPECIAL_SIZE)?, TYPE_OFFSET, &page_type.to_le_bytes())
+    page::init(page, SPECIAL_BYTES);
+    put(page::special_mut(page, SPECIAL_BYTES)?, TYPE_OFFSET, &page_type.to_le_bytes())
 }
 
 /// `xl_brin_insert`
@@ -67,7 +39,7 @@ impl Insert {
     fn read(record: &Record<'_>) -> Redo<Insert> {
         let mut data = Reader::new(record.main_data);
         if record.info & OPERATION_MASK == UPDATE {
-            data.skip(4)?;
+            data.skip(UPDATE_INSERT_OFFSET)?;
         }
         Ok(Insert { heap_block: data.u32()?, pages_per_range: data.u32()?, offset_number: data.u16()? })
     }
@@ -75,7 +47,7 @@ impl Insert {
 
 /// Applies a BRIN record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.info & OPERATION_MASK, block.id) {
         (CREATE_INDEX, 0) => create_index(record, page),
         (INSERT | UPDATE, 0) => insert(record, block, page),
@@ -87,7 +59,7 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
         (DESUMMARIZE, 0) => {
             let pages_per_range = u32_at(record.main_data, 0)?;
             let heap_block = u32_at(record.main_data, 4)?;
-            set_range_map_entry(page, pages_per_range, heap_block, u32::MAX, 0)
+            set_range_map_entry(page, pages_per_range, heap_block, INVALID_BLOCK, INVALID_OFFSET_NUMBER)
         }
         (DESUMMARIZE, 1) => page::index_tuple_delete_no_compact(page, u16_at(record.main_data, 8)?),
         (CREATE_INDEX..=DESUMMARIZE, _) => {
@@ -105,8 +77,8 @@ fn create_index(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     let (pages_per_range, version) = (data.u32()?, data.u16()?);
     init_page(page, META)?;
     let words = [META_MAGIC, u32::from(version), pages_per_range, 0];
-    put(page, page::HEADER_SIZE, words.map(u32::to_le_bytes).as_flattened())?;
-    page::set_lower(page, (page::HEADER_SIZE + META_SIZE) as u16);
+    put(page, page::HEADER_BYTES, words.map(u32::to_le_bytes).as_flattened())?;
+    page::set_lower(page, (page::HEADER_BYTES + META_BYTES) as u16);
     Ok(())
 }
 
@@ -138,17 +110,17 @@ fn set_range_map_entry(
     offset_number: u16,
 ) -> Redo {
     let range = heap_block.checked_div(pages_per_range).ok_or(Fault::Failed("a BRIN range has no pages"))?;
-    let at = page::HEADER_SIZE + range as usize % RANGE_MAP_ENTRIES * RANGE_MAP_ENTRY_SIZE;
-    let entry = &mut page[at..at + RANGE_MAP_ENTRY_SIZE];
+    let at = page::HEADER_BYTES + range as usize % RANGE_MAP_ENTRIES * RANGE_MAP_ENTRY_BYTES;
+    let entry = &mut page[at..at + RANGE_MAP_ENTRY_BYTES];
     tuple::set_block_number(entry, block)?;
-    put(entry, 4, &offset_number.to_le_bytes())
+    put(entry, OFFSET_NUMBER_OFFSET, &offset_number.to_le_bytes())
 }
 
 /// `brin_xlog_revmap_extend`, the metapage.
 fn extend_range_map(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     let last = u32_at(record.main_data, 0)?;
-    put(page, page::HEADER_SIZE + 12, &last.to_le_bytes())?;
-    page::set_lower(page, (page::HEADER_SIZE + META_SIZE) as u16);
+    put(page, page::HEADER_BYTES + META_LAST_RANGE_MAP_PAGE_OFFSET, &last.to_le_bytes())?;
+    page::set_lower(page, (page::HEADER_BYTES + META_BYTES) as u16);
     Ok(())
 }
 
@@ -156,11 +128,11 @@ fn extend_range_map(record: &Record<'_>, page: &mut PageBytes) -> Redo {
 pub(crate) fn mask(page: &mut PageBytes, _block: BlockNumber) -> Redo {
     mask::page_lsn_and_checksum(page);
     mask::page_hint_bits(page);
-    let special = page::special(page, SPECIAL_SIZE)?;
+    let special = page::special(page, SPECIAL_BYTES)?;
     let (flags, page_type) = (u16_at(special, FLAGS_OFFSET)?, u16_at(special, TYPE_OFFSET)?);
-    let has_data = usize::from(page::lower(page)) > page::HEADER_SIZE;
+    let has_data = usize::from(page::lower(page)) > page::HEADER_BYTES;
     if page_type == REGULAR || page_type == META && has_data {
         mask::unused_space(page)?;
     }
-    put(page::special_mut(page, SPECIAL_SIZE)?, FLAGS_OFFSET, &(flags & !EVACUATE).to_le_bytes())
+    put(page::special_mut(page, SPECIAL_BYTES)?, FLAGS_OFFSET, &(flags & !EVACUATE).to_le_bytes())
 }

@@ -1,10 +1,11 @@
 //! Deleting tuples, and deleting whole pages in two steps: half-dead, then unlinked.
 
 use borealis_types::PageBytes;
+use borealis_wal::layout::btree::{HIGH_KEY, flag};
 use borealis_wal::{BlockReference, Record};
 
+use super::opaque::Opaque;
 use super::tuple;
-use super::{HIGH_KEY, Opaque, flag};
 use crate::bytes::{OffsetNumbers, Reader, put};
 use crate::fault::{Redo, expect};
 use crate::page::{self, Placing};
@@ -128,8 +129,8 @@ pub(super) fn unlink_target(record: &Record<'_>, page: &mut PageBytes) -> Redo {
         cycle_id: 0,
     }
     .init_page(page)?;
-    put(page, page::HEADER_SIZE, &unlink.safe_full_xid.to_le_bytes())?;
-    page::set_lower(page, (page::HEADER_SIZE + size_of::<u64>()) as u16);
+    put(page, page::HEADER_BYTES, &unlink.safe_full_xid.to_le_bytes())?;
+    page::set_lower(page, (page::HEADER_BYTES + size_of::<u64>()) as u16);
     Ok(())
 }
 

@@ -2,16 +2,16 @@
 
 use arrayvec::ArrayVec;
 use borealis_types::PageBytes;
+use borealis_wal::layout::btree::{DEDUP_INTERVAL_BYTES, HIGH_KEY, NEWROOT_LEVEL_OFFSET, NO_BLOCK, flag};
+use borealis_wal::layout::item_pointer::ITEM_POINTER_BYTES;
+use borealis_wal::layout::page::INDEX_TUPLES_MAX;
 use borealis_wal::{BlockReference, Record};
 
-use super::tuple::{self, HEAP_POSITION_SIZE, HeapPositions};
-use super::{HIGH_KEY, NO_BLOCK, Opaque, flag};
+use super::opaque::Opaque;
+use super::tuple::{self, HeapPositions};
 use crate::bytes::{Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::{self, Placing};
-
-/// `MaxIndexTuplesPerPage`
-const TUPLES_MAX: usize = 408;
 
 /// `btree_xlog_insert`, the page inserted into, without a posting list split.
 pub(super) fn insert(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes) -> Redo {
@@ -46,7 +46,7 @@ pub(super) fn insert_with_posting_split(
 fn add_with_position(
     page: &mut PageBytes,
     item: &[u8],
-    heap_position: [u8; HEAP_POSITION_SIZE],
+    heap_position: [u8; ITEM_POINTER_BYTES],
     offset_number: u16,
 ) -> Redo {
     add_at(page, item, offset_number)?;
@@ -162,7 +162,7 @@ pub(super) fn split_left(
 
 /// `btree_xlog_newroot`, the root itself.
 pub(super) fn new_root(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes) -> Redo {
-    let level = u32_at(record.main_data, 4)?;
+    let level = u32_at(record.main_data, NEWROOT_LEVEL_OFFSET)?;
     let leaf = if level == 0 { flag::LEAF } else { 0 };
     Opaque { flags: flag::ROOT | leaf, level, ..Opaque::default() }.init_page(page)?;
     if level > 0 { restore_page(page, block.data) } else { Ok(()) }
@@ -171,7 +171,7 @@ pub(super) fn new_root(record: &Record<'_>, block: &BlockReference<'_>, page: &m
 /// `_bt_restore_page`: fills a fresh page with tuples as another page had them between its `pd_upper` and its
 /// special space, so that the last one comes first.
 fn restore_page(page: &mut PageBytes, data: &[u8]) -> Redo {
-    let mut items = ArrayVec::<&[u8], TUPLES_MAX>::new();
+    let mut items = ArrayVec::<&[u8], INDEX_TUPLES_MAX>::new();
     let mut rest = data;
     while !rest.is_empty() {
         let (item, following) = tuple::split_first(rest)?;
@@ -230,9 +230,13 @@ impl<'a> Pending<'a> {
 pub(super) fn deduplicate(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes) -> Redo {
     let interval_count = usize::from(u16_at(record.main_data, 0)?);
     let mut intervals = Reader::new(block.data);
-    expect(intervals.remaining() >= interval_count * 4, "the record's data is too short")?;
+    expect(intervals.remaining() >= interval_count * DEDUP_INTERVAL_BYTES, "the record's data is too short")?;
     let mut next_interval = || -> Redo<(u16, u16)> {
-        if intervals.remaining() < 4 { Ok((0, 0)) } else { Ok((intervals.u16()?, intervals.u16()?)) }
+        if intervals.remaining() < DEDUP_INTERVAL_BYTES {
+            Ok((0, 0))
+        } else {
+            Ok((intervals.u16()?, intervals.u16()?))
+        }
     };
 
     let original = *page;

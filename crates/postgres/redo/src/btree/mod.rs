@@ -4,102 +4,27 @@
 
 mod deletion;
 mod insertion;
+mod opaque;
 pub(crate) mod tuple;
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
+use borealis_wal::layout::btree::{
+    DEDUP, DELETE, INSERT_LEAF, INSERT_META, INSERT_POST, INSERT_UPPER, MARK_PAGE_HALFDEAD,
+    META_ALL_EQUAL_IMAGE_OFFSET, META_BYTES, META_CLEANUP, META_LAST_CLEANUP_OFFSET, META_MAGIC,
+    META_VERSION_OFFSET, METADATA_COPIED_BYTES, NEWROOT, REUSE_PAGE, SPLIT_L, SPLIT_R, UNLINK_PAGE,
+    UNLINK_PAGE_META, VACUUM, flag,
+};
 use borealis_wal::{BlockReference, Record};
 
-use crate::bytes::{Reader, put, u16_at, u32_at};
+use crate::block::listed;
+use crate::bytes::{Reader, put};
 use crate::fault::{Fault, Redo};
-use crate::{listed_block, mask, page};
-
-const INSERT_LEAF: u8 = 0x00;
-const INSERT_UPPER: u8 = 0x10;
-const INSERT_META: u8 = 0x20;
-const SPLIT_L: u8 = 0x30;
-const SPLIT_R: u8 = 0x40;
-const INSERT_POST: u8 = 0x50;
-const DEDUP: u8 = 0x60;
-const DELETE: u8 = 0x70;
-const UNLINK_PAGE: u8 = 0x80;
-const UNLINK_PAGE_META: u8 = 0x90;
-const NEWROOT: u8 = 0xA0;
-const MARK_PAGE_HALFDEAD: u8 = 0xB0;
-const VACUUM: u8 = 0xC0;
-const REUSE_PAGE: u8 = 0xD0;
-const META_CLEANUP: u8 = 0xE0;
-
-/// `P_NONE`: no sibling.
-const NO_BLOCK: u32 = 0;
-/// `P_HIKEY`
-const HIGH_KEY: u16 = 1;
-
-/// `BTP_*` in `btpo_flags`.
-mod flag {
-    pub(super) const LEAF: u16 = 1 << 0;
-    pub(super) const ROOT: u16 = 1 << 1;
-    pub(super) const DELETED: u16 = 1 << 2;
-    pub(super) const META: u16 = 1 << 3;
-    pub(super) const HALF_DEAD: u16 = 1 << 4;
-    pub(super) const SPLIT_END: u16 = 1 << 5;
-    pub(super) const HAS_GARBAGE: u16 = 1 << 6;
-    pub(super) const INCOMPLETE_SPLIT: u16 = 1 << 7;
-    pub(super) const HAS_FULLXID: u16 = 1 << 8;
-}
-
-/// `BTPageOpaqueData`: what a B-tree keeps in the special space of each page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Opaque {
-    /// `btpo_prev`: left sibling.
-    previous: u32,
-    /// `btpo_next`: right sibling.
-    next: u32,
-    /// `btpo_level`: zero for leaves.
-    level: u32,
-    /// `btpo_flags`
-    flags: u16,
-    /// `btpo_cycleid`
-    cycle_id: u16,
-}
-
-impl Opaque {
-    const SIZE: usize = 16;
-
-    fn read(page: &PageBytes) -> Redo<Opaque> {
-        let special = page::special(page, Self::SIZE)?;
-        Ok(Opaque {
-            previous: u32_at(special, 0)?,
-            next: u32_at(special, 4)?,
-            level: u32_at(special, 8)?,
-            flags: u16_at(special, 12)?,
-            cycle_id: u16_at(special, 14)?,
-        })
-    }
-
-    fn write(self, page: &mut PageBytes) -> Redo {
-        let special = page::special_mut(page, Self::SIZE)?;
-        put(special, 0, &self.previous.to_le_bytes())?;
-        put(special, 4, &self.next.to_le_bytes())?;
-        put(special, 8, &self.level.to_le_bytes())?;
-        put(special, 12, &self.flags.to_le_bytes())?;
-        put(special, 14, &self.cycle_id.to_le_bytes())
-    }
-
-    /// `P_FIRSTDATAKEY`: the number of the first item that is not the high key.
-    fn first_data_key(self) -> u16 {
-        if self.next == NO_BLOCK { 1 } else { 2 }
-    }
-
-    /// `_bt_pageinit`, with this in the special space.
-    fn init_page(self, page: &mut PageBytes) -> Redo {
-        page::init(page, Self::SIZE);
-        self.write(page)
-    }
-}
+use crate::page::{self, mask};
+use opaque::Opaque;
 
 /// Applies a B-tree record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.operation(), block.id) {
         (INSERT_LEAF | INSERT_UPPER | INSERT_META, 0) => insertion::insert(record, block, page),
         (INSERT_POST, 0) => insertion::insert_with_posting_split(record, block, page),
@@ -140,22 +65,15 @@ fn clear_incomplete_split(page: &mut PageBytes) -> Redo {
 
 /// `_bt_restore_meta`: writes the metapage anew from the `xl_btree_metadata` of its block data.
 fn restore_meta(block: &BlockReference<'_>, page: &mut PageBytes) -> Redo {
-    /// `BTREE_MAGIC`
-    const MAGIC: u32 = 0x0005_3162;
-    /// `sizeof(BTMetaPageData)`
-    const META_SIZE: usize = 48;
-
     let mut data = Reader::new(block.data);
     Opaque { flags: flag::META, ..Opaque::default() }.init_page(page)?;
-    let meta = &mut page[page::HEADER_SIZE..page::HEADER_SIZE + META_SIZE];
-    put(meta, 0, &MAGIC.to_le_bytes())?;
-    // Version, root, its level, fast root, its level, pages deleted by the last cleanup.
-    put(meta, 4, data.bytes(24)?)?;
-    // `btm_last_cleanup_num_heap_tuples`, which is no longer used.
-    put(meta, 32, &(-1.0_f64).to_le_bytes())?;
-    put(meta, 40, &[data.u8()?])?;
+    let meta = &mut page[page::HEADER_BYTES..page::HEADER_BYTES + META_BYTES];
+    put(meta, 0, &META_MAGIC.to_le_bytes())?;
+    put(meta, META_VERSION_OFFSET, data.bytes(METADATA_COPIED_BYTES)?)?;
+    put(meta, META_LAST_CLEANUP_OFFSET, &(-1.0_f64).to_le_bytes())?;
+    put(meta, META_ALL_EQUAL_IMAGE_OFFSET, &[data.u8()?])?;
     // The metadata lies below `pd_lower`, so that full-page images do not take it for the hole.
-    page::set_lower(page, (page::HEADER_SIZE + META_SIZE) as u16);
+    page::set_lower(page, (page::HEADER_BYTES + META_BYTES) as u16);
     Ok(())
 }
 

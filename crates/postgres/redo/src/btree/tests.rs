@@ -193,7 +193,7 @@ fn the_mask_hides_what_redo_does_not_reproduce() {
         Opaque { flags: flag::LEAF | flag::SPLIT_END | flag::HAS_GARBAGE, cycle_id: 7, ..leaf(1, 2) };
     let mut original = page_with(opaque, &[plain(1, 1, 1)]);
     let pointer = page::line_pointer(&original, 1).unwrap();
-    let dead = page::LinePointer { flags: page::LP_DEAD, ..pointer };
+    let dead = page::LinePointer { flags: borealis_wal::layout::item_id::LP_DEAD, ..pointer };
     page::set_line_pointer(&mut original, 1, dead).unwrap();
     let (mut left, mut right) = (redone, original);
     mask(&mut left, 1).unwrap();

@@ -5,32 +5,19 @@
 
 use arrayvec::ArrayVec;
 use borealis_types::PAGE_SIZE;
+use borealis_wal::layout::btree::{ALTERNATIVE_POSITION, COUNT_MASK, IS_POSTING, STATUS_OFFSET};
+pub(crate) use borealis_wal::layout::index_tuple::HEADER_BYTES;
+use borealis_wal::layout::index_tuple::{INFO_OFFSET, SIZE_MASK};
+use borealis_wal::layout::item_pointer::ITEM_POINTER_BYTES;
 
 use crate::bytes::{put, u16_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::max_align;
 
-/// `sizeof(IndexTupleData)`: a tuple without keys.
-pub(crate) const HEADER_SIZE: usize = 8;
-/// `sizeof(ItemPointerData)`
-pub(super) const HEAP_POSITION_SIZE: usize = 6;
-
-const INFO_OFFSET: usize = 6;
-/// `INDEX_SIZE_MASK`
-const SIZE_MASK: u16 = 0x1FFF;
-/// `INDEX_ALT_TID_MASK`: the heap position holds something else.
-const ALTERNATIVE_POSITION: u16 = 0x2000;
-
-const STATUS_OFFSET: usize = 4;
-/// `BT_OFFSET_MASK`
-const COUNT_MASK: u16 = 0x0FFF;
-/// `BT_IS_POSTING`
-const IS_POSTING: u16 = 0x2000;
-
 /// A tuple being made.
 pub(super) type IndexTuple = ArrayVec<u8, PAGE_SIZE>;
 /// Heap positions being collected, as many as a posting list can count.
-pub(super) type HeapPositions = ArrayVec<u8, { HEAP_POSITION_SIZE * COUNT_MASK as usize }>;
+pub(super) type HeapPositions = ArrayVec<u8, { ITEM_POINTER_BYTES * COUNT_MASK as usize }>;
 
 /// `IndexTupleSize`
 pub(crate) fn size(tuple: &[u8]) -> Redo<usize> {
@@ -40,7 +27,7 @@ pub(crate) fn size(tuple: &[u8]) -> Redo<usize> {
 /// The first tuple in `bytes`, in as many bytes as it takes on a page (`MAXALIGN`), and what follows it.
 pub(crate) fn split_first(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
     let aligned_size = max_align(size(bytes)?);
-    expect(aligned_size >= HEADER_SIZE, "an index tuple is smaller than its header")?;
+    expect(aligned_size >= HEADER_BYTES, "an index tuple is smaller than its header")?;
     bytes.split_at_checked(aligned_size).ok_or(Fault::Failed("an index tuple is longer than its data"))
 }
 
@@ -57,11 +44,11 @@ pub(crate) fn set_block_number(tuple: &mut [u8], block: u32) -> Redo {
 
 /// The key-less high key of a half-dead page, which points to the topmost page of the doomed subtree
 /// (`BTreeTupleSetTopParent`).
-pub(super) fn top_parent_link(top_parent: u32) -> [u8; HEADER_SIZE] {
-    let mut tuple = [0; HEADER_SIZE];
+pub(super) fn top_parent_link(top_parent: u32) -> [u8; HEADER_BYTES] {
+    let mut tuple = [0; HEADER_BYTES];
     tuple[..2].copy_from_slice(&((top_parent >> 16) as u16).to_le_bytes());
     tuple[2..4].copy_from_slice(&(top_parent as u16).to_le_bytes());
-    tuple[INFO_OFFSET..].copy_from_slice(&(HEADER_SIZE as u16 | ALTERNATIVE_POSITION).to_le_bytes());
+    tuple[INFO_OFFSET..].copy_from_slice(&(HEADER_BYTES as u16 | ALTERNATIVE_POSITION).to_le_bytes());
     tuple
 }
 
@@ -76,8 +63,8 @@ fn posting_range(posting: &[u8]) -> Redo<std::ops::Range<usize>> {
     expect(is_posting(posting)?, "the index tuple is not a posting list")?;
     let count = usize::from(u16_at(posting, STATUS_OFFSET)? & COUNT_MASK);
     let start = block_number(posting)? as usize;
-    let end = start.saturating_add(count * HEAP_POSITION_SIZE);
-    expect(start >= HEADER_SIZE && end <= posting.len(), "a posting list reaches outside its tuple")?;
+    let end = start.saturating_add(count * ITEM_POINTER_BYTES);
+    expect(start >= HEADER_BYTES && end <= posting.len(), "a posting list reaches outside its tuple")?;
     Ok(start..end)
 }
 
@@ -86,12 +73,12 @@ pub(super) fn heap_positions(tuple: &[u8]) -> Redo<&[u8]> {
     if is_posting(tuple)? {
         Ok(&tuple[posting_range(tuple)?])
     } else {
-        tuple.get(..HEAP_POSITION_SIZE).ok_or(Fault::Failed("an index tuple is smaller than its header"))
+        tuple.get(..ITEM_POINTER_BYTES).ok_or(Fault::Failed("an index tuple is smaller than its header"))
     }
 }
 
 /// A plain tuple's own heap position.
-pub(super) fn heap_position(tuple: &[u8]) -> Redo<[u8; HEAP_POSITION_SIZE]> {
+pub(super) fn heap_position(tuple: &[u8]) -> Redo<[u8; ITEM_POINTER_BYTES]> {
     tuple.first_chunk().copied().ok_or(Fault::Failed("an index tuple is smaller than its header"))
 }
 
@@ -100,10 +87,10 @@ pub(super) fn form_posting(base: &[u8], heap_positions: &[u8]) -> Redo<IndexTupl
     let key_size = if is_posting(base)? { posting_range(base)?.start } else { size(base)? };
     let keys = base.get(..key_size).ok_or(Fault::Failed("an index tuple is longer than its item"))?;
     expect(
-        key_size >= HEADER_SIZE && key_size == max_align(key_size),
+        key_size >= HEADER_BYTES && key_size == max_align(key_size),
         "an index tuple's size is not aligned",
     )?;
-    let count = heap_positions.len() / HEAP_POSITION_SIZE;
+    let count = heap_positions.len() / ITEM_POINTER_BYTES;
     expect(count > 0 && count <= usize::from(COUNT_MASK), "a posting list has too few or too many items")?;
     let new_size = if count > 1 { max_align(key_size + heap_positions.len()) } else { key_size };
     expect(new_size <= usize::from(SIZE_MASK), "a posting list is too long for a tuple")?;
@@ -135,16 +122,16 @@ pub(super) fn form_posting(base: &[u8], heap_positions: &[u8]) -> Redo<IndexTupl
 pub(super) fn swap_posting(new_item: &mut [u8], posting: &mut [u8], posting_offset: u16) -> Redo {
     let range = posting_range(posting)?;
     let list = &mut posting[range];
-    let at = usize::from(posting_offset) * HEAP_POSITION_SIZE;
+    let at = usize::from(posting_offset) * ITEM_POINTER_BYTES;
     expect(at > 0 && at < list.len(), "a posting list cannot be split there")?;
     let swapped = new_item
-        .first_chunk_mut::<HEAP_POSITION_SIZE>()
+        .first_chunk_mut::<ITEM_POINTER_BYTES>()
         .ok_or(Fault::Failed("an index tuple is smaller than its header"))?;
-    let last = list.len() - HEAP_POSITION_SIZE;
-    let mut fallen = [0; HEAP_POSITION_SIZE];
+    let last = list.len() - ITEM_POINTER_BYTES;
+    let mut fallen = [0; ITEM_POINTER_BYTES];
     fallen.copy_from_slice(&list[last..]);
-    list.copy_within(at..last, at + HEAP_POSITION_SIZE);
-    list[at..at + HEAP_POSITION_SIZE].copy_from_slice(swapped);
+    list.copy_within(at..last, at + ITEM_POINTER_BYTES);
+    list[at..at + ITEM_POINTER_BYTES].copy_from_slice(swapped);
     *swapped = fallen;
     Ok(())
 }
@@ -155,7 +142,7 @@ pub(super) fn update_posting(original: &[u8], deleted: impl Iterator<Item = u16>
     let list = &original[posting_range(original)?];
     let mut kept = HeapPositions::new();
     let mut doomed = deleted.peekable();
-    for (number, heap_position) in list.chunks_exact(HEAP_POSITION_SIZE).enumerate() {
+    for (number, heap_position) in list.chunks_exact(ITEM_POINTER_BYTES).enumerate() {
         if doomed.next_if(|next| usize::from(*next) == number).is_none() {
             kept.try_extend_from_slice(heap_position)
                 .map_err(|_| Fault::Failed("a posting list has too many items"))?;
@@ -180,7 +167,7 @@ mod tests {
         tuple
     }
 
-    fn position(number: u8) -> [u8; HEAP_POSITION_SIZE] {
+    fn position(number: u8) -> [u8; ITEM_POINTER_BYTES] {
         [0, 0, number, 0, 1, 0]
     }
 

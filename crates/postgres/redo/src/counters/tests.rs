@@ -108,7 +108,7 @@ fn next_oid_and_settings_are_believed() {
     let mut data = words(&[100, 8, 10, 3, 64, 2]);
     data.extend([1, 1]);
     let change = record(ResourceManager::Xlog, xlog::PARAMETER_CHANGE, &data);
-    let parameters = Parameters {
+    let parameters = ParameterChange {
         wal_level: 2,
         wal_log_hints: true,
         max_connections: 100,
@@ -152,7 +152,7 @@ proptest! {
             next_full_xid, next_oid, next_multi, next_multi_offset, oldest_xid, oldest_xid_database, oldest_multi,
             oldest_multi_database, oldest_commit_ts_xid, newest_commit_ts_xid, oldest_active_xid, timeline,
             previous_timeline, full_page_writes, checkpoint_time,
-            parameters: Parameters {
+            parameters: ParameterChange {
                 wal_level, wal_log_hints, max_connections, max_worker_processes, max_wal_senders,
                 max_prepared_transactions, max_locks_per_transaction, track_commit_timestamp,
             },

@@ -4,91 +4,28 @@
 //! `src/backend/access/gin/ginxlog.c`. An entry tree of keys leads to posting lists or to posting trees of heap
 //! positions ([`posting`]); new entries wait in a list of pages until they are moved into the tree.
 
+mod opaque;
 mod posting;
 
-use borealis_types::{BlockNumber, PAGE_SIZE, PageBytes, PageKey};
+use borealis_types::{BlockNumber, PageBytes, PageKey};
+use borealis_wal::layout::gin::{
+    CREATE_PTREE, DELETE_LISTPAGE, DELETE_PAGE, INSERT, INSERT_IS_DATA, INSERT_IS_LEAF, INSERT_LISTPAGE,
+    META_BYTES, NO_BLOCK, SPLIT, UPDATE_META_METADATA_OFFSET, UPDATE_META_PAGE, VACUUM_DATA_LEAF_PAGE,
+    VACUUM_PAGE, flag,
+};
 use borealis_wal::{BlockReference, Record};
 
+use crate::block::listed;
 use crate::btree::tuple;
-use crate::bytes::{Reader, put, u16_at, u32_at};
+use crate::bytes::{Reader, put, u16_at};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask};
-
-const CREATE_PTREE: u8 = 0x10;
-const INSERT: u8 = 0x20;
-const SPLIT: u8 = 0x30;
-const VACUUM_PAGE: u8 = 0x40;
-const DELETE_PAGE: u8 = 0x50;
-const UPDATE_META_PAGE: u8 = 0x60;
-const INSERT_LISTPAGE: u8 = 0x70;
-const DELETE_LISTPAGE: u8 = 0x80;
-const VACUUM_DATA_LEAF_PAGE: u8 = 0x90;
-
-/// `InvalidBlockNumber`
-const NO_BLOCK: u32 = u32::MAX;
-
-/// `GIN_INSERT_ISDATA`: the page is one of a posting tree.
-const INSERT_IS_DATA: u16 = 0x01;
-/// `GIN_INSERT_ISLEAF`
-const INSERT_IS_LEAF: u16 = 0x02;
-
-/// `sizeof(GinMetaPageData)`
-const META_SIZE: usize = 56;
-
-/// Flags in the special space.
-mod flag {
-    pub(super) const DATA: u16 = 1 << 0;
-    pub(super) const LEAF: u16 = 1 << 1;
-    pub(super) const DELETED: u16 = 1 << 2;
-    pub(super) const META: u16 = 1 << 3;
-    pub(super) const LIST: u16 = 1 << 4;
-    pub(super) const LIST_FULL_ROW: u16 = 1 << 5;
-    pub(super) const INCOMPLETE_SPLIT: u16 = 1 << 6;
-    pub(super) const COMPRESSED: u16 = 1 << 7;
-}
-
-/// `GinPageOpaqueData`: what a GIN index keeps in the special space of each page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Opaque {
-    /// `rightlink`
-    right: u32,
-    /// `maxoff`: items of an inner page of a posting tree; rows on a page of the pending list.
-    count: u16,
-    flags: u16,
-}
-
-impl Opaque {
-    const SIZE: usize = 8;
-
-    fn read(page: &PageBytes) -> Redo<Opaque> {
-        let special = page::special(page, Self::SIZE)?;
-        Ok(Opaque { right: u32_at(special, 0)?, count: u16_at(special, 4)?, flags: u16_at(special, 6)? })
-    }
-
-    fn write(self, page: &mut PageBytes) -> Redo {
-        let special = page::special_mut(page, Self::SIZE)?;
-        put(special, 0, &self.right.to_le_bytes())?;
-        put(special, 4, &self.count.to_le_bytes())?;
-        put(special, 6, &self.flags.to_le_bytes())
-    }
-}
-
-/// `GinInitPage`
-fn init_page(page: &mut PageBytes, flags: u16) -> Redo {
-    page::init(page, Opaque::SIZE);
-    Opaque { right: NO_BLOCK, count: 0, flags }.write(page)
-}
-
-fn update_opaque(page: &mut PageBytes, change: impl FnOnce(&mut Opaque)) -> Redo {
-    let mut opaque = Opaque::read(page)?;
-    change(&mut opaque);
-    opaque.write(page)
-}
+use opaque::{Opaque, init_page, update_opaque};
 
 /// Applies a GIN record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.operation(), block.id) {
         (CREATE_PTREE, 0) => {
             let mut data = Reader::new(record.main_data);
@@ -101,7 +38,7 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
         (SPLIT, 0..=2) | (VACUUM_PAGE, 0) => Err(Fault::Failed("a GIN record lacks its full-page image")),
         (VACUUM_DATA_LEAF_PAGE, 0) => posting::recompress(page, block.data),
         (DELETE_PAGE, 0..=2) => delete_page(record, block.id, page),
-        (UPDATE_META_PAGE, 0) => restore_meta(page, record.main_data, META_OFFSET_IN_UPDATE),
+        (UPDATE_META_PAGE, 0) => restore_meta(page, record.main_data, UPDATE_META_METADATA_OFFSET),
         (UPDATE_META_PAGE, 1) => update_tail(record, block, page),
         (INSERT_LISTPAGE, 0) => insert_list_page(record, block, page),
         (DELETE_LISTPAGE, 0) => restore_meta(page, record.main_data, 0),
@@ -151,7 +88,7 @@ fn insert_entry(data: &[u8], right_child: Option<u32>, page: &mut PageBytes) -> 
 /// Puts the first tuple of `data` on the page and returns what follows it.
 fn add_tuple<'a>(page: &mut PageBytes, data: &'a [u8], offset_number: u16) -> Redo<&'a [u8]> {
     let size = tuple::size(data)?;
-    expect(size >= tuple::HEADER_SIZE && offset_number != 0, "a GIN tuple is smaller than its header")?;
+    expect(size >= tuple::HEADER_BYTES && offset_number != 0, "a GIN tuple is smaller than its header")?;
     let (item, rest) =
         data.split_at_checked(size).ok_or(Fault::Failed("a GIN tuple is longer than its data"))?;
     page::add_item(page, item, offset_number, Placing::Shift)?;
@@ -184,25 +121,22 @@ fn delete_page(record: &Record<'_>, block_id: u8, page: &mut PageBytes) -> Redo 
     }
 }
 
-/// Where `ginxlogUpdateMeta` has the metadata: after the relation and its alignment.
-const META_OFFSET_IN_UPDATE: usize = 16;
-
 /// Writes the metapage anew from the metadata at `offset` of the record's data.
 fn restore_meta(page: &mut PageBytes, data: &[u8], offset: usize) -> Redo {
     let meta = data
         .get(offset..)
-        .and_then(|data| data.get(..META_SIZE))
+        .and_then(|data| data.get(..META_BYTES))
         .ok_or(Fault::Failed("the record's data is too short"))?;
     init_page(page, flag::META)?;
-    put(page, page::HEADER_SIZE, meta)?;
-    page::set_lower(page, (page::HEADER_SIZE + META_SIZE) as u16);
+    put(page, page::HEADER_BYTES, meta)?;
+    page::set_lower(page, (page::HEADER_BYTES + META_BYTES) as u16);
     Ok(())
 }
 
 /// `ginRedoUpdateMetapage`, the last page of the pending list: new tuples, or its new successor.
 fn update_tail(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes) -> Redo {
     let mut data = Reader::new(record.main_data);
-    data.skip(META_OFFSET_IN_UPDATE + META_SIZE)?;
+    data.skip(UPDATE_META_METADATA_OFFSET + META_BYTES)?;
     let (previous_tail, new_right, tuple_count) = (data.u32()?, data.u32()?, data.u32()?.cast_signed());
     if tuple_count > 0 {
         append_tuples(page, block.data, tuple_count.unsigned_abs())?;
@@ -238,12 +172,9 @@ pub(crate) fn mask(page: &mut PageBytes, _block: BlockNumber) -> Redo {
     mask::page_hint_bits(page);
     if opaque.flags & flag::DELETED != 0 {
         mask::page_content(page);
-    } else if usize::from(page::lower(page)) > page::HEADER_SIZE {
+    } else if usize::from(page::lower(page)) > page::HEADER_BYTES {
         // Indexes from before version 9.4 have pages whose `pd_lower` was never set.
         mask::unused_space(page)?;
     }
     Ok(())
 }
-
-/// Most bytes of items on a page of a posting tree (`GinDataPageMaxDataSize`).
-const POSTING_DATA_MAX: usize = PAGE_SIZE - posting::DATA_OFFSET - Opaque::SIZE;

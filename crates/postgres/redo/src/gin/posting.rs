@@ -6,32 +6,17 @@
 
 use arrayvec::ArrayVec;
 use borealis_types::PageBytes;
+use borealis_wal::layout::gin::{
+    DATA_OFFSET, OFFSET_NUMBER_BITS, POSTING_DATA_MAX, POSTING_ITEM_BYTES, SEGMENT_HEADER_BYTES,
+    SEGMENT_LENGTH_OFFSET, flag, segment_action as action,
+};
+use borealis_wal::layout::item_pointer::ITEM_POINTER_BYTES;
 
-use super::{Opaque, POSTING_DATA_MAX, flag};
+use super::opaque::Opaque;
 use crate::btree::tuple;
 use crate::bytes::{Reader, u16_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page;
-
-/// Where the data starts: after the page header and the right bound, aligned.
-pub(super) const DATA_OFFSET: usize = page::HEADER_SIZE + 8;
-
-/// `sizeof(PostingItem)`
-const ITEM_SIZE: usize = 10;
-/// `sizeof(ItemPointerData)`
-const HEAP_POSITION_SIZE: usize = 6;
-/// Where a segment's bytes start: after its first heap position and its length.
-const SEGMENT_HEADER_SIZE: usize = 8;
-/// `MaxHeapTuplesPerPageBits`
-const OFFSET_BITS: u32 = 11;
-
-/// What is done to a segment (`GIN_SEGMENT_*`).
-mod action {
-    pub(super) const DELETE: u8 = 1;
-    pub(super) const INSERT: u8 = 2;
-    pub(super) const REPLACE: u8 = 3;
-    pub(super) const ADD_ITEMS: u8 = 4;
-}
 
 /// `GinDataPageSetDataSize`
 fn set_data_size(page: &mut PageBytes, size: usize) -> Redo {
@@ -51,15 +36,15 @@ pub(super) fn set_leaf_data(page: &mut PageBytes, data: &[u8]) -> Redo {
 fn items(page: &mut PageBytes) -> Redo<(Opaque, &mut [u8])> {
     let opaque = Opaque::read(page)?;
     expect(opaque.flags & flag::LEAF == 0, "a leaf of a posting tree has no items")?;
-    let size = (usize::from(opaque.count) + 1) * ITEM_SIZE;
-    expect(size <= POSTING_DATA_MAX + ITEM_SIZE, "a posting tree page has too many items")?;
+    let size = (usize::from(opaque.count) + 1) * POSTING_ITEM_BYTES;
+    expect(size <= POSTING_DATA_MAX + POSTING_ITEM_BYTES, "a posting tree page has too many items")?;
     let room = size.min(POSTING_DATA_MAX);
     Ok((opaque, &mut page[DATA_OFFSET..DATA_OFFSET + room]))
 }
 
 fn set_count(page: &mut PageBytes, opaque: Opaque, count: u16) -> Redo {
     Opaque { count, ..opaque }.write(page)?;
-    set_data_size(page, usize::from(count) * ITEM_SIZE)
+    set_data_size(page, usize::from(count) * POSTING_ITEM_BYTES)
 }
 
 /// `ginRedoInsertData` on an inner page (`GinDataPageAddPostingItem`): the item that is there now leads to the
@@ -68,15 +53,15 @@ fn set_count(page: &mut PageBytes, opaque: Opaque, count: u16) -> Redo {
 pub(super) fn insert_item(page: &mut PageBytes, data: &[u8], right_child: u32) -> Redo {
     let mut data = Reader::new(data);
     let number = usize::from(data.u16()?);
-    let new_item = data.bytes(ITEM_SIZE)?;
+    let new_item = data.bytes(POSTING_ITEM_BYTES)?;
     let (opaque, items) = items(page)?;
     let count = usize::from(opaque.count);
     expect((1..=count).contains(&number), "a posting tree page has no such item")?;
-    expect(items.len() == (count + 1) * ITEM_SIZE, "a posting tree page is full")?;
-    let at = (number - 1) * ITEM_SIZE;
-    tuple::set_block_number(&mut items[at..at + ITEM_SIZE], right_child)?;
-    items.copy_within(at..count * ITEM_SIZE, at + ITEM_SIZE);
-    items[at..at + ITEM_SIZE].copy_from_slice(new_item);
+    expect(items.len() == (count + 1) * POSTING_ITEM_BYTES, "a posting tree page is full")?;
+    let at = (number - 1) * POSTING_ITEM_BYTES;
+    tuple::set_block_number(&mut items[at..at + POSTING_ITEM_BYTES], right_child)?;
+    items.copy_within(at..count * POSTING_ITEM_BYTES, at + POSTING_ITEM_BYTES);
+    items[at..at + POSTING_ITEM_BYTES].copy_from_slice(new_item);
     set_count(page, opaque, (count + 1) as u16)
 }
 
@@ -84,22 +69,26 @@ pub(super) fn insert_item(page: &mut PageBytes, data: &[u8], right_child: u32) -
 pub(super) fn delete_item(page: &mut PageBytes, number: u16) -> Redo {
     let (opaque, items) = items(page)?;
     expect((1..=opaque.count).contains(&number), "a posting tree page has no such item")?;
-    let (at, end) = (usize::from(number - 1) * ITEM_SIZE, usize::from(opaque.count) * ITEM_SIZE);
-    items.copy_within(at + ITEM_SIZE..end, at);
+    let (at, end) =
+        (usize::from(number - 1) * POSTING_ITEM_BYTES, usize::from(opaque.count) * POSTING_ITEM_BYTES);
+    items.copy_within(at + POSTING_ITEM_BYTES..end, at);
     set_count(page, opaque, opaque.count - 1)
 }
 
 /// `SizeOfGinPostingList` of the segment at the start of `bytes`, and the bytes after it.
 fn split_segment(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
-    let size = SEGMENT_HEADER_SIZE + usize::from(u16_at(bytes, 6)?).next_multiple_of(2);
+    let size = SEGMENT_HEADER_BYTES + usize::from(u16_at(bytes, SEGMENT_LENGTH_OFFSET)?).next_multiple_of(2);
     bytes.split_at_checked(size).ok_or(Fault::Failed("a posting list segment is longer than its data"))
 }
 
 /// A heap position as a number, in the order of heap positions (`itemptr_to_uint64`).
 fn position_number(bytes: &[u8]) -> Redo<u64> {
     let offset = u16_at(bytes, 4)?;
-    expect(offset < 1 << OFFSET_BITS, "a heap position's offset number is too large for a posting list")?;
-    Ok(u64::from(tuple::block_number(bytes)?) << OFFSET_BITS | u64::from(offset))
+    expect(
+        offset < 1 << OFFSET_NUMBER_BITS,
+        "a heap position's offset number is too large for a posting list",
+    )?;
+    Ok(u64::from(tuple::block_number(bytes)?) << OFFSET_NUMBER_BITS | u64::from(offset))
 }
 
 /// The numbers of a segment's heap positions (`ginPostingListDecode`).
@@ -112,9 +101,9 @@ struct Decoder<'a> {
 
 impl<'a> Decoder<'a> {
     fn new(segment: &'a [u8]) -> Redo<Decoder<'a>> {
-        let length = usize::from(u16_at(segment, 6)?);
+        let length = usize::from(u16_at(segment, SEGMENT_LENGTH_OFFSET)?);
         let bytes = segment
-            .get(SEGMENT_HEADER_SIZE..SEGMENT_HEADER_SIZE + length)
+            .get(SEGMENT_HEADER_BYTES..SEGMENT_HEADER_BYTES + length)
             .ok_or(Fault::Failed("a posting list segment is longer than its data"))?;
         Ok(Decoder { next: Some(position_number(segment)?), bytes })
     }
@@ -141,7 +130,7 @@ impl<'a> Decoder<'a> {
             expect(shift < 42, "a number in a posting list segment is too long")?;
         }
         let number = number + difference;
-        expect(number >> OFFSET_BITS <= u64::from(u32::MAX), "a posting list leads outside the heap")?;
+        expect(number >> OFFSET_NUMBER_BITS <= u64::from(u32::MAX), "a posting list leads outside the heap")?;
         self.next = Some(number);
         Ok(())
     }
@@ -173,9 +162,9 @@ impl<'d> Encoder<'d> {
 
     fn push(&mut self, number: u64) -> Redo {
         let Some(last) = self.last.replace(number) else {
-            let mut header = [0; SEGMENT_HEADER_SIZE];
-            tuple::set_block_number(&mut header, (number >> OFFSET_BITS) as u32)?;
-            header[4..6].copy_from_slice(&((number & ((1 << OFFSET_BITS) - 1)) as u16).to_le_bytes());
+            let mut header = [0; SEGMENT_HEADER_BYTES];
+            tuple::set_block_number(&mut header, (number >> OFFSET_NUMBER_BITS) as u32)?;
+            header[4..6].copy_from_slice(&((number & ((1 << OFFSET_NUMBER_BITS) - 1)) as u16).to_le_bytes());
             return append(self.data, &header);
         };
         let mut difference =
@@ -189,9 +178,10 @@ impl<'d> Encoder<'d> {
 
     fn finish(self) -> Redo {
         expect(self.last.is_some(), "a posting list segment has no items")?;
-        let length = self.data.len() - self.start - SEGMENT_HEADER_SIZE;
+        let length = self.data.len() - self.start - SEGMENT_HEADER_BYTES;
         // No longer than a page, so it fits two bytes.
-        self.data[self.start + 6..self.start + 8].copy_from_slice(&(length as u16).to_le_bytes());
+        self.data[self.start + SEGMENT_LENGTH_OFFSET..self.start + SEGMENT_HEADER_BYTES]
+            .copy_from_slice(&(length as u16).to_le_bytes());
         if length % 2 == 1 { append(self.data, &[0]) } else { Ok(()) }
     }
 }
@@ -201,7 +191,7 @@ impl<'d> Encoder<'d> {
 fn append_merged(data: &mut LeafData, segment: &[u8], added: &[u8]) -> Redo {
     let mut old = Decoder::new(segment)?;
     let mut encoder = Encoder::new(data);
-    for heap_position in added.chunks_exact(HEAP_POSITION_SIZE) {
+    for heap_position in added.chunks_exact(ITEM_POINTER_BYTES) {
         let number = position_number(heap_position)?;
         while let Some(old_number) = old.peek().filter(|old_number| *old_number <= number) {
             if old_number < number {
@@ -229,10 +219,10 @@ fn leaf_data(page: &PageBytes, opaque: Opaque) -> Redo<LeafData> {
         let old = page.get(DATA_OFFSET..end.min(DATA_OFFSET + POSTING_DATA_MAX));
         append(&mut data, old.ok_or(Fault::Failed("a posting tree leaf's data has no valid end"))?)?;
     } else if opaque.count > 0 {
-        let size = usize::from(opaque.count) * HEAP_POSITION_SIZE;
+        let size = usize::from(opaque.count) * ITEM_POINTER_BYTES;
         expect(size <= POSTING_DATA_MAX, "a posting tree page has too many items")?;
         let mut encoder = Encoder::new(&mut data);
-        for heap_position in page[DATA_OFFSET..DATA_OFFSET + size].chunks_exact(HEAP_POSITION_SIZE) {
+        for heap_position in page[DATA_OFFSET..DATA_OFFSET + size].chunks_exact(ITEM_POINTER_BYTES) {
             encoder.push(position_number(heap_position)?)?;
         }
         encoder.finish()?;
@@ -274,7 +264,7 @@ pub(super) fn recompress(page: &mut PageBytes, data: &[u8]) -> Redo {
             }
             action::ADD_ITEMS => {
                 let count = usize::from(data.u16()?);
-                let added = data.bytes(count * HEAP_POSITION_SIZE)?;
+                let added = data.bytes(count * ITEM_POINTER_BYTES)?;
                 append_merged(&mut new, remove_old()?, added)?;
             }
             _ => return Err(Fault::Failed("a GIN record does something unknown to a posting list segment")),
@@ -289,9 +279,9 @@ pub(super) fn recompress(page: &mut PageBytes, data: &[u8]) -> Redo {
 
 /// The segment that comes next in a record.
 fn read_segment<'a>(data: &mut Reader<'a>) -> Redo<&'a [u8]> {
-    let header = data.bytes(SEGMENT_HEADER_SIZE)?;
-    let length = usize::from(u16_at(header, 6)?).next_multiple_of(2);
-    data.rejoin(SEGMENT_HEADER_SIZE, length)
+    let header = data.bytes(SEGMENT_HEADER_BYTES)?;
+    let length = usize::from(u16_at(header, SEGMENT_LENGTH_OFFSET)?).next_multiple_of(2);
+    data.rejoin(SEGMENT_HEADER_BYTES, length)
 }
 
 #[cfg(test)]
@@ -322,7 +312,7 @@ mod tests {
         fn encode_and_decode_are_inverse(positions in proptest::collection::btree_set((any::<u32>(), 1_u16..2048), 1..60)) {
             let numbers: Vec<u64> = positions
                 .iter()
-                .map(|(block, offset)| u64::from(*block) << OFFSET_BITS | u64::from(*offset))
+                .map(|(block, offset)| u64::from(*block) << OFFSET_NUMBER_BITS | u64::from(*offset))
                 .collect();
             let segment = encode(&numbers);
             prop_assert_eq!(segment.len() % 2, 0);
@@ -335,7 +325,7 @@ mod tests {
             old in proptest::collection::btree_set((0_u32..40, 1_u16..9), 1..60),
             added in proptest::collection::btree_set((0_u32..40, 1_u16..9), 1..60),
         ) {
-            let number = |position: &(u32, u16)| u64::from(position.0) << OFFSET_BITS | u64::from(position.1);
+            let number = |position: &(u32, u16)| u64::from(position.0) << OFFSET_NUMBER_BITS | u64::from(position.1);
             let bytes: Vec<u8> = added
                 .iter()
                 .flat_map(|(block, offset)| [[0, 0], (*block as u16).to_le_bytes(), offset.to_le_bytes()])
@@ -354,7 +344,7 @@ mod tests {
             flags: u16, count in 0_u16..2000, lower: u16,
         ) {
             let mut page = [0; borealis_types::PAGE_SIZE];
-            super::super::init_page(&mut page, flags).unwrap();
+            super::super::opaque::init_page(&mut page, flags).unwrap();
             page[DATA_OFFSET..DATA_OFFSET + leaf.len()].copy_from_slice(&leaf);
             page::set_lower(&mut page, lower);
             let opaque = Opaque::read(&page).unwrap();
@@ -368,7 +358,7 @@ mod tests {
     #[test]
     fn every_action_does_its_part() {
         let segment = |numbers: &[u64]| encode(numbers);
-        let number = |block: u64, offset: u64| block << OFFSET_BITS | offset;
+        let number = |block: u64, offset: u64| block << OFFSET_NUMBER_BITS | offset;
         let old = [
             segment(&[number(1, 1), number(1, 2)]),
             segment(&[number(2, 1)]),
@@ -376,7 +366,7 @@ mod tests {
             segment(&[number(10, 1)]),
         ];
         let mut page = [0; borealis_types::PAGE_SIZE];
-        super::super::init_page(&mut page, flag::DATA | flag::LEAF | flag::COMPRESSED).unwrap();
+        super::super::opaque::init_page(&mut page, flag::DATA | flag::LEAF | flag::COMPRESSED).unwrap();
         set_leaf_data(&mut page, &old.concat()).unwrap();
         let mut data = vec![4, 0, 0, action::DELETE, 1, action::REPLACE];
         data.extend(segment(&[number(2, 5)]));

@@ -4,39 +4,23 @@
 //! `src/backend/access/gist/gistxlog.c`.
 
 use borealis_types::{BlockNumber, Lsn, PageBytes, PageKey};
+use borealis_wal::layout::gist::{
+    ASSIGN_LSN, DELETE, FLAGS_OFFSET, NO_BLOCK, PAGE_DELETE, PAGE_DELETE_DOWNLINK_OFFSET, PAGE_ID,
+    PAGE_ID_OFFSET, PAGE_REUSE, PAGE_SPLIT, PAGE_UPDATE, RIGHT_OFFSET, ROOT, SPECIAL_BYTES, SPLIT_LSN_OFFSET,
+    flag,
+};
 use borealis_wal::{BlockReference, Record};
 
+use crate::block::listed;
 use crate::btree::tuple;
 use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask, releases};
+use crate::releases;
 
 #[cfg(test)]
 mod tests;
-
-const PAGE_UPDATE: u8 = 0x00;
-const DELETE: u8 = 0x10;
-const PAGE_REUSE: u8 = 0x20;
-const PAGE_SPLIT: u8 = 0x30;
-const PAGE_DELETE: u8 = 0x60;
-const ASSIGN_LSN: u8 = 0x70;
-
-/// `InvalidBlockNumber`
-const NO_BLOCK: u32 = u32::MAX;
-/// `GIST_ROOT_BLKNO`
-const ROOT: u32 = 0;
-/// `GIST_PAGE_ID`
-const PAGE_ID: u16 = 0xFF81;
-
-/// `F_*`
-mod flag {
-    pub(super) const LEAF: u16 = 1 << 0;
-    pub(super) const DELETED: u16 = 1 << 1;
-    pub(super) const TUPLES_DELETED: u16 = 1 << 2;
-    pub(super) const FOLLOW_RIGHT: u16 = 1 << 3;
-    pub(super) const HAS_GARBAGE: u16 = 1 << 4;
-}
 
 /// `GISTPageOpaqueData`: what a GiST index keeps in the special space of each page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,27 +33,28 @@ struct Opaque {
 }
 
 impl Opaque {
-    const SIZE: usize = 16;
+    const SIZE: usize = SPECIAL_BYTES;
 
     fn read(page: &PageBytes) -> Redo<Opaque> {
         let special = page::special(page, Self::SIZE)?;
-        let split_lsn = Lsn(u64::from(u32_at(special, 0)?) << 32 | u64::from(u32_at(special, 4)?));
-        Ok(Opaque { split_lsn, right: u32_at(special, 8)?, flags: u16_at(special, 12)? })
+        let split_lsn = Lsn(u64::from(u32_at(special, SPLIT_LSN_OFFSET)?) << 32
+            | u64::from(u32_at(special, SPLIT_LSN_OFFSET + 4)?));
+        Ok(Opaque { split_lsn, right: u32_at(special, RIGHT_OFFSET)?, flags: u16_at(special, FLAGS_OFFSET)? })
     }
 
     /// Writes the fields; the page's identification stays.
     fn write(self, page: &mut PageBytes) -> Redo {
         let special = page::special_mut(page, Self::SIZE)?;
-        put(special, 0, &((self.split_lsn.0 >> 32) as u32).to_le_bytes())?;
-        put(special, 4, &(self.split_lsn.0 as u32).to_le_bytes())?;
-        put(special, 8, &self.right.to_le_bytes())?;
-        put(special, 12, &self.flags.to_le_bytes())
+        put(special, SPLIT_LSN_OFFSET, &((self.split_lsn.0 >> 32) as u32).to_le_bytes())?;
+        put(special, SPLIT_LSN_OFFSET + 4, &(self.split_lsn.0 as u32).to_le_bytes())?;
+        put(special, RIGHT_OFFSET, &self.right.to_le_bytes())?;
+        put(special, FLAGS_OFFSET, &self.flags.to_le_bytes())
     }
 
     /// `gistinitpage`, with this in the special space.
     fn init_page(self, page: &mut PageBytes) -> Redo {
         page::init(page, Self::SIZE);
-        put(page::special_mut(page, Self::SIZE)?, 14, &PAGE_ID.to_le_bytes())?;
+        put(page::special_mut(page, Self::SIZE)?, PAGE_ID_OFFSET, &PAGE_ID.to_le_bytes())?;
         self.write(page)
     }
 }
@@ -82,7 +67,7 @@ fn update_opaque(page: &mut PageBytes, change: impl FnOnce(&mut Opaque)) -> Redo
 
 /// Applies a GiST record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.operation(), block.id) {
         (PAGE_UPDATE, 0) => update_page(record, block, page),
         (PAGE_UPDATE, 1) | (PAGE_SPLIT, 0) => clear_follow_right(record, page),
@@ -92,7 +77,9 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
             let mut data = Reader::new(record.main_data);
             set_deleted(page, data.u64()?)
         }
-        (PAGE_DELETE, 1) => page::index_tuple_delete(page, u16_at(record.main_data, 8)?),
+        (PAGE_DELETE, 1) => {
+            page::index_tuple_delete(page, u16_at(record.main_data, PAGE_DELETE_DOWNLINK_OFFSET)?)
+        }
         (PAGE_UPDATE | DELETE | PAGE_REUSE | PAGE_DELETE | ASSIGN_LSN, _) => {
             Err(Fault::Failed("this GiST operation does not have such a block"))
         }
@@ -105,7 +92,7 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
 /// What redo does to a block after restoring its image: the left half of a split gets its split LSN after
 /// the record that says so is written, so the image does not have it.
 pub(crate) fn after_restore(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match (record.operation(), block.id) {
         (PAGE_UPDATE, 1) | (PAGE_SPLIT, 0) => {
             clear_follow_right(record, page)?;
@@ -127,7 +114,7 @@ fn clear_follow_right(record: &Record<'_>, page: &mut PageBytes) -> Redo {
 /// The first tuple in `bytes`, in exactly its own size, and what follows it.
 fn split_first(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
     let size = tuple::size(bytes)?;
-    expect(size >= tuple::HEADER_SIZE, "an index tuple is smaller than its header")?;
+    expect(size >= tuple::HEADER_BYTES, "an index tuple is smaller than its header")?;
     bytes.split_at_checked(size).ok_or(Fault::Failed("an index tuple is longer than its data"))
 }
 
@@ -230,8 +217,8 @@ fn split_page(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBy
 /// `GistPageSetDeleted`: the transaction after which nobody can still be on the way to the page.
 fn set_deleted(page: &mut PageBytes, delete_full_xid: u64) -> Redo {
     update_opaque(page, |opaque| opaque.flags |= flag::DELETED)?;
-    page::set_lower(page, (page::HEADER_SIZE + size_of::<u64>()) as u16);
-    put(page, page::HEADER_SIZE, &delete_full_xid.to_le_bytes())
+    page::set_lower(page, (page::HEADER_BYTES + size_of::<u64>()) as u16);
+    put(page, page::HEADER_BYTES, &delete_full_xid.to_le_bytes())
 }
 
 /// `gist_mask`: makes equal what redo does not reproduce.

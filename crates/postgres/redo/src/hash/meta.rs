@@ -1,52 +1,20 @@
 //! The metapage of a hash index: `HashMetaPageData` in `src/include/access/hash.h`.
 
 use borealis_types::PageBytes;
+use borealis_wal::layout::hash::{
+    BITMAPS_MAX, GROUPS_WITH_ONE_PHASE, INITIAL_BUCKETS_MAX, META_MAGIC, META_VERSION, NONE, PHASE_BITS,
+    SPLIT_POINTS_MAX, SPLIT_UPDATES_MASKS, SPLIT_UPDATES_SPLIT_POINT, flag, meta as at,
+};
 use borealis_wal::{BlockReference, Record};
 
-use super::{NONE, Opaque, flag};
+use super::opaque::Opaque;
 use crate::bytes::{Reader, put, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page;
 
-/// `HASH_MAGIC`
-const MAGIC: u32 = 0x0644_0640;
-/// `HASH_VERSION`
-const VERSION: u32 = 4;
-
-/// Offsets in the metadata.
-mod at {
-    pub(super) const MAGIC: usize = 0;
-    pub(super) const VERSION: usize = 4;
-    pub(super) const TUPLE_COUNT: usize = 8;
-    pub(super) const FILL_FACTOR: usize = 16;
-    pub(super) const PAGE_SIZE: usize = 18;
-    pub(super) const BITMAP_SIZE: usize = 20;
-    pub(super) const BITMAP_SHIFT: usize = 22;
-    pub(super) const MAX_BUCKET: usize = 24;
-    pub(super) const HIGH_MASK: usize = 28;
-    pub(super) const LOW_MASK: usize = 32;
-    pub(super) const OVERFLOW_POINT: usize = 36;
-    pub(super) const FIRST_FREE: usize = 40;
-    pub(super) const BITMAP_COUNT: usize = 44;
-    pub(super) const PROCEDURE: usize = 48;
-    pub(super) const SPARES: usize = 52;
-    pub(super) const BITMAPS: usize = SPARES + 4 * super::SPLIT_POINTS_MAX;
-    /// `sizeof(HashMetaPageData)`
-    pub(super) const END: usize = (BITMAPS + 4 * super::BITMAPS_MAX).next_multiple_of(8);
-}
-
-/// `HASH_MAX_SPLITPOINTS`
-const SPLIT_POINTS_MAX: usize = 98;
-/// `HASH_MAX_BITMAPS`
-const BITMAPS_MAX: usize = 1024;
-/// `HASH_SPLITPOINT_GROUPS_WITH_ONE_PHASE`
-const GROUPS_WITH_ONE_PHASE: u32 = 10;
-/// `HASH_SPLITPOINT_PHASE_BITS`
-const PHASE_BITS: u32 = 2;
-
 /// `HashPageGetMeta`
 fn meta(page: &mut PageBytes) -> &mut [u8] {
-    &mut page[page::HEADER_SIZE..page::HEADER_SIZE + at::END]
+    &mut page[page::HEADER_BYTES..page::HEADER_BYTES + at::END]
 }
 
 /// Element `index` of the array of four-byte numbers at `start`.
@@ -86,15 +54,13 @@ fn total_buckets(phase: u32) -> u32 {
 
 /// `_hash_init_metabuffer`, from `xl_hash_init_meta_page`: tuples expected, hash procedure, fill factor.
 pub(super) fn init(record: &Record<'_>, page: &mut PageBytes) -> Redo {
-    const BUCKETS_MAX: u32 = 0x4000_0000;
-
     let mut data = Reader::new(record.main_data);
     let tuple_count = f64::from_bits(data.u64()?);
     let procedure = data.u32()?;
     let fill_factor = data.u16()?;
     let wanted = tuple_count / f64::from(fill_factor);
-    let bucket_count = if wanted >= f64::from(BUCKETS_MAX) {
-        BUCKETS_MAX
+    let bucket_count = if wanted >= f64::from(INITIAL_BUCKETS_MAX) {
+        INITIAL_BUCKETS_MAX
     } else if wanted > 2.0 {
         // Between 2 and 2^30, so the conversion only drops the fraction, as C's does.
         total_buckets(spare_index(wanted as u32))
@@ -105,12 +71,12 @@ pub(super) fn init(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     let high_mask = (bucket_count + 1).next_power_of_two() - 1;
 
     Opaque { previous: NONE, next: NONE, bucket: NONE, flags: flag::META }.init_page(page)?;
-    let page_size = page::special_start(page) - page::HEADER_SIZE as u16;
+    let page_size = page::special_start(page) - page::HEADER_BYTES as u16;
     // The largest power of two that fits, and its logarithm in bits.
     let bitmap_shift = page_size.ilog2();
     let meta = meta(page);
-    put(meta, at::MAGIC, &MAGIC.to_le_bytes())?;
-    put(meta, at::VERSION, &VERSION.to_le_bytes())?;
+    put(meta, at::MAGIC, &META_MAGIC.to_le_bytes())?;
+    put(meta, at::VERSION, &META_VERSION.to_le_bytes())?;
     put(meta, at::FILL_FACTOR, &fill_factor.to_le_bytes())?;
     put(meta, at::PAGE_SIZE, &page_size.to_le_bytes())?;
     put(meta, at::BITMAP_SIZE, &(1_u16 << bitmap_shift).to_le_bytes())?;
@@ -121,7 +87,7 @@ pub(super) fn init(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     put(meta, at::OVERFLOW_POINT, &spare.to_le_bytes())?;
     put(meta, at::PROCEDURE, &procedure.to_le_bytes())?;
     put(meta, element(at::SPARES, spare, SPLIT_POINTS_MAX)?, &1_u32.to_le_bytes())?;
-    page::set_lower(page, (page::HEADER_SIZE + at::END) as u16);
+    page::set_lower(page, (page::HEADER_BYTES + at::END) as u16);
     Ok(())
 }
 
@@ -166,19 +132,14 @@ pub(super) fn set_first_free(page: &mut PageBytes, data: &[u8]) -> Redo {
 /// `hash_xlog_split_allocate_page`, the metapage. Data, as `flags` say: low and high mask, then split point and
 /// its spare pages.
 pub(super) fn add_bucket(page: &mut PageBytes, new_bucket: u32, flags: u8, data: &[u8]) -> Redo {
-    /// `XLH_SPLIT_META_UPDATE_MASKS`
-    const MASKS: u8 = 1 << 0;
-    /// `XLH_SPLIT_META_UPDATE_SPLITPOINT`
-    const SPLIT_POINT: u8 = 1 << 1;
-
     let mut data = Reader::new(data);
     let meta = meta(page);
     put(meta, at::MAX_BUCKET, &new_bucket.to_le_bytes())?;
-    if flags & MASKS != 0 {
+    if flags & SPLIT_UPDATES_MASKS != 0 {
         put(meta, at::LOW_MASK, &data.u32()?.to_le_bytes())?;
         put(meta, at::HIGH_MASK, &data.u32()?.to_le_bytes())?;
     }
-    if flags & SPLIT_POINT != 0 {
+    if flags & SPLIT_UPDATES_SPLIT_POINT != 0 {
         let split_point = data.u32()?;
         let spare = element(at::SPARES, split_point, SPLIT_POINTS_MAX)?;
         put(meta, spare, &data.u32()?.to_le_bytes())?;
@@ -234,7 +195,8 @@ mod tests {
         let mut data = 100_000_f64.to_le_bytes().to_vec();
         data.extend(449_u32.to_le_bytes());
         data.extend(307_u16.to_le_bytes());
-        let record = test_record::record(ResourceManager::Hash, super::super::INIT_META_PAGE, &data);
+        let record =
+            test_record::record(ResourceManager::Hash, borealis_wal::layout::hash::INIT_META_PAGE, &data);
         let mut page = [0xFF; PAGE_SIZE];
         init(&record, &mut page).unwrap();
         let meta = meta(&mut page);

@@ -3,101 +3,27 @@
 //! Records: `src/include/access/hash_xlog.h`; redo: `src/backend/access/hash/hash_xlog.c`.
 
 mod meta;
+mod opaque;
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
+use borealis_wal::layout::hash::{
+    ADD_OVFL_PAGE, DELETE, INIT_BITMAP_PAGE, INIT_META_PAGE, INSERT, MOVE_PAGE_CONTENTS, NONE,
+    SPLIT_ALLOCATE_PAGE, SPLIT_CLEANUP, SPLIT_COMPLETE, SPLIT_PAGE, SQUEEZE_PAGE, UPDATE_META_PAGE,
+    VACUUM_ONE_PAGE, flag,
+};
 use borealis_wal::{BlockReference, Record};
 
+use crate::block::listed;
 use crate::btree::tuple;
-use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
+use crate::bytes::{OffsetNumbers, Reader, u16_at, u32_at};
 use crate::fault::{Fault, Redo, expect};
+use crate::page::mask;
 use crate::page::{self, Placing};
-use crate::{listed_block, mask};
-
-const INIT_META_PAGE: u8 = 0x00;
-const INIT_BITMAP_PAGE: u8 = 0x10;
-const INSERT: u8 = 0x20;
-const ADD_OVFL_PAGE: u8 = 0x30;
-const SPLIT_ALLOCATE_PAGE: u8 = 0x40;
-const SPLIT_PAGE: u8 = 0x50;
-const SPLIT_COMPLETE: u8 = 0x60;
-const MOVE_PAGE_CONTENTS: u8 = 0x70;
-const SQUEEZE_PAGE: u8 = 0x80;
-const DELETE: u8 = 0x90;
-const SPLIT_CLEANUP: u8 = 0xA0;
-const UPDATE_META_PAGE: u8 = 0xB0;
-const VACUUM_ONE_PAGE: u8 = 0xC0;
-
-/// `InvalidBlockNumber`, and also `InvalidBucket`.
-const NONE: u32 = u32::MAX;
-/// `HASHO_PAGE_ID`
-const PAGE_ID: u16 = 0xFF80;
-
-/// `LH_*` in `hasho_flag`.
-mod flag {
-    pub(super) const UNUSED: u16 = 0;
-    pub(super) const OVERFLOW: u16 = 1 << 0;
-    pub(super) const BUCKET: u16 = 1 << 1;
-    pub(super) const BITMAP: u16 = 1 << 2;
-    pub(super) const META: u16 = 1 << 3;
-    pub(super) const NEEDS_SPLIT_CLEANUP: u16 = 1 << 6;
-    pub(super) const HAS_DEAD_TUPLES: u16 = 1 << 7;
-    /// `LH_PAGE_TYPE`
-    pub(super) const TYPE: u16 = OVERFLOW | BUCKET | BITMAP | META;
-}
-
-/// `HashPageOpaqueData`: what a hash index keeps in the special space of each page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Opaque {
-    /// `hasho_prevblkno`: on a bucket's first page, the number of buckets when it was last split.
-    previous: u32,
-    /// `hasho_nextblkno`
-    next: u32,
-    /// `hasho_bucket`
-    bucket: u32,
-    /// `hasho_flag`
-    flags: u16,
-}
-
-impl Opaque {
-    const SIZE: usize = 16;
-
-    fn read(page: &PageBytes) -> Redo<Opaque> {
-        let special = page::special(page, Self::SIZE)?;
-        Ok(Opaque {
-            previous: u32_at(special, 0)?,
-            next: u32_at(special, 4)?,
-            bucket: u32_at(special, 8)?,
-            flags: u16_at(special, 12)?,
-        })
-    }
-
-    /// Writes the fields; the page's identification stays.
-    fn write(self, page: &mut PageBytes) -> Redo {
-        let special = page::special_mut(page, Self::SIZE)?;
-        put(special, 0, &self.previous.to_le_bytes())?;
-        put(special, 4, &self.next.to_le_bytes())?;
-        put(special, 8, &self.bucket.to_le_bytes())?;
-        put(special, 12, &self.flags.to_le_bytes())
-    }
-
-    /// `_hash_pageinit`, with this in the special space.
-    fn init_page(self, page: &mut PageBytes) -> Redo {
-        page::init(page, Self::SIZE);
-        put(page::special_mut(page, Self::SIZE)?, 14, &PAGE_ID.to_le_bytes())?;
-        self.write(page)
-    }
-}
-
-/// Changes the special space.
-fn update_opaque(page: &mut PageBytes, change: impl FnOnce(&mut Opaque)) -> Redo {
-    let mut opaque = Opaque::read(page)?;
-    change(&mut opaque);
-    opaque.write(page)
-}
+use opaque::{Opaque, update_opaque};
 
 /// Applies a hash index record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     let mut data = Reader::new(record.main_data);
     match (record.operation(), block.id) {
         (INIT_META_PAGE, 0) => meta::init(record, page),
@@ -159,9 +85,9 @@ fn insert(page: &mut PageBytes, item: &[u8], offset_number: u16) -> Redo {
 /// `_hash_initbitmapbuffer`: every overflow page it stands for is taken.
 fn init_bitmap(bitmap_size: u16, page: &mut PageBytes) -> Redo {
     Opaque { previous: NONE, next: NONE, bucket: NONE, flags: flag::BITMAP }.init_page(page)?;
-    let end = page::HEADER_SIZE + usize::from(bitmap_size);
+    let end = page::HEADER_BYTES + usize::from(bitmap_size);
     expect(end <= usize::from(page::special_start(page)), "a hash index bitmap is longer than its page")?;
-    page[page::HEADER_SIZE..end].fill(0xFF);
+    page[page::HEADER_BYTES..end].fill(0xFF);
     page::set_lower(page, end as u16);
     Ok(())
 }
@@ -170,7 +96,7 @@ fn init_bitmap(bitmap_size: u16, page: &mut PageBytes) -> Redo {
 fn set_bitmap_bit(block: &BlockReference<'_>, page: &mut PageBytes, on: bool) -> Redo {
     let bit = u32_at(block.data, 0)?;
     // Words of 32 bits, lowest first, are bytes of eight on a little-endian machine.
-    let at = page::HEADER_SIZE + (bit / 8) as usize;
+    let at = page::HEADER_BYTES + (bit / 8) as usize;
     expect(at < usize::from(page::special_start(page)), "a bit lies outside its hash index bitmap")?;
     let byte = page.get_mut(at).ok_or(Fault::Failed("a bit lies outside its hash index bitmap"))?;
     if on {

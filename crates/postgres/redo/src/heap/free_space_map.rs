@@ -5,19 +5,10 @@
 //! in an array, each inner node the larger of its two children; the leaves stand for heap blocks (on the
 //! lowest level of pages) or for the pages of the level below.
 
-use borealis_types::{PAGE_SIZE, PageBytes};
+use borealis_types::PageBytes;
+use borealis_wal::layout::free_space_map::{INNER_NODE_COUNT, NODES_START, SLOTS_PER_PAGE};
 
 use crate::fault::{Redo, expect};
-use crate::page;
-
-/// Page header, then `fp_next_slot`.
-const NODES_START: usize = page::HEADER_SIZE + 4;
-/// `NodesPerPage`
-const NODE_COUNT: usize = PAGE_SIZE - NODES_START;
-/// `NonLeafNodesPerPage`
-const INNER_NODE_COUNT: usize = PAGE_SIZE / 2 - 1;
-/// `SlotsPerFSMPage`
-pub(crate) const SLOTS_PER_PAGE: u32 = (NODE_COUNT - INNER_NODE_COUNT) as u32;
 
 /// `fsm_truncate_avail`: the heap now has `heap_blocks` blocks; empties the slots of those that are gone on
 /// the lowest-level page that holds the slot of the first of them, and the tree above them.
@@ -40,6 +31,8 @@ pub(crate) fn truncate(page: &mut PageBytes, heap_blocks: u32) -> Redo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page;
+    use borealis_types::PAGE_SIZE;
 
     #[test]
     fn truncation_empties_the_tail_and_the_tree_above() {

@@ -2,34 +2,22 @@
 
 use borealis_types::{Fork, PageBytes, PageKey};
 use borealis_wal::Record;
+use borealis_wal::layout::heap::{
+    INIT_PAGE, INSERT_ALL_FROZEN_SET, INSERT_ALL_VISIBLE_CLEARED, LOCK_ALL_FROZEN_CLEARED, OPERATION_MASK,
+};
+use borealis_wal::layout::heap2::{
+    FREEZE_PAGE, FREEZE_XVAC, INVALID_XVAC, LOCK_UPDATED, MULTI_INSERT, NEW_CID, PRUNE, REWRITE, VACUUM,
+    VISIBLE,
+};
+use borealis_wal::layout::visibility_map::{ALL_FROZEN, VALID_BITS};
+use borealis_wal::layout::{FROZEN_XID, HeapMultiInsert, HeapXmax};
 
 use super::tuple::{ItemPointer, NewTuple, Piece, StoredHeader, Tuple, offset_numbers};
-use super::{
-    ALL_VISIBLE_CLEARED, INIT_PAGE, LOCK_ALL_FROZEN_CLEARED, OPERATION_MASK, XmaxRecord, block_data,
-    check_next_offset_number, clear_visibility, heap_block, is_block, visibility_map,
-};
+use super::{block_data, check_next_offset_number, clear_visibility, heap_block, is_block, visibility_map};
+use crate::block::is_fork;
 use crate::bytes::Reader;
 use crate::fault::{Fault, Redo, expect};
-use crate::is_fork;
 use crate::page::{self, LinePointer};
-
-const REWRITE: u8 = 0x00;
-const PRUNE: u8 = 0x10;
-const VACUUM: u8 = 0x20;
-const FREEZE_PAGE: u8 = 0x30;
-const VISIBLE: u8 = 0x40;
-const MULTI_INSERT: u8 = 0x50;
-const LOCK_UPDATED: u8 = 0x60;
-const NEW_CID: u8 = 0x70;
-
-/// `XLH_INSERT_ALL_FROZEN_SET`
-const INSERT_ALL_FROZEN_SET: u8 = 0x20;
-/// `XLH_FREEZE_XVAC`
-const FREEZE_XVAC: u8 = 0x02;
-/// `XLH_INVALID_XVAC`
-const INVALID_XVAC: u8 = 0x04;
-/// `FrozenTransactionId`
-const FROZEN_XID: u32 = 2;
 
 /// Applies a `Heap2` record to a heap page or a visibility map page.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
@@ -53,12 +41,12 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
 fn redo_visibility_map(record: &Record<'_>, key: &PageKey, page: &mut PageBytes, operation: u8) -> Redo {
     let cleared = match operation {
         MULTI_INSERT => {
-            MultiInsertRecord::read(record)?.flags & ALL_VISIBLE_CLEARED != 0
-                && clear_visibility(record, 0, key, page, visibility_map::VALID_BITS)?
+            HeapMultiInsert::parse(record)?.flags & INSERT_ALL_VISIBLE_CLEARED != 0
+                && clear_visibility(record, 0, key, page, VALID_BITS)?
         }
         LOCK_UPDATED => {
-            XmaxRecord::read(record)?.flags & LOCK_ALL_FROZEN_CLEARED != 0
-                && clear_visibility(record, 0, key, page, visibility_map::ALL_FROZEN)?
+            HeapXmax::parse(record)?.flags & LOCK_ALL_FROZEN_CLEARED != 0
+                && clear_visibility(record, 0, key, page, ALL_FROZEN)?
         }
         _ => false,
     };
@@ -146,30 +134,13 @@ fn visible(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     Ok(())
 }
 
-/// `xl_heap_multi_insert`, without the offset numbers that follow it.
-struct MultiInsertRecord {
-    flags: u8,
-    tuple_count: u16,
-}
-
-impl MultiInsertRecord {
-    const SIZE: usize = 4;
-
-    fn read(record: &Record<'_>) -> Redo<Self> {
-        let mut reader = Reader::new(record.main_data);
-        let flags = reader.u8()?;
-        reader.skip(1)?;
-        Ok(MultiInsertRecord { flags, tuple_count: reader.u16()? })
-    }
-}
-
 /// Block data: for each tuple, aligned to two bytes, its length, header and bytes. The main data names their
 /// offset numbers unless the page is initialized, when they count from one.
 fn multi_insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let fields = MultiInsertRecord::read(record)?;
+    let fields = HeapMultiInsert::parse(record)?;
     let mut tuples = Reader::new(block_data(record, key)?);
     let mut numbers = Reader::new(record.main_data);
-    numbers.skip(MultiInsertRecord::SIZE)?;
+    numbers.skip(HeapMultiInsert::BYTES)?;
     let initialize = record.info & INIT_PAGE != 0;
     if initialize {
         page::init(page, 0);
@@ -192,7 +163,7 @@ fn multi_insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Red
     expect(tuples.remaining() == 0, "the tuples are not as long as the record says")?;
 
     page::set_lsn(page, record.span.end);
-    if fields.flags & ALL_VISIBLE_CLEARED != 0 {
+    if fields.flags & INSERT_ALL_VISIBLE_CLEARED != 0 {
         page::set_flag(page, page::ALL_VISIBLE, false);
     }
     if fields.flags & INSERT_ALL_FROZEN_SET != 0 {
@@ -203,7 +174,7 @@ fn multi_insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Red
 
 fn lock_updated(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     expect(is_block(record, 0, key), "the record does not list this block")?;
-    let XmaxRecord { xmax, offset_number, infobits, .. } = XmaxRecord::read(record)?;
+    let HeapXmax { xmax, offset_number, infobits, .. } = HeapXmax::parse(record)?;
     let mut tuple = Tuple::on_page(page, offset_number)?;
     tuple.set_xmax_meaning(infobits);
     tuple.set_xmax(xmax);

@@ -1,10 +1,11 @@
 //! What the consistency oracle must not compare on a heap page (`heap_mask`).
 
 use borealis_types::{BlockNumber, PAGE_SIZE, PageBytes};
+use borealis_wal::layout::heap_tuple::{XACT_MASK, XMAX_COMMITTED, XMAX_INVALID};
 
-use super::tuple::{ItemPointer, Tuple, XACT_MASK, XMAX_COMMITTED, XMAX_INVALID};
+use super::tuple::{ItemPointer, Tuple};
 use crate::fault::Redo;
-use crate::{mask, page};
+use crate::page::{self, mask};
 
 /// Hides LSN, hints, command ids, speculative tokens and padding.
 ///

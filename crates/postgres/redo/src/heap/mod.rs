@@ -13,37 +13,22 @@ pub(crate) mod visibility_map;
 
 use borealis_types::{BlockKey, Fork, PageBytes, PageKey};
 use borealis_wal::Record;
+use borealis_wal::layout::heap::{
+    CONFIRM, DELETE, DELETE_ALL_VISIBLE_CLEARED, DELETE_IS_PARTITION_MOVE, DELETE_IS_SUPER, HOT_UPDATE,
+    INIT_PAGE, INPLACE, INSERT, INSERT_ALL_VISIBLE_CLEARED, LOCK, LOCK_ALL_FROZEN_CLEARED, OPERATION_MASK,
+    TRUNCATE, UPDATE, UPDATE_NEW_ALL_VISIBLE_CLEARED, UPDATE_OLD_ALL_VISIBLE_CLEARED, UPDATE_PREFIX_FROM_OLD,
+    UPDATE_SUFFIX_FROM_OLD,
+};
+use borealis_wal::layout::heap_tuple::HEADER_BYTES;
+use borealis_wal::layout::visibility_map::{ALL_FROZEN, VALID_BITS};
+use borealis_wal::layout::{HeapInsert, HeapUpdate, HeapXmax};
 
+use crate::block::is_fork;
 use crate::bytes::Reader;
 use crate::fault::{Fault, Redo, expect};
-use crate::{is_fork, page};
+use crate::page;
 pub(crate) use mask::mask;
 use tuple::{ItemPointer, NewTuple, Piece, StoredHeader, Tuple};
-
-/// `XLOG_HEAP_OPMASK`
-pub(crate) const OPERATION_MASK: u8 = 0x70;
-/// `XLOG_HEAP_INIT_PAGE`
-pub(crate) const INIT_PAGE: u8 = 0x80;
-
-const INSERT: u8 = 0x00;
-const DELETE: u8 = 0x10;
-const UPDATE: u8 = 0x20;
-const TRUNCATE: u8 = 0x30;
-const HOT_UPDATE: u8 = 0x40;
-const CONFIRM: u8 = 0x50;
-const LOCK: u8 = 0x60;
-const INPLACE: u8 = 0x70;
-
-/// `XLH_INSERT_ALL_VISIBLE_CLEARED` and `XLH_DELETE_ALL_VISIBLE_CLEARED`
-pub(crate) const ALL_VISIBLE_CLEARED: u8 = 0x01;
-const DELETE_IS_SUPER: u8 = 0x08;
-const DELETE_IS_PARTITION_MOVE: u8 = 0x10;
-const UPDATE_OLD_ALL_VISIBLE_CLEARED: u8 = 0x01;
-const UPDATE_NEW_ALL_VISIBLE_CLEARED: u8 = 0x02;
-const UPDATE_PREFIX_FROM_OLD: u8 = 0x20;
-const UPDATE_SUFFIX_FROM_OLD: u8 = 0x40;
-/// `XLH_LOCK_ALL_FROZEN_CLEARED`
-pub(crate) const LOCK_ALL_FROZEN_CLEARED: u8 = 0x01;
 
 /// Applies a `Heap` record to a heap page or to the visibility map page it implies.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
@@ -98,94 +83,31 @@ pub(crate) fn clear_visibility(
 }
 
 fn redo_visibility_map(record: &Record<'_>, key: &PageKey, page: &mut PageBytes, operation: u8) -> Redo {
-    let valid_bits = visibility_map::VALID_BITS;
     let cleared = match operation {
         INSERT => {
-            InsertRecord::read(record)?.flags & ALL_VISIBLE_CLEARED != 0
-                && clear_visibility(record, 0, key, page, valid_bits)?
+            HeapInsert::parse(record)?.flags & INSERT_ALL_VISIBLE_CLEARED != 0
+                && clear_visibility(record, 0, key, page, VALID_BITS)?
         }
         DELETE => {
-            XmaxRecord::read(record)?.flags & ALL_VISIBLE_CLEARED != 0
-                && clear_visibility(record, 0, key, page, valid_bits)?
+            HeapXmax::parse(record)?.flags & DELETE_ALL_VISIBLE_CLEARED != 0
+                && clear_visibility(record, 0, key, page, VALID_BITS)?
         }
         UPDATE | HOT_UPDATE => {
-            let flags = UpdateRecord::read(record)?.flags;
+            let flags = HeapUpdate::parse(record)?.flags;
             let old_id = u8::from(record.block(1).is_some());
             // Not short-circuiting: both heap blocks may have their bits on this page.
             (flags & UPDATE_OLD_ALL_VISIBLE_CLEARED != 0
-                && clear_visibility(record, old_id, key, page, valid_bits)?)
+                && clear_visibility(record, old_id, key, page, VALID_BITS)?)
                 | (flags & UPDATE_NEW_ALL_VISIBLE_CLEARED != 0
-                    && clear_visibility(record, 0, key, page, valid_bits)?)
+                    && clear_visibility(record, 0, key, page, VALID_BITS)?)
         }
         LOCK => {
-            XmaxRecord::read(record)?.flags & LOCK_ALL_FROZEN_CLEARED != 0
-                && clear_visibility(record, 0, key, page, visibility_map::ALL_FROZEN)?
+            HeapXmax::parse(record)?.flags & LOCK_ALL_FROZEN_CLEARED != 0
+                && clear_visibility(record, 0, key, page, ALL_FROZEN)?
         }
         _ => false,
     };
     expect(cleared, "the record does not change this visibility map page")
-}
-
-/// `xl_heap_insert`
-struct InsertRecord {
-    offset_number: u16,
-    flags: u8,
-}
-
-impl InsertRecord {
-    fn read(record: &Record<'_>) -> Redo<Self> {
-        let mut reader = Reader::new(record.main_data);
-        Ok(InsertRecord { offset_number: reader.u16()?, flags: reader.u8()? })
-    }
-}
-
-/// `xl_heap_delete`, `xl_heap_lock` and `xl_heap_lock_updated`, which have one layout.
-pub(crate) struct XmaxRecord {
-    /// The new `t_xmax`.
-    pub(crate) xmax: u32,
-    /// Which tuple.
-    pub(crate) offset_number: u16,
-    /// `XLHL_*`: what `xmax` means.
-    pub(crate) infobits: u8,
-    /// `XLH_DELETE_*` or `XLH_LOCK_*`
-    pub(crate) flags: u8,
-}
-
-impl XmaxRecord {
-    /// Reads it from the main data.
-    pub(crate) fn read(record: &Record<'_>) -> Redo<Self> {
-        let mut reader = Reader::new(record.main_data);
-        Ok(XmaxRecord {
-            xmax: reader.u32()?,
-            offset_number: reader.u16()?,
-            infobits: reader.u8()?,
-            flags: reader.u8()?,
-        })
-    }
-}
-
-/// `xl_heap_update`
-struct UpdateRecord {
-    old_xmax: u32,
-    old_offset_number: u16,
-    old_infobits: u8,
-    flags: u8,
-    new_xmax: u32,
-    new_offset_number: u16,
-}
-
-impl UpdateRecord {
-    fn read(record: &Record<'_>) -> Redo<Self> {
-        let mut reader = Reader::new(record.main_data);
-        Ok(UpdateRecord {
-            old_xmax: reader.u32()?,
-            old_offset_number: reader.u16()?,
-            old_infobits: reader.u8()?,
-            flags: reader.u8()?,
-            new_xmax: reader.u32()?,
-            new_offset_number: reader.u16()?,
-        })
-    }
 }
 
 /// Initializes the page if the record says so; otherwise checks that it has room in its numbering for
@@ -206,7 +128,7 @@ pub(crate) fn check_next_offset_number(page: &PageBytes, offset_number: u16) -> 
 }
 
 fn insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let InsertRecord { offset_number, flags } = InsertRecord::read(record)?;
+    let HeapInsert { offset_number, flags } = HeapInsert::parse(record)?;
     let mut reader = Reader::new(block_data(record, key)?);
     prepare_insertion(record, page, offset_number)?;
 
@@ -216,7 +138,7 @@ fn insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
         .add_to(page, &[Piece::New(reader.rest())])?;
 
     page::set_lsn(page, record.span.end);
-    if flags & ALL_VISIBLE_CLEARED != 0 {
+    if flags & INSERT_ALL_VISIBLE_CLEARED != 0 {
         page::set_flag(page, page::ALL_VISIBLE, false);
     }
     Ok(())
@@ -224,7 +146,7 @@ fn insert(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
 
 fn delete(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     expect(is_block(record, 0, key), "the record does not list this block")?;
-    let XmaxRecord { xmax, offset_number, infobits, flags } = XmaxRecord::read(record)?;
+    let HeapXmax { xmax, offset_number, infobits, flags } = HeapXmax::parse(record)?;
     let mut tuple = Tuple::on_page(page, offset_number)?;
     tuple.set_xmax_meaning(infobits);
     tuple.set_hot_updated(false);
@@ -242,7 +164,7 @@ fn delete(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     });
 
     page::set_prunable(page, record.xid);
-    if flags & ALL_VISIBLE_CLEARED != 0 {
+    if flags & DELETE_ALL_VISIBLE_CLEARED != 0 {
         page::set_flag(page, page::ALL_VISIBLE, false);
     }
     page::set_lsn(page, record.span.end);
@@ -251,7 +173,7 @@ fn delete(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
 
 /// Block 0 is the page of the new tuple, block 1 that of the old one if it is another.
 fn update(record: &Record<'_>, key: &PageKey, page: &mut PageBytes, hot: bool) -> Redo {
-    let fields = UpdateRecord::read(record)?;
+    let fields = HeapUpdate::parse(record)?;
     let same_page = record.block(1).is_none();
     expect(same_page || !hot, "a heap-only update never leaves its page")?;
     let new_tid =
@@ -270,7 +192,7 @@ fn update(record: &Record<'_>, key: &PageKey, page: &mut PageBytes, hot: bool) -
 
 fn update_old_tuple(
     record: &Record<'_>,
-    fields: &UpdateRecord,
+    fields: &HeapUpdate,
     page: &mut PageBytes,
     hot: bool,
     new_tid: ItemPointer,
@@ -292,7 +214,7 @@ fn update_old_tuple(
 
 fn update_new_tuple(
     record: &Record<'_>,
-    fields: &UpdateRecord,
+    fields: &HeapUpdate,
     page: &mut PageBytes,
     same_page: bool,
     new_tid: ItemPointer,
@@ -320,7 +242,7 @@ fn update_new_tuple(
         let (old, data_start) = tuple::ranges_on_page(page, fields.old_offset_number)?;
         if prefix_length > 0 {
             let bitmap_length = usize::from(header.hoff)
-                .checked_sub(tuple::HEADER_SIZE)
+                .checked_sub(HEADER_BYTES)
                 .ok_or(Fault::Failed("a heap tuple's header is too short"))?;
             bitmap = reader.bytes(bitmap_length)?;
             prefix = data_start..data_start + prefix_length;
@@ -362,7 +284,7 @@ fn confirm(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
 
 fn lock(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     expect(is_block(record, 0, key), "the record does not list this block")?;
-    let XmaxRecord { xmax, offset_number, infobits, .. } = XmaxRecord::read(record)?;
+    let HeapXmax { xmax, offset_number, infobits, .. } = HeapXmax::parse(record)?;
     let block = heap_block(record, 0)?.block;
     let mut tuple = Tuple::on_page(page, offset_number)?;
     tuple.set_xmax_meaning(infobits);

@@ -3,56 +3,20 @@
 use std::ops::Range;
 
 use borealis_types::{BlockNumber, PageBytes};
+use borealis_wal::layout::heap::infobit;
+use borealis_wal::layout::heap_tuple::{
+    COMBO_CID, COMMAND_ID_OFFSET, CTID_OFFSET, HEADER_BYTES, HOFF_OFFSET, HOT_UPDATED, INFOMASK_OFFSET,
+    INFOMASK2_OFFSET, KEYS_UPDATED, LOCK_MASK, MOVED, XMAX_BITS, XMAX_EXCL_LOCK, XMAX_IS_MULTI,
+    XMAX_KEYSHR_LOCK, XMAX_LOCK_ONLY, XMAX_OFFSET, XMIN_FROZEN, XMIN_OFFSET,
+};
+use borealis_wal::layout::item_pointer::{
+    INVALID_BLOCK, ITEM_POINTER_BYTES, MOVED_PARTITIONS_OFFSET_NUMBER, OFFSET_NUMBER_OFFSET,
+    SPECULATIVE_OFFSET_NUMBER,
+};
 
 use crate::bytes::{Reader, u16_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::{self, LinePointer, Placing};
-
-/// `SizeofHeapTupleHeader`: up to the null bitmap.
-pub(crate) const HEADER_SIZE: usize = 23;
-
-const XMIN_OFFSET: usize = 0;
-const XMAX_OFFSET: usize = 4;
-/// `t_cid`, or `t_xvac` for tuples that a `VACUUM FULL` before 9.0 moved.
-const COMMAND_ID_OFFSET: usize = 8;
-const CTID_OFFSET: usize = 12;
-const INFOMASK2_OFFSET: usize = 18;
-const INFOMASK_OFFSET: usize = 20;
-const HOFF_OFFSET: usize = 22;
-
-/// `HEAP_XMAX_KEYSHR_LOCK`
-const XMAX_KEYSHR_LOCK: u16 = 0x0010;
-/// `HEAP_COMBOCID`
-const COMBO_CID: u16 = 0x0020;
-/// `HEAP_XMAX_EXCL_LOCK`
-const XMAX_EXCL_LOCK: u16 = 0x0040;
-/// `HEAP_XMAX_LOCK_ONLY`
-const XMAX_LOCK_ONLY: u16 = 0x0080;
-/// `HEAP_XMAX_COMMITTED`
-pub(crate) const XMAX_COMMITTED: u16 = 0x0400;
-/// `HEAP_XMAX_INVALID`
-pub(crate) const XMAX_INVALID: u16 = 0x0800;
-/// `HEAP_XMAX_IS_MULTI`
-const XMAX_IS_MULTI: u16 = 0x1000;
-/// `HEAP_MOVED`
-const MOVED: u16 = 0xC000;
-/// `HEAP_LOCK_MASK`
-const LOCK_MASK: u16 = XMAX_KEYSHR_LOCK | XMAX_EXCL_LOCK;
-/// `HEAP_XMAX_BITS`
-const XMAX_BITS: u16 = XMAX_COMMITTED | XMAX_INVALID | XMAX_IS_MULTI | LOCK_MASK | XMAX_LOCK_ONLY;
-/// `HEAP_XACT_MASK`
-pub(crate) const XACT_MASK: u16 = 0xFFF0;
-/// `HEAP_XMIN_FROZEN`
-const XMIN_FROZEN: u16 = 0x0300;
-/// `HEAP_KEYS_UPDATED`, in `t_infomask2`
-const KEYS_UPDATED: u16 = 0x2000;
-/// `HEAP_HOT_UPDATED`, in `t_infomask2`
-const HOT_UPDATED: u16 = 0x4000;
-
-/// `SpecTokenOffsetNumber`: such a `t_ctid` is the token of a speculative insertion.
-const SPECULATIVE_OFFSET_NUMBER: u16 = 0xFFFE;
-/// `MovedPartitionsOffsetNumber`
-const MOVED_PARTITIONS_OFFSET_NUMBER: u16 = 0xFFFD;
 
 /// Where a tuple is: `ItemPointerData`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,10 +30,10 @@ pub(crate) struct ItemPointer {
 impl ItemPointer {
     /// What `HeapTupleHeaderSetMovedPartitions` writes: the row moved to another partition.
     pub(crate) const MOVED_PARTITIONS: ItemPointer =
-        ItemPointer { block: u32::MAX, offset_number: MOVED_PARTITIONS_OFFSET_NUMBER };
+        ItemPointer { block: INVALID_BLOCK, offset_number: MOVED_PARTITIONS_OFFSET_NUMBER };
 
     /// Two halves of the block number, the high one first, then the offset number.
-    fn encode(self) -> [u8; 6] {
+    fn encode(self) -> [u8; ITEM_POINTER_BYTES] {
         let high = ((self.block >> 16) as u16).to_le_bytes();
         let low = (self.block as u16).to_le_bytes();
         let offset_number = self.offset_number.to_le_bytes();
@@ -94,7 +58,7 @@ impl<'p> Tuple<'p> {
     }
 
     fn new(bytes: &'p mut [u8]) -> Redo<Tuple<'p>> {
-        expect(bytes.len() >= HEADER_SIZE, "a heap tuple is shorter than its header")?;
+        expect(bytes.len() >= HEADER_BYTES, "a heap tuple is shorter than its header")?;
         Ok(Tuple(bytes))
     }
 
@@ -161,15 +125,17 @@ impl<'p> Tuple<'p> {
     pub(crate) fn set_xmax_meaning(&mut self, infobits: u8) {
         let mut infomask = self.infomask() & !(XMAX_BITS | MOVED);
         let mut infomask2 = self.infomask2() & !KEYS_UPDATED;
-        // XLHL_XMAX_IS_MULTI and so on.
-        for (infobit, bit) in
-            [(0x01, XMAX_IS_MULTI), (0x02, XMAX_LOCK_ONLY), (0x04, XMAX_EXCL_LOCK), (0x08, XMAX_KEYSHR_LOCK)]
-        {
-            if infobits & infobit != 0 {
+        for (of_record, bit) in [
+            (infobit::XMAX_IS_MULTI, XMAX_IS_MULTI),
+            (infobit::XMAX_LOCK_ONLY, XMAX_LOCK_ONLY),
+            (infobit::XMAX_EXCL_LOCK, XMAX_EXCL_LOCK),
+            (infobit::XMAX_KEYSHR_LOCK, XMAX_KEYSHR_LOCK),
+        ] {
+            if infobits & of_record != 0 {
                 infomask |= bit;
             }
         }
-        if infobits & 0x10 != 0 {
+        if infobits & infobit::KEYS_UPDATED != 0 {
             infomask2 |= KEYS_UPDATED;
         }
         self.set_infomask(infomask);
@@ -189,7 +155,7 @@ impl<'p> Tuple<'p> {
 
     /// `HeapTupleHeaderIsSpeculative`
     pub(crate) fn is_speculative(&self) -> bool {
-        self.u16(CTID_OFFSET + 4) == SPECULATIVE_OFFSET_NUMBER
+        self.u16(CTID_OFFSET + OFFSET_NUMBER_OFFSET) == SPECULATIVE_OFFSET_NUMBER
     }
 
     /// What follows the header and null bitmap (`t_hoff` bytes).
@@ -205,7 +171,7 @@ pub(crate) fn ranges_on_page(page: &PageBytes, offset_number: u16) -> Redo<(Rang
     let pointer = page::line_pointer(page, offset_number)?;
     expect(pointer.is_normal(), "the tuple's line pointer is not normal")?;
     let length = page::item(page, pointer)?.len();
-    expect(length >= HEADER_SIZE, "a heap tuple is shorter than its header")?;
+    expect(length >= HEADER_BYTES, "a heap tuple is shorter than its header")?;
     let start = usize::from(pointer.offset);
     let data_start = start + usize::from(page[start + HOFF_OFFSET]);
     expect(data_start <= start + length, "a heap tuple's header is longer than the tuple")?;
@@ -255,7 +221,7 @@ pub(crate) struct NewTuple {
 impl NewTuple {
     /// Puts the tuple together right where it belongs on the page, as every redo function that inserts one does.
     pub(crate) fn add_to(self, page: &mut PageBytes, pieces: &[Piece<'_>]) -> Redo {
-        let length = HEADER_SIZE
+        let length = HEADER_BYTES
             + pieces
                 .iter()
                 .map(|piece| match piece {
@@ -264,7 +230,7 @@ impl NewTuple {
                 })
                 .sum::<usize>();
         let (_, range) = page::reserve_item(page, length, self.offset_number, Placing::Heap)?;
-        let mut header = [0; HEADER_SIZE];
+        let mut header = [0; HEADER_BYTES];
         header[HOFF_OFFSET] = self.header.hoff;
         let mut tuple = Tuple(&mut header);
         tuple.set_infomask2(self.header.infomask2);
@@ -273,7 +239,7 @@ impl NewTuple {
         tuple.set_first_command_id();
         tuple.set_xmax(self.xmax);
         tuple.set_ctid(self.ctid);
-        let mut at = range.start + HEADER_SIZE;
+        let mut at = range.start + HEADER_BYTES;
         page[range.start..at].copy_from_slice(&header);
         for piece in pieces {
             match piece {

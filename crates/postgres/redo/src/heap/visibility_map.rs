@@ -3,33 +3,19 @@
 //! Layout and operations: `src/backend/access/heap/visibilitymap.c`. The map has no checksum or image of its
 //! own in the records that clear bits, and the clearing does not stamp the map's page.
 
-use borealis_types::{BlockNumber, Fork, Lsn, PAGE_SIZE, PageBytes, PageKey, RelationLocator};
+use borealis_types::{BlockNumber, Fork, Lsn, PageBytes, PageKey, RelationLocator};
+use borealis_wal::layout::visibility_map::{
+    BITS_PER_HEAP_BLOCK, HEAP_BLOCKS_PER_BYTE, HEAP_BLOCKS_PER_PAGE, VALID_BITS, map_block,
+};
 
 use crate::fault::{Redo, expect};
 use crate::page;
 
-/// `VISIBILITYMAP_ALL_VISIBLE`
-#[cfg(test)]
-const ALL_VISIBLE: u8 = 0x01;
-/// `VISIBILITYMAP_ALL_FROZEN`
-pub(crate) const ALL_FROZEN: u8 = 0x02;
-/// `VISIBILITYMAP_VALID_BITS`
-pub(crate) const VALID_BITS: u8 = 0x03;
-
-const MAP_SIZE: usize = PAGE_SIZE - page::HEADER_SIZE;
-const HEAP_BLOCKS_PER_BYTE: u32 = 4;
-const HEAP_BLOCKS_PER_PAGE: u32 = MAP_SIZE as u32 * HEAP_BLOCKS_PER_BYTE;
-
-/// The block of the map that holds a heap block's bits (`HEAPBLK_TO_MAPBLOCK`).
-pub(crate) fn map_block(heap_block: BlockNumber) -> BlockNumber {
-    heap_block / HEAP_BLOCKS_PER_PAGE
-}
-
 /// Where a heap block's bits are: byte on the map page, and shift in it.
 fn position(heap_block: BlockNumber) -> (usize, u32) {
     let in_page = heap_block % HEAP_BLOCKS_PER_PAGE;
-    let byte = page::HEADER_SIZE + (in_page / HEAP_BLOCKS_PER_BYTE) as usize;
-    (byte, in_page % HEAP_BLOCKS_PER_BYTE * 2)
+    let byte = page::HEADER_BYTES + (in_page / HEAP_BLOCKS_PER_BYTE) as usize;
+    (byte, in_page % HEAP_BLOCKS_PER_BYTE * BITS_PER_HEAP_BLOCK)
 }
 
 /// Whether `key` is the map page that holds the bits of this heap block.
@@ -80,6 +66,8 @@ pub(crate) fn truncate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_types::PAGE_SIZE;
+    use borealis_wal::layout::visibility_map::ALL_VISIBLE;
     use proptest::prelude::*;
 
     fn bits(page: &PageBytes, heap_block: BlockNumber) -> u8 {

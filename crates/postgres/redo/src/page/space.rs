@@ -2,16 +2,14 @@
 
 use arrayvec::ArrayVec;
 use borealis_types::{PAGE_SIZE, PageBytes};
+use borealis_wal::layout::item_id::ITEM_ID_BYTES;
+use borealis_wal::layout::page::INDEX_TUPLES_MAX;
 
-use super::{
-    Bounds, HAS_FREE_LINES, HEADER_SIZE, LINE_POINTER_SIZE, LINE_POINTERS_MAX, LinePointer, bounds,
-    line_pointer, line_pointer_at, max_align, max_offset_number, put_line_pointer, set_flag, set_lower,
-    set_upper,
+use super::header::{
+    Bounds, HAS_FREE_LINES, HEADER_BYTES, LINE_POINTERS_MAX, LinePointer, bounds, line_pointer,
+    line_pointer_at, max_align, max_offset_number, put_line_pointer, set_flag, set_lower, set_upper,
 };
 use crate::fault::{Fault, Redo, expect};
-
-/// `MaxIndexTuplesPerPage`
-const INDEX_TUPLES_MAX: usize = 408;
 
 /// An item that stays: its offset number afterwards, and where its bytes are now.
 #[derive(Clone, Copy)]
@@ -112,7 +110,7 @@ pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Redo {
     }
     kept.compactify(page, bounds)?;
     let unused_at_end = line_count - last_used;
-    set_lower(page, (bounds.lower - usize::from(unused_at_end) * LINE_POINTER_SIZE) as u16);
+    set_lower(page, (bounds.lower - usize::from(unused_at_end) * ITEM_ID_BYTES) as u16);
     set_flag(page, HAS_FREE_LINES, unused_count > unused_at_end);
     Ok(())
 }
@@ -131,7 +129,7 @@ pub(crate) fn truncate_line_pointer_array(page: &mut PageBytes) -> Redo {
         unused_left |= !line_pointer(page, offset_number)?.is_used();
     }
     let dropped = usize::from(line_count - kept_count);
-    set_lower(page, (bounds.lower - dropped * LINE_POINTER_SIZE) as u16);
+    set_lower(page, (bounds.lower - dropped * ITEM_ID_BYTES) as u16);
     set_flag(page, HAS_FREE_LINES, unused_left);
     Ok(())
 }
@@ -176,8 +174,8 @@ pub(crate) fn index_tuple_delete(page: &mut PageBytes, offset_number: u16) -> Re
     let (_, start, length) = index_item(page, bounds, offset_number)?;
     let line_count = max_offset_number(page);
     let at = line_pointer_at(offset_number);
-    page.copy_within(at + LINE_POINTER_SIZE..bounds.lower, at);
-    set_lower(page, (bounds.lower - LINE_POINTER_SIZE) as u16);
+    page.copy_within(at + ITEM_ID_BYTES..bounds.lower, at);
+    set_lower(page, (bounds.lower - ITEM_ID_BYTES) as u16);
     slide(page, bounds, start, max_align(length) as isize, line_count - 1)
 }
 
@@ -189,7 +187,7 @@ pub(crate) fn index_tuple_delete_no_compact(page: &mut PageBytes, offset_number:
     if offset_number < line_count {
         put_line_pointer(page, offset_number, LinePointer::UNUSED);
     } else {
-        set_lower(page, (bounds.lower - LINE_POINTER_SIZE) as u16);
+        set_lower(page, (bounds.lower - ITEM_ID_BYTES) as u16);
         line_count -= 1;
     }
     slide(page, bounds, start, max_align(length) as isize, line_count)
@@ -221,7 +219,7 @@ pub(crate) fn index_multi_delete(
     for (index, pointer) in pointers.iter().enumerate() {
         put_line_pointer(page, (index + 1) as u16, *pointer);
     }
-    let lower = HEADER_SIZE + pointers.len() * LINE_POINTER_SIZE;
+    let lower = HEADER_BYTES + pointers.len() * ITEM_ID_BYTES;
     set_lower(page, lower as u16);
     kept.compactify(page, bounds)
 }

@@ -4,6 +4,10 @@ use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use borealis_wal::layout::item_id::LP_NORMAL;
+use borealis_wal::layout::page::SPECIAL_OFFSET;
+
+use super::header::set_header_u16;
 use super::*;
 
 fn empty(special_size: usize) -> PageBytes {
@@ -50,7 +54,7 @@ fn header_fields_are_where_postgres_has_them() {
     set_flag(&mut page, ALL_VISIBLE, true);
     set_prune_xid(&mut page, 0xDEAD_BEEF);
     assert_eq!(
-        page[..HEADER_SIZE],
+        page[..HEADER_BYTES],
         [
             0x67, 0x45, 0x23, 0x01, 0xEF, 0xCD, 0xAB, 0x89, // pd_lsn
             0, 0, 4, 0, // pd_checksum, pd_flags
@@ -253,7 +257,7 @@ proptest! {
             set_header_u16(&mut original, SPECIAL_OFFSET, (8 * (100 + small_header[2])).min(8192));
         }
         for (index, pointer) in pointers.iter().enumerate() {
-            let at = HEADER_SIZE + index * 4;
+            let at = HEADER_BYTES + index * 4;
             // Masked, so that many stay inside the page.
             original[at..at + 4].copy_from_slice(&(pointer & 0x00FF_9FF8).to_le_bytes());
         }

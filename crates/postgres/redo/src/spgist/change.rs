@@ -2,10 +2,11 @@
 
 use borealis_types::PageBytes;
 use borealis_wal::Record;
+use borealis_wal::layout::spgist::{LEAF, NULLS};
 
-use super::{
-    LEAF, NULLS, Source, State, add_or_replace, count, delete_tuples, init_page, replace, set_next_in_chain,
-    split_inner, split_leaf, update_node_link,
+use super::tuples::{
+    Source, State, add_or_replace, count, delete_tuples, init_page, replace, set_next_in_chain, split_inner,
+    split_leaf, update_node_link,
 };
 use crate::bytes::{OffsetNumbers, Reader};
 use crate::fault::{Fault, Redo, expect};

@@ -5,227 +5,23 @@
 //! tuple that moves leaves a redirection, one that goes a placeholder that another may replace.
 
 mod change;
+mod tuples;
 mod vacuum;
 
-use arrayvec::ArrayVec;
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::Record;
+use borealis_wal::layout::spgist::{
+    ADD_LEAF, ADD_NODE, MOVE_LEAFS, PICKSPLIT, SPLIT_TUPLE, VACUUM_LEAF, VACUUM_REDIRECT, VACUUM_ROOT,
+};
 
-use crate::btree::tuple as index_tuple;
-use crate::bytes::{OffsetNumbers, Reader, put, u16_at, u32_at};
-use crate::fault::{Fault, Redo, expect};
-use crate::page::{self, Placing};
-use crate::{listed_block, mask};
-
-const ADD_LEAF: u8 = 0x10;
-const MOVE_LEAFS: u8 = 0x20;
-const ADD_NODE: u8 = 0x30;
-const SPLIT_TUPLE: u8 = 0x40;
-const PICKSPLIT: u8 = 0x50;
-const VACUUM_LEAF: u8 = 0x60;
-const VACUUM_ROOT: u8 = 0x70;
-const VACUUM_REDIRECT: u8 = 0x80;
-
-/// `SPGIST_PAGE_ID`
-const PAGE_ID: u16 = 0xFF82;
-/// `SPGIST_LEAF`
-const LEAF: u16 = 1 << 2;
-/// `SPGIST_NULLS`
-const NULLS: u16 = 1 << 3;
-
-/// A tuple's state: the lowest two bits of its first word.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-enum State {
-    /// `SPGIST_REDIRECT`
-    Redirect = 1,
-    /// `SPGIST_DEAD`
-    Dead = 2,
-    /// `SPGIST_PLACEHOLDER`
-    Placeholder = 3,
-}
-
-/// `sizeof(SpGistDeadTupleData)`, aligned.
-const DEAD_TUPLE_SIZE: usize = 16;
-/// `SGITHDRSZ`: where an inner tuple's prefix starts.
-const INNER_HEADER_SIZE: usize = 8;
-
-/// `SpGistPageOpaqueData`: what an SP-GiST index keeps in the special space of each page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Opaque {
-    flags: u16,
-    /// `nRedirection`
-    redirections: u16,
-    /// `nPlaceholder`
-    placeholders: u16,
-}
-
-impl Opaque {
-    const SIZE: usize = 8;
-
-    fn read(page: &PageBytes) -> Redo<Opaque> {
-        let special = page::special(page, Self::SIZE)?;
-        Ok(Opaque {
-            flags: u16_at(special, 0)?,
-            redirections: u16_at(special, 2)?,
-            placeholders: u16_at(special, 4)?,
-        })
-    }
-
-    /// Writes the fields; the page's identification stays.
-    fn write(self, page: &mut PageBytes) -> Redo {
-        let special = page::special_mut(page, Self::SIZE)?;
-        put(special, 0, &self.flags.to_le_bytes())?;
-        put(special, 2, &self.redirections.to_le_bytes())?;
-        put(special, 4, &self.placeholders.to_le_bytes())
-    }
-}
-
-/// `SpGistInitPage`
-fn init_page(page: &mut PageBytes, flags: u16) -> Redo {
-    page::init(page, Opaque::SIZE);
-    put(page::special_mut(page, Opaque::SIZE)?, 6, &PAGE_ID.to_le_bytes())?;
-    Opaque { flags, redirections: 0, placeholders: 0 }.write(page)
-}
-
-/// Adds to the counts of redirections and placeholders.
-fn count(page: &mut PageBytes, redirections: i16, placeholders: i16) -> Redo {
-    const MISCOUNTED: Fault = Fault::Failed("an SP-GiST page miscounts its redirections or placeholders");
-    let mut opaque = Opaque::read(page)?;
-    opaque.redirections = opaque.redirections.checked_add_signed(redirections).ok_or(MISCOUNTED)?;
-    opaque.placeholders = opaque.placeholders.checked_add_signed(placeholders).ok_or(MISCOUNTED)?;
-    opaque.write(page)
-}
-
-/// `spgxlogState`: how tuples that go are replaced.
-#[derive(Clone, Copy)]
-struct Source {
-    xid: u32,
-    /// While an index is built nobody else can be on the way to a tuple, so none needs a redirection.
-    is_build: bool,
-}
-
-impl Source {
-    fn read(data: &mut Reader<'_>) -> Redo<Source> {
-        let source = Source { xid: data.u32()?, is_build: data.u8()? != 0 };
-        data.align(4)?;
-        Ok(source)
-    }
-
-    /// `spgFormDeadTuple`: a redirection to `target`, or a tuple that stands for nothing.
-    fn dead_tuple(self, state: State, target: (u32, u16)) -> Redo<[u8; DEAD_TUPLE_SIZE]> {
-        let mut tuple = [0; DEAD_TUPLE_SIZE];
-        put(&mut tuple, 0, &((DEAD_TUPLE_SIZE as u32) << 2 | state as u32).to_le_bytes())?;
-        let (target, xid) = if state == State::Redirect { (target, self.xid) } else { ((u32::MAX, 0), 0) };
-        index_tuple::set_block_number(&mut tuple[6..], target.0)?;
-        put(&mut tuple, 10, &target.1.to_le_bytes())?;
-        put(&mut tuple, 12, &xid.to_le_bytes())?;
-        Ok(tuple)
-    }
-}
-
-fn state(tuple: &[u8]) -> Redo<u32> {
-    Ok(u32_at(tuple, 0)? & 3)
-}
-
-/// The first leaf tuple in `bytes`, and what follows it.
-fn split_leaf(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
-    let size = (u32_at(bytes, 0)? >> 2) as usize;
-    split_tuple(bytes, size)
-}
-
-/// The first inner tuple in `bytes`, and what follows it.
-fn split_inner(bytes: &[u8]) -> Redo<(&[u8], &[u8])> {
-    let size = usize::from(u16_at(bytes, 4)?);
-    split_tuple(bytes, size)
-}
-
-fn split_tuple(bytes: &[u8], size: usize) -> Redo<(&[u8], &[u8])> {
-    expect(size >= INNER_HEADER_SIZE, "an SP-GiST tuple is smaller than its header")?;
-    bytes.split_at_checked(size).ok_or(Fault::Failed("an SP-GiST tuple is longer than its data"))
-}
-
-/// Puts a tuple at a number, which the later ones then follow.
-fn add(page: &mut PageBytes, tuple: &[u8], offset_number: u16) -> Redo {
-    expect(offset_number != 0, "an index tuple needs an offset number")?;
-    page::add_item(page, tuple, offset_number, Placing::Shift).map(|_| ())
-}
-
-/// Puts a tuple in another's place.
-fn replace(page: &mut PageBytes, tuple: &[u8], offset_number: u16) -> Redo {
-    page::index_tuple_delete(page, offset_number)?;
-    add(page, tuple, offset_number)
-}
-
-/// `addOrReplaceTuple`: a tuple that is there already is a placeholder.
-fn add_or_replace(page: &mut PageBytes, tuple: &[u8], offset_number: u16) -> Redo {
-    if offset_number > page::max_offset_number(page) {
-        return add(page, tuple, offset_number);
-    }
-    let old = page::item(page, page::line_pointer(page, offset_number)?)?;
-    expect(state(old)? == State::Placeholder as u32, "the SP-GiST tuple to be replaced is no placeholder")?;
-    count(page, 0, -1)?;
-    replace(page, tuple, offset_number)
-}
-
-/// `spgUpdateNodeLink`: lets node `node` of an inner tuple lead to `target`.
-fn update_node_link(page: &mut PageBytes, offset_number: u16, node: u16, target: (u32, u16)) -> Redo {
-    let pointer = page::line_pointer(page, offset_number)?;
-    let inner = page::item_mut(page, pointer)?;
-    // State, "all the same" flag, 13 bits of node count, 16 bits of prefix size.
-    let header = u32_at(inner, 0)?;
-    expect(u32::from(node) < header >> 3 & 0x1FFF, "an SP-GiST tuple has no such node")?;
-    let mut at = INNER_HEADER_SIZE + (header >> 16) as usize;
-    for _ in 0..node {
-        let size = index_tuple::size(inner.get(at..).unwrap_or_default())?;
-        expect(size >= index_tuple::HEADER_SIZE, "an SP-GiST node is smaller than its header")?;
-        at += size;
-    }
-    let link = inner.get_mut(at..).ok_or(Fault::Failed("an SP-GiST node lies outside its tuple"))?;
-    index_tuple::set_block_number(link, target.0)?;
-    put(link, 4, &target.1.to_le_bytes())
-}
-
-/// `SGLT_SET_NEXTOFFSET`: the next tuple of a leaf tuple's chain.
-fn set_next_in_chain(page: &mut PageBytes, offset_number: u16, next: u16) -> Redo {
-    const FLAGS: u16 = 0xC000;
-    let pointer = page::line_pointer(page, offset_number)?;
-    let leaf = page::item_mut(page, pointer)?;
-    let info = u16_at(leaf, 4)? & FLAGS | next & !FLAGS;
-    put(leaf, 4, &info.to_le_bytes())
-}
-
-/// `spgPageIndexMultiDelete`: puts dead tuples in the place of others, of state `first` in that of the first
-/// one listed and of state `rest` in the others'.
-fn delete_tuples(
-    page: &mut PageBytes,
-    source: Source,
-    offset_numbers: OffsetNumbers<'_>,
-    (first, rest): (State, State),
-    target: (u32, u16),
-) -> Redo {
-    let Some(first_number) = offset_numbers.iter().next() else { return Ok(()) };
-    let mut sorted = ArrayVec::<u16, { page::LINE_POINTERS_MAX }>::new();
-    for offset_number in offset_numbers.iter() {
-        sorted.try_push(offset_number).map_err(|_| Fault::Failed("more tuples to delete than fit a page"))?;
-    }
-    sorted.sort_unstable();
-    page::index_multi_delete(page, sorted.iter().copied())?;
-    for offset_number in sorted {
-        let state = if offset_number == first_number { first } else { rest };
-        add(page, &source.dead_tuple(state, target)?, offset_number)?;
-        match state {
-            State::Redirect => count(page, 1, 0)?,
-            State::Placeholder => count(page, 0, 1)?,
-            State::Dead => {}
-        }
-    }
-    Ok(())
-}
+use crate::block::listed;
+use crate::fault::{Fault, Redo};
+use crate::page::mask;
+use crate::page::{self};
 
 /// Applies an SP-GiST record to one of the blocks it lists.
 pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let block = listed_block(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
+    let block = listed(record, key).ok_or(Fault::Failed("the record does not list the block"))?;
     match record.operation() {
         ADD_LEAF => change::add_leaf(record, block.id, page),
         MOVE_LEAFS => change::move_leafs(record, block.id, page),
@@ -245,7 +41,7 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
 pub(crate) fn mask(page: &mut PageBytes, _block: BlockNumber) -> Redo {
     mask::page_lsn_and_checksum(page);
     mask::page_hint_bits(page);
-    if usize::from(page::lower(page)) >= page::HEADER_SIZE {
+    if usize::from(page::lower(page)) >= page::HEADER_BYTES {
         mask::unused_space(page)?;
     }
     Ok(())

@@ -2,15 +2,16 @@
 
 use borealis_types::PageBytes;
 use borealis_wal::Record;
+use borealis_wal::layout::item_pointer::{INVALID_BLOCK, INVALID_OFFSET_NUMBER};
 
-use super::{Source, State, count, delete_tuples, set_next_in_chain};
+use super::tuples::{Source, State, count, delete_tuples, set_next_in_chain};
 use crate::btree::tuple as index_tuple;
 use crate::bytes::{OffsetNumbers, Reader, put, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page;
 
 /// Nothing to redirect to.
-const NOWHERE: (u32, u16) = (u32::MAX, 0);
+const NOWHERE: (u32, u16) = (INVALID_BLOCK, INVALID_OFFSET_NUMBER);
 
 /// `spgRedoVacuumLeaf`
 pub(super) fn vacuum_leaf(record: &Record<'_>, page: &mut PageBytes) -> Redo {

@@ -19,20 +19,14 @@ use std::process::{Child, Command, Stdio};
 use borealis_redo::check::Checker;
 use borealis_redo::consistency::compare_pages;
 use borealis_types::{
-    BlockKey, Fork, Lsn, PAGE_SIZE, PageBytes, PageKey, RelationFork, RelationLocator, ServerVersion,
-    SlruKind,
+    BLOCKS_PER_SEGMENT_FILE, BlockKey, DEFAULT_TABLESPACE, Fork, GLOBAL_TABLESPACE, Lsn, PAGE_SIZE,
+    PageBytes, PageKey, RelationFork, RelationLocator, SLRU_PAGES_PER_SEGMENT, ServerVersion, SlruKind,
 };
 use borealis_wal::ResourceManager;
+use borealis_wal::layout::FIRST_NORMAL_OID;
 use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
 
 use page_owner::resource_manager_of;
-
-const DEFAULT_TABLESPACE: u32 = 1663;
-const GLOBAL_TABLESPACE: u32 = 1664;
-/// `FirstNormalObjectId`
-const FIRST_USER_OID: u32 = 16384;
-const BLOCKS_PER_SEGMENT_FILE: u32 = borealis_types::BLOCKS_PER_SEGMENT_FILE;
-const PAGES_PER_SLRU_FILE: u32 = 32;
 
 /// A folder with the server's programs.
 pub const PG_BIN_VARIABLE: &str = "BOREALIS_TEST_PG_BIN";
@@ -295,7 +289,7 @@ impl Cluster {
             for (name, path) in files(&self.data().join(kind.folder())) {
                 if let Ok(segment) = u32::from_str_radix(&name, 16) {
                     for (index, bytes) in read_pages(&path) {
-                        let page = segment * PAGES_PER_SLRU_FILE + index;
+                        let page = segment * SLRU_PAGES_PER_SEGMENT + index;
                         pages.push((PageKey::Slru { kind, page }, bytes));
                     }
                 }
@@ -395,7 +389,7 @@ pub fn compare_with_files(checker: &Checker, cluster: &Cluster) -> (usize, Vec<S
                 PageKey::Block(block) if block.relation_fork.fork == Fork::VisibilityMap => {
                     // What the oracle of every record hides: the map itself. `CREATE DATABASE` logs map pages as
                     // if their map were unused space, so there redo (PostgreSQL's too) knows of fewer bits.
-                    let lost = block.relation_fork.locator.database >= FIRST_USER_OID;
+                    let lost = block.relation_fork.locator.database >= FIRST_NORMAL_OID;
                     let wrong_at = |at: &usize| match (expected[*at], actual[*at]) {
                         (expected, actual) if lost => actual & !expected != 0,
                         (expected, actual) => actual != expected,

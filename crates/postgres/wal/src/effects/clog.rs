@@ -2,9 +2,9 @@
 
 use borealis_types::SlruKind;
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
-use crate::v15::slru::{ClogTruncate, TRUNCATE, ZERO_PAGE, first_kept_page, zeroed_page};
+use crate::layout::slru::{ClogTruncate, TRUNCATE, ZERO_PAGE, first_kept_page, zeroed_page};
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
     match record.operation() {

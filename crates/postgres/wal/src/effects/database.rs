@@ -2,9 +2,9 @@
 
 use borealis_types::MetaKey;
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
-use crate::v15::database::{
+use crate::layout::database::{
     CREATE_FILE_COPY, CREATE_WAL_LOG, CreateDatabaseFileCopy, CreateDatabaseWalLog, DROP, DropDatabase,
 };
 

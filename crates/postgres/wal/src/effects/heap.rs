@@ -3,25 +3,27 @@
 
 use borealis_types::{Fork, RelationFork};
 
-use super::{EffectError, Sink, malformed, unknown};
+use super::sink::{EffectError, Sink, malformed, unknown};
 use crate::Record;
-use crate::v15::heap::{
-    CHANGE_FLAGS_OFFSET, CONFIRM, DELETE, DELETE_ALL_VISIBLE_CLEARED, HOT_UPDATE, INPLACE, INSERT,
-    INSERT_ALL_VISIBLE_CLEARED, INSERT_FLAGS_OFFSET, LOCK, LOCK_ALL_FROZEN_CLEARED, OPERATION_MASK, TRUNCATE,
-    UPDATE, UPDATE_NEW_ALL_VISIBLE_CLEARED, UPDATE_OLD_ALL_VISIBLE_CLEARED,
+use crate::layout::heap::{
+    CONFIRM, DELETE, DELETE_ALL_VISIBLE_CLEARED, HOT_UPDATE, INPLACE, INSERT, INSERT_ALL_VISIBLE_CLEARED,
+    LOCK, LOCK_ALL_FROZEN_CLEARED, OPERATION_MASK, TRUNCATE, UPDATE, UPDATE_NEW_ALL_VISIBLE_CLEARED,
+    UPDATE_OLD_ALL_VISIBLE_CLEARED,
 };
-use crate::v15::storage::visibility_map_block;
+use crate::layout::visibility_map::map_block;
+use crate::layout::{HeapInsert, HeapUpdate, HeapXmax};
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
     match record.info & OPERATION_MASK {
-        INSERT => clears(record, sink, INSERT_FLAGS_OFFSET, INSERT_ALL_VISIBLE_CLEARED, 0)?,
-        DELETE => clears(record, sink, CHANGE_FLAGS_OFFSET, DELETE_ALL_VISIBLE_CLEARED, 0)?,
-        LOCK => clears(record, sink, CHANGE_FLAGS_OFFSET, LOCK_ALL_FROZEN_CLEARED, 0)?,
+        INSERT => clears(record, sink, HeapInsert::parse(record)?.flags & INSERT_ALL_VISIBLE_CLEARED, 0)?,
+        DELETE => clears(record, sink, HeapXmax::parse(record)?.flags & DELETE_ALL_VISIBLE_CLEARED, 0)?,
+        LOCK => clears(record, sink, HeapXmax::parse(record)?.flags & LOCK_ALL_FROZEN_CLEARED, 0)?,
         UPDATE | HOT_UPDATE => {
+            let flags = HeapUpdate::parse(record)?.flags;
             // Block 0 is the new tuple's; block 1 is the old one's, listed only if it is another block.
             let old = u8::from(record.block(1).is_some());
-            clears(record, sink, CHANGE_FLAGS_OFFSET, UPDATE_OLD_ALL_VISIBLE_CLEARED, old)?;
-            clears(record, sink, CHANGE_FLAGS_OFFSET, UPDATE_NEW_ALL_VISIBLE_CLEARED, 0)?;
+            clears(record, sink, flags & UPDATE_OLD_ALL_VISIBLE_CLEARED, old)?;
+            clears(record, sink, flags & UPDATE_NEW_ALL_VISIBLE_CLEARED, 0)?;
         }
         // Truncations are logged for logical decoding only; the files' own records do the work.
         TRUNCATE | CONFIRM | INPLACE => {}
@@ -31,21 +33,13 @@ pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), Ef
     Ok(())
 }
 
-/// Adds the visibility map page of heap block `id` if the flag at `offset` of the main data says that redo
-/// clears bits there.
-pub(super) fn clears(
-    record: &Record<'_>,
-    sink: &mut Sink<'_>,
-    offset: usize,
-    flag: u8,
-    id: u8,
-) -> Result<(), EffectError> {
-    let flags = *record.main_data.get(offset).ok_or_else(|| malformed(record, "heap record is cut short"))?;
-    if flags & flag != 0 {
+/// Adds the visibility map page of heap block `id` if a flag says that redo clears bits there.
+pub(super) fn clears(record: &Record<'_>, sink: &mut Sink<'_>, flag: u8, id: u8) -> Result<(), EffectError> {
+    if flag != 0 {
         let heap = record.block(id).ok_or_else(|| malformed(record, "heap record lists no block"))?;
         let locator = heap.key.relation_fork.locator;
         let map = RelationFork { locator, fork: Fork::VisibilityMap };
-        sink.block(map, visibility_map_block(heap.key.block));
+        sink.block(map, map_block(heap.key.block));
     }
     Ok(())
 }

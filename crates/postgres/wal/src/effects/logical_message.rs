@@ -1,8 +1,9 @@
 //! Messages for logical decoding (`src/include/replication/message.h`): redo does nothing with them.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
+use crate::layout::logical::MESSAGE;
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
-    listed_only(record, sink, record.operation() == 0x00)
+    listed_only(record, sink, record.operation() == MESSAGE)
 }

@@ -2,13 +2,13 @@
 
 use borealis_types::SlruKind;
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
-use crate::v15::multixact::{
+use crate::layout::multixact::{
     CREATE, MultiXactCreate, MultiXactTruncate, TRUNCATE, ZERO_MEMBERS_PAGE, ZERO_OFFSETS_PAGE, members_page,
     next_multixact, offsets_page, previous_multixact,
 };
-use crate::v15::slru::{first_kept_page, zeroed_page};
+use crate::layout::slru::{first_kept_page, zeroed_page};
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
     match record.operation() {

@@ -1,6 +1,6 @@
 //! Borealis's own records.
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
 use crate::native::{self, Native};
 

@@ -2,9 +2,9 @@
 
 use borealis_types::MetaKey;
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
-use crate::v15::database::{RELATION_MAP_UPDATE, RelationMapUpdate};
+use crate::layout::database::{RELATION_MAP_UPDATE, RelationMapUpdate};
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
     if record.operation() != RELATION_MAP_UPDATE {

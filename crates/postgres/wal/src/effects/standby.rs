@@ -1,8 +1,8 @@
 //! Records for hot standby: redo of a primary does nothing with them.
 
-use super::{EffectError, Sink, listed_only};
+use super::sink::{EffectError, Sink, listed_only};
 use crate::Record;
-use crate::v15::standby::{INVALIDATIONS, LOCK, RUNNING_TRANSACTIONS};
+use crate::layout::standby::{INVALIDATIONS, LOCK, RUNNING_TRANSACTIONS};
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
     let known = matches!(record.operation(), LOCK | RUNNING_TRANSACTIONS | INVALIDATIONS);

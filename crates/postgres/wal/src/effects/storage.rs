@@ -2,9 +2,9 @@
 
 use borealis_types::{Fork, RelationFork};
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
-use crate::v15::storage::{CREATE, StorageCreate, StorageTruncate, TRUNCATE};
+use crate::layout::storage::{CREATE, StorageCreate, StorageTruncate, TRUNCATE};
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
     match record.operation() {

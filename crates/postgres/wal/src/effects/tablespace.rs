@@ -2,9 +2,9 @@
 
 use borealis_types::MetaKey;
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
-use crate::v15::database::{CreateTablespace, DropTablespace, TABLESPACE_CREATE, TABLESPACE_DROP};
+use crate::layout::database::{CreateTablespace, DropTablespace, TABLESPACE_CREATE, TABLESPACE_DROP};
 
 pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
     let tablespace = match record.operation() {

@@ -2,10 +2,10 @@
 
 use borealis_types::{MetaKey, SlruKind};
 
-use super::{Effect, EffectError, Sink, unknown};
+use super::sink::{Effect, EffectError, Sink, unknown};
 use crate::Record;
-use crate::v15::slru::transaction_page;
-use crate::v15::transaction::{
+use crate::layout::slru::transaction_page;
+use crate::layout::transaction::{
     ABORT, ABORT_PREPARED, ASSIGNMENT, COMMIT, COMMIT_PREPARED, INVALIDATIONS, OPERATION_MASK, PREPARE,
     Prepare, TransactionEnd,
 };

@@ -2,9 +2,9 @@
 
 use borealis_types::PageKey;
 
-use super::{EffectError, Sink, malformed, unknown};
+use super::sink::{EffectError, Sink, malformed, unknown};
 use crate::Record;
-use crate::v15::xlog::{
+use crate::layout::xlog::{
     BACKUP_END, CHECKPOINT_ONLINE, CHECKPOINT_SHUTDOWN, END_OF_RECOVERY, FULL_PAGE_IMAGE,
     FULL_PAGE_IMAGE_FOR_HINT, FULL_PAGE_WRITES_CHANGE, NEXT_OID, NOOP, OVERWRITE_CONTINUATION,
     PARAMETER_CHANGE, RESTORE_POINT, SWITCH,

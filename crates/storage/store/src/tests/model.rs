@@ -12,8 +12,8 @@ use borealis_types::{
 use borealis_wire::{GroupTail, RelationSize};
 
 use super::records::{TestEffect, Writer, Written, block, create, database, fork, mix, open, page_of};
-use crate::base::{database_of, in_database};
-use crate::index::slru_page_is_gone;
+use crate::pages::materialized_state::{database_of, in_database};
+use crate::segment::index::slru::slru_page_is_gone;
 use crate::{Origin, Policy, Store};
 
 struct Random(u64);

@@ -9,7 +9,7 @@ use borealis_types::{GroupId, Lsn, MetaKey};
 use borealis_wire::BatchBuilder;
 
 use super::records::{TestEffect, TestRules, Writer, block, create, fork, mix, options, page_of};
-use crate::pace::{PAUSE, PAUSES_MAX, PIECE_PAGES};
+use crate::materialize::pace::{PAUSE, PAUSES_MAX, PIECE_PAGES};
 use crate::{Options, Origin, Policy, Store};
 
 /// Enough that an unhurried round, to which nothing is added, pauses for many seconds.

@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use borealis_types::{RecordSpan, ServerVersion};
-use borealis_wal::{Effect, Record};
+use borealis_wal::{Effect, Record, ResourceManager};
 
-use crate::index::changes_only_existing_pages;
-use crate::state::RedoContext;
+use crate::redo_engine::RedoContext;
 
 /// What the index needs to know of a record. Its effects are a part of a list that it shares with others, so that
 /// a batch needs one allocation and not one for each record.
@@ -47,4 +46,10 @@ impl Facts {
             Err(error) => Facts { effects: Err(error.to_string()), changes_only_existing_pages: false },
         }
     }
+}
+
+/// Redo of a truncation zeroes the tails of maps only where the map and the page exist, so its changes of map
+/// pages never make a page (`smgr_redo` in `src/backend/catalog/storage.c`).
+pub(crate) fn changes_only_existing_pages(record: &Record<'_>) -> bool {
+    record.resource_manager == ResourceManager::Storage
 }

@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::StoreError;
-use crate::log::LogPosition;
+use crate::log::position::LogPosition;
 
 #[derive(Debug)]
 struct Progress {

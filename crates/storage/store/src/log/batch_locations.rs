@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use borealis_types::{GroupId, GroupSet, Lsn, MAX_GROUPS, VolumeEpoch};
+use borealis_types::{GroupId, GroupSet, Lsn};
 use serde::{Deserialize, Serialize};
 
-use crate::log::LogPosition;
+use crate::log::position::LogPosition;
 
 /// One batch in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,42 +89,4 @@ impl Catalog {
         let entries = |file: &FileEntries| file.entries.as_ref().map_or(0, Vec::capacity);
         self.files.values().map(|file| (entries(file) * size_of::<EntryRef>() + 256) as u64).sum()
     }
-}
-
-/// What stands before the redo batch in a batch entry: which groups took the records, and whether the
-/// positions in the batch's header count (they do from a writer, and not from a peer).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct BatchPrefix {
-    pub groups: GroupSet,
-    pub positions_count: bool,
-}
-
-/// Bytes of a [`BatchPrefix`].
-pub(crate) const BATCH_PREFIX_BYTES: usize = 9;
-
-impl BatchPrefix {
-    pub(crate) fn encode(self) -> [u8; BATCH_PREFIX_BYTES] {
-        let mut bytes = [0; BATCH_PREFIX_BYTES];
-        let mask = self.groups.iter().fold(0u64, |mask, group| mask | 1 << group.0);
-        bytes[..8].copy_from_slice(&mask.to_le_bytes());
-        bytes[8] = u8::from(self.positions_count);
-        bytes
-    }
-
-    /// Splits a batch entry's payload.
-    pub(crate) fn decode(payload: &[u8]) -> Option<(BatchPrefix, &[u8])> {
-        let (mask, rest) = payload.split_first_chunk::<8>()?;
-        let (flags, batch) = rest.split_first()?;
-        let mask = u64::from_le_bytes(*mask);
-        let groups = (0..MAX_GROUPS).filter(|group| mask & 1 << group != 0);
-        let groups = groups.fold(GroupSet::EMPTY, |set, group| set.with(GroupId(group)));
-        Some((BatchPrefix { groups, positions_count: *flags == 1 }, batch))
-    }
-}
-
-/// A record's epoch and place, for building tails.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct TailKey {
-    pub start: Lsn,
-    pub epoch: VolumeEpoch,
 }

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use borealis_types::{BlockKey, GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, PageKey};
 
 use crate::StoreError;
-use crate::base::{Generation, PAGES_PER_EXTENT};
+use crate::pages::materialized_state::{Generation, PAGES_PER_EXTENT};
 
 const SLOT_HEADER_BYTES: usize = 64;
 const SLOT_BYTES: usize = SLOT_HEADER_BYTES + PAGE_SIZE;

@@ -3,72 +3,21 @@
 use std::collections::BTreeMap;
 
 use borealis_quorum::segment::{Installed, Offer, Source};
-use borealis_quorum::{ChainLink, DurablePoint, Promise};
-use borealis_types::{
-    EpochHistory, GroupId, GroupSet, Lsn, Placement, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
-};
+use borealis_quorum::{ChainLink, DurablePoint};
+use borealis_types::{GroupId, GroupSet, Lsn, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wal::Effect;
-use borealis_wire::{BatchHeader, BatchReader, GroupTail};
-use serde::{Deserialize, Serialize};
+use borealis_wire::BatchHeader;
 
 use crate::StoreError;
-use crate::catalog::{BATCH_PREFIX_BYTES, BatchPrefix, Catalog, EntryRef};
-use crate::facts::Facts;
-use crate::hosted::HostedSegment;
-use crate::index::RecordRef;
-use crate::log::{Log, LogFiles, LogPosition};
-use crate::rules::RedoRules;
-
-/// A history installed in one segment, as the log keeps it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct InstallEntry {
-    pub group: GroupId,
-    pub writer: Option<WriterId>,
-    pub history: EpochHistory,
-    pub durable: DurablePoint,
-}
-
-/// A history adopted for a recovery under way, as the log keeps it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct AdoptEntry {
-    pub group: GroupId,
-    pub promise: Promise,
-    pub history: EpochHistory,
-}
-
-/// Positions heard without records, as the log keeps them.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct PositionsEntry {
-    pub epoch: VolumeEpoch,
-    pub durable: RecordSpan,
-    pub minimum_read_point: Lsn,
-    pub tails: Vec<GroupTail>,
-}
-
-impl From<&BatchHeader> for PositionsEntry {
-    fn from(header: &BatchHeader) -> PositionsEntry {
-        PositionsEntry {
-            epoch: header.volume_epoch,
-            durable: header.durable,
-            minimum_read_point: header.minimum_read_point,
-            tails: header.tails.clone(),
-        }
-    }
-}
-
-impl From<PositionsEntry> for BatchHeader {
-    fn from(entry: PositionsEntry) -> BatchHeader {
-        let PositionsEntry { epoch, durable, minimum_read_point, tails } = entry;
-        BatchHeader { volume_epoch: epoch, durable, minimum_read_point, tails }
-    }
-}
-
-/// What redo means here.
-#[derive(Clone, Copy)]
-pub(crate) struct RedoContext<'a> {
-    pub rules: &'a dyn RedoRules,
-    pub placement: Placement,
-}
+use crate::log::batch_locations::{Catalog, EntryRef};
+use crate::log::files::LogFiles;
+use crate::log::payload::decode_entry;
+use crate::log::position::{LogPosition, RecordRef};
+use crate::log::record_reader::read_record;
+use crate::log::writer::Log;
+use crate::redo_engine::RedoContext;
+use crate::segment::hosted::HostedSegment;
+use crate::segment::record_effects::Facts;
 
 /// See the module.
 pub(crate) struct State {
@@ -260,65 +209,4 @@ impl State {
             .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
         applicable.map(|hosted| hosted.index.record_bytes).sum()
     }
-}
-
-/// Reads a record's bytes back from the log and verifies them.
-pub(crate) fn read_record(
-    files: &LogFiles,
-    rules: &dyn RedoRules,
-    reference: &RecordRef,
-) -> Result<Vec<u8>, StoreError> {
-    let bytes = files.read(reference.position, reference.length as usize)?;
-    rules.verify(&bytes, reference.span.start).map_err(|error| {
-        let position = reference.position;
-        let place = format!("log file {} at offset {}", position.file(), position.offset());
-        StoreError::corrupt(place, error.to_string())
-    })?;
-    Ok(bytes)
-}
-
-/// A record of a batch entry that is read back.
-pub(crate) struct DecodedRecord<'a> {
-    pub reference: RecordRef,
-    /// The groups that took it.
-    pub groups: GroupSet,
-    /// Where its predecessors in these groups end.
-    pub previous_ends: Vec<(GroupId, Lsn)>,
-    pub bytes: &'a [u8],
-}
-
-/// Decodes a batch entry's payload, which begins at `position`.
-pub(crate) fn decode_entry(
-    position: LogPosition,
-    payload: &[u8],
-) -> Result<(BatchPrefix, BatchHeader, Vec<DecodedRecord<'_>>), StoreError> {
-    let Some((prefix, batch)) = BatchPrefix::decode(payload) else {
-        return Err(StoreError::corrupt(format!("log entry at {position:?}"), "it is too short"));
-    };
-    let (header, records) = decode_batch(position.plus(BATCH_PREFIX_BYTES), prefix.groups, batch)?;
-    Ok((prefix, header, records))
-}
-
-/// Decodes a batch in the log, which begins at `position` and was taken by `groups`.
-pub(crate) fn decode_batch(
-    position: LogPosition,
-    groups: GroupSet,
-    batch: &[u8],
-) -> Result<(BatchHeader, Vec<DecodedRecord<'_>>), StoreError> {
-    let damaged = |what: &str| StoreError::corrupt(format!("log entry at {position:?}"), what);
-    let (header, mut reader) = BatchReader::new(batch).map_err(|error| damaged(&error.to_string()))?;
-    let mut records = Vec::new();
-    while let Some(record) = reader.next() {
-        let record = record.map_err(|error| damaged(&error.to_string()))?;
-        let reference = RecordRef {
-            span: record.span,
-            position: position.plus(reader.offset() - record.bytes.len()),
-            length: record.bytes.len() as u32,
-        };
-        let taken = record.links.iter().filter(|link| groups.contains(link.group));
-        let previous_ends: Vec<_> = taken.map(|link| (link.group, link.previous_end)).collect();
-        let groups = previous_ends.iter().fold(GroupSet::EMPTY, |set, (group, _)| set.with(*group));
-        records.push(DecodedRecord { reference, groups, previous_ends, bytes: record.bytes });
-    }
-    Ok((header, records))
 }

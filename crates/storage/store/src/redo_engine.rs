@@ -2,7 +2,7 @@
 
 use borealis_redo::RedoError;
 use borealis_redo::counters::Counters;
-use borealis_types::{MetaKey, PageBytes, PageKey};
+use borealis_types::{MetaKey, PageBytes, PageKey, Placement};
 use borealis_wal::{Effect, EffectError, Record, RecordError, ResourceManager};
 
 /// Redo as the store uses it. [`PostgresRules`] is the real one; tests bring simpler records of their own.
@@ -50,6 +50,13 @@ pub trait CountersRun {
 
     /// What the records made of the counters.
     fn finish(self: Box<Self>) -> Option<Vec<u8>>;
+}
+
+/// What redo means here.
+#[derive(Clone, Copy)]
+pub(crate) struct RedoContext<'a> {
+    pub rules: &'a dyn RedoRules,
+    pub placement: Placement,
 }
 
 /// PostgreSQL's redo, from `borealis-wal` and `borealis-redo`.

@@ -6,10 +6,10 @@ use borealis_quorum::segment::Segment;
 use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
 use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal};
 
-use crate::catalog::{BatchPrefix, Catalog, EntryRef, TailKey};
+use crate::log::batch_locations::{Catalog, EntryRef};
 use crate::log::entry::EntryKind;
-use crate::log::{read_payload, scan_old_file};
-use crate::state::decode_entry;
+use crate::log::payload::{BatchPrefix, decode_entry};
+use crate::log::scan::{read_payload, scan_old_file};
 use crate::store::Sequence;
 use crate::{Store, StoreError};
 
@@ -23,6 +23,13 @@ pub struct Tail {
     pub batches: Vec<Vec<u8>>,
     /// The limit cut it short: ask again above the last record.
     pub more: bool,
+}
+
+/// A record's epoch and place, for building tails.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct TailKey {
+    pub start: Lsn,
+    pub epoch: VolumeEpoch,
 }
 
 struct TailRecord {

@@ -4,24 +4,26 @@
 //! without the lock, and then checks that the segment's version number is still the one it looked up: slots
 //! are overwritten and log files reused only after it has changed.
 
-use std::collections::BTreeSet;
-use std::ops::Bound;
+mod listing;
+pub(crate) mod tail;
+
 use std::sync::{Arc, PoisonError};
 
 use borealis_types::{
-    BlockKey, DatabaseKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey,
-    RelationFork, SlruKind,
+    BlockKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey,
 };
 use borealis_wal::Record;
-use borealis_wire::{PageChecksum, Refusal, RelationSize};
+use borealis_wire::Refusal;
 
-use crate::base::{Base, database_of, in_database};
-use crate::hosted::{HostedSegment, release_of};
-use crate::index::{Origin, RecordRef, changes_only_existing_pages};
+use crate::log::position::RecordRef;
+use crate::log::record_reader::RecordReader;
 use crate::metrics::count;
-use crate::pages::{PageFiles, SlotAddress};
-use crate::record_reader::RecordReader;
-use crate::state::State;
+use crate::pages::materialized_state::in_database;
+use crate::pages::page_files::{PageFiles, SlotAddress};
+use crate::segment::hosted::{HostedSegment, release_of};
+use crate::segment::index::relations::PriorContent;
+use crate::segment::record_effects::changes_only_existing_pages;
+use crate::segment::state::State;
 use crate::{Store, StoreError};
 
 /// A read that keeps being overtaken by the materializer waits for it after this many attempts.
@@ -72,7 +74,7 @@ fn add_page(
     steps: &mut Vec<(PageKey, RecordRef)>,
 ) -> Source {
     let (source, above) = match hosted.index.page_origin(key, lsn) {
-        Origin::Base => {
+        PriorContent::Base => {
             let located = hosted.base.locate(key);
             let source = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
                 files: Arc::clone(&hosted.pages),
@@ -82,8 +84,8 @@ fn add_page(
             });
             (source, Lsn::ZERO)
         }
-        Origin::Nothing { since } => (Source::Nothing, since),
-        Origin::Copy { from, at } => {
+        PriorContent::Nothing { since } => (Source::Nothing, since),
+        PriorContent::Copy { from, at } => {
             let PageKey::Block(block) = key else { return Source::Nothing };
             let original = BlockKey { relation_fork: in_database(block.relation_fork, from), ..*block };
             // Just before the copy's own record; lower each time, so this ends.
@@ -108,12 +110,12 @@ fn add_meta(
     }
     let origin = match key {
         MetaKey::RelationMap(database) => hosted.index.relation_map_origin(*database, lsn),
-        _ => Origin::Base,
+        _ => PriorContent::Base,
     };
     let (value, above) = match origin {
-        Origin::Base => (hosted.base.meta.get(key).cloned(), Lsn::ZERO),
-        Origin::Nothing { since } => (None, since),
-        Origin::Copy { from, at } => {
+        PriorContent::Base => (hosted.base.meta.get(key).cloned(), Lsn::ZERO),
+        PriorContent::Nothing { since } => (None, since),
+        PriorContent::Copy { from, at } => {
             (add_meta(hosted, &MetaKey::RelationMap(from), Lsn(at.0 - 1), steps), at)
         }
     };
@@ -219,8 +221,8 @@ impl Store {
             && since >= hosted.base.materialized
         {
             let replaced = match hosted.index.page_origin(key, lsn) {
-                Origin::Base => false,
-                Origin::Nothing { since: at } | Origin::Copy { at, .. } => at > since,
+                PriorContent::Base => false,
+                PriorContent::Nothing { since: at } | PriorContent::Copy { at, .. } => at > since,
             };
             if !replaced {
                 count(&self.counters.page_cache_hits, 1);
@@ -373,199 +375,4 @@ impl Store {
         }
         Ok(value)
     }
-
-    /// Every small value as of an LSN after `after`, in key order, except counters and the control file.
-    ///
-    /// # Errors
-    /// As [`Store::read_page`].
-    pub fn list_meta(
-        &self,
-        lsn: Lsn,
-        after: Option<&MetaKey>,
-        limit: usize,
-    ) -> Result<Vec<(MetaKey, Vec<u8>)>, StoreError> {
-        let keys: BTreeSet<MetaKey> = {
-            let state = self.lock();
-            let hosted = Store::readable(&state, META_GROUP, lsn)?;
-            let copied = hosted.index.database_events(Lsn::ZERO, lsn);
-            let copied = copied.map(|(_, database, _)| MetaKey::RelationMap(database));
-            let known = hosted.base.meta.keys().chain(hosted.index.meta_keys()).cloned();
-            known
-                .chain(copied)
-                .filter(|key| !matches!(key, MetaKey::Counters | MetaKey::ControlFileTemplate))
-                .filter(|key| after.is_none_or(|after| key > after))
-                .collect()
-        };
-        let mut values = Vec::new();
-        for key in keys {
-            if values.len() >= limit {
-                break;
-            }
-            if let Some(value) = self.read_meta(&key, lsn)? {
-                values.push((key, value));
-            }
-        }
-        Ok(values)
-    }
-
-    /// A fork's size in blocks in one group's part, as of an LSN; `None` if the group does not know it.
-    ///
-    /// # Errors
-    /// As [`Store::read_page`].
-    pub fn relation_size(
-        &self,
-        group: GroupId,
-        fork: RelationFork,
-        lsn: Lsn,
-    ) -> Result<Option<u32>, StoreError> {
-        let state = self.lock();
-        let hosted = Store::readable(&state, group, lsn)?;
-        Ok(hosted.index.relation_blocks(&hosted.base, fork, lsn))
-    }
-
-    /// The forks of a database that one group knows as of an LSN, after `after`, in key order.
-    ///
-    /// # Errors
-    /// As [`Store::read_page`].
-    pub fn list_relations(
-        &self,
-        group: GroupId,
-        database: DatabaseKey,
-        lsn: Lsn,
-        after: Option<RelationFork>,
-        limit: usize,
-    ) -> Result<Vec<RelationSize>, StoreError> {
-        let state = self.lock();
-        let hosted = Store::readable(&state, group, lsn)?;
-        let candidates = hosted.index.fork_candidates(&hosted.base, database, lsn);
-        let sizes = candidates.into_iter().filter(|fork| after.is_none_or(|after| *fork > after));
-        let sizes = sizes.filter_map(|relation_fork| {
-            let blocks = hosted.index.relation_blocks(&hosted.base, relation_fork, lsn)?;
-            Some(RelationSize { relation_fork, blocks })
-        });
-        Ok(sizes.take(limit).collect())
-    }
-
-    /// The pages of a transaction-status store as of an LSN, ascending.
-    ///
-    /// # Errors
-    /// As [`Store::read_page`].
-    pub fn slru_pages(&self, kind: SlruKind, lsn: Lsn) -> Result<Vec<u32>, StoreError> {
-        let state = self.lock();
-        let hosted = Store::readable(&state, META_GROUP, lsn)?;
-        let key = |page| PageKey::Slru { kind, page };
-        let mut pages = BTreeSet::new();
-        for (first, extent) in hosted.base.extents.range(key(0)..=key(u32::MAX)) {
-            for page in Base::pages_of(first, extent) {
-                if hosted.index.page_origin(&page, lsn) == Origin::Base {
-                    pages.insert(page);
-                }
-            }
-        }
-        for page in hosted.index.page_keys() {
-            if !matches!(page, PageKey::Slru { kind: of, .. } if *of == kind) {
-                continue;
-            }
-            let above = match hosted.index.page_origin(page, lsn) {
-                Origin::Nothing { since } => since,
-                _ => Lsn::ZERO,
-            };
-            if hosted.index.page_records(page, above, lsn).len() > 0 {
-                pages.insert(*page);
-            }
-        }
-        let numbers = pages.into_iter().filter_map(|key| match key {
-            PageKey::Slru { page, .. } => Some(page),
-            PageKey::Block(_) => None,
-        });
-        Ok(numbers.collect())
-    }
-
-    /// Checksums of a group's pages as of an LSN, after `after`, in key order, each made from what is on disk.
-    /// A page that cannot be made has none.
-    ///
-    /// # Errors
-    /// [`Refusal::NotReadable`] and [`Refusal::NoSegment`].
-    pub fn page_checksums(
-        &self,
-        group: GroupId,
-        lsn: Lsn,
-        after: Option<&PageKey>,
-        limit: usize,
-    ) -> Result<Vec<PageChecksum>, StoreError> {
-        let mut checksums = Vec::new();
-        let mut after = after.copied();
-        while checksums.len() < limit {
-            let keys = {
-                let state = self.lock();
-                page_candidates(Store::readable(&state, group, lsn)?, lsn, after, limit)
-            };
-            let Some(&last) = keys.last() else { break };
-            after = Some(last);
-            for key in keys {
-                let checksum = match self.read_page(group, &key, lsn) {
-                    Ok(Some(page)) => Some(crc32c::crc32c(&page[..])),
-                    Ok(None) => continue,
-                    Err(error @ StoreError::Refused(_)) => return Err(error),
-                    Err(error) => {
-                        tracing::error!(%error, "a page cannot be checked");
-                        None
-                    }
-                };
-                checksums.push(PageChecksum { key, checksum });
-                if checksums.len() >= limit {
-                    break;
-                }
-            }
-        }
-        Ok(checksums)
-    }
-}
-
-/// The next keys after `after` that may exist as of `lsn`, at most `limit`, in order.
-fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, limit: usize) -> Vec<PageKey> {
-    let is_after = |key: &PageKey| after.is_none_or(|after| *key > after);
-    let mut keys: BTreeSet<PageKey> = hosted.index.page_keys().filter(|key| is_after(key)).copied().collect();
-    for (_, database, event) in hosted.index.database_events(Lsn::ZERO, lsn) {
-        let crate::index::DatabaseEvent::CopyOf(_) = event else { continue };
-        for fork in hosted.index.fork_candidates(&hosted.base, database, lsn) {
-            let mut original = fork;
-            // The copy of a copy has the pages of the first; their numbers are all that matters here.
-            let mut at = lsn;
-            while let Origin::Copy { from, at: copied } =
-                hosted.index.page_origin(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
-            {
-                original = in_database(original, from);
-                at = Lsn(copied.0 - 1);
-                let pending = hosted.index.page_keys().filter_map(|key| match key {
-                    PageKey::Block(block) if block.relation_fork == original => Some(block.block),
-                    _ => None,
-                });
-                let copies = pending.map(|block| PageKey::Block(BlockKey { relation_fork: fork, block }));
-                keys.extend(copies.filter(is_after));
-            }
-            for (first, extent) in hosted.base.fork_extents(original, 0) {
-                for page in Base::pages_of(first, extent) {
-                    let PageKey::Block(block) = page else { continue };
-                    debug_assert_eq!(database_of(block.relation_fork.locator), database_of(original.locator));
-                    let copy = PageKey::Block(BlockKey { relation_fork: fork, block: block.block });
-                    if is_after(&copy) {
-                        keys.insert(copy);
-                    }
-                }
-            }
-        }
-    }
-    let from = after.map_or(Bound::Unbounded, |key| Bound::Included(crate::base::extent_of(&key).0));
-    let mut from_base = 0;
-    for (first, extent) in hosted.base.extents.range((from, Bound::Unbounded)) {
-        if from_base >= limit {
-            break;
-        }
-        for page in Base::pages_of(first, extent).filter(is_after) {
-            keys.insert(page);
-            from_base += 1;
-        }
-    }
-    keys.into_iter().take(limit).collect()
 }

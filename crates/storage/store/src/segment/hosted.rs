@@ -8,11 +8,12 @@ use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, RecordSpan,
 use borealis_wal::Effect;
 
 use crate::StoreError;
-use crate::base::Base;
-use crate::facts::Facts;
-use crate::index::{Index, RecordRef};
-use crate::pages::PageFiles;
-use crate::state::RedoContext;
+use crate::log::position::RecordRef;
+use crate::pages::materialized_state::Base;
+use crate::pages::page_files::PageFiles;
+use crate::redo_engine::RedoContext;
+use crate::segment::index::Index;
+use crate::segment::record_effects::Facts;
 
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]

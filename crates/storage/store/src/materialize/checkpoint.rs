@@ -1,0 +1,78 @@
+//! The end of a round: a checkpoint names the next states, and then readers see them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use borealis_types::{GroupId, Lsn};
+
+use crate::checkpoint::{Checkpoint, CheckpointedSegment};
+use crate::log::entry::ENTRY_HEADER_BYTES;
+use crate::log::position::LogPosition;
+use crate::materialize::page_writer::NextBase;
+use crate::metrics::count;
+use crate::pages::materialized_state::Base;
+use crate::store::Sequence;
+use crate::{Store, StoreError};
+
+impl Store {
+    /// Writes a checkpoint with the next bases and returns from where it needs the log.
+    pub(super) fn write_checkpoint(
+        &self,
+        next: &BTreeMap<GroupId, NextBase>,
+    ) -> Result<LogPosition, StoreError> {
+        let (checkpoint, log_end) = {
+            let state = self.lock_to_change()?;
+            let base = |group: GroupId| -> &Arc<Base> {
+                match (next.get(&group), state.segments.get(&group)) {
+                    (Some(next), _) => &next.base,
+                    (None, Some(hosted)) => &hosted.base,
+                    (None, None) => unreachable!("only groups with a segment here are asked for"),
+                }
+            };
+            let log_end = state.log.end();
+            let needed = state.catalog.first_needed(|group| {
+                let hosted = state.segments.contains_key(&group);
+                if hosted { base(group).materialized } else { Lsn::MAX }
+            });
+            let entry_start = |payload: LogPosition| LogPosition(payload.0 - ENTRY_HEADER_BYTES as u64);
+            let segments = state.segments.values().map(|hosted| CheckpointedSegment {
+                chain: hosted.segment.checkpoint(),
+                // Shared, because appends wait for this lock.
+                base: Arc::clone(base(hosted.group())),
+            });
+            let files = state.catalog.files.iter().map(|(number, file)| (*number, file.ranges.clone()));
+            let checkpoint = Checkpoint {
+                incarnation: self.identity.incarnation,
+                replay_from: needed.map_or(log_end, entry_start),
+                log_end,
+                segments: segments.collect(),
+                files: files.collect(),
+            };
+            (checkpoint, log_end)
+        };
+        // The chains in it must not know more than the log.
+        self.sync(Sequence(log_end))?;
+        let bytes = checkpoint.write(&self.directory)?;
+        count(&self.counters.checkpoints, 1);
+        count(&self.counters.checkpoint_bytes, bytes);
+        Ok(checkpoint.replay_from)
+    }
+
+    /// Puts the next bases in use and returns what was before in their place, with the regions that are free
+    /// now.
+    pub(super) fn take_over(&self, next: BTreeMap<GroupId, NextBase>) -> Vec<NextBase> {
+        let mut state = self.lock();
+        let mut replaced = Vec::new();
+        for (group, mut next) in next {
+            let Some(hosted) = state.segments.get_mut(&group) else { continue };
+            let target = next.base.materialized;
+            hosted.index.drop_through(target);
+            hosted.indexed_through = hosted.indexed_through.max(target);
+            // The old one goes back to be dropped without the lock.
+            std::mem::swap(&mut hosted.base, &mut next.base);
+            hosted.version += 1;
+            replaced.push(next);
+        }
+        replaced
+    }
+}

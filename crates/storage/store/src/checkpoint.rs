@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::directory::{Directory, decode, encode, read_file, replace_file};
-use crate::log::batch_locations::{Catalog, FileEntries, GroupRange};
+use crate::log::batch_locations::{BatchLocations, FileBatches, GroupRange};
 use crate::log::position::LogPosition;
-use crate::pages::materialized_state::Base;
+use crate::pages::materialized_state::MaterializedState;
 
 const MAGIC: [u8; 8] = *b"BORCHKP\x01";
 
@@ -33,20 +33,25 @@ pub(crate) struct Checkpoint {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct CheckpointedSegment {
     pub chain: SegmentCheckpoint,
-    #[serde(with = "shared_base")]
-    pub base: Arc<Base>,
+    #[serde(with = "shared_state")]
+    pub materialized: Arc<MaterializedState>,
 }
 
-mod shared_base {
-    use super::{Arc, Base, Deserialize, Serialize};
+mod shared_state {
+    use super::{Arc, Deserialize, MaterializedState, Serialize};
     use serde::{Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(base: &Arc<Base>, serializer: S) -> Result<S::Ok, S::Error> {
-        Base::serialize(base, serializer)
+    pub(super) fn serialize<S: Serializer>(
+        materialized: &Arc<MaterializedState>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        MaterializedState::serialize(materialized, serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Base>, D::Error> {
-        Base::deserialize(deserializer).map(Arc::new)
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<MaterializedState>, D::Error> {
+        MaterializedState::deserialize(deserializer).map(Arc::new)
     }
 }
 
@@ -63,11 +68,11 @@ impl Checkpoint {
     }
 
     /// The catalog of the files before `replay_from`, whose entries nobody has read yet.
-    pub(crate) fn old_catalog(&self) -> Catalog {
+    pub(crate) fn old_batch_locations(&self) -> BatchLocations {
         let old = self.files.iter().filter(|(number, _)| *number < self.replay_from.file());
         let files =
-            old.map(|(number, ranges)| (*number, FileEntries { entries: None, ranges: ranges.clone() }));
-        Catalog { files: files.collect() }
+            old.map(|(number, ranges)| (*number, FileBatches { batches: None, ranges: ranges.clone() }));
+        BatchLocations { files: files.collect() }
     }
 }
 

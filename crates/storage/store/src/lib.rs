@@ -34,7 +34,7 @@ pub use error::StoreError;
 pub use materialize::{Policy, Progress};
 pub use options::{Identity, Options};
 pub use read::tail::Tail;
-pub use redo_engine::{CountersRun, PostgresRules, RedoRules};
+pub use redo_engine::{CountersReplay, PostgresRedo, RedoEngine};
 pub use store::{Sequence, Store};
 
 #[cfg(test)]

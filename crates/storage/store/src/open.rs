@@ -15,7 +15,7 @@ use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::pages::cache::PageCache;
 use crate::pages::page_files::PageFiles;
-use crate::redo_engine::{PostgresRules, RedoContext, RedoRules};
+use crate::redo_engine::{PostgresRedo, RedoContext, RedoEngine};
 use crate::segment::hosted::HostedSegment;
 use crate::segment::replay::replay;
 use crate::segment::state::State;
@@ -27,18 +27,18 @@ impl Store {
     /// # Errors
     /// When the directory is not empty, or cannot be written.
     pub fn create(path: &Path, identity: Identity, options: Options) -> Result<Store, StoreError> {
-        Store::create_with_rules(path, identity, options, Arc::new(PostgresRules))
+        Store::create_with_redo(path, identity, options, Arc::new(PostgresRedo))
     }
 
-    /// [`Store::create`] with other rules of redo, for tests.
+    /// [`Store::create`] with another redo engine, for tests.
     ///
     /// # Errors
     /// As [`Store::create`].
-    pub fn create_with_rules(
+    pub fn create_with_redo(
         path: &Path,
         identity: Identity,
         options: Options,
-        rules: Arc<dyn RedoRules>,
+        redo: Arc<dyn RedoEngine>,
     ) -> Result<Store, StoreError> {
         let ascending = identity.groups.windows(2).all(|pair| pair[0] < pair[1]);
         let known = identity.groups.iter().all(|group| group.0 < identity.placement.group_count());
@@ -50,7 +50,7 @@ impl Store {
         let log = Log::create(&directory.log(), identity.incarnation, options.log_file_bytes)?;
         let segments = identity.groups.iter().map(|&group| CheckpointedSegment {
             chain: Segment::new(group).checkpoint(),
-            base: Arc::default(),
+            materialized: Arc::default(),
         });
         let checkpoint = Checkpoint {
             incarnation: identity.incarnation,
@@ -62,7 +62,7 @@ impl Store {
         checkpoint.write(&directory)?;
         drop(log);
         directory.write_identity(&identity)?;
-        Store::open_with_rules(path, options, rules)
+        Store::open_with_redo(path, options, redo)
     }
 
     /// Opens a store and replays its log.
@@ -70,17 +70,17 @@ impl Store {
     /// # Errors
     /// When the directory is in use, holds no store of this format, or is damaged.
     pub fn open(path: &Path, options: Options) -> Result<Store, StoreError> {
-        Store::open_with_rules(path, options, Arc::new(PostgresRules))
+        Store::open_with_redo(path, options, Arc::new(PostgresRedo))
     }
 
-    /// [`Store::open`] with other rules of redo, for tests.
+    /// [`Store::open`] with another redo engine, for tests.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_with_rules(
+    pub fn open_with_redo(
         path: &Path,
         options: Options,
-        rules: Arc<dyn RedoRules>,
+        redo: Arc<dyn RedoEngine>,
     ) -> Result<Store, StoreError> {
         let directory = Directory::new(path);
         let identity = directory.read_identity()?;
@@ -89,7 +89,7 @@ impl Store {
         if checkpoint.incarnation != identity.incarnation {
             return Err(StoreError::directory(&directory.checkpoint(), "is of another store"));
         }
-        let catalog = checkpoint.old_catalog();
+        let batch_locations = checkpoint.old_batch_locations();
         let Checkpoint { incarnation, replay_from, log_end, segments: stored, files: _ } = checkpoint;
         // From the file's beginning, so that peers can still be given what is before it in there.
         let replay_from = replay_from.file_start();
@@ -103,15 +103,15 @@ impl Store {
             let chain = checkpoint::restore_chain(&directory, segment.chain)?;
             let group = chain.group();
             let pages = PageFiles::new(directory.segment(group), identity.node, group, incarnation);
-            pages.check_present(segment.base.extents.values().map(|extent| extent.region))?;
-            segments.insert(group, HostedSegment::new(chain, segment.base, pages));
+            pages.check_present(segment.materialized.extents.values().map(|extent| extent.region))?;
+            segments.insert(group, HostedSegment::new(chain, segment.materialized, pages));
         }
         if !segments.keys().eq(&identity.groups) {
             return Err(StoreError::directory(&directory.checkpoint(), "names other groups than `identity`"));
         }
         let files = log.files();
-        let mut state = State { log, segments, catalog, peer_floors: BTreeMap::new() };
-        let context = RedoContext { rules: &*rules, placement: identity.placement };
+        let mut state = State { log, segments, batch_locations, peer_floors: BTreeMap::new() };
+        let context = RedoContext { redo: &*redo, placement: identity.placement };
         replay(&mut state, context, incarnation, replay_from, log_end)?;
         // What was read back may never have been synced; from here on it is acknowledged.
         let active = state.log.active();
@@ -122,7 +122,7 @@ impl Store {
             identity,
             options,
             directory,
-            rules,
+            redo,
             files,
             state: Mutex::new(state),
             commit,

@@ -198,7 +198,7 @@ fn summaries(state: &State) -> Vec<SegmentSummary> {
             known_durable_tail: segment.known_durable().group_tail,
             readable_through: segment.readable_through(),
             minimum_read_point: segment.minimum_read_point(),
-            materialized_lsn: hosted.base.materialized,
+            materialized_lsn: hosted.materialized.lsn,
         }
     };
     state.segments.values().map(summary).collect()

@@ -16,7 +16,7 @@ use crate::log::position::LogPosition;
 use crate::maintenance::Maintenance;
 use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
-use crate::redo_engine::{RedoContext, RedoRules};
+use crate::redo_engine::{RedoContext, RedoEngine};
 use crate::segment::state::State;
 use crate::{Identity, Options, StoreError};
 
@@ -26,7 +26,7 @@ pub struct Store {
     pub(crate) identity: Identity,
     pub(crate) options: Options,
     pub(crate) directory: Directory,
-    pub(crate) rules: Arc<dyn RedoRules>,
+    pub(crate) redo: Arc<dyn RedoEngine>,
     pub(crate) files: Arc<LogFiles>,
     pub(crate) state: Mutex<State>,
     pub(crate) commit: GroupCommit,
@@ -65,7 +65,7 @@ impl Store {
     }
 
     pub(crate) fn context(&self) -> RedoContext<'_> {
-        RedoContext { rules: &*self.rules, placement: self.identity.placement }
+        RedoContext { redo: &*self.redo, placement: self.identity.placement }
     }
 
     /// Returns when everything up to `sequence` is durable. Callers share syncs.
@@ -122,13 +122,13 @@ impl Store {
     pub fn metrics(&self) -> Vec<(&'static str, u64)> {
         let mut list = self.counters.list();
         let state = self.lock();
-        let bases: u64 = state.segments.values().map(|hosted| hosted.base.memory_bytes()).sum();
+        let bases: u64 = state.segments.values().map(|hosted| hosted.materialized.memory_bytes()).sum();
         let unapplied = state.segments.values().map(|hosted| hosted.index.record_bytes).sum();
         let held = state.segments.values().map(|hosted| hosted.segment.held_count() as u64).sum();
-        let extents = state.segments.values().map(|hosted| hosted.base.extents.len() as u64).sum();
+        let extents = state.segments.values().map(|hosted| hosted.materialized.extents.len() as u64).sum();
         list.extend([
             ("index_memory_bytes", state.memory_bytes()),
-            ("catalog_memory_bytes", state.catalog.memory_bytes()),
+            ("catalog_memory_bytes", state.batch_locations.memory_bytes()),
             ("base_memory_bytes", bases),
             ("cache_memory_bytes", self.cache.lock().unwrap_or_else(PoisonError::into_inner).memory_bytes()),
             ("unapplied_record_bytes", unapplied),

@@ -15,7 +15,7 @@ use crate::directory::encode;
 use crate::log::entry::EntryKind;
 use crate::log::payload::PositionsEntry;
 use crate::metrics::count;
-use crate::segment::record_effects::Facts;
+use crate::segment::record_effects::RecordEffects;
 use crate::store::Sequence;
 use crate::{Policy, Store, StoreError};
 
@@ -83,7 +83,7 @@ pub(super) struct OfferedRecord<'a> {
     pub offset: usize,
     /// Its part of the batch's links.
     pub links: Range<usize>,
-    pub facts: Facts,
+    pub record_effects: RecordEffects,
     /// The segments that took it.
     pub taken: GroupSet,
 }
@@ -116,8 +116,8 @@ impl Store {
     pub fn append(&self, batch: &[u8], origin: Origin) -> Result<Appended, StoreError> {
         self.check_poison()?;
         let (mut batch, mut state) = loop {
-            let batch = self.take_apart(batch)?;
-            self.hold_back()?;
+            let batch = self.parse_batch(batch)?;
+            self.wait_for_room()?;
             let state = self.lock_to_change()?;
             // The history that says who writes in this epoch may have come in between.
             if batch.server_version.is_some() || state.release_in(batch.header.volume_epoch).is_none() {
@@ -154,7 +154,7 @@ impl Store {
 
     /// Checks everything that can be checked without the state, and finds out what each record does: once, and
     /// while nobody waits for the lock.
-    fn take_apart<'a>(&self, bytes: &'a [u8]) -> Result<OfferedBatch<'a>, StoreError> {
+    fn parse_batch<'a>(&self, bytes: &'a [u8]) -> Result<OfferedBatch<'a>, StoreError> {
         if bytes.len() > BATCH_BYTES_MAX {
             return Err(misuse(format!("a batch of {} bytes (limit {BATCH_BYTES_MAX})", bytes.len())));
         }
@@ -174,29 +174,36 @@ impl Store {
                 let start = span.start;
                 return Err(misuse(format!("the record at {start} is of a group the volume does not have")));
             }
-            self.rules.verify(bytes, span.start).map_err(|error| misuse(error.to_string()))?;
-            let facts = match server_version {
+            self.redo.verify(bytes, span.start).map_err(|error| misuse(error.to_string()))?;
+            let record_effects = match server_version {
                 Some(server_version) => {
                     let parsed = Record::parse(server_version, span, bytes);
                     let parsed = parsed.map_err(|error| misuse(error.to_string()))?;
-                    Facts::of(context, &parsed, &mut effects)
+                    RecordEffects::of(context, &parsed, &mut effects)
                 }
-                None => Facts::of_unknown_writer(),
+                None => RecordEffects::of_unknown_release(),
             };
             let offset = reader.offset() - bytes.len();
             let links = first_link..links.len();
-            records.push(OfferedRecord { span, bytes, offset, links, facts, taken: GroupSet::EMPTY });
+            records.push(OfferedRecord {
+                span,
+                bytes,
+                offset,
+                links,
+                record_effects,
+                taken: GroupSet::EMPTY,
+            });
         }
         Ok(OfferedBatch { bytes, header, server_version, records, links, effects })
     }
 
     /// Applies redo in the caller's place while too much of it waits, and that can make it less. No longer: others
     /// go on appending, and there would always be more to apply.
-    fn hold_back(&self) -> Result<(), StoreError> {
+    fn wait_for_room(&self) -> Result<(), StoreError> {
         let is_too_much = || self.backlog().share(&self.options) > 1.0;
         if is_too_much() {
             count(&self.counters.appends_held_back, 1);
-            self.fold(Policy::Now, is_too_much)?;
+            self.materialize_while(Policy::Now, is_too_much)?;
         }
         Ok(())
     }

@@ -95,7 +95,7 @@ impl Store {
                 let link = ChainLink { previous_end, span: record.span };
                 // Whoever said that the group has no more records up to the materialized LSN was believed.
                 let complete = hosted.segment.segment_complete_lsn();
-                let denied = link.span.end > complete && link.span.end <= hosted.base.materialized;
+                let denied = link.span.end > complete && link.span.end <= hosted.materialized.lsn;
                 let outcome = match denied {
                     true => Offer::Conflict,
                     false => hosted.segment.offer(source, epoch, link),

@@ -67,7 +67,7 @@ impl Store {
             .map(|(record, position)| EnteredRecord {
                 reference: RecordRef { span: record.span, position, length: record.bytes.len() as u32 },
                 groups: record.taken,
-                facts: record.facts,
+                record_effects: record.record_effects,
             })
             .collect();
         let entered = state.enter(self.context(), &self.files, entered, &effects);
@@ -86,7 +86,7 @@ impl Store {
     ) -> Result<LogPosition, StoreError> {
         let prefix = BatchPrefix { groups, positions_count }.encode();
         let position = self.append_entry(state, EntryKind::Batch, &[&prefix, batch])?;
-        state.catalog_batch(position, BATCH_PREFIX_BYTES + batch.len(), groups, spans());
+        state.note_batch(position, BATCH_PREFIX_BYTES + batch.len(), groups, spans());
         Ok(position.plus(BATCH_PREFIX_BYTES))
     }
 }

@@ -9,7 +9,7 @@ use crate::log::position::LogPosition;
 
 /// One batch in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct EntryRef {
+pub(crate) struct BatchLocation {
     /// Of the payload.
     pub position: LogPosition,
     pub length: u32,
@@ -31,27 +31,27 @@ pub(crate) struct GroupRange {
 
 /// What is known about one file.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct FileEntries {
+pub(crate) struct FileBatches {
     /// Its batches in log order; `None` for a file that everything in it is materialized of, and nobody has
     /// read since the last checkpoint.
-    pub entries: Option<Vec<EntryRef>>,
+    pub batches: Option<Vec<BatchLocation>>,
     pub ranges: Vec<GroupRange>,
 }
 
 /// Every file of the log.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct Catalog {
-    pub files: BTreeMap<u32, FileEntries>,
+pub(crate) struct BatchLocations {
+    pub files: BTreeMap<u32, FileBatches>,
 }
 
-impl Catalog {
+impl BatchLocations {
     /// Adds a batch that was appended.
-    pub(crate) fn push(&mut self, entry: EntryRef) {
+    pub(crate) fn push(&mut self, entry: BatchLocation) {
         let file = self
             .files
             .entry(entry.position.file())
-            .or_insert_with(|| FileEntries { entries: Some(Vec::new()), ranges: Vec::new() });
-        file.entries.get_or_insert_default().push(entry);
+            .or_insert_with(|| FileBatches { batches: Some(Vec::new()), ranges: Vec::new() });
+        file.batches.get_or_insert_default().push(entry);
         for group in entry.groups.iter() {
             match file.ranges.iter_mut().find(|range| range.group == group) {
                 Some(range) => {
@@ -73,7 +73,7 @@ impl Catalog {
             if !file.ranges.iter().any(|range| range.last_end > materialized(range.group)) {
                 continue;
             }
-            let entries = file.entries.as_deref().unwrap_or_default();
+            let entries = file.batches.as_deref().unwrap_or_default();
             let needed = entries
                 .iter()
                 .find(|entry| entry.groups.iter().any(|group| entry.last_end > materialized(group)));
@@ -86,7 +86,7 @@ impl Catalog {
 
     /// About how much memory it takes.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let entries = |file: &FileEntries| file.entries.as_ref().map_or(0, Vec::capacity);
-        self.files.values().map(|file| (entries(file) * size_of::<EntryRef>() + 256) as u64).sum()
+        let entries = |file: &FileBatches| file.batches.as_ref().map_or(0, Vec::capacity);
+        self.files.values().map(|file| (entries(file) * size_of::<BatchLocation>() + 256) as u64).sum()
     }
 }

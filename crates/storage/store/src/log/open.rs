@@ -10,7 +10,7 @@ use crate::log::entry::FILE_HEADER_BYTES;
 use crate::log::files::{LogFile, LogFiles};
 use crate::log::position::LogPosition;
 use crate::log::scan::{read_file_header, scan_entries};
-use crate::log::torn_tail::settle_end;
+use crate::log::torn_tail::truncate_torn_tail;
 use crate::log::writer::{FILE_BYTES_MAX, FILE_BYTES_MIN, Log, file_path, spare_path};
 
 fn open_file(folder: &Path, number: u32, file_bytes: u64) -> Result<Arc<LogFile>, StoreError> {
@@ -91,7 +91,7 @@ impl Log {
             files.insert(file);
         }
         let (active, offset) = last.ok_or_else(|| missing(replay_from.file()))?;
-        settle_end(&active, entry::file_seed(incarnation, active.number), offset)?;
+        truncate_torn_tail(&active, entry::file_seed(incarnation, active.number), offset)?;
         let length = active.file.metadata().map_err(StoreError::io("stat", &active.path))?.len();
         let spare = spare_path(folder);
         let spare = match fs::metadata(&spare) {

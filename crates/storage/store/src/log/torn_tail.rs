@@ -15,7 +15,7 @@ use crate::log::scan::read_up_to;
 const SEARCH_BYTES: usize = 1 << 20;
 
 /// What lies behind the end of the log.
-struct Behind {
+struct PastEnd {
     /// The highest `durable_through` of any entry there.
     durable_through: LogPosition,
     /// Where the last of them ends.
@@ -23,8 +23,8 @@ struct Behind {
 }
 
 /// Looks for undamaged entries behind `offset`, where there is none.
-fn search_behind(file: &LogFile, seed: u32, offset: u32) -> Result<Option<Behind>, StoreError> {
-    let mut found: Option<Behind> = None;
+fn search_past_end(file: &LogFile, seed: u32, offset: u32) -> Result<Option<PastEnd>, StoreError> {
+    let mut found: Option<PastEnd> = None;
     let mut buffer = vec![0; SEARCH_BYTES + ENTRY_HEADER_BYTES];
     let mut at = u64::from(offset) + 8;
     loop {
@@ -45,15 +45,15 @@ fn search_behind(file: &LogFile, seed: u32, offset: u32) -> Result<Option<Behind
             let end = position + entry::entry_bytes(header.payload_length as usize);
             let durable_through = found.as_ref().map_or(LogPosition(0), |behind| behind.durable_through);
             let durable_through = durable_through.max(header.durable_through);
-            found = Some(Behind { durable_through, end });
+            found = Some(PastEnd { durable_through, end });
         }
         at += SEARCH_BYTES as u64;
     }
 }
 
 /// Decides whether the log may end at `offset`, and wipes what must not come back.
-pub(super) fn settle_end(file: &LogFile, seed: u32, offset: u32) -> Result<(), StoreError> {
-    let Some(behind) = search_behind(file, seed, offset)? else { return Ok(()) };
+pub(super) fn truncate_torn_tail(file: &LogFile, seed: u32, offset: u32) -> Result<(), StoreError> {
+    let Some(behind) = search_past_end(file, seed, offset)? else { return Ok(()) };
     if behind.durable_through > LogPosition::new(file.number, offset) {
         let place = format!("{} at offset {offset}", file.path.display());
         return Err(StoreError::corrupt(place, "an entry that was acknowledged is damaged"));

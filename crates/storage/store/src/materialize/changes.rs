@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use borealis_types::{BlockKey, Lsn, META_GROUP, MetaKey, PageKey, RelationFork};
 
-use crate::pages::materialized_state::{Base, in_database};
+use crate::pages::materialized_state::{MaterializedState, in_database};
 use crate::pages::page_files::PageFiles;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::index::relations::{DatabaseEvent, ForkEvent, PriorContent};
 
 /// What changes between a base and a target.
 pub(super) struct Changes {
-    pub base: Arc<Base>,
+    pub materialized: Arc<MaterializedState>,
     pub files: Arc<PageFiles>,
     /// In no order, and some more than once: that is put right without the lock.
     pub pages: Vec<PageKey>,
@@ -22,8 +22,8 @@ pub(super) struct Changes {
 
 /// What is different at `target` from the segment's base.
 pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
-    let base = Arc::clone(&hosted.base);
-    let above = base.materialized;
+    let materialized = Arc::clone(&hosted.materialized);
+    let above = materialized.lsn;
     let index = &hosted.index;
     let mut pages: Vec<PageKey> = index.changed_pages(target).copied().collect();
     let mut forks = BTreeSet::new();
@@ -36,22 +36,26 @@ pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
             ForkEvent::Create | ForkEvent::Extend(_) => None,
         });
         if let Some(from) = gone_from.min() {
-            let gone =
-                base.fork_extents(fork, from).flat_map(|(first, extent)| Base::pages_of(first, extent));
+            let gone = materialized
+                .fork_extents(fork, from)
+                .flat_map(|(first, extent)| MaterializedState::pages_of(first, extent));
             pages.extend(gone.filter(|key| matches!(key, PageKey::Block(block) if block.block >= from)));
         }
     }
     for (_, database, event) in index.database_events(above, target) {
         let all = |database| {
-            base.database_extents(database).flat_map(|(first, extent)| Base::pages_of(first, extent))
+            materialized
+                .database_extents(database)
+                .flat_map(|(first, extent)| MaterializedState::pages_of(first, extent))
         };
         pages.extend(all(database));
         forks.extend(
-            base.relations
+            materialized
+                .relations
                 .range(crate::pages::materialized_state::database_range(database))
                 .map(|(fork, _)| *fork),
         );
-        forks.extend(index.fork_candidates(&base, database, target));
+        forks.extend(index.fork_candidates(&materialized, database, target));
         if hosted.group() == META_GROUP {
             meta.insert(MetaKey::RelationMap(database));
         }
@@ -67,14 +71,14 @@ pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
     }
     for kind in index.truncated_slru(above, target) {
         let key = |page| PageKey::Slru { kind, page };
-        let extents = base.extents.range(key(0)..=key(u32::MAX));
-        let gone = extents.flat_map(|(first, extent)| Base::pages_of(first, extent));
-        pages.extend(gone.filter(|page| index.page_origin(page, target) != PriorContent::Base));
+        let extents = materialized.extents.range(key(0)..=key(u32::MAX));
+        let gone = extents.flat_map(|(first, extent)| MaterializedState::pages_of(first, extent));
+        pages.extend(gone.filter(|page| index.page_origin(page, target) != PriorContent::MaterializedState));
     }
     if hosted.group() == META_GROUP && !index.all_records(Lsn::ZERO, target).is_empty() {
         meta.insert(MetaKey::Counters);
     }
     let relations =
-        forks.into_iter().map(|fork| (fork, index.relation_blocks(&base, fork, target))).collect();
-    Changes { base, files: Arc::clone(&hosted.pages), pages, relations, meta }
+        forks.into_iter().map(|fork| (fork, index.relation_blocks(&materialized, fork, target))).collect();
+    Changes { materialized, files: Arc::clone(&hosted.pages), pages, relations, meta }
 }

@@ -8,9 +8,9 @@ use borealis_types::{GroupId, Lsn};
 use crate::checkpoint::{Checkpoint, CheckpointedSegment};
 use crate::log::entry::ENTRY_HEADER_BYTES;
 use crate::log::position::LogPosition;
-use crate::materialize::page_writer::NextBase;
+use crate::materialize::page_writer::NextState;
 use crate::metrics::count;
-use crate::pages::materialized_state::Base;
+use crate::pages::materialized_state::MaterializedState;
 use crate::store::Sequence;
 use crate::{Store, StoreError};
 
@@ -18,29 +18,30 @@ impl Store {
     /// Writes a checkpoint with the next bases and returns from where it needs the log.
     pub(super) fn write_checkpoint(
         &self,
-        next: &BTreeMap<GroupId, NextBase>,
+        next: &BTreeMap<GroupId, NextState>,
     ) -> Result<LogPosition, StoreError> {
         let (checkpoint, log_end) = {
             let state = self.lock_to_change()?;
-            let base = |group: GroupId| -> &Arc<Base> {
+            let materialized = |group: GroupId| -> &Arc<MaterializedState> {
                 match (next.get(&group), state.segments.get(&group)) {
-                    (Some(next), _) => &next.base,
-                    (None, Some(hosted)) => &hosted.base,
+                    (Some(next), _) => &next.materialized,
+                    (None, Some(hosted)) => &hosted.materialized,
                     (None, None) => unreachable!("only groups with a segment here are asked for"),
                 }
             };
             let log_end = state.log.end();
-            let needed = state.catalog.first_needed(|group| {
+            let needed = state.batch_locations.first_needed(|group| {
                 let hosted = state.segments.contains_key(&group);
-                if hosted { base(group).materialized } else { Lsn::MAX }
+                if hosted { materialized(group).lsn } else { Lsn::MAX }
             });
             let entry_start = |payload: LogPosition| LogPosition(payload.0 - ENTRY_HEADER_BYTES as u64);
             let segments = state.segments.values().map(|hosted| CheckpointedSegment {
                 chain: hosted.segment.checkpoint(),
                 // Shared, because appends wait for this lock.
-                base: Arc::clone(base(hosted.group())),
+                materialized: Arc::clone(materialized(hosted.group())),
             });
-            let files = state.catalog.files.iter().map(|(number, file)| (*number, file.ranges.clone()));
+            let files =
+                state.batch_locations.files.iter().map(|(number, file)| (*number, file.ranges.clone()));
             let checkpoint = Checkpoint {
                 incarnation: self.identity.incarnation,
                 replay_from: needed.map_or(log_end, entry_start),
@@ -60,16 +61,16 @@ impl Store {
 
     /// Puts the next bases in use and returns what was before in their place, with the regions that are free
     /// now.
-    pub(super) fn take_over(&self, next: BTreeMap<GroupId, NextBase>) -> Vec<NextBase> {
+    pub(super) fn publish_states(&self, next: BTreeMap<GroupId, NextState>) -> Vec<NextState> {
         let mut state = self.lock();
         let mut replaced = Vec::new();
         for (group, mut next) in next {
             let Some(hosted) = state.segments.get_mut(&group) else { continue };
-            let target = next.base.materialized;
+            let target = next.materialized.lsn;
             hosted.index.drop_through(target);
             hosted.indexed_through = hosted.indexed_through.max(target);
             // The old one goes back to be dropped without the lock.
-            std::mem::swap(&mut hosted.base, &mut next.base);
+            std::mem::swap(&mut hosted.materialized, &mut next.materialized);
             hosted.version += 1;
             replaced.push(next);
         }

@@ -9,7 +9,7 @@ use crate::{Store, StoreError};
 impl Store {
     /// Lets go of log files before `replay_from`, oldest first, unless a peer may need them and they are not
     /// too many.
-    pub(super) fn free_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
+    pub(super) fn release_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
         let mut state = self.lock_to_change()?;
         let mut freed = 0;
         let mut kept_bytes = self.files.total_bytes();
@@ -17,7 +17,8 @@ impl Store {
             if number >= replay_from.file() {
                 break;
             }
-            let ranges = state.catalog.files.get(&number).map(|file| file.ranges.clone()).unwrap_or_default();
+            let ranges =
+                state.batch_locations.files.get(&number).map(|file| file.ranges.clone()).unwrap_or_default();
             let floor = |group: &GroupId| state.peer_floors.get(group).copied().unwrap_or(Lsn::ZERO);
             let needed = ranges.iter().any(|range| range.last_end > floor(&range.group));
             if needed && kept_bytes <= self.options.log_retention_bytes {
@@ -27,13 +28,13 @@ impl Store {
                 count(&self.counters.log_files_lost_to_peers, 1);
             }
             state.log.release(number)?;
-            state.catalog.files.remove(&number);
+            state.batch_locations.files.remove(&number);
             kept_bytes = self.files.total_bytes();
             freed += 1;
         }
         // A peer that is gone keeps many files; where the redo in them is, is read again if it comes back.
-        for (_, file) in state.catalog.files.range_mut(..replay_from.file()) {
-            file.entries = None;
+        for (_, file) in state.batch_locations.files.range_mut(..replay_from.file()) {
+            file.batches = None;
         }
         Ok(freed)
     }

@@ -48,11 +48,15 @@ impl Store {
     /// from is damaged. Redo that cannot be applied stops its segment below that record and shows in
     /// [`Store::failure`].
     pub fn materialize(&self, policy: Policy) -> Result<Progress, StoreError> {
-        self.fold(policy, || policy == Policy::Now || self.is_due())
+        self.materialize_while(policy, || policy == Policy::Now || self.is_due())
     }
 
     /// Rounds for as long as `is_wanted` says, and there is something to apply.
-    pub(crate) fn fold(&self, policy: Policy, is_wanted: impl Fn() -> bool) -> Result<Progress, StoreError> {
+    pub(crate) fn materialize_while(
+        &self,
+        policy: Policy,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Progress, StoreError> {
         let _working = self.maintenance.enter();
         let mut progress = Progress::default();
         self.prepare_for_readers();

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use borealis_types::{Lsn, PageBytes, PageKey};
 
 use crate::StoreError;
-use crate::pages::materialized_state::{Base, Extent, PAGES_PER_EXTENT, extent_of, next_generation};
+use crate::pages::materialized_state::{
+    Extent, MaterializedState, PAGES_PER_EXTENT, extent_of, next_generation,
+};
 use crate::pages::page_files::{PageFiles, SlotAddress, SlotRun};
 
 /// A segment's next base, on disk but not yet in use.
-pub(super) struct NextBase {
-    pub base: Arc<Base>,
+pub(super) struct NextState {
+    pub materialized: Arc<MaterializedState>,
     pub files: Arc<PageFiles>,
     pub freed_regions: Vec<u32>,
     pub written_regions: BTreeSet<u32>,
@@ -20,7 +22,7 @@ pub(super) struct NextBase {
 
 /// Writes versions of pages to their other slots.
 pub(super) struct PageWriter {
-    pub next: NextBase,
+    pub next: NextState,
     pub target: Lsn,
     pub run: SlotRun,
     /// Written since the last sync.
@@ -34,12 +36,12 @@ const SYNC_EVERY_PAGES: u64 = 1024;
 impl PageWriter {
     pub(super) fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {
         let (first, place) = extent_of(key);
-        let base = Arc::make_mut(&mut self.next.base);
-        let extent = base.extents.entry(first).or_insert_with(|| {
+        let materialized = Arc::make_mut(&mut self.next.materialized);
+        let extent = materialized.extents.entry(first).or_insert_with(|| {
             // Only regions that were free at the last checkpoint: those freed since are still named by it.
-            let region = base.free_regions.pop().unwrap_or_else(|| {
-                base.next_region += 1;
-                base.next_region - 1
+            let region = materialized.free_regions.pop().unwrap_or_else(|| {
+                materialized.next_region += 1;
+                materialized.next_region - 1
             });
             Arc::new(Extent { region, generations: [0; PAGES_PER_EXTENT as usize] })
         });
@@ -60,20 +62,20 @@ impl PageWriter {
     }
 
     /// Writes what is left, not yet durable.
-    pub(super) fn finish(mut self) -> Result<NextBase, StoreError> {
+    pub(super) fn finish(mut self) -> Result<NextState, StoreError> {
         self.next.files.write_run(&mut self.run)?;
         Ok(self.next)
     }
 
     pub(super) fn erase(&mut self, key: &PageKey) {
         let (first, place) = extent_of(key);
-        let base = Arc::make_mut(&mut self.next.base);
-        let Some(extent) = base.extents.get_mut(&first) else { return };
+        let materialized = Arc::make_mut(&mut self.next.materialized);
+        let Some(extent) = materialized.extents.get_mut(&first) else { return };
         let extent = Arc::make_mut(extent);
         extent.generations[place] = 0;
         if extent.generations.iter().all(|&generation| generation == 0) {
             self.next.freed_regions.push(extent.region);
-            base.extents.remove(&first);
+            materialized.extents.remove(&first);
         }
     }
 }

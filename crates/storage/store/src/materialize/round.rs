@@ -8,7 +8,7 @@ use borealis_types::{GroupId, Lsn};
 use crate::materialize::Progress;
 use crate::materialize::changes::changes;
 use crate::materialize::pace::PIECE_PAGES;
-use crate::materialize::page_writer::{NextBase, PageWriter};
+use crate::materialize::page_writer::{NextState, PageWriter};
 use crate::metrics::count;
 use crate::pages::page_files::SlotRun;
 use crate::read::Overtaken;
@@ -21,19 +21,19 @@ impl Store {
         let state = self.lock();
         let mut targets = Vec::new();
         for hosted in state.segments.values() {
-            let (base, target) = (hosted.base.materialized, hosted.materialization_target());
-            let copies = hosted.index.database_events(base, target);
+            let (materialized, target) = (hosted.materialized.lsn, hosted.materialization_target());
+            let copies = hosted.index.database_events(materialized, target);
             let copy = copies
                 .filter(|(.., event)| matches!(event, DatabaseEvent::CopyOf(_)))
                 .map(|(at, ..)| at)
                 .next();
             let target = match copy {
                 // First everything before it, then it alone.
-                Some(at) if base.0 < at.0 - 1 => Lsn(at.0 - 1),
+                Some(at) if materialized.0 < at.0 - 1 => Lsn(at.0 - 1),
                 Some(at) => at,
                 None => target,
             };
-            if target > base {
+            if target > materialized {
                 targets.push((hosted.group(), target));
             }
         }
@@ -59,9 +59,9 @@ impl Store {
                     self.keep_pace((part_done + share * part) / whole, at_start);
                 }
             };
-            match self.next_base(group, target, keep_pace) {
-                Ok(Some(base)) => {
-                    next.insert(group, base);
+            match self.next_state(group, target, keep_pace) {
+                Ok(Some(materialized)) => {
+                    next.insert(group, materialized);
                 }
                 Ok(None) => return Ok(Progress::default()),
                 // The segment has noted it, and its next target is below.
@@ -73,29 +73,29 @@ impl Store {
         if next.is_empty() {
             return Ok(Progress::default());
         }
-        for base in next.values() {
-            base.files.sync(base.written_regions.iter().copied())?;
+        for materialized in next.values() {
+            materialized.files.sync(materialized.written_regions.iter().copied())?;
         }
         let replay_from = self.write_checkpoint(&next)?;
-        let pages_written = next.values().map(|base| base.pages_written).sum();
+        let pages_written = next.values().map(|materialized| materialized.pages_written).sum();
         count(&self.counters.pages_written, pages_written);
-        for replaced in self.take_over(next) {
+        for replaced in self.publish_states(next) {
             for region in replaced.freed_regions {
-                replaced.files.free_region(region);
+                replaced.files.punch_region(region);
             }
         }
-        let log_files_freed = self.free_log(replay_from)?;
+        let log_files_freed = self.release_log(replay_from)?;
         Ok(Progress { advanced: true, pages_written, log_files_freed })
     }
 
     /// Makes and writes everything that changes up to `target`; nothing if it was given up. Says now and then what
     /// share of the pages is done.
-    fn next_base(
+    fn next_state(
         &self,
         group: GroupId,
         target: Lsn,
         keep_pace: impl Fn(f64),
-    ) -> Result<Option<NextBase>, StoreError> {
+    ) -> Result<Option<NextState>, StoreError> {
         let mut changes = {
             let state = self.lock();
             changes(Store::hosted(&state, group)?, target)
@@ -103,8 +103,8 @@ impl Store {
         changes.pages.sort_unstable();
         changes.pages.dedup();
         let mut writer = PageWriter {
-            next: NextBase {
-                base: Arc::new((*changes.base).clone()),
+            next: NextState {
+                materialized: Arc::new((*changes.materialized).clone()),
                 files: Arc::clone(&changes.files),
                 freed_regions: Vec::new(),
                 written_regions: BTreeSet::new(),
@@ -129,27 +129,27 @@ impl Store {
             }
         }
         let mut next = writer.finish()?;
-        let base = Arc::make_mut(&mut next.base);
+        let materialized = Arc::make_mut(&mut next.materialized);
         for (fork, blocks) in changes.relations {
             match blocks {
-                Some(blocks) => base.relations.insert(fork, blocks),
-                None => base.relations.remove(&fork),
+                Some(blocks) => materialized.relations.insert(fork, blocks),
+                None => materialized.relations.remove(&fork),
             };
         }
         for key in changes.meta {
             let value =
                 self.meta_version(&key, target, Overtaken::Fail, &|state| Store::hosted(state, group))?;
             match value {
-                Some(value) => base.meta.insert(key, value),
-                None => base.meta.remove(&key),
+                Some(value) => materialized.meta.insert(key, value),
+                None => materialized.meta.remove(&key),
             };
         }
-        base.materialized = target;
+        materialized.lsn = target;
         // Only now: the next round is the first that may take them, when the checkpoint that does not name
         // them any more is durable, their space is given back, and the version tells their readers.
-        base.free_regions.extend(&next.freed_regions);
+        materialized.free_regions.extend(&next.freed_regions);
         // The lowest is taken first, which keeps the files few.
-        base.free_regions.sort_unstable_by(|one, other| other.cmp(one));
+        materialized.free_regions.sort_unstable_by(|one, other| other.cmp(one));
         Ok(Some(next))
     }
 }

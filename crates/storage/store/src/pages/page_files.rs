@@ -216,7 +216,7 @@ impl PageFiles {
     }
 
     /// Gives the space of a region back to the file system. That it may fail to is no error.
-    pub(crate) fn free_region(&self, region: u32) {
+    pub(crate) fn punch_region(&self, region: u32) {
         use nix::fcntl::{FallocateFlags, fallocate};
         let Ok(file) = self.file(region / REGIONS_PER_FILE, false) else { return };
         let offset = u64::from(region % REGIONS_PER_FILE) * REGION_BYTES;

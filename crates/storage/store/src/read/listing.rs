@@ -8,7 +8,7 @@ use borealis_types::{
 };
 use borealis_wire::{PageChecksum, RelationSize};
 
-use crate::pages::materialized_state::{Base, database_of, in_database};
+use crate::pages::materialized_state::{MaterializedState, database_of, in_database};
 use crate::segment::hosted::HostedSegment;
 use crate::segment::index::relations::{DatabaseEvent, PriorContent};
 use crate::{Store, StoreError};
@@ -29,7 +29,7 @@ impl Store {
             let hosted = Store::readable(&state, META_GROUP, lsn)?;
             let copied = hosted.index.database_events(Lsn::ZERO, lsn);
             let copied = copied.map(|(_, database, _)| MetaKey::RelationMap(database));
-            let known = hosted.base.meta.keys().chain(hosted.index.meta_keys()).cloned();
+            let known = hosted.materialized.meta.keys().chain(hosted.index.meta_keys()).cloned();
             known
                 .chain(copied)
                 .filter(|key| !matches!(key, MetaKey::Counters | MetaKey::ControlFileTemplate))
@@ -60,7 +60,7 @@ impl Store {
     ) -> Result<Option<u32>, StoreError> {
         let state = self.lock();
         let hosted = Store::readable(&state, group, lsn)?;
-        Ok(hosted.index.relation_blocks(&hosted.base, fork, lsn))
+        Ok(hosted.index.relation_blocks(&hosted.materialized, fork, lsn))
     }
 
     /// The forks of a database that one group knows as of an LSN, after `after`, in key order.
@@ -77,10 +77,10 @@ impl Store {
     ) -> Result<Vec<RelationSize>, StoreError> {
         let state = self.lock();
         let hosted = Store::readable(&state, group, lsn)?;
-        let candidates = hosted.index.fork_candidates(&hosted.base, database, lsn);
+        let candidates = hosted.index.fork_candidates(&hosted.materialized, database, lsn);
         let sizes = candidates.into_iter().filter(|fork| after.is_none_or(|after| *fork > after));
         let sizes = sizes.filter_map(|relation_fork| {
-            let blocks = hosted.index.relation_blocks(&hosted.base, relation_fork, lsn)?;
+            let blocks = hosted.index.relation_blocks(&hosted.materialized, relation_fork, lsn)?;
             Some(RelationSize { relation_fork, blocks })
         });
         Ok(sizes.take(limit).collect())
@@ -95,9 +95,9 @@ impl Store {
         let hosted = Store::readable(&state, META_GROUP, lsn)?;
         let key = |page| PageKey::Slru { kind, page };
         let mut pages = BTreeSet::new();
-        for (first, extent) in hosted.base.extents.range(key(0)..=key(u32::MAX)) {
-            for page in Base::pages_of(first, extent) {
-                if hosted.index.page_origin(&page, lsn) == PriorContent::Base {
+        for (first, extent) in hosted.materialized.extents.range(key(0)..=key(u32::MAX)) {
+            for page in MaterializedState::pages_of(first, extent) {
+                if hosted.index.page_origin(&page, lsn) == PriorContent::MaterializedState {
                     pages.insert(page);
                 }
             }
@@ -168,7 +168,7 @@ fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, lim
     let mut keys: BTreeSet<PageKey> = hosted.index.page_keys().filter(|key| is_after(key)).copied().collect();
     for (_, database, event) in hosted.index.database_events(Lsn::ZERO, lsn) {
         let DatabaseEvent::CopyOf(_) = event else { continue };
-        for fork in hosted.index.fork_candidates(&hosted.base, database, lsn) {
+        for fork in hosted.index.fork_candidates(&hosted.materialized, database, lsn) {
             let mut original = fork;
             // The copy of a copy has the pages of the first; their numbers are all that matters here.
             let mut at = lsn;
@@ -184,8 +184,8 @@ fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, lim
                 let copies = pending.map(|block| PageKey::Block(BlockKey { relation_fork: fork, block }));
                 keys.extend(copies.filter(is_after));
             }
-            for (first, extent) in hosted.base.fork_extents(original, 0) {
-                for page in Base::pages_of(first, extent) {
+            for (first, extent) in hosted.materialized.fork_extents(original, 0) {
+                for page in MaterializedState::pages_of(first, extent) {
                     let PageKey::Block(block) = page else { continue };
                     debug_assert_eq!(database_of(block.relation_fork.locator), database_of(original.locator));
                     let copy = PageKey::Block(BlockKey { relation_fork: fork, block: block.block });
@@ -198,14 +198,14 @@ fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, lim
     }
     let from = after
         .map_or(Bound::Unbounded, |key| Bound::Included(crate::pages::materialized_state::extent_of(&key).0));
-    let mut from_base = 0;
-    for (first, extent) in hosted.base.extents.range((from, Bound::Unbounded)) {
-        if from_base >= limit {
+    let mut from_materialized = 0;
+    for (first, extent) in hosted.materialized.extents.range((from, Bound::Unbounded)) {
+        if from_materialized >= limit {
             break;
         }
-        for page in Base::pages_of(first, extent).filter(is_after) {
+        for page in MaterializedState::pages_of(first, extent).filter(is_after) {
             keys.insert(page);
-            from_base += 1;
+            from_materialized += 1;
         }
     }
     keys.into_iter().take(limit).collect()

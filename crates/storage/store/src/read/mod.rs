@@ -74,13 +74,13 @@ fn add_page(
     steps: &mut Vec<(PageKey, RecordRef)>,
 ) -> Source {
     let (source, above) = match hosted.index.page_origin(key, lsn) {
-        PriorContent::Base => {
-            let located = hosted.base.locate(key);
+        PriorContent::MaterializedState => {
+            let located = hosted.materialized.locate(key);
             let source = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
                 files: Arc::clone(&hosted.pages),
                 key: *key,
                 address: SlotAddress { region, place, generation },
-                not_after: hosted.base.materialized,
+                not_after: hosted.materialized.lsn,
             });
             (source, Lsn::ZERO)
         }
@@ -110,10 +110,10 @@ fn add_meta(
     }
     let origin = match key {
         MetaKey::RelationMap(database) => hosted.index.relation_map_origin(*database, lsn),
-        _ => PriorContent::Base,
+        _ => PriorContent::MaterializedState,
     };
     let (value, above) = match origin {
-        PriorContent::Base => (hosted.base.meta.get(key).cloned(), Lsn::ZERO),
+        PriorContent::MaterializedState => (hosted.materialized.meta.get(key).cloned(), Lsn::ZERO),
         PriorContent::Nothing { since } => (None, since),
         PriorContent::Copy { from, at } => {
             (add_meta(hosted, &MetaKey::RelationMap(from), Lsn(at.0 - 1), steps), at)
@@ -125,7 +125,7 @@ fn add_meta(
 }
 
 /// What went wrong while a recipe was followed.
-enum Spoiled {
+enum MakeError {
     Redo { lsn: Lsn, reason: String },
     Other(StoreError),
 }
@@ -143,7 +143,7 @@ impl Store {
         if lsn < from || lsn > through {
             return Err(Refusal::NotReadable { asked: lsn, from, through }.into());
         }
-        assert!(lsn >= hosted.base.materialized, "nothing above the minimum read point is materialized");
+        assert!(lsn >= hosted.materialized.lsn, "nothing above the minimum read point is materialized");
         if let Some(failure) = &hosted.failure
             && lsn >= failure.lsn
         {
@@ -218,10 +218,10 @@ impl Store {
         let cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(hosted.group(), key);
         if let Some((since, page)) = cached
             && since <= lsn
-            && since >= hosted.base.materialized
+            && since >= hosted.materialized.lsn
         {
             let replaced = match hosted.index.page_origin(key, lsn) {
-                PriorContent::Base => false,
+                PriorContent::MaterializedState => false,
                 PriorContent::Nothing { since: at } | PriorContent::Copy { at, .. } => at > since,
             };
             if !replaced {
@@ -236,25 +236,25 @@ impl Store {
         PageRecipe { source, steps, history, version }
     }
 
-    fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, Spoiled> {
+    fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, MakeError> {
         let mut page = match &recipe.source {
             Source::Nothing => None,
             Source::Slot { files, key, address, not_after } => {
-                Some(files.read(key, *address, *not_after).map_err(Spoiled::Other)?)
+                Some(files.read(key, *address, *not_after).map_err(MakeError::Other)?)
             }
             Source::Cached(page) => Some(Box::new(**page)),
         };
         let mut reader = RecordReader::new(&self.files);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
             if page.is_none() && changes_only_existing_pages(&record) {
                 continue;
             }
             let page = page.get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
-            let applied = self.rules.apply_page(&record, key, page);
-            applied.map_err(|error| Spoiled::Redo { lsn, reason: error.to_string() })?;
+            let applied = self.redo.apply_page(&record, key, page);
+            applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
         }
         Ok(page)
     }
@@ -269,7 +269,7 @@ impl Store {
         let position = reference.position;
         let place = || format!("log file {} at offset {}", position.file(), position.offset());
         let damaged = |error: borealis_wal::RecordError| StoreError::corrupt(place(), error.to_string());
-        self.rules.verify(bytes, reference.span.start).map_err(damaged)?;
+        self.redo.verify(bytes, reference.span.start).map_err(damaged)?;
         Record::parse(release_of(history, reference.span), reference.span, bytes).map_err(damaged)
     }
 
@@ -280,7 +280,7 @@ impl Store {
         overtaken: Overtaken,
         look: impl Fn() -> Result<L, StoreError>,
         version: impl Fn(&L) -> u64,
-        make: impl Fn(&L) -> Result<T, (u64, Spoiled)>,
+        make: impl Fn(&L) -> Result<T, (u64, MakeError)>,
     ) -> Result<T, StoreError> {
         let mut waited = None;
         for attempt in 0..2 * ATTEMPTS {
@@ -296,12 +296,12 @@ impl Store {
             }
             return match made {
                 Ok(made) => Ok(made),
-                Err((_, Spoiled::Other(error))) => {
+                Err((_, MakeError::Other(error))) => {
                     drop(state);
                     self.note_damage(&error);
                     Err(error)
                 }
-                Err((_, Spoiled::Redo { lsn, reason })) => {
+                Err((_, MakeError::Redo { lsn, reason })) => {
                     hosted.fail(lsn, reason.clone());
                     Err(StoreError::Redo { group, lsn, reason })
                 }
@@ -350,28 +350,28 @@ impl Store {
         )
     }
 
-    fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
-        let mut counters = self.rules.counters(recipe.value.clone());
+    fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, MakeError> {
+        let mut counters = self.redo.counters(recipe.value.clone());
         let mut reader = RecordReader::new(&self.files);
         for (at, (_, reference)) in recipe.steps.iter().enumerate() {
-            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
             counters
                 .apply(&record)
-                .map_err(|error| Spoiled::Redo { lsn: reference.span.end, reason: error.to_string() })?;
+                .map_err(|error| MakeError::Redo { lsn: reference.span.end, reason: error.to_string() })?;
         }
         Ok(counters.finish())
     }
 
-    fn make_meta(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
+    fn make_meta(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, MakeError> {
         let mut value = recipe.value.clone();
         let mut reader = RecordReader::new(&self.files);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
-            let applied = self.rules.apply_meta(&record, key, value);
-            value = applied.map_err(|error| Spoiled::Redo { lsn, reason: error.to_string() })?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
+            let applied = self.redo.apply_meta(&record, key, value);
+            value = applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
         }
         Ok(value)
     }

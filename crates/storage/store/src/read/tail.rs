@@ -6,7 +6,7 @@ use borealis_quorum::segment::Segment;
 use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
 use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal};
 
-use crate::log::batch_locations::{Catalog, EntryRef};
+use crate::log::batch_locations::{BatchLocation, BatchLocations};
 use crate::log::entry::EntryKind;
 use crate::log::payload::{BatchPrefix, decode_entry};
 use crate::log::scan::{read_payload, scan_old_file};
@@ -64,16 +64,16 @@ impl Store {
         &self,
         group: GroupId,
         above: Lsn,
-        read: &BTreeMap<u32, Vec<EntryRef>>,
+        read: &BTreeMap<u32, Vec<BatchLocation>>,
     ) -> Result<TailSources, StoreError> {
         let state = self.lock_to_change()?;
         let hosted = state.segments.get(&group).ok_or(Refusal::NoSegment(group))?;
-        let mut entries: Vec<EntryRef> = Vec::new();
+        let mut entries: Vec<BatchLocation> = Vec::new();
         let mut unread: Option<(Lsn, u32)> = None;
-        for (number, file) in &state.catalog.files {
+        for (number, file) in &state.batch_locations.files {
             let range = file.ranges.iter().find(|range| range.group == group && range.last_end > above);
             let Some(range) = range else { continue };
-            match file.entries.as_ref().or_else(|| read.get(number)) {
+            match file.batches.as_ref().or_else(|| read.get(number)) {
                 Some(known) => entries.extend(
                     known.iter().filter(|entry| entry.groups.contains(group) && entry.last_end > above),
                 ),
@@ -131,8 +131,8 @@ impl Store {
 
     /// Finds out where the redo in a file is that everything is materialized of, for the catalog until the next
     /// checkpoint; nothing if the file is gone.
-    fn read_old_file(&self, number: u32) -> Result<Vec<EntryRef>, StoreError> {
-        let mut catalog = Catalog::default();
+    fn read_old_file(&self, number: u32) -> Result<Vec<BatchLocation>, StoreError> {
+        let mut batch_locations = BatchLocations::default();
         let scanned = scan_old_file(&self.files, self.identity.incarnation, number, &mut |entry| {
             if entry.kind != EntryKind::Batch {
                 return Ok(());
@@ -143,18 +143,24 @@ impl Store {
                 (spans().map(|span| span.start).min(), spans().map(|span| span.end).max())
             {
                 let (position, length) = (entry.position, entry.payload.len() as u32);
-                catalog.push(EntryRef { position, length, groups: prefix.groups, first_start, last_end });
+                batch_locations.push(BatchLocation {
+                    position,
+                    length,
+                    groups: prefix.groups,
+                    first_start,
+                    last_end,
+                });
             }
             Ok(())
         });
         let mut state = self.lock();
-        let Some(file) = state.catalog.files.get_mut(&number) else {
+        let Some(file) = state.batch_locations.files.get_mut(&number) else {
             // The file went while it was read.
             return Ok(Vec::new());
         };
         scanned?;
-        let read = catalog.files.remove(&number).and_then(|file| file.entries).unwrap_or_default();
-        file.entries.get_or_insert_with(|| read.clone());
+        let read = batch_locations.files.remove(&number).and_then(|file| file.batches).unwrap_or_default();
+        file.batches.get_or_insert_with(|| read.clone());
         Ok(read)
     }
 }
@@ -162,7 +168,7 @@ impl Store {
 /// What a tail is made from.
 struct TailSources {
     /// By their first record.
-    entries: Vec<EntryRef>,
+    entries: Vec<BatchLocation>,
     /// The lowest start of a record in files of which it is not known what is in them, and that file.
     unread: Option<(Lsn, u32)>,
     holding: Holding,

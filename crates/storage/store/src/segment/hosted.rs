@@ -9,11 +9,11 @@ use borealis_wal::Effect;
 
 use crate::StoreError;
 use crate::log::position::RecordRef;
-use crate::pages::materialized_state::Base;
+use crate::pages::materialized_state::MaterializedState;
 use crate::pages::page_files::PageFiles;
 use crate::redo_engine::RedoContext;
 use crate::segment::index::Index;
-use crate::segment::record_effects::Facts;
+use crate::segment::record_effects::RecordEffects;
 
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,27 +47,31 @@ pub(crate) struct HostedSegment {
     pub segment: Segment,
     /// Records that are not in the index, by start: their chain has a hole before them.
     pub pending: BTreeMap<Lsn, RecordRef>,
-    /// Every record of the group up to here is in the index or in the base.
+    /// Every record of the group up to here is in the index or in the materialized state.
     pub indexed_through: Lsn,
     pub index: Index,
-    pub base: Arc<Base>,
+    pub materialized: Arc<MaterializedState>,
     /// Changes whenever something that a reader may have looked up could be gone or different.
     pub version: u64,
     /// A record whose effects are unknown: nothing at or after it is served (invariant 9).
     pub failure: Option<RedoFailure>,
     pub pages: Arc<PageFiles>,
-    /// The counters as of an LSN that is durable, so that reading them need not begin at the base.
+    /// The counters as of an LSN that is durable, so that reading them need not begin at the materialized state.
     pub prepared_counters: Option<(Lsn, Vec<u8>)>,
 }
 
 impl HostedSegment {
-    pub(crate) fn new(segment: Segment, base: Arc<Base>, pages: PageFiles) -> HostedSegment {
+    pub(crate) fn new(
+        segment: Segment,
+        materialized: Arc<MaterializedState>,
+        pages: PageFiles,
+    ) -> HostedSegment {
         HostedSegment {
             segment,
             pending: BTreeMap::new(),
-            indexed_through: base.materialized,
+            indexed_through: materialized.lsn,
             index: Index::default(),
-            base,
+            materialized,
             version: 0,
             failure: None,
             pages: Arc::new(pages),
@@ -106,8 +110,9 @@ impl HostedSegment {
             first.remove();
             effects.clear();
             let server_version = self.release_of(reference.span);
-            let facts = Facts::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
-            self.index_record(context.placement, reference, &facts, &effects);
+            let record_effects =
+                RecordEffects::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
+            self.index_record(context.placement, reference, &record_effects, &effects);
         }
         Ok(())
     }
@@ -117,17 +122,17 @@ impl HostedSegment {
         &mut self,
         placement: Placement,
         reference: RecordRef,
-        facts: &Facts,
+        record_effects: &RecordEffects,
         effects: &[Effect],
     ) {
         let RecordSpan { end, .. } = reference.span;
         assert!(end > self.indexed_through, "records enter the index in order, each once");
         self.indexed_through = end;
-        match &facts.effects {
+        match &record_effects.effects {
             Ok(range) => {
-                let (group, existing) = (self.group(), facts.changes_only_existing_pages);
+                let (group, existing) = (self.group(), record_effects.changes_only_existing_pages);
                 let effects = &effects[range.clone()];
-                self.index.insert(&self.base, group, placement, reference, effects, existing);
+                self.index.insert(&self.materialized, group, placement, reference, effects, existing);
             }
             Err(reason) => self.fail(end, reason.clone()),
         }
@@ -143,17 +148,17 @@ impl HostedSegment {
     }
 
     /// Forgets the records that a new history cut.
-    pub(crate) fn forget_cut(&mut self, installed: &Installed) {
+    pub(crate) fn drop_truncated(&mut self, installed: &Installed) {
         let Some(kept) = installed.cut.iter().map(|record| record.link.previous_end).min() else { return };
         for record in &installed.cut {
             self.pending.remove(&record.link.span.start);
         }
-        let materialized = self.base.materialized;
+        let materialized = self.materialized.lsn;
         assert!(
             installed.cut.iter().all(|record| record.link.span.end > materialized),
             "what is materialized is durable and never cut"
         );
-        // The base may be ahead of the group's last record, when the volume went on without the group.
+        // The materialized state may be ahead of the group's last record, when the volume went on without the group.
         let kept = kept.max(materialized);
         self.prepared_counters.take_if(|(at, _)| *at > kept);
         if kept < self.indexed_through {
@@ -168,14 +173,14 @@ impl HostedSegment {
 
     /// From where on records count for the counters as of `lsn`, and what they were there.
     pub(crate) fn counters_before(&self, lsn: Lsn) -> (Option<&Vec<u8>>, Lsn) {
-        let base = self.base.materialized;
+        let materialized = self.materialized.lsn;
         match &self.prepared_counters {
-            Some((at, counters)) if (base..=lsn).contains(at) => (Some(counters), *at),
-            _ => (self.base.meta.get(&MetaKey::Counters), Lsn::ZERO),
+            Some((at, counters)) if (materialized..=lsn).contains(at) => (Some(counters), *at),
+            _ => (self.materialized.meta.get(&MetaKey::Counters), Lsn::ZERO),
         }
     }
 
-    /// The LSN up to which redo may be folded into the base: nobody reads below it, and nothing below it is
+    /// The LSN up to which redo may be folded into the materialized state: nobody reads below it, and nothing below it is
     /// missing, can be cut, or cannot be applied.
     pub(crate) fn materialization_target(&self) -> Lsn {
         let durable = self.segment.known_durable().volume.end;

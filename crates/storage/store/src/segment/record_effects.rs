@@ -10,27 +10,34 @@ use crate::redo_engine::RedoContext;
 /// What the index needs to know of a record. Its effects are a part of a list that it shares with others, so that
 /// a batch needs one allocation and not one for each record.
 #[derive(Clone, Debug)]
-pub(crate) struct Facts {
+pub(crate) struct RecordEffects {
     /// Its part of the list of effects, or why they are not known.
     pub effects: Result<Range<usize>, String>,
     pub changes_only_existing_pages: bool,
 }
 
-impl Facts {
+impl RecordEffects {
     /// Finds what a parsed record does, and adds its effects to `effects`.
-    pub(crate) fn of(context: RedoContext<'_>, record: &Record<'_>, effects: &mut Vec<Effect>) -> Facts {
+    pub(crate) fn of(
+        context: RedoContext<'_>,
+        record: &Record<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> RecordEffects {
         let first = effects.len();
-        let known = context.rules.effects(record, effects);
+        let known = context.redo.effects(record, effects);
         let range = known.map(|()| first..effects.len()).map_err(|error| {
             effects.truncate(first);
             error.to_string()
         });
-        Facts { effects: range, changes_only_existing_pages: changes_only_existing_pages(record) }
+        RecordEffects { effects: range, changes_only_existing_pages: changes_only_existing_pages(record) }
     }
 
     /// Of a record in an epoch that no segment here knows: none takes it, so nobody ever asks.
-    pub(crate) fn of_unknown_writer() -> Facts {
-        Facts { effects: Err("nobody knows who wrote it".to_owned()), changes_only_existing_pages: false }
+    pub(crate) fn of_unknown_release() -> RecordEffects {
+        RecordEffects {
+            effects: Err("nobody knows who wrote it".to_owned()),
+            changes_only_existing_pages: false,
+        }
     }
 
     /// The same from the bytes of a record that a server of this release wrote.
@@ -40,10 +47,12 @@ impl Facts {
         span: RecordSpan,
         bytes: &[u8],
         effects: &mut Vec<Effect>,
-    ) -> Facts {
+    ) -> RecordEffects {
         match Record::parse(server_version, span, bytes) {
-            Ok(record) => Facts::of(context, &record, effects),
-            Err(error) => Facts { effects: Err(error.to_string()), changes_only_existing_pages: false },
+            Ok(record) => RecordEffects::of(context, &record, effects),
+            Err(error) => {
+                RecordEffects { effects: Err(error.to_string()), changes_only_existing_pages: false }
+            }
         }
     }
 }

@@ -27,19 +27,19 @@ pub(crate) fn replay(
     let mut settled = false;
     scan_from(&files, incarnation, replay_from, &mut |entry| {
         if entry.position < log_end {
-            return collect(state, &mut known, &entry);
+            return collect_before_checkpoint(state, &mut known, &entry);
         }
         if !std::mem::replace(&mut settled, true) {
-            settle(state, context, std::mem::take(&mut known))?;
+            index_collected(state, context, std::mem::take(&mut known))?;
         }
         replay_entry(state, context, &entry)
     })?;
     // Empty if the entries went on after the checkpoint.
-    settle(state, context, known)
+    index_collected(state, context, known)
 }
 
 /// Collects an entry from before the checkpoint's position.
-fn collect(
+fn collect_before_checkpoint(
     state: &mut State,
     known: &mut BTreeMap<GroupId, BTreeMap<Lsn, RecordRef>>,
     entry: &ScannedEntry,
@@ -53,18 +53,18 @@ fn collect(
         for group in record.groups.iter() {
             let Some(hosted) = state.segments.get(&group) else { continue };
             let admitted = hosted.segment.history().admits(header.volume_epoch, span.end);
-            if admitted && span.end > hosted.base.materialized {
+            if admitted && span.end > hosted.materialized.lsn {
                 known.entry(group).or_default().insert(span.start, record.reference);
             }
         }
     }
     let spans = records.iter().map(|record| record.reference.span);
-    state.catalog_batch(entry.position, entry.payload.len(), prefix.groups, spans);
+    state.note_batch(entry.position, entry.payload.len(), prefix.groups, spans);
     Ok(())
 }
 
 /// Hands the collected records to the segments.
-fn settle(
+fn index_collected(
     state: &mut State,
     context: RedoContext<'_>,
     known: BTreeMap<GroupId, BTreeMap<Lsn, RecordRef>>,

@@ -9,7 +9,7 @@ use borealis_wal::Effect;
 use borealis_wire::BatchHeader;
 
 use crate::StoreError;
-use crate::log::batch_locations::{Catalog, EntryRef};
+use crate::log::batch_locations::{BatchLocation, BatchLocations};
 use crate::log::files::LogFiles;
 use crate::log::payload::decode_entry;
 use crate::log::position::{LogPosition, RecordRef};
@@ -17,13 +17,13 @@ use crate::log::record_reader::read_record;
 use crate::log::writer::Log;
 use crate::redo_engine::RedoContext;
 use crate::segment::hosted::HostedSegment;
-use crate::segment::record_effects::Facts;
+use crate::segment::record_effects::RecordEffects;
 
 /// See the module.
 pub(crate) struct State {
     pub log: Log,
     pub segments: BTreeMap<GroupId, HostedSegment>,
-    pub catalog: Catalog,
+    pub batch_locations: BatchLocations,
     /// What the slowest peer of each group has, as far as gossip knows.
     pub peer_floors: BTreeMap<GroupId, Lsn>,
 }
@@ -33,7 +33,7 @@ pub(crate) struct EnteredRecord {
     pub reference: RecordRef,
     /// The groups whose segments took it.
     pub groups: GroupSet,
-    pub facts: Facts,
+    pub record_effects: RecordEffects,
 }
 
 impl State {
@@ -80,7 +80,7 @@ impl State {
                 let complete = span.end <= hosted.segment.segment_complete_lsn();
                 let next = hosted.pending.first_key_value().is_none_or(|(start, _)| span.start < *start);
                 if complete && next {
-                    hosted.index_record(context.placement, record.reference, &record.facts, effects);
+                    hosted.index_record(context.placement, record.reference, &record.record_effects, effects);
                 } else {
                     hosted.pending.insert(span.start, record.reference);
                 }
@@ -99,7 +99,7 @@ impl State {
         group: GroupId,
     ) -> Result<(), StoreError> {
         let Some(hosted) = self.segments.get_mut(&group) else { return Ok(()) };
-        let read = |reference: &RecordRef| read_record(files, context.rules, reference);
+        let read = |reference: &RecordRef| read_record(files, context.redo, reference);
         hosted.index_pending(context, &read)
     }
 
@@ -146,16 +146,17 @@ impl State {
                 continue;
             };
             let span = record.reference.span;
-            let facts = Facts::of_bytes(context, taker.release_of(span), span, record.bytes, &mut effects);
-            entered.push(EnteredRecord { reference: record.reference, groups, facts });
+            let record_effects =
+                RecordEffects::of_bytes(context, taker.release_of(span), span, record.bytes, &mut effects);
+            entered.push(EnteredRecord { reference: record.reference, groups, record_effects });
         }
         let spans = records.iter().map(|record| record.reference.span);
-        self.catalog_batch(position, payload.len(), prefix.groups, spans);
+        self.note_batch(position, payload.len(), prefix.groups, spans);
         self.enter(context, files, entered, &effects)
     }
 
     /// Adds a batch entry with records at `spans` to the catalog.
-    pub(crate) fn catalog_batch(
+    pub(crate) fn note_batch(
         &mut self,
         position: LogPosition,
         length: usize,
@@ -167,7 +168,13 @@ impl State {
             end: whole.end.max(span.end),
         });
         let Some(RecordSpan { start: first_start, end: last_end }) = whole else { return };
-        self.catalog.push(EntryRef { position, length: length as u32, groups, first_start, last_end });
+        self.batch_locations.push(BatchLocation {
+            position,
+            length: length as u32,
+            groups,
+            first_start,
+            last_end,
+        });
     }
 
     /// Forgets what a history cut, and enters what connects now.
@@ -179,7 +186,7 @@ impl State {
         installed: &Installed,
     ) -> Result<(), StoreError> {
         if let Some(hosted) = self.segments.get_mut(&group) {
-            hosted.forget_cut(installed);
+            hosted.drop_truncated(installed);
         }
         self.index_pending(context, files, group)
     }
@@ -194,19 +201,15 @@ impl State {
     /// smaller is no reason to do it: the catalog, the records that wait for a predecessor, and the index of
     /// a segment that cannot go on.
     pub(crate) fn applicable_memory_bytes(&self) -> u64 {
-        let applicable = self
-            .segments
-            .values()
-            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        let applicable =
+            self.segments.values().filter(|hosted| hosted.materialization_target() > hosted.materialized.lsn);
         applicable.map(|hosted| hosted.index.memory_bytes()).sum()
     }
 
     /// Bytes of records that materializing now can apply.
     pub(crate) fn applicable_record_bytes(&self) -> u64 {
-        let applicable = self
-            .segments
-            .values()
-            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        let applicable =
+            self.segments.values().filter(|hosted| hosted.materialization_target() > hosted.materialized.lsn);
         applicable.map(|hosted| hosted.index.record_bytes).sum()
     }
 }

@@ -503,10 +503,11 @@ impl Run {
     /// Every region that was ever used is in use or free, and not both.
     fn check_regions(&self) {
         for hosted in self.store().lock().segments.values() {
-            let used = hosted.base.extents.values().map(|extent| extent.region);
-            let mut regions: Vec<u32> = used.chain(hosted.base.free_regions.iter().copied()).collect();
+            let used = hosted.materialized.extents.values().map(|extent| extent.region);
+            let mut regions: Vec<u32> =
+                used.chain(hosted.materialized.free_regions.iter().copied()).collect();
             regions.sort_unstable();
-            assert!(regions.into_iter().eq(0..hosted.base.next_region), "group {}", hosted.group());
+            assert!(regions.into_iter().eq(0..hosted.materialized.next_region), "group {}", hosted.group());
         }
     }
 

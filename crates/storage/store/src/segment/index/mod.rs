@@ -16,7 +16,7 @@ use borealis_types::{
 use borealis_wal::Effect;
 
 use crate::log::position::RecordRef;
-use crate::pages::materialized_state::Base;
+use crate::pages::materialized_state::MaterializedState;
 use crate::segment::index::key_map::KeyMap;
 use crate::segment::index::record_list::RecordList;
 use crate::segment::index::relations::{DatabaseEvent, ForkEvent};
@@ -59,20 +59,20 @@ pub(crate) struct Index {
 
 /// Which end of every list goes.
 #[derive(Clone, Copy)]
-enum Cut {
+enum Forget {
     /// What ends at or below.
     Through(Lsn),
     /// What ends above.
     Above(Lsn),
 }
 
-impl Cut {
+impl Forget {
     /// Drops that end of a sorted list and returns how many entries that were.
     fn apply<T>(self, list: &mut Vec<T>, end: impl Fn(&T) -> Lsn) -> u64 {
         let before = list.len();
         match self {
-            Cut::Through(lsn) => drop(list.drain(..list.partition_point(|item| end(item) <= lsn))),
-            Cut::Above(lsn) => list.truncate(list.partition_point(|item| end(item) <= lsn)),
+            Forget::Through(lsn) => drop(list.drain(..list.partition_point(|item| end(item) <= lsn))),
+            Forget::Above(lsn) => list.truncate(list.partition_point(|item| end(item) <= lsn)),
         }
         if list.capacity() > 2 * list.len() + 16 {
             list.shrink_to_fit();
@@ -85,7 +85,7 @@ impl Index {
     /// Enters a record whose effects are known.
     pub(crate) fn insert(
         &mut self,
-        base: &Base,
+        materialized: &MaterializedState,
         group: GroupId,
         placement: Placement,
         reference: RecordRef,
@@ -116,7 +116,7 @@ impl Index {
                     if let PageKey::Block(block) = key
                         && !changes_only_existing_pages
                     {
-                        self.extend(base, lsn, block);
+                        self.extend(materialized, lsn, block);
                     }
                 }
                 Effect::CreateRelation(fork) => self.fork_event(*fork, lsn, ForkEvent::Create),
@@ -157,43 +157,43 @@ impl Index {
         }
     }
 
-    /// Forgets what ends at or below `lsn`: it is in the base now.
+    /// Forgets what ends at or below `lsn`: it is in the materialized state now.
     pub(crate) fn drop_through(&mut self, lsn: Lsn) {
-        self.cut(Cut::Through(lsn));
+        self.forget(Forget::Through(lsn));
     }
 
     /// Forgets what ends above `lsn`: a recovery cut it.
     pub(crate) fn drop_above(&mut self, lsn: Lsn) {
         self.newest_sizes.clear();
-        self.cut(Cut::Above(lsn));
+        self.forget(Forget::Above(lsn));
     }
 
-    fn cut(&mut self, cut: Cut) {
+    fn forget(&mut self, forget: Forget) {
         let records_before = self.records.len();
         let mut dropped = 0;
-        cut.apply(&mut self.records, |reference| reference.span.end);
+        forget.apply(&mut self.records, |reference| reference.span.end);
         let gone = (records_before - self.records.len()) as u32;
         let kept = self.records.len() as u32;
-        let mut cut_list = |list: &mut RecordList| {
-            dropped += match cut {
-                Cut::Through(_) => list.drop_first(gone),
-                Cut::Above(_) => list.drop_from(kept),
+        let mut forget_in = |list: &mut RecordList| {
+            dropped += match forget {
+                Forget::Through(_) => list.drop_first(gone),
+                Forget::Above(_) => list.drop_from(kept),
             };
             !list.is_empty()
         };
-        self.pages.retain(|_, list| cut_list(list));
-        self.meta.retain(|_, list| cut_list(list));
+        self.pages.retain(|_, list| forget_in(list));
+        self.meta.retain(|_, list| forget_in(list));
         self.forks.retain(|_, list| {
-            dropped += cut.apply(list, |(at, _)| *at);
+            dropped += forget.apply(list, |(at, _)| *at);
             !list.is_empty()
         });
         self.erasures.retain(|_, list| {
-            dropped += cut.apply(list, |(at, _)| *at);
+            dropped += forget.apply(list, |(at, _)| *at);
             !list.is_empty()
         });
         self.references -= dropped;
-        cut.apply(&mut self.databases, |(at, ..)| *at);
-        cut.apply(&mut self.slru, |(at, ..)| *at);
+        forget.apply(&mut self.databases, |(at, ..)| *at);
+        forget.apply(&mut self.slru, |(at, ..)| *at);
         self.record_bytes = self.records.iter().map(|reference| u64::from(reference.length)).sum();
         if self.pages.capacity() > 4 * self.pages.len() + 64 {
             self.pages.shrink_to_fit();

@@ -2,7 +2,7 @@
 
 use borealis_types::{BlockKey, DatabaseKey, Lsn, PageKey, RelationFork, SlruKind};
 
-use crate::pages::materialized_state::{Base, database_of, database_range, in_database};
+use crate::pages::materialized_state::{MaterializedState, database_of, database_range, in_database};
 use crate::segment::index::Index;
 use crate::segment::index::slru::slru_page_is_gone;
 
@@ -29,8 +29,8 @@ pub(crate) enum DatabaseEvent {
 /// Where the content of a page before its own records comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum PriorContent {
-    /// The base.
-    Base,
+    /// The materialized state.
+    MaterializedState,
     /// It began as nothing at this LSN.
     Nothing { since: Lsn },
     /// It is a copy of a page of this database as of just before this LSN.
@@ -54,12 +54,12 @@ impl Index {
     }
 
     /// Notes that a block was changed, if that makes its fork larger.
-    pub(super) fn extend(&mut self, base: &Base, lsn: Lsn, key: &BlockKey) {
+    pub(super) fn extend(&mut self, materialized: &MaterializedState, lsn: Lsn, key: &BlockKey) {
         let blocks = key.block.saturating_add(1);
         let known = match self.newest_sizes.get(&key.relation_fork) {
             Some(&known) if known >= blocks => return,
             Some(&known) => Some(known),
-            None => self.relation_blocks(base, key.relation_fork, lsn),
+            None => self.relation_blocks(materialized, key.relation_fork, lsn),
         };
         if known.is_none_or(|known| known < blocks) {
             self.fork_event(key.relation_fork, lsn, ForkEvent::Extend(blocks));
@@ -78,14 +78,19 @@ impl Index {
     }
 
     /// A fork's size in blocks as of `lsn`, as far as this group knows; `None` if it does not exist.
-    pub(crate) fn relation_blocks(&self, base: &Base, fork: RelationFork, lsn: Lsn) -> Option<u32> {
+    pub(crate) fn relation_blocks(
+        &self,
+        materialized: &MaterializedState,
+        fork: RelationFork,
+        lsn: Lsn,
+    ) -> Option<u32> {
         let database = self.database_event(database_of(fork.locator), lsn);
         let (since, mut blocks) = match database {
-            None => (Lsn::ZERO, base.relations.get(&fork).copied()),
+            None => (Lsn::ZERO, materialized.relations.get(&fork).copied()),
             Some((at, DatabaseEvent::Drop)) => (at, None),
             // The copy is of the state before its own record, so this ends: the position falls each time.
             Some((at, DatabaseEvent::CopyOf(from))) => {
-                (at, self.relation_blocks(base, in_database(fork, from), Lsn(at.0 - 1)))
+                (at, self.relation_blocks(materialized, in_database(fork, from), Lsn(at.0 - 1)))
             }
         };
         let events = self.forks.get(&fork).map_or(&[][..], Vec::as_slice);
@@ -112,7 +117,7 @@ impl Index {
     /// Every fork of a database that may exist as of `lsn`, in key order.
     pub(crate) fn fork_candidates(
         &self,
-        base: &Base,
+        materialized: &MaterializedState,
         database: DatabaseKey,
         lsn: Lsn,
     ) -> std::collections::BTreeSet<RelationFork> {
@@ -120,10 +125,10 @@ impl Index {
         let mut forks: std::collections::BTreeSet<RelationFork> =
             self.forks.range(range.clone()).map(|(fork, _)| *fork).collect();
         match self.database_event(database, lsn) {
-            None => forks.extend(base.relations.range(range).map(|(fork, _)| *fork)),
+            None => forks.extend(materialized.relations.range(range).map(|(fork, _)| *fork)),
             Some((_, DatabaseEvent::Drop)) => {}
             Some((at, DatabaseEvent::CopyOf(from))) => {
-                let source = self.fork_candidates(base, from, Lsn(at.0 - 1));
+                let source = self.fork_candidates(materialized, from, Lsn(at.0 - 1));
                 forks.extend(source.into_iter().map(|fork| in_database(fork, database)));
             }
         }
@@ -138,7 +143,8 @@ impl Index {
                 let gone = self.slru.iter().rev().find(|(at, truncated, first_kept)| {
                     *at <= lsn && truncated == kind && slru_page_is_gone(*kind, *page, *first_kept)
                 });
-                return gone.map_or(PriorContent::Base, |&(since, ..)| PriorContent::Nothing { since });
+                return gone
+                    .map_or(PriorContent::MaterializedState, |&(since, ..)| PriorContent::Nothing { since });
             }
         };
         let fork = block.relation_fork;
@@ -150,14 +156,14 @@ impl Index {
             (Some((at, DatabaseEvent::CopyOf(from))), _) => PriorContent::Copy { from, at },
             (Some((since, DatabaseEvent::Drop)), _) => PriorContent::Nothing { since },
             (None, Some(&(since, _))) => PriorContent::Nothing { since },
-            (None, None) => PriorContent::Base,
+            (None, None) => PriorContent::MaterializedState,
         }
     }
 
     /// Where the relation map of a database comes from as of `lsn`, before its own updates.
     pub(crate) fn relation_map_origin(&self, database: DatabaseKey, lsn: Lsn) -> PriorContent {
         match self.database_event(database, lsn) {
-            None => PriorContent::Base,
+            None => PriorContent::MaterializedState,
             Some((since, DatabaseEvent::Drop)) => PriorContent::Nothing { since },
             Some((at, DatabaseEvent::CopyOf(from))) => PriorContent::Copy { from, at },
         }

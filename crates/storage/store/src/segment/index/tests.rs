@@ -20,7 +20,7 @@ enum Step {
     Change(usize, Change),
     /// The second database becomes a copy of the first.
     Copy,
-    /// The base takes in what happened, but for so many of the newest records.
+    /// The materialized state takes in what happened, but for so many of the newest records.
     Fold(usize),
     /// A recovery cuts so many of the newest records.
     Rewind(usize),
@@ -55,9 +55,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..80)
 }
 
-/// An index, and by its side what both forks' sizes must be after each record since the base.
+/// An index, and by its side what both forks' sizes must be after each record since the materialized state.
 struct Model {
-    base: Base,
+    materialized: MaterializedState,
     index: Index,
     history: Vec<(Lsn, [Option<u32>; 2])>,
     /// Of the newest record there ever was.
@@ -67,20 +67,20 @@ struct Model {
 impl Model {
     fn new(at_first: [Option<u32>; 2]) -> Model {
         let mut model = Model {
-            base: Base::default(),
+            materialized: MaterializedState::default(),
             index: Index::default(),
             history: vec![(Lsn(0), at_first)],
             lsn: Lsn(0),
         };
-        model.set_base(at_first);
+        model.set_materialized(at_first);
         model
     }
 
-    fn set_base(&mut self, sizes: [Option<u32>; 2]) {
+    fn set_materialized(&mut self, sizes: [Option<u32>; 2]) {
         for (database, blocks) in DATABASES.into_iter().zip(sizes) {
             match blocks {
-                Some(blocks) => self.base.relations.insert(fork(database), blocks),
-                None => self.base.relations.remove(&fork(database)),
+                Some(blocks) => self.materialized.relations.insert(fork(database), blocks),
+                None => self.materialized.relations.remove(&fork(database)),
             };
         }
     }
@@ -108,7 +108,7 @@ impl Model {
                 Some(before.unwrap_or(0))
             }
             Change::Block(block) | Change::BlockToo(block) => {
-                self.index.extend(&self.base, lsn, &BlockKey { relation_fork: fork, block });
+                self.index.extend(&self.materialized, lsn, &BlockKey { relation_fork: fork, block });
                 Some(before.unwrap_or(0).max(block + 1))
             }
             Change::Truncate(blocks) => {
@@ -148,7 +148,7 @@ impl Model {
             Step::Fold(but) => {
                 self.history.drain(..self.history.len().saturating_sub(but + 1));
                 let (lsn, sizes) = self.history[0];
-                self.set_base(sizes);
+                self.set_materialized(sizes);
                 self.index.drop_through(lsn);
             }
             Step::Rewind(count) => {
@@ -172,7 +172,7 @@ proptest! {
             for (lsn, sizes) in &model.history {
                 for (database, size) in DATABASES.into_iter().zip(sizes) {
                     for lsn in [*lsn, Lsn(lsn.0 + 5)] {
-                        let found = model.index.relation_blocks(&model.base, fork(database), lsn);
+                        let found = model.index.relation_blocks(&model.materialized, fork(database), lsn);
                         prop_assert_eq!(found, *size, "at {} after {:?}", lsn, &steps[..=at]);
                     }
                 }
@@ -183,12 +183,12 @@ proptest! {
 
 #[test]
 fn a_bulk_load_costs_the_same_for_each_block() {
-    let (base, mut index) = (Base::default(), Index::default());
+    let (materialized, mut index) = (MaterializedState::default(), Index::default());
     let began = Instant::now();
     let blocks = 200_000;
     for block in 0..blocks {
-        index.extend(&base, Lsn(u64::from(block) + 1), &BlockKey { relation_fork: fork(5), block });
-        assert_eq!(index.relation_blocks(&base, fork(5), Lsn::MAX), Some(block + 1));
+        index.extend(&materialized, Lsn(u64::from(block) + 1), &BlockKey { relation_fork: fork(5), block });
+        assert_eq!(index.relation_blocks(&materialized, fork(5), Lsn::MAX), Some(block + 1));
     }
     // Twenty thousand million steps if each walked over all blocks before it.
     assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());

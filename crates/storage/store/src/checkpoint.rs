@@ -9,7 +9,7 @@ use borealis_quorum::segment::{Segment, SegmentCheckpoint};
 use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
-use crate::directory::{Directory, decode, encode, read_file, replace_file};
+use crate::directory::{Directory, decode, encode};
 use crate::log::batch_locations::{BatchLocations, FileBatches, GroupRange};
 use crate::log::position::LogPosition;
 use crate::pages::materialized_state::MaterializedState;
@@ -58,13 +58,13 @@ mod shared_state {
 impl Checkpoint {
     pub(crate) fn write(&self, directory: &Directory) -> Result<u64, StoreError> {
         let body = encode(self);
-        replace_file(&directory.checkpoint(), MAGIC, &body)?;
+        directory.replace_file(&directory.checkpoint(), MAGIC, &body)?;
         Ok(body.len() as u64)
     }
 
     pub(crate) fn read(directory: &Directory) -> Result<Checkpoint, StoreError> {
         let path = directory.checkpoint();
-        decode(&read_file(&path, MAGIC)?, &path)
+        decode(&directory.read_file(&path, MAGIC)?, &path)
     }
 
     /// The catalog of the files before `replay_from`, whose entries nobody has read yet.

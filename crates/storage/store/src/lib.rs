@@ -14,6 +14,8 @@
 mod append;
 mod checkpoint;
 mod directory;
+mod disk;
+mod environment;
 mod error;
 mod log;
 mod maintenance;
@@ -30,6 +32,8 @@ mod segment;
 mod store;
 
 pub use append::{Appended, Origin};
+pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode};
+pub use environment::{Clock, Environment, SystemClock};
 pub use error::StoreError;
 pub use materialize::{Policy, Progress};
 pub use options::{Identity, Options};

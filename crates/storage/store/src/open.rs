@@ -15,11 +15,11 @@ use crate::maintenance::Maintenance;
 use crate::metrics::Metrics;
 use crate::pages::cache::PageCache;
 use crate::pages::page_files::PageFiles;
-use crate::redo_engine::{PostgresRedo, RedoContext, RedoEngine};
+use crate::redo_engine::RedoContext;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::replay::replay;
 use crate::segment::state::State;
-use crate::{Identity, Options, Store, StoreError, checkpoint};
+use crate::{Environment, Identity, Options, Store, StoreError, checkpoint};
 
 impl Store {
     /// Creates an empty store in an empty or absent directory and opens it.
@@ -27,27 +27,28 @@ impl Store {
     /// # Errors
     /// When the directory is not empty, or cannot be written.
     pub fn create(path: &Path, identity: Identity, options: Options) -> Result<Store, StoreError> {
-        Store::create_with_redo(path, identity, options, Arc::new(PostgresRedo))
+        Store::create_in(&Environment::default(), path, identity, options)
     }
 
-    /// [`Store::create`] with another redo engine, for tests.
+    /// [`Store::create`] on another disk, clock or redo engine.
     ///
     /// # Errors
     /// As [`Store::create`].
-    pub fn create_with_redo(
+    pub fn create_in(
+        environment: &Environment,
         path: &Path,
         identity: Identity,
         options: Options,
-        redo: Arc<dyn RedoEngine>,
     ) -> Result<Store, StoreError> {
         let ascending = identity.groups.windows(2).all(|pair| pair[0] < pair[1]);
         let known = identity.groups.iter().all(|group| group.0 < identity.placement.group_count());
         if !ascending || !known {
             return Err(Refusal::Misuse("the groups of a store must ascend and exist".to_owned()).into());
         }
-        let directory = Directory::new(path);
+        let directory = Directory::new(Arc::clone(&environment.disk), path);
         directory.create(&identity)?;
-        let log = Log::create(&directory.log(), identity.incarnation, options.log_file_bytes)?;
+        let log =
+            Log::create(directory.disk(), &directory.log(), identity.incarnation, options.log_file_bytes)?;
         let segments = identity.groups.iter().map(|&group| CheckpointedSegment {
             chain: Segment::new(group).checkpoint(),
             materialized: Arc::default(),
@@ -62,7 +63,7 @@ impl Store {
         checkpoint.write(&directory)?;
         drop(log);
         directory.write_identity(&identity)?;
-        Store::open_with_redo(path, options, redo)
+        Store::open_in(environment, path, options)
     }
 
     /// Opens a store and replays its log.
@@ -70,19 +71,15 @@ impl Store {
     /// # Errors
     /// When the directory is in use, holds no store of this format, or is damaged.
     pub fn open(path: &Path, options: Options) -> Result<Store, StoreError> {
-        Store::open_with_redo(path, options, Arc::new(PostgresRedo))
+        Store::open_in(&Environment::default(), path, options)
     }
 
-    /// [`Store::open`] with another redo engine, for tests.
+    /// [`Store::open`] on another disk, clock or redo engine.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_with_redo(
-        path: &Path,
-        options: Options,
-        redo: Arc<dyn RedoEngine>,
-    ) -> Result<Store, StoreError> {
-        let directory = Directory::new(path);
+    pub fn open_in(environment: &Environment, path: &Path, options: Options) -> Result<Store, StoreError> {
+        let directory = Directory::new(Arc::clone(&environment.disk), path);
         let identity = directory.read_identity()?;
         let lock = directory.lock()?;
         let checkpoint = Checkpoint::read(&directory)?;
@@ -93,7 +90,8 @@ impl Store {
         let Checkpoint { incarnation, replay_from, log_end, segments: stored, files: _ } = checkpoint;
         // From the file's beginning, so that peers can still be given what is before it in there.
         let replay_from = replay_from.file_start();
-        let log = Log::open(&directory.log(), incarnation, options.log_file_bytes, replay_from)?;
+        let log =
+            Log::open(directory.disk(), &directory.log(), incarnation, options.log_file_bytes, replay_from)?;
         if log.end() < log_end {
             let what = format!("it ends at {:?}, and the checkpoint knows it to {log_end:?}", log.end());
             return Err(StoreError::corrupt(directory.log().display().to_string(), what));
@@ -102,7 +100,13 @@ impl Store {
         for segment in stored {
             let chain = checkpoint::restore_chain(&directory, segment.chain)?;
             let group = chain.group();
-            let pages = PageFiles::new(directory.segment(group), identity.node, group, incarnation);
+            let pages = PageFiles::new(
+                Arc::clone(directory.disk()),
+                directory.segment(group),
+                identity.node,
+                group,
+                incarnation,
+            );
             pages.check_present(segment.materialized.extents.values().map(|extent| extent.region))?;
             segments.insert(group, HostedSegment::new(chain, segment.materialized, pages));
         }
@@ -111,7 +115,7 @@ impl Store {
         }
         let files = log.files();
         let mut state = State { log, segments, batch_locations, peer_floors: BTreeMap::new() };
-        let context = RedoContext { redo: &*redo, placement: identity.placement };
+        let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
         replay(&mut state, context, incarnation, replay_from, log_end)?;
         // What was read back may never have been synced; from here on it is acknowledged.
         let active = state.log.active();
@@ -122,7 +126,7 @@ impl Store {
             identity,
             options,
             directory,
-            redo,
+            environment: environment.clone(),
             files,
             state: Mutex::new(state),
             commit,

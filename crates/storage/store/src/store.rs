@@ -1,6 +1,5 @@
 //! The store itself: opening, group commit, promises and histories.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -9,6 +8,7 @@ use borealis_types::{GroupId, Lsn};
 use borealis_wire::Refusal;
 
 use crate::directory::Directory;
+use crate::disk::DiskLock;
 use crate::log::entry::EntryKind;
 use crate::log::files::LogFiles;
 use crate::log::group_commit::GroupCommit;
@@ -16,9 +16,9 @@ use crate::log::position::LogPosition;
 use crate::maintenance::Maintenance;
 use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
-use crate::redo_engine::{RedoContext, RedoEngine};
+use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
-use crate::{Identity, Options, StoreError};
+use crate::{Environment, Identity, Options, StoreError};
 
 /// One node's durable data: a shared log and a page store for each of its segments. All methods may be called
 /// from any thread.
@@ -26,7 +26,7 @@ pub struct Store {
     pub(crate) identity: Identity,
     pub(crate) options: Options,
     pub(crate) directory: Directory,
-    pub(crate) redo: Arc<dyn RedoEngine>,
+    pub(crate) environment: Environment,
     pub(crate) files: Arc<LogFiles>,
     pub(crate) state: Mutex<State>,
     pub(crate) commit: GroupCommit,
@@ -38,7 +38,7 @@ pub struct Store {
     /// The first damage found in what is on disk.
     pub(crate) damage: OnceLock<String>,
     /// Releases the directory when the store is dropped.
-    pub(crate) _lock: File,
+    pub(crate) _lock: DiskLock,
 }
 
 /// How far the log reached when something was appended; give it to [`Store::sync`].
@@ -65,7 +65,7 @@ impl Store {
     }
 
     pub(crate) fn context(&self) -> RedoContext<'_> {
-        RedoContext { redo: &*self.redo, placement: self.identity.placement }
+        RedoContext { redo: &*self.environment.redo, placement: self.identity.placement }
     }
 
     /// Returns when everything up to `sequence` is durable. Callers share syncs.

@@ -174,7 +174,7 @@ impl Store {
                 let start = span.start;
                 return Err(misuse(format!("the record at {start} is of a group the volume does not have")));
             }
-            self.redo.verify(bytes, span.start).map_err(|error| misuse(error.to_string()))?;
+            self.environment.redo.verify(bytes, span.start).map_err(|error| misuse(error.to_string()))?;
             let record_effects = match server_version {
                 Some(server_version) => {
                     let parsed = Record::parse(server_version, span, bytes);

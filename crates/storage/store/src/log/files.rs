@@ -1,13 +1,12 @@
 //! The open files of the log, for whoever reads records from them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::StoreError;
+use crate::disk::{DiskFile, read_exact_at};
 use crate::log::position::LogPosition;
 
 /// One file of the log.
@@ -15,7 +14,7 @@ use crate::log::position::LogPosition;
 pub(crate) struct LogFile {
     pub number: u32,
     pub path: PathBuf,
-    pub file: File,
+    pub file: Arc<dyn DiskFile>,
     /// No entry goes beyond.
     pub(super) size: u64,
 }
@@ -29,7 +28,7 @@ impl LogFile {
         length: usize,
     ) -> Result<(), StoreError> {
         bytes.resize(length, 0);
-        self.file.read_exact_at(bytes, u64::from(offset)).map_err(|source| {
+        read_exact_at(&*self.file, bytes, u64::from(offset)).map_err(|source| {
             if source.kind() == io::ErrorKind::UnexpectedEof {
                 StoreError::corrupt(self.path.display().to_string(), "it is cut short")
             } else {

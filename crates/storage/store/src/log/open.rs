@@ -1,10 +1,10 @@
 //! Opening a log that exists.
 
-use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::StoreError;
+use crate::disk::{Disk, OpenMode};
 use crate::log::entry;
 use crate::log::entry::FILE_HEADER_BYTES;
 use crate::log::files::{LogFile, LogFiles};
@@ -13,20 +13,23 @@ use crate::log::scan::{read_file_header, scan_entries};
 use crate::log::torn_tail::truncate_torn_tail;
 use crate::log::writer::{FILE_BYTES_MAX, FILE_BYTES_MIN, Log, file_path, spare_path};
 
-fn open_file(folder: &Path, number: u32, file_bytes: u64) -> Result<Arc<LogFile>, StoreError> {
+fn open_file(
+    disk: &dyn Disk,
+    folder: &Path,
+    number: u32,
+    file_bytes: u64,
+) -> Result<Arc<LogFile>, StoreError> {
     let path = file_path(folder, number);
-    let file =
-        OpenOptions::new().read(true).write(true).open(&path).map_err(StoreError::io("open", &path))?;
-    let length = file.metadata().map_err(StoreError::io("stat", &path))?.len();
+    let file = disk.open(&path, OpenMode::Write).map_err(StoreError::io("open", &path))?;
+    let length = file.size_bytes().map_err(StoreError::io("stat", &path))?;
     Ok(Arc::new(LogFile { number, path, file, size: length.max(file_bytes) }))
 }
 
 /// The numbers of the log files in a folder.
-fn list_files(folder: &Path) -> Result<Vec<u32>, StoreError> {
+fn list_files(disk: &dyn Disk, folder: &Path) -> Result<Vec<u32>, StoreError> {
     let mut numbers = Vec::new();
-    for item in fs::read_dir(folder).map_err(StoreError::io("list", folder))? {
-        let name = item.map_err(StoreError::io("list", folder))?.file_name();
-        let stem = name.to_str().and_then(|name| name.strip_suffix(".log"));
+    for name in disk.list(folder).map_err(StoreError::io("list", folder))? {
+        let stem = name.strip_suffix(".log");
         if let Some(number) = stem.and_then(|stem| stem.parse().ok()) {
             numbers.push(number);
         }
@@ -48,13 +51,14 @@ impl Log {
     /// # Errors
     /// When the files are not a whole log, or acknowledged entries are damaged.
     pub(crate) fn open(
+        disk: &Arc<dyn Disk>,
         folder: &Path,
         incarnation: u128,
         file_bytes: u64,
         replay_from: LogPosition,
     ) -> Result<Log, StoreError> {
         let file_bytes = file_bytes.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
-        let numbers = list_files(folder)?;
+        let numbers = list_files(&**disk, folder)?;
         let missing = |number: u32| {
             let what = "is missing: the store is damaged; rebuild this node from its peers";
             StoreError::directory(&file_path(folder, number), what)
@@ -69,7 +73,7 @@ impl Log {
         let mut end_before = None;
         let mut last = None;
         for number in numbers {
-            let file = open_file(folder, number, file_bytes)?;
+            let file = open_file(&**disk, folder, number, file_bytes)?;
             let previous_end = read_file_header(&file, incarnation)?;
             if end_before.is_some_and(|end| end != previous_end) {
                 let place = file_path(folder, number - 1).display().to_string();
@@ -91,18 +95,20 @@ impl Log {
             files.insert(file);
         }
         let (active, offset) = last.ok_or_else(|| missing(replay_from.file()))?;
-        truncate_torn_tail(&active, entry::file_seed(incarnation, active.number), offset)?;
-        let length = active.file.metadata().map_err(StoreError::io("stat", &active.path))?.len();
+        truncate_torn_tail(&**disk, &active, entry::file_seed(incarnation, active.number), offset)?;
+        let length = active.file.size_bytes().map_err(StoreError::io("stat", &active.path))?;
         let spare = spare_path(folder);
-        let spare = match fs::metadata(&spare) {
-            Ok(metadata) if metadata.len() <= file_bytes => Some(spare),
+        let spare_bytes = disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes());
+        let spare = match spare_bytes {
+            Ok(size_bytes) if size_bytes <= file_bytes => Some(spare),
             Ok(_) => {
-                fs::remove_file(&spare).map_err(StoreError::io("delete", &spare))?;
+                disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
                 None
             }
             Err(_) => None,
         };
         Ok(Log {
+            disk: Arc::clone(disk),
             folder: folder.to_owned(),
             incarnation,
             file_bytes,
@@ -118,16 +124,22 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, OpenOptions};
     use std::ops::Range;
     use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::disk::FileSystem;
     use crate::log::entry::EntryKind;
     use crate::log::scan::scan_from;
 
+    fn disk() -> Arc<dyn Disk> {
+        Arc::new(FileSystem)
+    }
+
     fn reopen(folder: &Path) -> Result<(Log, Vec<Vec<u8>>), StoreError> {
         let mut seen = Vec::new();
-        let log = Log::open(folder, 5, 64 << 10, Log::first_position())?;
+        let log = Log::open(&disk(), folder, 5, 64 << 10, Log::first_position())?;
         scan_from(&log.files(), 5, Log::first_position(), &mut |entry| {
             seen.push(entry.payload);
             Ok(())
@@ -141,7 +153,7 @@ mod tests {
 
     /// A log of some files; the entries of `durable` know that everything before them is.
     fn filled(folder: &Path, entries: Range<usize>, durable: bool) -> (Log, Vec<LogPosition>) {
-        let mut log = Log::create(folder, 5, 64 << 10).unwrap();
+        let mut log = Log::create(&disk(), folder, 5, 64 << 10).unwrap();
         let mut positions = Vec::new();
         for number in entries {
             let through = if durable { log.end() } else { LogPosition(0) };
@@ -208,7 +220,7 @@ mod tests {
         drop(log);
         let mut count = 0;
         let position = LogPosition::new(2, FILE_HEADER_BYTES as u32);
-        let log = Log::open(folder.path(), 5, 64 << 10, position).unwrap();
+        let log = Log::open(&disk(), folder.path(), 5, 64 << 10, position).unwrap();
         scan_from(&log.files(), 5, position, &mut |_| {
             count += 1;
             Ok(())

@@ -1,8 +1,5 @@
 //! Reading a log back: replay at opening, and old files that lagging peers ask for.
 
-use std::io;
-use std::os::unix::fs::FileExt;
-
 use crate::StoreError;
 use crate::log::entry;
 use crate::log::entry::{
@@ -25,16 +22,7 @@ const READ_BYTES: usize = 1 << 20;
 
 /// Reads up to `buffer.len()` bytes; fewer at the end of the file.
 pub(super) fn read_up_to(file: &LogFile, buffer: &mut [u8], offset: u64) -> Result<usize, StoreError> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(StoreError::io("read", &file.path)(source)),
-        }
-    }
-    Ok(filled)
+    file.file.read_at(buffer, offset).map_err(StoreError::io("read", &file.path))
 }
 
 /// The entry at `offset`, or `None` if there is no whole and undamaged one.

@@ -1,10 +1,9 @@
 //! The end of the log after a crash: what may be truncated there, and what must not.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::StoreError;
-use crate::directory::sync_folder;
+use crate::disk::Disk;
 use crate::log::entry;
 use crate::log::entry::{ENTRY_HEADER_BYTES, decode_entry_header};
 use crate::log::files::LogFile;
@@ -52,7 +51,12 @@ fn search_past_end(file: &LogFile, seed: u32, offset: u32) -> Result<Option<Past
 }
 
 /// Decides whether the log may end at `offset`, and wipes what must not come back.
-pub(super) fn truncate_torn_tail(file: &LogFile, seed: u32, offset: u32) -> Result<(), StoreError> {
+pub(super) fn truncate_torn_tail(
+    disk: &dyn Disk,
+    file: &LogFile,
+    seed: u32,
+    offset: u32,
+) -> Result<(), StoreError> {
     let Some(behind) = search_past_end(file, seed, offset)? else { return Ok(()) };
     if behind.durable_through > LogPosition::new(file.number, offset) {
         let place = format!("{} at offset {offset}", file.path.display());
@@ -62,9 +66,10 @@ pub(super) fn truncate_torn_tail(file: &LogFile, seed: u32, offset: u32) -> Resu
     let mut at = u64::from(offset);
     while at < behind.end {
         let count = zeros.len().min((behind.end - at) as usize);
-        file.file.write_all_at(&zeros[..count], at).map_err(StoreError::io("write", &file.path))?;
+        file.file.write_at(&zeros[..count], at).map_err(StoreError::io("write", &file.path))?;
         at += count as u64;
     }
     file.file.sync_data().map_err(StoreError::io("sync", &file.path))?;
-    sync_folder(file.path.parent().unwrap_or(Path::new(".")))
+    let folder = file.path.parent().unwrap_or(Path::new("."));
+    disk.sync_folder(folder).map_err(StoreError::io("sync", folder))
 }

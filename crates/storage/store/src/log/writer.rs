@@ -1,13 +1,11 @@
 //! The writing end of the log: appending entries, beginning the next file, releasing old ones.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::StoreError;
-use crate::directory::sync_folder;
+use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::log::entry;
 use crate::log::entry::{ENTRY_HEADER_BYTES, EntryKind, FILE_HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use crate::log::files::{LogFile, LogFiles};
@@ -38,6 +36,7 @@ const BUFFER_KEPT_BYTES: usize = 1 << 20;
 /// The writing end.
 #[derive(Debug)]
 pub(crate) struct Log {
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) folder: PathBuf,
     pub(super) incarnation: u128,
     pub(super) file_bytes: u64,
@@ -63,13 +62,19 @@ pub(super) fn spare_path(folder: &Path) -> PathBuf {
 
 impl Log {
     /// Starts an empty log with file 1.
-    pub(crate) fn create(folder: &Path, incarnation: u128, file_bytes: u64) -> Result<Log, StoreError> {
+    pub(crate) fn create(
+        disk: &Arc<dyn Disk>,
+        folder: &Path,
+        incarnation: u128,
+        file_bytes: u64,
+    ) -> Result<Log, StoreError> {
         let file_bytes = file_bytes.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
-        let active = begin_file(folder, incarnation, 1, 0, file_bytes, None)?;
+        let active = begin_file(&**disk, folder, incarnation, 1, 0, file_bytes, None)?;
         let files = Arc::new(LogFiles::default());
         files.insert(Arc::clone(&active));
         let offset = FILE_HEADER_BYTES as u32;
         Ok(Log {
+            disk: Arc::clone(disk),
             folder: folder.to_owned(),
             incarnation,
             file_bytes,
@@ -124,7 +129,7 @@ impl Log {
         for (offset, piece) in
             (u64::from(self.offset)..).step_by(PIECE_BYTES).zip(self.buffer.chunks(PIECE_BYTES))
         {
-            let written = self.active.file.write_all_at(piece, offset);
+            let written = self.active.file.write_at(piece, offset);
             written.map_err(StoreError::io("write", &self.active.path))?;
         }
         self.buffer.shrink_to(BUFFER_KEPT_BYTES);
@@ -149,7 +154,7 @@ impl Log {
         let zeros = [0; ZERO_PIECE_BYTES];
         while self.filled < target {
             let piece = (target - self.filled).min(ZERO_PIECE_BYTES as u64);
-            let written = self.active.file.write_all_at(&zeros[..piece as usize], self.filled);
+            let written = self.active.file.write_at(&zeros[..piece as usize], self.filled);
             written.map_err(StoreError::io("write", &self.active.path))?;
             self.filled += piece;
         }
@@ -162,10 +167,17 @@ impl Log {
         let number = self.active.number + 1;
         let size = self.file_bytes.max(FILE_HEADER_BYTES + bytes_needed);
         let spare = if size == self.file_bytes { self.spare.take() } else { None };
-        self.active =
-            begin_file(&self.folder, self.incarnation, number, self.offset, size, spare.as_deref())?;
-        let metadata = self.active.file.metadata().map_err(StoreError::io("stat", &self.active.path))?;
-        self.filled = metadata.len().max(FILE_HEADER_BYTES);
+        self.active = begin_file(
+            &*self.disk,
+            &self.folder,
+            self.incarnation,
+            number,
+            self.offset,
+            size,
+            spare.as_deref(),
+        )?;
+        let size_bytes = self.active.file.size_bytes().map_err(StoreError::io("stat", &self.active.path))?;
+        self.filled = size_bytes.max(FILE_HEADER_BYTES);
         self.offset = FILE_HEADER_BYTES as u32;
         self.files.insert(Arc::clone(&self.active));
         Ok(())
@@ -177,10 +189,10 @@ impl Log {
         let Some(file) = self.files.remove(number) else { return Ok(()) };
         if self.spare.is_none() && file.size == self.file_bytes {
             let spare = spare_path(&self.folder);
-            fs::rename(&file.path, &spare).map_err(StoreError::io("rename", &file.path))?;
+            self.disk.rename(&file.path, &spare).map_err(StoreError::io("rename", &file.path))?;
             self.spare = Some(spare);
         } else {
-            fs::remove_file(&file.path).map_err(StoreError::io("delete", &file.path))?;
+            self.disk.remove(&file.path).map_err(StoreError::io("delete", &file.path))?;
         }
         Ok(())
     }
@@ -188,6 +200,7 @@ impl Log {
 
 /// Makes file `number`, from the spare if there is one, durable under its name before it is used.
 fn begin_file(
+    disk: &dyn Disk,
     folder: &Path,
     incarnation: u128,
     number: u32,
@@ -197,19 +210,15 @@ fn begin_file(
 ) -> Result<Arc<LogFile>, StoreError> {
     let path = file_path(folder, number);
     let temporary = spare.map_or_else(|| spare_path(folder), Path::to_owned);
-    let make = || -> io::Result<File> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(spare.is_none())
-            .open(&temporary)?;
-        file.write_all_at(&entry::encode_file_header(incarnation, number, previous_end), 0)?;
+    let mode = if spare.is_none() { OpenMode::CreateEmpty } else { OpenMode::Create };
+    let make = || -> io::Result<Arc<dyn DiskFile>> {
+        let file = disk.open(&temporary, mode)?;
+        file.write_at(&entry::encode_file_header(incarnation, number, previous_end), 0)?;
         file.sync_all()?;
-        fs::rename(&temporary, &path)?;
+        disk.rename(&temporary, &path)?;
         Ok(file)
     };
     let file = make().map_err(StoreError::io("create", &path))?;
-    sync_folder(folder)?;
+    disk.sync_folder(folder).map_err(StoreError::io("sync", folder))?;
     Ok(Arc::new(LogFile { number, path, file, size }))
 }

@@ -14,8 +14,6 @@ mod page_writer;
 mod prepare;
 mod round;
 
-use std::thread;
-
 use crate::materialize::pace::{Backlog, PAUSE, PAUSES_MAX};
 use crate::{Store, StoreError};
 
@@ -105,7 +103,7 @@ impl Store {
             if urgent || !pace::is_ahead(share_done, at_start, self.backlog().share(&self.options)) {
                 return;
             }
-            thread::sleep(PAUSE);
+            self.environment.clock.sleep(PAUSE);
         }
     }
 

@@ -253,7 +253,7 @@ impl Store {
                 continue;
             }
             let page = page.get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
-            let applied = self.redo.apply_page(&record, key, page);
+            let applied = self.environment.redo.apply_page(&record, key, page);
             applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
         }
         Ok(page)
@@ -269,7 +269,7 @@ impl Store {
         let position = reference.position;
         let place = || format!("log file {} at offset {}", position.file(), position.offset());
         let damaged = |error: borealis_wal::RecordError| StoreError::corrupt(place(), error.to_string());
-        self.redo.verify(bytes, reference.span.start).map_err(damaged)?;
+        self.environment.redo.verify(bytes, reference.span.start).map_err(damaged)?;
         Record::parse(release_of(history, reference.span), reference.span, bytes).map_err(damaged)
     }
 
@@ -351,7 +351,7 @@ impl Store {
     }
 
     fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, MakeError> {
-        let mut counters = self.redo.counters(recipe.value.clone());
+        let mut counters = self.environment.redo.counters(recipe.value.clone());
         let mut reader = RecordReader::new(&self.files);
         for (at, (_, reference)) in recipe.steps.iter().enumerate() {
             let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
@@ -370,7 +370,7 @@ impl Store {
             let lsn = reference.span.end;
             let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
             let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
-            let applied = self.redo.apply_meta(&record, key, value);
+            let applied = self.environment.redo.apply_meta(&record, key, value);
             value = applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
         }
         Ok(value)

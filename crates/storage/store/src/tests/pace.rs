@@ -1,14 +1,13 @@
 //! A round that takes its time gets out of the way when somebody waits, and when the store is closed.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use borealis_types::{GroupId, Lsn, MetaKey};
 use borealis_wire::BatchBuilder;
 
-use super::records::{TestEffect, TestRedo, Writer, block, create, fork, mix, options, page_of};
+use super::records::{TestEffect, Writer, block, create, environment, fork, mix, options, page_of};
 use crate::materialize::pace::{PAUSE, PAUSES_MAX, PIECE_PAGES};
 use crate::{Options, Origin, Policy, Store};
 
@@ -36,7 +35,7 @@ fn reopen(path: &Path, materialize_after_bytes: u64) -> Store {
     let log_file_bytes = 16 << 20;
     let options =
         Options { materialize_after_bytes, memory_limit_bytes: 256 << 20, log_file_bytes, ..options() };
-    Store::open_with_redo(path, options, Arc::new(TestRedo)).unwrap()
+    Store::open_in(&environment(), path, options).unwrap()
 }
 
 fn assert_all_there(store: &Store, writer: &Writer) {

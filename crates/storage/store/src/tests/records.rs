@@ -16,7 +16,7 @@ use borealis_wal::{Effect, EffectError, Record, RecordError};
 use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 use serde::{Deserialize, Serialize};
 
-use crate::{CountersReplay, Identity, Options, RedoEngine, Store};
+use crate::{CountersReplay, Environment, Identity, Options, RedoEngine, Store};
 
 /// An effect, in a form that can be stored in a record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -182,12 +182,17 @@ pub(super) fn options() -> Options {
     }
 }
 
+/// The machine's disk and clock, and redo of test records.
+pub(super) fn environment() -> Environment {
+    Environment { redo: Arc::new(TestRedo), ..Environment::default() }
+}
+
 pub(super) fn create(path: &Path, group_count: u16) -> Store {
-    Store::create_with_redo(path, identity(group_count), options(), Arc::new(TestRedo)).unwrap()
+    Store::create_in(&environment(), path, identity(group_count), options()).unwrap()
 }
 
 pub(super) fn open(path: &Path) -> Result<Store, crate::StoreError> {
-    Store::open_with_redo(path, options(), Arc::new(TestRedo))
+    Store::open_in(&environment(), path, options())
 }
 
 /// A record that a writer made.

@@ -127,8 +127,7 @@ fn a_full_index_is_emptied_before_more_is_taken() {
     let path = folder.path().join("node");
     drop(create(&path, 1));
     let options = crate::Options { memory_limit_bytes: 64 << 10, ..super::records::options() };
-    let redo = std::sync::Arc::new(super::records::TestRedo);
-    let store = crate::Store::open_with_redo(&path, options, redo).unwrap();
+    let store = crate::Store::open_in(&super::records::environment(), &path, options).unwrap();
     let mut writer = Writer::start(&store);
     for _ in 0..100 {
         let first = writer.records.len();
@@ -219,8 +218,7 @@ fn a_peer_that_is_gone_does_not_make_every_append_a_checkpoint() {
         log_file_bytes: 32 << 10,
         ..super::records::options()
     };
-    let redo = std::sync::Arc::new(super::records::TestRedo);
-    let store = crate::Store::open_with_redo(&path, options, redo).unwrap();
+    let store = crate::Store::open_in(&super::records::environment(), &path, options).unwrap();
     let mut writer = Writer::start(&store);
     // The peer has nothing, so the whole log is kept.
     for number in 0..APPENDS {

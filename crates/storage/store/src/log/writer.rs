@@ -212,6 +212,11 @@ fn begin_file(
     let temporary = spare.map_or_else(|| spare_path(folder), Path::to_owned);
     let mode = if spare.is_none() { OpenMode::CreateEmpty } else { OpenMode::Create };
     let make = || -> io::Result<Arc<dyn DiskFile>> {
+        if spare.is_some() {
+            // The spare was another log file. Its old name must be gone for good before its bytes change, or a power
+            // loss could leave this file under that name, and the log would not open.
+            disk.sync_folder(folder)?;
+        }
         let file = disk.open(&temporary, mode)?;
         file.write_at(&entry::encode_file_header(incarnation, number, previous_end), 0)?;
         file.sync_all()?;

@@ -100,6 +100,14 @@ impl Store {
         for segment in stored {
             let chain = checkpoint::restore_chain(&directory, segment.chain)?;
             let group = chain.group();
+            let certain = chain.known_durable().volume.end.min(chain.minimum_read_point());
+            if segment.materialized.lsn > certain {
+                let what = format!(
+                    "group {group} is materialized through {}, where somebody may read or records may be truncated",
+                    segment.materialized.lsn
+                );
+                return Err(StoreError::corrupt(directory.checkpoint().display().to_string(), what));
+            }
             let pages = PageFiles::new(
                 Arc::clone(directory.disk()),
                 directory.segment(group),
@@ -114,7 +122,7 @@ impl Store {
             return Err(StoreError::directory(&directory.checkpoint(), "names other groups than `identity`"));
         }
         let files = log.files();
-        let mut state = State { log, segments, batch_locations, peer_floors: BTreeMap::new() };
+        let mut state = State { log, segments, batch_locations, replay_from, peer_floors: BTreeMap::new() };
         let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
         replay(&mut state, context, incarnation, replay_from, log_end)?;
         // What was read back may never have been synced; from here on it is acknowledged.

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, WriterId};
+use borealis_types::{EpochHistory, GroupId, WriterId, invariant};
 use borealis_wire::{GroupTail, Refusal, SegmentSummary};
 
 use crate::directory::encode;
@@ -34,6 +34,7 @@ impl Store {
                     hosted.segment.fence(promise).map_err(|error| Refusal::Fenced(error.current.epoch))?;
                 }
             }
+            check_fenced(&state, promise);
             (summaries(&state), Sequence(state.log.end()))
         };
         self.sync(sequence)?;
@@ -183,6 +184,12 @@ impl Store {
             self.cache.lock().unwrap_or_else(PoisonError::into_inner).forget_above(group, through);
         }
     }
+}
+
+/// Checks that a fence which is about to be reported holds in every segment: a writer counts it for all of them.
+pub(crate) fn check_fenced(state: &State, promise: Promise) {
+    let mut promises = state.segments.values().map(|hosted| hosted.segment.promise());
+    invariant!("fence-covers-every-segment", promises.all(|standing| standing == promise), "{promise:?}");
 }
 
 fn summaries(state: &State) -> Vec<SegmentSummary> {

@@ -2,7 +2,7 @@
 
 use borealis_quorum::ChainLink;
 use borealis_quorum::segment::{Offer, Source};
-use borealis_types::GroupSet;
+use borealis_types::{GroupSet, invariant};
 use borealis_wire::{GroupLink, Refusal};
 
 use crate::append::{OfferedBatch, misuse};
@@ -103,10 +103,10 @@ impl Store {
                 match outcome {
                     Offer::Complete | Offer::Held => {
                         let known = hosted.segment.history().server_version_at(record.span.end);
-                        assert!(
+                        invariant!(
+                            "one-release-per-record",
                             known.is_some() && known == batch.server_version,
-                            "invariant \"one release per record\": group {group} takes the record at {} as of {known:?}, \
-                             and it was looked at as of {:?}",
+                            "group {group} takes the record at {} as of {known:?}, and it was looked at as of {:?}",
                             record.span.start,
                             batch.server_version
                         );

@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use borealis_types::invariant;
+
 use crate::StoreError;
 use crate::disk::{DiskFile, read_exact_at};
 use crate::log::position::LogPosition;
@@ -71,7 +73,15 @@ impl LogFiles {
     }
 
     pub(super) fn insert(&self, file: Arc<LogFile>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(file.number, file);
+        let mut files = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let last = files.last_key_value().map(|(number, _)| *number);
+        invariant!(
+            "log-files-ascend",
+            last.is_none_or(|last| last + 1 == file.number),
+            "file {} after {last:?}",
+            file.number
+        );
+        files.insert(file.number, file);
     }
 
     pub(super) fn remove(&self, number: u32) -> Option<Arc<LogFile>> {

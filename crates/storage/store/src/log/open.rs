@@ -116,6 +116,7 @@ impl Log {
             active,
             offset,
             filled: length.max(u64::from(offset)),
+            broken: false,
             spare,
             buffer: Vec::new(),
         })

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use borealis_types::invariant;
+
 use crate::StoreError;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::log::entry;
@@ -46,6 +48,8 @@ pub(crate) struct Log {
     pub(super) offset: u32,
     /// The active file is written, with entries or zeros, up to here.
     pub(super) filled: u64,
+    /// An earlier operation failed, and what is in the files is unknown.
+    pub(super) broken: bool,
     /// A file to become the next one.
     pub(super) spare: Option<PathBuf>,
     /// Entries are put together here.
@@ -82,6 +86,7 @@ impl Log {
             active,
             offset,
             filled: FILE_HEADER_BYTES,
+            broken: false,
             spare: None,
             buffer: Vec::new(),
         })
@@ -116,15 +121,51 @@ impl Log {
         durable_through: LogPosition,
         payload: &[&[u8]],
     ) -> Result<LogPosition, StoreError> {
+        invariant!("broken-log-takes-nothing", !self.broken);
+        invariant!(
+            "durable-within-log",
+            durable_through <= self.end(),
+            "durable through {durable_through:?}, and the log ends at {:?}",
+            self.end()
+        );
+        self.broken = true;
+        let position = self.try_append(kind, durable_through, payload)?;
+        self.broken = false;
+        Ok(position)
+    }
+
+    fn try_append(
+        &mut self,
+        kind: EntryKind,
+        durable_through: LogPosition,
+        payload: &[&[u8]],
+    ) -> Result<LogPosition, StoreError> {
         let length: usize = payload.iter().map(|part| part.len()).sum();
-        assert!(length <= PAYLOAD_BYTES_MAX, "a log entry of {length} bytes is over the limit");
+        invariant!("entry-within-limit", length <= PAYLOAD_BYTES_MAX, "an entry of {length} bytes");
         let bytes_needed = entry::entry_bytes(length);
         if u64::from(self.offset) + bytes_needed > self.active.size {
             self.roll(bytes_needed)?;
         }
+        self.write_entry(kind, durable_through, payload)
+    }
+
+    /// Writes an entry that the active file has room for.
+    fn write_entry(
+        &mut self,
+        kind: EntryKind,
+        durable_through: LogPosition,
+        payload: &[&[u8]],
+    ) -> Result<LogPosition, StoreError> {
         let seed = entry::file_seed(self.incarnation, self.active.number);
         entry::encode_entry(&mut self.buffer, seed, self.offset, kind, durable_through, payload);
         let end = u64::from(self.offset) + self.buffer.len() as u64;
+        invariant!(
+            "entry-within-file",
+            end <= self.active.size,
+            "an entry ends at {end}, and file {} at {}",
+            self.active.number,
+            self.active.size
+        );
         self.fill_ahead(end)?;
         for (offset, piece) in
             (u64::from(self.offset)..).step_by(PIECE_BYTES).zip(self.buffer.chunks(PIECE_BYTES))
@@ -152,6 +193,13 @@ impl Log {
         let stretch = ZERO_STRETCH_BYTES.min(self.file_bytes / 4).next_multiple_of(8);
         let target = (end + stretch).min(self.active.size);
         let zeros = [0; ZERO_PIECE_BYTES];
+        invariant!(
+            "zeros-only-past-the-end",
+            self.filled >= u64::from(self.offset),
+            "zeros from {}, and entries up to {}",
+            self.filled,
+            self.offset
+        );
         while self.filled < target {
             let piece = (target - self.filled).min(ZERO_PIECE_BYTES as u64);
             let written = self.active.file.write_at(&zeros[..piece as usize], self.filled);
@@ -185,7 +233,7 @@ impl Log {
 
     /// Gives up a file that nobody needs: it becomes the spare, or is deleted.
     pub(crate) fn release(&mut self, number: u32) -> Result<(), StoreError> {
-        assert!(number < self.active.number, "the file being written is always needed");
+        invariant!("active-log-file-kept", number < self.active.number, "file {number} is being written");
         let Some(file) = self.files.remove(number) else { return Ok(()) };
         if self.spare.is_none() && file.size == self.file_bytes {
             let spare = spare_path(&self.folder);
@@ -226,4 +274,85 @@ fn begin_file(
     let file = make().map_err(StoreError::io("create", &path))?;
     disk.sync_folder(folder).map_err(StoreError::io("sync", folder))?;
     Ok(Arc::new(LogFile { number, path, file, size }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::disk::memory::{MemoryDisk, Operation};
+
+    const FOLDER: &str = "/log";
+
+    /// A log in memory with one entry.
+    fn log() -> (MemoryDisk, Log) {
+        let memory = MemoryDisk::default();
+        memory.create_folder(Path::new(FOLDER)).unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(memory.clone());
+        let mut log = Log::create(&disk, Path::new(FOLDER), 7, FILE_BYTES_MIN).unwrap();
+        append(&mut log).unwrap();
+        (memory, log)
+    }
+
+    fn append(log: &mut Log) -> Result<LogPosition, StoreError> {
+        log.append(EntryKind::Batch, LogPosition(0), &[&[1; 100]])
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant broken-log-takes-nothing is broken")]
+    fn a_log_whose_write_failed_takes_nothing() {
+        let (memory, mut log) = log();
+        memory.fail(Operation::Write, FOLDER, 0);
+        assert!(append(&mut log).is_err());
+        let _ = append(&mut log);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant durable-within-log is broken")]
+    fn what_is_not_written_is_not_durable() {
+        let (_, mut log) = log();
+        let beyond = log.end().plus(8);
+        let _ = log.append(EntryKind::Batch, beyond, &[&[1; 100]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant entry-within-limit is broken")]
+    fn an_entry_that_no_reader_accepts_is_not_written() {
+        let (_, mut log) = log();
+        let part = vec![0; 1 << 20];
+        let _ = log.append(EntryKind::Batch, LogPosition(0), &[&part[..]; 81]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant entry-within-file is broken")]
+    fn an_entry_does_not_go_beyond_its_file() {
+        let (_, mut log) = log();
+        let _ = log.write_entry(EntryKind::Batch, LogPosition(0), &[&[1; FILE_BYTES_MIN as usize]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant zeros-only-past-the-end is broken")]
+    fn zeros_are_never_written_over_entries() {
+        let (_, mut log) = log();
+        log.filled = FILE_HEADER_BYTES;
+        let _ = append(&mut log);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant active-log-file-kept is broken")]
+    fn the_file_that_is_written_is_not_released() {
+        let (_, mut log) = log();
+        let active = log.end().file();
+        let _ = log.release(active);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant log-files-ascend is broken")]
+    fn no_log_file_is_left_out() {
+        let (_, log) = log();
+        let LogFile { number, path, file, size } = &*log.active();
+        let (path, file) = (path.clone(), Arc::clone(file));
+        log.files().insert(Arc::new(LogFile { number: number + 2, path, file, size: *size }));
+    }
 }

@@ -73,7 +73,7 @@ pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
         let key = |page| PageKey::Slru { kind, page };
         let extents = materialized.extents.range(key(0)..=key(u32::MAX));
         let gone = extents.flat_map(|(first, extent)| MaterializedState::pages_of(first, extent));
-        pages.extend(gone.filter(|page| index.page_origin(page, target) != PriorContent::MaterializedState));
+        pages.extend(gone.filter(|page| index.prior_page(page, target) != PriorContent::Materialized));
     }
     if hosted.group() == META_GROUP && !index.all_records(Lsn::ZERO, target).is_empty() {
         meta.insert(MetaKey::Counters);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use borealis_types::{GroupId, Lsn};
+use borealis_types::{GroupId, Lsn, invariant};
 
 use crate::checkpoint::{Checkpoint, CheckpointedSegment};
 use crate::log::entry::ENTRY_HEADER_BYTES;
@@ -53,22 +53,67 @@ impl Store {
         };
         // The chains in it must not know more than the log.
         self.sync(Sequence(log_end))?;
+        let replay_from = checkpoint.replay_from;
+        self.make_durable(&checkpoint, next)?;
+        self.note_checkpoint(replay_from);
+        Ok(replay_from)
+    }
+
+    /// Writes a checkpoint; everything that it names is durable before that.
+    pub(crate) fn make_durable(
+        &self,
+        checkpoint: &Checkpoint,
+        next: &BTreeMap<GroupId, NextState>,
+    ) -> Result<(), StoreError> {
+        let durable = self.commit.durable();
+        invariant!(
+            "checkpoint-within-durable-log",
+            durable >= checkpoint.log_end,
+            "a checkpoint as of {:?}, and the log is durable through {durable:?}",
+            checkpoint.log_end
+        );
+        for (group, next) in next {
+            invariant!("pages-synced-before-checkpoint", next.synced, "pages of group {group}");
+        }
         let bytes = checkpoint.write(&self.directory)?;
         count(&self.counters.checkpoints, 1);
         count(&self.counters.checkpoint_bytes, bytes);
-        Ok(checkpoint.replay_from)
+        Ok(())
+    }
+
+    /// Notes from where the newest durable checkpoint needs the log.
+    pub(crate) fn note_checkpoint(&self, replay_from: LogPosition) {
+        let mut state = self.lock();
+        invariant!(
+            "replay-start-never-goes-back",
+            replay_from >= state.replay_from,
+            "from {replay_from:?}, and from {:?} before",
+            state.replay_from
+        );
+        state.replay_from = replay_from;
     }
 
     /// Puts the next bases in use and returns what was before in their place, with the regions that are free
     /// now.
-    pub(super) fn publish_states(&self, next: BTreeMap<GroupId, NextState>) -> Vec<NextState> {
+    pub(crate) fn publish_states(&self, next: BTreeMap<GroupId, NextState>) -> Vec<NextState> {
         let mut state = self.lock();
         let mut replaced = Vec::new();
         for (group, mut next) in next {
             let Some(hosted) = state.segments.get_mut(&group) else { continue };
             let target = next.materialized.lsn;
+            hosted.check_next(target);
+            let is_free = |region: &u32| {
+                next.materialized.free_regions.binary_search_by(|free| region.cmp(free)).is_ok()
+            };
+            invariant!(
+                "punched-region-is-free",
+                next.freed_regions.iter().all(is_free),
+                "group {group} frees {:?}",
+                next.freed_regions
+            );
             hosted.index.drop_through(target);
             hosted.indexed_through = hosted.indexed_through.max(target);
+            hosted.index.check_above(target);
             // The old one goes back to be dropped without the lock.
             std::mem::swap(&mut hosted.materialized, &mut next.materialized);
             hosted.version += 1;

@@ -1,6 +1,6 @@
 //! Releasing log files that are needed neither for a restart nor by a peer.
 
-use borealis_types::{GroupId, Lsn};
+use borealis_types::{GroupId, Lsn, invariant};
 
 use crate::log::position::LogPosition;
 use crate::metrics::count;
@@ -9,7 +9,7 @@ use crate::{Store, StoreError};
 impl Store {
     /// Lets go of log files before `replay_from`, oldest first, unless a peer may need them and they are not
     /// too many.
-    pub(super) fn release_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
+    pub(crate) fn release_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
         let mut state = self.lock_to_change()?;
         let mut freed = 0;
         let mut kept_bytes = self.files.total_bytes();
@@ -27,6 +27,12 @@ impl Store {
             if needed {
                 count(&self.counters.log_files_lost_to_peers, 1);
             }
+            invariant!(
+                "log-released-below-checkpoint",
+                number < state.replay_from.file(),
+                "file {number}, and the newest checkpoint needs the log from {:?}",
+                state.replay_from
+            );
             state.log.release(number)?;
             state.batch_locations.files.remove(&number);
             kept_bytes = self.files.total_bytes();

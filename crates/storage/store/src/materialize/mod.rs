@@ -7,10 +7,10 @@
 //! later change of the template is in it.
 
 mod changes;
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod log_release;
 pub(crate) mod pace;
-mod page_writer;
+pub(crate) mod page_writer;
 mod prepare;
 mod round;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use borealis_types::{Lsn, PageBytes, PageKey};
+use borealis_types::{Lsn, PageBytes, PageKey, invariant};
 
 use crate::StoreError;
 use crate::pages::materialized_state::{
@@ -12,17 +12,21 @@ use crate::pages::materialized_state::{
 use crate::pages::page_files::{PageFiles, SlotAddress, SlotRun};
 
 /// A segment's next base, on disk but not yet in use.
-pub(super) struct NextState {
+pub(crate) struct NextState {
     pub materialized: Arc<MaterializedState>,
     pub files: Arc<PageFiles>,
     pub freed_regions: Vec<u32>,
     pub written_regions: BTreeSet<u32>,
     pub pages_written: u64,
+    /// Everything in `written_regions` is durable.
+    pub synced: bool,
 }
 
 /// Writes versions of pages to their other slots.
-pub(super) struct PageWriter {
+pub(crate) struct PageWriter {
     pub next: NextState,
+    /// What the newest durable checkpoint names.
+    pub checkpointed: Arc<MaterializedState>,
     pub target: Lsn,
     pub run: SlotRun,
     /// Written since the last sync.
@@ -34,7 +38,7 @@ pub(super) struct PageWriter {
 const SYNC_EVERY_PAGES: u64 = 1024;
 
 impl PageWriter {
-    pub(super) fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {
+    pub(crate) fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {
         let (first, place) = extent_of(key);
         let materialized = Arc::make_mut(&mut self.next.materialized);
         let extent = materialized.extents.entry(first).or_insert_with(|| {
@@ -49,6 +53,10 @@ impl PageWriter {
         let generation = next_generation(extent.generations[place]);
         extent.generations[place] = generation;
         let address = SlotAddress { region: extent.region, place, generation };
+        let is_other_slot = self.checkpointed.locate(key).is_none_or(|(region, at, named)| {
+            (region, at) != (address.region, place) || named % 2 != generation % 2
+        });
+        invariant!("checkpointed-slot-untouched", is_other_slot, "page {key}, generation {generation}");
         self.next.files.write(&mut self.run, key, address, self.target, page)?;
         self.next.written_regions.insert(address.region);
         self.next.pages_written += 1;
@@ -62,12 +70,12 @@ impl PageWriter {
     }
 
     /// Writes what is left, not yet durable.
-    pub(super) fn finish(mut self) -> Result<NextState, StoreError> {
+    pub(crate) fn finish(mut self) -> Result<NextState, StoreError> {
         self.next.files.write_run(&mut self.run)?;
         Ok(self.next)
     }
 
-    pub(super) fn erase(&mut self, key: &PageKey) {
+    pub(crate) fn erase(&mut self, key: &PageKey) {
         let (first, place) = extent_of(key);
         let materialized = Arc::make_mut(&mut self.next.materialized);
         let Some(extent) = materialized.extents.get_mut(&first) else { return };

@@ -57,6 +57,7 @@ impl Store {
                 if let Some(hosted) = state.segments.get_mut(&META_GROUP)
                     && hosted.indexed_through >= newest
                 {
+                    hosted.check_certain("prepared counters", newest);
                     hosted.prepared_counters = Some((newest, counters));
                 }
             }

@@ -73,8 +73,9 @@ impl Store {
         if next.is_empty() {
             return Ok(Progress::default());
         }
-        for materialized in next.values() {
+        for materialized in next.values_mut() {
             materialized.files.sync(materialized.written_regions.iter().copied())?;
+            materialized.synced = true;
         }
         let replay_from = self.write_checkpoint(&next)?;
         let pages_written = next.values().map(|materialized| materialized.pages_written).sum();
@@ -109,7 +110,9 @@ impl Store {
                 freed_regions: Vec::new(),
                 written_regions: BTreeSet::new(),
                 pages_written: 0,
+                synced: false,
             },
+            checkpointed: Arc::clone(&changes.materialized),
             target,
             run: SlotRun::default(),
             unsynced_pages: 0,

@@ -97,7 +97,7 @@ impl Store {
         let mut pages = BTreeSet::new();
         for (first, extent) in hosted.materialized.extents.range(key(0)..=key(u32::MAX)) {
             for page in MaterializedState::pages_of(first, extent) {
-                if hosted.index.page_origin(&page, lsn) == PriorContent::MaterializedState {
+                if hosted.index.prior_page(&page, lsn) == PriorContent::Materialized {
                     pages.insert(page);
                 }
             }
@@ -106,7 +106,7 @@ impl Store {
             if !matches!(page, PageKey::Slru { kind: of, .. } if *of == kind) {
                 continue;
             }
-            let above = match hosted.index.page_origin(page, lsn) {
+            let above = match hosted.index.prior_page(page, lsn) {
                 PriorContent::Nothing { since } => since,
                 _ => Lsn::ZERO,
             };
@@ -173,7 +173,7 @@ fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, lim
             // The copy of a copy has the pages of the first; their numbers are all that matters here.
             let mut at = lsn;
             while let PriorContent::Copy { from, at: copied } =
-                hosted.index.page_origin(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
+                hosted.index.prior_page(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
             {
                 original = in_database(original, from);
                 at = Lsn(copied.0 - 1);

@@ -10,7 +10,7 @@ pub(crate) mod tail;
 use std::sync::{Arc, PoisonError};
 
 use borealis_types::{
-    BlockKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey,
+    BlockKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey, invariant,
 };
 use borealis_wal::Record;
 use borealis_wire::Refusal;
@@ -53,6 +53,8 @@ struct PageRecipe {
     source: Source,
     /// Records to apply, each as a change of this page: a copied page first gets those of its original.
     steps: Vec<(PageKey, RecordRef)>,
+    /// As of which LSN the version is.
+    lsn: Lsn,
     /// Says which release wrote each of them.
     history: EpochHistory,
     version: u64,
@@ -62,6 +64,8 @@ struct PageRecipe {
 struct MetaRecipe {
     value: Option<Vec<u8>>,
     steps: Vec<(MetaKey, RecordRef)>,
+    /// As of which LSN the value is.
+    lsn: Lsn,
     /// Says which release wrote each of them.
     history: EpochHistory,
     version: u64,
@@ -73,8 +77,8 @@ fn add_page(
     lsn: Lsn,
     steps: &mut Vec<(PageKey, RecordRef)>,
 ) -> Source {
-    let (source, above) = match hosted.index.page_origin(key, lsn) {
-        PriorContent::MaterializedState => {
+    let (source, above) = match hosted.index.prior_page(key, lsn) {
+        PriorContent::Materialized => {
             let located = hosted.materialized.locate(key);
             let source = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
                 files: Arc::clone(&hosted.pages),
@@ -109,11 +113,11 @@ fn add_meta(
         return counters.cloned();
     }
     let origin = match key {
-        MetaKey::RelationMap(database) => hosted.index.relation_map_origin(*database, lsn),
-        _ => PriorContent::MaterializedState,
+        MetaKey::RelationMap(database) => hosted.index.prior_relation_map(*database, lsn),
+        _ => PriorContent::Materialized,
     };
     let (value, above) = match origin {
-        PriorContent::MaterializedState => (hosted.materialized.meta.get(key).cloned(), Lsn::ZERO),
+        PriorContent::Materialized => (hosted.materialized.meta.get(key).cloned(), Lsn::ZERO),
         PriorContent::Nothing { since } => (None, since),
         PriorContent::Copy { from, at } => {
             (add_meta(hosted, &MetaKey::RelationMap(from), Lsn(at.0 - 1), steps), at)
@@ -122,6 +126,25 @@ fn add_meta(
     let records = hosted.index.meta_records(key, above, lsn);
     steps.extend(records.map(|reference| (key.clone(), reference)));
     value
+}
+
+/// Checks the records that are about to make a version: each once, in order, and none that the version is before.
+pub(crate) fn check_steps<K>(steps: &[(K, RecordRef)], lsn: Lsn) {
+    let mut before = Lsn::ZERO;
+    for (_, reference) in steps {
+        let end = reference.span.end;
+        invariant!(
+            "redo-in-order",
+            end > before,
+            "a record that ends at {end} after one that ends at {before}"
+        );
+        before = end;
+    }
+    invariant!(
+        "redo-within-version",
+        before <= lsn,
+        "a record that ends at {before}, for a version as of {lsn}"
+    );
 }
 
 /// What went wrong while a recipe was followed.
@@ -143,7 +166,7 @@ impl Store {
         if lsn < from || lsn > through {
             return Err(Refusal::NotReadable { asked: lsn, from, through }.into());
         }
-        assert!(lsn >= hosted.materialized.lsn, "nothing above the minimum read point is materialized");
+        hosted.check_admitted(lsn);
         if let Some(failure) = &hosted.failure
             && lsn >= failure.lsn
         {
@@ -208,6 +231,7 @@ impl Store {
         let state = self.lock();
         let Some(hosted) = state.segments.get(&group) else { return };
         if lsn <= hosted.segment.readable_through() && lsn <= hosted.segment.known_durable().volume.end {
+            hosted.check_certain("a cached page", lsn);
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             cache.put(group, *key, lsn, Arc::new(*page));
         }
@@ -220,20 +244,21 @@ impl Store {
             && since <= lsn
             && since >= hosted.materialized.lsn
         {
-            let replaced = match hosted.index.page_origin(key, lsn) {
-                PriorContent::MaterializedState => false,
+            hosted.check_certain("a cached page", since);
+            let replaced = match hosted.index.prior_page(key, lsn) {
+                PriorContent::Materialized => false,
                 PriorContent::Nothing { since: at } | PriorContent::Copy { at, .. } => at > since,
             };
             if !replaced {
                 count(&self.counters.page_cache_hits, 1);
                 let records = hosted.index.page_records(key, since, lsn);
                 let steps = records.map(|reference| (*key, reference)).collect();
-                return PageRecipe { source: Source::Cached(page), steps, history, version };
+                return PageRecipe { source: Source::Cached(page), steps, lsn, history, version };
             }
         }
         let mut steps = Vec::new();
         let source = add_page(hosted, key, lsn, &mut steps);
-        PageRecipe { source, steps, history, version }
+        PageRecipe { source, steps, lsn, history, version }
     }
 
     fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, MakeError> {
@@ -245,6 +270,7 @@ impl Store {
             Source::Cached(page) => Some(Box::new(**page)),
         };
         let mut reader = RecordReader::new(&self.files);
+        check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
             let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
@@ -337,7 +363,7 @@ impl Store {
                 let mut steps = Vec::new();
                 let value = add_meta(hosted, key, lsn, &mut steps);
                 let history = hosted.segment.history().clone();
-                Ok(MetaRecipe { value, steps, history, version: hosted.version })
+                Ok(MetaRecipe { value, steps, lsn, history, version: hosted.version })
             },
             |recipe| recipe.version,
             |recipe| {
@@ -353,6 +379,7 @@ impl Store {
     fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, MakeError> {
         let mut counters = self.environment.redo.counters(recipe.value.clone());
         let mut reader = RecordReader::new(&self.files);
+        check_steps(&recipe.steps, recipe.lsn);
         for (at, (_, reference)) in recipe.steps.iter().enumerate() {
             let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
             let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
@@ -366,6 +393,7 @@ impl Store {
     fn make_meta(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, MakeError> {
         let mut value = recipe.value.clone();
         let mut reader = RecordReader::new(&self.files);
+        check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
             let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use borealis_quorum::segment::Segment;
-use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
+use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch, invariant};
 use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal};
 
 use crate::log::batch_locations::{BatchLocation, BatchLocations};
@@ -123,7 +123,7 @@ impl Store {
                     return Ok(Tail { batches: encode(&chosen), more: true });
                 }
                 chosen_bytes += record.bytes.len();
-                chosen.push((key.epoch, record));
+                hand_out(&mut chosen, key.epoch, record);
             }
         }
         Ok(Tail { batches: encode(&chosen), more: false })
@@ -207,6 +207,17 @@ impl Holding {
     }
 }
 
+/// Adds the next record of a tail.
+fn hand_out(chosen: &mut Vec<(VolumeEpoch, TailRecord)>, epoch: VolumeEpoch, record: TailRecord) {
+    let (start, last) = (record.span.start, chosen.last().map(|(_, last)| last.span.start));
+    invariant!(
+        "tail-ascends",
+        last.is_none_or(|last| last <= start),
+        "a record that starts at {start} after one that starts at {last:?}"
+    );
+    chosen.push((epoch, record));
+}
+
 fn collect(
     payload: &[u8],
     group: GroupId,
@@ -269,6 +280,16 @@ mod tests {
             });
         }
         history
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant tail-ascends is broken")]
+    fn a_record_is_not_handed_out_after_a_later_one() {
+        let record =
+            |start| TailRecord { span: span(start, start + 8), links: Vec::new(), bytes: Vec::new() };
+        let mut chosen = Vec::new();
+        hand_out(&mut chosen, VolumeEpoch(1), record(200));
+        hand_out(&mut chosen, VolumeEpoch(1), record(100));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_quorum::segment::{Installed, Segment};
-use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, RecordSpan, ServerVersion};
+use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, RecordSpan, ServerVersion, invariant};
 use borealis_wal::Effect;
 
 use crate::StoreError;
@@ -30,13 +30,13 @@ pub(crate) struct RedoFailure {
 /// say the writer of.
 pub(crate) fn release_of(history: &EpochHistory, span: RecordSpan) -> ServerVersion {
     let known = history.server_version_at(span.end);
-    let Some(server_version) = known else {
-        panic!(
-            "invariant \"one release per record\": the record at {} is here, and no opening lies before it",
-            span.start
-        )
-    };
-    server_version
+    invariant!(
+        "one-release-per-record",
+        known.is_some(),
+        "no opening lies before the record at {}",
+        span.start
+    );
+    known.expect("it was just asserted")
 }
 
 /// How the bytes of a record are had.
@@ -117,6 +117,24 @@ impl HostedSegment {
         Ok(())
     }
 
+    /// Checks what holds whenever this segment is about to be materialized through `target`.
+    pub(crate) fn check_next(&self, target: Lsn) {
+        let now = self.materialized.lsn;
+        invariant!("materialized-never-goes-back", target > now, "from {now} to {target}");
+        let read_point = self.segment.minimum_read_point();
+        invariant!(
+            "materialized-below-reads",
+            target <= read_point,
+            "through {target}, and somebody may read at {read_point}"
+        );
+        let durable = self.segment.known_durable().volume.end;
+        invariant!(
+            "materialized-is-durable",
+            target <= durable,
+            "through {target}, and the volume is durable through {durable}"
+        );
+    }
+
     /// Enters the next record of the chain into the index. `effects` is the list that `facts` is about.
     pub(crate) fn index_record(
         &mut self,
@@ -126,7 +144,18 @@ impl HostedSegment {
         effects: &[Effect],
     ) {
         let RecordSpan { end, .. } = reference.span;
-        assert!(end > self.indexed_through, "records enter the index in order, each once");
+        invariant!(
+            "records-indexed-in-order",
+            end > self.indexed_through,
+            "a record that ends at {end}, after one that ends at {}",
+            self.indexed_through
+        );
+        let complete = self.segment.segment_complete_lsn();
+        invariant!(
+            "only-complete-is-indexed",
+            end <= complete,
+            "a record that ends at {end}, and the chain is complete through {complete}"
+        );
         self.indexed_through = end;
         match &record_effects.effects {
             Ok(range) => {
@@ -154,9 +183,10 @@ impl HostedSegment {
             self.pending.remove(&record.link.span.start);
         }
         let materialized = self.materialized.lsn;
-        assert!(
+        invariant!(
+            "materialized-is-durable",
             installed.cut.iter().all(|record| record.link.span.end > materialized),
-            "what is materialized is durable and never cut"
+            "a history truncates records that are materialized through {materialized}"
         );
         // The materialized state may be ahead of the group's last record, when the volume went on without the group.
         let kept = kept.max(materialized);
@@ -165,17 +195,53 @@ impl HostedSegment {
             self.index.drop_above(kept);
             self.indexed_through = kept;
         }
+        let complete = self.segment.segment_complete_lsn();
+        invariant!(
+            "only-complete-is-indexed",
+            self.indexed_through <= complete.max(materialized),
+            "indexed through {}, and the chain is complete through {complete}",
+            self.indexed_through
+        );
         if self.failure.as_ref().is_some_and(|failure| failure.lsn > kept) {
             self.failure = None;
         }
         self.version += 1;
     }
 
+    /// Checks what holds whenever a read at `lsn` is admitted.
+    pub(crate) fn check_admitted(&self, lsn: Lsn) {
+        let materialized = self.materialized.lsn;
+        invariant!(
+            "materialized-below-reads",
+            lsn >= materialized,
+            "a read at {lsn}, and pages are materialized through {materialized}"
+        );
+        let through = self.segment.readable_through();
+        invariant!(
+            "read-within-readable",
+            lsn <= through,
+            "a read at {lsn}, and all records are here through {through}"
+        );
+    }
+
+    /// Checks that a state which is kept for later readers can never be truncated.
+    pub(crate) fn check_certain(&self, what: &str, lsn: Lsn) {
+        let durable = self.segment.known_durable().volume.end;
+        invariant!(
+            "kept-state-is-durable",
+            lsn <= durable,
+            "{what} as of {lsn}, and the volume is durable through {durable}"
+        );
+    }
+
     /// From where on records count for the counters as of `lsn`, and what they were there.
     pub(crate) fn counters_before(&self, lsn: Lsn) -> (Option<&Vec<u8>>, Lsn) {
         let materialized = self.materialized.lsn;
         match &self.prepared_counters {
-            Some((at, counters)) if (materialized..=lsn).contains(at) => (Some(counters), *at),
+            Some((at, counters)) if (materialized..=lsn).contains(at) => {
+                self.check_certain("prepared counters", *at);
+                (Some(counters), *at)
+            }
             _ => (self.materialized.meta.get(&MetaKey::Counters), Lsn::ZERO),
         }
     }

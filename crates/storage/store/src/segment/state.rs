@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use borealis_quorum::segment::{Installed, Offer, Source};
 use borealis_quorum::{ChainLink, DurablePoint};
-use borealis_types::{GroupId, GroupSet, Lsn, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_types::{GroupId, GroupSet, Lsn, RecordSpan, ServerVersion, VolumeEpoch, invariant};
 use borealis_wal::Effect;
 use borealis_wire::BatchHeader;
 
@@ -24,6 +24,8 @@ pub(crate) struct State {
     pub log: Log,
     pub segments: BTreeMap<GroupId, HostedSegment>,
     pub batch_locations: BatchLocations,
+    /// From where the newest durable checkpoint needs the log.
+    pub replay_from: LogPosition,
     /// What the slowest peer of each group has, as far as gossip knows.
     pub peer_floors: BTreeMap<GroupId, Lsn>,
 }
@@ -67,6 +69,14 @@ impl State {
         mut records: Vec<EnteredRecord>,
         effects: &[Effect],
     ) -> Result<(), StoreError> {
+        if let Some(last) = records.iter().map(|record| record.reference.position).max() {
+            invariant!(
+                "indexed-is-in-log",
+                last < self.log.end(),
+                "a record at {last:?}, and the log ends at {:?}",
+                self.log.end()
+            );
+        }
         // A batch may have them in any order, the index only in one.
         if !records.is_sorted_by_key(|record| record.reference.span.start) {
             records.sort_by_key(|record| record.reference.span.start);

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use borealis_types::{
     DatabaseKey, Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RelationFork, SlruKind,
+    invariant,
 };
 use borealis_wal::Effect;
 
@@ -93,6 +94,12 @@ impl Index {
         changes_only_existing_pages: bool,
     ) {
         let lsn = reference.span.end;
+        let last = self.records.last().map(|last| last.span.end);
+        invariant!(
+            "records-indexed-in-order",
+            last.is_none_or(|last| last < lsn),
+            "a record that ends at {lsn}, after one that ends at {last:?}"
+        );
         self.record_bytes += u64::from(reference.length);
         let number = u32::try_from(self.records.len());
         let number = number.expect("what memory is allowed ends far below four thousand million records");
@@ -166,6 +173,16 @@ impl Index {
     pub(crate) fn drop_above(&mut self, lsn: Lsn) {
         self.newest_sizes.clear();
         self.forget(Forget::Above(lsn));
+    }
+
+    /// Checks that nothing is left of what is materialized.
+    pub(crate) fn check_above(&self, materialized: Lsn) {
+        let first = self.records.first().map(|first| first.span.end);
+        invariant!(
+            "index-above-materialized",
+            first.is_none_or(|first| first > materialized),
+            "materialized through {materialized}, and the first record ends at {first:?}"
+        );
     }
 
     fn forget(&mut self, forget: Forget) {

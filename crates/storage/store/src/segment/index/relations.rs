@@ -29,8 +29,8 @@ pub(crate) enum DatabaseEvent {
 /// Where the content of a page before its own records comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum PriorContent {
-    /// The materialized state.
-    MaterializedState,
+    /// What is materialized.
+    Materialized,
     /// It began as nothing at this LSN.
     Nothing { since: Lsn },
     /// It is a copy of a page of this database as of just before this LSN.
@@ -136,7 +136,7 @@ impl Index {
     }
 
     /// Where a page's content comes from as of `lsn`, before the records that change it after that point.
-    pub(crate) fn page_origin(&self, key: &PageKey, lsn: Lsn) -> PriorContent {
+    pub(crate) fn prior_page(&self, key: &PageKey, lsn: Lsn) -> PriorContent {
         let block = match key {
             PageKey::Block(block) => block,
             PageKey::Slru { kind, page } => {
@@ -144,7 +144,7 @@ impl Index {
                     *at <= lsn && truncated == kind && slru_page_is_gone(*kind, *page, *first_kept)
                 });
                 return gone
-                    .map_or(PriorContent::MaterializedState, |&(since, ..)| PriorContent::Nothing { since });
+                    .map_or(PriorContent::Materialized, |&(since, ..)| PriorContent::Nothing { since });
             }
         };
         let fork = block.relation_fork;
@@ -156,14 +156,14 @@ impl Index {
             (Some((at, DatabaseEvent::CopyOf(from))), _) => PriorContent::Copy { from, at },
             (Some((since, DatabaseEvent::Drop)), _) => PriorContent::Nothing { since },
             (None, Some(&(since, _))) => PriorContent::Nothing { since },
-            (None, None) => PriorContent::MaterializedState,
+            (None, None) => PriorContent::Materialized,
         }
     }
 
     /// Where the relation map of a database comes from as of `lsn`, before its own updates.
-    pub(crate) fn relation_map_origin(&self, database: DatabaseKey, lsn: Lsn) -> PriorContent {
+    pub(crate) fn prior_relation_map(&self, database: DatabaseKey, lsn: Lsn) -> PriorContent {
         match self.database_event(database, lsn) {
-            None => PriorContent::MaterializedState,
+            None => PriorContent::Materialized,
             Some((since, DatabaseEvent::Drop)) => PriorContent::Nothing { since },
             Some((at, DatabaseEvent::CopyOf(from))) => PriorContent::Copy { from, at },
         }

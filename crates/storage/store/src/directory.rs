@@ -11,32 +11,37 @@
 //! A small file is `magic [8] | length u64 | crc32c u32 | body`, numbers little-endian, the checksum over
 //! magic, length and body.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::disk::{Disk, DiskLock, OpenMode};
 use crate::{Identity, StoreError};
 
 /// The last byte counts formats of a store as a whole: an older one is refused when it is opened.
 const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x03";
 const HEADER_BYTES: usize = 20;
 
-/// Paths of a store.
+/// Paths of a store, and the disk they are on.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
+    disk: Arc<dyn Disk>,
     root: PathBuf,
 }
 
 impl Directory {
-    pub(crate) fn new(root: &Path) -> Directory {
-        Directory { root: root.to_owned() }
+    pub(crate) fn new(disk: Arc<dyn Disk>, root: &Path) -> Directory {
+        Directory { disk, root: root.to_owned() }
     }
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
     pub(crate) fn log(&self) -> PathBuf {
@@ -57,10 +62,10 @@ impl Directory {
 
     /// Makes the folders of a new store; the directory must be empty or absent.
     pub(crate) fn create(&self, identity: &Identity) -> Result<(), StoreError> {
-        fs::create_dir_all(&self.root).map_err(StoreError::io("create", &self.root))?;
-        let mut inside = fs::read_dir(&self.root).map_err(StoreError::io("list", &self.root))?;
-        if inside.next().is_some() {
-            let what = if self.identity().exists() {
+        self.disk.create_folder(&self.root).map_err(StoreError::io("create", &self.root))?;
+        let inside = self.disk.list(&self.root).map_err(StoreError::io("list", &self.root))?;
+        if !inside.is_empty() {
+            let what = if self.disk.exists(&self.identity()) {
                 "holds a store already; open it, or choose an empty directory"
             } else {
                 "is not empty; choose an empty directory"
@@ -69,49 +74,99 @@ impl Directory {
         }
         for folder in [self.log()].into_iter().chain(identity.groups.iter().map(|&group| self.segment(group)))
         {
-            fs::create_dir_all(&folder).map_err(StoreError::io("create", &folder))?;
-            sync_folder(&folder)?;
+            self.disk.create_folder(&folder).map_err(StoreError::io("create", &folder))?;
+            self.sync_folder(&folder)?;
         }
         let segments = self.root.join("segments");
-        if segments.exists() {
-            sync_folder(&segments)?;
+        if self.disk.exists(&segments) {
+            self.sync_folder(&segments)?;
         }
         Ok(())
     }
 
     pub(crate) fn write_identity(&self, identity: &Identity) -> Result<(), StoreError> {
-        replace_file(&self.identity(), IDENTITY_MAGIC, &encode(identity))
+        self.replace_file(&self.identity(), IDENTITY_MAGIC, &encode(identity))
     }
 
     pub(crate) fn read_identity(&self) -> Result<Identity, StoreError> {
         let path = self.identity();
-        if !path.exists() {
+        if !self.disk.exists(&path) {
             let what = "holds no store (its `identity` file is missing)";
             return Err(StoreError::directory(&self.root, what));
         }
-        decode(&read_file(&path, IDENTITY_MAGIC)?, &path)
+        decode(&self.read_file(&path, IDENTITY_MAGIC)?, &path)
     }
 
-    /// Takes the lock; it is released when the file is closed, also by the process dying.
-    pub(crate) fn lock(&self) -> Result<File, StoreError> {
+    /// Takes the lock; it is released when it is dropped, and when the process dies.
+    pub(crate) fn lock(&self) -> Result<DiskLock, StoreError> {
         let path = self.root.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(StoreError::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(StoreError::InUse(self.root.clone())),
-            Err(TryLockError::Error(source)) => Err(StoreError::io("lock", &path)(source)),
-        }
+        let lock = self.disk.lock(&path).map_err(StoreError::io("lock", &path))?;
+        lock.ok_or_else(|| StoreError::InUse(self.root.clone()))
     }
-}
 
-/// Makes the folder's entries durable.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder).and_then(|file| file.sync_all()).map_err(StoreError::io("sync", folder))
+    fn sync_folder(&self, folder: &Path) -> Result<(), StoreError> {
+        self.disk.sync_folder(folder).map_err(StoreError::io("sync", folder))
+    }
+
+    /// Replaces a small file durably: after a crash either the old or the new one is there, whole.
+    pub(crate) fn replace_file(&self, path: &Path, magic: [u8; 8], body: &[u8]) -> Result<(), StoreError> {
+        let temporary = path.with_extension("new");
+        let mut header = magic.to_vec();
+        header.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&header), body);
+        header.extend_from_slice(&checksum.to_le_bytes());
+        let write = || -> std::io::Result<()> {
+            let file = self.disk.open(&temporary, OpenMode::CreateEmpty)?;
+            file.write_at(&header, 0)?;
+            file.write_at(body, header.len() as u64)?;
+            file.sync_all()?;
+            self.disk.rename(&temporary, path)
+        };
+        write().map_err(StoreError::io("write", path))?;
+        self.sync_folder(path.parent().unwrap_or(Path::new(".")))
+    }
+
+    /// Reads what [`replace_file`] wrote.
+    pub(crate) fn read_file(&self, path: &Path, magic: [u8; 8]) -> Result<Vec<u8>, StoreError> {
+        let place = path.display().to_string();
+        let read = || -> std::io::Result<Vec<u8>> {
+            let file = self.disk.open(path, OpenMode::Read)?;
+            let mut bytes = vec![0; file.size_bytes()? as usize];
+            let read = file.read_at(&mut bytes, 0)?;
+            bytes.truncate(read);
+            Ok(bytes)
+        };
+        let mut bytes = read().map_err(|source| {
+            if source.kind() == std::io::ErrorKind::NotFound {
+                StoreError::directory(
+                    path,
+                    "is missing: the store is damaged; rebuild this node from its peers",
+                )
+            } else {
+                StoreError::io("read", path)(source)
+            }
+        })?;
+        let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
+            return Err(StoreError::corrupt(place, "it is cut short"));
+        };
+        if header[..7] != magic[..7] {
+            return Err(StoreError::corrupt(place, "it is not a file of this kind"));
+        }
+        if header[7] != magic[7] {
+            let what = format!(
+                "has format version {}, this program knows {}: open it with the version of Borealis that made it, and \
+                 move the data with pg_dump",
+                header[7], magic[7]
+            );
+            return Err(StoreError::directory(path, what));
+        }
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..16]), body);
+        if header[8..16] != (body.len() as u64).to_le_bytes() || header[16..20] != checksum.to_le_bytes() {
+            return Err(StoreError::corrupt(place, "it fails its checksum"));
+        }
+        bytes.drain(..HEADER_BYTES);
+        Ok(bytes)
+    }
 }
 
 pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
@@ -123,54 +178,4 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T
         Ok((value, [])) => Ok(value),
         _ => Err(StoreError::corrupt(path.display().to_string(), "its contents do not decode")),
     }
-}
-
-/// Replaces a small file durably: after a crash either the old or the new one is there, whole.
-pub(crate) fn replace_file(path: &Path, magic: [u8; 8], body: &[u8]) -> Result<(), StoreError> {
-    let temporary = path.with_extension("new");
-    let mut header = magic.to_vec();
-    header.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&header), body);
-    header.extend_from_slice(&checksum.to_le_bytes());
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(&header)?;
-        file.write_all(body)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(StoreError::io("write", path))?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
-}
-
-/// Reads what [`replace_file`] wrote.
-pub(crate) fn read_file(path: &Path, magic: [u8; 8]) -> Result<Vec<u8>, StoreError> {
-    let place = path.display().to_string();
-    let mut bytes = fs::read(path).map_err(|source| {
-        if source.kind() == std::io::ErrorKind::NotFound {
-            StoreError::directory(path, "is missing: the store is damaged; rebuild this node from its peers")
-        } else {
-            StoreError::io("read", path)(source)
-        }
-    })?;
-    let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
-        return Err(StoreError::corrupt(place, "it is cut short"));
-    };
-    if header[..7] != magic[..7] {
-        return Err(StoreError::corrupt(place, "it is not a file of this kind"));
-    }
-    if header[7] != magic[7] {
-        let what = format!(
-            "has format version {}, this program knows {}: open it with the version of Borealis that made it, and \
-             move the data with pg_dump",
-            header[7], magic[7]
-        );
-        return Err(StoreError::directory(path, what));
-    }
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..16]), body);
-    if header[8..16] != (body.len() as u64).to_le_bytes() || header[16..20] != checksum.to_le_bytes() {
-        return Err(StoreError::corrupt(place, "it fails its checksum"));
-    }
-    bytes.drain(..HEADER_BYTES);
-    Ok(bytes)
 }

@@ -12,38 +12,34 @@
 //! the checkpoint in `checkpoint.rs`.
 
 mod append;
-mod base;
-mod cache;
-mod catalog;
 mod checkpoint;
-mod commit;
 mod directory;
+mod disk;
+mod environment;
 mod error;
-mod facts;
-mod hosted;
-mod index;
-mod key_map;
 mod log;
+mod maintenance;
 mod materialize;
 mod metrics;
+mod open;
 mod options;
-mod pace;
 mod pages;
+mod poison;
+mod promises;
 mod read;
-mod record_list;
-mod record_reader;
-mod rules;
-mod state;
+mod redo_engine;
+mod segment;
 mod store;
-mod tail;
 
 pub use append::{Appended, Origin};
+pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode};
+pub use environment::{Clock, Environment, SystemClock};
 pub use error::StoreError;
 pub use materialize::{Policy, Progress};
 pub use options::{Identity, Options};
-pub use rules::{CountersRun, PostgresRules, RedoRules};
+pub use read::tail::Tail;
+pub use redo_engine::{CountersReplay, PostgresRedo, RedoEngine};
 pub use store::{Sequence, Store};
-pub use tail::Tail;
 
 #[cfg(test)]
 mod tests;

@@ -6,11 +6,11 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters since the store was opened.
         #[derive(Debug, Default)]
-        pub(crate) struct Counters {
+        pub(crate) struct Metrics {
             $($(#[$doc])* pub $name: AtomicU64,)*
         }
 
-        impl Counters {
+        impl Metrics {
             /// Names and values.
             pub(crate) fn list(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*]

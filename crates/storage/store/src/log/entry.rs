@@ -15,7 +15,7 @@
 //! payload
 //! ```
 
-use super::LogPosition;
+use crate::log::position::LogPosition;
 
 /// Bytes before the first entry of a file.
 pub(crate) const FILE_HEADER_BYTES: u64 = 64;

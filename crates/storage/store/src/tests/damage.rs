@@ -2,11 +2,14 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
 
 use borealis_types::{GroupId, Lsn};
 
-use super::records::{TestEffect, Writer, block, create, fork, open};
-use crate::{Origin, Policy, Store, StoreError};
+use super::records::{TestEffect, Writer, block, create, environment, fork, identity, open, options};
+use crate::disk::memory::{MemoryDisk, Operation};
+use crate::{Environment, Origin, Policy, Store, StoreError};
 
 /// Writes `rounds` versions of three blocks, each round materialized.
 fn filled(store: &Store, rounds: usize) -> Writer {
@@ -139,22 +142,37 @@ fn unknown_redo_is_stored_reported_and_never_passed() {
 
 #[test]
 fn after_a_failed_write_nothing_is_acknowledged_any_more() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = create(&folder.path().join("node"), 1);
-    let mut writer = filled(&store, 1);
-    store.poisoned(&StoreError::Poisoned("write log: no space left on device".to_owned()));
-    writer.write(vec![], false);
-    let batch = writer.batch(&writer.records[3..]);
+    for operation in [Operation::Write, Operation::Sync] {
+        let disk = MemoryDisk::default();
+        let environment = Environment { disk: Arc::new(disk.clone()), ..environment() };
+        let store = Store::create_in(&environment, Path::new("/node"), identity(1), options()).unwrap();
+        let mut writer = filled(&store, 1);
+        writer.write(vec![], false);
+        let batch = writer.batch(&writer.records[3..]);
+        let origin = Origin::Writer(writer.promise);
+        disk.fail(operation, "log", 0);
+        let first = store.append(&batch, origin).and_then(|appended| store.sync(appended.sequence));
+        assert!(first.is_err() && disk.heal() == 1, "{operation:?}");
+        assert_promises_nothing(&store, &writer, &batch);
+        // What was acknowledged is there, and the disk works: the node may be started again.
+        drop(store);
+        disk.lose_power(|bound| bound - 1);
+        let store = Store::open_in(&environment, Path::new("/node"), options()).unwrap();
+        assert!(store.summaries().unwrap()[0].segment_complete_lsn >= writer.durable.end);
+    }
+}
+
+fn assert_promises_nothing(store: &Store, writer: &Writer, batch: &[u8]) {
     for error in [
-        store.append(&batch, Origin::Writer(writer.promise)).unwrap_err(),
+        store.append(batch, Origin::Writer(writer.promise)).unwrap_err(),
         store.summaries().unwrap_err(),
         store.fence(writer.promise).unwrap_err(),
         store.materialize(Policy::Now).unwrap_err(),
         store.read_tail(GroupId(0), Lsn::ZERO, 100).unwrap_err(),
     ] {
-        assert!(error.to_string().contains("no space left"), "{error}");
+        assert!(error.to_string().contains("a planted fault"), "{error}");
     }
-    assert!(store.failure().unwrap().contains("no space left"));
+    assert!(store.failure().unwrap().contains("a planted fault"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests that look inside: a model of the whole store, damage, and the taking of redo.
 
 mod damage;
+mod invariants;
 mod model;
 mod pace;
 mod records;

@@ -1,8 +1,8 @@
 //! Random histories against a model that keeps every version of everything.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use borealis_quorum::Promise;
 use borealis_types::{
@@ -11,10 +11,13 @@ use borealis_types::{
 };
 use borealis_wire::{GroupTail, RelationSize};
 
-use super::records::{TestEffect, Writer, Written, block, create, database, fork, mix, open, page_of};
-use crate::base::{database_of, in_database};
-use crate::index::slru_page_is_gone;
-use crate::{Origin, Policy, Store};
+use super::records::{
+    TestEffect, Writer, Written, block, database, environment, fork, identity, mix, options, page_of,
+};
+use crate::disk::memory::{MemoryDisk, Operation};
+use crate::pages::materialized_state::{database_of, in_database};
+use crate::segment::index::slru::slru_page_is_gone;
+use crate::{Environment, Origin, Policy, Store};
 
 struct Random(u64);
 
@@ -130,7 +133,8 @@ impl World {
 struct Coverage {
     reads: u64,
     crashes: u64,
-    lost_tails: u64,
+    power_losses: u64,
+    disk_failures: u64,
     recoveries: u64,
     materialized: u64,
     copies: u64,
@@ -139,7 +143,7 @@ struct Coverage {
 
 struct Run {
     random: Random,
-    folder: tempfile::TempDir,
+    disk: MemoryDisk,
     store: Option<Store>,
     writer: Writer,
     /// As of each record.
@@ -152,15 +156,20 @@ struct Run {
 }
 
 const DATABASES: u64 = 3;
+const PATH: &str = "/node";
+
+fn on(disk: &MemoryDisk) -> Environment {
+    Environment { disk: Arc::new(disk.clone()), ..environment() }
+}
 
 impl Run {
     fn new(seed: u64) -> Run {
-        let folder = tempfile::tempdir().unwrap();
-        let store = create(&folder.path().join("node"), 3);
+        let disk = MemoryDisk::default();
+        let store = Store::create_in(&on(&disk), Path::new(PATH), identity(3), options()).unwrap();
         let writer = Writer::start(&store);
         Run {
             random: Random(seed),
-            folder,
+            disk,
             store: Some(store),
             writer,
             versions: Vec::new(),
@@ -168,10 +177,6 @@ impl Run {
             synced: BTreeMap::new(),
             coverage: Coverage::default(),
         }
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.folder.path().join("node")
     }
 
     fn store(&self) -> &Store {
@@ -350,21 +355,36 @@ impl Run {
         }
     }
 
-    /// Kills the process and perhaps loses what was not synced, in part or in whole.
-    fn crash(&mut self) {
+    /// The disk fails once, in the middle of something: nothing is promised from then on.
+    fn fail_disk(&mut self) {
+        let operations = [Operation::Write, Operation::Sync, Operation::SyncFolder, Operation::Rename];
+        let operation = operations[self.random.below(operations.len() as u64) as usize];
+        self.disk.fail(operation, "", self.random.below(4) as u32);
+        let failed_before = self.coverage.disk_failures;
+        let batch = self.writer.batch(&self.delayed);
+        let appended = self.store().append(&batch, Origin::Writer(self.writer.promise));
+        let synced = appended.and_then(|appended| self.store().sync(appended.sequence));
+        let materialized = self.store().materialize(Policy::Now);
+        self.coverage.disk_failures = u64::from(self.disk.heal());
+        if self.coverage.disk_failures > failed_before {
+            assert!(synced.is_err() || materialized.is_err(), "{operation:?} failed, and nobody said so");
+            // The disk works again, and nobody is told.
+            assert!(self.store().summaries().is_err() && self.store().failure().is_some());
+            // Only a restarted machine may be believed: what a failed sync left in the page cache looks like what is
+            // on disk, and may never get there (hazard 28).
+            self.crash(true);
+        }
+        self.sync();
+    }
+
+    /// Kills the process, or takes the power from the machine: then what was not synced is lost, in part or in whole.
+    fn crash(&mut self, lose_power: bool) {
         self.coverage.crashes += 1;
-        let store = self.store.take().unwrap();
-        let end = store.lock().log.end();
-        let durable = store.commit.durable();
-        drop(store);
-        if end.file() == durable.file() && end > durable && self.random.chance(2) {
-            self.coverage.lost_tails += 1;
-            let length = u64::from(end.offset() - durable.offset());
-            let from = u64::from(durable.offset()) + self.random.below(length);
-            let count = 1 + self.random.below(u64::from(end.offset()) - from);
-            let path = self.path().join("log").join(format!("{:010}.log", end.file()));
-            let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
-            file.write_all_at(&vec![0; count as usize], from).unwrap();
+        drop(self.store.take());
+        let random = &mut self.random;
+        if lose_power {
+            self.coverage.power_losses += 1;
+            self.disk.lose_power(|bound| random.below(bound));
         }
         self.reopen();
         let summaries = self.store().summaries().unwrap();
@@ -380,7 +400,7 @@ impl Run {
     }
 
     fn reopen(&mut self) {
-        self.store = Some(open(&self.path()).unwrap());
+        self.store = Some(Store::open_in(&on(&self.disk), Path::new(PATH), options()).unwrap());
     }
 
     /// Brings records of earlier epochs as a peer would, so that the writer need not.
@@ -503,10 +523,11 @@ impl Run {
     /// Every region that was ever used is in use or free, and not both.
     fn check_regions(&self) {
         for hosted in self.store().lock().segments.values() {
-            let used = hosted.base.extents.values().map(|extent| extent.region);
-            let mut regions: Vec<u32> = used.chain(hosted.base.free_regions.iter().copied()).collect();
+            let used = hosted.materialized.extents.values().map(|extent| extent.region);
+            let mut regions: Vec<u32> =
+                used.chain(hosted.materialized.free_regions.iter().copied()).collect();
             regions.sort_unstable();
-            assert!(regions.into_iter().eq(0..hosted.base.next_region), "group {}", hosted.group());
+            assert!(regions.into_iter().eq(0..hosted.materialized.next_region), "group {}", hosted.group());
         }
     }
 
@@ -519,7 +540,11 @@ impl Run {
             18..20 => self.read(),
             20 => self.materialize(),
             21 => self.check_tail(),
-            22 if self.random.chance(2) => self.crash(),
+            22 if self.random.chance(4) => self.fail_disk(),
+            22 if self.random.chance(2) => {
+                let lose_power = self.random.chance(2);
+                self.crash(lose_power);
+            }
             23 if self.random.chance(4) => self.recover(),
             _ => {}
         }
@@ -530,7 +555,8 @@ impl Run {
 fn remember(total: &mut Coverage, run: &Coverage) {
     total.reads += run.reads;
     total.crashes += run.crashes;
-    total.lost_tails += run.lost_tails;
+    total.power_losses += run.power_losses;
+    total.disk_failures += run.disk_failures;
     total.recoveries += run.recoveries;
     total.materialized += run.materialized;
     total.copies += run.copies;
@@ -547,7 +573,7 @@ fn runs(seeds: std::ops::Range<u64>, steps: usize) -> Coverage {
             }
         }));
         if let Err(panic) = result {
-            eprintln!("seed {seed} failed; store at {}", Path::new(run.folder.path()).display());
+            eprintln!("seed {seed} failed");
             std::panic::resume_unwind(panic);
         }
         remember(&mut total, &run.coverage);
@@ -560,8 +586,19 @@ fn random_histories_read_as_the_model_does() {
     let seeds = std::env::var("BOREALIS_MODEL_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
     let total = runs(0..seeds, 400);
     eprintln!("{total:?}");
-    let Coverage { reads, crashes, lost_tails, recoveries, materialized, copies, log_files_freed } = total;
-    for happened in [reads, crashes, lost_tails, recoveries, materialized, copies, log_files_freed] {
+    let Coverage {
+        reads,
+        crashes,
+        power_losses,
+        disk_failures,
+        recoveries,
+        materialized,
+        copies,
+        log_files_freed,
+    } = total;
+    for happened in
+        [reads, crashes, power_losses, disk_failures, recoveries, materialized, copies, log_files_freed]
+    {
         assert!(happened > 0, "the runs do not cover everything");
     }
 }

@@ -1,15 +1,14 @@
 //! A round that takes its time gets out of the way when somebody waits, and when the store is closed.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use borealis_types::{GroupId, Lsn, MetaKey};
 use borealis_wire::BatchBuilder;
 
-use super::records::{TestEffect, TestRules, Writer, block, create, fork, mix, options, page_of};
-use crate::pace::{PAUSE, PAUSES_MAX, PIECE_PAGES};
+use super::records::{TestEffect, Writer, block, create, environment, fork, mix, options, page_of};
+use crate::materialize::pace::{PAUSE, PAUSES_MAX, PIECE_PAGES};
 use crate::{Options, Origin, Policy, Store};
 
 /// Enough that an unhurried round, to which nothing is added, pauses for many seconds.
@@ -36,7 +35,7 @@ fn reopen(path: &Path, materialize_after_bytes: u64) -> Store {
     let log_file_bytes = 16 << 20;
     let options =
         Options { materialize_after_bytes, memory_limit_bytes: 256 << 20, log_file_bytes, ..options() };
-    Store::open_with_rules(path, options, Arc::new(TestRules)).unwrap()
+    Store::open_in(&environment(), path, options).unwrap()
 }
 
 fn assert_all_there(store: &Store, writer: &Writer) {
@@ -132,7 +131,7 @@ fn a_round_given_up_leaves_nothing_behind() {
     assert_all_there(&store, &writer);
     drop(store);
     let store = reopen(&path, 1);
-    assert_eq!(store.lock().segments[&GroupId(0)].base.materialized, Lsn::ZERO);
+    assert_eq!(store.lock().segments[&GroupId(0)].materialized.lsn, Lsn::ZERO);
     assert_all_there(&store, &writer);
     assert!(store.materialize(Policy::Now).unwrap().advanced);
     assert_all_there(&store, &writer);

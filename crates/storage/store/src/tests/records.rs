@@ -16,7 +16,7 @@ use borealis_wal::{Effect, EffectError, Record, RecordError};
 use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 use serde::{Deserialize, Serialize};
 
-use crate::{CountersRun, Identity, Options, RedoRules, Store};
+use crate::{CountersReplay, Environment, Identity, Options, RedoEngine, Store};
 
 /// An effect, in a form that can be stored in a record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -91,9 +91,9 @@ fn effects_of(record: &Record<'_>) -> Vec<TestEffect> {
     effects
 }
 
-pub(super) struct TestRules;
+pub(super) struct TestRedo;
 
-impl RedoRules for TestRules {
+impl RedoEngine for TestRedo {
     fn verify(&self, bytes: &[u8], start: Lsn) -> Result<(), RecordError> {
         borealis_wal::verify_checksum(bytes, start)
     }
@@ -129,16 +129,16 @@ impl RedoRules for TestRules {
         Ok((!hash.is_multiple_of(5)).then(|| hash.to_le_bytes().to_vec()))
     }
 
-    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersRun + '_> {
+    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersReplay + '_> {
         Box::new(TestCounters(value))
     }
 }
 
 struct TestCounters(Option<Vec<u8>>);
 
-impl CountersRun for TestCounters {
+impl CountersReplay for TestCounters {
     fn apply(&mut self, record: &Record<'_>) -> Result<(), RedoError> {
-        self.0 = TestRules.apply_meta(record, &MetaKey::Counters, self.0.take())?;
+        self.0 = TestRedo.apply_meta(record, &MetaKey::Counters, self.0.take())?;
         Ok(())
     }
 
@@ -182,12 +182,17 @@ pub(super) fn options() -> Options {
     }
 }
 
+/// The machine's disk and clock, and redo of test records.
+pub(super) fn environment() -> Environment {
+    Environment { redo: Arc::new(TestRedo), ..Environment::default() }
+}
+
 pub(super) fn create(path: &Path, group_count: u16) -> Store {
-    Store::create_with_rules(path, identity(group_count), options(), Arc::new(TestRules)).unwrap()
+    Store::create_in(&environment(), path, identity(group_count), options()).unwrap()
 }
 
 pub(super) fn open(path: &Path) -> Result<Store, crate::StoreError> {
-    Store::open_with_rules(path, options(), Arc::new(TestRules))
+    Store::open_in(&environment(), path, options())
 }
 
 /// A record that a writer made.

@@ -127,8 +127,7 @@ fn a_full_index_is_emptied_before_more_is_taken() {
     let path = folder.path().join("node");
     drop(create(&path, 1));
     let options = crate::Options { memory_limit_bytes: 64 << 10, ..super::records::options() };
-    let rules = std::sync::Arc::new(super::records::TestRules);
-    let store = crate::Store::open_with_rules(&path, options, rules).unwrap();
+    let store = crate::Store::open_in(&super::records::environment(), &path, options).unwrap();
     let mut writer = Writer::start(&store);
     for _ in 0..100 {
         let first = writer.records.len();
@@ -203,7 +202,7 @@ fn what_is_dropped_makes_room_for_what_comes_after() {
             assert_eq!(page, super::records::page_of(super::records::mix(0, lsn)));
         }
     }
-    let next_region = store.lock().segments[&GroupId(0)].base.next_region;
+    let next_region = store.lock().segments[&GroupId(0)].materialized.next_region;
     assert!(next_region <= 6, "{next_region} regions for 3 in use at a time");
 }
 
@@ -219,8 +218,7 @@ fn a_peer_that_is_gone_does_not_make_every_append_a_checkpoint() {
         log_file_bytes: 32 << 10,
         ..super::records::options()
     };
-    let rules = std::sync::Arc::new(super::records::TestRules);
-    let store = crate::Store::open_with_rules(&path, options, rules).unwrap();
+    let store = crate::Store::open_in(&super::records::environment(), &path, options).unwrap();
     let mut writer = Writer::start(&store);
     // The peer has nothing, so the whole log is kept.
     for number in 0..APPENDS {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::StoreError;
-use crate::index::RecordRef;
-use crate::log::{LogFile, LogFiles, LogPosition};
+use crate::log::files::{LogFile, LogFiles};
+use crate::log::position::{LogPosition, RecordRef};
+use crate::redo_engine::RedoEngine;
 
 /// Bytes between two records that are read for nothing rather than that the next one gets a system call of its own.
 const GAP_BYTES_MAX: u64 = 2 << 10;
@@ -68,6 +69,21 @@ fn run_bytes<'r>(mut records: impl Iterator<Item = &'r RecordRef>) -> u64 {
         end = next_end;
     }
     end - start
+}
+
+/// Reads a record's bytes back from the log and verifies them.
+pub(crate) fn read_record(
+    files: &LogFiles,
+    redo: &dyn RedoEngine,
+    reference: &RecordRef,
+) -> Result<Vec<u8>, StoreError> {
+    let bytes = files.read(reference.position, reference.length as usize)?;
+    redo.verify(&bytes, reference.span.start).map_err(|error| {
+        let position = reference.position;
+        let place = format!("log file {} at offset {}", position.file(), position.offset());
+        StoreError::corrupt(place, error.to_string())
+    })?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -4,24 +4,27 @@
 //! without the lock, and then checks that the segment's version number is still the one it looked up: slots
 //! are overwritten and log files reused only after it has changed.
 
-use std::collections::BTreeSet;
-use std::ops::Bound;
+mod listing;
+pub(crate) mod tail;
+
 use std::sync::{Arc, PoisonError};
 
 use borealis_types::{
-    BlockKey, DatabaseKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey,
-    ReadPoint, RelationFork, SlruKind,
+    BlockKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey, ReadPoint,
+    invariant,
 };
 use borealis_wal::Record;
-use borealis_wire::{PageChecksum, Refusal, RelationSize};
+use borealis_wire::Refusal;
 
-use crate::base::{Base, database_of, in_database};
-use crate::hosted::{HostedSegment, release_of};
-use crate::index::{Origin, RecordRef, changes_only_existing_pages};
+use crate::log::position::RecordRef;
+use crate::log::record_reader::RecordReader;
 use crate::metrics::count;
-use crate::pages::{PageFiles, SlotAddress};
-use crate::record_reader::RecordReader;
-use crate::state::State;
+use crate::pages::materialized_state::in_database;
+use crate::pages::page_files::{PageFiles, SlotAddress};
+use crate::segment::hosted::{HostedSegment, release_of};
+use crate::segment::index::relations::PriorContent;
+use crate::segment::record_effects::changes_only_existing_pages;
+use crate::segment::state::State;
 use crate::{Store, StoreError};
 
 /// A read that keeps being overtaken by the materializer waits for it after this many attempts.
@@ -51,6 +54,8 @@ struct PageRecipe {
     source: Source,
     /// Records to apply, each as a change of this page: a copied page first gets those of its original.
     steps: Vec<(PageKey, RecordRef)>,
+    /// As of which LSN the version is.
+    lsn: Lsn,
     /// Says which release wrote each of them.
     history: EpochHistory,
     version: u64,
@@ -60,6 +65,8 @@ struct PageRecipe {
 struct MetaRecipe {
     value: Option<Vec<u8>>,
     steps: Vec<(MetaKey, RecordRef)>,
+    /// As of which LSN the value is.
+    lsn: Lsn,
     /// Says which release wrote each of them.
     history: EpochHistory,
     version: u64,
@@ -71,19 +78,19 @@ fn add_page(
     lsn: Lsn,
     steps: &mut Vec<(PageKey, RecordRef)>,
 ) -> Source {
-    let (source, above) = match hosted.index.page_origin(key, lsn) {
-        Origin::Base => {
-            let located = hosted.base.locate(key);
+    let (source, above) = match hosted.index.prior_page(key, lsn) {
+        PriorContent::Materialized => {
+            let located = hosted.materialized.locate(key);
             let source = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
                 files: Arc::clone(&hosted.pages),
                 key: *key,
                 address: SlotAddress { region, place, generation },
-                not_after: hosted.base.materialized,
+                not_after: hosted.materialized.lsn,
             });
             (source, Lsn::ZERO)
         }
-        Origin::Nothing { since } => (Source::Nothing, since),
-        Origin::Copy { from, at } => {
+        PriorContent::Nothing { since } => (Source::Nothing, since),
+        PriorContent::Copy { from, at } => {
             let PageKey::Block(block) = key else { return Source::Nothing };
             let original = BlockKey { relation_fork: in_database(block.relation_fork, from), ..*block };
             // Just before the copy's own record; lower each time, so this ends.
@@ -107,13 +114,13 @@ fn add_meta(
         return counters.cloned();
     }
     let origin = match key {
-        MetaKey::RelationMap(database) => hosted.index.relation_map_origin(*database, lsn),
-        _ => Origin::Base,
+        MetaKey::RelationMap(database) => hosted.index.prior_relation_map(*database, lsn),
+        _ => PriorContent::Materialized,
     };
     let (value, above) = match origin {
-        Origin::Base => (hosted.base.meta.get(key).cloned(), Lsn::ZERO),
-        Origin::Nothing { since } => (None, since),
-        Origin::Copy { from, at } => {
+        PriorContent::Materialized => (hosted.materialized.meta.get(key).cloned(), Lsn::ZERO),
+        PriorContent::Nothing { since } => (None, since),
+        PriorContent::Copy { from, at } => {
             (add_meta(hosted, &MetaKey::RelationMap(from), Lsn(at.0 - 1), steps), at)
         }
     };
@@ -122,8 +129,27 @@ fn add_meta(
     value
 }
 
+/// Checks the records that are about to make a version: each once, in order, and none that the version is before.
+pub(crate) fn check_steps<K>(steps: &[(K, RecordRef)], lsn: Lsn) {
+    let mut before = Lsn::ZERO;
+    for (_, reference) in steps {
+        let end = reference.span.end;
+        invariant!(
+            "redo-in-order",
+            end > before,
+            "a record that ends at {end} after one that ends at {before}"
+        );
+        before = end;
+    }
+    invariant!(
+        "redo-within-version",
+        before <= lsn,
+        "a record that ends at {before}, for a version as of {lsn}"
+    );
+}
+
 /// What went wrong while a recipe was followed.
-enum Spoiled {
+enum MakeError {
     Redo { lsn: Lsn, reason: String },
     Other(StoreError),
 }
@@ -142,7 +168,7 @@ impl Store {
         let hosted = Store::hosted(state, group)?;
         hosted.segment.permit_read(at)?;
         let lsn = at.lsn;
-        assert!(lsn >= hosted.base.materialized, "nothing above the minimum read point is materialized");
+        hosted.check_admitted(lsn);
         if let Some(failure) = &hosted.failure
             && lsn >= failure.lsn
         {
@@ -208,6 +234,7 @@ impl Store {
         let state = self.lock();
         let Some(hosted) = state.segments.get(&group) else { return };
         if lsn <= hosted.segment.readable_through() && lsn <= hosted.segment.known_durable().volume.end {
+            hosted.check_certain("a cached page", lsn);
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             cache.put(group, *key, lsn, Arc::new(*page));
         }
@@ -218,43 +245,45 @@ impl Store {
         let cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(hosted.group(), key);
         if let Some((since, page)) = cached
             && since <= lsn
-            && since >= hosted.base.materialized
+            && since >= hosted.materialized.lsn
         {
-            let replaced = match hosted.index.page_origin(key, lsn) {
-                Origin::Base => false,
-                Origin::Nothing { since: at } | Origin::Copy { at, .. } => at > since,
+            hosted.check_certain("a cached page", since);
+            let replaced = match hosted.index.prior_page(key, lsn) {
+                PriorContent::Materialized => false,
+                PriorContent::Nothing { since: at } | PriorContent::Copy { at, .. } => at > since,
             };
             if !replaced {
                 count(&self.counters.page_cache_hits, 1);
                 let records = hosted.index.page_records(key, since, lsn);
                 let steps = records.map(|reference| (*key, reference)).collect();
-                return PageRecipe { source: Source::Cached(page), steps, history, version };
+                return PageRecipe { source: Source::Cached(page), steps, lsn, history, version };
             }
         }
         let mut steps = Vec::new();
         let source = add_page(hosted, key, lsn, &mut steps);
-        PageRecipe { source, steps, history, version }
+        PageRecipe { source, steps, lsn, history, version }
     }
 
-    fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, Spoiled> {
+    fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, MakeError> {
         let mut page = match &recipe.source {
             Source::Nothing => None,
             Source::Slot { files, key, address, not_after } => {
-                Some(files.read(key, *address, *not_after).map_err(Spoiled::Other)?)
+                Some(files.read(key, *address, *not_after).map_err(MakeError::Other)?)
             }
             Source::Cached(page) => Some(Box::new(**page)),
         };
         let mut reader = RecordReader::new(&self.files);
+        check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
             if page.is_none() && changes_only_existing_pages(&record) {
                 continue;
             }
             let page = page.get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
-            let applied = self.rules.apply_page(&record, key, page);
-            applied.map_err(|error| Spoiled::Redo { lsn, reason: error.to_string() })?;
+            let applied = self.environment.redo.apply_page(&record, key, page);
+            applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
         }
         Ok(page)
     }
@@ -269,7 +298,7 @@ impl Store {
         let position = reference.position;
         let place = || format!("log file {} at offset {}", position.file(), position.offset());
         let damaged = |error: borealis_wal::RecordError| StoreError::corrupt(place(), error.to_string());
-        self.rules.verify(bytes, reference.span.start).map_err(damaged)?;
+        self.environment.redo.verify(bytes, reference.span.start).map_err(damaged)?;
         Record::parse(release_of(history, reference.span), reference.span, bytes).map_err(damaged)
     }
 
@@ -280,7 +309,7 @@ impl Store {
         overtaken: Overtaken,
         look: impl Fn() -> Result<L, StoreError>,
         version: impl Fn(&L) -> u64,
-        make: impl Fn(&L) -> Result<T, (u64, Spoiled)>,
+        make: impl Fn(&L) -> Result<T, (u64, MakeError)>,
     ) -> Result<T, StoreError> {
         let mut waited = None;
         for attempt in 0..2 * ATTEMPTS {
@@ -296,12 +325,12 @@ impl Store {
             }
             return match made {
                 Ok(made) => Ok(made),
-                Err((_, Spoiled::Other(error))) => {
+                Err((_, MakeError::Other(error))) => {
                     drop(state);
                     self.note_damage(&error);
                     Err(error)
                 }
-                Err((_, Spoiled::Redo { lsn, reason })) => {
+                Err((_, MakeError::Redo { lsn, reason })) => {
                     hosted.fail(lsn, reason.clone());
                     Err(StoreError::Redo { group, lsn, reason })
                 }
@@ -338,7 +367,7 @@ impl Store {
                 let mut steps = Vec::new();
                 let value = add_meta(hosted, key, lsn, &mut steps);
                 let history = hosted.segment.history().clone();
-                Ok(MetaRecipe { value, steps, history, version: hosted.version })
+                Ok(MetaRecipe { value, steps, lsn, history, version: hosted.version })
             },
             |recipe| recipe.version,
             |recipe| {
@@ -351,234 +380,31 @@ impl Store {
         )
     }
 
-    fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
-        let mut counters = self.rules.counters(recipe.value.clone());
+    fn make_counters(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, MakeError> {
+        let mut counters = self.environment.redo.counters(recipe.value.clone());
         let mut reader = RecordReader::new(&self.files);
+        check_steps(&recipe.steps, recipe.lsn);
         for (at, (_, reference)) in recipe.steps.iter().enumerate() {
-            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
             counters
                 .apply(&record)
-                .map_err(|error| Spoiled::Redo { lsn: reference.span.end, reason: error.to_string() })?;
+                .map_err(|error| MakeError::Redo { lsn: reference.span.end, reason: error.to_string() })?;
         }
         Ok(counters.finish())
     }
 
-    fn make_meta(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, Spoiled> {
+    fn make_meta(&self, recipe: &MetaRecipe) -> Result<Option<Vec<u8>>, MakeError> {
         let mut value = recipe.value.clone();
         let mut reader = RecordReader::new(&self.files);
+        check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(Spoiled::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(Spoiled::Other)?;
-            let applied = self.rules.apply_meta(&record, key, value);
-            value = applied.map_err(|error| Spoiled::Redo { lsn, reason: error.to_string() })?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
+            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
+            let applied = self.environment.redo.apply_meta(&record, key, value);
+            value = applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
         }
         Ok(value)
     }
-
-    /// Every small value as of an LSN after `after`, in key order, except counters and the control file.
-    ///
-    /// # Errors
-    /// As [`Store::read_page`].
-    pub fn list_meta(
-        &self,
-        at: impl Into<ReadPoint>,
-        after: Option<&MetaKey>,
-        limit: usize,
-    ) -> Result<Vec<(MetaKey, Vec<u8>)>, StoreError> {
-        let at = at.into();
-        let lsn = at.lsn;
-        let keys: BTreeSet<MetaKey> = {
-            let state = self.lock();
-            let hosted = Store::readable(&state, META_GROUP, at)?;
-            let copied = hosted.index.database_events(Lsn::ZERO, lsn);
-            let copied = copied.map(|(_, database, _)| MetaKey::RelationMap(database));
-            let known = hosted.base.meta.keys().chain(hosted.index.meta_keys()).cloned();
-            known
-                .chain(copied)
-                .filter(|key| !matches!(key, MetaKey::Counters | MetaKey::ControlFileTemplate))
-                .filter(|key| after.is_none_or(|after| key > after))
-                .collect()
-        };
-        let mut values = Vec::new();
-        for key in keys {
-            if values.len() >= limit {
-                break;
-            }
-            if let Some(value) = self.read_meta(&key, at)? {
-                values.push((key, value));
-            }
-        }
-        Ok(values)
-    }
-
-    /// A fork's size in blocks in one group's part, as of an LSN; `None` if the group does not know it.
-    ///
-    /// # Errors
-    /// As [`Store::read_page`].
-    pub fn relation_size(
-        &self,
-        group: GroupId,
-        fork: RelationFork,
-        at: impl Into<ReadPoint>,
-    ) -> Result<Option<u32>, StoreError> {
-        let at = at.into();
-        let lsn = at.lsn;
-        let state = self.lock();
-        let hosted = Store::readable(&state, group, at)?;
-        Ok(hosted.index.relation_blocks(&hosted.base, fork, lsn))
-    }
-
-    /// The forks of a database that one group knows as of an LSN, after `after`, in key order.
-    ///
-    /// # Errors
-    /// As [`Store::read_page`].
-    pub fn list_relations(
-        &self,
-        group: GroupId,
-        database: DatabaseKey,
-        at: impl Into<ReadPoint>,
-        after: Option<RelationFork>,
-        limit: usize,
-    ) -> Result<Vec<RelationSize>, StoreError> {
-        let at = at.into();
-        let lsn = at.lsn;
-        let state = self.lock();
-        let hosted = Store::readable(&state, group, at)?;
-        let candidates = hosted.index.fork_candidates(&hosted.base, database, lsn);
-        let sizes = candidates.into_iter().filter(|fork| after.is_none_or(|after| *fork > after));
-        let sizes = sizes.filter_map(|relation_fork| {
-            let blocks = hosted.index.relation_blocks(&hosted.base, relation_fork, lsn)?;
-            Some(RelationSize { relation_fork, blocks })
-        });
-        Ok(sizes.take(limit).collect())
-    }
-
-    /// The pages of a transaction-status store as of an LSN, ascending.
-    ///
-    /// # Errors
-    /// As [`Store::read_page`].
-    pub fn slru_pages(&self, kind: SlruKind, at: impl Into<ReadPoint>) -> Result<Vec<u32>, StoreError> {
-        let at = at.into();
-        let lsn = at.lsn;
-        let state = self.lock();
-        let hosted = Store::readable(&state, META_GROUP, at)?;
-        let key = |page| PageKey::Slru { kind, page };
-        let mut pages = BTreeSet::new();
-        for (first, extent) in hosted.base.extents.range(key(0)..=key(u32::MAX)) {
-            for page in Base::pages_of(first, extent) {
-                if hosted.index.page_origin(&page, lsn) == Origin::Base {
-                    pages.insert(page);
-                }
-            }
-        }
-        for page in hosted.index.page_keys() {
-            if !matches!(page, PageKey::Slru { kind: of, .. } if *of == kind) {
-                continue;
-            }
-            let above = match hosted.index.page_origin(page, lsn) {
-                Origin::Nothing { since } => since,
-                _ => Lsn::ZERO,
-            };
-            if hosted.index.page_records(page, above, lsn).len() > 0 {
-                pages.insert(*page);
-            }
-        }
-        let numbers = pages.into_iter().filter_map(|key| match key {
-            PageKey::Slru { page, .. } => Some(page),
-            PageKey::Block(_) => None,
-        });
-        Ok(numbers.collect())
-    }
-
-    /// Checksums of a group's pages as of an LSN, after `after`, in key order, each made from what is on disk.
-    /// A page that cannot be made has none.
-    ///
-    /// # Errors
-    /// [`Refusal::NotReadable`] and [`Refusal::NoSegment`].
-    pub fn page_checksums(
-        &self,
-        group: GroupId,
-        at: impl Into<ReadPoint>,
-        after: Option<&PageKey>,
-        limit: usize,
-    ) -> Result<Vec<PageChecksum>, StoreError> {
-        let at = at.into();
-        let lsn = at.lsn;
-        let mut checksums = Vec::new();
-        let mut after = after.copied();
-        while checksums.len() < limit {
-            let keys = {
-                let state = self.lock();
-                page_candidates(Store::readable(&state, group, at)?, lsn, after, limit)
-            };
-            let Some(&last) = keys.last() else { break };
-            after = Some(last);
-            for key in keys {
-                let checksum = match self.read_page(group, &key, at) {
-                    Ok(Some(page)) => Some(crc32c::crc32c(&page[..])),
-                    Ok(None) => continue,
-                    Err(error @ StoreError::Refused(_)) => return Err(error),
-                    Err(error) => {
-                        tracing::error!(%error, "a page cannot be checked");
-                        None
-                    }
-                };
-                checksums.push(PageChecksum { key, checksum });
-                if checksums.len() >= limit {
-                    break;
-                }
-            }
-        }
-        Ok(checksums)
-    }
-}
-
-/// The next keys after `after` that may exist as of `lsn`, at most `limit`, in order.
-fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, limit: usize) -> Vec<PageKey> {
-    let is_after = |key: &PageKey| after.is_none_or(|after| *key > after);
-    let mut keys: BTreeSet<PageKey> = hosted.index.page_keys().filter(|key| is_after(key)).copied().collect();
-    for (_, database, event) in hosted.index.database_events(Lsn::ZERO, lsn) {
-        let crate::index::DatabaseEvent::CopyOf(_) = event else { continue };
-        for fork in hosted.index.fork_candidates(&hosted.base, database, lsn) {
-            let mut original = fork;
-            // The copy of a copy has the pages of the first; their numbers are all that matters here.
-            let mut at = lsn;
-            while let Origin::Copy { from, at: copied } =
-                hosted.index.page_origin(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
-            {
-                original = in_database(original, from);
-                at = Lsn(copied.0 - 1);
-                let pending = hosted.index.page_keys().filter_map(|key| match key {
-                    PageKey::Block(block) if block.relation_fork == original => Some(block.block),
-                    _ => None,
-                });
-                let copies = pending.map(|block| PageKey::Block(BlockKey { relation_fork: fork, block }));
-                keys.extend(copies.filter(is_after));
-            }
-            for (first, extent) in hosted.base.fork_extents(original, 0) {
-                for page in Base::pages_of(first, extent) {
-                    let PageKey::Block(block) = page else { continue };
-                    debug_assert_eq!(database_of(block.relation_fork.locator), database_of(original.locator));
-                    let copy = PageKey::Block(BlockKey { relation_fork: fork, block: block.block });
-                    if is_after(&copy) {
-                        keys.insert(copy);
-                    }
-                }
-            }
-        }
-    }
-    let from = after.map_or(Bound::Unbounded, |key| Bound::Included(crate::base::extent_of(&key).0));
-    let mut from_base = 0;
-    for (first, extent) in hosted.base.extents.range((from, Bound::Unbounded)) {
-        if from_base >= limit {
-            break;
-        }
-        for page in Base::pages_of(first, extent).filter(is_after) {
-            keys.insert(page);
-            from_base += 1;
-        }
-    }
-    keys.into_iter().take(limit).collect()
 }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use borealis_types::{GroupId, GroupSet, Lsn, MAX_GROUPS, VolumeEpoch};
+use borealis_types::{GroupId, GroupSet, Lsn};
 use serde::{Deserialize, Serialize};
 
-use crate::log::LogPosition;
+use crate::log::position::LogPosition;
 
 /// One batch in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct EntryRef {
+pub(crate) struct BatchLocation {
     /// Of the payload.
     pub position: LogPosition,
     pub length: u32,
@@ -31,27 +31,27 @@ pub(crate) struct GroupRange {
 
 /// What is known about one file.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct FileEntries {
+pub(crate) struct FileBatches {
     /// Its batches in log order; `None` for a file that everything in it is materialized of, and nobody has
     /// read since the last checkpoint.
-    pub entries: Option<Vec<EntryRef>>,
+    pub batches: Option<Vec<BatchLocation>>,
     pub ranges: Vec<GroupRange>,
 }
 
 /// Every file of the log.
 #[derive(Clone, Default, Debug)]
-pub(crate) struct Catalog {
-    pub files: BTreeMap<u32, FileEntries>,
+pub(crate) struct BatchLocations {
+    pub files: BTreeMap<u32, FileBatches>,
 }
 
-impl Catalog {
+impl BatchLocations {
     /// Adds a batch that was appended.
-    pub(crate) fn push(&mut self, entry: EntryRef) {
+    pub(crate) fn push(&mut self, entry: BatchLocation) {
         let file = self
             .files
             .entry(entry.position.file())
-            .or_insert_with(|| FileEntries { entries: Some(Vec::new()), ranges: Vec::new() });
-        file.entries.get_or_insert_default().push(entry);
+            .or_insert_with(|| FileBatches { batches: Some(Vec::new()), ranges: Vec::new() });
+        file.batches.get_or_insert_default().push(entry);
         for group in entry.groups.iter() {
             match file.ranges.iter_mut().find(|range| range.group == group) {
                 Some(range) => {
@@ -73,7 +73,7 @@ impl Catalog {
             if !file.ranges.iter().any(|range| range.last_end > materialized(range.group)) {
                 continue;
             }
-            let entries = file.entries.as_deref().unwrap_or_default();
+            let entries = file.batches.as_deref().unwrap_or_default();
             let needed = entries
                 .iter()
                 .find(|entry| entry.groups.iter().any(|group| entry.last_end > materialized(group)));
@@ -86,45 +86,7 @@ impl Catalog {
 
     /// About how much memory it takes.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let entries = |file: &FileEntries| file.entries.as_ref().map_or(0, Vec::capacity);
-        self.files.values().map(|file| (entries(file) * size_of::<EntryRef>() + 256) as u64).sum()
+        let entries = |file: &FileBatches| file.batches.as_ref().map_or(0, Vec::capacity);
+        self.files.values().map(|file| (entries(file) * size_of::<BatchLocation>() + 256) as u64).sum()
     }
-}
-
-/// What stands before the redo batch in a batch entry: which groups took the records, and whether the
-/// positions in the batch's header count (they do from a writer, and not from a peer).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct BatchPrefix {
-    pub groups: GroupSet,
-    pub positions_count: bool,
-}
-
-/// Bytes of a [`BatchPrefix`].
-pub(crate) const BATCH_PREFIX_BYTES: usize = 9;
-
-impl BatchPrefix {
-    pub(crate) fn encode(self) -> [u8; BATCH_PREFIX_BYTES] {
-        let mut bytes = [0; BATCH_PREFIX_BYTES];
-        let mask = self.groups.iter().fold(0u64, |mask, group| mask | 1 << group.0);
-        bytes[..8].copy_from_slice(&mask.to_le_bytes());
-        bytes[8] = u8::from(self.positions_count);
-        bytes
-    }
-
-    /// Splits a batch entry's payload.
-    pub(crate) fn decode(payload: &[u8]) -> Option<(BatchPrefix, &[u8])> {
-        let (mask, rest) = payload.split_first_chunk::<8>()?;
-        let (flags, batch) = rest.split_first()?;
-        let mask = u64::from_le_bytes(*mask);
-        let groups = (0..MAX_GROUPS).filter(|group| mask & 1 << group != 0);
-        let groups = groups.fold(GroupSet::EMPTY, |set, group| set.with(GroupId(group)));
-        Some((BatchPrefix { groups, positions_count: *flags == 1 }, batch))
-    }
-}
-
-/// A record's epoch and place, for building tails.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct TailKey {
-    pub start: Lsn,
-    pub epoch: VolumeEpoch,
 }

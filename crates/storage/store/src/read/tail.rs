@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use borealis_quorum::segment::Segment;
-use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
+use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch, invariant};
 use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal};
 
-use crate::catalog::{BatchPrefix, Catalog, EntryRef, TailKey};
+use crate::log::batch_locations::{BatchLocation, BatchLocations};
 use crate::log::entry::EntryKind;
-use crate::log::{read_payload, scan_old_file};
-use crate::state::decode_entry;
+use crate::log::payload::{BatchPrefix, decode_entry};
+use crate::log::scan::{read_payload, scan_old_file};
 use crate::store::Sequence;
 use crate::{Store, StoreError};
 
@@ -23,6 +23,13 @@ pub struct Tail {
     pub batches: Vec<Vec<u8>>,
     /// The limit cut it short: ask again above the last record.
     pub more: bool,
+}
+
+/// A record's epoch and place, for building tails.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct TailKey {
+    pub start: Lsn,
+    pub epoch: VolumeEpoch,
 }
 
 struct TailRecord {
@@ -57,16 +64,16 @@ impl Store {
         &self,
         group: GroupId,
         above: Lsn,
-        read: &BTreeMap<u32, Vec<EntryRef>>,
+        read: &BTreeMap<u32, Vec<BatchLocation>>,
     ) -> Result<TailSources, StoreError> {
         let state = self.lock_to_change()?;
         let hosted = state.segments.get(&group).ok_or(Refusal::NoSegment(group))?;
-        let mut entries: Vec<EntryRef> = Vec::new();
+        let mut entries: Vec<BatchLocation> = Vec::new();
         let mut unread: Option<(Lsn, u32)> = None;
-        for (number, file) in &state.catalog.files {
+        for (number, file) in &state.batch_locations.files {
             let range = file.ranges.iter().find(|range| range.group == group && range.last_end > above);
             let Some(range) = range else { continue };
-            match file.entries.as_ref().or_else(|| read.get(number)) {
+            match file.batches.as_ref().or_else(|| read.get(number)) {
                 Some(known) => entries.extend(
                     known.iter().filter(|entry| entry.groups.contains(group) && entry.last_end > above),
                 ),
@@ -116,7 +123,7 @@ impl Store {
                     return Ok(Tail { batches: encode(&chosen), more: true });
                 }
                 chosen_bytes += record.bytes.len();
-                chosen.push((key.epoch, record));
+                hand_out(&mut chosen, key.epoch, record);
             }
         }
         Ok(Tail { batches: encode(&chosen), more: false })
@@ -124,8 +131,8 @@ impl Store {
 
     /// Finds out where the redo in a file is that everything is materialized of, for the catalog until the next
     /// checkpoint; nothing if the file is gone.
-    fn read_old_file(&self, number: u32) -> Result<Vec<EntryRef>, StoreError> {
-        let mut catalog = Catalog::default();
+    fn read_old_file(&self, number: u32) -> Result<Vec<BatchLocation>, StoreError> {
+        let mut batch_locations = BatchLocations::default();
         let scanned = scan_old_file(&self.files, self.identity.incarnation, number, &mut |entry| {
             if entry.kind != EntryKind::Batch {
                 return Ok(());
@@ -136,18 +143,24 @@ impl Store {
                 (spans().map(|span| span.start).min(), spans().map(|span| span.end).max())
             {
                 let (position, length) = (entry.position, entry.payload.len() as u32);
-                catalog.push(EntryRef { position, length, groups: prefix.groups, first_start, last_end });
+                batch_locations.push(BatchLocation {
+                    position,
+                    length,
+                    groups: prefix.groups,
+                    first_start,
+                    last_end,
+                });
             }
             Ok(())
         });
         let mut state = self.lock();
-        let Some(file) = state.catalog.files.get_mut(&number) else {
+        let Some(file) = state.batch_locations.files.get_mut(&number) else {
             // The file went while it was read.
             return Ok(Vec::new());
         };
         scanned?;
-        let read = catalog.files.remove(&number).and_then(|file| file.entries).unwrap_or_default();
-        file.entries.get_or_insert_with(|| read.clone());
+        let read = batch_locations.files.remove(&number).and_then(|file| file.batches).unwrap_or_default();
+        file.batches.get_or_insert_with(|| read.clone());
         Ok(read)
     }
 }
@@ -155,7 +168,7 @@ impl Store {
 /// What a tail is made from.
 struct TailSources {
     /// By their first record.
-    entries: Vec<EntryRef>,
+    entries: Vec<BatchLocation>,
     /// The lowest start of a record in files of which it is not known what is in them, and that file.
     unread: Option<(Lsn, u32)>,
     holding: Holding,
@@ -192,6 +205,17 @@ impl Holding {
         self.uncertain.contains(&(epoch, span.start, span.end))
             || span.end <= self.certain_through && self.history.admits(epoch, span.end)
     }
+}
+
+/// Adds the next record of a tail.
+fn hand_out(chosen: &mut Vec<(VolumeEpoch, TailRecord)>, epoch: VolumeEpoch, record: TailRecord) {
+    let (start, last) = (record.span.start, chosen.last().map(|(_, last)| last.span.start));
+    invariant!(
+        "tail-ascends",
+        last.is_none_or(|last| last <= start),
+        "a record that starts at {start} after one that starts at {last:?}"
+    );
+    chosen.push((epoch, record));
 }
 
 fn collect(
@@ -256,6 +280,16 @@ mod tests {
             });
         }
         history
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant tail-ascends is broken")]
+    fn a_record_is_not_handed_out_after_a_later_one() {
+        let record =
+            |start| TailRecord { span: span(start, start + 8), links: Vec::new(), bytes: Vec::new() };
+        let mut chosen = Vec::new();
+        hand_out(&mut chosen, VolumeEpoch(1), record(200));
+        hand_out(&mut chosen, VolumeEpoch(1), record(100));
     }
 
     #[test]

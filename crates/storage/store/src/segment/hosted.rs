@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_quorum::segment::{Installed, Segment};
-use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, RecordSpan, ServerVersion};
+use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, RecordSpan, ServerVersion, invariant};
 use borealis_wal::Effect;
 
 use crate::StoreError;
-use crate::base::Base;
-use crate::facts::Facts;
-use crate::index::{Index, RecordRef};
-use crate::pages::PageFiles;
-use crate::state::RedoContext;
+use crate::log::position::RecordRef;
+use crate::pages::materialized_state::MaterializedState;
+use crate::pages::page_files::PageFiles;
+use crate::redo_engine::RedoContext;
+use crate::segment::index::Index;
+use crate::segment::record_effects::RecordEffects;
 
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,13 +30,13 @@ pub(crate) struct RedoFailure {
 /// say the writer of.
 pub(crate) fn release_of(history: &EpochHistory, span: RecordSpan) -> ServerVersion {
     let known = history.server_version_at(span.end);
-    let Some(server_version) = known else {
-        panic!(
-            "invariant \"one release per record\": the record at {} is here, and no opening lies before it",
-            span.start
-        )
-    };
-    server_version
+    invariant!(
+        "one-release-per-record",
+        known.is_some(),
+        "no opening lies before the record at {}",
+        span.start
+    );
+    known.expect("it was just asserted")
 }
 
 /// How the bytes of a record are had.
@@ -46,27 +47,31 @@ pub(crate) struct HostedSegment {
     pub segment: Segment,
     /// Records that are not in the index, by start: their chain has a hole before them.
     pub pending: BTreeMap<Lsn, RecordRef>,
-    /// Every record of the group up to here is in the index or in the base.
+    /// Every record of the group up to here is in the index or in the materialized state.
     pub indexed_through: Lsn,
     pub index: Index,
-    pub base: Arc<Base>,
+    pub materialized: Arc<MaterializedState>,
     /// Changes whenever something that a reader may have looked up could be gone or different.
     pub version: u64,
     /// A record whose effects are unknown: nothing at or after it is served (invariant 9).
     pub failure: Option<RedoFailure>,
     pub pages: Arc<PageFiles>,
-    /// The counters as of an LSN that is durable, so that reading them need not begin at the base.
+    /// The counters as of an LSN that is durable, so that reading them need not begin at the materialized state.
     pub prepared_counters: Option<(Lsn, Vec<u8>)>,
 }
 
 impl HostedSegment {
-    pub(crate) fn new(segment: Segment, base: Arc<Base>, pages: PageFiles) -> HostedSegment {
+    pub(crate) fn new(
+        segment: Segment,
+        materialized: Arc<MaterializedState>,
+        pages: PageFiles,
+    ) -> HostedSegment {
         HostedSegment {
             segment,
             pending: BTreeMap::new(),
-            indexed_through: base.materialized,
+            indexed_through: materialized.lsn,
             index: Index::default(),
-            base,
+            materialized,
             version: 0,
             failure: None,
             pages: Arc::new(pages),
@@ -105,10 +110,29 @@ impl HostedSegment {
             first.remove();
             effects.clear();
             let server_version = self.release_of(reference.span);
-            let facts = Facts::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
-            self.index_record(context.placement, reference, &facts, &effects);
+            let record_effects =
+                RecordEffects::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
+            self.index_record(context.placement, reference, &record_effects, &effects);
         }
         Ok(())
+    }
+
+    /// Checks what holds whenever this segment is about to be materialized through `target`.
+    pub(crate) fn check_next(&self, target: Lsn) {
+        let now = self.materialized.lsn;
+        invariant!("materialized-never-goes-back", target > now, "from {now} to {target}");
+        let read_point = self.segment.minimum_read_point();
+        invariant!(
+            "materialized-below-reads",
+            target <= read_point,
+            "through {target}, and somebody may read at {read_point}"
+        );
+        let durable = self.segment.known_durable().volume.end;
+        invariant!(
+            "materialized-is-durable",
+            target <= durable,
+            "through {target}, and the volume is durable through {durable}"
+        );
     }
 
     /// Enters the next record of the chain into the index. `effects` is the list that `facts` is about.
@@ -116,17 +140,28 @@ impl HostedSegment {
         &mut self,
         placement: Placement,
         reference: RecordRef,
-        facts: &Facts,
+        record_effects: &RecordEffects,
         effects: &[Effect],
     ) {
         let RecordSpan { end, .. } = reference.span;
-        assert!(end > self.indexed_through, "records enter the index in order, each once");
+        invariant!(
+            "records-indexed-in-order",
+            end > self.indexed_through,
+            "a record that ends at {end}, after one that ends at {}",
+            self.indexed_through
+        );
+        let complete = self.segment.segment_complete_lsn();
+        invariant!(
+            "only-complete-is-indexed",
+            end <= complete,
+            "a record that ends at {end}, and the chain is complete through {complete}"
+        );
         self.indexed_through = end;
-        match &facts.effects {
+        match &record_effects.effects {
             Ok(range) => {
-                let (group, existing) = (self.group(), facts.changes_only_existing_pages);
+                let (group, existing) = (self.group(), record_effects.changes_only_existing_pages);
                 let effects = &effects[range.clone()];
-                self.index.insert(&self.base, group, placement, reference, effects, existing);
+                self.index.insert(&self.materialized, group, placement, reference, effects, existing);
             }
             Err(reason) => self.fail(end, reason.clone()),
         }
@@ -142,39 +177,76 @@ impl HostedSegment {
     }
 
     /// Forgets the records that a new history cut.
-    pub(crate) fn forget_cut(&mut self, installed: &Installed) {
+    pub(crate) fn drop_truncated(&mut self, installed: &Installed) {
         let Some(kept) = installed.cut.iter().map(|record| record.link.previous_end).min() else { return };
         for record in &installed.cut {
             self.pending.remove(&record.link.span.start);
         }
-        let materialized = self.base.materialized;
-        assert!(
+        let materialized = self.materialized.lsn;
+        invariant!(
+            "materialized-is-durable",
             installed.cut.iter().all(|record| record.link.span.end > materialized),
-            "what is materialized is durable and never cut"
+            "a history truncates records that are materialized through {materialized}"
         );
-        // The base may be ahead of the group's last record, when the volume went on without the group.
+        // The materialized state may be ahead of the group's last record, when the volume went on without the group.
         let kept = kept.max(materialized);
         self.prepared_counters.take_if(|(at, _)| *at > kept);
         if kept < self.indexed_through {
             self.index.drop_above(kept);
             self.indexed_through = kept;
         }
+        let complete = self.segment.segment_complete_lsn();
+        invariant!(
+            "only-complete-is-indexed",
+            self.indexed_through <= complete.max(materialized),
+            "indexed through {}, and the chain is complete through {complete}",
+            self.indexed_through
+        );
         if self.failure.as_ref().is_some_and(|failure| failure.lsn > kept) {
             self.failure = None;
         }
         self.version += 1;
     }
 
+    /// Checks what holds whenever a read at `lsn` is admitted.
+    pub(crate) fn check_admitted(&self, lsn: Lsn) {
+        let materialized = self.materialized.lsn;
+        invariant!(
+            "materialized-below-reads",
+            lsn >= materialized,
+            "a read at {lsn}, and pages are materialized through {materialized}"
+        );
+        let through = self.segment.readable_through();
+        invariant!(
+            "read-within-readable",
+            lsn <= through,
+            "a read at {lsn}, and all records are here through {through}"
+        );
+    }
+
+    /// Checks that a state which is kept for later readers can never be truncated.
+    pub(crate) fn check_certain(&self, what: &str, lsn: Lsn) {
+        let durable = self.segment.known_durable().volume.end;
+        invariant!(
+            "kept-state-is-durable",
+            lsn <= durable,
+            "{what} as of {lsn}, and the volume is durable through {durable}"
+        );
+    }
+
     /// From where on records count for the counters as of `lsn`, and what they were there.
     pub(crate) fn counters_before(&self, lsn: Lsn) -> (Option<&Vec<u8>>, Lsn) {
-        let base = self.base.materialized;
+        let materialized = self.materialized.lsn;
         match &self.prepared_counters {
-            Some((at, counters)) if (base..=lsn).contains(at) => (Some(counters), *at),
-            _ => (self.base.meta.get(&MetaKey::Counters), Lsn::ZERO),
+            Some((at, counters)) if (materialized..=lsn).contains(at) => {
+                self.check_certain("prepared counters", *at);
+                (Some(counters), *at)
+            }
+            _ => (self.materialized.meta.get(&MetaKey::Counters), Lsn::ZERO),
         }
     }
 
-    /// The LSN up to which redo may be folded into the base: nobody reads below it, and nothing below it is
+    /// The LSN up to which redo may be folded into the materialized state: nobody reads below it, and nothing below it is
     /// missing, can be cut, or cannot be applied.
     pub(crate) fn materialization_target(&self) -> Lsn {
         let durable = self.segment.known_durable().volume.end;

@@ -17,15 +17,14 @@
 //! the version is part of, not the LSN inside the page.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use borealis_types::{BlockKey, GroupId, Lsn, NodeId, PAGE_SIZE, PageBytes, PageKey};
 
 use crate::StoreError;
-use crate::base::{Generation, PAGES_PER_EXTENT};
+use crate::disk::{Disk, DiskFile, OpenMode, read_exact_at};
+use crate::pages::materialized_state::{Generation, PAGES_PER_EXTENT};
 
 const SLOT_HEADER_BYTES: usize = 64;
 const SLOT_BYTES: usize = SLOT_HEADER_BYTES + PAGE_SIZE;
@@ -57,40 +56,41 @@ pub(crate) struct SlotRun {
 /// The page files of one segment.
 #[derive(Debug)]
 pub(crate) struct PageFiles {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
     node: NodeId,
     group: GroupId,
     incarnation: u64,
-    open: Mutex<BTreeMap<u32, Arc<File>>>,
+    open: Mutex<BTreeMap<u32, Arc<dyn DiskFile>>>,
 }
 
 impl PageFiles {
-    pub(crate) fn new(folder: PathBuf, node: NodeId, group: GroupId, incarnation: u128) -> PageFiles {
-        PageFiles { folder, node, group, incarnation: incarnation as u64, open: Mutex::default() }
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        folder: PathBuf,
+        node: NodeId,
+        group: GroupId,
+        incarnation: u128,
+    ) -> PageFiles {
+        PageFiles { disk, folder, node, group, incarnation: incarnation as u64, open: Mutex::default() }
     }
 
     fn path(&self, number: u32) -> PathBuf {
         self.folder.join(format!("pages.{number:04}"))
     }
 
-    fn file(&self, number: u32, create: bool) -> Result<Arc<File>, StoreError> {
+    fn file(&self, number: u32, create: bool) -> Result<Arc<dyn DiskFile>, StoreError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = open.get(&number) {
             return Ok(Arc::clone(file));
         }
         let path = self.path(number);
-        let existed = path.exists();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(create)
-            .truncate(false)
-            .open(&path)
-            .map_err(StoreError::io("open", &path))?;
+        let existed = self.disk.exists(&path);
+        let mode = if create { OpenMode::Create } else { OpenMode::Write };
+        let file = self.disk.open(&path, mode).map_err(StoreError::io("open", &path))?;
         if !existed {
-            crate::directory::sync_folder(&self.folder)?;
+            self.disk.sync_folder(&self.folder).map_err(StoreError::io("sync", &self.folder))?;
         }
-        let file = Arc::new(file);
         open.insert(number, Arc::clone(&file));
         Ok(file)
     }
@@ -163,7 +163,7 @@ impl PageFiles {
     /// Writes what is in a run, not yet durable.
     pub(crate) fn write_run(&self, run: &mut SlotRun) -> Result<(), StoreError> {
         if !run.slots.is_empty() {
-            let written = self.file(run.number, true)?.write_all_at(&run.slots, run.offset);
+            let written = self.file(run.number, true)?.write_at(&run.slots, run.offset);
             written.map_err(StoreError::io("write", &self.path(run.number)))?;
             run.slots.clear();
         }
@@ -184,7 +184,7 @@ impl PageFiles {
         let corrupt = |what: &str| StoreError::corrupt(self.place(key, address), what);
         let file = self.file(number, false)?;
         let mut slot = [0; SLOT_BYTES];
-        file.read_exact_at(&mut slot, offset).map_err(|source| {
+        read_exact_at(&*file, &mut slot, offset).map_err(|source| {
             if source.kind() == std::io::ErrorKind::UnexpectedEof {
                 corrupt("the file is cut short")
             } else {
@@ -216,12 +216,10 @@ impl PageFiles {
     }
 
     /// Gives the space of a region back to the file system. That it may fail to is no error.
-    pub(crate) fn free_region(&self, region: u32) {
-        use nix::fcntl::{FallocateFlags, fallocate};
+    pub(crate) fn punch_region(&self, region: u32) {
         let Ok(file) = self.file(region / REGIONS_PER_FILE, false) else { return };
         let offset = u64::from(region % REGIONS_PER_FILE) * REGION_BYTES;
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        if let Err(error) = fallocate(&*file, flags, offset as i64, REGION_BYTES as i64) {
+        if let Err(error) = file.punch_hole(offset, REGION_BYTES) {
             tracing::debug!(%error, region, "a freed region keeps its space: the file system cannot punch holes");
         }
     }
@@ -233,7 +231,7 @@ impl PageFiles {
         numbers.dedup();
         for number in numbers {
             let path = self.path(number);
-            if !Path::new(&path).exists() {
+            if !self.disk.exists(&path) {
                 let what = "is missing: the store is damaged; rebuild this node from its peers";
                 return Err(StoreError::directory(&path, what));
             }

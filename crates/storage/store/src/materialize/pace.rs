@@ -4,8 +4,6 @@
 //! pieces, and finishes well before appends would have to wait for it. It does not pause once somebody waits for it.
 //! When the store is about to be closed it is given up: nothing refers yet to what it wrote.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use borealis_types::PAGE_SIZE;
@@ -57,38 +55,6 @@ pub(crate) fn is_ahead(share_done: f64, at_start: f64, now: f64) -> bool {
     !is_urgent && share_done > (now - at_start) / ((1.0 - at_start) * ROOM_PER_ROUND)
 }
 
-/// The right to change bases, of one at a time, and whether somebody waits for it.
-#[derive(Debug, Default)]
-pub(crate) struct Maintenance {
-    right: Mutex<()>,
-    waiting: AtomicUsize,
-    ended: AtomicBool,
-}
-
-impl Maintenance {
-    /// Waits for the right. Whoever has it stops pausing.
-    pub(crate) fn enter(&self) -> MutexGuard<'_, ()> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        right
-    }
-
-    /// From now on no round begins, and one under way is given up.
-    pub(crate) fn end(&self) {
-        self.ended.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Relaxed)
-    }
-
-    /// Whether pausing would make somebody wait.
-    pub(crate) fn is_urgent(&self) -> bool {
-        self.has_ended() || self.waiting.load(Ordering::Relaxed) > 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,23 +86,5 @@ mod tests {
         assert!(!backlog(0, 17).is_due(&options), "there is nothing to apply");
         assert!(backlog(80, 32).share(&options) <= 1.0);
         assert!(backlog(81, 0).share(&options) > 1.0 && backlog(1, 33).share(&options) > 1.0);
-    }
-
-    #[test]
-    fn who_waits_makes_it_urgent_until_he_has_the_right() {
-        let maintenance = Maintenance::default();
-        let right = maintenance.enter();
-        assert!(!maintenance.is_urgent(), "having it is not waiting for it");
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| drop(maintenance.enter()));
-            while !maintenance.is_urgent() {
-                std::thread::yield_now();
-            }
-            drop(right);
-            other.join().expect("it gets the right");
-        });
-        assert!(!maintenance.is_urgent());
-        maintenance.end();
-        assert!(maintenance.is_urgent());
     }
 }

@@ -2,11 +2,11 @@
 
 use borealis_redo::RedoError;
 use borealis_redo::counters::Counters;
-use borealis_types::{MetaKey, PageBytes, PageKey};
+use borealis_types::{MetaKey, PageBytes, PageKey, Placement};
 use borealis_wal::{Effect, EffectError, Record, RecordError, ResourceManager};
 
-/// Redo as the store uses it. [`PostgresRules`] is the real one; tests bring simpler records of their own.
-pub trait RedoRules: Send + Sync {
+/// Redo as the store uses it. [`PostgresRedo`] is the real one; tests bring simpler records of their own.
+pub trait RedoEngine: Send + Sync {
     /// Verifies the checksum of a record's bytes.
     ///
     /// # Errors
@@ -37,12 +37,12 @@ pub trait RedoRules: Send + Sync {
     ) -> Result<Option<Vec<u8>>, RedoError>;
 
     /// Begins to apply a run of records to the counters, of which every record of the meta group changes some.
-    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersRun + '_>;
+    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersReplay + '_>;
 }
 
 /// The counters while a run of records is applied to them.
-pub trait CountersRun {
-    /// Applies the next record, as [`RedoRules::apply_meta`] does.
+pub trait CountersReplay {
+    /// Applies the next record, as [`RedoEngine::apply_meta`] does.
     ///
     /// # Errors
     /// When it cannot be applied; the run is of no use then.
@@ -52,11 +52,18 @@ pub trait CountersRun {
     fn finish(self: Box<Self>) -> Option<Vec<u8>>;
 }
 
+/// What redo means here.
+#[derive(Clone, Copy)]
+pub(crate) struct RedoContext<'a> {
+    pub redo: &'a dyn RedoEngine,
+    pub placement: Placement,
+}
+
 /// PostgreSQL's redo, from `borealis-wal` and `borealis-redo`.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PostgresRules;
+pub struct PostgresRedo;
 
-impl RedoRules for PostgresRules {
+impl RedoEngine for PostgresRedo {
     fn verify(&self, bytes: &[u8], start: borealis_types::Lsn) -> Result<(), RecordError> {
         borealis_wal::verify_checksum(bytes, start)
     }
@@ -78,7 +85,7 @@ impl RedoRules for PostgresRules {
         borealis_redo::apply_meta(record, key, value)
     }
 
-    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersRun + '_> {
+    fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersReplay + '_> {
         Box::new(PostgresCounters::Encoded(value))
     }
 }
@@ -89,7 +96,7 @@ enum PostgresCounters {
     Decoded(Counters),
 }
 
-impl CountersRun for PostgresCounters {
+impl CountersReplay for PostgresCounters {
     fn apply(&mut self, record: &Record<'_>) -> Result<(), RedoError> {
         if let PostgresCounters::Decoded(counters) = self
             && record.resource_manager != ResourceManager::Borealis
@@ -145,11 +152,11 @@ mod tests {
         let stored = Counters { next_full_xid: 5000, next_oid: 77, ..Counters::default() }.encode();
         let put = Native::PutMeta { key: MetaKey::Counters, value: Some(&stored[..]) }.encode(Lsn::ZERO);
         let all = [commit(700), commit(701), put, commit(6000), commit(5999)];
-        let rules = PostgresRules;
-        let (mut run, mut value) = (rules.counters(None), None);
+        let redo = PostgresRedo;
+        let (mut run, mut value) = (redo.counters(None), None);
         for record in records(&all) {
             run.apply(&record).unwrap();
-            value = rules.apply_meta(&record, &MetaKey::Counters, value).unwrap();
+            value = redo.apply_meta(&record, &MetaKey::Counters, value).unwrap();
         }
         let after = run.finish();
         assert_eq!(after, value);
@@ -160,6 +167,6 @@ mod tests {
     fn stored_counters_that_do_not_decode_stop_a_run() {
         let commit = RecordBuilder::new(ResourceManager::Transaction, 0).xid(9).main_data(&[0; 8]).finish();
         let record = records(std::slice::from_ref(&commit)).next().unwrap();
-        assert!(PostgresRules.counters(Some(vec![1, 2, 3])).apply(&record).is_err());
+        assert!(PostgresRedo.counters(Some(vec![1, 2, 3])).apply(&record).is_err());
     }
 }

@@ -1,5 +1,7 @@
 //! Ascending numbers of records: a few in place, many on the heap.
 
+use borealis_types::invariant;
+
 /// How many need no allocation. Most pages are changed a few times between two materializations.
 const INLINE: usize = 5;
 
@@ -38,7 +40,12 @@ impl RecordList {
 
     /// Adds the highest number.
     pub(crate) fn push(&mut self, number: u32) {
-        assert!(self.as_slice().last().is_none_or(|&last| last < number), "numbers ascend");
+        let last = self.as_slice().last();
+        invariant!(
+            "record-numbers-ascend",
+            last.is_none_or(|&last| last < number),
+            "{number} after {last:?}"
+        );
         match self {
             RecordList::Few { count, numbers } => match numbers.get_mut(usize::from(*count)) {
                 Some(place) => {
@@ -101,6 +108,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant record-numbers-ascend is broken")]
+    fn a_number_is_not_entered_after_a_higher_one() {
+        let mut list = RecordList::default();
+        list.push(7);
+        list.push(7);
+    }
 
     #[derive(Clone, Debug)]
     enum Step {

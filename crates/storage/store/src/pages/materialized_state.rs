@@ -1,6 +1,6 @@
 //! A segment's materialized state: what all records up to one LSN made of pages, relations and small values.
 //!
-//! A [`Base`] never changes: the materializer makes the next one, stores it in a checkpoint, and then puts it
+//! A [`MaterializedState`] never changes: the materializer makes the next one, stores it in a checkpoint, and then puts it
 //! in the place of the old one. Whoever holds the old one sees a consistent state as long as the page slots
 //! it names are not overwritten, which takes a second materialization.
 
@@ -66,9 +66,9 @@ impl<'de> Deserialize<'de> for Extent {
 
 /// See the module.
 #[derive(Clone, Default, Debug, Serialize, Deserialize)]
-pub(crate) struct Base {
+pub(crate) struct MaterializedState {
     /// Every record of the group that ends here or before is in this state.
-    pub materialized: Lsn,
+    pub lsn: Lsn,
     /// By the first page of the extent.
     #[serde(with = "extent_map")]
     pub extents: BTreeMap<PageKey, Arc<Extent>>,
@@ -149,7 +149,7 @@ pub(crate) fn database_range(database: DatabaseKey) -> std::ops::RangeInclusive<
     fork(0, borealis_types::Fork::Main)..=fork(u32::MAX, borealis_types::Fork::Init)
 }
 
-impl Base {
+impl MaterializedState {
     /// Where the newest version of a page is: its region, place, and generation.
     pub(crate) fn locate(&self, key: &PageKey) -> Option<(u32, usize, Generation)> {
         let (first, place) = extent_of(key);

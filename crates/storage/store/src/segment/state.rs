@@ -3,78 +3,29 @@
 use std::collections::BTreeMap;
 
 use borealis_quorum::segment::{Installed, Offer, Source};
-use borealis_quorum::{ChainLink, DurablePoint, Promise};
-use borealis_types::{
-    EpochHistory, GroupId, GroupSet, Lsn, Placement, RecordSpan, ServerVersion, VolumeEpoch, WriterId,
-};
+use borealis_quorum::{ChainLink, DurablePoint};
+use borealis_types::{GroupId, GroupSet, Lsn, RecordSpan, ServerVersion, VolumeEpoch, invariant};
 use borealis_wal::Effect;
-use borealis_wire::{BatchHeader, BatchReader, GroupTail};
-use serde::{Deserialize, Serialize};
+use borealis_wire::BatchHeader;
 
 use crate::StoreError;
-use crate::catalog::{BATCH_PREFIX_BYTES, BatchPrefix, Catalog, EntryRef};
-use crate::facts::Facts;
-use crate::hosted::HostedSegment;
-use crate::index::RecordRef;
-use crate::log::{Log, LogFiles, LogPosition};
-use crate::rules::RedoRules;
-
-/// A history installed in one segment, as the log keeps it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct InstallEntry {
-    pub group: GroupId,
-    pub writer: Option<WriterId>,
-    pub history: EpochHistory,
-    pub durable: DurablePoint,
-}
-
-/// A history adopted for a recovery under way, as the log keeps it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct AdoptEntry {
-    pub group: GroupId,
-    pub promise: Promise,
-    pub history: EpochHistory,
-}
-
-/// Positions heard without records, as the log keeps them.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct PositionsEntry {
-    pub epoch: VolumeEpoch,
-    pub durable: RecordSpan,
-    pub minimum_read_point: Lsn,
-    pub tails: Vec<GroupTail>,
-}
-
-impl From<&BatchHeader> for PositionsEntry {
-    fn from(header: &BatchHeader) -> PositionsEntry {
-        PositionsEntry {
-            epoch: header.volume_epoch,
-            durable: header.durable,
-            minimum_read_point: header.minimum_read_point,
-            tails: header.tails.clone(),
-        }
-    }
-}
-
-impl From<PositionsEntry> for BatchHeader {
-    fn from(entry: PositionsEntry) -> BatchHeader {
-        let PositionsEntry { epoch, durable, minimum_read_point, tails } = entry;
-        BatchHeader { volume_epoch: epoch, durable, minimum_read_point, tails }
-    }
-}
-
-/// What redo means here.
-#[derive(Clone, Copy)]
-pub(crate) struct RedoContext<'a> {
-    pub rules: &'a dyn RedoRules,
-    pub placement: Placement,
-}
+use crate::log::batch_locations::{BatchLocation, BatchLocations};
+use crate::log::files::LogFiles;
+use crate::log::payload::decode_entry;
+use crate::log::position::{LogPosition, RecordRef};
+use crate::log::record_reader::read_record;
+use crate::log::writer::Log;
+use crate::redo_engine::RedoContext;
+use crate::segment::hosted::HostedSegment;
+use crate::segment::record_effects::RecordEffects;
 
 /// See the module.
 pub(crate) struct State {
     pub log: Log,
     pub segments: BTreeMap<GroupId, HostedSegment>,
-    pub catalog: Catalog,
+    pub batch_locations: BatchLocations,
+    /// From where the newest durable checkpoint needs the log.
+    pub replay_from: LogPosition,
     /// What the slowest peer of each group has, as far as gossip knows.
     pub peer_floors: BTreeMap<GroupId, Lsn>,
 }
@@ -84,7 +35,7 @@ pub(crate) struct EnteredRecord {
     pub reference: RecordRef,
     /// The groups whose segments took it.
     pub groups: GroupSet,
-    pub facts: Facts,
+    pub record_effects: RecordEffects,
 }
 
 impl State {
@@ -118,6 +69,14 @@ impl State {
         mut records: Vec<EnteredRecord>,
         effects: &[Effect],
     ) -> Result<(), StoreError> {
+        if let Some(last) = records.iter().map(|record| record.reference.position).max() {
+            invariant!(
+                "indexed-is-in-log",
+                last < self.log.end(),
+                "a record at {last:?}, and the log ends at {:?}",
+                self.log.end()
+            );
+        }
         // A batch may have them in any order, the index only in one.
         if !records.is_sorted_by_key(|record| record.reference.span.start) {
             records.sort_by_key(|record| record.reference.span.start);
@@ -131,7 +90,7 @@ impl State {
                 let complete = span.end <= hosted.segment.segment_complete_lsn();
                 let next = hosted.pending.first_key_value().is_none_or(|(start, _)| span.start < *start);
                 if complete && next {
-                    hosted.index_record(context.placement, record.reference, &record.facts, effects);
+                    hosted.index_record(context.placement, record.reference, &record.record_effects, effects);
                 } else {
                     hosted.pending.insert(span.start, record.reference);
                 }
@@ -150,7 +109,7 @@ impl State {
         group: GroupId,
     ) -> Result<(), StoreError> {
         let Some(hosted) = self.segments.get_mut(&group) else { return Ok(()) };
-        let read = |reference: &RecordRef| read_record(files, context.rules, reference);
+        let read = |reference: &RecordRef| read_record(files, context.redo, reference);
         hosted.index_pending(context, &read)
     }
 
@@ -197,16 +156,17 @@ impl State {
                 continue;
             };
             let span = record.reference.span;
-            let facts = Facts::of_bytes(context, taker.release_of(span), span, record.bytes, &mut effects);
-            entered.push(EnteredRecord { reference: record.reference, groups, facts });
+            let record_effects =
+                RecordEffects::of_bytes(context, taker.release_of(span), span, record.bytes, &mut effects);
+            entered.push(EnteredRecord { reference: record.reference, groups, record_effects });
         }
         let spans = records.iter().map(|record| record.reference.span);
-        self.catalog_batch(position, payload.len(), prefix.groups, spans);
+        self.note_batch(position, payload.len(), prefix.groups, spans);
         self.enter(context, files, entered, &effects)
     }
 
     /// Adds a batch entry with records at `spans` to the catalog.
-    pub(crate) fn catalog_batch(
+    pub(crate) fn note_batch(
         &mut self,
         position: LogPosition,
         length: usize,
@@ -218,7 +178,13 @@ impl State {
             end: whole.end.max(span.end),
         });
         let Some(RecordSpan { start: first_start, end: last_end }) = whole else { return };
-        self.catalog.push(EntryRef { position, length: length as u32, groups, first_start, last_end });
+        self.batch_locations.push(BatchLocation {
+            position,
+            length: length as u32,
+            groups,
+            first_start,
+            last_end,
+        });
     }
 
     /// Forgets what a history cut, and enters what connects now.
@@ -230,7 +196,7 @@ impl State {
         installed: &Installed,
     ) -> Result<(), StoreError> {
         if let Some(hosted) = self.segments.get_mut(&group) {
-            hosted.forget_cut(installed);
+            hosted.drop_truncated(installed);
         }
         self.index_pending(context, files, group)
     }
@@ -245,80 +211,15 @@ impl State {
     /// smaller is no reason to do it: the catalog, the records that wait for a predecessor, and the index of
     /// a segment that cannot go on.
     pub(crate) fn applicable_memory_bytes(&self) -> u64 {
-        let applicable = self
-            .segments
-            .values()
-            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        let applicable =
+            self.segments.values().filter(|hosted| hosted.materialization_target() > hosted.materialized.lsn);
         applicable.map(|hosted| hosted.index.memory_bytes()).sum()
     }
 
     /// Bytes of records that materializing now can apply.
     pub(crate) fn applicable_record_bytes(&self) -> u64 {
-        let applicable = self
-            .segments
-            .values()
-            .filter(|hosted| hosted.materialization_target() > hosted.base.materialized);
+        let applicable =
+            self.segments.values().filter(|hosted| hosted.materialization_target() > hosted.materialized.lsn);
         applicable.map(|hosted| hosted.index.record_bytes).sum()
     }
-}
-
-/// Reads a record's bytes back from the log and verifies them.
-pub(crate) fn read_record(
-    files: &LogFiles,
-    rules: &dyn RedoRules,
-    reference: &RecordRef,
-) -> Result<Vec<u8>, StoreError> {
-    let bytes = files.read(reference.position, reference.length as usize)?;
-    rules.verify(&bytes, reference.span.start).map_err(|error| {
-        let position = reference.position;
-        let place = format!("log file {} at offset {}", position.file(), position.offset());
-        StoreError::corrupt(place, error.to_string())
-    })?;
-    Ok(bytes)
-}
-
-/// A record of a batch entry that is read back.
-pub(crate) struct DecodedRecord<'a> {
-    pub reference: RecordRef,
-    /// The groups that took it.
-    pub groups: GroupSet,
-    /// Where its predecessors in these groups end.
-    pub previous_ends: Vec<(GroupId, Lsn)>,
-    pub bytes: &'a [u8],
-}
-
-/// Decodes a batch entry's payload, which begins at `position`.
-pub(crate) fn decode_entry(
-    position: LogPosition,
-    payload: &[u8],
-) -> Result<(BatchPrefix, BatchHeader, Vec<DecodedRecord<'_>>), StoreError> {
-    let Some((prefix, batch)) = BatchPrefix::decode(payload) else {
-        return Err(StoreError::corrupt(format!("log entry at {position:?}"), "it is too short"));
-    };
-    let (header, records) = decode_batch(position.plus(BATCH_PREFIX_BYTES), prefix.groups, batch)?;
-    Ok((prefix, header, records))
-}
-
-/// Decodes a batch in the log, which begins at `position` and was taken by `groups`.
-pub(crate) fn decode_batch(
-    position: LogPosition,
-    groups: GroupSet,
-    batch: &[u8],
-) -> Result<(BatchHeader, Vec<DecodedRecord<'_>>), StoreError> {
-    let damaged = |what: &str| StoreError::corrupt(format!("log entry at {position:?}"), what);
-    let (header, mut reader) = BatchReader::new(batch).map_err(|error| damaged(&error.to_string()))?;
-    let mut records = Vec::new();
-    while let Some(record) = reader.next() {
-        let record = record.map_err(|error| damaged(&error.to_string()))?;
-        let reference = RecordRef {
-            span: record.span,
-            position: position.plus(reader.offset() - record.bytes.len()),
-            length: record.bytes.len() as u32,
-        };
-        let taken = record.links.iter().filter(|link| groups.contains(link.group));
-        let previous_ends: Vec<_> = taken.map(|link| (link.group, link.previous_end)).collect();
-        let groups = previous_ends.iter().fold(GroupSet::EMPTY, |set, (group, _)| set.with(*group));
-        records.push(DecodedRecord { reference, groups, previous_ends, bytes: record.bytes });
-    }
-    Ok((header, records))
 }

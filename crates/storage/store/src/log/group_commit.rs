@@ -2,8 +2,10 @@
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use borealis_types::invariant;
+
 use crate::StoreError;
-use crate::log::LogPosition;
+use crate::log::position::LogPosition;
 
 #[derive(Debug)]
 struct Progress {
@@ -11,6 +13,8 @@ struct Progress {
     durable: LogPosition,
     /// Someone is syncing.
     running: bool,
+    /// A sync failed. None may succeed from then on.
+    failed: bool,
     /// How many wait for that. Waking nobody costs a system call, too.
     waiting: usize,
 }
@@ -25,7 +29,7 @@ pub(crate) struct GroupCommit {
 impl GroupCommit {
     pub(crate) fn new(durable: LogPosition) -> GroupCommit {
         GroupCommit {
-            progress: Mutex::new(Progress { durable, running: false, waiting: 0 }),
+            progress: Mutex::new(Progress { durable, running: false, failed: false, waiting: 0 }),
             changed: Condvar::new(),
         }
     }
@@ -62,9 +66,36 @@ impl GroupCommit {
             if progress.waiting > 0 {
                 self.changed.notify_all();
             }
+            progress.failed |= result.is_err();
             let durable = result?;
+            invariant!("failed-sync-is-final", !progress.failed, "a sync succeeded after another had failed");
             progress.durable = progress.durable.max(durable);
-            assert!(progress.durable >= wanted, "a sync covers everything appended before it");
+            invariant!(
+                "synced-before-reported",
+                progress.durable >= wanted,
+                "{wanted:?} was appended before the sync, which reached {durable:?}"
+            );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant synced-before-reported is broken")]
+    fn a_sync_that_did_not_reach_what_was_asked_is_not_reported() {
+        let commit = GroupCommit::new(LogPosition(64));
+        let _ = commit.wait(LogPosition(200), || Ok(LogPosition(100)));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant failed-sync-is-final is broken")]
+    fn a_sync_that_succeeds_after_one_that_failed_is_not_believed() {
+        let commit = GroupCommit::new(LogPosition(64));
+        let failed = || Err(StoreError::Poisoned("the disk failed".to_owned()));
+        assert!(commit.wait(LogPosition(200), failed).is_err());
+        let _ = commit.wait(LogPosition(200), || Ok(LogPosition(200)));
     }
 }

@@ -1,0 +1,92 @@
+//! Writing the records that segments took to the log, and entering them into the index.
+
+use borealis_types::{GroupSet, RecordSpan};
+use borealis_wire::BatchBuilder;
+
+use crate::append::OfferedBatch;
+use crate::log::entry::EntryKind;
+use crate::log::payload::{BATCH_PREFIX_BYTES, BatchPrefix};
+use crate::log::position::{LogPosition, RecordRef};
+use crate::segment::state::{EnteredRecord, State};
+use crate::{Store, StoreError};
+
+impl Store {
+    /// Writes what was taken, as it came if all of it was, and enters it into the index.
+    pub(super) fn write(
+        &self,
+        state: &mut State,
+        mut batch: OfferedBatch<'_>,
+        positions_count: bool,
+    ) -> Result<(), StoreError> {
+        // An entry has one set of groups: each of its records was taken by those of them that it links to.
+        let everyone = batch.records.iter().fold(GroupSet::EMPTY, |set, record| set.union(record.taken));
+        let fits = |at: usize| batch.groups_of(at, everyone) == batch.records[at].taken;
+        let new: Vec<usize> =
+            (0..batch.records.len()).filter(|&at| !batch.records[at].taken.is_empty()).collect();
+        // Where each record's bytes came to stand.
+        let mut positions = vec![LogPosition(0); batch.records.len()];
+        if (0..batch.records.len()).all(fits) {
+            let start = self.write_entry(state, everyone, positions_count, batch.bytes, || {
+                batch.records.iter().map(|record| record.span)
+            })?;
+            for (position, record) in positions.iter_mut().zip(&batch.records) {
+                *position = start.plus(record.offset);
+            }
+        } else {
+            let mut entries: Vec<(GroupSet, Vec<usize>)> = Vec::new();
+            for at in new.iter().copied() {
+                let groups = batch.records[at].taken;
+                match entries.iter_mut().find(|(of, _)| *of == groups) {
+                    Some((_, members)) => members.push(at),
+                    None => entries.push((groups, vec![at])),
+                }
+            }
+            if new.iter().all(|&at| fits(at)) {
+                entries = vec![(everyone, new.clone())];
+            }
+            for (groups, members) in entries {
+                let mut builder = BatchBuilder::new(&batch.header);
+                let mut offsets = Vec::with_capacity(members.len());
+                for &at in &members {
+                    builder.push(batch.records[at].span, batch.links(at), batch.records[at].bytes);
+                    offsets.push(builder.size_bytes() - batch.records[at].bytes.len());
+                }
+                let start = self.write_entry(state, groups, positions_count, &builder.finish(), || {
+                    members.iter().map(|&at| batch.records[at].span)
+                })?;
+                for (&at, offset) in members.iter().zip(offsets) {
+                    positions[at] = start.plus(offset);
+                }
+            }
+        }
+        // Only now: the index takes a chain's records one after another, and entries of different groups
+        // interleave.
+        let effects = std::mem::take(&mut batch.effects);
+        let records = batch.records.into_iter().zip(positions).filter(|(record, _)| !record.taken.is_empty());
+        let entered: Vec<EnteredRecord> = records
+            .map(|(record, position)| EnteredRecord {
+                reference: RecordRef { span: record.span, position, length: record.bytes.len() as u32 },
+                groups: record.taken,
+                record_effects: record.record_effects,
+            })
+            .collect();
+        let entered = state.enter(self.context(), &self.files, entered, &effects);
+        // The segments count on what is in the log; if it cannot be read back, nothing can be promised.
+        entered.map_err(|error| self.poisoned(&error))
+    }
+
+    /// Writes an entry with records at `spans` that `groups` took, and returns where its batch begins.
+    fn write_entry<S: Iterator<Item = RecordSpan>>(
+        &self,
+        state: &mut State,
+        groups: GroupSet,
+        positions_count: bool,
+        batch: &[u8],
+        spans: impl FnOnce() -> S,
+    ) -> Result<LogPosition, StoreError> {
+        let prefix = BatchPrefix { groups, positions_count }.encode();
+        let position = self.append_entry(state, EntryKind::Batch, &[&prefix, batch])?;
+        state.note_batch(position, BATCH_PREFIX_BYTES + batch.len(), groups, spans());
+        Ok(position.plus(BATCH_PREFIX_BYTES))
+    }
+}

@@ -1,0 +1,362 @@
+//! A disk in memory, for tests: operations fail when they are told to, and a power loss takes what was not synced.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{Disk, DiskFile, DiskLock, OpenMode};
+
+/// Writes are lost, or survive, in pieces of this size.
+const SECTOR_BYTES: usize = 512;
+
+/// What can be told to fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Operation {
+    Open,
+    Read,
+    Write,
+    Sync,
+    Rename,
+    Remove,
+    SyncFolder,
+}
+
+/// A disk in memory. Clones are the same disk.
+#[derive(Clone, Default)]
+pub(crate) struct MemoryDisk(Arc<Mutex<Names>>);
+
+#[derive(Default)]
+struct Names {
+    folders: BTreeSet<PathBuf>,
+    files: BTreeMap<PathBuf, Arc<Bytes>>,
+    durable: BTreeMap<PathBuf, Arc<Bytes>>,
+    /// Since their folder was last synced, in order.
+    changes: Vec<NameChange>,
+    locks: Arc<Mutex<BTreeSet<PathBuf>>>,
+    faults: Arc<Mutex<Faults>>,
+}
+
+#[derive(Clone)]
+enum NameChange {
+    Create(PathBuf, Arc<Bytes>),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+}
+
+impl NameChange {
+    fn folder(&self) -> Option<&Path> {
+        let (NameChange::Create(path, _) | NameChange::Rename(path, _) | NameChange::Remove(path)) = self;
+        path.parent()
+    }
+
+    fn apply(self, names: &mut BTreeMap<PathBuf, Arc<Bytes>>) {
+        match self {
+            NameChange::Create(path, bytes) => drop(names.insert(path, bytes)),
+            NameChange::Rename(from, to) => {
+                if let Some(bytes) = names.remove(&from) {
+                    names.insert(to, bytes);
+                }
+            }
+            NameChange::Remove(path) => drop(names.remove(&path)),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Faults {
+    /// An operation on a path that contains the text, and how often it still succeeds before.
+    next: Option<(Operation, String, u32)>,
+    /// How often a planted fault came about.
+    happened: u32,
+}
+
+#[derive(Default)]
+struct Bytes(Mutex<Content>);
+
+#[derive(Default)]
+struct Content {
+    now: Vec<u8>,
+    /// Not synced, in order.
+    unsynced: Vec<Change>,
+    /// The first this many of `unsynced` were part of a sync that failed: no later sync makes them durable.
+    doomed: usize,
+}
+
+/// A write, with what is needed to take it back.
+struct Change {
+    offset: usize,
+    before: Vec<u8>,
+    size_before: usize,
+    after: Vec<u8>,
+}
+
+impl Content {
+    fn write(&mut self, bytes: &[u8], offset: usize) {
+        let size_before = self.now.len();
+        let end = offset + bytes.len();
+        if self.now.len() < end {
+            self.now.resize(end, 0);
+        }
+        let before = self.now[offset..end].to_vec();
+        self.now[offset..end].copy_from_slice(bytes);
+        self.unsynced.push(Change { offset, before, size_before, after: bytes.to_vec() });
+    }
+
+    fn lose_power(&mut self, below: &mut dyn FnMut(u64) -> u64) {
+        let changes = std::mem::take(&mut self.unsynced);
+        for change in changes.iter().rev() {
+            self.now[change.offset..change.offset + change.before.len()].copy_from_slice(&change.before);
+            self.now.truncate(change.size_before);
+        }
+        let doomed = std::mem::take(&mut self.doomed);
+        // Whole changes are kept or lost at least as often as parts of them.
+        let style = below(3);
+        for change in &changes[doomed..] {
+            for (at, sector) in change.after.chunks(SECTOR_BYTES).enumerate() {
+                let survives = match style {
+                    0 => false,
+                    1 => true,
+                    _ => below(2) == 0,
+                };
+                let start = change.offset + at * SECTOR_BYTES;
+                if survives {
+                    if self.now.len() < start + sector.len() {
+                        self.now.resize(start + sector.len(), 0);
+                    }
+                    self.now[start..start + sector.len()].copy_from_slice(sector);
+                }
+            }
+        }
+    }
+}
+
+struct OpenFile {
+    bytes: Arc<Bytes>,
+    path: PathBuf,
+    faults: Arc<Mutex<Faults>>,
+}
+
+struct HeldLock(Arc<Mutex<BTreeSet<PathBuf>>>, PathBuf);
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().remove(&self.1);
+    }
+}
+
+impl Faults {
+    fn check(faults: &Mutex<Faults>, operation: Operation, path: &Path) -> io::Result<()> {
+        let mut faults = faults.lock().unwrap();
+        let Some((planted, part, left)) = &mut faults.next else { return Ok(()) };
+        if *planted != operation || !path.to_string_lossy().contains(part.as_str()) {
+            return Ok(());
+        }
+        if *left > 0 {
+            *left -= 1;
+            return Ok(());
+        }
+        faults.next = None;
+        faults.happened += 1;
+        Err(io::Error::other("a planted fault"))
+    }
+}
+
+impl MemoryDisk {
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.0.lock().unwrap()
+    }
+
+    /// The operation fails once, on the next path that contains `part`, after it succeeded on `after` such.
+    pub(crate) fn fail(&self, operation: Operation, part: &str, after: u32) {
+        self.names().faults.lock().unwrap().next = Some((operation, part.to_owned(), after));
+    }
+
+    /// Takes back a planted fault that did not come about; returns how many did so far.
+    pub(crate) fn heal(&self) -> u32 {
+        let names = self.names();
+        let mut faults = names.faults.lock().unwrap();
+        faults.next = None;
+        faults.happened
+    }
+
+    /// Loses what was not synced, or a part of it: `below` chooses a number below its argument. Files must be closed.
+    pub(crate) fn lose_power(&self, mut below: impl FnMut(u64) -> u64) {
+        let mut names = self.names();
+        let changes = std::mem::take(&mut names.changes);
+        let kept = below(changes.len() as u64 + 1) as usize;
+        let mut durable = std::mem::take(&mut names.durable);
+        changes.into_iter().take(kept).for_each(|change| change.apply(&mut durable));
+        for bytes in durable.values() {
+            bytes.0.lock().unwrap().lose_power(&mut below);
+        }
+        names.files = durable.clone();
+        names.durable = durable;
+        names.locks.lock().unwrap().clear();
+    }
+}
+
+impl std::fmt::Debug for MemoryDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MemoryDisk")
+    }
+}
+
+impl std::fmt::Debug for OpenFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OpenFile").field(&self.path).finish()
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let mut names = self.names();
+        Faults::check(&names.faults, Operation::Open, path)?;
+        let bytes = match names.files.get(path) {
+            Some(bytes) => Arc::clone(bytes),
+            None if matches!(mode, OpenMode::Create | OpenMode::CreateEmpty) => {
+                let in_folder = path.parent().is_some_and(|folder| names.folders.contains(folder));
+                if !in_folder {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                let bytes = Arc::new(Bytes::default());
+                names.files.insert(path.to_owned(), Arc::clone(&bytes));
+                names.changes.push(NameChange::Create(path.to_owned(), Arc::clone(&bytes)));
+                bytes
+            }
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        if mode == OpenMode::CreateEmpty {
+            let mut content = bytes.0.lock().unwrap();
+            if !content.now.is_empty() {
+                // Made anew, so that what was synced before stays for the name that is durable.
+                drop(content);
+                let empty = Arc::new(Bytes::default());
+                names.files.insert(path.to_owned(), Arc::clone(&empty));
+                names.changes.push(NameChange::Create(path.to_owned(), Arc::clone(&empty)));
+                let faults = Arc::clone(&names.faults);
+                return Ok(Arc::new(OpenFile { bytes: empty, path: path.to_owned(), faults }));
+            }
+            content.now.clear();
+        }
+        let faults = Arc::clone(&names.faults);
+        Ok(Arc::new(OpenFile { bytes, path: path.to_owned(), faults }))
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        let names = self.names();
+        names.files.contains_key(path) || names.folders.contains(path)
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let names = self.names();
+        if !names.folders.contains(folder) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let all = names.files.keys().chain(&names.folders);
+        let inside = all.filter(|path| path.parent() == Some(folder)).filter_map(|path| path.file_name());
+        Ok(inside.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        let mut names = self.names();
+        names.folders.extend(folder.ancestors().map(Path::to_owned));
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut names = self.names();
+        Faults::check(&names.faults, Operation::Rename, from)?;
+        let bytes = names.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        names.files.insert(to.to_owned(), bytes);
+        names.changes.push(NameChange::Rename(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut names = self.names();
+        Faults::check(&names.faults, Operation::Remove, path)?;
+        names.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        names.changes.push(NameChange::Remove(path.to_owned()));
+        Ok(())
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        let mut names = self.names();
+        Faults::check(&names.faults, Operation::SyncFolder, folder)?;
+        let (synced, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut names.changes)
+            .into_iter()
+            .partition(|change| change.folder() == Some(folder));
+        names.changes = rest;
+        let mut durable = std::mem::take(&mut names.durable);
+        synced.into_iter().for_each(|change| change.apply(&mut durable));
+        names.durable = durable;
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<DiskLock>> {
+        drop(self.open(path, OpenMode::Create)?);
+        let names = self.names();
+        let taken = names.locks.lock().unwrap().insert(path.to_owned());
+        let lock = || -> DiskLock { Box::new(HeldLock(Arc::clone(&names.locks), path.to_owned())) };
+        Ok(taken.then(lock))
+    }
+}
+
+impl OpenFile {
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.bytes.0.lock().unwrap()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut content = self.content();
+        if let Err(error) = Faults::check(&self.faults, Operation::Sync, &self.path) {
+            // As Linux does it: the pages are marked clean, and a later sync has nothing to do.
+            content.doomed = content.unsynced.len();
+            return Err(error);
+        }
+        let doomed = content.doomed;
+        content.unsynced.truncate(doomed);
+        Ok(())
+    }
+}
+
+impl DiskFile for OpenFile {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        Faults::check(&self.faults, Operation::Read, &self.path)?;
+        let content = self.content();
+        let rest =
+            usize::try_from(offset).ok().and_then(|offset| content.now.get(offset..)).unwrap_or_default();
+        let count = rest.len().min(bytes.len());
+        bytes[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let fault = Faults::check(&self.faults, Operation::Write, &self.path);
+        // A write that fails may have written a part.
+        let written = if fault.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
+        self.content().write(written, offset as usize);
+        fault
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.content().now.len() as u64)
+    }
+
+    fn punch_hole(&self, offset: u64, size_bytes: u64) -> io::Result<()> {
+        let mut content = self.content();
+        let start = (offset as usize).min(content.now.len());
+        let end = (start + size_bytes as usize).min(content.now.len());
+        content.write(&vec![0; end - start], start);
+        Ok(())
+    }
+}

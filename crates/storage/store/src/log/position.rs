@@ -1,0 +1,43 @@
+//! Places in the log.
+
+use borealis_types::RecordSpan;
+use serde::{Deserialize, Serialize};
+
+use crate::log::entry::FILE_HEADER_BYTES;
+
+/// A byte of the log: file number in the high half, offset in the file in the low half.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LogPosition(pub u64);
+
+impl LogPosition {
+    pub(crate) fn new(file: u32, offset: u32) -> LogPosition {
+        LogPosition(u64::from(file) << 32 | u64::from(offset))
+    }
+
+    pub(crate) fn file(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    pub(crate) fn offset(self) -> u32 {
+        (self.0 & 0xFFFF_FFFF) as u32
+    }
+
+    /// Where the first entry of the same file is.
+    pub(crate) fn file_start(self) -> LogPosition {
+        LogPosition::new(self.file(), FILE_HEADER_BYTES as u32)
+    }
+
+    /// The position `bytes` further in the same file.
+    pub(crate) fn plus(self, bytes: usize) -> LogPosition {
+        LogPosition(self.0 + bytes as u64)
+    }
+}
+
+/// A record in the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RecordRef {
+    pub span: RecordSpan,
+    /// Where its bytes begin.
+    pub position: LogPosition,
+    pub length: u32,
+}

@@ -1,0 +1,75 @@
+//! The end of the log after a crash: what may be truncated there, and what must not.
+
+use std::path::Path;
+
+use crate::StoreError;
+use crate::disk::Disk;
+use crate::log::entry;
+use crate::log::entry::{ENTRY_HEADER_BYTES, decode_entry_header};
+use crate::log::files::LogFile;
+use crate::log::position::LogPosition;
+use crate::log::scan::read_up_to;
+
+/// Bytes looked at together when searching for entries after the end of the log.
+const SEARCH_BYTES: usize = 1 << 20;
+
+/// What lies behind the end of the log.
+struct PastEnd {
+    /// The highest `durable_through` of any entry there.
+    durable_through: LogPosition,
+    /// Where the last of them ends.
+    end: u64,
+}
+
+/// Looks for undamaged entries behind `offset`, where there is none.
+fn search_past_end(file: &LogFile, seed: u32, offset: u32) -> Result<Option<PastEnd>, StoreError> {
+    let mut found: Option<PastEnd> = None;
+    let mut buffer = vec![0; SEARCH_BYTES + ENTRY_HEADER_BYTES];
+    let mut at = u64::from(offset) + 8;
+    loop {
+        let filled = read_up_to(file, &mut buffer, at)?;
+        if filled < ENTRY_HEADER_BYTES {
+            return Ok(found);
+        }
+        for start in (0..=(filled - ENTRY_HEADER_BYTES).min(SEARCH_BYTES - 8)).step_by(8) {
+            let header: &[u8; ENTRY_HEADER_BYTES] =
+                buffer[start..start + ENTRY_HEADER_BYTES].try_into().expect("the slice has that length");
+            let position = at + start as u64;
+            let Ok(small_offset) = u32::try_from(position) else { return Ok(found) };
+            if decode_entry_header(seed, small_offset, header).is_none() {
+                continue;
+            }
+            // The header alone proves that something was appended here after the end we found.
+            let Some(header) = decode_entry_header(seed, small_offset, header) else { continue };
+            let end = position + entry::entry_bytes(header.payload_length as usize);
+            let durable_through = found.as_ref().map_or(LogPosition(0), |behind| behind.durable_through);
+            let durable_through = durable_through.max(header.durable_through);
+            found = Some(PastEnd { durable_through, end });
+        }
+        at += SEARCH_BYTES as u64;
+    }
+}
+
+/// Decides whether the log may end at `offset`, and wipes what must not come back.
+pub(super) fn truncate_torn_tail(
+    disk: &dyn Disk,
+    file: &LogFile,
+    seed: u32,
+    offset: u32,
+) -> Result<(), StoreError> {
+    let Some(behind) = search_past_end(file, seed, offset)? else { return Ok(()) };
+    if behind.durable_through > LogPosition::new(file.number, offset) {
+        let place = format!("{} at offset {offset}", file.path.display());
+        return Err(StoreError::corrupt(place, "an entry that was acknowledged is damaged"));
+    }
+    let zeros = vec![0; SEARCH_BYTES];
+    let mut at = u64::from(offset);
+    while at < behind.end {
+        let count = zeros.len().min((behind.end - at) as usize);
+        file.file.write_at(&zeros[..count], at).map_err(StoreError::io("write", &file.path))?;
+        at += count as u64;
+    }
+    file.file.sync_data().map_err(StoreError::io("sync", &file.path))?;
+    let folder = file.path.parent().unwrap_or(Path::new("."));
+    disk.sync_folder(folder).map_err(StoreError::io("sync", folder))
+}

@@ -1,0 +1,124 @@
+//! The end of a round: a checkpoint names the next states, and then readers see them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use borealis_types::{GroupId, Lsn, invariant};
+
+use crate::checkpoint::{Checkpoint, CheckpointedSegment};
+use crate::log::entry::ENTRY_HEADER_BYTES;
+use crate::log::position::LogPosition;
+use crate::materialize::page_writer::NextState;
+use crate::metrics::count;
+use crate::pages::materialized_state::MaterializedState;
+use crate::store::Sequence;
+use crate::{Store, StoreError};
+
+impl Store {
+    /// Writes a checkpoint with the next bases and returns from where it needs the log.
+    pub(super) fn write_checkpoint(
+        &self,
+        next: &BTreeMap<GroupId, NextState>,
+    ) -> Result<LogPosition, StoreError> {
+        let (checkpoint, log_end) = {
+            let state = self.lock_to_change()?;
+            let materialized = |group: GroupId| -> &Arc<MaterializedState> {
+                match (next.get(&group), state.segments.get(&group)) {
+                    (Some(next), _) => &next.materialized,
+                    (None, Some(hosted)) => &hosted.materialized,
+                    (None, None) => unreachable!("only groups with a segment here are asked for"),
+                }
+            };
+            let log_end = state.log.end();
+            let needed = state.batch_locations.first_needed(|group| {
+                let hosted = state.segments.contains_key(&group);
+                if hosted { materialized(group).lsn } else { Lsn::MAX }
+            });
+            let entry_start = |payload: LogPosition| LogPosition(payload.0 - ENTRY_HEADER_BYTES as u64);
+            let segments = state.segments.values().map(|hosted| CheckpointedSegment {
+                chain: hosted.segment.checkpoint(),
+                // Shared, because appends wait for this lock.
+                materialized: Arc::clone(materialized(hosted.group())),
+            });
+            let files =
+                state.batch_locations.files.iter().map(|(number, file)| (*number, file.ranges.clone()));
+            let checkpoint = Checkpoint {
+                incarnation: self.identity.incarnation,
+                replay_from: needed.map_or(log_end, entry_start),
+                log_end,
+                segments: segments.collect(),
+                files: files.collect(),
+            };
+            (checkpoint, log_end)
+        };
+        // The chains in it must not know more than the log.
+        self.sync(Sequence(log_end))?;
+        let replay_from = checkpoint.replay_from;
+        self.make_durable(&checkpoint, next)?;
+        self.note_checkpoint(replay_from);
+        Ok(replay_from)
+    }
+
+    /// Writes a checkpoint; everything that it names is durable before that.
+    pub(crate) fn make_durable(
+        &self,
+        checkpoint: &Checkpoint,
+        next: &BTreeMap<GroupId, NextState>,
+    ) -> Result<(), StoreError> {
+        let durable = self.commit.durable();
+        invariant!(
+            "checkpoint-within-durable-log",
+            durable >= checkpoint.log_end,
+            "a checkpoint as of {:?}, and the log is durable through {durable:?}",
+            checkpoint.log_end
+        );
+        for (group, next) in next {
+            invariant!("pages-synced-before-checkpoint", next.synced, "pages of group {group}");
+        }
+        let bytes = checkpoint.write(&self.directory)?;
+        count(&self.counters.checkpoints, 1);
+        count(&self.counters.checkpoint_bytes, bytes);
+        Ok(())
+    }
+
+    /// Notes from where the newest durable checkpoint needs the log.
+    pub(crate) fn note_checkpoint(&self, replay_from: LogPosition) {
+        let mut state = self.lock();
+        invariant!(
+            "replay-start-never-goes-back",
+            replay_from >= state.replay_from,
+            "from {replay_from:?}, and from {:?} before",
+            state.replay_from
+        );
+        state.replay_from = replay_from;
+    }
+
+    /// Puts the next bases in use and returns what was before in their place, with the regions that are free
+    /// now.
+    pub(crate) fn publish_states(&self, next: BTreeMap<GroupId, NextState>) -> Vec<NextState> {
+        let mut state = self.lock();
+        let mut replaced = Vec::new();
+        for (group, mut next) in next {
+            let Some(hosted) = state.segments.get_mut(&group) else { continue };
+            let target = next.materialized.lsn;
+            hosted.check_next(target);
+            let is_free = |region: &u32| {
+                next.materialized.free_regions.binary_search_by(|free| region.cmp(free)).is_ok()
+            };
+            invariant!(
+                "punched-region-is-free",
+                next.freed_regions.iter().all(is_free),
+                "group {group} frees {:?}",
+                next.freed_regions
+            );
+            hosted.index.drop_through(target);
+            hosted.indexed_through = hosted.indexed_through.max(target);
+            hosted.index.check_above(target);
+            // The old one goes back to be dropped without the lock.
+            std::mem::swap(&mut hosted.materialized, &mut next.materialized);
+            hosted.version += 1;
+            replaced.push(next);
+        }
+        replaced
+    }
+}

@@ -1,0 +1,47 @@
+//! Releasing log files that are needed neither for a restart nor by a peer.
+
+use borealis_types::{GroupId, Lsn, invariant};
+
+use crate::log::position::LogPosition;
+use crate::metrics::count;
+use crate::{Store, StoreError};
+
+impl Store {
+    /// Lets go of log files before `replay_from`, oldest first, unless a peer may need them and they are not
+    /// too many.
+    pub(crate) fn release_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
+        let mut state = self.lock_to_change()?;
+        let mut freed = 0;
+        let mut kept_bytes = self.files.total_bytes();
+        for number in self.files.numbers() {
+            if number >= replay_from.file() {
+                break;
+            }
+            let ranges =
+                state.batch_locations.files.get(&number).map(|file| file.ranges.clone()).unwrap_or_default();
+            let floor = |group: &GroupId| state.peer_floors.get(group).copied().unwrap_or(Lsn::ZERO);
+            let needed = ranges.iter().any(|range| range.last_end > floor(&range.group));
+            if needed && kept_bytes <= self.options.log_retention_bytes {
+                break;
+            }
+            if needed {
+                count(&self.counters.log_files_lost_to_peers, 1);
+            }
+            invariant!(
+                "log-released-below-checkpoint",
+                number < state.replay_from.file(),
+                "file {number}, and the newest checkpoint needs the log from {:?}",
+                state.replay_from
+            );
+            state.log.release(number)?;
+            state.batch_locations.files.remove(&number);
+            kept_bytes = self.files.total_bytes();
+            freed += 1;
+        }
+        // A peer that is gone keeps many files; where the redo in them is, is read again if it comes back.
+        for (_, file) in state.batch_locations.files.range_mut(..replay_from.file()) {
+            file.batches = None;
+        }
+        Ok(freed)
+    }
+}

@@ -1,0 +1,89 @@
+//! Writing versions of pages to their other slots.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use borealis_types::{Lsn, PageBytes, PageKey, invariant};
+
+use crate::StoreError;
+use crate::pages::materialized_state::{
+    Extent, MaterializedState, PAGES_PER_EXTENT, extent_of, next_generation,
+};
+use crate::pages::page_files::{PageFiles, SlotAddress, SlotRun};
+
+/// A segment's next base, on disk but not yet in use.
+pub(crate) struct NextState {
+    pub materialized: Arc<MaterializedState>,
+    pub files: Arc<PageFiles>,
+    pub freed_regions: Vec<u32>,
+    pub written_regions: BTreeSet<u32>,
+    pub pages_written: u64,
+    /// Everything in `written_regions` is durable.
+    pub synced: bool,
+}
+
+/// Writes versions of pages to their other slots.
+pub(crate) struct PageWriter {
+    pub next: NextState,
+    /// What the newest durable checkpoint names.
+    pub checkpointed: Arc<MaterializedState>,
+    pub target: Lsn,
+    pub run: SlotRun,
+    /// Written since the last sync.
+    pub unsynced_pages: u64,
+}
+
+/// Pages written between two syncs: one sync of everything at the end would keep the disk from the log's for as
+/// long.
+const SYNC_EVERY_PAGES: u64 = 1024;
+
+impl PageWriter {
+    pub(crate) fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {
+        let (first, place) = extent_of(key);
+        let materialized = Arc::make_mut(&mut self.next.materialized);
+        let extent = materialized.extents.entry(first).or_insert_with(|| {
+            // Only regions that were free at the last checkpoint: those freed since are still named by it.
+            let region = materialized.free_regions.pop().unwrap_or_else(|| {
+                materialized.next_region += 1;
+                materialized.next_region - 1
+            });
+            Arc::new(Extent { region, generations: [0; PAGES_PER_EXTENT as usize] })
+        });
+        let extent = Arc::make_mut(extent);
+        let generation = next_generation(extent.generations[place]);
+        extent.generations[place] = generation;
+        let address = SlotAddress { region: extent.region, place, generation };
+        let is_other_slot = self.checkpointed.locate(key).is_none_or(|(region, at, named)| {
+            (region, at) != (address.region, place) || named % 2 != generation % 2
+        });
+        invariant!("checkpointed-slot-untouched", is_other_slot, "page {key}, generation {generation}");
+        self.next.files.write(&mut self.run, key, address, self.target, page)?;
+        self.next.written_regions.insert(address.region);
+        self.next.pages_written += 1;
+        self.unsynced_pages += 1;
+        if self.unsynced_pages >= SYNC_EVERY_PAGES {
+            self.unsynced_pages = 0;
+            self.next.files.write_run(&mut self.run)?;
+            self.next.files.sync(std::iter::once(address.region))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left, not yet durable.
+    pub(crate) fn finish(mut self) -> Result<NextState, StoreError> {
+        self.next.files.write_run(&mut self.run)?;
+        Ok(self.next)
+    }
+
+    pub(crate) fn erase(&mut self, key: &PageKey) {
+        let (first, place) = extent_of(key);
+        let materialized = Arc::make_mut(&mut self.next.materialized);
+        let Some(extent) = materialized.extents.get_mut(&first) else { return };
+        let extent = Arc::make_mut(extent);
+        extent.generations[place] = 0;
+        if extent.generations.iter().all(|&generation| generation == 0) {
+            self.next.freed_regions.push(extent.region);
+            materialized.extents.remove(&first);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! One round: each segment goes from its materialized state to a later one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use borealis_types::{GroupId, Lsn};
+
+use crate::materialize::Progress;
+use crate::materialize::changes::changes;
+use crate::materialize::pace::PIECE_PAGES;
+use crate::materialize::page_writer::{NextState, PageWriter};
+use crate::metrics::count;
+use crate::pages::page_files::SlotRun;
+use crate::read::Overtaken;
+use crate::segment::index::relations::DatabaseEvent;
+use crate::{Policy, Store, StoreError};
+
+impl Store {
+    /// How far each segment can go in one round; those that cannot are left out.
+    pub(super) fn targets(&self) -> Vec<(GroupId, Lsn)> {
+        let state = self.lock();
+        let mut targets = Vec::new();
+        for hosted in state.segments.values() {
+            let (materialized, target) = (hosted.materialized.lsn, hosted.materialization_target());
+            let copies = hosted.index.database_events(materialized, target);
+            let copy = copies
+                .filter(|(.., event)| matches!(event, DatabaseEvent::CopyOf(_)))
+                .map(|(at, ..)| at)
+                .next();
+            let target = match copy {
+                // First everything before it, then it alone.
+                Some(at) if materialized.0 < at.0 - 1 => Lsn(at.0 - 1),
+                Some(at) => at,
+                None => target,
+            };
+            if target > materialized {
+                targets.push((hosted.group(), target));
+            }
+        }
+        targets
+    }
+
+    /// About how much work each group is, in no unit.
+    pub(crate) fn work_of(&self, targets: &[(GroupId, Lsn)]) -> Vec<f64> {
+        let state = self.lock();
+        let of = |group| state.segments.get(group).map_or(0, |hosted| hosted.index.work());
+        targets.iter().map(|(group, _)| of(group) as f64).collect()
+    }
+
+    pub(super) fn round(&self, targets: &[(GroupId, Lsn)], policy: Policy) -> Result<Progress, StoreError> {
+        let mut next = BTreeMap::new();
+        let at_start = self.backlog().share(&self.options);
+        let parts = self.work_of(targets);
+        let whole = parts.iter().sum::<f64>().max(1.0);
+        let mut part_done = 0.0;
+        for (&(group, target), part) in targets.iter().zip(parts) {
+            let keep_pace = |share: f64| {
+                if policy == Policy::IfDue {
+                    self.keep_pace((part_done + share * part) / whole, at_start);
+                }
+            };
+            match self.next_state(group, target, keep_pace) {
+                Ok(Some(materialized)) => {
+                    next.insert(group, materialized);
+                }
+                Ok(None) => return Ok(Progress::default()),
+                // The segment has noted it, and its next target is below.
+                Err(StoreError::Redo { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            part_done += part;
+        }
+        if next.is_empty() {
+            return Ok(Progress::default());
+        }
+        for materialized in next.values_mut() {
+            materialized.files.sync(materialized.written_regions.iter().copied())?;
+            materialized.synced = true;
+        }
+        let replay_from = self.write_checkpoint(&next)?;
+        let pages_written = next.values().map(|materialized| materialized.pages_written).sum();
+        count(&self.counters.pages_written, pages_written);
+        for replaced in self.publish_states(next) {
+            for region in replaced.freed_regions {
+                replaced.files.punch_region(region);
+            }
+        }
+        let log_files_freed = self.release_log(replay_from)?;
+        Ok(Progress { advanced: true, pages_written, log_files_freed })
+    }
+
+    /// Makes and writes everything that changes up to `target`; nothing if it was given up. Says now and then what
+    /// share of the pages is done.
+    fn next_state(
+        &self,
+        group: GroupId,
+        target: Lsn,
+        keep_pace: impl Fn(f64),
+    ) -> Result<Option<NextState>, StoreError> {
+        let mut changes = {
+            let state = self.lock();
+            changes(Store::hosted(&state, group)?, target)
+        };
+        changes.pages.sort_unstable();
+        changes.pages.dedup();
+        let mut writer = PageWriter {
+            next: NextState {
+                materialized: Arc::new((*changes.materialized).clone()),
+                files: Arc::clone(&changes.files),
+                freed_regions: Vec::new(),
+                written_regions: BTreeSet::new(),
+                pages_written: 0,
+                synced: false,
+            },
+            checkpointed: Arc::clone(&changes.materialized),
+            target,
+            run: SlotRun::default(),
+            unsynced_pages: 0,
+        };
+        for (at, key) in changes.pages.iter().enumerate() {
+            if at > 0 && at % PIECE_PAGES == 0 {
+                keep_pace(at as f64 / changes.pages.len() as f64);
+                if self.maintenance.has_ended() {
+                    return Ok(None);
+                }
+            }
+            let page =
+                self.page_version(group, key, target, Overtaken::Fail, &|state| Store::hosted(state, group))?;
+            match page {
+                Some(page) => writer.write(key, &page)?,
+                None => writer.erase(key),
+            }
+        }
+        let mut next = writer.finish()?;
+        let materialized = Arc::make_mut(&mut next.materialized);
+        for (fork, blocks) in changes.relations {
+            match blocks {
+                Some(blocks) => materialized.relations.insert(fork, blocks),
+                None => materialized.relations.remove(&fork),
+            };
+        }
+        for key in changes.meta {
+            let value =
+                self.meta_version(&key, target, Overtaken::Fail, &|state| Store::hosted(state, group))?;
+            match value {
+                Some(value) => materialized.meta.insert(key, value),
+                None => materialized.meta.remove(&key),
+            };
+        }
+        materialized.lsn = target;
+        // Only now: the next round is the first that may take them, when the checkpoint that does not name
+        // them any more is durable, their space is given back, and the version tells their readers.
+        materialized.free_regions.extend(&next.freed_regions);
+        // The lowest is taken first, which keeps the files few.
+        materialized.free_regions.sort_unstable_by(|one, other| other.cmp(one));
+        Ok(Some(next))
+    }
+}

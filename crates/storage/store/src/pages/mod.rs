@@ -1,0 +1,5 @@
+//! The pages that redo made: where they are on disk, and those kept in memory.
+
+pub(crate) mod cache;
+pub(crate) mod materialized_state;
+pub(crate) mod page_files;

@@ -1,0 +1,212 @@
+//! What segments promise: fences, histories, and the summaries that say so.
+
+use std::sync::PoisonError;
+
+use borealis_quorum::{DurablePoint, Promise};
+use borealis_types::{EpochHistory, GroupId, WriterId, invariant};
+use borealis_wire::{GroupTail, Refusal, SegmentSummary};
+
+use crate::directory::encode;
+use crate::log::entry::EntryKind;
+use crate::log::payload::{AdoptEntry, InstallEntry};
+use crate::segment::hosted::HostedSegment;
+use crate::segment::state::State;
+use crate::store::Sequence;
+use crate::{Origin, Store, StoreError};
+
+impl Store {
+    /// Promises every segment to a writer; durable on return.
+    ///
+    /// # Errors
+    /// [`Refusal::Fenced`] when a newer or another writer was promised; then nothing changed.
+    pub fn fence(&self, promise: Promise) -> Result<Vec<SegmentSummary>, StoreError> {
+        let (summaries, sequence) = {
+            let mut state = self.lock_to_change()?;
+            let standing = state.segments.values().map(|hosted| hosted.segment.promise());
+            let newest =
+                standing.clone().find(|&standing| standing != promise && standing.epoch >= promise.epoch);
+            if let Some(newest) = newest {
+                return Err(Refusal::Fenced(newest.epoch).into());
+            }
+            if standing.clone().any(|standing| standing != promise) {
+                self.append_entry(&mut state, EntryKind::Fence, &[&encode(&promise)])?;
+                for hosted in state.segments.values_mut() {
+                    hosted.segment.fence(promise).map_err(|error| Refusal::Fenced(error.current.epoch))?;
+                }
+            }
+            check_fenced(&state, promise);
+            (summaries(&state), Sequence(state.log.end()))
+        };
+        self.sync(sequence)?;
+        Ok(summaries)
+    }
+
+    /// Records the outcome of a recovery in every segment: cuts what the history does not admit, and accepts
+    /// its writer. `tails` is where each group ends at the newest opening; a group that is not listed is
+    /// readable only once the writer has said where it ends. Durable on return.
+    ///
+    /// # Errors
+    /// [`Refusal::Fenced`] when a newer writer was promised; [`StoreError::Install`] when the history cannot
+    /// be of this volume.
+    pub fn install(
+        &self,
+        writer: WriterId,
+        history: &EpochHistory,
+        tails: &[GroupTail],
+    ) -> Result<Vec<SegmentSummary>, StoreError> {
+        let Some(newest) = history.newest().copied() else {
+            return Err(Refusal::Misuse("a history without any opening opens no epoch".to_owned()).into());
+        };
+        let items = self.identity.groups.iter().map(|&group| {
+            let tail = tails.iter().find(|tail| tail.group == group);
+            // Not listed: no record ends above the opening, so a chain that ends there is complete, and
+            // for any other chain it is not known.
+            let group_tail = tail.map_or(newest.last.end, |tail| tail.last_end);
+            let durable = DurablePoint { volume: newest.last, group_tail };
+            InstallEntry { group, writer: Some(writer), history: history.clone(), durable }
+        });
+        self.install_items(items.collect())
+    }
+
+    /// Takes a newer history from a peer of one group (see `borealis_quorum::segment::GossipPlan`). Durable on
+    /// return.
+    ///
+    /// # Errors
+    /// As [`Store::install`].
+    pub fn install_from_peer(
+        &self,
+        group: GroupId,
+        history: &EpochHistory,
+        durable: DurablePoint,
+    ) -> Result<Vec<SegmentSummary>, StoreError> {
+        self.install_items(vec![InstallEntry { group, writer: None, history: history.clone(), durable }])
+    }
+
+    fn install_items(&self, items: Vec<InstallEntry>) -> Result<Vec<SegmentSummary>, StoreError> {
+        let (summaries, sequence, failed) = {
+            let mut state = self.lock_to_change()?;
+            let mut failed = None;
+            let mut changed = Vec::new();
+            for item in items {
+                let group = item.group;
+                let Some(hosted) = state.segments.get_mut(&group) else { continue };
+                match hosted.segment.install(item.writer, &item.history, item.durable) {
+                    Ok(installed) if installed.changed => changed.push((item, installed)),
+                    Ok(_) => {}
+                    Err(error) => failed = failed.or(Some(StoreError::Install { group, error })),
+                }
+            }
+            if !changed.is_empty() {
+                let entries: Vec<_> = changed.iter().map(|(item, _)| item).collect();
+                self.append_entry(&mut state, EntryKind::Install, &[&encode(&entries)])?;
+            }
+            for (item, installed) in &changed {
+                let entered = state.after_install(self.context(), &self.files, item.group, installed);
+                entered.map_err(|error| self.poisoned(&error))?;
+                self.forget_cached(&state, item.group);
+            }
+            (summaries(&state), Sequence(state.log.end()), failed)
+        };
+        self.sync(sequence)?;
+        failed.map_or(Ok(summaries), Err)
+    }
+
+    /// Takes records that the recovery which holds the promise decided to keep into one group's segment, after
+    /// adopting the history they are admitted by. Durable on return.
+    ///
+    /// # Errors
+    /// [`Refusal::Fenced`] when the promise is another's; otherwise as [`Store::install`] and
+    /// [`Store::append`].
+    pub fn repair(
+        &self,
+        promise: Promise,
+        group: GroupId,
+        history: &EpochHistory,
+        batches: &[Vec<u8>],
+    ) -> Result<Vec<SegmentSummary>, StoreError> {
+        self.adopt_for_recovery(promise, group, history)?;
+        for batch in batches {
+            self.append(batch, Origin::Recovery(promise, group))?;
+        }
+        self.summaries()
+    }
+
+    fn adopt_for_recovery(
+        &self,
+        promise: Promise,
+        group: GroupId,
+        history: &EpochHistory,
+    ) -> Result<(), StoreError> {
+        let mut state = self.lock_to_change()?;
+        let hosted = state.segments.get_mut(&group).ok_or(Refusal::NoSegment(group))?;
+        let installed = hosted.segment.adopt_for_recovery(promise, history);
+        let installed = installed.map_err(|error| StoreError::Install { group, error })?;
+        if installed.changed {
+            let entry = AdoptEntry { group, promise, history: history.clone() };
+            self.append_entry(&mut state, EntryKind::Adopt, &[&encode(&entry)])?;
+            let entered = state.after_install(self.context(), &self.files, group, &installed);
+            entered.map_err(|error| self.poisoned(&error))?;
+            self.forget_cached(&state, group);
+        }
+        Ok(())
+    }
+
+    /// What every segment promises and holds. Everything in it is durable on return.
+    ///
+    /// # Errors
+    /// When the store is poisoned.
+    pub fn summaries(&self) -> Result<Vec<SegmentSummary>, StoreError> {
+        let (summaries, sequence) = {
+            let state = self.lock_to_change()?;
+            (summaries(&state), Sequence(state.log.end()))
+        };
+        self.sync(sequence)?;
+        Ok(summaries)
+    }
+
+    /// The same in the words of `borealis-quorum`, for gossip and recovery. Durable on return.
+    ///
+    /// # Errors
+    /// When the store is poisoned.
+    pub fn chain_summaries(&self) -> Result<Vec<borealis_quorum::segment::SegmentSummary>, StoreError> {
+        let (summaries, sequence) = {
+            let state = self.lock_to_change()?;
+            let summaries = state.segments.values().map(|hosted| hosted.segment.summary()).collect();
+            (summaries, Sequence(state.log.end()))
+        };
+        self.sync(sequence)?;
+        Ok(summaries)
+    }
+
+    fn forget_cached(&self, state: &State, group: GroupId) {
+        if let Some(hosted) = state.segments.get(&group) {
+            let through = hosted.indexed_through;
+            self.cache.lock().unwrap_or_else(PoisonError::into_inner).forget_above(group, through);
+        }
+    }
+}
+
+/// Checks that a fence which is about to be reported holds in every segment: a writer counts it for all of them.
+pub(crate) fn check_fenced(state: &State, promise: Promise) {
+    let mut promises = state.segments.values().map(|hosted| hosted.segment.promise());
+    invariant!("fence-covers-every-segment", promises.all(|standing| standing == promise), "{promise:?}");
+}
+
+fn summaries(state: &State) -> Vec<SegmentSummary> {
+    let summary = |hosted: &HostedSegment| {
+        let segment = &hosted.segment;
+        SegmentSummary {
+            group: hosted.group(),
+            promised_epoch: segment.promise().epoch,
+            promised_writer: segment.promise().writer,
+            history: segment.history().clone(),
+            segment_complete_lsn: segment.segment_complete_lsn(),
+            known_durable: segment.known_durable().volume,
+            known_durable_tail: segment.known_durable().group_tail,
+            readable_through: segment.readable_through(),
+            minimum_read_point: segment.minimum_read_point(),
+            materialized_lsn: hosted.materialized.lsn,
+        }
+    };
+    state.segments.values().map(summary).collect()
+}

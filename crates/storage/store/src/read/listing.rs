@@ -1,0 +1,222 @@
+//! Listing what exists as of an LSN: small values, relations, status pages, and checksums of pages.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use borealis_types::{
+    BlockKey, DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, PageKey, ReadPoint, RelationFork, SlruKind,
+};
+use borealis_wire::{PageChecksum, RelationSize};
+
+use crate::pages::materialized_state::{MaterializedState, database_of, in_database};
+use crate::segment::hosted::HostedSegment;
+use crate::segment::index::relations::{DatabaseEvent, PriorContent};
+use crate::{Store, StoreError};
+
+impl Store {
+    /// Every small value as of an LSN after `after`, in key order, except counters and the control file.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn list_meta(
+        &self,
+        at: impl Into<ReadPoint>,
+        after: Option<&MetaKey>,
+        limit: usize,
+    ) -> Result<Vec<(MetaKey, Vec<u8>)>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
+        let keys: BTreeSet<MetaKey> = {
+            let state = self.lock();
+            let hosted = Store::readable(&state, META_GROUP, at)?;
+            let copied = hosted.index.database_events(Lsn::ZERO, lsn);
+            let copied = copied.map(|(_, database, _)| MetaKey::RelationMap(database));
+            let known = hosted.materialized.meta.keys().chain(hosted.index.meta_keys()).cloned();
+            known
+                .chain(copied)
+                .filter(|key| !matches!(key, MetaKey::Counters | MetaKey::ControlFileTemplate))
+                .filter(|key| after.is_none_or(|after| key > after))
+                .collect()
+        };
+        let mut values = Vec::new();
+        for key in keys {
+            if values.len() >= limit {
+                break;
+            }
+            if let Some(value) = self.read_meta(&key, at)? {
+                values.push((key, value));
+            }
+        }
+        Ok(values)
+    }
+
+    /// A fork's size in blocks in one group's part, as of an LSN; `None` if the group does not know it.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn relation_size(
+        &self,
+        group: GroupId,
+        fork: RelationFork,
+        at: impl Into<ReadPoint>,
+    ) -> Result<Option<u32>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
+        let state = self.lock();
+        let hosted = Store::readable(&state, group, at)?;
+        Ok(hosted.index.relation_blocks(&hosted.materialized, fork, lsn))
+    }
+
+    /// The forks of a database that one group knows as of an LSN, after `after`, in key order.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn list_relations(
+        &self,
+        group: GroupId,
+        database: DatabaseKey,
+        at: impl Into<ReadPoint>,
+        after: Option<RelationFork>,
+        limit: usize,
+    ) -> Result<Vec<RelationSize>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
+        let state = self.lock();
+        let hosted = Store::readable(&state, group, at)?;
+        let candidates = hosted.index.fork_candidates(&hosted.materialized, database, lsn);
+        let sizes = candidates.into_iter().filter(|fork| after.is_none_or(|after| *fork > after));
+        let sizes = sizes.filter_map(|relation_fork| {
+            let blocks = hosted.index.relation_blocks(&hosted.materialized, relation_fork, lsn)?;
+            Some(RelationSize { relation_fork, blocks })
+        });
+        Ok(sizes.take(limit).collect())
+    }
+
+    /// The pages of a transaction-status store as of an LSN, ascending.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn slru_pages(&self, kind: SlruKind, at: impl Into<ReadPoint>) -> Result<Vec<u32>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
+        let state = self.lock();
+        let hosted = Store::readable(&state, META_GROUP, at)?;
+        let key = |page| PageKey::Slru { kind, page };
+        let mut pages = BTreeSet::new();
+        for (first, extent) in hosted.materialized.extents.range(key(0)..=key(u32::MAX)) {
+            for page in MaterializedState::pages_of(first, extent) {
+                if hosted.index.prior_page(&page, lsn) == PriorContent::Materialized {
+                    pages.insert(page);
+                }
+            }
+        }
+        for page in hosted.index.page_keys() {
+            if !matches!(page, PageKey::Slru { kind: of, .. } if *of == kind) {
+                continue;
+            }
+            let above = match hosted.index.prior_page(page, lsn) {
+                PriorContent::Nothing { since } => since,
+                _ => Lsn::ZERO,
+            };
+            if hosted.index.page_records(page, above, lsn).len() > 0 {
+                pages.insert(*page);
+            }
+        }
+        let numbers = pages.into_iter().filter_map(|key| match key {
+            PageKey::Slru { page, .. } => Some(page),
+            PageKey::Block(_) => None,
+        });
+        Ok(numbers.collect())
+    }
+
+    /// Checksums of a group's pages as of an LSN, after `after`, in key order, each made from what is on disk.
+    /// A page that cannot be made has none.
+    ///
+    /// # Errors
+    /// [`Refusal::NotReadable`] and [`Refusal::NoSegment`].
+    pub fn page_checksums(
+        &self,
+        group: GroupId,
+        at: impl Into<ReadPoint>,
+        after: Option<&PageKey>,
+        limit: usize,
+    ) -> Result<Vec<PageChecksum>, StoreError> {
+        let at = at.into();
+        let lsn = at.lsn;
+        let mut checksums = Vec::new();
+        let mut after = after.copied();
+        while checksums.len() < limit {
+            let keys = {
+                let state = self.lock();
+                page_candidates(Store::readable(&state, group, at)?, lsn, after, limit)
+            };
+            let Some(&last) = keys.last() else { break };
+            after = Some(last);
+            for key in keys {
+                let checksum = match self.read_page(group, &key, at) {
+                    Ok(Some(page)) => Some(crc32c::crc32c(&page[..])),
+                    Ok(None) => continue,
+                    Err(error @ StoreError::Refused(_)) => return Err(error),
+                    Err(error) => {
+                        tracing::error!(%error, "a page cannot be checked");
+                        None
+                    }
+                };
+                checksums.push(PageChecksum { key, checksum });
+                if checksums.len() >= limit {
+                    break;
+                }
+            }
+        }
+        Ok(checksums)
+    }
+}
+
+/// The next keys after `after` that may exist as of `lsn`, at most `limit`, in order.
+fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, limit: usize) -> Vec<PageKey> {
+    let is_after = |key: &PageKey| after.is_none_or(|after| *key > after);
+    let mut keys: BTreeSet<PageKey> = hosted.index.page_keys().filter(|key| is_after(key)).copied().collect();
+    for (_, database, event) in hosted.index.database_events(Lsn::ZERO, lsn) {
+        let DatabaseEvent::CopyOf(_) = event else { continue };
+        for fork in hosted.index.fork_candidates(&hosted.materialized, database, lsn) {
+            let mut original = fork;
+            // The copy of a copy has the pages of the first; their numbers are all that matters here.
+            let mut at = lsn;
+            while let PriorContent::Copy { from, at: copied } =
+                hosted.index.prior_page(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
+            {
+                original = in_database(original, from);
+                at = Lsn(copied.0 - 1);
+                let pending = hosted.index.page_keys().filter_map(|key| match key {
+                    PageKey::Block(block) if block.relation_fork == original => Some(block.block),
+                    _ => None,
+                });
+                let copies = pending.map(|block| PageKey::Block(BlockKey { relation_fork: fork, block }));
+                keys.extend(copies.filter(is_after));
+            }
+            for (first, extent) in hosted.materialized.fork_extents(original, 0) {
+                for page in MaterializedState::pages_of(first, extent) {
+                    let PageKey::Block(block) = page else { continue };
+                    debug_assert_eq!(database_of(block.relation_fork.locator), database_of(original.locator));
+                    let copy = PageKey::Block(BlockKey { relation_fork: fork, block: block.block });
+                    if is_after(&copy) {
+                        keys.insert(copy);
+                    }
+                }
+            }
+        }
+    }
+    let from = after
+        .map_or(Bound::Unbounded, |key| Bound::Included(crate::pages::materialized_state::extent_of(&key).0));
+    let mut from_materialized = 0;
+    for (first, extent) in hosted.materialized.extents.range((from, Bound::Unbounded)) {
+        if from_materialized >= limit {
+            break;
+        }
+        for page in MaterializedState::pages_of(first, extent).filter(is_after) {
+            keys.insert(page);
+            from_materialized += 1;
+        }
+    }
+    keys.into_iter().take(limit).collect()
+}

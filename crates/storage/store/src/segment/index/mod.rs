@@ -1,0 +1,303 @@
+//! The records of one segment that are not materialized, by what they change.
+//!
+//! Records enter in LSN order, once the group's chain is complete to them. So every list here is sorted, and
+//! what is known about a relation at an LSN does not depend on when records arrived.
+
+mod key_map;
+mod record_list;
+pub(crate) mod relations;
+pub(crate) mod slru;
+
+use std::collections::BTreeMap;
+
+use borealis_types::{
+    DatabaseKey, Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RelationFork, SlruKind,
+    invariant,
+};
+use borealis_wal::Effect;
+
+use crate::log::position::RecordRef;
+use crate::pages::materialized_state::MaterializedState;
+use crate::segment::index::key_map::KeyMap;
+use crate::segment::index::record_list::RecordList;
+use crate::segment::index::relations::{DatabaseEvent, ForkEvent};
+
+/// What a record costs in the list of all records, with that list's room to grow.
+const RECORD_BYTES: u64 = size_of::<RecordRef>() as u64 * 3 / 2;
+/// About what each mention of a record costs beyond its key.
+const REFERENCE_BYTES: u64 = 8;
+/// What a page costs a round beyond its records.
+const PAGE_WORK: u64 = 10;
+/// Each time this many records more wait for a page, it is worth preparing for its next reader.
+const LONG_CHAIN: usize = 512;
+/// Pages remembered for that.
+const LONG_CHAINS_MAX: usize = 256;
+/// About what a key costs in its map.
+const KEY_BYTES: u64 = 120;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    /// Every record, in order: whatever concerns a record names it by its place here, which takes an eighth of
+    /// the memory of a copy of the reference and is written to one place, not all over the heap.
+    records: Vec<RecordRef>,
+    pages: KeyMap<PageKey, RecordList>,
+    meta: KeyMap<MetaKey, RecordList>,
+    forks: BTreeMap<RelationFork, Vec<(Lsn, ForkEvent)>>,
+    /// Of `forks`, only what removes blocks: from which block on. Every page read asks for it.
+    erasures: KeyMap<RelationFork, Vec<(Lsn, u32)>>,
+    /// Sizes as of the newest record, for forks whose pages changed lately.
+    newest_sizes: KeyMap<RelationFork, u32>,
+    /// Pages that many records wait for: the next reader would have to apply them all.
+    pub long_chains: Vec<PageKey>,
+    databases: Vec<(Lsn, DatabaseKey, DatabaseEvent)>,
+    slru: Vec<(Lsn, SlruKind, u32)>,
+    /// Bytes of the records in it.
+    pub record_bytes: u64,
+    /// Mentions of records, and events.
+    references: u64,
+}
+
+/// Which end of every list goes.
+#[derive(Clone, Copy)]
+enum Forget {
+    /// What ends at or below.
+    Through(Lsn),
+    /// What ends above.
+    Above(Lsn),
+}
+
+impl Forget {
+    /// Drops that end of a sorted list and returns how many entries that were.
+    fn apply<T>(self, list: &mut Vec<T>, end: impl Fn(&T) -> Lsn) -> u64 {
+        let before = list.len();
+        match self {
+            Forget::Through(lsn) => drop(list.drain(..list.partition_point(|item| end(item) <= lsn))),
+            Forget::Above(lsn) => list.truncate(list.partition_point(|item| end(item) <= lsn)),
+        }
+        if list.capacity() > 2 * list.len() + 16 {
+            list.shrink_to_fit();
+        }
+        (before - list.len()) as u64
+    }
+}
+
+impl Index {
+    /// Enters a record whose effects are known.
+    pub(crate) fn insert(
+        &mut self,
+        materialized: &MaterializedState,
+        group: GroupId,
+        placement: Placement,
+        reference: RecordRef,
+        effects: &[Effect],
+        changes_only_existing_pages: bool,
+    ) {
+        let lsn = reference.span.end;
+        let last = self.records.last().map(|last| last.span.end);
+        invariant!(
+            "records-indexed-in-order",
+            last.is_none_or(|last| last < lsn),
+            "a record that ends at {lsn}, after one that ends at {last:?}"
+        );
+        self.record_bytes += u64::from(reference.length);
+        let number = u32::try_from(self.records.len());
+        let number = number.expect("what memory is allowed ends far below four thousand million records");
+        self.records.push(reference);
+        let copied_to = effects.iter().find_map(|effect| match effect {
+            Effect::CopyDatabase { to, .. } => Some(*to),
+            _ => None,
+        });
+        for effect in effects {
+            match effect {
+                Effect::Page(key) => {
+                    if placement.group_of(key) != group {
+                        continue;
+                    }
+                    let records = self.pages.entry(*key).or_default();
+                    records.push(number);
+                    if records.len().is_multiple_of(LONG_CHAIN) && self.long_chains.len() < LONG_CHAINS_MAX {
+                        self.long_chains.push(*key);
+                    }
+                    self.references += 1;
+                    if let PageKey::Block(block) = key
+                        && !changes_only_existing_pages
+                    {
+                        self.extend(materialized, lsn, block);
+                    }
+                }
+                Effect::CreateRelation(fork) => self.fork_event(*fork, lsn, ForkEvent::Create),
+                Effect::TruncateRelation { relation_fork, blocks } => {
+                    self.fork_event(*relation_fork, lsn, ForkEvent::Truncate(*blocks));
+                }
+                Effect::DropRelation(locator) => {
+                    for fork in Fork::ALL {
+                        self.fork_event(RelationFork { locator: *locator, fork }, lsn, ForkEvent::Drop);
+                    }
+                }
+                Effect::CopyDatabase { from, to } => {
+                    self.databases.push((lsn, *to, DatabaseEvent::CopyOf(*from)));
+                    self.newest_sizes.clear();
+                }
+                Effect::DropDatabase(database) => {
+                    self.databases.push((lsn, *database, DatabaseEvent::Drop));
+                    self.newest_sizes.clear();
+                }
+                Effect::TruncateSlru { kind, first_kept_page } => {
+                    if group == META_GROUP {
+                        self.slru.push((lsn, *kind, *first_kept_page));
+                    }
+                }
+                Effect::Meta(MetaKey::Counters) => {}
+                // The copy itself brings the map: see `PriorContent::Copy` of a relation map.
+                Effect::Meta(MetaKey::RelationMap(database)) if copied_to == Some(*database) => {}
+                Effect::Meta(key) if group == META_GROUP => {
+                    let records = self.meta.entry(key.clone()).or_default();
+                    // A record may name a value twice.
+                    if records.as_slice().last() != Some(&number) {
+                        records.push(number);
+                        self.references += 1;
+                    }
+                }
+                Effect::Meta(_) => {}
+            }
+        }
+    }
+
+    /// Forgets what ends at or below `lsn`: it is in the materialized state now.
+    pub(crate) fn drop_through(&mut self, lsn: Lsn) {
+        self.forget(Forget::Through(lsn));
+    }
+
+    /// Forgets what ends above `lsn`: a recovery cut it.
+    pub(crate) fn drop_above(&mut self, lsn: Lsn) {
+        self.newest_sizes.clear();
+        self.forget(Forget::Above(lsn));
+    }
+
+    /// Checks that nothing is left of what is materialized.
+    pub(crate) fn check_above(&self, materialized: Lsn) {
+        let first = self.records.first().map(|first| first.span.end);
+        invariant!(
+            "index-above-materialized",
+            first.is_none_or(|first| first > materialized),
+            "materialized through {materialized}, and the first record ends at {first:?}"
+        );
+    }
+
+    fn forget(&mut self, forget: Forget) {
+        let records_before = self.records.len();
+        let mut dropped = 0;
+        forget.apply(&mut self.records, |reference| reference.span.end);
+        let gone = (records_before - self.records.len()) as u32;
+        let kept = self.records.len() as u32;
+        let mut forget_in = |list: &mut RecordList| {
+            dropped += match forget {
+                Forget::Through(_) => list.drop_first(gone),
+                Forget::Above(_) => list.drop_from(kept),
+            };
+            !list.is_empty()
+        };
+        self.pages.retain(|_, list| forget_in(list));
+        self.meta.retain(|_, list| forget_in(list));
+        self.forks.retain(|_, list| {
+            dropped += forget.apply(list, |(at, _)| *at);
+            !list.is_empty()
+        });
+        self.erasures.retain(|_, list| {
+            dropped += forget.apply(list, |(at, _)| *at);
+            !list.is_empty()
+        });
+        self.references -= dropped;
+        forget.apply(&mut self.databases, |(at, ..)| *at);
+        forget.apply(&mut self.slru, |(at, ..)| *at);
+        self.record_bytes = self.records.iter().map(|reference| u64::from(reference.length)).sum();
+        if self.pages.capacity() > 4 * self.pages.len() + 64 {
+            self.pages.shrink_to_fit();
+        }
+    }
+
+    /// The records of a list that end after `above` and not after `lsn`.
+    fn between(
+        &self,
+        list: Option<&RecordList>,
+        above: Lsn,
+        lsn: Lsn,
+    ) -> impl ExactSizeIterator<Item = RecordRef> {
+        let numbers = list.map_or(&[][..], RecordList::as_slice);
+        let first = numbers.partition_point(|&number| self.record(number).span.end <= above);
+        let last = numbers.partition_point(|&number| self.record(number).span.end <= lsn);
+        numbers.get(first..last).unwrap_or_default().iter().map(|&number| *self.record(number))
+    }
+
+    fn record(&self, number: u32) -> &RecordRef {
+        // Lists and records are cut together, so every number is of a record that is there.
+        &self.records[number as usize]
+    }
+
+    /// The records that change a page, end after `above` and not after `lsn`.
+    pub(crate) fn page_records(
+        &self,
+        key: &PageKey,
+        above: Lsn,
+        lsn: Lsn,
+    ) -> impl ExactSizeIterator<Item = RecordRef> {
+        self.between(self.pages.get(key), above, lsn)
+    }
+
+    /// The records that change a small value, end after `above` and not after `lsn`.
+    pub(crate) fn meta_records(
+        &self,
+        key: &MetaKey,
+        above: Lsn,
+        lsn: Lsn,
+    ) -> impl ExactSizeIterator<Item = RecordRef> {
+        self.between(self.meta.get(key), above, lsn)
+    }
+
+    /// All records that end after `above` and not after `lsn`: in the meta group, those that change counters.
+    pub(crate) fn all_records(&self, above: Lsn, lsn: Lsn) -> &[RecordRef] {
+        let first = self.records.partition_point(|reference| reference.span.end <= above);
+        let last = self.records.partition_point(|reference| reference.span.end <= lsn);
+        self.records.get(first..last).unwrap_or_default()
+    }
+
+    /// The pages that have records, in no order.
+    pub(crate) fn page_keys(&self) -> impl Iterator<Item = &PageKey> {
+        self.pages.keys()
+    }
+
+    /// The small values that have records, except counters, in no order.
+    pub(crate) fn meta_keys(&self) -> impl Iterator<Item = &MetaKey> {
+        self.meta.keys()
+    }
+
+    /// The pages with records that do not end after `lsn`, in no order.
+    pub(crate) fn changed_pages(&self, lsn: Lsn) -> impl Iterator<Item = &PageKey> {
+        self.pages.iter().filter(move |(_, list)| self.begins_by(list, lsn)).map(|(key, _)| key)
+    }
+
+    /// The small values, except counters, with records that do not end after `lsn`, in no order.
+    pub(crate) fn changed_meta(&self, lsn: Lsn) -> impl Iterator<Item = &MetaKey> {
+        self.meta.iter().filter(move |(_, list)| self.begins_by(list, lsn)).map(|(key, _)| key)
+    }
+
+    fn begins_by(&self, list: &RecordList, lsn: Lsn) -> bool {
+        list.as_slice().first().is_some_and(|&number| self.record(number).span.end <= lsn)
+    }
+
+    /// About how much work it is to fold all of it into pages, in units of one record's: reading and writing a page
+    /// takes that much longer than applying a record to it.
+    pub(crate) fn work(&self) -> u64 {
+        self.pages.len() as u64 * PAGE_WORK + self.references
+    }
+
+    /// About how much memory it takes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let keys = self.pages.len() + self.meta.len() + self.forks.len();
+        self.records.len() as u64 * RECORD_BYTES + self.references * REFERENCE_BYTES + keys as u64 * KEY_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! The segments of this node: their chains, the records that are not materialized, and replay.
+
+pub(crate) mod hosted;
+pub(crate) mod index;
+pub(crate) mod record_effects;
+pub(crate) mod replay;
+pub(crate) mod state;

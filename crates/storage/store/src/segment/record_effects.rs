@@ -1,0 +1,64 @@
+//! What a record does, found once for all the groups that have it.
+
+use std::ops::Range;
+
+use borealis_types::{RecordSpan, ServerVersion};
+use borealis_wal::{Effect, Record, ResourceManager};
+
+use crate::redo_engine::RedoContext;
+
+/// What the index needs to know of a record. Its effects are a part of a list that it shares with others, so that
+/// a batch needs one allocation and not one for each record.
+#[derive(Clone, Debug)]
+pub(crate) struct RecordEffects {
+    /// Its part of the list of effects, or why they are not known.
+    pub effects: Result<Range<usize>, String>,
+    pub changes_only_existing_pages: bool,
+}
+
+impl RecordEffects {
+    /// Finds what a parsed record does, and adds its effects to `effects`.
+    pub(crate) fn of(
+        context: RedoContext<'_>,
+        record: &Record<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> RecordEffects {
+        let first = effects.len();
+        let known = context.redo.effects(record, effects);
+        let range = known.map(|()| first..effects.len()).map_err(|error| {
+            effects.truncate(first);
+            error.to_string()
+        });
+        RecordEffects { effects: range, changes_only_existing_pages: changes_only_existing_pages(record) }
+    }
+
+    /// Of a record in an epoch that no segment here knows: none takes it, so nobody ever asks.
+    pub(crate) fn of_unknown_release() -> RecordEffects {
+        RecordEffects {
+            effects: Err("nobody knows who wrote it".to_owned()),
+            changes_only_existing_pages: false,
+        }
+    }
+
+    /// The same from the bytes of a record that a server of this release wrote.
+    pub(crate) fn of_bytes(
+        context: RedoContext<'_>,
+        server_version: ServerVersion,
+        span: RecordSpan,
+        bytes: &[u8],
+        effects: &mut Vec<Effect>,
+    ) -> RecordEffects {
+        match Record::parse(server_version, span, bytes) {
+            Ok(record) => RecordEffects::of(context, &record, effects),
+            Err(error) => {
+                RecordEffects { effects: Err(error.to_string()), changes_only_existing_pages: false }
+            }
+        }
+    }
+}
+
+/// Redo of a truncation zeroes the tails of maps only where the map and the page exist, so its changes of map
+/// pages never make a page (`smgr_redo` in `src/backend/catalog/storage.c`).
+pub(crate) fn changes_only_existing_pages(record: &Record<'_>) -> bool {
+    record.resource_manager == ResourceManager::Storage
+}

@@ -334,7 +334,6 @@ impl Supervisor {
     }
 
     /// From recovery to the server's end.
-    #[expect(clippy::too_many_lines, reason = "one life of a server, in the order in which it happens")]
     fn run_once(&mut self) -> anyhow::Result<Ended> {
         let begun = Instant::now();
         let mut phases = StartPhases::default();
@@ -524,7 +523,6 @@ impl Supervisor {
     }
 
     /// Serves until the server ends, by order or not.
-    #[expect(clippy::too_many_lines, reason = "the select of everything that can end a server")]
     fn serve(
         &mut self,
         engine: &mut Engine,

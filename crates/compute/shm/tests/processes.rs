@@ -307,12 +307,7 @@ fn a_dead_driver_ends_a_wait_with_an_error() {
         let child = libc::fork();
         if child == 0 {
             let created = DriverSide::create(&path, &config(1));
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the process ends without destructors, as a killed one does"
-            )]
-            let created = created.map(std::mem::forget);
-            libc::_exit(i32::from(created.is_err()));
+            libc::_exit(i32::from(created.map(std::mem::forget).is_err()));
         }
         child
     };
@@ -395,7 +390,6 @@ fn log_ahead_is_limited_and_a_long_record_still_completes() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "each kind of request once, its answer in the other thread")]
 fn every_kind_of_request_arrives_as_it_was_asked() {
     let folder = Folder::new();
     let driver = folder.driver(1);
@@ -506,7 +500,7 @@ fn a_fill_never_overwrites_a_write() {
         // On a busy machine a thousand rounds can pass before a filler gets to run.
         let deadline = Instant::now() + Duration::from_secs(20);
         let more =
-            |round: &u64| *round < 1_000 || (fills.load(Ordering::Relaxed) == 0 && Instant::now() < deadline);
+            |round: &u64| *round < 1_000 || fills.load(Ordering::Relaxed) == 0 && Instant::now() < deadline;
         for round in (0u64..).take_while(more) {
             {
                 let _guard = client.lock_for_write(&slot, 5);
@@ -528,7 +522,6 @@ fn a_fill_never_overwrites_a_write() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a process that left runs no destructor")]
 fn a_lock_is_given_back_by_a_process_that_left_in_the_middle() {
     let folder = Folder::new();
     let driver = folder.driver(1);

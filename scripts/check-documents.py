@@ -9,7 +9,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
-PATH = re.compile(r"`((?:crates|docs|scripts|packaging|fuzz)/[\w./-]+)`")
+PATH = re.compile(r"`((?:crates|docs|scripts|packaging|fuzz|protocol|postgres|storage|compute|control|testing)/[\w./-]+)`")
 # A row of docs/targets.md as the code cites it: S1 to S99, D1 to D99, as a word of its own.
 TARGET = re.compile(r"\b([SD]\d{1,2})\b")
 TARGET_ROW = re.compile(r"^\| ([SD]\d{1,2}) \|", re.MULTILINE)
@@ -37,7 +37,8 @@ def links():
                 if anchor[1:] not in {slug(heading) for heading in headings}:
                     yield document, text, match, f"{target} has no heading for {anchor}"
         for match in PATH.finditer(text):
-            if not (ROOT / match.group(1)).exists():
+            # Tables say where they leave `crates/` out.
+            if not (ROOT / match.group(1)).exists() and not (ROOT / "crates" / match.group(1)).exists():
                 yield document, text, match, f"{match.group(1)} is not there"
 
 

@@ -124,23 +124,26 @@ def main():
         faults.append(CONSTANT_FAULT)
     if not quick:
         faults += COMPILER_FAULTS
-    failed = 0
+    failed = unclean = 0
     make_copy()
     try:
-        # Without a fault there is nothing to say; otherwise what follows would show nothing.
-        for command in {tuple(fault[3]): fault[3] for fault in faults}.values():
-            code, said = run(command)
+        # Without a fault there is nothing to say; otherwise a check that fails would show nothing.
+        before = {tuple(fault[3]): run(fault[3]) for fault in faults}
+        for command, (code, said) in before.items():
             if code != 0:
+                unclean += 1
                 print(f"without any planted fault, {' '.join(command)} fails:\n{said}", file=sys.stderr)
-                return 1
         for fault in faults:
-            if problem := see(*fault):
+            problem = see(*fault)
+            if not problem and fault[4] in before[tuple(fault[3])][1]:
+                problem = f"says {fault[4]!r} without it"
+            if problem:
                 failed += 1
                 print(f"planted {fault[0]}: {' '.join(fault[3])} {problem}", file=sys.stderr)
     finally:
         shutil.rmtree(COPY, ignore_errors=True)
     print(f"test-lint: {len(faults) - failed} of {len(faults)} planted faults were noticed", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or unclean else 0
 
 
 if __name__ == "__main__":

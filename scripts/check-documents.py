@@ -46,7 +46,7 @@ def cited():
     """Rows that something cites: (file, text, match, what is wrong)."""
     targets = set(TARGET_ROW.findall((ROOT / "docs/targets.md").read_text()))
     hazards = set(HAZARD_ROW.findall((ROOT / "docs/hazards.md").read_text()))
-    sources = [*DOCUMENTS, *(p for p in sorted((ROOT / "crates").rglob("*.rs")) if "target" not in p.parts), *sorted((ROOT / "scripts").glob("*.py"))]
+    sources = [*DOCUMENTS, *(p for p in sorted((ROOT / "crates").rglob("*.rs")) if "target" not in p.relative_to(ROOT).parts), *sorted((ROOT / "scripts").glob("*.py"))]
     for file in sources:
         text = file.read_text()
         # In code only what a comment or a message says: S1 may be a name.

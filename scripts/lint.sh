@@ -3,6 +3,7 @@
 #
 #   scripts/lint.sh            all of it
 #   scripts/lint.sh texts      only what needs no compiler: seconds
+#   scripts/lint.sh spelling   that alone
 #
 # `scripts/test-lint.py` sees each of these checks fail for a fault that it plants.
 set -euo pipefail
@@ -35,8 +36,9 @@ case "${1:-all}" in
         check cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
         ;;
     texts) ;;
+    spelling) spelling; exit ;;
     *)
-        echo "usage: scripts/lint.sh [texts]" >&2
+        echo "usage: scripts/lint.sh [texts|spelling]" >&2
         exit 2
         ;;
 esac

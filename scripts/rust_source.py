@@ -189,8 +189,10 @@ class Crate:
 
 def crates(root):
     """The packages below `crates`, in the order of their places."""
-    manifests = sorted((pathlib.Path(root) / "crates").rglob("Cargo.toml"))
-    return [Crate(pathlib.Path(root), manifest) for manifest in manifests if "target" not in manifest.parts]
+    root = pathlib.Path(root)
+    manifests = sorted((root / "crates").rglob("Cargo.toml"))
+    # The checkout itself may stand in a folder of that name.
+    return [Crate(root, manifest) for manifest in manifests if "target" not in manifest.relative_to(root).parts]
 
 
 def use_paths(stripped):

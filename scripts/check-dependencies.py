@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Checks the dependency tree: allowed licences, pure crates that stay pure, nothing unused.
+"""Checks the dependency tree: allowed licences, layers that ARCHITECTURE.md promises, pure crates that stay pure, nothing
+unused.
 
-The rules are data at the top; the facts come from `cargo metadata`.
+The rules are data at the top; the facts come from `cargo metadata` and from the sources. What a crate may use follows
+from the folder it stands in, so a new crate is held to the rules of its folder without a line here.
 """
 import json
 import pathlib
@@ -9,40 +11,71 @@ import re
 import subprocess
 import sys
 
+from rust_source import crates
+
 ALLOWED_LICENCES = {
     "MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0",
     "CC0-1.0", "ISC", "Unicode-3.0", "Unlicense", "Zlib", "0BSD", "MIT-0",
 }
-# Crates that hold the difficult logic must not even be able to do I/O through a dependency.
-PURE = {
-    "borealis-types": set(),
-    "borealis-wal": {"borealis-types"},
-    "borealis-redo": {"borealis-types", "borealis-wal"},
-    "borealis-quorum": {"borealis-types", "borealis-wire"},
-    "borealis-wire": {"borealis-types"},
-    "borealis-spec": {"borealis-types"},
-    "borealis-compute": {"borealis-types", "borealis-wal", "borealis-quorum", "borealis-wire"},
-}
-PURE_LIBRARIES = {
-    "serde", "thiserror", "postcard", "crc32c", "lz4_flex", "ruzstd", "zerocopy", "smallvec", "arrayvec",
-}
-# Crates that exist to test others: nothing that is delivered may depend on them.
-TEST_ONLY = {"borealis-fuzz", "borealis-sim"}
-# Tools that are part of the program and of nothing else.
-TOOLS = {"borealis-bench", "borealis-redo-check"}
-IMPURE_WORDS = re.compile(
-    r"\b(std::(fs|net|thread|process)|SystemTime::now|Instant::now|HashMap|HashSet|rand::)\b"
-)
-# The framing module reads and writes what it is given; it opens nothing.
-EXEMPT = {"crates/protocol/wire/src/frame.rs"}
 
-root = pathlib.Path(__file__).resolve().parent.parent
-metadata = json.loads(
-    subprocess.check_output(["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"],
-        cwd=root,
-    )
+# What the crates of a folder may depend on: folders, or single crates of a folder. Nothing else, tests apart.
+LAYERS = {
+    "protocol": ["protocol"],
+    "postgres": ["postgres", "protocol/types"],
+    "storage": ["storage", "postgres", "protocol"],
+    # Compute never links the storage engine: it speaks to storage through the client.
+    "compute": ["compute", "postgres", "protocol", "storage/client"],
+    # The command line contains the tools.
+    "control": ["control", "compute", "storage", "postgres", "protocol", "testing/bench", "testing/redo-check"],
+    "testing": ["testing", "control", "compute", "storage", "postgres", "protocol"],
+}
+# Narrower than their folder: a crate that may use these crates alone.
+ONLY = {
+    # Protocol: types is the ground, wire and spec stand on it, quorum on all of them.
+    "protocol/types": [],
+    "protocol/wire": ["protocol/types", "protocol/spec"],
+    "protocol/spec": ["protocol/types"],
+    # Redo reads records; the decoder knows nothing of redo.
+    "postgres/wal": ["protocol/types"],
+    # The client is what compute may link, so it must not bring the engine along.
+    "storage/client": ["protocol"],
+    "storage/store": ["postgres", "protocol"],
+    # Memory and shim run inside PostgreSQL: the less, the better.
+    "compute/shm": ["protocol/types"],
+    "compute/shim": ["protocol/types", "compute/shm"],
+    # Pure: ship, read, cache.
+    "compute/compute": ["postgres", "protocol"],
+    "compute/instance": ["postgres", "protocol"],
+}
+# Places whose crates do no I/O and know no clock. Each has a clippy.toml that says the same to the compiler.
+PURE = ["protocol", "postgres", "compute/compute"]
+# What a pure crate may use from outside the repository.
+PURE_LIBRARIES = {"serde", "thiserror", "postcard", "crc32c", "lz4_flex", "ruzstd", "arrayvec"}
+# Crates that exist to test others: nothing that is delivered may depend on them.
+TEST_ONLY = ["testing/fuzz", "testing/sim"]
+
+# Whole modules cannot be refused by clippy, which knows functions and types. `super` and `crate` cannot hide these.
+IMPURE = re.compile(
+    r"\bstd::(?:fs|net|thread|process|env|io|os)\b|\b(?:core|std)::hash::(?:RandomState|DefaultHasher)\b"
+    r"|\bstd::collections::hash_(?:map|set)\b|\b(?:HashMap|HashSet|RandomState|Instant|SystemTime|thread_local)\b"
+    r"|\b(?:libc|nix|rand|getrandom|mio|tokio|tempfile)::"
 )
-problems = []
+# `use std::{fs, io}` names them too.
+GROUPED = re.compile(r"\bstd::\{[^;]*?\b(fs|net|thread|process|env|io|os)\b")
+# Files of pure crates that may name such a module all the same, and why.
+PURE_EXCEPTIONS = {
+    "crates/protocol/wire/src/frame.rs": ("std::io", "reads and writes what it is given; it opens nothing"),
+}
+# Attributes below src that switch off the bans of clippy.toml in a pure crate: none so far.
+ALLOWED_ALLOWS = {}
+ALLOW = re.compile(r"#!?\[(?:cfg_attr\([^\]]*)?(?:allow|expect|warn)\([^\]]*clippy::(?:disallowed_\w+|all|style)\b[^\]]*\]")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def below(place, places):
+    """Whether a place (`folder/crate`) is one of the places, or in one of them."""
+    return any(place == other or place.startswith(other + "/") for other in places)
 
 
 def licence_ok(expression):
@@ -54,43 +87,139 @@ def licence_ok(expression):
     )
 
 
-for package in metadata["packages"]:
-    name = package["name"]
-    if not licence_ok(package["license"] or ""):
-        problems.append(f"{name}: licence {package['license']!r} is not among the allowed")
-    if package["id"] not in metadata["workspace_members"]:
-        continue
-    folder = pathlib.Path(package["manifest_path"]).parent
-    sources = "\n".join(
-        path.read_text() for path in sorted(folder.rglob("*.rs")) if "target" not in path.parts
-    )
-    for dependency in package["dependencies"]:
-        used = re.search(rf"\b{dependency['name'].replace('-', '_')}\b", sources)
-        if not used:
-            problems.append(f"{name}: dependency {dependency['name']} is not used")
-        if dependency["name"] in TEST_ONLY and dependency["kind"] is None and name not in TEST_ONLY:
-            problems.append(f"{name}: only tests may depend on {dependency['name']}")
-        if dependency["name"] in TOOLS and name != "borealis":
-            problems.append(f"{name}: only the program may depend on {dependency['name']}")
-        if name in PURE and dependency["kind"] is None:
-            if dependency["name"] not in PURE[name] | PURE_LIBRARIES:
-                problems.append(f"{name}: a pure crate must not depend on {dependency['name']}")
-    if name in PURE:
-        for path in sorted((folder / "src").rglob("*.rs")):
-            relative = str(path.relative_to(root))
-            if relative in EXEMPT:
+def licences():
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"]
+    for package in json.loads(subprocess.check_output(command, cwd=ROOT))["packages"]:
+        if not licence_ok(package["license"] or ""):
+            yield f"{package['name']}: licence {package['license']!r} is not among the allowed"
+
+
+def layers(every, places):
+    """Arrows that no layer allows, among what is delivered: dependencies for building or running, not for tests."""
+    for crate in every:
+        place = places[crate.name]
+        folder = place.partition("/")[0]
+        if folder not in LAYERS:
+            yield f"crates/{place}: {folder} is no part of the picture; scripts/check-dependencies.py has the layers"
+            continue
+        for name in {**crate.dependencies(), **crate.dependencies("build-dependencies")}:
+            if name not in places:
+                if below(place, PURE) and name not in PURE_LIBRARIES:
+                    yield f"crates/{place}: a pure crate must not depend on {name}"
                 continue
-            text = path.read_text().split("#[cfg(test)]")[0]
-            for match in IMPURE_WORDS.finditer(text):
-                line = text.count("\n", 0, match.start()) + 1
-                if not text.splitlines()[line - 1].lstrip().startswith("//"):
-                    problems.append(f"{relative}:{line}: {match.group(0)} in a pure crate")
+            to = places[name]
+            if not below(to, ONLY.get(place, LAYERS[folder])):
+                yield f"crates/{place}: must not depend on crates/{to}"
+            elif to in TEST_ONLY and place not in TEST_ONLY:
+                yield f"crates/{place}: only tests may depend on crates/{to}"
+            elif below(place, PURE) and not below(to, PURE):
+                yield f"crates/{place}: a pure crate must not depend on crates/{to}, which is none"
 
-# The only place besides Cargo.toml that names the version of Rust, since a person reads it before there is a machine to ask.
-version = re.search(r'^rust-version = "(.*)"$', (root / "Cargo.toml").read_text(), re.MULTILINE).group(1)
-if f"Rust {version} or newer" not in (root / "README.md").read_text():
-    problems.append(f"README.md does not say that Rust {version} or newer is needed, as Cargo.toml does")
 
-for problem in problems:
-    print(problem, file=sys.stderr)
-sys.exit(1 if problems else 0)
+def circles_of_tests(every, places):
+    """Tests may use what stands above them in the picture, but not so that their own crate is built twice."""
+    normal = {c.name: {n for n in c.dependencies() if n in places} for c in every}
+    for crate in every:
+        for name in crate.dependencies("dev-dependencies"):
+            seen, todo = set(), [name] if name in places else []
+            while todo:
+                at = todo.pop()
+                if at not in seen:
+                    seen.add(at)
+                    todo += normal[at]
+            if crate.name in seen:
+                yield f"crates/{places[crate.name]}: its tests use {name}, which is built on it"
+
+
+def unused(every):
+    for crate in every:
+        # A build script or a test may use what it names; each section is held against all of the package.
+        texts = {path: source.stripped for path, source in crate.sources.items()}
+        delivered = "\n".join(text for path, text in texts.items() if path.relative_to(crate.folder).parts[0] in ("src", "build.rs"))
+        everything = "\n".join(texts.values())
+        for section in ("dependencies", "dev-dependencies", "build-dependencies"):
+            for name in crate.dependencies(section):
+                word = re.compile(rf"\b{name.replace('-', '_')}\b")
+                if not word.search(everything):
+                    yield f"{crate.place}: dependency {name} is not used"
+                elif section == "dependencies" and not word.search(delivered):
+                    yield f"{crate.place}: dependency {name} is used by tests only: it belongs to dev-dependencies"
+
+
+def declared(every):
+    """Entries of the workspace's table that no crate takes."""
+    import tomllib
+    table = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["dependencies"]
+    taken = {n for c in every for s in ("dependencies", "dev-dependencies", "build-dependencies") for n in c.dependencies(s)}
+    for name in sorted(table.keys() - taken):
+        yield f"Cargo.toml: no crate uses {name} of workspace.dependencies"
+
+
+def purity(every, places):
+    """Modules that pure code must not name, in whole files; below src no attribute may switch clippy's bans off."""
+    for crate in every:
+        if not below(places[crate.name], PURE):
+            continue
+        for path, source in crate.sources.items():
+            relative = path.relative_to(ROOT).as_posix()
+            for match in ALLOW.finditer(source.stripped):
+                if path.relative_to(crate.folder).parts[0] == "src" and relative not in ALLOWED_ALLOWS:
+                    yield f"{relative}:{source.line(match.start())}: a pure crate switches clippy's bans off"
+            if path.relative_to(crate.folder).parts[0] != "src":
+                # Tests and examples that do I/O say so to clippy, at their top and with a reason.
+                continue
+            allowed = PURE_EXCEPTIONS.get(relative, ("", ""))[0]
+            for match in [*IMPURE.finditer(source.stripped), *GROUPED.finditer(source.stripped)]:
+                if match.group() != allowed:
+                    yield f"{relative}:{source.line(match.start())}: {' '.join(match.group().split())} in a pure crate"
+
+
+def clippy_files():
+    """Each pure place has its clippy.toml, all alike, and they repeat what the root's says for everyone."""
+    def region(text, name):
+        # Indentation apart, from the line that begins it to the next end.
+        lines = [line.strip() for line in text.splitlines()]
+        begin = lines.index(f"# region: {name}")
+        return lines[begin : lines.index("# endregion", begin)]
+
+    root = (ROOT / "clippy.toml").read_text()
+    texts = {}
+    for place in PURE:
+        file = ROOT / "crates" / place / "clippy.toml"
+        if not file.parent.exists():
+            continue
+        if not file.exists():
+            yield f"crates/{place}: a pure folder without its clippy.toml; copy that of crates/{PURE[0]}"
+            continue
+        texts[place] = file.read_text()
+        for name in ("common", "common-methods"):
+            if region(texts[place], name) != region(root, name):
+                yield f"crates/{place}/clippy.toml: the region {name} differs from that of clippy.toml"
+    if len(set(texts.values())) > 1:
+        yield f"clippy.toml of {', '.join('crates/' + place for place in texts)}: these must be equal"
+    for file in sorted((ROOT / "crates").rglob("clippy.toml")):
+        if file.parent.relative_to(ROOT / "crates").as_posix() not in PURE:
+            yield f"{file.relative_to(ROOT)}: hides the bans of the folder above it"
+
+
+def rust_version():
+    """README is the only other place that names the version of Rust: a person reads it before there is a machine to ask."""
+    version = re.search(r'^rust-version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE).group(1)
+    if f"Rust {version} or newer" not in (ROOT / "README.md").read_text():
+        yield f"README.md does not say that Rust {version} or newer is needed, as Cargo.toml does"
+
+
+def main():
+    every = crates(ROOT)
+    places = {crate.name: crate.place.removeprefix("crates/") for crate in every}
+    problems = [
+        *licences(), *layers(every, places), *circles_of_tests(every, places), *unused(every), *declared(every),
+        *purity(every, places), *clippy_files(), *rust_version(),
+    ]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

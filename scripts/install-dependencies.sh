@@ -4,8 +4,11 @@
 # checks what it downloads. Then checks that Rust is there and new enough; Rust is each user's own, so this script says
 # how to get it and leaves it at that. Does nothing when all is there.
 #
+# With the argument `lint` it adds what only `./test lint` uses, codespell.
+#
 # Everything that is wrong is said before it ends with 1, so that one round of repairs is enough.
 set -euo pipefail
+for=${1:-use}
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
 bin=/usr/lib/postgresql/15/bin
@@ -22,6 +25,7 @@ missing_packages() {
         [ -e "$file" ] || { echo postgresql-15; break; }
     done
     command -v python3 >/dev/null || echo python3
+    [ "$for" != lint ] || command -v codespell >/dev/null || echo codespell
     command -v cc >/dev/null || printf '%s\n' gcc libc6-dev
     # Where this and other distributions keep them; cargo's own OpenSSL looks there too.
     [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -n "${SSL_CERT_FILE:-}" ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] ||

@@ -149,9 +149,17 @@ impl<'a> Attempt<'a> {
         writer: WriterId,
         server_version: ServerVersion,
     ) -> Attempt<'a> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a worker reports once for each command and each try to connect"
+        )]
         let (report, reports) = channel();
         let mut commands = BTreeMap::new();
         for node in &config.nodes {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a recovery asks a node again only after its answer or a pause"
+            )]
             let (command, receiver) = channel();
             commands.insert(node.node, command);
             let worker = Worker {

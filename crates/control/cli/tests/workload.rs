@@ -68,8 +68,9 @@ fn looks_like_data(name: &str) -> bool {
     let wal = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     let digits = name.bytes().take_while(u8::is_ascii_digit).count();
     let rest = &name[digits..];
-    wal || digits > 0
-        && (rest.is_empty() || ["_fsm", "_vm", "_init", "."].iter().any(|s| rest.starts_with(s)))
+    let fork_or_segment =
+        rest.is_empty() || ["_fsm", "_vm", "_init", "."].iter().any(|s| rest.starts_with(s));
+    wal || (digits > 0 && fork_or_segment)
 }
 
 fn children_and_self(parent: u64) -> Vec<u64> {
@@ -79,6 +80,7 @@ fn children_and_self(parent: u64) -> Vec<u64> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one session of a user, statement after statement")]
 fn everyday_sql_survives_a_crash_of_the_instance() {
     let cluster =
         TestCluster::start(&["--pg-set", "shared_buffers=16MB", "--pg-set", "max_prepared_transactions=8"]);

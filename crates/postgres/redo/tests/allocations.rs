@@ -1,6 +1,12 @@
 //! The hot path allocates nothing: over a WAL with every resource manager in it, not one allocation for finding a
 //! record, telling what it changes, and changing pages that exist.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "counts the allocations of each thread"
+)]
 #![allow(clippy::unwrap_used)] // All of this is test code.
 
 mod support;

@@ -1,6 +1,12 @@
 //! Real WAL against what a stopped server leaves outside its pages: the control file, relation maps, prepared
 //! transactions, databases and tablespaces.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "compares with the files of a real server"
+)]
 #![allow(clippy::unwrap_used)] // All of this is test code.
 
 mod support;

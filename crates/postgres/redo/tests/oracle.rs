@@ -1,6 +1,12 @@
 //! Real WAL against the oracle: after every record, every listed block is what PostgreSQL says it is; at the
 //! end, every page is what the stopped server left in its files.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "runs a real server"
+)]
 #![allow(clippy::unwrap_used)] // All of this is test code.
 
 mod support;

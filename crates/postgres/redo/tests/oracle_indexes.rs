@@ -1,5 +1,12 @@
 //! Real WAL of every index access method but the B-tree against the oracle, and against the files at the end.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "runs a real server"
+)]
+
 mod support;
 
 use borealis_types::Lsn;

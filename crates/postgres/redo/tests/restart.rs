@@ -1,6 +1,12 @@
 //! A stock server goes on after a crash from nothing but what redo made: pages, status pages, relation maps,
 //! prepared transactions, and a control file with a made-up shutdown checkpoint. It replays nothing.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "runs a real server"
+)]
 #![allow(clippy::unwrap_used)] // All of this is test code.
 
 mod support;

@@ -2,6 +2,13 @@
 //!
 //! With `--quiet` it prints only how fast it was.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "a tool: reads files and the clock, prints"
+)]
+
 use std::error::Error;
 use std::path::Path;
 

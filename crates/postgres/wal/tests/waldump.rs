@@ -1,5 +1,12 @@
 //! The log of a real server, decoded here and by PostgreSQL's own `pg_waldump`: every record must agree.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "runs a real server and its pg_waldump"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -386,6 +393,7 @@ fn restart_from_own_checkpoint(server: &Server, layout: &WalLayout, before: Reco
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one walk over the log that counts what it saw, then the counts")]
 fn every_record_of_a_real_server_agrees_with_pg_waldump() {
     let server = Server::create();
     work(&server);

@@ -70,6 +70,7 @@ fn report(what: &str, count: u64, took: Duration) {
     println!("{what}: {:.0} a second, {:.1} microseconds each", 1.0 / each, each * 1e6);
 }
 
+#[expect(clippy::too_many_lines, reason = "one measurement after the other")]
 fn main() -> Result<()> {
     let directory = std::env::args().nth(1).map(PathBuf::from);
     let directory = directory.context("name a directory that does not exist yet")?;

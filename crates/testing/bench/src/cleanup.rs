@@ -78,6 +78,10 @@ pub fn on_interrupt() -> anyhow::Result<()> {
         for item in std::mem::take(&mut *items()).iter().rev() {
             end(item);
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "everything to clean up was, and main is in the middle of a measurement"
+        )]
         std::process::exit(130);
     })?;
     Ok(())

@@ -126,6 +126,7 @@ struct Prepared {
 }
 
 /// Opens or creates the cluster, with this command's wishes applied.
+#[expect(clippy::too_many_lines, reason = "the checks of one command, in the order of their messages")]
 fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     let mut settings: BTreeMap<String, String> = arguments.pg_set.iter().cloned().collect();
     let forgotten: Vec<String> =
@@ -235,6 +236,7 @@ fn serve(cluster: &Cluster, stop_signals: SigSet) -> anyhow::Result<ExitCode> {
     let url = Cluster::url(cluster.instance(WRITER)?);
     manager.ready(&format!("serving {url}"));
     eprintln!("press Ctrl-C to stop");
+    #[expect(clippy::disallowed_methods, reason = "carries one signal, then the sender ends")]
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new().name("stop-signal".to_owned()).spawn(move || {
         let _ = sender.send(stop_signals.wait());

@@ -8,6 +8,13 @@
 //! run. `--profile` replays once more with a clock read after every record. Prints one line of JSON.
 //! `scripts/redo-speed.py` makes all of that and compares with PostgreSQL's startup process.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "a measuring tool: reads files and the clock, prints"
+)]
+
 mod compare;
 mod files;
 mod memory;

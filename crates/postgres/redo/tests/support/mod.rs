@@ -5,6 +5,12 @@
 //! are. Each cluster says on standard error which release it is.
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros,
+    reason = "starts a real server and reads its files"
+)]
 #![allow(clippy::unwrap_used)] // All of it is test code.
 
 mod page_owner;

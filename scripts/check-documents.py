@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Checks that what the documents point at is there: linked files, paths in backquotes, scripts and decisions; and that the
+S-, D- and hazard rows that code and documents cite stand in docs/targets.md and docs/hazards.md.
+"""
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
+PATH = re.compile(r"`((?:crates|docs|scripts|packaging|fuzz|protocol|postgres|storage|compute|control|testing)/[\w./-]+)`")
+# A row of docs/targets.md as the code cites it: S1 to S99, D1 to D99, as a word of its own.
+TARGET = re.compile(r"\b([SD]\d{1,2})\b")
+TARGET_ROW = re.compile(r"^\| ([SD]\d{1,2}) \|", re.MULTILINE)
+HAZARD = re.compile(r"\b[Hh]azard (\d{1,2})\b")
+HAZARD_ROW = re.compile(r"^\| (\d{1,2}) \|", re.MULTILINE)
+
+
+def slug(heading):
+    """The anchor that a heading has."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def links():
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for match in LINK.finditer(text):
+            target, anchor = match.group(1), match.group(2)
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            file = (document.parent / target).resolve()
+            if not file.exists():
+                yield document, text, match, f"{target} is not there"
+            elif anchor and file.suffix == ".md":
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                if anchor[1:] not in {slug(heading) for heading in headings}:
+                    yield document, text, match, f"{target} has no heading for {anchor}"
+        for match in PATH.finditer(text):
+            # Tables say where they leave `crates/` out.
+            if not (ROOT / match.group(1)).exists() and not (ROOT / "crates" / match.group(1)).exists():
+                yield document, text, match, f"{match.group(1)} is not there"
+
+
+def cited():
+    """Rows that something cites: (file, text, match, what is wrong)."""
+    targets = set(TARGET_ROW.findall((ROOT / "docs/targets.md").read_text()))
+    hazards = set(HAZARD_ROW.findall((ROOT / "docs/hazards.md").read_text()))
+    sources = [*DOCUMENTS, *(p for p in sorted((ROOT / "crates").rglob("*.rs")) if "target" not in p.relative_to(ROOT).parts), *sorted((ROOT / "scripts").glob("*.py"))]
+    for file in sources:
+        text = file.read_text()
+        # In code only what a comment or a message says: S1 may be a name.
+        for match in TARGET.finditer(text):
+            if match.group(1) not in targets and file.suffix == ".md":
+                yield file, text, match, f"{match.group(1)} has no row in docs/targets.md"
+        for match in HAZARD.finditer(text):
+            if match.group(1) not in hazards:
+                yield file, text, match, f"hazard {match.group(1)} has no row in docs/hazards.md"
+
+
+def main():
+    problems = [f"{file.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}: {what}" for file, text, match, what in [*links(), *cited()]]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Sees lint fail: plants faults into a copy of this checkout, and expects the check that is for each to name it. A check
+that never fails checks nothing.
+
+    scripts/test-lint.py            all of it
+    scripts/test-lint.py --quick    without the faults that only the compiler finds
+
+The copy stands in target/test-lint and goes at the end; what the compiler made of it stays there for the next time.
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDER = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "test-lint"
+COPY = FOLDER / "copy"
+SEGMENT = "crates/protocol/quorum/src/segment/mod.rs"
+SEGMENT_TESTS = "crates/protocol/quorum/src/segment/tests.rs"
+
+CLIPPY = "cargo clippy --quiet --keep-going --locked -p borealis-quorum --all-targets -- -D warnings"
+
+
+def at_foot(text):
+    return lambda old: old + text
+
+
+def instead(before, after):
+    def change(old):
+        assert before in old, f"nothing to plant at: {before!r}"
+        return old.replace(before, after, 1)
+    return change
+
+
+def function(name, body=""):
+    return f"\nfn {name}() {{\n    {body}\n}}\n"
+
+
+CLOCK = function("planted_clock", "let _ = std::time::Instant::now();")
+HASH_MAP_IN_TEST = "\n#[test]" + function("planted_map", "let _ = std::collections::HashMap::<u8, u8>::new();")
+LOGIC = "\nfn planted_logic(a: bool, b: bool, c: bool) -> bool {\n    a && b || c\n}\n"
+LONG = "\n/// Longer than anyone can read at once, and no reason why.\npub fn planted_long(mut value: u64) -> u64 {\n" + "    value += 1;\n" * 75 + "    value\n}\n"
+ADVISORY = '{"id": "RUSTSEC-PLANTED", "package": "serde", "informational": null, "title": "", "patched": [">= 99.0.0"], "unaffected": []},'
+# Split, so that this file is spelt right.
+TYPO = "rec" + "ieve"
+
+
+def depend(name):
+    return instead("[dependencies]\n", f"[dependencies]\n{name}.workspace = true\n")
+
+
+# For each check: what is planted, into which file, how, and the words by which the check must name it.
+TEXT_FAULTS = {
+    "scripts/check-dependencies.py": [
+        ("a clock at the foot of the segment machine", SEGMENT, at_foot(CLOCK), "Instant in a pure crate"),
+        ("a hash map in a test of a pure crate", SEGMENT_TESTS, at_foot(HASH_MAP_IN_TEST), "HashMap in a pure crate"),
+        ("a grouped import of a module that does I/O", SEGMENT, at_foot("\nuse std::{fmt, fs};\n"), "std::{fmt, fs in a pure crate"),
+        ("an attribute that switches the bans off", SEGMENT, at_foot("\n#[allow(clippy::disallowed_methods)]" + function("planted_allow")), "switches clippy's bans off"),
+        ("a clippy.toml that forgets what the root says", "crates/postgres/clippy.toml", instead("allow-expect-in-tests", "# allow-expect-in-tests"), "differs from that of clippy.toml"),
+        ("a dependency that nothing uses", "crates/storage/store/Cargo.toml", depend("libc"), "crates/storage/store: dependency libc is not used"),
+        ("a dependency of a pure crate on the system", "crates/protocol/quorum/Cargo.toml", depend("libc"), "a pure crate must not depend on libc"),
+        ("an arrow from compute to the storage engine", "crates/compute/instance/Cargo.toml", depend("borealis-store"), "crates/compute/instance: must not depend on crates/storage/store"),
+        ("an arrow that only one crate of a folder is kept from", "crates/compute/shm/Cargo.toml", depend("borealis-wal"), "crates/compute/shm: must not depend on crates/postgres/wal"),
+        ("a licence that is not allowed", "crates/protocol/types/Cargo.toml", instead("license.workspace = true", 'license = "GPL-3.0"'), "'GPL-3.0' is not among the allowed"),
+    ],
+    "scripts/check-advisories.py": [
+        ("an advisory about a locked version", "scripts/advisories.json", instead('"advisories": [', f'"advisories": [{ADVISORY}'), "RUSTSEC-PLANTED"),
+    ],
+    "scripts/check-source.py": [
+        ("a public function that nobody uses", SEGMENT, at_foot("\n/// Planted.\npub fn planted_and_dead() {}\n"), "pub fn planted_and_dead: nothing uses it"),
+        ("a file over 600 lines", SEGMENT, at_foot("\nconst _: () = ();" * 601 + "\n"), f"{SEGMENT}: "),
+        ("&& beside || without brackets", SEGMENT_TESTS, at_foot(LOGIC), f"{SEGMENT_TESTS}:"),
+        ("a thread without a name", "crates/storage/node/src/lib.rs", at_foot(function("planted_thread", "std::thread::spawn(|| ());")), "a thread without a name"),
+    ],
+    "scripts/check-invariants.py": [
+        ("an assertion whose name no table has", SEGMENT, at_foot(function("planted", 'borealis_types::invariant!("planted-name", true);')), "invariant planted-name has no row"),
+        ("an assertion that no test has seen fail", SEGMENT, at_foot(function("planted", 'borealis_types::invariant!("planted-name", true);')), "no test has seen invariant planted-name fail"),
+    ],
+    "scripts/check-documents.py": [
+        ("a link to a file that is not there", "README.md", at_foot("\n[planted](docs/planted.md)\n"), "docs/planted.md is not there"),
+        ("a path that is not there", "README.md", at_foot("\n`crates/planted/src`\n"), "crates/planted/src is not there"),
+        ("a target that has no row", "README.md", at_foot("\nS99 is met.\n"), "S99 has no row"),
+    ],
+    "scripts/lint.sh spelling": [("a word spelt wrongly", "README.md", at_foot(f"\n{TYPO}\n"), TYPO)],
+}
+COMPILER_FAULTS = {
+    CLIPPY: [
+        ("a clock at the foot of the segment machine", SEGMENT, at_foot(CLOCK), "`std::time::Instant::now`"),
+        ("a hash map in a test of a pure crate", SEGMENT_TESTS, at_foot(HASH_MAP_IN_TEST), "`std::collections::HashMap`"),
+        ("a function over 70 lines without a reason", SEGMENT, at_foot(LONG), "this function has too many lines"),
+    ],
+    "cargo fmt --all --check": [("lines that rustfmt would write otherwise", SEGMENT, at_foot("\nfn planted( ) {}\n"), "planted")],
+}
+# Planted where the script that looks for them is there.
+CONSTANT_FAULTS = {
+    "scripts/check-constants.py": [
+        ("a constant of PostgreSQL a second time", "crates/postgres/redo/src/lib.rs", at_foot("\nconst XLOG_HEAP_INSERT: u8 = 0x00;\n"), "XLOG_HEAP_INSERT"),
+    ],
+}
+
+
+def make_copy():
+    """What git would commit and what it has, as it is on disk now."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    listed = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (COPY / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, COPY / name)
+
+
+def shortened(said):
+    lines = said.strip().splitlines()
+    return "\n".join(f"    {line}" for line in [*lines[:10], *(["…"] if len(lines) > 10 else [])])
+
+
+def run(command):
+    command = ["python3", *command] if command[0].endswith(".py") else command
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(FOLDER / "target"), "CARGO_NET_OFFLINE": "true"}
+    done = subprocess.run(command, cwd=COPY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
+
+
+def plant(faults):
+    """Writes the faults into the copy; what to write back."""
+    files = {COPY / file for _, file, _, _ in faults} | {COPY / "Cargo.lock"}
+    before = {path: path.read_text() for path in files}
+    for _, file, change, _ in faults:
+        (COPY / file).write_text(change((COPY / file).read_text()))
+    if any(path.name == "Cargo.toml" for path in files):
+        # The lock names each package's dependencies.
+        run(["cargo", "metadata", "--format-version", "1"])
+    return before
+
+
+def main():
+    plan = {name: list(faults) for name, faults in TEXT_FAULTS.items()}
+    if not shutil.which("codespell"):
+        del plan["scripts/lint.sh spelling"]
+        print("NOT TESTED: spelling, codespell is not installed", file=sys.stderr)
+    if (ROOT / "scripts/check-constants.py").exists():
+        plan |= CONSTANT_FAULTS
+    if "--quick" not in sys.argv[1:]:
+        plan |= COMPILER_FAULTS
+    planted = noticed = unclean = 0
+    make_copy()
+    try:
+        for check, faults in plan.items():
+            # Without a fault there is nothing to say; otherwise a check that fails would show nothing.
+            code, clean = run(check.split())
+            if code != 0:
+                unclean += 1
+                print(f"without any planted fault, {check} fails:\n{shortened(clean)}", file=sys.stderr)
+            before = plant(faults)
+            code, said = run(check.split())
+            for path, text in before.items():
+                path.write_text(text)
+            for name, _, _, words in faults:
+                planted += 1
+                if code != 0 and words in said and words not in clean:
+                    noticed += 1
+                else:
+                    print(f"planted {name}: {check} does not say {words!r}:\n{shortened(said)}", file=sys.stderr)
+    finally:
+        shutil.rmtree(COPY, ignore_errors=True)
+    print(f"test-lint: {noticed} of {planted} planted faults were noticed", file=sys.stderr)
+    return 1 if noticed < planted or unclean else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

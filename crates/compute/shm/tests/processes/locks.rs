@@ -63,6 +63,7 @@ fn a_fill_never_overwrites_a_write() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a lock that nobody gives back is what this is about")]
 fn a_lock_is_given_back_by_a_process_that_left_in_the_middle() {
     let folder = Folder::new();
     let driver = folder.driver(1);

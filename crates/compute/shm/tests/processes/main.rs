@@ -204,6 +204,7 @@ fn a_change_of_state_ends_every_wait_with_its_reason() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the driver that dies here must not clean up")]
 fn a_dead_driver_ends_a_wait_with_an_error() {
     let folder = Folder::new();
     let path = folder.0.path().join("shm");
@@ -298,6 +299,7 @@ fn log_ahead_is_limited_and_a_long_record_still_completes() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one request after the other, and what must arrive of each")]
 fn every_kind_of_request_arrives_as_it_was_asked() {
     let folder = Folder::new();
     let driver = folder.driver(1);

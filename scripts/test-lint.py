@@ -101,13 +101,18 @@ CONSTANT_FAULTS = {
 
 
 def make_copy():
-    """What git would commit and what it has, as it is on disk now."""
+    """The checkout as it is on disk now, without what programs made in it."""
+    made = [pattern.strip("/\n") for pattern in open(ROOT / ".gitignore") if pattern.strip()]
     shutil.rmtree(COPY, ignore_errors=True)
-    listed = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True)
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (COPY / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, COPY / name)
+    COPY.mkdir(parents=True)
+    for path in ROOT.iterdir():
+        if path.name == ".git" or path.name in made:
+            continue
+        # A build of a package of its own, such as fuzz/target, is none of it either.
+        if path.is_dir():
+            shutil.copytree(path, COPY / path.name, symlinks=True, ignore=shutil.ignore_patterns("target"))
+        else:
+            shutil.copy2(path, COPY / path.name)
 
 
 def shortened(said):

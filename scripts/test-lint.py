@@ -5,7 +5,7 @@ that never fails checks nothing.
     scripts/test-lint.py            all of it
     scripts/test-lint.py --quick    without the faults that only the compiler finds
 
-The copy stands in target/test-lint and goes at the end; what the compiler made of it stays there for the next time.
+The copy stands in target/test-lint and goes at the end.
 """
 import os
 import pathlib
@@ -14,8 +14,9 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDER = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "test-lint"
-COPY = FOLDER / "copy"
+# What lint itself has compiled serves the copy too, but for the few crates that are checked there.
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+COPY = TARGET / "test-lint"
 SEGMENT = "crates/protocol/quorum/src/segment/mod.rs"
 SEGMENT_TESTS = "crates/protocol/quorum/src/segment/tests.rs"
 
@@ -122,7 +123,7 @@ def shortened(said):
 
 def run(command):
     command = ["python3", *command] if command[0].endswith(".py") else command
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(FOLDER / "target"), "CARGO_NET_OFFLINE": "true"}
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET), "CARGO_NET_OFFLINE": "true"}
     done = subprocess.run(command, cwd=COPY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return done.returncode, done.stdout
 

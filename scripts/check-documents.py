@@ -12,6 +12,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 PATH = re.compile(r"`((?:crates|docs|scripts|packaging|fuzz|protocol|postgres|storage|compute|control|testing)/[\w./-]+)`")
 # A row of docs/targets.md as the code cites it: S1 to S99, D1 to D99, as a word of its own.
 TARGET = re.compile(r"\b([SD]\d{1,2})\b")
+QUOTED_TARGET = re.compile(r'"([SD]\d{1,2})"')
 TARGET_ROW = re.compile(r"^\| ([SD]\d{1,2}) \|", re.MULTILINE)
 HAZARD = re.compile(r"\b[Hh]azard (\d{1,2})\b")
 HAZARD_ROW = re.compile(r"^\| (\d{1,2}) \|", re.MULTILINE)
@@ -49,9 +50,9 @@ def cited():
     sources = [*DOCUMENTS, *(p for p in sorted((ROOT / "crates").rglob("*.rs")) if "target" not in p.relative_to(ROOT).parts), *sorted((ROOT / "scripts").glob("*.py"))]
     for file in sources:
         text = file.read_text()
-        # In code only what a comment or a message says: S1 may be a name.
-        for match in TARGET.finditer(text):
-            if match.group(1) not in targets and file.suffix == ".md":
+        # In code only what is quoted: S1 may be a name there.
+        for match in (QUOTED_TARGET if file.suffix == ".rs" else TARGET).finditer(text if file.suffix != ".py" else ""):
+            if match.group(1) not in targets:
                 yield file, text, match, f"{match.group(1)} has no row in docs/targets.md"
         for match in HAZARD.finditer(text):
             if match.group(1) not in hazards:

@@ -18,6 +18,7 @@ What is counted:
 """
 import pathlib
 import re
+import subprocess
 import sys
 
 from rust_source import blank, crates, folder_of_module, lines_of_code, use_paths
@@ -142,6 +143,15 @@ def unread_by_purity_check(root, every):
     return code, tests
 
 
+def repeated_constants(root):
+    """What check-constants.py of this checkout says of that one; it alone knows PostgreSQL's constants."""
+    checker = pathlib.Path(__file__).parent / "check-constants.py"
+    if not checker.exists():
+        return "not counted: there is no scripts/check-constants.py"
+    done = subprocess.run([sys.executable, checker, "--root", root], stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
 def main():
     arguments = [argument for argument in sys.argv[1:] if argument != "--brief"]
     root = pathlib.Path(arguments[0] if arguments else pathlib.Path(__file__).parent.parent).resolve()
@@ -185,6 +195,7 @@ def main():
         ("assertions outside tests", f"{assertions} ({invariants} of them named; {debug_assertions} debug apart)"),
         ("assertions per 100 functions", f"{100 * assertions / functions:.1f}"),
         ("one-line docs of four words or fewer", f"{len(empty_docs)} of {docs} ({100 * len(empty_docs) / docs:.1f} %)"),
+        ("constants of PostgreSQL", repeated_constants(root)),
         ("lines of pure code that the purity check does not read", f"{unread_code} ({unread_tests} of tests apart)"),
     ]
     width = max(len(label) for label, _ in rows)

@@ -8,7 +8,7 @@
 #
 # Everything that is wrong is said before it ends with 1, so that one round of repairs is enough.
 set -euo pipefail
-for=${1:-use}
+purpose=${1:-use}
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 
 bin=/usr/lib/postgresql/15/bin
@@ -25,7 +25,7 @@ missing_packages() {
         [ -e "$file" ] || { echo postgresql-15; break; }
     done
     command -v python3 >/dev/null || echo python3
-    [ "$for" != lint ] || command -v codespell >/dev/null || echo codespell
+    [ "$purpose" != lint ] || command -v codespell >/dev/null || echo codespell
     command -v cc >/dev/null || printf '%s\n' gcc libc6-dev
     # Where this and other distributions keep them; cargo's own OpenSSL looks there too.
     [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -n "${SSL_CERT_FILE:-}" ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] ||

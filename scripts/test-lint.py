@@ -5,7 +5,7 @@ that never fails checks nothing.
     scripts/test-lint.py            all of it
     scripts/test-lint.py --quick    without the faults that only the compiler finds
 
-The copy stands in target/test-lint and goes at the end; what the compiler made of it stays there for the next time.
+The copy stands in target/test-lint and goes at the end.
 """
 import os
 import pathlib
@@ -14,8 +14,9 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDER = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "test-lint"
-COPY = FOLDER / "copy"
+# What lint itself has compiled serves the copy too, but for the few crates that are checked there.
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+COPY = TARGET / "test-lint"
 SEGMENT = "crates/protocol/quorum/src/segment/mod.rs"
 SEGMENT_TESTS = "crates/protocol/quorum/src/segment/tests.rs"
 
@@ -101,13 +102,18 @@ CONSTANT_FAULTS = {
 
 
 def make_copy():
-    """What git would commit and what it has, as it is on disk now."""
+    """The checkout as it is on disk now, without what programs made in it."""
+    made = [pattern.strip("/\n") for pattern in open(ROOT / ".gitignore") if pattern.strip()]
     shutil.rmtree(COPY, ignore_errors=True)
-    listed = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True)
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (COPY / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, COPY / name)
+    COPY.mkdir(parents=True)
+    for path in ROOT.iterdir():
+        if path.name == ".git" or path.name in made:
+            continue
+        # A build of a package of its own, such as fuzz/target, is none of it either.
+        if path.is_dir():
+            shutil.copytree(path, COPY / path.name, symlinks=True, ignore=shutil.ignore_patterns("target"))
+        else:
+            shutil.copy2(path, COPY / path.name)
 
 
 def shortened(said):
@@ -117,7 +123,7 @@ def shortened(said):
 
 def run(command):
     command = ["python3", *command] if command[0].endswith(".py") else command
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(FOLDER / "target"), "CARGO_NET_OFFLINE": "true"}
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET), "CARGO_NET_OFFLINE": "true"}
     done = subprocess.run(command, cwd=COPY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return done.returncode, done.stdout
 

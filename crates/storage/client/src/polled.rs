@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use borealis_types::invariant;
 use borealis_wire::frame::{FRAME_HEADER_BYTES, frame_header};
 use borealis_wire::message::{PAYLOAD_HEADER_BYTES, append_header, encode_message};
 use borealis_wire::{FrameBuffer, FrameError, Request};
@@ -144,6 +145,13 @@ impl Connection {
         }
         while let Some(front) = self.outbound.front() {
             let (head, tail) = front.parts();
+            invariant!(
+                "written-bytes-are-of-the-first-frame",
+                self.written < head.len() + tail.len(),
+                "{} bytes of a frame of {} are written",
+                self.written,
+                head.len() + tail.len()
+            );
             let result = if self.written < head.len() {
                 let slices = [IoSlice::new(&head[self.written..]), IoSlice::new(tail)];
                 self.stream.write_vectored(&slices)
@@ -156,6 +164,13 @@ impl Connection {
                     self.written += count;
                     if self.written == head.len() + tail.len() {
                         if let Outgoing::Message(bytes) = front {
+                            invariant!(
+                                "unread-requests-are-counted",
+                                bytes.len() <= self.request_bytes,
+                                "a request of {} bytes was written, {} were counted",
+                                bytes.len(),
+                                self.request_bytes
+                            );
                             self.request_bytes -= bytes.len();
                         }
                         self.written = 0;
@@ -283,6 +298,24 @@ mod tests {
             connection.flush().is_err()
         });
         assert!(failed, "64 MiB of requests are unread");
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant written-bytes-are-of-the-first-frame is broken")]
+    fn a_frame_that_was_written_and_not_removed_is_noticed() {
+        let (mut connection, _poll, _peer) = pair();
+        connection.send(1, &Request::Status);
+        connection.written = connection.request_bytes;
+        let _ = connection.flush();
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant unread-requests-are-counted is broken")]
+    fn a_request_that_was_not_counted_is_noticed() {
+        let (mut connection, _poll, _peer) = pair();
+        connection.send(1, &Request::Status);
+        connection.request_bytes = 0;
+        let _ = connection.flush();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use borealis_types::invariant;
 use borealis_wire::frame::FRAME_HEADER_BYTES;
 use borealis_wire::{FrameBuffer, FrameError};
 use nix::errno::Errno;
@@ -75,6 +76,12 @@ impl Receiver {
                 if payload.len() > self.limit_bytes {
                     return Err(FrameError::TooLarge(payload.len()));
                 }
+                invariant!(
+                    "received-bytes-are-accounted-for",
+                    frame_bytes <= self.pending_bytes,
+                    "a frame of {frame_bytes} bytes, {} were received",
+                    self.pending_bytes
+                );
                 self.pending_bytes -= frame_bytes;
                 self.largest_frame_bytes = self.largest_frame_bytes.max(frame_bytes);
                 Ok(Some(payload))
@@ -84,6 +91,12 @@ impl Receiver {
             }
             None => Ok(None),
         }
+    }
+
+    /// A planted defect: received bytes are counted as handed out.
+    #[cfg(test)]
+    pub(crate) fn forget_pending(&mut self) {
+        self.pending_bytes = 0;
     }
 
     /// How long [`Receiver::wait`] waits.

@@ -91,7 +91,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Starts to connect.
+    /// Starts to connect; does not wait until it is.
     ///
     /// # Errors
     /// When the system refuses at once.
@@ -114,7 +114,7 @@ impl Connection {
         let _ = registry.deregister(&mut self.stream);
     }
 
-    /// Queues a request.
+    /// Queues a request; [`Connection::flush`] writes it.
     pub fn send(&mut self, request_id: u64, request: &Request) {
         let payload = encode_message(request_id, request);
         let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
@@ -124,7 +124,7 @@ impl Connection {
         self.outbound.push_back(Outgoing::Message(bytes));
     }
 
-    /// Queues a batch.
+    /// Queues a batch behind what is queued already.
     pub fn send_batch(&mut self, frame: Rc<BatchFrame>) {
         self.outbound.push_back(Outgoing::Batch(frame));
     }

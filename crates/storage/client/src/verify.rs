@@ -32,10 +32,10 @@ const COMMON_LSN_PATIENCE: Duration = Duration::from_secs(5);
 /// The tablespace and database of shared relations (`pg_global`).
 const SHARED_RELATIONS: DatabaseKey = DatabaseKey { tablespace: 1664, database: 0 };
 
-/// What to verify.
+/// The volume to verify, and where its nodes are.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Which volume.
+    /// A node of another volume refuses, and counts as unreachable.
     pub volume: VolumeId,
     /// Every storage node and where it listens.
     pub nodes: Vec<(NodeId, SocketAddr)>,

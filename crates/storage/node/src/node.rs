@@ -141,7 +141,7 @@ pub struct Node {
     parts: Parts,
     requests: Arc<Requests>,
     address: SocketAddr,
-    /// Closed to stop accepting.
+    /// Dropped to stop accepting: the other end is polled beside the listener.
     stop_accepting: Option<UnixStream>,
     accept_thread: Option<JoinHandle<()>>,
     threads: Vec<JoinHandle<()>>,

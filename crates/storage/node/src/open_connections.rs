@@ -61,7 +61,6 @@ impl Connection {
         })
     }
 
-    /// Where its caller is.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -88,7 +87,7 @@ impl Connection {
         }
     }
 
-    /// Sends whole frames.
+    /// Sends whole frames, one caller of this function at a time.
     ///
     /// # Errors
     /// When the caller does not take them in time, or the connection is gone.
@@ -119,7 +118,6 @@ struct State {
 /// There was no place for another connection.
 #[derive(Debug)]
 pub(crate) struct TooMany {
-    /// Connections that are open.
     pub(crate) open: usize,
     /// Of these, ones whose caller has not introduced itself.
     pub(crate) unintroduced: usize,
@@ -130,7 +128,6 @@ impl OpenConnections {
         self.state.lock().expect("nothing panics while it holds this lock")
     }
 
-    /// How many are open.
     pub(crate) fn count(&self) -> usize {
         self.lock().open.len()
     }

@@ -12,7 +12,6 @@ pub(super) struct PeerList<K, V> {
     pub(super) ended: bool,
 }
 
-/// What a comparison showed.
 pub(super) struct Compared<K> {
     /// Every key that was compared, ascending.
     pub(super) keys: Vec<K>,

@@ -35,7 +35,7 @@ struct State {
     collected: BTreeMap<(GroupId, NodeId), (Lsn, Instant)>,
 }
 
-/// A member's segment.
+/// What was last heard of one member's segment.
 #[derive(Clone, Copy, Default, Debug)]
 struct Member {
     complete: Lsn,
@@ -72,7 +72,7 @@ impl Known {
         self.changed.notify_all();
     }
 
-    /// Makes the threads end.
+    /// Makes the threads end after what they are doing.
     pub(crate) fn stop(&self) {
         self.lock().stopping = true;
         self.changed.notify_all();

@@ -20,7 +20,7 @@ use crate::refusals::Refusals;
 
 /// A caller that has not introduced itself by then is disconnected, however it drips its bytes.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest introduction.
+/// Larger introductions are refused before they are received.
 const HELLO_LIMIT_BYTES: usize = 1 << 10;
 /// A frame that stops in the middle for this long breaks the connection.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,7 +40,6 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Answers an introduction.
     fn answer(&self, hello: (u16, VolumeId, NodeId), caller: Caller) -> Reply {
         if let Err(refusal) = judge_hello(hello, self.volume, self.node) {
             return Reply::Refused(refusal);

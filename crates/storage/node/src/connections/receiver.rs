@@ -17,7 +17,7 @@ const KEPT_BUFFER_BYTES: usize = 1 << 20;
 /// What became of an attempt to receive more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fill {
-    /// Some bytes came.
+    /// At least one byte came.
     Bytes,
     /// None are there now, or none came before the timeout.
     Nothing,
@@ -25,7 +25,7 @@ pub(crate) enum Fill {
     End,
 }
 
-/// Bytes from one socket.
+/// Cuts frames out of what one socket receives.
 #[derive(Debug)]
 pub(crate) struct Receiver {
     stream: TcpStream,
@@ -99,7 +99,7 @@ impl Receiver {
         self.pending_bytes = 0;
     }
 
-    /// How long [`Receiver::wait`] waits.
+    /// Sets how long [`Receiver::wait`] waits, at least a millisecond.
     ///
     /// # Errors
     /// When the system refuses.

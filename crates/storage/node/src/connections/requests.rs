@@ -31,7 +31,6 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    /// Answers one request.
     pub(crate) fn answer(&self, request: Request) -> Reply {
         add(&self.metrics.requests, 1);
         let reply = self.try_answer(request).unwrap_or_else(Reply::Refused);
@@ -99,7 +98,7 @@ impl Requests {
         }
     }
 
-    /// The node's own state.
+    /// The node's own state, for people and scripts.
     pub(crate) fn status(&self) -> NodeStatus {
         let mut metrics = self.metrics.read();
         metrics.push(("connections".to_owned(), self.connections.count() as u64));

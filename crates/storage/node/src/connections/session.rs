@@ -22,7 +22,7 @@ pub(super) struct Session<'a> {
     requests: &'a Requests,
     appends: Appends<'a>,
     connection: &'a Connection,
-    /// Replies not sent yet.
+    /// Replies that were made and not sent yet, as frames.
     out: Vec<u8>,
 }
 

@@ -69,7 +69,7 @@ pub struct DriverConfig {
     pub volume: VolumeId,
     /// How its pages are placed.
     pub placement: Placement,
-    /// Which PostgreSQL writes it.
+    /// The major version of PostgreSQL that writes it.
     pub version: PostgresVersion,
     /// Every storage node of the volume.
     pub nodes: Vec<NodeAddress>,
@@ -92,7 +92,7 @@ pub struct DriverConfig {
     /// Settings of the user (`--pg-set`).
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
-    /// Bounds and knobs.
+    /// Bounds and knobs; what the file leaves out has its default.
     #[serde(default)]
     pub tuning: Tuning,
 }

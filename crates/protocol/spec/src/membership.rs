@@ -14,7 +14,7 @@ pub struct NodeAddress {
     pub node: NodeId,
     /// Its availability zone: two nodes of a group share one.
     pub zone: AvailabilityZone,
-    /// Where it listens.
+    /// Where it listens for callers and peers.
     pub address: SocketAddr,
 }
 

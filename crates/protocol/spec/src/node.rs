@@ -15,24 +15,24 @@ pub const STORE_FOLDER_NAME: &str = "store";
 /// The version of the file this build writes and reads.
 const FORMAT: u32 = 1;
 
-/// A node's configuration.
+/// Everything a node is told, as `node.json` holds it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
     /// Version of this file; [`NodeConfig::validate`] refuses others.
     pub format: u32,
-    /// The volume it serves.
+    /// The volume it serves; callers that mean another are refused.
     #[serde(with = "hexadecimal_volume")]
     pub volume: VolumeId,
     /// Its number in the volume.
     pub node: NodeId,
-    /// Its availability zone.
+    /// Its availability zone; two nodes of a group share one.
     pub zone: AvailabilityZone,
     /// A random number made with the store; a folder that lost its data and was made anew has another one, so
     /// that an empty disk cannot vote under an old identity.
     #[serde(with = "hexadecimal")]
     pub incarnation: u128,
-    /// Where it listens.
+    /// Where it listens; port 0 for one that is free.
     pub listen: SocketAddr,
     /// Every other node of the volume.
     pub peers: Vec<NodeAddress>,
@@ -94,13 +94,13 @@ impl NodeConfig {
         }
     }
 
-    /// Where the store is.
+    /// The store's folder.
     #[must_use]
     pub fn store_directory(&self) -> PathBuf {
         self.directory.join(STORE_FOLDER_NAME)
     }
 
-    /// Where the file is.
+    /// The configuration file itself.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.directory.join(CONFIG_FILE_NAME)

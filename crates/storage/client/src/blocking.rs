@@ -45,9 +45,9 @@ pub enum ClientError {
     Connect {
         /// The node that was meant.
         node: NodeId,
-        /// Where it should be.
+        /// Where it was expected to listen.
         address: SocketAddr,
-        /// What the system said.
+        /// What the operating system said.
         source: io::Error,
     },
     /// Nothing moved for the time that was to be waited, while connecting, sending or receiving.
@@ -55,9 +55,9 @@ pub enum ClientError {
     NoAnswer {
         /// The node that was asked.
         node: NodeId,
-        /// Where it should be.
+        /// Where it was expected to listen.
         address: SocketAddr,
-        /// How long nothing moved.
+        /// How long was waited; what [`Timeouts`] says.
         within: Duration,
     },
     /// The node ended the connection, or its process ended.
@@ -65,7 +65,7 @@ pub enum ClientError {
     Closed {
         /// The node that was asked.
         node: NodeId,
-        /// Where it was.
+        /// Where the connection led.
         address: SocketAddr,
     },
     /// The connection broke in another way, or what came is no frame.
@@ -73,7 +73,7 @@ pub enum ClientError {
     Broken {
         /// The node that was asked.
         node: NodeId,
-        /// Where it is.
+        /// Where the connection leads.
         address: SocketAddr,
         /// What the system said, or what is wrong with the frame.
         source: FrameError,
@@ -83,7 +83,7 @@ pub enum ClientError {
     GivenUp {
         /// The node that was not asked.
         node: NodeId,
-        /// Where it is.
+        /// Where the connection leads.
         address: SocketAddr,
     },
     /// The node answered something that is no answer to the request.
@@ -91,17 +91,17 @@ pub enum ClientError {
     Protocol {
         /// The node that was asked.
         node: NodeId,
-        /// Where it is.
+        /// Where the connection leads.
         address: SocketAddr,
-        /// What it did.
+        /// What is wrong with the answer.
         what: String,
     },
-    /// The node refused.
+    /// The node refused, and the connection is as good as before.
     #[error("node {node} refused: {refusal}")]
     Refused {
         /// The node that was asked.
         node: NodeId,
-        /// What it said.
+        /// The reason it gave.
         refusal: Refusal,
     },
 }
@@ -166,7 +166,7 @@ macro_rules! typed_reply {
 }
 
 impl NodeClient {
-    /// Connects and introduces itself.
+    /// Connects to the node that is meant, and introduces the caller.
     ///
     /// # Errors
     /// When nobody listens, the node is another one or of another volume, or refuses the caller.
@@ -487,7 +487,7 @@ impl NodeClient {
         typed_reply!(self, Request::SlruPages { kind, at: at.into() }, Reply::SlruPages(pages) => pages)
     }
 
-    /// A small value.
+    /// A small value as of an LSN; `None` if it does not exist then.
     ///
     /// # Errors
     /// When the node refused or the connection is or gets broken.
@@ -527,7 +527,7 @@ impl NodeClient {
         typed_reply!(self, request, Reply::PageChecksums(checksums) => checksums)
     }
 
-    /// The node's own state.
+    /// The node's own state, for people and scripts.
     ///
     /// # Errors
     /// When the node refused or the connection is or gets broken.

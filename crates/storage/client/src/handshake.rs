@@ -15,7 +15,7 @@ pub struct Introduction {
     pub volume: VolumeId,
     /// The node it means. Another one refuses, though it may listen where this one used to.
     pub node: NodeId,
-    /// Who calls.
+    /// Who calls: only a writer may append.
     pub caller: Caller,
 }
 
@@ -28,9 +28,9 @@ pub enum HandshakeError {
     /// The answer is another node's, which accepted an introduction that was not meant for it.
     #[error("node {answered} answered where node {meant} was meant")]
     OtherNode {
-        /// Whom the caller meant.
+        /// The node that the caller meant.
         meant: NodeId,
-        /// Who answered.
+        /// The node that answered.
         answered: NodeId,
     },
     /// The reply is none to an introduction.

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use borealis_types::invariant;
 use borealis_wire::frame::{FRAME_HEADER_BYTES, frame_header};
 use borealis_wire::message::encode_message;
 use borealis_wire::{BatchFrame, FrameBuffer, FrameError, Request};
@@ -48,7 +49,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Starts to connect.
+    /// Starts to connect; does not wait until it is.
     ///
     /// # Errors
     /// When the system refuses at once.
@@ -71,7 +72,7 @@ impl Connection {
         let _ = registry.deregister(&mut self.stream);
     }
 
-    /// Queues a request.
+    /// Queues a request; [`Connection::flush`] writes it.
     pub fn send(&mut self, request_id: u64, request: &Request) {
         let payload = encode_message(request_id, request);
         let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
@@ -81,7 +82,7 @@ impl Connection {
         self.outbound.push_back(Outgoing::Message(bytes));
     }
 
-    /// Queues a batch.
+    /// Queues a batch behind what is queued already.
     pub fn send_batch(&mut self, frame: Rc<BatchFrame>) {
         self.outbound.push_back(Outgoing::Batch(frame));
     }
@@ -102,6 +103,13 @@ impl Connection {
         }
         while let Some(front) = self.outbound.front() {
             let (head, tail) = front.parts();
+            invariant!(
+                "written-bytes-are-of-the-first-frame",
+                self.written < head.len() + tail.len(),
+                "{} bytes of a frame of {} are written",
+                self.written,
+                head.len() + tail.len()
+            );
             let result = if self.written < head.len() {
                 let slices = [IoSlice::new(&head[self.written..]), IoSlice::new(tail)];
                 self.stream.write_vectored(&slices)
@@ -114,6 +122,13 @@ impl Connection {
                     self.written += count;
                     if self.written == head.len() + tail.len() {
                         if let Outgoing::Message(bytes) = front {
+                            invariant!(
+                                "unread-requests-are-counted",
+                                bytes.len() <= self.request_bytes,
+                                "a request of {} bytes was written, {} were counted",
+                                bytes.len(),
+                                self.request_bytes
+                            );
                             self.request_bytes -= bytes.len();
                         }
                         self.written = 0;
@@ -241,6 +256,24 @@ mod tests {
             connection.flush().is_err()
         });
         assert!(failed, "64 MiB of requests are unread");
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant written-bytes-are-of-the-first-frame is broken")]
+    fn a_frame_that_was_written_and_not_removed_is_noticed() {
+        let (mut connection, _poll, _peer) = pair();
+        connection.send(1, &Request::Status);
+        connection.written = connection.request_bytes;
+        let _ = connection.flush();
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant unread-requests-are-counted is broken")]
+    fn a_request_that_was_not_counted_is_noticed() {
+        let (mut connection, _poll, _peer) = pair();
+        connection.send(1, &Request::Status);
+        connection.request_bytes = 0;
+        let _ = connection.flush();
     }
 
     #[test]

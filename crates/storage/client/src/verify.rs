@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use borealis_spec::Membership;
 use borealis_types::{
     DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, NodeId, PageKey, Placement, RelationFork, SlruKind,
-    VolumeId,
+    VolumeId, invariant,
 };
 use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
@@ -33,10 +33,10 @@ const COMMON_LSN_PATIENCE: Duration = Duration::from_secs(5);
 const SHARED_RELATIONS: DatabaseKey =
     DatabaseKey { tablespace: borealis_types::GLOBAL_TABLESPACE, database: 0 };
 
-/// What to verify.
+/// The volume to verify, and where its nodes are.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Which volume.
+    /// A node of another volume refuses, and counts as unreachable.
     pub volume: VolumeId,
     /// Every storage node and where it listens.
     pub nodes: Vec<(NodeId, SocketAddr)>,
@@ -332,6 +332,7 @@ impl Verifier<'_> {
         let newest = summaries.iter().map(|(_, s)| s.readable_through).min().unwrap_or_default();
         let wanted = self.target.lsn.unwrap_or(newest);
         if oldest <= wanted && wanted <= newest {
+            assert_readable_on_all(summaries, wanted);
             return Ok(wanted);
         }
         if !out_of_patience {
@@ -412,5 +413,46 @@ impl Verifier<'_> {
             self.report.unreachable.push(Unreachable { node, why: error.to_string() });
         }
         answers
+    }
+}
+
+/// Asserted before peers are compared: a peer asked outside of its readable range would seem to lack what it has.
+fn assert_readable_on_all(summaries: &[(NodeId, SegmentSummary)], lsn: Lsn) {
+    for (node, summary) in summaries {
+        let (from, through) = (summary.minimum_read_point, summary.readable_through);
+        invariant!(
+            "compared-where-every-peer-can-answer",
+            (from..=through).contains(&lsn),
+            "node {node} answers from {from} through {through}, not at {lsn}"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::{EpochHistory, RecordSpan, VolumeEpoch, WriterId};
+
+    fn summary(from: u64, through: u64) -> SegmentSummary {
+        SegmentSummary {
+            group: META_GROUP,
+            promised_epoch: VolumeEpoch(1),
+            promised_writer: WriterId(1),
+            history: EpochHistory::default(),
+            segment_complete_lsn: Lsn(through),
+            known_durable: RecordSpan::NONE,
+            known_durable_tail: Lsn::ZERO,
+            readable_through: Lsn(through),
+            minimum_read_point: Lsn(from),
+            materialized_lsn: Lsn::ZERO,
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant compared-where-every-peer-can-answer is broken")]
+    fn a_comparison_below_a_read_point_is_noticed() {
+        let summaries = [(NodeId(1), summary(100, 200)), (NodeId(2), summary(150, 250))];
+        assert_readable_on_all(&summaries, Lsn(160));
+        assert_readable_on_all(&summaries, Lsn(120));
     }
 }

@@ -4,23 +4,26 @@
 //! * [`config`]: reads the file `node.json`.
 //! * [`metrics`]: what is counted, and under which name.
 //!
+//! [`node`] puts the parts together, and no part knows the node as a whole: `connections` (serving callers) and `catch_up`
+//! (taking from peers what is missing) take the store, `open_connections`, the `materializer` and what else they need.
+//!
 //! Blocking threads, one for each connection and each peer: the number of both is bounded and small, and the
-//! append path has nobody to hand a frame to.
+//! append path never hands a frame to another thread.
 //!
 //! Invariant: an answer leaves the node only after the store has made durable what it tells of. A node whose
 //! store failed goes on answering, but only to say so.
 
-mod background;
+mod catch_up;
 pub mod config;
-mod connection;
 mod connections;
-mod gossip;
-mod log_limit;
+mod durability;
+mod line_throttle;
+mod materializer;
 pub mod metrics;
 pub mod node;
+mod open_connections;
 mod process;
-mod receiver;
-mod requests;
+mod refusals;
 
 pub use node::{Node, create};
 pub use process::run;

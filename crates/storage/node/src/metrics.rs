@@ -45,7 +45,7 @@ impl Default for LatencySummary {
 }
 
 impl LatencySummary {
-    /// Adds one duration.
+    /// Adds one duration; longer ones than 18 minutes count as that.
     pub fn record(&self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.buckets[bucket_of(us)].fetch_add(1, Relaxed);
@@ -93,7 +93,7 @@ fn upper_bound_us(bucket: usize) -> u64 {
     ((4 + quarter + 1) << (exponent - 2)) - 1
 }
 
-/// What the node counts.
+/// The counters of one node, from its start on.
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub(crate) append_frames: AtomicU64,
@@ -115,7 +115,6 @@ pub struct Metrics {
     pub(crate) materializations: AtomicU64,
 }
 
-/// Adds to a counter.
 pub(crate) fn add(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Relaxed);
 }

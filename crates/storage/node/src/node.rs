@@ -7,42 +7,16 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 use borealis_spec::NodeConfig;
-use borealis_store::{Identity, Options, Store, StoreError};
-use borealis_wire::{NodeStatus, Refusal};
+use borealis_store::{Identity, Options, Store};
+use borealis_wire::NodeStatus;
 
-use crate::background::{Background, materialize_until_stopped};
-use crate::connections::{Connections, accept_until};
-use crate::gossip::{Gossip, gossip_until_stopped};
-use crate::log_limit::LogLimit;
+use crate::catch_up::{CatchUp, Known, Puller};
+use crate::connections::{AppendPath, Host, Listener, Requests};
+use crate::line_throttle::LineThrottle;
+use crate::materializer::Materializer;
 use crate::metrics::Metrics;
-use crate::requests;
-
-/// What all threads of a node share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) config: NodeConfig,
-    pub(crate) store: Store,
-    pub(crate) metrics: Metrics,
-    pub(crate) connections: Connections,
-    pub(crate) gossip: Gossip,
-    pub(crate) background: Background,
-    pub(crate) garbage_log: LogLimit,
-    pub(crate) refused_log: LogLimit,
-    failure_log: LogLimit,
-}
-
-impl Shared {
-    /// What to tell a caller about an error of the store. The store's own failures are logged, too.
-    pub(crate) fn refusal(&self, error: &StoreError) -> Refusal {
-        let refusal = error.to_refusal();
-        if matches!(refusal, Refusal::Failed(_))
-            && let Some(suppressed) = self.failure_log.admit()
-        {
-            tracing::error!(%error, suppressed, "the store failed");
-        }
-        refusal
-    }
-}
+use crate::open_connections::OpenConnections;
+use crate::refusals::Refusals;
 
 fn identity_of(config: &NodeConfig) -> Identity {
     Identity {
@@ -79,12 +53,95 @@ pub fn create(config: &NodeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The parts of a node that others are made of.
+#[derive(Debug)]
+struct Parts {
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
+    connections: Arc<OpenConnections>,
+    known: Arc<Known>,
+    materializer: Arc<Materializer>,
+}
+
+impl Parts {
+    fn new(config: &NodeConfig, store: Store) -> Parts {
+        let (store, metrics, refusals) = (Arc::new(store), Arc::default(), Arc::default());
+        Parts {
+            materializer: Arc::new(Materializer::new(
+                Arc::clone(&store),
+                Arc::clone(&metrics),
+                Arc::clone(&refusals),
+            )),
+            store,
+            metrics,
+            refusals,
+            connections: Arc::default(),
+            known: Arc::new(Known::new(config)),
+        }
+    }
+
+    fn requests(&self, config: &NodeConfig) -> Requests {
+        Requests {
+            node: config.node,
+            zone: config.zone.clone(),
+            store: Arc::clone(&self.store),
+            metrics: Arc::clone(&self.metrics),
+            refusals: Arc::clone(&self.refusals),
+            connections: Arc::clone(&self.connections),
+            known: Arc::clone(&self.known),
+        }
+    }
+
+    fn listener(&self, config: &NodeConfig, requests: &Arc<Requests>) -> Listener {
+        Listener {
+            host: Host {
+                volume: config.volume,
+                node: config.node,
+                store: Arc::clone(&self.store),
+                refusals: Arc::clone(&self.refusals),
+            },
+            requests: Arc::clone(requests),
+            append_path: AppendPath {
+                store: Arc::clone(&self.store),
+                metrics: Arc::clone(&self.metrics),
+                refusals: Arc::clone(&self.refusals),
+                known: Arc::clone(&self.known),
+                materializer: Arc::clone(&self.materializer),
+            },
+            connections: Arc::clone(&self.connections),
+            metrics: Arc::clone(&self.metrics),
+            garbage_lines: LineThrottle::default(),
+            refused_lines: LineThrottle::default(),
+        }
+    }
+
+    fn catch_up(&self, config: &NodeConfig) -> CatchUp {
+        CatchUp {
+            volume: config.volume,
+            node: config.node,
+            store: Arc::clone(&self.store),
+            metrics: Arc::clone(&self.metrics),
+            known: Arc::clone(&self.known),
+            puller: Puller {
+                store: Arc::clone(&self.store),
+                metrics: Arc::clone(&self.metrics),
+                known: Arc::clone(&self.known),
+                connections: Arc::clone(&self.connections),
+                materializer: Arc::clone(&self.materializer),
+                collected_lines: LineThrottle::default(),
+            },
+        }
+    }
+}
+
 /// A node that runs in this process.
 #[derive(Debug)]
 pub struct Node {
-    shared: Arc<Shared>,
+    parts: Parts,
+    requests: Arc<Requests>,
     address: SocketAddr,
-    /// Closed to stop accepting.
+    /// Dropped to stop accepting: the other end is polled beside the listener.
     stop_accepting: Option<UnixStream>,
     accept_thread: Option<JoinHandle<()>>,
     threads: Vec<JoinHandle<()>>,
@@ -99,57 +156,32 @@ impl Node {
     pub fn start(config: NodeConfig) -> anyhow::Result<Node> {
         config.validate().context("the node's configuration is wrong")?;
         // The store first: a folder in use is the better message when the node runs already.
-        let store = open_store(&config)?;
-        let listener = TcpListener::bind(config.listen).with_context(|| {
-            format!(
-                "node {} cannot listen on {}; stop whatever uses that port, or change `listen` in {}",
-                config.node,
-                config.listen,
-                config.file().display()
-            )
-        })?;
-        let address = listener.local_addr().context("a bound listener has an address")?;
-        listener.set_nonblocking(true).context("cannot make the listener non-blocking")?;
-        let shared = Arc::new(Shared {
-            gossip: Gossip::new(&config),
-            config,
-            store,
-            metrics: Metrics::default(),
-            connections: Connections::default(),
-            background: Background::default(),
-            garbage_log: LogLimit::default(),
-            refused_log: LogLimit::default(),
-            failure_log: LogLimit::default(),
-        });
+        let parts = Parts::new(&config, open_store(&config)?);
+        let (socket, address) = listen(&config)?;
         let (stop_accepting, stop) = UnixStream::pair().context("cannot make a socket pair")?;
+        let requests = Arc::new(parts.requests(&config));
+        let listener = Arc::new(parts.listener(&config, &requests));
+        let catch_up = Arc::new(parts.catch_up(&config));
+        let materializer = Arc::clone(&parts.materializer);
         let mut node = Node {
-            shared: Arc::clone(&shared),
+            parts,
+            requests,
             address,
             stop_accepting: Some(stop_accepting),
             accept_thread: None,
             threads: Vec::new(),
         };
         // From here on dropping the node stops whatever was started.
-        node.spawn("materializer".to_owned(), materialize_until_stopped)?;
-        for peer in shared.config.peers.clone() {
-            node.spawn(format!("gossip-{}", peer.node), move |shared| gossip_until_stopped(shared, &peer))?;
+        node.threads.push(spawn("materializer".to_owned(), move || materializer.run_until_stopped())?);
+        for peer in config.peers {
+            let catch_up = Arc::clone(&catch_up);
+            let name = format!("gossip-{}", peer.node);
+            node.threads.push(spawn(name, move || catch_up.run_until_stopped(&peer))?);
         }
-        let accepting = Arc::clone(&shared);
-        let accept_thread = thread::Builder::new()
-            .name("accept".to_owned())
-            .spawn(move || accept_until(&accepting, &listener, &stop))
-            .context("cannot start a thread")?;
-        node.accept_thread = Some(accept_thread);
-        let (node_id, zone) = (shared.config.node, &shared.config.zone.0);
-        tracing::info!(node = %node_id, %zone, %address, "storage node serves");
+        let accept = move || listener.accept_until(&socket, &stop);
+        node.accept_thread = Some(spawn("accept".to_owned(), accept)?);
+        tracing::info!(node = %config.node, zone = %config.zone.0, %address, "storage node serves");
         Ok(node)
-    }
-
-    fn spawn(&mut self, name: String, body: impl FnOnce(&Shared) + Send + 'static) -> anyhow::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let spawned = thread::Builder::new().name(name).spawn(move || body(&shared));
-        self.threads.push(spawned.context("cannot start a thread")?);
-        Ok(())
     }
 
     /// Where it listens; differs from the configuration if that said port 0.
@@ -161,11 +193,11 @@ impl Node {
     /// Its state, as [`borealis_wire::Request::Status`] returns it.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
-        requests::status(&self.shared)
+        self.requests.status()
     }
 
-    /// Stops serving and releases the store, after what is under way. Redo that is not folded into pages is not
-    /// folded now: the next opening indexes it again in less time.
+    /// Stops serving and releases the store, after what is under way. Redo that is not materialized is left so: the
+    /// next opening indexes it again in less time.
     pub fn stop(self) {
         drop(self);
     }
@@ -175,10 +207,10 @@ impl Node {
         if let Some(thread) = self.accept_thread.take() {
             let _ = thread.join();
         }
-        self.shared.gossip.stop();
-        self.shared.store.end_materialization();
-        self.shared.background.stop();
-        self.shared.connections.close_all();
+        self.parts.known.stop();
+        self.parts.store.end_materialization();
+        self.parts.materializer.stop();
+        self.parts.connections.close_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -189,6 +221,24 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.stop_threads();
     }
+}
+
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+    thread::Builder::new().name(name).spawn(body).context("cannot start a thread")
+}
+
+fn listen(config: &NodeConfig) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(config.listen).with_context(|| {
+        format!(
+            "node {} cannot listen on {}; stop whatever uses that port, or change `listen` in {}",
+            config.node,
+            config.listen,
+            config.file().display()
+        )
+    })?;
+    let address = listener.local_addr().context("a bound listener has an address")?;
+    listener.set_nonblocking(true).context("cannot make the listener non-blocking")?;
+    Ok((listener, address))
 }
 
 fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {

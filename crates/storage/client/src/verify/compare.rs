@@ -1,6 +1,6 @@
 //! Compares the answers of several peers, key by key.
 
-use borealis_types::NodeId;
+use borealis_types::{NodeId, invariant};
 
 use super::Difference;
 
@@ -12,7 +12,6 @@ pub(super) struct PeerList<K, V> {
     pub(super) ended: bool,
 }
 
-/// What a comparison showed.
 pub(super) struct Compared<K> {
     /// Every key that was compared, ascending.
     pub(super) keys: Vec<K>,
@@ -58,6 +57,15 @@ pub(super) fn compare<K: Ord + Clone, V: PartialEq>(
                 differences.push((key.clone(), list.node, difference));
             }
         }
+    }
+    for (list, position) in lists.iter().zip(positions) {
+        let next = list.entries.get(position).map(|(key, _)| key);
+        invariant!(
+            "every-answer-is-compared",
+            next.is_none_or(|next| bound.as_ref().is_some_and(|bound| next > bound)),
+            "entry {position} of node {} was passed over",
+            list.node
+        );
     }
     Compared { keys, ended: bound.is_none(), differences }
 }
@@ -128,6 +136,13 @@ mod tests {
     fn two_against_two_has_no_majority() {
         let (one, other): (&[_], &[_]) = (&[(1, Some(10))], &[(1, Some(11))]);
         assert_eq!(differences(&[one, other, one, other]).len(), 4);
+    }
+
+    /// Lists out of order are left out before they get here.
+    #[test]
+    #[should_panic(expected = "invariant every-answer-is-compared is broken")]
+    fn a_list_out_of_order_is_not_taken_for_compared() {
+        differences(&[&[(2, Some(20)), (1, Some(10))], &[(1, Some(10)), (2, Some(20))]]);
     }
 
     proptest! {

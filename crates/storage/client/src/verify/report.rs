@@ -12,29 +12,29 @@ const FINDINGS_MAX: usize = 1000;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
-    /// One page.
+    /// One page, or its absence.
     Page {
-        /// Which.
+        /// The page, in the group that the finding names.
         key: PageKey,
     },
     /// The group's part of the size of a relation fork.
     RelationSize {
-        /// Which fork.
+        /// The fork; its size is the largest part over all groups.
         relation_fork: RelationFork,
     },
-    /// A small value.
+    /// A small value of the meta group, or its absence.
     Meta {
-        /// Which.
+        /// What the value belongs to.
         key: MetaKey,
     },
     /// The pages a transaction-status store has.
     SlruPages {
-        /// Which store.
+        /// The store whose list of pages it is.
         kind: SlruKind,
     },
     /// The list of a database's relations.
     Relations {
-        /// Which database.
+        /// The database; number zero is that of shared relations.
         database: DatabaseKey,
     },
     /// The list of small values.
@@ -76,7 +76,7 @@ pub enum Difference {
     NoMajority,
     /// The peer refuses to answer.
     Refused {
-        /// What it said.
+        /// What it said, for a person to read.
         why: String,
     },
 }
@@ -97,13 +97,13 @@ impl fmt::Display for Difference {
 /// One thing that is wrong on one node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Finding {
-    /// Where.
+    /// The node whose copy is wrong.
     pub node: NodeId,
     /// In which of its segments.
     pub group: GroupId,
-    /// What.
+    /// What the copy is of.
     pub subject: Subject,
-    /// How.
+    /// How it differs from what most peers have.
     pub difference: Difference,
 }
 
@@ -116,20 +116,20 @@ impl fmt::Display for Finding {
 /// A node that could not be asked, or stopped answering.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Unreachable {
-    /// Which.
+    /// The node; nothing of it was compared from then on.
     pub node: NodeId,
-    /// What happened.
+    /// What happened, for a person to read.
     pub why: String,
 }
 
 /// A segment that answered but could not be compared to the end.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct NotCompared {
-    /// On which node.
+    /// The node that has the segment.
     pub node: NodeId,
-    /// Of which group.
+    /// The segment's group.
     pub group: GroupId,
-    /// Why.
+    /// What kept it from being compared, for a person to read.
     pub why: String,
 }
 
@@ -144,7 +144,7 @@ pub struct Report {
     pub values_compared: u64,
     /// The lowest and the highest LSN at which something was compared.
     pub lsn_range: Option<(Lsn, Lsn)>,
-    /// What is wrong.
+    /// What is wrong, at most a thousand of it.
     pub findings: Vec<Finding>,
     /// How many more findings there were than are listed.
     pub findings_not_listed: u64,

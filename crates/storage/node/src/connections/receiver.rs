@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use borealis_types::invariant;
 use borealis_wire::frame::FRAME_HEADER_BYTES;
 use borealis_wire::{FrameBuffer, FrameError};
 use nix::errno::Errno;
@@ -16,7 +17,7 @@ const KEPT_BUFFER_BYTES: usize = 1 << 20;
 /// What became of an attempt to receive more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fill {
-    /// Some bytes came.
+    /// At least one byte came.
     Bytes,
     /// None are there now, or none came before the timeout.
     Nothing,
@@ -24,7 +25,7 @@ pub(crate) enum Fill {
     End,
 }
 
-/// Bytes from one socket.
+/// Cuts frames out of what one socket receives.
 #[derive(Debug)]
 pub(crate) struct Receiver {
     stream: TcpStream,
@@ -75,6 +76,12 @@ impl Receiver {
                 if payload.len() > self.limit_bytes {
                     return Err(FrameError::TooLarge(payload.len()));
                 }
+                invariant!(
+                    "received-bytes-are-accounted-for",
+                    frame_bytes <= self.pending_bytes,
+                    "a frame of {frame_bytes} bytes, {} were received",
+                    self.pending_bytes
+                );
                 self.pending_bytes -= frame_bytes;
                 self.largest_frame_bytes = self.largest_frame_bytes.max(frame_bytes);
                 Ok(Some(payload))
@@ -86,7 +93,13 @@ impl Receiver {
         }
     }
 
-    /// How long [`Receiver::wait`] waits.
+    /// A planted defect: received bytes are counted as handed out.
+    #[cfg(test)]
+    pub(crate) fn forget_pending(&mut self) {
+        self.pending_bytes = 0;
+    }
+
+    /// Sets how long [`Receiver::wait`] waits, at least a millisecond.
     ///
     /// # Errors
     /// When the system refuses.

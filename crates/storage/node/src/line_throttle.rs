@@ -1,4 +1,4 @@
-//! Log lines that a stranger can provoke, at most one a second of each kind.
+//! Throttles log lines that a stranger can provoke: at most one a second of each kind.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// One kind of log line.
 #[derive(Debug, Default)]
-pub(crate) struct LogLimit {
+pub(crate) struct LineThrottle {
     state: Mutex<State>,
 }
 
@@ -17,7 +17,7 @@ struct State {
     suppressed: u64,
 }
 
-impl LogLimit {
+impl LineThrottle {
     /// Whether to write the line now; if so, how many were left out since the last one.
     pub(crate) fn admit(&self) -> Option<u64> {
         let mut state = self.state.lock().expect("nothing panics while it holds this lock");
@@ -37,8 +37,8 @@ mod tests {
 
     #[test]
     fn a_burst_becomes_one_line() {
-        let limit = LogLimit::default();
-        assert_eq!(limit.admit(), Some(0));
-        assert!((0..1000).all(|_| limit.admit().is_none()));
+        let throttle = LineThrottle::default();
+        assert_eq!(throttle.admit(), Some(0));
+        assert!((0..1000).all(|_| throttle.admit().is_none()));
     }
 }

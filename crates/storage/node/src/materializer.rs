@@ -1,12 +1,12 @@
 //! The materializer: applies redo to pages while nobody waits for it.
 
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use borealis_store::{Policy, Progress};
+use borealis_store::{Policy, Progress, Store};
 
-use crate::metrics::add;
-use crate::node::Shared;
+use crate::metrics::{Metrics, add};
+use crate::refusals::Refusals;
 
 /// How often the store is asked whether something is due although nothing was appended: read points move
 /// without appends.
@@ -16,9 +16,12 @@ const ASK_AFTER_BYTES: usize = 4 << 20;
 /// After a failure; the store's state says what failed.
 const FAILURE_PAUSE: Duration = Duration::from_secs(5);
 
-/// Wakes and stops the materializer.
-#[derive(Debug, Default)]
-pub(crate) struct Background {
+/// Applies redo to pages in a thread of its own.
+#[derive(Debug)]
+pub(crate) struct Materializer {
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -29,7 +32,11 @@ struct State {
     stopping: bool,
 }
 
-impl Background {
+impl Materializer {
+    pub(crate) fn new(store: Arc<Store>, metrics: Arc<Metrics>, refusals: Arc<Refusals>) -> Materializer {
+        Materializer { store, metrics, refusals, state: Mutex::default(), wake: Condvar::new() }
+    }
+
     /// Notes that the store took redo; wakes the materializer when enough has come together.
     pub(crate) fn note_appended(&self, bytes: usize) {
         let mut state = self.state.lock().expect("nothing panics while it holds this lock");
@@ -40,7 +47,7 @@ impl Background {
         }
     }
 
-    /// Makes [`materialize_until_stopped`] return after what it is doing;
+    /// Makes [`Materializer::run_until_stopped`] return after what it is doing;
     /// [`borealis_store::Store::end_materialization`] makes that short.
     pub(crate) fn stop(&self) {
         self.state.lock().expect("nothing panics while it holds this lock").stopping = true;
@@ -63,6 +70,27 @@ impl Background {
         state.appended_bytes = 0;
         !state.stopping
     }
+    /// The body of the materializer's thread.
+    pub(crate) fn run_until_stopped(&self) {
+        stand_back();
+        let mut pause = Duration::ZERO;
+        while self.wait(pause) {
+            pause = Duration::ZERO;
+            let begun = Instant::now();
+            match self.store.materialize(Policy::IfDue) {
+                Ok(Progress { advanced: true, pages_written, .. }) => {
+                    add(&self.metrics.materializations, 1);
+                    let seconds = begun.elapsed().as_secs();
+                    tracing::info!(pages_written, seconds, "folded redo into pages");
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    self.refusals.of(&error);
+                    pause = FAILURE_PAUSE;
+                }
+            }
+        }
+    }
 }
 
 /// How much less of a busy processor the materializer gets than those who answer: as a process that was started
@@ -78,27 +106,5 @@ fn stand_back() {
     if result != 0 {
         let error = std::io::Error::last_os_error();
         tracing::debug!(%error, "the materializer keeps its priority");
-    }
-}
-
-/// The body of the materializer's thread.
-pub(crate) fn materialize_until_stopped(shared: &Shared) {
-    stand_back();
-    let mut pause = Duration::ZERO;
-    while shared.background.wait(pause) {
-        pause = Duration::ZERO;
-        let begun = Instant::now();
-        match shared.store.materialize(Policy::IfDue) {
-            Ok(Progress { advanced: true, pages_written, .. }) => {
-                add(&shared.metrics.materializations, 1);
-                let seconds = begun.elapsed().as_secs();
-                tracing::info!(pages_written, seconds, "folded redo into pages");
-            }
-            Ok(_) => {}
-            Err(error) => {
-                shared.refusal(&error);
-                pause = FAILURE_PAUSE;
-            }
-        }
     }
 }

@@ -1,0 +1,176 @@
+//! Taking missing records from a peer's log.
+
+use std::sync::Arc;
+
+use borealis_client::{ClientError, NodeClient};
+use borealis_quorum::Promise;
+use borealis_quorum::segment::Segment;
+use borealis_store::{Origin, Store, StoreError};
+use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch, invariant};
+
+use super::known::Known;
+use crate::durability::assert_durable;
+use crate::line_throttle::LineThrottle;
+use crate::materializer::Materializer;
+use crate::metrics::{Metrics, add};
+use crate::open_connections::OpenConnections;
+
+/// Log asked for at a time.
+const PULL_BYTES: u32 = 1 << 20;
+
+/// Why an exchange ended early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CatchUpError {
+    #[error(transparent)]
+    Peer(#[from] ClientError),
+    #[error("own store: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// Whom a segment serves, and how far it is complete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Standing {
+    promise: Promise,
+    newest_epoch: VolumeEpoch,
+    complete: Lsn,
+}
+
+impl Standing {
+    fn of(segment: &Segment) -> Standing {
+        Standing {
+            promise: segment.promise(),
+            newest_epoch: segment.history().newest_epoch(),
+            complete: segment.segment_complete_lsn(),
+        }
+    }
+
+    /// The writer whose stream the segment's records are of, if it was the same `before` and now; `None` while a
+    /// recovery is under way. Promises and histories only ever advance, so what is the same twice was the same in
+    /// between.
+    fn live_writer_since(self, before: Standing) -> Option<Promise> {
+        let same = (before.promise, before.newest_epoch) == (self.promise, self.newest_epoch);
+        let live = same && self.promise.epoch == self.newest_epoch;
+        if live {
+            // Only a newer history can cut records.
+            invariant!(
+                "scl-advances-under-one-writer",
+                before.complete <= self.complete,
+                "complete to {} under {:?}, before to {}",
+                self.complete,
+                self.promise,
+                before.complete
+            );
+        }
+        live.then_some(self.promise)
+    }
+}
+
+/// Takes records from peers' logs.
+#[derive(Debug)]
+pub(crate) struct Puller {
+    pub(crate) store: Arc<Store>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) known: Arc<Known>,
+    /// For the writer, who waits for progress that it did not cause.
+    pub(crate) connections: Arc<OpenConnections>,
+    pub(crate) materializer: Arc<Materializer>,
+    pub(crate) collected_lines: LineThrottle,
+}
+
+impl Puller {
+    /// Takes the records after our segment's end from the peer's log, unless another thread is at it.
+    pub(super) fn pull(
+        &self,
+        client: &mut NodeClient,
+        peer: NodeId,
+        group: GroupId,
+    ) -> Result<(), CatchUpError> {
+        let Some(_permit) = self.known.begin_pull(group) else { return Ok(()) };
+        while !self.known.is_stopping() {
+            let above = self.store.with_segment(group, Segment::segment_complete_lsn)?;
+            let (batches, more) = client.read_tail(group, above, PULL_BYTES)?;
+            self.take(group, &batches)?;
+            if self.store.with_segment(group, Segment::segment_complete_lsn)? <= above {
+                self.note_nothing_came(peer, group, above);
+                return Ok(());
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends records of one group, makes them durable, and tells the writer how far its stream is complete here.
+    fn take(&self, group: GroupId, batches: &[Vec<u8>]) -> Result<(), CatchUpError> {
+        let before = self.store.with_segment(group, Standing::of)?;
+        let mut appended_bytes = 0;
+        let mut progress = Vec::new();
+        let mut taken = None;
+        for batch in batches {
+            let appended = self.store.append(batch, Origin::Peer(group))?;
+            if appended.taken > 0 {
+                taken = taken.max(Some(appended.sequence));
+                progress = appended.progress;
+            }
+            appended_bytes += batch.len();
+        }
+        add(&self.metrics.gossip_pulled_batches, batches.len() as u64);
+        add(&self.metrics.gossip_pulled_bytes, appended_bytes as u64);
+        let mut synced = None;
+        if let Some(sequence) = taken {
+            self.store.sync(sequence)?;
+            synced = Some(sequence);
+        }
+        // Report an SCL only to the writer whose records produced it: a writer of another epoch would count it as an
+        // acknowledgement of its own records at these positions.
+        let after = self.store.with_segment(group, Standing::of)?;
+        if let Some(writer) = after.live_writer_since(before) {
+            assert_durable(taken, synced);
+            self.connections.push_progress(writer, &progress);
+        }
+        self.materializer.note_appended(appended_bytes);
+        Ok(())
+    }
+
+    fn note_nothing_came(&self, peer: NodeId, group: GroupId, ours: Lsn) {
+        if !self.known.note_nothing_came(peer, group, ours) {
+            return;
+        }
+        if let Some(suppressed) = self.collected_lines.admit() {
+            tracing::warn!(
+                %peer, %group, segment_complete_lsn = %ours, suppressed,
+                "the peer does not keep log that old any more"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::WriterId;
+
+    fn standing(promised: u64, newest: u64, complete: u64) -> Standing {
+        Standing {
+            promise: Promise { epoch: VolumeEpoch(promised), writer: WriterId(7) },
+            newest_epoch: VolumeEpoch(newest),
+            complete: Lsn(complete),
+        }
+    }
+
+    #[test]
+    fn progress_belongs_to_a_writer_only_if_no_recovery_came_in_between() {
+        let told = |before, after: Standing| after.live_writer_since(before).is_some();
+        assert!(told(standing(3, 3, 100), standing(3, 3, 200)));
+        assert!(!told(standing(3, 3, 100), standing(4, 4, 200)), "another writer");
+        assert!(!told(standing(4, 3, 100), standing(4, 3, 200)), "a recovery is under way");
+        assert!(!told(standing(3, 3, 200), standing(4, 4, 100)), "a recovery cut records");
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant scl-advances-under-one-writer is broken")]
+    fn records_do_not_vanish_under_a_live_writer() {
+        let _ = standing(3, 3, 100).live_writer_since(standing(3, 3, 200));
+    }
+}

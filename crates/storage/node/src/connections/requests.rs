@@ -1,0 +1,119 @@
+//! Answers to every request but appends.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use borealis_client::blocking::MAX_LIST_ENTRIES;
+use borealis_quorum::Promise;
+use borealis_store::{Store, StoreError};
+use borealis_types::{AvailabilityZone, NodeId};
+use borealis_wire::{NodeStatus, Refusal, Reply, Request};
+
+use crate::catch_up::Known;
+use crate::metrics::{Metrics, add};
+use crate::open_connections::OpenConnections;
+use crate::refusals::Refusals;
+
+/// The most of a log tail in one answer, whatever was asked: the frame limit leaves room beyond it for the
+/// one record that is always included.
+const TAIL_LIMIT_BYTES: u32 = 8 << 20;
+
+/// What requests are answered from.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    pub(crate) node: NodeId,
+    pub(crate) zone: AvailabilityZone,
+    pub(crate) store: Arc<Store>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) refusals: Arc<Refusals>,
+    pub(crate) connections: Arc<OpenConnections>,
+    pub(crate) known: Arc<Known>,
+}
+
+impl Requests {
+    pub(crate) fn answer(&self, request: Request) -> Reply {
+        add(&self.metrics.requests, 1);
+        let reply = self.try_answer(request).unwrap_or_else(Reply::Refused);
+        if matches!(reply, Reply::Refused(_)) {
+            add(&self.metrics.requests_refused, 1);
+        }
+        reply
+    }
+
+    fn try_answer(&self, request: Request) -> Result<Reply, Refusal> {
+        let store = &self.store;
+        let refuse = |error: StoreError| self.refusals.of(&error);
+        let list = |limit: u32| limit.min(MAX_LIST_ENTRIES) as usize;
+        match request {
+            Request::Hello { .. } => Err(Refusal::Misuse("a second introduction".to_owned())),
+            Request::Fence { epoch, writer } => {
+                let summaries = store.fence(Promise { epoch, writer }).map_err(refuse)?;
+                tracing::info!(%epoch, "promised a new writer");
+                Ok(Reply::Summaries(summaries))
+            }
+            Request::Repair { epoch, writer, group, history, batches } => {
+                let repaired = store.repair(Promise { epoch, writer }, group, &history, &batches);
+                repaired.map(Reply::Summaries).map_err(refuse)
+            }
+            Request::Install { epoch, writer, history, tails } => {
+                if history.newest_epoch() != epoch {
+                    let what = "the newest opening of an installed history is of the epoch that installs it";
+                    return Err(Refusal::Misuse(what.to_owned()));
+                }
+                let summaries = store.install(writer, &history, &tails).map_err(refuse)?;
+                tracing::info!(%epoch, "installed a recovery's history");
+                self.known.wake();
+                Ok(Reply::Summaries(summaries))
+            }
+            Request::Summaries => store.summaries().map(Reply::Summaries).map_err(refuse),
+            Request::ReadTail { group, above, limit_bytes } => {
+                let tail =
+                    store.read_tail(group, above, limit_bytes.min(TAIL_LIMIT_BYTES)).map_err(refuse)?;
+                Ok(Reply::Tail { batches: tail.batches, more: tail.more })
+            }
+            Request::ReadPage { group, key, at } => {
+                let start = Instant::now();
+                let page = store.read_page(group, &key, at);
+                add(&self.metrics.page_read_count, 1);
+                self.metrics.page_reads.record(start.elapsed());
+                Ok(Reply::Page(page.map_err(refuse)?.map(|page| page.to_vec())))
+            }
+            Request::RelationSize { group, relation_fork, at } => {
+                Ok(Reply::RelationSize(store.relation_size(group, relation_fork, at).map_err(refuse)?))
+            }
+            Request::ListRelations { group, database, at, after, limit } => Ok(Reply::Relations(
+                store.list_relations(group, database, at, after, list(limit)).map_err(refuse)?,
+            )),
+            Request::SlruPages { kind, at } => {
+                Ok(Reply::SlruPages(store.slru_pages(kind, at).map_err(refuse)?))
+            }
+            Request::ReadMeta { key, at } => Ok(Reply::Meta(store.read_meta(&key, at).map_err(refuse)?)),
+            Request::ListMeta { at, after, limit } => {
+                Ok(Reply::MetaList(store.list_meta(at, after.as_ref(), list(limit)).map_err(refuse)?))
+            }
+            Request::PageChecksums { group, at, after, limit } => Ok(Reply::PageChecksums(
+                store.page_checksums(group, at, after.as_ref(), list(limit)).map_err(refuse)?,
+            )),
+            Request::Status => Ok(Reply::Status(self.status())),
+        }
+    }
+
+    /// The node's own state, for people and scripts.
+    pub(crate) fn status(&self) -> NodeStatus {
+        let mut metrics = self.metrics.read();
+        metrics.push(("connections".to_owned(), self.connections.count() as u64));
+        metrics
+            .extend(self.store.metrics().into_iter().map(|(name, value)| (format!("store_{name}"), value)));
+        metrics.sort();
+        // A failed store promises nothing about its segments any more.
+        let segments = self.store.summaries().unwrap_or_default();
+        NodeStatus {
+            node: self.node,
+            zone: self.zone.clone(),
+            process_id: std::process::id(),
+            failure: self.store.failure().or_else(|| self.known.rebuild_needed(&segments)),
+            segments,
+            metrics,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! One introduced caller: its frames are read, and answered in the order they came.
+
+use std::io;
+use std::time::Instant;
+
+use borealis_types::invariant;
+use borealis_wire::frame::MAX_PAYLOAD_BYTES;
+use borealis_wire::message::{decode_payload, encode_message};
+use borealis_wire::{Payload, Refusal, Reply, Request};
+
+use super::appends::Appends;
+use super::ended::Ended;
+use super::receiver::{Fill, Receiver};
+use super::requests::Requests;
+use crate::open_connections::{Connection, push_frame};
+
+/// Replies are sent when this much of them has gathered, or when there is nothing more to answer.
+const REPLY_GATHER_BYTES: usize = 128 << 10;
+
+/// The requests of one introduced caller.
+pub(super) struct Session<'a> {
+    requests: &'a Requests,
+    appends: Appends<'a>,
+    connection: &'a Connection,
+    /// Replies that were made and not sent yet, as frames.
+    out: Vec<u8>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        requests: &'a Requests,
+        appends: Appends<'a>,
+        connection: &'a Connection,
+    ) -> Session<'a> {
+        invariant!("served-after-introduction", connection.is_introduced(), "{}", connection.address());
+        Session { requests, appends, connection, out: Vec::new() }
+    }
+
+    /// Serves the caller until either side ends the connection.
+    pub(super) fn run(&mut self, receiver: &mut Receiver) -> Result<(), Ended> {
+        loop {
+            while let Some(payload) = receiver.next_frame()? {
+                self.handle(payload)?;
+            }
+            if !self.appends.is_empty() && !self.appends.is_full() {
+                match receiver.poll()? {
+                    Fill::Bytes => continue,
+                    Fill::Nothing | Fill::End => {}
+                }
+            }
+            self.finish_appends()?;
+            self.send_replies()?;
+            match receiver.wait()? {
+                Fill::Bytes => {}
+                Fill::Nothing if receiver.is_mid_frame() => {
+                    return Err(Ended::Garbage("a frame stopped in the middle".to_owned()));
+                }
+                Fill::Nothing => {}
+                Fill::End if receiver.is_mid_frame() => {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                Fill::End => return Ok(()),
+            }
+        }
+    }
+
+    fn handle(&mut self, payload: &[u8]) -> Result<(), Ended> {
+        let received = Instant::now();
+        match decode_payload::<Request>(payload) {
+            Ok(Payload::Append { request_id, batch }) => {
+                self.appends.take(request_id, batch, received);
+                if self.appends.is_full() {
+                    self.finish_appends()?;
+                }
+            }
+            Ok(Payload::Message { request_id, message }) => {
+                self.finish_appends()?;
+                self.appends.assert_none_pending();
+                push_reply(&mut self.out, request_id, &self.requests.answer(message));
+            }
+            Err(error) => return Err(Ended::Garbage(error.to_string())),
+        }
+        if self.out.len() >= REPLY_GATHER_BYTES {
+            self.send_replies()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the pending appends durable and answers them.
+    fn finish_appends(&mut self) -> Result<(), Ended> {
+        if self.appends.is_empty() {
+            return Ok(());
+        }
+        let out = &mut self.out;
+        let answered = self.appends.answer(|request_id, reply| push_reply(out, request_id, reply));
+        self.send_replies()?;
+        self.appends.after_replies(answered);
+        Ok(())
+    }
+
+    fn send_replies(&mut self) -> io::Result<()> {
+        if !self.out.is_empty() {
+            self.connection.send(&self.out)?;
+            self.out.clear();
+            self.out.shrink_to(REPLY_GATHER_BYTES);
+        }
+        Ok(())
+    }
+}
+
+/// Adds a reply to those that will be sent. One that fits no frame becomes a refusal: the caller asked for too much.
+fn push_reply(out: &mut Vec<u8>, request_id: u64, reply: &Reply) {
+    let mut payload = encode_message(request_id, reply);
+    if payload.len() > MAX_PAYLOAD_BYTES {
+        let what = format!("the answer has {} bytes, more than a frame holds; ask for less", payload.len());
+        payload = encode_message(request_id, &Reply::Refused(Refusal::Misuse(what)));
+    }
+    push_frame(out, &payload);
+}

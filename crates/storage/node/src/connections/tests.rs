@@ -1,0 +1,117 @@
+//! Defects that are planted into the order of things on a connection, and noticed.
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Instant;
+
+use borealis_spec::{Membership, NodeConfig};
+use borealis_store::{Identity, Options, Store};
+use borealis_types::{AvailabilityZone, NodeId, Placement, PostgresVersion, VolumeId};
+use borealis_wire::{Caller, Refusal, Reply};
+
+use super::appends::{AppendPath, Appends};
+use super::receiver::{Fill, Receiver};
+use super::requests::Requests;
+use super::session::Session;
+use crate::catch_up::Known;
+use crate::materializer::Materializer;
+use crate::metrics::Metrics;
+use crate::open_connections::{Connection, OpenConnections};
+use crate::refusals::Refusals;
+
+/// What one connection of a node needs. The node has no peers, and nothing materializes.
+struct Parts {
+    _folder: tempfile::TempDir,
+    requests: Requests,
+    append_path: AppendPath,
+}
+
+fn parts() -> Parts {
+    let folder = tempfile::tempdir().unwrap();
+    let (volume, node, zone) = (VolumeId(1), NodeId(1), AvailabilityZone("az1".to_owned()));
+    let placement = Placement::new(1).unwrap();
+    let address = "127.0.0.1:1".parse().unwrap();
+    let mut config =
+        NodeConfig::new(folder.path().to_owned(), volume, node, zone.clone(), 1, address, placement);
+    config.groups = Membership::everyone_has_everything(placement, &[node]);
+    let identity = Identity {
+        volume,
+        node,
+        zone: zone.clone(),
+        version: PostgresVersion::V15,
+        placement,
+        groups: config.own_groups(),
+        incarnation: config.incarnation,
+    };
+    let options = Options { memory_limit_bytes: 64 << 20, ..Options::default() };
+    let store = Arc::new(Store::create(&config.store_directory(), identity, options).unwrap());
+    let (metrics, refusals) = (Arc::new(Metrics::default()), Arc::new(Refusals::default()));
+    let known = Arc::new(Known::new(&config));
+    let materializer = Arc::new(Materializer::new(store.clone(), metrics.clone(), refusals.clone()));
+    let requests = Requests {
+        node,
+        zone,
+        store: store.clone(),
+        metrics: metrics.clone(),
+        refusals: refusals.clone(),
+        connections: Arc::new(OpenConnections::default()),
+        known: known.clone(),
+    };
+    Parts {
+        _folder: folder,
+        requests,
+        append_path: AppendPath { store, metrics, refusals, known, materializer },
+    }
+}
+
+/// Both ends of a connection.
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (listener.accept().unwrap().0, caller)
+}
+
+#[test]
+fn appends_of_anyone_but_a_writer_are_answered_with_a_refusal_each() {
+    let parts = parts();
+    let mut appends = Appends::new(&parts.append_path, Caller::Client);
+    appends.take(7, b"first", Instant::now());
+    appends.take(8, b"second", Instant::now());
+    let mut answers = Vec::new();
+    let answered = appends.answer(|request_id, reply| {
+        answers.push((request_id, matches!(reply, Reply::Refused(Refusal::Misuse(_)))));
+    });
+    appends.after_replies(answered);
+    assert_eq!(answers, [(7, true), (8, true)]);
+    appends.assert_none_pending();
+}
+
+#[test]
+#[should_panic(expected = "invariant answers-keep-the-order-of-requests is broken")]
+fn a_request_does_not_overtake_an_append() {
+    let parts = parts();
+    let mut appends = Appends::new(&parts.append_path, Caller::Client);
+    appends.take(7, b"first", Instant::now());
+    appends.assert_none_pending();
+}
+
+#[test]
+#[should_panic(expected = "invariant served-after-introduction is broken")]
+fn a_stranger_is_not_served() {
+    let parts = parts();
+    let (stream, _caller) = pair();
+    let connection = Connection::new(stream, "127.0.0.1:1".parse().unwrap());
+    let appends = Appends::new(&parts.append_path, Caller::Client);
+    let _ = Session::new(&parts.requests, appends, &connection);
+}
+
+#[test]
+#[should_panic(expected = "invariant received-bytes-are-accounted-for is broken")]
+fn bytes_that_nobody_counted_are_noticed() {
+    let (stream, mut caller) = pair();
+    borealis_wire::write_frame(&mut caller, b"counted").unwrap();
+    let mut receiver = Receiver::new(stream, 1 << 10, 1 << 10);
+    assert_eq!(receiver.wait().unwrap(), Fill::Bytes);
+    receiver.forget_pending();
+    let _ = receiver.next_frame();
+}

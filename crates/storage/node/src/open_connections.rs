@@ -1,0 +1,268 @@
+//! The connections that are open, what is said on them unasked, and how they are all ended.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::thread::JoinHandle;
+
+use borealis_quorum::Promise;
+use borealis_types::{WriterId, invariant};
+use borealis_wire::frame::frame_header;
+use borealis_wire::message::encode_message;
+use borealis_wire::{Reply, SegmentProgress};
+
+/// Connections open at one time.
+const CONNECTIONS_MAX: usize = 256;
+/// Of these, ones whose caller has not said yet who it is: strangers cannot use up all places.
+const UNINTRODUCED_MAX: usize = 64;
+
+/// The sending half of a connection, shared with those who have something to say unasked.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: Mutex<TcpStream>,
+    address: SocketAddr,
+    /// Set by a writer's introduction.
+    writer: OnceLock<Promise>,
+    is_introduced: AtomicBool,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: TcpStream, address: SocketAddr) -> Connection {
+        Connection {
+            stream: Mutex::new(stream),
+            address,
+            writer: OnceLock::new(),
+            is_introduced: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether its caller has said who it is.
+    pub(crate) fn is_introduced(&self) -> bool {
+        self.is_introduced.load(Ordering::Acquire)
+    }
+
+    /// Notes that the caller has said who it is, and the promise it claims if it is a writer.
+    pub(crate) fn introduce(&self, writer: Option<Promise>) {
+        let again = self.is_introduced.load(Ordering::Acquire);
+        invariant!("connection-introduced-once", !again, "{} introduced itself twice", self.address);
+        if let Some(promise) = writer {
+            self.writer.get_or_init(|| promise);
+        }
+        self.is_introduced.store(true, Ordering::Release);
+    }
+
+    /// Whether it is the connection of the writer who holds `promise`. A promise learned from a peer does not name the
+    /// writer; then it is whoever comes in that epoch, as for appends.
+    fn is_of_writer(&self, promise: Promise) -> bool {
+        self.writer.get().is_some_and(|writer| {
+            *writer == promise || (writer.epoch == promise.epoch && promise.writer == WriterId(0))
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends the connection; its thread notices at once.
+    pub(crate) fn close(&self) {
+        // An error means that it is closed already.
+        let _ = self.stream.lock().expect("nothing panics while it holds this lock").shutdown(Shutdown::Both);
+    }
+
+    /// Says unasked that SCLs of the writer who holds `promise` moved.
+    fn push_progress(&self, promise: Promise, progress: &[SegmentProgress]) {
+        invariant!(
+            "progress-goes-to-its-writer",
+            self.is_of_writer(promise),
+            "progress of {promise:?} was to be told to {:?}",
+            self.writer.get()
+        );
+        let mut frames = Vec::new();
+        push_frame(&mut frames, &encode_message(0, &Reply::Progress(progress.to_vec())));
+        if let Err(error) = self.send(&frames) {
+            tracing::debug!(address = %self.address, %error, "writer does not take progress");
+            self.close();
+        }
+    }
+
+    /// Sends whole frames, one caller of this function at a time.
+    ///
+    /// # Errors
+    /// When the caller does not take them in time, or the connection is gone.
+    pub(crate) fn send(&self, frames: &[u8]) -> io::Result<()> {
+        self.stream.lock().expect("nothing panics while it holds this lock").write_all(frames)
+    }
+}
+
+/// Adds one frame to what will be sent.
+pub(crate) fn push_frame(out: &mut Vec<u8>, payload: &[u8]) {
+    out.extend_from_slice(&frame_header(payload));
+    out.extend_from_slice(payload);
+}
+
+/// All connections of a node.
+#[derive(Debug, Default)]
+pub(crate) struct OpenConnections {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last_id: u64,
+    open: BTreeMap<u64, Arc<Connection>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// There was no place for another connection.
+#[derive(Debug)]
+pub(crate) struct TooMany {
+    pub(crate) open: usize,
+    /// Of these, ones whose caller has not introduced itself.
+    pub(crate) unintroduced: usize,
+}
+
+impl OpenConnections {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds this lock")
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.lock().open.len()
+    }
+
+    /// Lists a connection until what is returned is dropped.
+    ///
+    /// # Errors
+    /// [`TooMany`] when there is no place for it.
+    pub(crate) fn list(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<Listed, TooMany> {
+        let mut state = self.lock();
+        state.threads.retain(|thread| !thread.is_finished());
+        let unintroduced = state.open.values().filter(|connection| !connection.is_introduced()).count();
+        let open = state.open.len();
+        if open >= CONNECTIONS_MAX || unintroduced >= UNINTRODUCED_MAX {
+            return Err(TooMany { open, unintroduced });
+        }
+        state.last_id += 1;
+        let id = state.last_id;
+        state.open.insert(id, Arc::clone(connection));
+        Ok(Listed { connections: Arc::clone(self), id })
+    }
+
+    /// Keeps the thread of a connection, to be waited for in the end.
+    pub(crate) fn keep_thread(&self, thread: JoinHandle<()>) {
+        self.lock().threads.push(thread);
+    }
+
+    /// Tells the writer who holds this promise that SCLs moved without its doing.
+    pub(crate) fn push_progress(&self, promise: Promise, progress: &[SegmentProgress]) {
+        if progress.is_empty() {
+            return;
+        }
+        let open: Vec<Arc<Connection>> = self.lock().open.values().cloned().collect();
+        for connection in open {
+            if connection.is_of_writer(promise) {
+                connection.push_progress(promise, progress);
+            }
+        }
+    }
+
+    /// Ends every connection and waits for their threads.
+    pub(crate) fn close_all(&self) {
+        let threads = {
+            let mut state = self.lock();
+            for connection in state.open.values() {
+                connection.close();
+            }
+            std::mem::take(&mut state.threads)
+        };
+        for thread in threads {
+            // One that panicked has said so; there is nothing left to do for it.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A connection's place in the list. It is given up when the connection's thread ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    connections: Arc<OpenConnections>,
+    id: u64,
+}
+
+impl Listed {
+    /// Identifies the connection among all that this process has had; used to name its thread.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let removed = self.connections.lock().open.remove(&self.id);
+        // A second panic would end the process without a word about the first.
+        if !std::thread::panicking() {
+            invariant!(
+                "connection-listed-until-it-ends",
+                removed.is_some(),
+                "connection {} was gone",
+                self.id
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::{GroupId, Lsn, VolumeEpoch};
+
+    fn connection() -> (Arc<Connection>, TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let caller = TcpStream::connect(address).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        (Arc::new(Connection::new(stream, address)), caller)
+    }
+
+    fn promise(epoch: u64, writer: u64) -> Promise {
+        Promise { epoch: VolumeEpoch(epoch), writer: WriterId(writer) }
+    }
+
+    #[test]
+    fn a_promise_without_a_name_is_of_whoever_writes_in_its_epoch() {
+        let (connection, _caller) = connection();
+        assert!(!connection.is_of_writer(promise(3, 7)));
+        connection.introduce(Some(promise(3, 7)));
+        assert!(connection.is_of_writer(promise(3, 7)) && connection.is_of_writer(promise(3, 0)));
+        assert!(!connection.is_of_writer(promise(3, 8)) && !connection.is_of_writer(promise(4, 0)));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant progress-goes-to-its-writer is broken")]
+    fn progress_for_another_writer_is_not_sent() {
+        let (connection, _caller) = connection();
+        connection.introduce(Some(promise(3, 7)));
+        let progress = SegmentProgress { group: GroupId(0), segment_complete_lsn: Lsn(9) };
+        connection.push_progress(promise(4, 7), &[progress]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant connection-introduced-once is broken")]
+    fn a_connection_does_not_change_its_caller() {
+        let (connection, _caller) = connection();
+        connection.introduce(Some(promise(3, 7)));
+        connection.introduce(Some(promise(4, 8)));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant connection-listed-until-it-ends is broken")]
+    fn a_place_that_was_given_up_twice_is_noticed() {
+        let connections = Arc::new(OpenConnections::default());
+        let (connection, _caller) = connection();
+        let listed = connections.list(&connection).unwrap();
+        connections.lock().open.clear();
+        drop(listed);
+    }
+}

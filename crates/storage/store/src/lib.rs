@@ -31,7 +31,8 @@ mod redo_engine;
 mod segment;
 mod store;
 
-pub use append::{Appended, Origin};
+pub use append::Appended;
+pub use append::offer::Origin;
 pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode};
 pub use environment::{Clock, Environment, SystemClock};
 pub use error::StoreError;

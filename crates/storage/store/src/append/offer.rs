@@ -1,14 +1,35 @@
 //! Offering a batch to the segments: who may send it, and which of them take each record.
 
-use borealis_quorum::ChainLink;
 use borealis_quorum::segment::{Offer, Source};
-use borealis_types::{GroupSet, invariant};
+use borealis_quorum::{ChainLink, Promise};
+use borealis_types::{GroupId, GroupSet, invariant};
 use borealis_wire::{GroupLink, Refusal};
 
-use crate::append::{OfferedBatch, misuse};
+use crate::append::batch::{OfferedBatch, misuse};
 use crate::metrics::count;
 use crate::segment::state::State;
-use crate::{Origin, Store, StoreError};
+use crate::{Store, StoreError};
+
+/// Who brings redo.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The live writer, which holds this promise. Only its positions count.
+    Writer(Promise),
+    /// A peer of this group; only its segment is offered the records.
+    Peer(GroupId),
+    /// A recovery that holds this promise brings records of this group.
+    Recovery(Promise, GroupId),
+}
+
+impl Origin {
+    /// Whether a segment of `group` is offered the records.
+    pub(super) fn concerns(self, group: GroupId) -> bool {
+        match self {
+            Origin::Writer(_) => true,
+            Origin::Peer(only) | Origin::Recovery(_, only) => only == group,
+        }
+    }
+}
 
 /// What offering a batch to the segments came to, besides what each record says of itself.
 #[derive(Default)]

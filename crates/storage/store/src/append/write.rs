@@ -3,7 +3,7 @@
 use borealis_types::{GroupSet, RecordSpan};
 use borealis_wire::BatchBuilder;
 
-use crate::append::OfferedBatch;
+use crate::append::batch::OfferedBatch;
 use crate::log::entry::EntryKind;
 use crate::log::payload::{BATCH_PREFIX_BYTES, BatchPrefix};
 use crate::log::position::{LogPosition, RecordRef};

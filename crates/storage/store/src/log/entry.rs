@@ -15,10 +15,8 @@
 //! payload
 //! ```
 
-use crate::log::position::LogPosition;
+use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 
-/// Bytes before the first entry of a file.
-pub(crate) const FILE_HEADER_BYTES: u64 = 64;
 /// Bytes before an entry's payload.
 pub(crate) const ENTRY_HEADER_BYTES: usize = 32;
 /// No payload is longer: a frame is 64 MiB at most, and what the store itself writes is shorter.

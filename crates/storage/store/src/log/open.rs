@@ -1,14 +1,13 @@
 //! Opening a log that exists.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::StoreError;
 use crate::disk::{Disk, OpenMode};
 use crate::log::entry;
-use crate::log::entry::FILE_HEADER_BYTES;
 use crate::log::files::{LogFile, LogFiles};
-use crate::log::position::LogPosition;
+use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 use crate::log::scan::{read_file_header, scan_entries};
 use crate::log::torn_tail::truncate_torn_tail;
 use crate::log::writer::{FILE_BYTES_MAX, FILE_BYTES_MIN, Log, file_path, spare_path};
@@ -36,6 +35,19 @@ fn list_files(disk: &dyn Disk, folder: &Path) -> Result<Vec<u32>, StoreError> {
     }
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// The file that is kept to become the next one, unless it is longer than a file may be now.
+fn open_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<Option<PathBuf>, StoreError> {
+    let spare = spare_path(folder);
+    match disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes()) {
+        Ok(size_bytes) if size_bytes <= file_bytes => Ok(Some(spare)),
+        Ok(_) => {
+            disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
+            Ok(None)
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 impl Log {
@@ -97,16 +109,7 @@ impl Log {
         let (active, offset) = last.ok_or_else(|| missing(replay_from.file()))?;
         truncate_torn_tail(&**disk, &active, entry::file_seed(incarnation, active.number), offset)?;
         let length = active.file.size_bytes().map_err(StoreError::io("stat", &active.path))?;
-        let spare = spare_path(folder);
-        let spare_bytes = disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes());
-        let spare = match spare_bytes {
-            Ok(size_bytes) if size_bytes <= file_bytes => Some(spare),
-            Ok(_) => {
-                disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
-                None
-            }
-            Err(_) => None,
-        };
+        let spare = open_spare(&**disk, folder, file_bytes)?;
         Ok(Log {
             disk: Arc::clone(disk),
             folder: folder.to_owned(),

@@ -3,7 +3,8 @@
 use borealis_types::RecordSpan;
 use serde::{Deserialize, Serialize};
 
-use crate::log::entry::FILE_HEADER_BYTES;
+/// Bytes before the first entry of a file.
+pub(crate) const FILE_HEADER_BYTES: u64 = 64;
 
 /// A byte of the log: file number in the high half, offset in the file in the low half.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]

@@ -3,10 +3,10 @@
 use crate::StoreError;
 use crate::log::entry;
 use crate::log::entry::{
-    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FILE_HEADER_BYTES, decode_entry_header, decode_file_header,
+    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, decode_entry_header, decode_file_header,
 };
 use crate::log::files::{LogFile, LogFiles};
-use crate::log::position::LogPosition;
+use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 
 /// An entry as it was read.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use borealis_types::invariant;
 use crate::StoreError;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::log::entry;
-use crate::log::entry::{ENTRY_HEADER_BYTES, EntryKind, FILE_HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use crate::log::entry::{ENTRY_HEADER_BYTES, EntryKind, PAYLOAD_BYTES_MAX};
 use crate::log::files::{LogFile, LogFiles};
-use crate::log::position::LogPosition;
+use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 
 /// Bounds of the size of a file. The lower one is for tests; the upper one leaves room for a long entry in what
 /// a position can name.

@@ -114,12 +114,7 @@ impl Index {
                     if placement.group_of(key) != group {
                         continue;
                     }
-                    let records = self.pages.entry(*key).or_default();
-                    records.push(number);
-                    if records.len().is_multiple_of(LONG_CHAIN) && self.long_chains.len() < LONG_CHAINS_MAX {
-                        self.long_chains.push(*key);
-                    }
-                    self.references += 1;
+                    self.insert_page(key, number);
                     if let PageKey::Block(block) = key
                         && !changes_only_existing_pages
                     {
@@ -162,6 +157,16 @@ impl Index {
                 Effect::Meta(_) => {}
             }
         }
+    }
+
+    /// Notes that a record changes a page.
+    fn insert_page(&mut self, key: &PageKey, number: u32) {
+        let records = self.pages.entry(*key).or_default();
+        records.push(number);
+        if records.len().is_multiple_of(LONG_CHAIN) && self.long_chains.len() < LONG_CHAINS_MAX {
+            self.long_chains.push(*key);
+        }
+        self.references += 1;
     }
 
     /// Forgets what ends at or below `lsn`: it is in the materialized state now.

@@ -1,4 +1,4 @@
-//! A batch as it came: parsed, and checked as far as that is possible without the state.
+//! Parsing an incoming batch, and every check that needs no lock.
 
 use std::ops::Range;
 
@@ -12,32 +12,32 @@ use crate::{Store, StoreError};
 /// The longest batch accepted: as much as a frame can carry.
 const BATCH_BYTES_MAX: usize = borealis_wire::frame::MAX_PAYLOAD_BYTES;
 
-/// An ordinary short record, with its header in the batch.
+/// Size of an ordinary short record with its header in the batch, to estimate how many records a batch has.
 const SHORT_RECORD_BYTES: usize = 80;
 
-/// Room made at once, however long a batch claims to be.
+/// Most records that room is reserved for in advance, whatever size a batch has.
 const LIKELY_RECORDS_MAX: usize = 512;
 
-/// A batch that was taken apart, and everything checked that can be without the state.
+/// A parsed batch that passed every check that needs no lock.
 pub(super) struct OfferedBatch<'a> {
     pub bytes: &'a [u8],
     pub header: BatchHeader,
-    /// The release that writes in the batch's epoch; `None` if no segment here knows the epoch, and then none takes
-    /// anything of it.
+    /// The release that writes in the batch's epoch. `None` if no segment here knows the epoch; then no
+    /// segment takes any of its records.
     pub server_version: Option<ServerVersion>,
     pub records: Vec<OfferedRecord<'a>>,
-    /// Of all records, one after another.
+    /// The links of all records, concatenated.
     pub links: Vec<GroupLink>,
     pub effects: Vec<Effect>,
 }
 
-/// One record of it.
+/// A record of an [`OfferedBatch`].
 pub(super) struct OfferedRecord<'a> {
     pub span: RecordSpan,
     pub bytes: &'a [u8],
-    /// Where `bytes` begin in the batch.
+    /// Offset of `bytes` in the batch.
     pub offset: usize,
-    /// Its part of the batch's links.
+    /// Which of the batch's links are this record's.
     pub links: Range<usize>,
     pub record_effects: RecordEffects,
     /// The segments that took it.
@@ -61,8 +61,8 @@ pub(super) fn misuse(what: impl Into<String>) -> StoreError {
 }
 
 impl Store {
-    /// Checks everything that can be checked without the state, and finds out what each record does: once, and
-    /// while nobody waits for the lock.
+    /// Parses a batch, checks what needs no lock, and determines each record's effects. Done once, and
+    /// outside of the lock, because it is most of the work of an append.
     pub(super) fn parse_batch<'a>(&self, bytes: &'a [u8]) -> Result<OfferedBatch<'a>, StoreError> {
         if bytes.len() > BATCH_BYTES_MAX {
             return Err(misuse(format!("a batch of {} bytes (limit {BATCH_BYTES_MAX})", bytes.len())));
@@ -71,7 +71,7 @@ impl Store {
         let server_version = self.lock().release_in(header.volume_epoch);
         let group_count = self.identity.placement.group_count();
         let context = self.context();
-        // Records are seldom much shorter, so these seldom grow.
+        // Records are seldom much shorter, so these lists seldom have to grow.
         let likely = (bytes.len() / SHORT_RECORD_BYTES + 1).min(LIKELY_RECORDS_MAX);
         let (mut links, mut effects) = (Vec::with_capacity(likely), Vec::with_capacity(likely));
         let mut records = Vec::with_capacity(likely);

@@ -16,35 +16,38 @@ use crate::metrics::count;
 use crate::store::Sequence;
 use crate::{Origin, Policy, Store, StoreError};
 
-/// What an append did.
+/// The result of an append.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Appended {
-    /// [`Store::sync`] to here before anything of this is told to anyone.
+    /// Call [`Store::sync`] with it before anybody is told anything of this.
     pub sequence: Sequence,
-    /// The SCL of every segment the batch concerned, moved or not; true once `sequence` is durable.
+    /// The SCL of every segment that the batch has records for, whether it moved or not. True once `sequence`
+    /// is durable.
     pub progress: Vec<SegmentProgress>,
     /// How many records some segment took.
     pub taken: usize,
-    /// Segments that could not take all: too many records wait for a predecessor. Fill the gap first.
+    /// Groups whose segment refused records because too many already wait for a predecessor. Their gap must
+    /// be filled first.
     pub too_far_ahead: Vec<GroupId>,
 }
 
 impl Store {
-    /// Takes the records of a batch that are new here into the log, not yet durable. An empty batch only
-    /// brings positions. Blocks while the memory for records that are not applied is used up and applying
-    /// them is possible.
+    /// Appends the records of a batch that are new here to the log, without syncing it. A batch without
+    /// records only brings positions. Blocks and materializes while too much redo is unapplied (back
+    /// pressure), unless nothing can be applied.
     ///
     /// # Errors
-    /// [`Refusal::Misuse`] when the batch is malformed or contradicts what is held (nothing of it was taken, or
-    /// only what came before); [`Refusal::Fenced`] when its epoch is over; [`StoreError::NeedsHistory`] when
-    /// its epoch is not known yet; [`StoreError::Poisoned`].
+    /// [`Refusal::Misuse`] when the batch is malformed or contradicts what a segment holds (then none of it
+    /// was taken, or only the records before the contradiction); [`Refusal::Fenced`] when its epoch is over;
+    /// [`StoreError::NeedsHistory`] when a segment has not been told about its epoch;
+    /// [`StoreError::Poisoned`].
     pub fn append(&self, batch: &[u8], origin: Origin) -> Result<Appended, StoreError> {
         self.check_poison()?;
         let (mut batch, mut state) = loop {
             let batch = self.parse_batch(batch)?;
             self.wait_for_room()?;
             let state = self.lock_to_change()?;
-            // The history that says who writes in this epoch may have come in between.
+            // The epoch may have been installed after the batch was parsed without knowing its release.
             if batch.server_version.is_some() || state.release_in(batch.header.volume_epoch).is_none() {
                 break (batch, state);
             }
@@ -77,8 +80,8 @@ impl Store {
         })
     }
 
-    /// Applies redo in the caller's place while too much of it waits, and that can make it less. No longer: others
-    /// go on appending, and there would always be more to apply.
+    /// Back pressure: materializes on the caller's thread until the backlog is below its limit or nothing
+    /// more can be applied. It stops there, because others go on appending and the backlog never empties.
     fn wait_for_room(&self) -> Result<(), StoreError> {
         let is_too_much = || self.backlog().share(&self.options) > 1.0;
         if is_too_much() {
@@ -88,7 +91,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes positions that came without a batch, as a writer of `epoch` says; not durable by itself.
+    /// Notes positions that the writer sent without records. They are logged, but not synced.
     ///
     /// # Errors
     /// When the store is poisoned.

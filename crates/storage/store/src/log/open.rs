@@ -37,7 +37,7 @@ fn list_files(disk: &dyn Disk, folder: &Path) -> Result<Vec<u32>, StoreError> {
     Ok(numbers)
 }
 
-/// The file that is kept to become the next one, unless it is longer than a file may be now.
+/// The released file that is kept to become the next one. It is removed if it is longer than files are now.
 fn open_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<Option<PathBuf>, StoreError> {
     let spare = spare_path(folder);
     match disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes()) {
@@ -51,17 +51,17 @@ fn open_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<Option<
 }
 
 impl Log {
-    /// Opens a log and checks its entries from `replay_from` on; [`scan_from`] reads them.
+    /// Opens a log and checks its entries from `replay_from` on; [`scan_from`](super::scan::scan_from) then
+    /// reads them.
     ///
-    /// The first place without an entry ends the log, if what follows shows no sign that anything there was
-    /// ever acknowledged: an entry behind it that knows it to be durable, or a later file. Entries behind the
-    /// end that were never durable (a crash of the machine may keep a later write and lose an earlier one)
-    /// are wiped, so that they cannot come back behind what is appended next. Damage to the very last entry
-    /// cannot be told from a crash while it was written, unless the checkpoint knows it (the caller compares);
-    /// peers then have what it held.
+    /// The log ends at the first offset without a valid entry, provided that nothing there was acknowledged.
+    /// A later entry whose `durable_through` is beyond that offset, or a later file, proves the opposite:
+    /// then the log is damaged and is not opened. Otherwise the tail is truncated (see `log/torn_tail.rs`).
+    /// Damage to the very last entry looks like a crash while it was written, unless the checkpoint knows
+    /// that entry (the caller compares); peers then have what it held.
     ///
     /// # Errors
-    /// When the files are not a whole log, or acknowledged entries are damaged.
+    /// When files are missing, or acknowledged entries are damaged.
     pub(crate) fn open(
         disk: &Arc<dyn Disk>,
         folder: &Path,

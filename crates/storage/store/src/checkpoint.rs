@@ -1,7 +1,7 @@
-//! The checkpoint file: everything a restart needs besides the log from [`Checkpoint::replay_from`] on.
+//! The checkpoint file: everything a restart needs except the log from [`Checkpoint::replay_from`] on.
 //!
-//! It is replaced as a whole (see [`crate::directory`]), after the pages it names and the log it summarizes
-//! are durable.
+//! It is replaced as a whole (see [`crate::directory`]), and only after the pages it names and the log it
+//! summarizes are durable.
 
 use std::sync::Arc;
 
@@ -16,20 +16,20 @@ use crate::pages::materialized_state::MaterializedState;
 
 const MAGIC: [u8; 8] = *b"BORCHKP\x01";
 
-/// See the module.
+/// The contents of the checkpoint file, in the order in which they are encoded.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     pub incarnation: u128,
-    /// Entries before this are not needed to restart.
+    /// A restart needs no entry before this position.
     pub replay_from: LogPosition,
-    /// The chains below are as of here.
+    /// The log's end when the chains in `segments` were copied.
     pub log_end: LogPosition,
     pub segments: Vec<CheckpointedSegment>,
-    /// Redo in the files before `replay_from`.
+    /// Which redo is in the files before `replay_from`: lagging peers may still ask for it.
     pub files: Vec<(u32, Vec<GroupRange>)>,
 }
 
-/// One segment in a checkpoint.
+/// The state of one segment in a checkpoint.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct CheckpointedSegment {
     pub chain: SegmentCheckpoint,
@@ -67,7 +67,8 @@ impl Checkpoint {
         decode(&directory.read_file(&path, MAGIC)?, &path)
     }
 
-    /// The catalog of the files before `replay_from`, whose entries nobody has read yet.
+    /// The batch locations in files before `replay_from`. The files are known by their ranges only; their
+    /// entries are read when a peer asks.
     pub(crate) fn old_batch_locations(&self) -> BatchLocations {
         let old = self.files.iter().filter(|(number, _)| *number < self.replay_from.file());
         let files =
@@ -76,7 +77,7 @@ impl Checkpoint {
     }
 }
 
-/// Restores a chain.
+/// Rebuilds a segment's chain from a checkpoint.
 pub(crate) fn restore_chain(directory: &Directory, chain: SegmentCheckpoint) -> Result<Segment, StoreError> {
     let place = directory.checkpoint().display().to_string();
     Segment::restore(chain).map_err(|error| StoreError::corrupt(place, error.to_string()))

@@ -20,11 +20,12 @@ use serde::de::DeserializeOwned;
 use crate::disk::{Disk, DiskLock, OpenMode};
 use crate::{Identity, StoreError};
 
-/// The last byte counts formats of a store as a whole: an older one is refused when it is opened.
+/// The last byte is the format version of the whole store. A store of another version is refused when it is
+/// opened.
 const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x03";
 const HEADER_BYTES: usize = 20;
 
-/// Paths of a store, and the disk they are on.
+/// The paths of a store, and the disk they are on.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory {
     disk: Arc<dyn Disk>,
@@ -108,7 +109,7 @@ impl Directory {
         self.disk.sync_folder(folder).map_err(StoreError::io("sync", folder))
     }
 
-    /// Replaces a small file durably: after a crash either the old or the new one is there, whole.
+    /// Replaces a small file durably. After a crash either the old or the new file is there, complete.
     pub(crate) fn replace_file(&self, path: &Path, magic: [u8; 8], body: &[u8]) -> Result<(), StoreError> {
         let temporary = path.with_extension("new");
         let mut header = magic.to_vec();
@@ -126,7 +127,7 @@ impl Directory {
         self.sync_folder(path.parent().unwrap_or(Path::new(".")))
     }
 
-    /// Reads what [`replace_file`] wrote.
+    /// Reads a file that [`Directory::replace_file`] wrote, and verifies it.
     pub(crate) fn read_file(&self, path: &Path, magic: [u8; 8]) -> Result<Vec<u8>, StoreError> {
         let place = path.display().to_string();
         let read = || -> std::io::Result<Vec<u8>> {

@@ -9,7 +9,7 @@ use borealis_wire::Refusal;
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The request is refused; the store is well.
+    /// The request is refused; nothing is wrong with the store.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The segment was not told about the epoch of the records; install its history and offer again.
@@ -52,22 +52,22 @@ pub enum StoreError {
     Redo {
         /// Which segment.
         group: GroupId,
-        /// End of the record.
+        /// Where the record ends.
         lsn: Lsn,
-        /// The redo engine's own words.
+        /// What the redo engine reported.
         reason: String,
     },
     /// The system refused an operation.
     #[error("{operation} {path}: {source}")]
     Io {
-        /// Such as `read`.
+        /// The operation, such as `read` or `sync`.
         operation: &'static str,
-        /// On which file.
+        /// The file it was on.
         path: PathBuf,
-        /// The system's reason.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// An earlier write or sync failed; nothing is promised any more.
+    /// An earlier write or sync failed; the store promises nothing until it is opened again.
     #[error("the store stopped: {0}")]
     Poisoned(String),
 }
@@ -88,7 +88,7 @@ impl StoreError {
         StoreError::Directory { path: path.to_owned(), what: what.into() }
     }
 
-    /// What to tell the caller on the wire.
+    /// The refusal to send to a client.
     #[must_use]
     pub fn to_refusal(&self) -> Refusal {
         match self {

@@ -2,14 +2,17 @@
 //!
 //! A [`Store`] is everything one node keeps on disk: one log shared by its segments, and for each segment the
 //! pages that redo made. Taking redo is [`Store::append`], then [`Store::sync`], then the acknowledgement.
-//! [`Store::materialize`] folds redo that nobody reads below into pages and lets go of the log.
+//! [`Store::materialize`] applies redo below every reader's LSN to pages on disk, and releases the log that
+//! is then not needed.
 //!
-//! Invariant: nothing is acknowledged that a crash could take back; after a failed write or sync nothing is
-//! acknowledged any more. Invariant: a page is served only if every byte it was made from matched its
-//! checksum and was what it should be.
+//! Invariant: a crash loses nothing that was acknowledged, and after a failed write or sync nothing more is
+//! acknowledged. Invariant: a page is served only if every byte it was made from passed its checksum in that
+//! read and has the expected identity.
 //!
-//! Formats: [`log`](self) entries in `log/entry.rs`, page slots in `pages.rs`, small files in `directory.rs`,
-//! the checkpoint in `checkpoint.rs`.
+//! Formats: log entries in `log/entry.rs` and `log/payload.rs`, page slots in `pages/page_files.rs`, small
+//! files in `directory.rs`, the checkpoint in `checkpoint.rs`. Where to look: a torn tail is truncated in
+//! `log/torn_tail.rs`; what happens when `fdatasync` fails stands in `poison.rs`; a read is admitted by
+//! `Store::readable` in `read/mod.rs`; all file I/O is in `disk/`.
 
 mod append;
 mod checkpoint;
@@ -31,7 +34,8 @@ mod redo_engine;
 mod segment;
 mod store;
 
-pub use append::{Appended, Origin};
+pub use append::Appended;
+pub use append::offer::Origin;
 pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode};
 pub use environment::{Clock, Environment, SystemClock};
 pub use error::StoreError;

@@ -1,9 +1,10 @@
-//! The right to change materialized states, of one thread at a time.
+//! Only one thread at a time changes materialized states.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The right to change bases, of one at a time, and whether somebody waits for it.
+/// The lock for changing materialized states. It also tells whether somebody waits for it, and whether the
+/// store is closing.
 #[derive(Debug, Default)]
 pub(crate) struct Maintenance {
     right: Mutex<()>,
@@ -12,7 +13,7 @@ pub(crate) struct Maintenance {
 }
 
 impl Maintenance {
-    /// Waits for the right. Whoever has it stops pausing.
+    /// Waits for the lock. Meanwhile the round that holds it does not pause.
     pub(crate) fn enter(&self) -> MutexGuard<'_, ()> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
@@ -20,7 +21,7 @@ impl Maintenance {
         right
     }
 
-    /// From now on no round begins, and one under way is given up.
+    /// From now on no round begins, and a running one is abandoned.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
@@ -29,7 +30,7 @@ impl Maintenance {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// Whether pausing would make somebody wait.
+    /// Whether a round should not pause, because somebody waits for it.
     pub(crate) fn is_urgent(&self) -> bool {
         self.has_ended() || self.waiting.load(Ordering::Relaxed) > 0
     }

@@ -1,4 +1,4 @@
-//! What a store counts.
+//! The counters of a store.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ macro_rules! counters {
         }
 
         impl Metrics {
-            /// Names and values.
+            /// The counters' names and values, for `Store::metrics`.
             pub(crate) fn list(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*]
             }
@@ -22,7 +22,7 @@ macro_rules! counters {
 counters! {
     /// Records that at least one segment took.
     records_taken,
-    /// Offers of a record to a segment that had it.
+    /// Offers of a record to a segment that had it already.
     records_duplicate,
     /// Offers refused because the epoch is over.
     records_stale,
@@ -30,13 +30,13 @@ counters! {
     records_too_far_ahead,
     /// Offers that contradict what a segment holds.
     records_conflicting,
-    /// Log entries written.
+    /// Entries appended to the log.
     log_entries,
     /// Bytes of log entries written.
     log_bytes,
-    /// Syncs of the log.
+    /// Calls of `fdatasync` on the log.
     log_syncs,
-    /// Pages served.
+    /// Page reads asked for.
     pages_read,
     /// Records applied to serve them.
     records_applied_for_reads,
@@ -44,13 +44,13 @@ counters! {
     page_cache_hits,
     /// Page versions written by the materializer.
     pages_written,
-    /// Checkpoints written.
+    /// Checkpoints written and durable.
     checkpoints,
     /// Bytes of checkpoints written.
     checkpoint_bytes,
-    /// Log files given up although a peer may lack redo in them.
+    /// Log files released although a peer may lack redo in them.
     log_files_lost_to_peers,
-    /// Appends that had to wait for materialization.
+    /// Appends delayed by back pressure.
     appends_held_back,
 }
 

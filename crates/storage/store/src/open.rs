@@ -88,7 +88,8 @@ impl Store {
         }
         let batch_locations = checkpoint.old_batch_locations();
         let Checkpoint { incarnation, replay_from, log_end, segments: stored, files: _ } = checkpoint;
-        // From the file's beginning, so that peers can still be given what is before it in there.
+        // Replay begins at the file's first entry, so that peers can still be given the redo before the
+        // checkpoint in that file.
         let replay_from = replay_from.file_start();
         let log =
             Log::open(directory.disk(), &directory.log(), incarnation, options.log_file_bytes, replay_from)?;
@@ -125,7 +126,8 @@ impl Store {
         let mut state = State { log, segments, batch_locations, replay_from, peer_floors: BTreeMap::new() };
         let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
         replay(&mut state, context, incarnation, replay_from, log_end)?;
-        // What was read back may never have been synced; from here on it is acknowledged.
+        // The entries just read may never have been synced before the crash, and are acknowledged from here
+        // on.
         let active = state.log.active();
         active.file.sync_data().map_err(StoreError::io("sync", &active.path))?;
         let commit = GroupCommit::new(state.log.end());

@@ -1,4 +1,4 @@
-//! Who a store is, and its bounds.
+//! The identity of a store, and its limits.
 
 use borealis_types::{AvailabilityZone, GroupId, NodeId, Placement, PostgresVersion, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -10,9 +10,9 @@ pub struct Identity {
     pub volume: VolumeId,
     /// The node.
     pub node: NodeId,
-    /// Its zone.
+    /// The availability zone the node is in.
     pub zone: AvailabilityZone,
-    /// Whose redo it applies.
+    /// The major version of PostgreSQL whose redo it applies.
     pub version: PostgresVersion,
     /// Which pages belong to which group.
     pub placement: Placement,
@@ -23,14 +23,14 @@ pub struct Identity {
     pub incarnation: u128,
 }
 
-/// The bounds of a store. They may differ from one opening to the next.
+/// The limits of a store. They may change from one opening to the next.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// About how much memory the record index and the page cache may take.
     pub memory_limit_bytes: u64,
     /// Size of a log file; an entry that does not fit gets a larger file of its own. At most 2 GiB.
     pub log_file_bytes: u64,
-    /// Log kept for peers that lag; past it they must be rebuilt.
+    /// Most log kept for lagging peers, in bytes. A peer that needs older log must be rebuilt.
     pub log_retention_bytes: u64,
     /// Materialization is due when this many bytes of records are not applied.
     pub materialize_after_bytes: u64,

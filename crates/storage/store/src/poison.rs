@@ -1,4 +1,8 @@
-//! What a store does after a write or sync failed, or damage was found.
+//! What happens when a write or `fdatasync` fails, or damage is found.
+//!
+//! A failed write or sync poisons the store ([`Store::poisoned`]): every append, fence and summary is refused from then
+//! on, so nothing more is acknowledged, until the node is started again. Damage found by a read is reported and makes
+//! that read fail, nothing else.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -6,14 +10,15 @@ use crate::segment::state::State;
 use crate::{Store, StoreError};
 
 impl Store {
-    /// The state, for looking.
+    /// Locks the state for reading it.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while the state was changed leaves it half changed; `lock_to_change` refuses then, and
-        // looking shows what is there.
+        // A thread that panicked may have left the state half changed. `lock_to_change` refuses then; reading
+        // shows what is there.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state, for promising anything.
+    /// Locks the state for changing it or for promising anything that it says. Refused once the store is
+    /// poisoned.
     pub(crate) fn lock_to_change(&self) -> Result<MutexGuard<'_, State>, StoreError> {
         let state = self.state.lock().map_err(|_| {
             self.poisoned(&StoreError::Poisoned("a thread died while it changed the store".to_owned()))
@@ -26,8 +31,9 @@ impl Store {
         self.poison.get().map_or(Ok(()), |reason| Err(StoreError::Poisoned(reason.clone())))
     }
 
-    /// Notes that a write or sync failed: nothing is promised from here on, because what a failed sync left on
-    /// the disk is unknown and a second one would not tell.
+    /// Poisons the store after a failed write or sync: it promises nothing until it is opened again. A retry
+    /// would prove nothing: after a failed `fdatasync` the kernel marks the pages clean, and the next call
+    /// succeeds although they never reached the disk.
     pub(crate) fn poisoned(&self, error: &StoreError) -> StoreError {
         let reason = match error {
             StoreError::Poisoned(reason) => reason.clone(),
@@ -40,7 +46,7 @@ impl Store {
         StoreError::Poisoned(reason.clone())
     }
 
-    /// Notes damage to what is on disk, for [`Store::failure`].
+    /// Records damage found on disk, for [`Store::failure`]. The store goes on: other pages are well.
     pub(crate) fn note_damage(&self, error: &StoreError) {
         if matches!(error, StoreError::Corrupt { .. } | StoreError::Io { .. }) {
             self.damage.get_or_init(|| {
@@ -50,8 +56,8 @@ impl Store {
         }
     }
 
-    /// Why the store no longer keeps its promises, if it does not: a failed write, or redo that cannot be
-    /// applied.
+    /// What is wrong with the store, if anything: a failed write or sync, damage on disk, or redo that cannot
+    /// be applied.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         if let Some(reason) = self.poison.get().or_else(|| self.damage.get()) {

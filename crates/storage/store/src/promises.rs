@@ -15,10 +15,11 @@ use crate::store::Sequence;
 use crate::{Origin, Store, StoreError};
 
 impl Store {
-    /// Promises every segment to a writer; durable on return.
+    /// Promises every segment to a writer, so that no older writer is accepted. Durable on return.
     ///
     /// # Errors
-    /// [`Refusal::Fenced`] when a newer or another writer was promised; then nothing changed.
+    /// [`Refusal::Fenced`] when a segment is promised to a newer epoch, or to another writer of this one.
+    /// Nothing changes then.
     pub fn fence(&self, promise: Promise) -> Result<Vec<SegmentSummary>, StoreError> {
         let (summaries, sequence) = {
             let mut state = self.lock_to_change()?;
@@ -41,13 +42,13 @@ impl Store {
         Ok(summaries)
     }
 
-    /// Records the outcome of a recovery in every segment: cuts what the history does not admit, and accepts
-    /// its writer. `tails` is where each group ends at the newest opening; a group that is not listed is
-    /// readable only once the writer has said where it ends. Durable on return.
+    /// Installs the outcome of a recovery in every segment: truncates the records that the history does not
+    /// admit, and accepts its writer. `tails` says where each group ends at the newest opening; a group that
+    /// is not listed becomes readable only when the writer says where it ends. Durable on return.
     ///
     /// # Errors
-    /// [`Refusal::Fenced`] when a newer writer was promised; [`StoreError::Install`] when the history cannot
-    /// be of this volume.
+    /// [`Refusal::Fenced`] when a newer writer was promised; [`StoreError::Install`] when the history
+    /// contradicts what a segment knows.
     pub fn install(
         &self,
         writer: WriterId,
@@ -59,8 +60,8 @@ impl Store {
         };
         let items = self.identity.groups.iter().map(|&group| {
             let tail = tails.iter().find(|tail| tail.group == group);
-            // Not listed: no record ends above the opening, so a chain that ends there is complete, and
-            // for any other chain it is not known.
+            // A group that is not listed has no record above the opening. If its chain ends there it is
+            // complete; for any other chain that is not known.
             let group_tail = tail.map_or(newest.last.end, |tail| tail.last_end);
             let durable = DurablePoint { volume: newest.last, group_tail };
             InstallEntry { group, writer: Some(writer), history: history.clone(), durable }
@@ -68,8 +69,8 @@ impl Store {
         self.install_items(items.collect())
     }
 
-    /// Takes a newer history from a peer of one group (see `borealis_quorum::segment::GossipPlan`). Durable on
-    /// return.
+    /// Installs a newer history that came from a peer of one group (see
+    /// `borealis_quorum::segment::GossipPlan`). Durable on return.
     ///
     /// # Errors
     /// As [`Store::install`].
@@ -111,8 +112,8 @@ impl Store {
         failed.map_or(Ok(summaries), Err)
     }
 
-    /// Takes records that the recovery which holds the promise decided to keep into one group's segment, after
-    /// adopting the history they are admitted by. Durable on return.
+    /// Brings one group's segment the records that a recovery decided to keep, after adopting the history
+    /// that admits them. The recovery must hold the promise. Durable on return.
     ///
     /// # Errors
     /// [`Refusal::Fenced`] when the promise is another's; otherwise as [`Store::install`] and
@@ -164,7 +165,7 @@ impl Store {
         Ok(summaries)
     }
 
-    /// The same in the words of `borealis-quorum`, for gossip and recovery. Durable on return.
+    /// The summaries as `borealis-quorum` defines them, for gossip and recovery. Durable on return.
     ///
     /// # Errors
     /// When the store is poisoned.

@@ -1,22 +1,23 @@
-//! What a store needs to know about redo.
+//! The redo engine as the store uses it.
 
 use borealis_redo::RedoError;
 use borealis_redo::counters::Counters;
 use borealis_types::{MetaKey, PageBytes, PageKey, Placement};
 use borealis_wal::{Effect, EffectError, Record, RecordError, ResourceManager};
 
-/// Redo as the store uses it. [`PostgresRedo`] is the real one; tests bring simpler records of their own.
+/// Says what records change, and applies them. [`PostgresRedo`] is PostgreSQL's; tests bring simpler records
+/// of their own.
 pub trait RedoEngine: Send + Sync {
     /// Verifies the checksum of a record's bytes.
     ///
     /// # Errors
-    /// When they are not what was written.
+    /// When the checksum does not match.
     fn verify(&self, bytes: &[u8], start: borealis_types::Lsn) -> Result<(), RecordError>;
 
     /// Appends the record's effects, in redo order.
     ///
     /// # Errors
-    /// When they are not known.
+    /// When the record's effects are unknown.
     fn effects(&self, record: &Record<'_>, out: &mut Vec<Effect>) -> Result<(), EffectError>;
 
     /// Applies the record to a page in place.
@@ -36,7 +37,7 @@ pub trait RedoEngine: Send + Sync {
         value: Option<Vec<u8>>,
     ) -> Result<Option<Vec<u8>>, RedoError>;
 
-    /// Begins to apply a run of records to the counters, of which every record of the meta group changes some.
+    /// Begins to apply a run of records to the counters. Every record of the meta group changes some of them.
     fn counters(&self, value: Option<Vec<u8>>) -> Box<dyn CountersReplay + '_>;
 }
 
@@ -48,11 +49,11 @@ pub trait CountersReplay {
     /// When it cannot be applied; the run is of no use then.
     fn apply(&mut self, record: &Record<'_>) -> Result<(), RedoError>;
 
-    /// What the records made of the counters.
+    /// The encoded counters after the run.
     fn finish(self: Box<Self>) -> Option<Vec<u8>>;
 }
 
-/// What redo means here.
+/// The redo engine, and which group owns each page.
 #[derive(Clone, Copy)]
 pub(crate) struct RedoContext<'a> {
     pub redo: &'a dyn RedoEngine,
@@ -90,7 +91,8 @@ impl RedoEngine for PostgresRedo {
     }
 }
 
-/// Decoded by the first record that changes them, and encoded again when someone asks for them.
+/// Decoded when the first record is applied, encoded again at the end of the run: once for a run, not once
+/// for a record.
 enum PostgresCounters {
     Encoded(Option<Vec<u8>>),
     Decoded(Counters),
@@ -103,7 +105,8 @@ impl CountersReplay for PostgresCounters {
         {
             return counters.apply(record);
         }
-        // Borealis's own records bring encoded values. And what does not decode is refused as everywhere else.
+        // Borealis's own records bring encoded values; `apply_meta` also refuses a value that does not
+        // decode.
         let before = std::mem::replace(self, PostgresCounters::Encoded(None));
         let after = borealis_redo::apply_meta(record, &MetaKey::Counters, before.encoded())?;
         *self = match after.as_deref().map(Counters::decode) {

@@ -1,4 +1,4 @@
-//! The store itself: opening, group commit, promises and histories.
+//! The store itself: its parts, appending log entries, and group commit.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,7 +20,7 @@ use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
 use crate::{Environment, Identity, Options, StoreError};
 
-/// One node's durable data: a shared log and a page store for each of its segments. All methods may be called
+/// One node's durable data: a shared log, and page files for each of its segments. All methods may be called
 /// from any thread.
 pub struct Store {
     pub(crate) identity: Identity,
@@ -30,7 +30,7 @@ pub struct Store {
     pub(crate) files: Arc<LogFiles>,
     pub(crate) state: Mutex<State>,
     pub(crate) commit: GroupCommit,
-    /// Held by whoever materializes or otherwise changes bases.
+    /// Held by whoever changes materialized states.
     pub(crate) maintenance: Maintenance,
     pub(crate) cache: Mutex<PageCache>,
     pub(crate) counters: Metrics,
@@ -41,7 +41,7 @@ pub struct Store {
     pub(crate) _lock: DiskLock,
 }
 
-/// How far the log reached when something was appended; give it to [`Store::sync`].
+/// The log's end after something was appended, for [`Store::sync`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Sequence(pub(crate) LogPosition);
 
@@ -52,13 +52,13 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Whose store this is.
+    /// The node, volume and groups that this store belongs to.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Where it is.
+    /// The store's directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.directory.root()
@@ -68,10 +68,10 @@ impl Store {
         RedoContext { redo: &*self.environment.redo, placement: self.identity.placement }
     }
 
-    /// Returns when everything up to `sequence` is durable. Callers share syncs.
+    /// Returns when everything before `sequence` is durable. Concurrent callers share one `fdatasync`.
     ///
     /// # Errors
-    /// When a write or sync failed, now or ever: nothing may be acknowledged then.
+    /// When a write or sync failed, now or earlier: nothing may be acknowledged then.
     pub fn sync(&self, sequence: Sequence) -> Result<(), StoreError> {
         self.check_poison()?;
         self.commit.wait(sequence.0, || {
@@ -81,7 +81,7 @@ impl Store {
                 (state.log.active(), state.log.end())
             };
             count(&self.counters.log_syncs, 1);
-            // Files before the active one were synced when it began.
+            // Earlier files were synced before the active one began.
             let synced = active.file.sync_data().map_err(StoreError::io("sync", &active.path));
             synced.map_err(|error| self.poisoned(&error))?;
             Ok(end)
@@ -102,7 +102,7 @@ impl Store {
         appended.map_err(|error| self.poisoned(&error))
     }
 
-    /// Looks at one segment's chain: for instance `plan_gossip`, `gap`, `check_read`.
+    /// Reads one segment's chain, for instance with `plan_gossip` or `gap`.
     ///
     /// # Errors
     /// [`Refusal::NoSegment`].
@@ -112,7 +112,7 @@ impl Store {
         Ok(look(&hosted.segment))
     }
 
-    /// Notes what the slowest peer of a group has: log above it is kept, within the retention limit.
+    /// Notes the SCL of a group's slowest peer. Log above it is kept, within the retention limit.
     pub fn set_peer_floor(&self, group: GroupId, lsn: Lsn) {
         self.lock().peer_floors.insert(group, lsn);
     }

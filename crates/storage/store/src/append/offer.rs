@@ -1,26 +1,47 @@
 //! Offering a batch to the segments: who may send it, and which of them take each record.
 
-use borealis_quorum::ChainLink;
 use borealis_quorum::segment::{Offer, Source};
-use borealis_types::{GroupSet, invariant};
+use borealis_quorum::{ChainLink, Promise};
+use borealis_types::{GroupId, GroupSet, invariant};
 use borealis_wire::{GroupLink, Refusal};
 
-use crate::append::{OfferedBatch, misuse};
+use crate::append::batch::{OfferedBatch, misuse};
 use crate::metrics::count;
 use crate::segment::state::State;
-use crate::{Origin, Store, StoreError};
+use crate::{Store, StoreError};
 
-/// What offering a batch to the segments came to, besides what each record says of itself.
+/// Who sends a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// The live writer, which holds this promise. Only its positions count.
+    Writer(Promise),
+    /// A peer of this group; only its segment is offered the records.
+    Peer(GroupId),
+    /// A recovery that holds this promise brings records of this group.
+    Recovery(Promise, GroupId),
+}
+
+impl Origin {
+    /// Whether a segment of `group` is offered the records.
+    pub(super) fn concerns(self, group: GroupId) -> bool {
+        match self {
+            Origin::Writer(_) => true,
+            Origin::Peer(only) | Origin::Recovery(_, only) => only == group,
+        }
+    }
+}
+
+/// The result of offering a batch to the segments, besides which segments took each record.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub concerned: GroupSet,
     pub too_far_ahead: GroupSet,
-    /// Why the rest of the batch was not looked at.
+    /// Why the batch was refused; the records after the refused one were not offered.
     pub refused: Option<StoreError>,
 }
 
-/// Every segment that knows the batch's epoch must name the same release as its writer's: a recovery opens an epoch in
-/// all groups alike.
+/// Refuses a batch when a segment here knows another release for its epoch: a recovery opens an epoch with
+/// one release in all groups.
 pub(super) fn check_release(state: &State, batch: &OfferedBatch<'_>) -> Result<(), StoreError> {
     let epoch = batch.header.volume_epoch;
     for hosted in state.segments.values() {
@@ -67,7 +88,8 @@ impl Store {
             if standing.epoch < promise.epoch {
                 return Err(StoreError::NeedsHistory { group: hosted.group(), epoch: promise.epoch });
             }
-            // A promise learned from a peer does not say to whom: the epoch's writer is the one who comes.
+            // A promise learned from a peer does not name the writer. An epoch has one writer, so whoever
+            // sends records of it is that writer.
             let unnamed = standing.epoch == promise.epoch && standing.writer.0 == 0;
             if !unnamed {
                 return Err(Refusal::Fenced(standing.epoch).into());
@@ -93,7 +115,8 @@ impl Store {
                 let Some(hosted) = state.segments.get_mut(&group) else { continue };
                 offered.concerned = offered.concerned.with(group);
                 let link = ChainLink { previous_end, span: record.span };
-                // Whoever said that the group has no more records up to the materialized LSN was believed.
+                // This segment materialized to this LSN because the writer said that the group has no more
+                // records below it. A new record there contradicts that.
                 let complete = hosted.segment.segment_complete_lsn();
                 let denied = link.span.end > complete && link.span.end <= hosted.materialized.lsn;
                 let outcome = match denied {

@@ -1,9 +1,9 @@
-//! Writing the records that segments took to the log, and entering them into the index.
+//! Writing the records that segments took to the log, and adding them to the index.
 
 use borealis_types::{GroupSet, RecordSpan};
 use borealis_wire::BatchBuilder;
 
-use crate::append::OfferedBatch;
+use crate::append::batch::OfferedBatch;
 use crate::log::entry::EntryKind;
 use crate::log::payload::{BATCH_PREFIX_BYTES, BatchPrefix};
 use crate::log::position::{LogPosition, RecordRef};
@@ -11,19 +11,22 @@ use crate::segment::state::{EnteredRecord, State};
 use crate::{Store, StoreError};
 
 impl Store {
-    /// Writes what was taken, as it came if all of it was, and enters it into the index.
+    /// Writes the records that segments took, and adds them to the index. If every segment took all of its
+    /// records, the batch is written unchanged; otherwise records are grouped into entries by the set of
+    /// groups that took them.
     pub(super) fn write(
         &self,
         state: &mut State,
         mut batch: OfferedBatch<'_>,
         positions_count: bool,
     ) -> Result<(), StoreError> {
-        // An entry has one set of groups: each of its records was taken by those of them that it links to.
+        // An entry names one set of groups. Each of its records counts as taken by those groups of the set
+        // that it links to.
         let everyone = batch.records.iter().fold(GroupSet::EMPTY, |set, record| set.union(record.taken));
         let fits = |at: usize| batch.groups_of(at, everyone) == batch.records[at].taken;
         let new: Vec<usize> =
             (0..batch.records.len()).filter(|&at| !batch.records[at].taken.is_empty()).collect();
-        // Where each record's bytes came to stand.
+        // Where each record's bytes are in the log.
         let mut positions = vec![LogPosition(0); batch.records.len()];
         if (0..batch.records.len()).all(fits) {
             let start = self.write_entry(state, everyone, positions_count, batch.bytes, || {
@@ -59,8 +62,8 @@ impl Store {
                 }
             }
         }
-        // Only now: the index takes a chain's records one after another, and entries of different groups
-        // interleave.
+        // Indexed only after all entries are written: the index takes a chain's records in order, and entries
+        // of different groups interleave.
         let effects = std::mem::take(&mut batch.effects);
         let records = batch.records.into_iter().zip(positions).filter(|(record, _)| !record.taken.is_empty());
         let entered: Vec<EnteredRecord> = records
@@ -71,11 +74,13 @@ impl Store {
             })
             .collect();
         let entered = state.enter(self.context(), &self.files, entered, &effects);
-        // The segments count on what is in the log; if it cannot be read back, nothing can be promised.
+        // The segments have taken these records already. If they cannot be read back from the log, the store
+        // can promise nothing.
         entered.map_err(|error| self.poisoned(&error))
     }
 
-    /// Writes an entry with records at `spans` that `groups` took, and returns where its batch begins.
+    /// Writes a batch entry with the records at `spans`, which `groups` took. Returns the position of its
+    /// batch.
     fn write_entry<S: Iterator<Item = RecordSpan>>(
         &self,
         state: &mut State,

@@ -51,7 +51,7 @@ pub trait Disk: Debug + Send + Sync {
     /// Creates a folder and the folders it is in, as far as they are absent.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// Any other error of the system.
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
 
     /// Gives a file another name in the same folder, in the place of the file that had it.
@@ -75,7 +75,7 @@ pub trait Disk: Debug + Send + Sync {
     /// Takes the lock that belongs to a file, which is created if it is absent; `None` if somebody else has it.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// Any other error of the system.
     fn lock(&self, path: &Path) -> io::Result<Option<DiskLock>>;
 }
 
@@ -84,7 +84,7 @@ pub trait DiskFile: Debug + Send + Sync {
     /// Reads at an offset until `bytes` is full or the file ends, and returns how many bytes were read.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// Any other error of the system.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Writes all of `bytes` at an offset; a file that is shorter grows, with zeros in between.
@@ -109,7 +109,7 @@ pub trait DiskFile: Debug + Send + Sync {
     /// Where the file ends, in bytes.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// Any other error of the system.
     fn size_bytes(&self) -> io::Result<u64>;
 
     /// Frees the space of a part of the file, which reads as zeros afterwards. The size stays.

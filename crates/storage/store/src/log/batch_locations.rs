@@ -1,4 +1,4 @@
-//! Which redo is where in the log: what tails are read by, and what decides which files may go.
+//! Where each batch stands in the log. Tails are read by it, and it decides which log files can be released.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::position::LogPosition;
 
-/// One batch in the log.
+/// A batch in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BatchLocation {
-    /// Of the payload.
+    /// Where the entry's payload begins.
     pub position: LogPosition,
     pub length: u32,
     /// The groups whose segments took its records.
     pub groups: GroupSet,
-    /// Where its first record starts.
+    /// Lowest start of any of its records.
     pub first_start: Lsn,
-    /// Where its last record ends.
+    /// Highest end of any of its records.
     pub last_end: Lsn,
 }
 
-/// The redo of one group in one file: lowest start and highest end.
+/// The range of one group's redo in one log file: lowest start and highest end of its records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct GroupRange {
     pub group: GroupId,
@@ -29,16 +29,16 @@ pub(crate) struct GroupRange {
     pub last_end: Lsn,
 }
 
-/// What is known about one file.
+/// What is known about the batches in one log file.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct FileBatches {
-    /// Its batches in log order; `None` for a file that everything in it is materialized of, and nobody has
-    /// read since the last checkpoint.
+    /// Its batches in log order. `None` when all of its redo is materialized and nobody has read it since the
+    /// last checkpoint: keeping them would cost memory for a peer that may never come back.
     pub batches: Option<Vec<BatchLocation>>,
     pub ranges: Vec<GroupRange>,
 }
 
-/// Every file of the log.
+/// The batches of every log file, by the file's number.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct BatchLocations {
     pub files: BTreeMap<u32, FileBatches>,
@@ -67,7 +67,7 @@ impl BatchLocations {
         }
     }
 
-    /// The first batch that has a record some segment has not materialized.
+    /// The first batch with a record that some segment has not materialized.
     pub(crate) fn first_needed(&self, materialized: impl Fn(GroupId) -> Lsn) -> Option<LogPosition> {
         for file in self.files.values() {
             if !file.ranges.iter().any(|range| range.last_end > materialized(range.group)) {

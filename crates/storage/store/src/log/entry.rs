@@ -15,18 +15,16 @@
 //! payload
 //! ```
 
-use crate::log::position::LogPosition;
+use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 
-/// Bytes before the first entry of a file.
-pub(crate) const FILE_HEADER_BYTES: u64 = 64;
 /// Bytes before an entry's payload.
 pub(crate) const ENTRY_HEADER_BYTES: usize = 32;
-/// No payload is longer: a frame is 64 MiB at most, and what the store itself writes is shorter.
+/// Longest payload of an entry: a frame is 64 MiB at most, and what the store itself writes is shorter.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 80 << 20;
 
 const FILE_MAGIC: [u8; 8] = *b"BORLOG\0\x01";
 
-/// What an entry is.
+/// What an entry holds. The number is the `kind` byte of its header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum EntryKind {
@@ -34,11 +32,11 @@ pub(crate) enum EntryKind {
     Batch = 1,
     /// A promise to a writer.
     Fence = 2,
-    /// A new epoch history.
+    /// Histories installed in segments: what a recovery decided.
     Install = 3,
     /// Durable positions and minimum read points.
     Positions = 4,
-    /// A history taken on behalf of a recovery that is still under way.
+    /// A history adopted for a recovery that is still under way.
     Adopt = 5,
 }
 
@@ -55,12 +53,12 @@ impl EntryKind {
     }
 }
 
-/// What entry checksums in one file start from.
+/// The seed of all entry header checksums in one log file.
 pub(crate) fn file_seed(incarnation: u128, number: u32) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&incarnation.to_le_bytes()), &number.to_le_bytes())
 }
 
-/// An entry's header, decoded.
+/// A decoded entry header; its checksum was right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct EntryHeader {
     pub kind: EntryKind,
@@ -69,12 +67,12 @@ pub(crate) struct EntryHeader {
     pub durable_through: LogPosition,
 }
 
-/// Bytes an entry takes in its file.
+/// Bytes that an entry occupies in its file, with header and padding.
 pub(crate) fn entry_bytes(payload_length: usize) -> u64 {
     (ENTRY_HEADER_BYTES as u64 + payload_length as u64).next_multiple_of(8)
 }
 
-/// Encodes an entry, header, payload and padding, in the place of what `bytes` held.
+/// Encodes an entry with header, payload and padding into `bytes`, replacing what it held.
 pub(crate) fn encode_entry(
     bytes: &mut Vec<u8>,
     seed: u32,
@@ -116,7 +114,7 @@ pub(crate) fn decode_entry_header(
     offset: u32,
     bytes: &[u8; ENTRY_HEADER_BYTES],
 ) -> Option<EntryHeader> {
-    // The cheap tests first: scans ask this at every eighth byte of a file.
+    // The cheap tests come first: a search for entries calls this at every eighth byte of a file.
     if u32_at(bytes, 24) != offset || u32_at(bytes, 8) as usize > PAYLOAD_BYTES_MAX {
         return None;
     }
@@ -132,8 +130,8 @@ pub(crate) fn decode_entry_header(
     })
 }
 
-/// Encodes a file's header. `previous_end` is where the entries of the file before it end: a reader that finds
-/// fewer knows that some are damaged.
+/// Encodes a file's header. `previous_end` is the offset at which the entries of the previous file end: a
+/// scan that ends earlier knows that entries are damaged.
 pub(crate) fn encode_file_header(
     incarnation: u128,
     number: u32,

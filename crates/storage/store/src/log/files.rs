@@ -1,4 +1,4 @@
-//! The open files of the log, for whoever reads records from them.
+//! The open files of the log, for reading records back.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,18 +11,18 @@ use crate::StoreError;
 use crate::disk::{DiskFile, read_exact_at};
 use crate::log::position::LogPosition;
 
-/// One file of the log.
+/// An open log file.
 #[derive(Debug)]
 pub(crate) struct LogFile {
     pub number: u32,
     pub path: PathBuf,
     pub file: Arc<dyn DiskFile>,
-    /// No entry goes beyond.
+    /// Entries end at or before this offset; the file may be shorter.
     pub(super) size: u64,
 }
 
 impl LogFile {
-    /// Reads `length` bytes in the place of what `bytes` held.
+    /// Reads `length` bytes into `bytes`, replacing what it held.
     pub(crate) fn read_into(
         &self,
         bytes: &mut Vec<u8>,
@@ -40,7 +40,7 @@ impl LogFile {
     }
 }
 
-/// The files of a log, for those who read records from them.
+/// The open files of a log, by number.
 #[derive(Debug, Default)]
 pub(crate) struct LogFiles(RwLock<BTreeMap<u32, Arc<LogFile>>>);
 
@@ -53,19 +53,19 @@ impl LogFiles {
         self.0.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
-    /// Bytes all files may grow to.
+    /// Sum of the sizes that the files may grow to, in bytes.
     pub(crate) fn total_bytes(&self) -> u64 {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().map(|file| file.size).sum()
     }
 
-    /// A file from which a record is needed.
+    /// The file with this number, which must be there because a record in it is needed.
     pub(crate) fn needed(&self, number: u32) -> Result<Arc<LogFile>, StoreError> {
         let gone =
             || StoreError::corrupt(format!("log file {number}"), "a record in it is needed, and it is gone");
         self.get(number).ok_or_else(gone)
     }
 
-    /// Bytes at a position; the caller verifies what they mean.
+    /// The bytes at a position, unverified: the caller checks their checksum.
     pub(crate) fn read(&self, position: LogPosition, length: usize) -> Result<Vec<u8>, StoreError> {
         let mut bytes = Vec::new();
         self.needed(position.file())?.read_into(&mut bytes, position.offset(), length)?;

@@ -1,4 +1,4 @@
-//! Group commit: whoever waits while a sync runs is served by the next one.
+//! Group commit: everybody who waits while a sync runs is served by the next one.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -9,17 +9,17 @@ use crate::log::position::LogPosition;
 
 #[derive(Debug)]
 struct Progress {
-    /// The log is durable below this.
+    /// The log is durable before this position.
     durable: LogPosition,
-    /// Someone is syncing.
+    /// A thread is inside a sync.
     running: bool,
     /// A sync failed. None may succeed from then on.
     failed: bool,
-    /// How many wait for that. Waking nobody costs a system call, too.
+    /// How many threads wait for it. Counted because a wake-up costs a system call even if nobody waits.
     waiting: usize,
 }
 
-/// See the module.
+/// Shares syncs among the threads that wait for the log to be durable.
 #[derive(Debug)]
 pub(crate) struct GroupCommit {
     progress: Mutex<Progress>,
@@ -34,14 +34,15 @@ impl GroupCommit {
         }
     }
 
-    /// The log is durable below this.
+    /// The log is durable before this position.
     pub(crate) fn durable(&self) -> LogPosition {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).durable
     }
 
-    /// Returns when the log is durable below `wanted`. `sync` makes durable what was appended so far and says
-    /// up to where; it is called by one thread at a time. When it fails, the other waiters call it too, and it
-    /// must go on failing: a sync that failed once proves nothing by succeeding later.
+    /// Returns when the log is durable before `wanted`. `sync` makes durable what was appended so far and
+    /// returns how far that is; one thread at a time calls it. When it fails, each waiter calls it again and
+    /// must get an error too: after a failed `fdatasync`, the kernel may report success for pages it has
+    /// dropped.
     pub(crate) fn wait(
         &self,
         wanted: LogPosition,

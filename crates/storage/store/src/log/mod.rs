@@ -1,9 +1,9 @@
 //! The node's log: one sequence of entries in numbered files, shared by all segments, so that one `fdatasync`
 //! serves every group.
 //!
-//! Entries never cross files. A file is zero-filled a stretch ahead of its end, and a file that is no longer
-//! needed becomes the next one, so that a sync seldom has to change the file's size or allocation. The file
-//! before is synced before a new one begins.
+//! An entry never spans two files. Zeros are written ahead of the end, and a released file is reused as the
+//! next one, so that a sync seldom has to change a file's size or allocation. A file is synced before the
+//! next one begins, so only the last file can have a torn tail.
 
 pub(crate) mod batch_locations;
 pub(crate) mod entry;

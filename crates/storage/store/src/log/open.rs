@@ -1,14 +1,13 @@
 //! Opening a log that exists.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::StoreError;
 use crate::disk::{Disk, OpenMode};
 use crate::log::entry;
-use crate::log::entry::FILE_HEADER_BYTES;
 use crate::log::files::{LogFile, LogFiles};
-use crate::log::position::LogPosition;
+use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 use crate::log::scan::{read_file_header, scan_entries};
 use crate::log::torn_tail::truncate_torn_tail;
 use crate::log::writer::{FILE_BYTES_MAX, FILE_BYTES_MIN, Log, file_path, spare_path};
@@ -38,18 +37,31 @@ fn list_files(disk: &dyn Disk, folder: &Path) -> Result<Vec<u32>, StoreError> {
     Ok(numbers)
 }
 
+/// The released file that is kept to become the next one. It is removed if it is longer than files are now.
+fn open_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<Option<PathBuf>, StoreError> {
+    let spare = spare_path(folder);
+    match disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes()) {
+        Ok(size_bytes) if size_bytes <= file_bytes => Ok(Some(spare)),
+        Ok(_) => {
+            disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
+            Ok(None)
+        }
+        Err(_) => Ok(None),
+    }
+}
+
 impl Log {
-    /// Opens a log and checks its entries from `replay_from` on; [`scan_from`] reads them.
+    /// Opens a log and checks its entries from `replay_from` on; [`scan_from`](super::scan::scan_from) then
+    /// reads them.
     ///
-    /// The first place without an entry ends the log, if what follows shows no sign that anything there was
-    /// ever acknowledged: an entry behind it that knows it to be durable, or a later file. Entries behind the
-    /// end that were never durable (a crash of the machine may keep a later write and lose an earlier one)
-    /// are wiped, so that they cannot come back behind what is appended next. Damage to the very last entry
-    /// cannot be told from a crash while it was written, unless the checkpoint knows it (the caller compares);
-    /// peers then have what it held.
+    /// The log ends at the first offset without a valid entry, provided that nothing there was acknowledged.
+    /// A later entry whose `durable_through` is beyond that offset, or a later file, proves the opposite:
+    /// then the log is damaged and is not opened. Otherwise the tail is truncated (see `log/torn_tail.rs`).
+    /// Damage to the very last entry looks like a crash while it was written, unless the checkpoint knows
+    /// that entry (the caller compares); peers then have what it held.
     ///
     /// # Errors
-    /// When the files are not a whole log, or acknowledged entries are damaged.
+    /// When files are missing, or acknowledged entries are damaged.
     pub(crate) fn open(
         disk: &Arc<dyn Disk>,
         folder: &Path,
@@ -97,16 +109,7 @@ impl Log {
         let (active, offset) = last.ok_or_else(|| missing(replay_from.file()))?;
         truncate_torn_tail(&**disk, &active, entry::file_seed(incarnation, active.number), offset)?;
         let length = active.file.size_bytes().map_err(StoreError::io("stat", &active.path))?;
-        let spare = spare_path(folder);
-        let spare_bytes = disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes());
-        let spare = match spare_bytes {
-            Ok(size_bytes) if size_bytes <= file_bytes => Some(spare),
-            Ok(_) => {
-                disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
-                None
-            }
-            Err(_) => None,
-        };
+        let spare = open_spare(&**disk, folder, file_bytes)?;
         Ok(Log {
             disk: Arc::clone(disk),
             folder: folder.to_owned(),

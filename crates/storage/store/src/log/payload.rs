@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 use crate::StoreError;
 use crate::log::position::{LogPosition, RecordRef};
 
-/// What stands before the redo batch in a batch entry: which groups took the records, and whether the
-/// positions in the batch's header count (they do from a writer, and not from a peer).
+/// The first bytes of a batch entry's payload, before the redo batch: which groups took the records, and
+/// whether the positions in the batch's header are valid (a writer's are, a peer's are not).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BatchPrefix {
     pub groups: GroupSet,
     pub positions_count: bool,
 }
 
-/// Bytes of a [`BatchPrefix`].
+/// Size of an encoded [`BatchPrefix`], in bytes.
 pub(crate) const BATCH_PREFIX_BYTES: usize = 9;
 
 impl BatchPrefix {
@@ -28,7 +28,7 @@ impl BatchPrefix {
         bytes
     }
 
-    /// Splits a batch entry's payload.
+    /// Splits a batch entry's payload into prefix and batch; `None` if it is too short.
     pub(crate) fn decode(payload: &[u8]) -> Option<(BatchPrefix, &[u8])> {
         let (mask, rest) = payload.split_first_chunk::<8>()?;
         let (flags, batch) = rest.split_first()?;
@@ -56,7 +56,7 @@ pub(crate) struct AdoptEntry {
     pub history: EpochHistory,
 }
 
-/// Positions heard without records, as the log keeps them.
+/// Positions that the writer sent without records, as the log keeps them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct PositionsEntry {
     pub epoch: VolumeEpoch,
@@ -83,12 +83,12 @@ impl From<PositionsEntry> for BatchHeader {
     }
 }
 
-/// A record of a batch entry that is read back.
+/// A record of a batch entry that was read back.
 pub(crate) struct DecodedRecord<'a> {
     pub reference: RecordRef,
     /// The groups that took it.
     pub groups: GroupSet,
-    /// Where its predecessors in these groups end.
+    /// For each of these groups, where the record's predecessor in the group ends.
     pub previous_ends: Vec<(GroupId, Lsn)>,
     pub bytes: &'a [u8],
 }

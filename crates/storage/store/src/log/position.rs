@@ -3,9 +3,11 @@
 use borealis_types::RecordSpan;
 use serde::{Deserialize, Serialize};
 
-use crate::log::entry::FILE_HEADER_BYTES;
+/// Bytes before the first entry of a file.
+pub(crate) const FILE_HEADER_BYTES: u64 = 64;
 
-/// A byte of the log: file number in the high half, offset in the file in the low half.
+/// A byte of the log: the file's number in the high half, the offset in the file in the low half. Positions
+/// of later entries are higher.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct LogPosition(pub u64);
 
@@ -37,7 +39,7 @@ impl LogPosition {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RecordRef {
     pub span: RecordSpan,
-    /// Where its bytes begin.
+    /// Where the record's bytes begin.
     pub position: LogPosition,
     pub length: u32,
 }

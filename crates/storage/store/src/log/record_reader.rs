@@ -7,17 +7,18 @@ use crate::log::files::{LogFile, LogFiles};
 use crate::log::position::{LogPosition, RecordRef};
 use crate::redo_engine::RedoEngine;
 
-/// Bytes between two records that are read for nothing rather than that the next one gets a system call of its own.
+/// Longest gap between two records that is read along, because reading it costs less than a second system
+/// call.
 const GAP_BYTES_MAX: u64 = 2 << 10;
-/// Log read at once.
+/// Most bytes of the log read by one system call, unless one record is longer.
 const RUN_BYTES_MAX: u64 = 256 << 10;
 
-/// See the module.
+/// Reads records back, several by one system call where they are close together.
 pub(crate) struct RecordReader<'a> {
     files: &'a LogFiles,
-    /// The one read last.
+    /// The file that was read last.
     file: Option<Arc<LogFile>>,
-    /// The log from `start` on, as it is there.
+    /// The bytes of the log from `start` on.
     bytes: Vec<u8>,
     start: LogPosition,
 }
@@ -27,8 +28,8 @@ impl<'a> RecordReader<'a> {
         RecordReader { files, file: None, bytes: Vec::new(), start: LogPosition(0) }
     }
 
-    /// The bytes of the first of `steps`, of which the others are likely to be asked for next; the caller verifies what
-    /// they mean.
+    /// The bytes of the first of `steps`, unverified: the caller checks their checksum. The other steps are
+    /// read ahead where they are close.
     pub(crate) fn read<K>(&mut self, steps: &[(K, RecordRef)]) -> Result<&[u8], StoreError> {
         let RecordRef { position, length, .. } = steps[0].1;
         let here = |start: LogPosition, bytes: &[u8]| {
@@ -44,7 +45,7 @@ impl<'a> RecordReader<'a> {
                     None => self.files.needed(position.file())?,
                 };
                 let run_bytes = run_bytes(steps.iter().map(|(_, reference)| reference));
-                // Nothing is found in half of a read that failed.
+                // If the read fails, the buffer must not be taken for what it was meant to hold.
                 self.start = LogPosition(u64::MAX);
                 file.read_into(&mut self.bytes, position.offset(), run_bytes as usize)?;
                 (self.file, self.start) = (Some(file), position);
@@ -55,7 +56,7 @@ impl<'a> RecordReader<'a> {
     }
 }
 
-/// How much to read from the first of the records on, for it and those that follow closely.
+/// How many bytes to read for the first record and those that follow it closely.
 fn run_bytes<'r>(mut records: impl Iterator<Item = &'r RecordRef>) -> u64 {
     let Some(first) = records.next() else { return 0 };
     let start = first.position.0;

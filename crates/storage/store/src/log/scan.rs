@@ -3,21 +3,22 @@
 use crate::StoreError;
 use crate::log::entry;
 use crate::log::entry::{
-    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FILE_HEADER_BYTES, decode_entry_header, decode_file_header,
+    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, decode_entry_header, decode_file_header,
 };
 use crate::log::files::{LogFile, LogFiles};
-use crate::log::position::LogPosition;
+use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 
-/// An entry as it was read.
+/// An entry that was read back; its checksums were right.
 #[derive(Debug)]
 pub(crate) struct ScannedEntry {
-    /// Position of the payload.
+    /// Where the entry's payload begins.
     pub position: LogPosition,
     pub kind: EntryKind,
     pub payload: Vec<u8>,
 }
 
-/// Bytes of a payload read together: a length that a header announces allocates no more than the file has.
+/// Payloads are read in pieces of this size, so that a forged length cannot allocate much more than the file
+/// has.
 const READ_BYTES: usize = 1 << 20;
 
 /// Reads up to `buffer.len()` bytes; fewer at the end of the file.
@@ -74,7 +75,7 @@ pub(super) fn read_file_header(file: &LogFile, incarnation: u128) -> Result<u32,
     })
 }
 
-/// The payload at a position, verified; `None` if it is not there any more, because the file went.
+/// The verified payload at a position; `None` if its file has been released meanwhile.
 ///
 /// # Errors
 /// When the file is still there and the entry is damaged.

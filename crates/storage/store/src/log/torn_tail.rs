@@ -10,10 +10,10 @@ use crate::log::files::LogFile;
 use crate::log::position::LogPosition;
 use crate::log::scan::read_up_to;
 
-/// Bytes looked at together when searching for entries after the end of the log.
+/// Bytes read at once when searching for entries after the end of the log.
 const SEARCH_BYTES: usize = 1 << 20;
 
-/// What lies behind the end of the log.
+/// What was found after the end of the log.
 struct PastEnd {
     /// The highest `durable_through` of any entry there.
     durable_through: LogPosition,
@@ -21,7 +21,7 @@ struct PastEnd {
     end: u64,
 }
 
-/// Looks for undamaged entries behind `offset`, where there is none.
+/// Searches for valid entry headers after `offset`, where there is no valid entry.
 fn search_past_end(file: &LogFile, seed: u32, offset: u32) -> Result<Option<PastEnd>, StoreError> {
     let mut found: Option<PastEnd> = None;
     let mut buffer = vec![0; SEARCH_BYTES + ENTRY_HEADER_BYTES];
@@ -39,7 +39,7 @@ fn search_past_end(file: &LogFile, seed: u32, offset: u32) -> Result<Option<Past
             if decode_entry_header(seed, small_offset, header).is_none() {
                 continue;
             }
-            // The header alone proves that something was appended here after the end we found.
+            // A valid header alone proves that something was appended here after the end we found.
             let Some(header) = decode_entry_header(seed, small_offset, header) else { continue };
             let end = position + entry::entry_bytes(header.payload_length as usize);
             let durable_through = found.as_ref().map_or(LogPosition(0), |behind| behind.durable_through);
@@ -50,7 +50,9 @@ fn search_past_end(file: &LogFile, seed: u32, offset: u32) -> Result<Option<Past
     }
 }
 
-/// Decides whether the log may end at `offset`, and wipes what must not come back.
+/// Truncates the log at `offset`, where its valid entries end. Entries beyond were written and never synced:
+/// a power loss may keep a later write and lose an earlier one. They are overwritten with zeros, or they
+/// would become valid again behind the next entries.
 pub(super) fn truncate_torn_tail(
     disk: &dyn Disk,
     file: &LogFile,

@@ -1,4 +1,4 @@
-//! The writing end of the log: appending entries, beginning the next file, releasing old ones.
+//! Writing the log: appending entries, beginning the next file, releasing old ones.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use borealis_types::invariant;
 use crate::StoreError;
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::log::entry;
-use crate::log::entry::{ENTRY_HEADER_BYTES, EntryKind, FILE_HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use crate::log::entry::{ENTRY_HEADER_BYTES, EntryKind, PAYLOAD_BYTES_MAX};
 use crate::log::files::{LogFile, LogFiles};
-use crate::log::position::LogPosition;
+use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 
 /// Bounds of the size of a file. The lower one is for tests; the upper one leaves room for a long entry in what
 /// a position can name.
@@ -19,23 +19,23 @@ pub(crate) const FILE_BYTES_MIN: u64 = 4 << 10;
 
 pub(crate) const FILE_BYTES_MAX: u64 = 2 << 30;
 
-/// Zero-filled at a time, ahead of the entries.
+/// Bytes of zeros written ahead of the entries at a time.
 const ZERO_STRETCH_BYTES: u64 = 4 << 20;
 
-/// Written at a time, of zeros and of entries. A file system that caches files in folios makes one of all that is
-/// written at once, and then each small write into it, and each sync of one, looks at every block of the folio:
-/// with zeros of 4 MiB, a write and sync of an ordinary entry took half as much processor time again on ext4.
+/// Most bytes written by one system call: zeros here, entries below. ext4 caches what one call writes as one
+/// large folio, and each later small write or sync in it visits every block of the folio. With zeros of 4
+/// MiB, writing and syncing an ordinary entry took 1.5 times the processor time.
 const ZERO_PIECE_BYTES: usize = 32 << 10;
 
 const PIECE_BYTES: usize = 128 << 10;
 
-/// An entry of this size makes its own room in the file.
+/// From this size on, an entry extends the file itself instead of being preceded by zeros.
 const LARGE_ENTRY_BYTES: u64 = 64 << 10;
 
-/// A buffer that grew beyond this for one entry is given back.
+/// Memory that the entry buffer keeps after a larger entry, in bytes.
 const BUFFER_KEPT_BYTES: usize = 1 << 20;
 
-/// The writing end.
+/// A log that is being written.
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(super) disk: Arc<dyn Disk>,
@@ -46,13 +46,13 @@ pub(crate) struct Log {
     pub(super) active: Arc<LogFile>,
     /// Where the next entry goes.
     pub(super) offset: u32,
-    /// The active file is written, with entries or zeros, up to here.
+    /// The active file has entries or zeros up to this offset.
     pub(super) filled: u64,
     /// An earlier operation failed, and what is in the files is unknown.
     pub(super) broken: bool,
-    /// A file to become the next one.
+    /// A released file that will become the next one.
     pub(super) spare: Option<PathBuf>,
-    /// Entries are put together here.
+    /// Entries are encoded here before they are written.
     pub(super) buffer: Vec<u8>,
 }
 
@@ -96,12 +96,12 @@ impl Log {
         Arc::clone(&self.files)
     }
 
-    /// The file that is written, for syncing.
+    /// The file that entries are appended to, for syncing it.
     pub(crate) fn active(&self) -> Arc<LogFile> {
         Arc::clone(&self.active)
     }
 
-    /// Where the next entry goes: everything appended so far is before it.
+    /// Where the next entry will begin: everything appended so far is before it.
     pub(crate) fn end(&self) -> LogPosition {
         LogPosition::new(self.active.number, self.offset)
     }
@@ -114,7 +114,7 @@ impl Log {
     /// Writes an entry, without syncing it, and returns the position of its payload.
     ///
     /// # Errors
-    /// After any error the log must not be used any more.
+    /// After any error, what is on disk is unknown, and nothing may be appended any more.
     pub(crate) fn append(
         &mut self,
         kind: EntryKind,
@@ -179,9 +179,9 @@ impl Log {
         Ok(position)
     }
 
-    /// Zero-fills the next stretch when an entry that ends at `end` would go beyond what is filled. Not for a
-    /// large one: it makes the file grow itself, and its sync costs more than that, while zeros would make the
-    /// disk write everything twice.
+    /// Writes zeros ahead when an entry that ends at `end` would go beyond what is filled. Not for a large
+    /// entry: zeros would make the disk write everything twice, and the cost of growing the file is small
+    /// beside that of its sync.
     fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
         if end <= self.filled {
             return Ok(());
@@ -209,7 +209,7 @@ impl Log {
         Ok(())
     }
 
-    /// Begins the next file; everything in this one is durable before that.
+    /// Begins the next file, after making everything in this one durable.
     fn roll(&mut self, bytes_needed: u64) -> Result<(), StoreError> {
         self.active.file.sync_data().map_err(StoreError::io("sync", &self.active.path))?;
         let number = self.active.number + 1;
@@ -231,7 +231,7 @@ impl Log {
         Ok(())
     }
 
-    /// Gives up a file that nobody needs: it becomes the spare, or is deleted.
+    /// Releases a file that nobody needs: it becomes the spare, or is removed.
     pub(crate) fn release(&mut self, number: u32) -> Result<(), StoreError> {
         invariant!("active-log-file-kept", number < self.active.number, "file {number} is being written");
         let Some(file) = self.files.remove(number) else { return Ok(()) };
@@ -246,7 +246,7 @@ impl Log {
     }
 }
 
-/// Makes file `number`, from the spare if there is one, durable under its name before it is used.
+/// Creates file `number`, reusing the spare if there is one. Its header and its name are durable on return.
 fn begin_file(
     disk: &dyn Disk,
     folder: &Path,

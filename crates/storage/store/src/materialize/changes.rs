@@ -10,17 +10,17 @@ use crate::pages::page_files::PageFiles;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::index::relations::{DatabaseEvent, ForkEvent, PriorContent};
 
-/// What changes between a base and a target.
+/// What a round changes in one segment.
 pub(super) struct Changes {
     pub materialized: Arc<MaterializedState>,
     pub files: Arc<PageFiles>,
-    /// In no order, and some more than once: that is put right without the lock.
+    /// Unsorted, with duplicates: sorting is done outside of the lock.
     pub pages: Vec<PageKey>,
     pub relations: BTreeMap<RelationFork, Option<u32>>,
     pub meta: BTreeSet<MetaKey>,
 }
 
-/// What is different at `target` from the segment's base.
+/// What is different at `target` from the segment's materialized state.
 pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
     let materialized = Arc::clone(&hosted.materialized);
     let above = materialized.lsn;

@@ -15,7 +15,7 @@ use crate::store::Sequence;
 use crate::{Store, StoreError};
 
 impl Store {
-    /// Writes a checkpoint with the next bases and returns from where it needs the log.
+    /// Writes a checkpoint with the next states. Returns the position from which it needs the log.
     pub(super) fn write_checkpoint(
         &self,
         next: &BTreeMap<GroupId, NextState>,
@@ -37,7 +37,7 @@ impl Store {
             let entry_start = |payload: LogPosition| LogPosition(payload.0 - ENTRY_HEADER_BYTES as u64);
             let segments = state.segments.values().map(|hosted| CheckpointedSegment {
                 chain: hosted.segment.checkpoint(),
-                // Shared, because appends wait for this lock.
+                // The state is shared, not copied, because appends wait for this lock.
                 materialized: Arc::clone(materialized(hosted.group())),
             });
             let files =
@@ -51,7 +51,7 @@ impl Store {
             };
             (checkpoint, log_end)
         };
-        // The chains in it must not know more than the log.
+        // The chains in the checkpoint must not be ahead of the durable log.
         self.sync(Sequence(log_end))?;
         let replay_from = checkpoint.replay_from;
         self.make_durable(&checkpoint, next)?;
@@ -59,7 +59,7 @@ impl Store {
         Ok(replay_from)
     }
 
-    /// Writes a checkpoint; everything that it names is durable before that.
+    /// Writes a checkpoint. The log and the pages that it names must be durable already.
     pub(crate) fn make_durable(
         &self,
         checkpoint: &Checkpoint,
@@ -93,7 +93,7 @@ impl Store {
         state.replay_from = replay_from;
     }
 
-    /// Puts the next bases in use and returns what was before in their place, with the regions that are free
+    /// Makes the next states visible to readers. Returns the replaced states, with the regions that are free
     /// now.
     pub(crate) fn publish_states(&self, next: BTreeMap<GroupId, NextState>) -> Vec<NextState> {
         let mut state = self.lock();
@@ -114,7 +114,7 @@ impl Store {
             hosted.index.drop_through(target);
             hosted.indexed_through = hosted.indexed_through.max(target);
             hosted.index.check_above(target);
-            // The old one goes back to be dropped without the lock.
+            // The replaced state is returned to be dropped outside of the lock.
             std::mem::swap(&mut hosted.materialized, &mut next.materialized);
             hosted.version += 1;
             replaced.push(next);

@@ -7,8 +7,8 @@ use crate::metrics::count;
 use crate::{Store, StoreError};
 
 impl Store {
-    /// Lets go of log files before `replay_from`, oldest first, unless a peer may need them and they are not
-    /// too many.
+    /// Releases log files before `replay_from`, oldest first. A file that a peer may need is kept while the
+    /// log is within its retention limit.
     pub(crate) fn release_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
         let mut state = self.lock_to_change()?;
         let mut freed = 0;
@@ -38,7 +38,8 @@ impl Store {
             kept_bytes = self.files.total_bytes();
             freed += 1;
         }
-        // A peer that is gone keeps many files; where the redo in them is, is read again if it comes back.
+        // An absent peer can keep many files. Their batch locations are dropped to save memory, and read
+        // again if the peer comes back.
         for (_, file) in state.batch_locations.files.range_mut(..replay_from.file()) {
             file.batches = None;
         }

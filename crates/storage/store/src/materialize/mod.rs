@@ -1,10 +1,10 @@
-//! Folding redo into pages, checkpoints, and letting go of the log.
+//! Materialization: applying redo to pages on disk, so that its log can be released.
 //!
-//! One round takes each segment from its base to a later one: every page with records in between is made as of
-//! the target and written to its other slot, all of it is synced, a checkpoint names the new state, and only
-//! then do readers see it and does the log before it become free. Relation and database events are folded at
-//! the same time. A database copy is taken in a step of its own, from the state just before it, so that no
-//! later change of the template is in it.
+//! One round advances each segment to a target LSN. Every page with records up to the target is reconstructed
+//! as of the target and written to its other slot. The pages are synced, a checkpoint names the new state,
+//! and only then do readers see it and is the log before it released. Relation and database events are
+//! applied in the same round. A database copy gets a round of its own, from the state just before it, so that
+//! the copy has no later change of its template.
 
 mod changes;
 pub(crate) mod checkpoint;
@@ -17,12 +17,13 @@ mod round;
 use crate::materialize::pace::{Backlog, PAUSE, PAUSES_MAX};
 use crate::{Store, StoreError};
 
-/// When to work.
+/// When to materialize.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Policy {
-    /// If enough redo or memory has piled up; slowly, unless somebody waits for it.
+    /// When enough redo or memory has accumulated. The round pauses to leave the disk to appends, unless
+    /// somebody waits for it.
     IfDue,
-    /// In any case.
+    /// At once and without pauses, however little there is to apply.
     Now,
 }
 
@@ -33,13 +34,13 @@ pub struct Progress {
     pub advanced: bool,
     /// Page versions written.
     pub pages_written: u64,
-    /// Log files let go.
+    /// Log files released.
     pub log_files_freed: u64,
 }
 
 impl Store {
-    /// Folds redo that nobody reads below into pages, writes a checkpoint, and frees log. One caller works at
-    /// a time; others wait for it.
+    /// Applies redo below every reader's LSN to pages on disk, writes a checkpoint, and releases log. One
+    /// caller works at a time; others wait for it.
     ///
     /// # Errors
     /// [`StoreError::Poisoned`] when a write or sync failed; [`StoreError::Corrupt`] when what pages are made
@@ -49,7 +50,7 @@ impl Store {
         self.materialize_while(policy, || policy == Policy::Now || self.is_due())
     }
 
-    /// Rounds for as long as `is_wanted` says, and there is something to apply.
+    /// Runs rounds while `is_wanted` returns true and there is redo to apply.
     pub(crate) fn materialize_while(
         &self,
         policy: Policy,
@@ -95,7 +96,7 @@ impl Store {
         }
     }
 
-    /// Pauses while the round is ahead of its pace, after a look at what has grown meanwhile.
+    /// Pauses while the round is ahead of its pace, after preparing what has grown meanwhile.
     fn keep_pace(&self, share_done: f64, at_start: f64) {
         self.prepare_for_readers();
         for _ in 0..PAUSES_MAX {
@@ -107,8 +108,8 @@ impl Store {
         }
     }
 
-    /// Before the store is closed: gives up a round under way, and begins none any more. What is not folded into
-    /// pages then is indexed again by the next opening.
+    /// Call it before closing the store: abandons a running round and begins no other. Redo that is not
+    /// materialized then is indexed again when the store is next opened.
     pub fn end_materialization(&self) {
         self.maintenance.end();
     }

@@ -1,8 +1,8 @@
-//! When redo is folded into pages, and how fast: no faster than new redo makes it necessary.
+//! When redo is materialized, and how fast: no faster than new redo makes necessary.
 //!
-//! A round at full speed takes processors and the disk from appends for as long as it lasts. So it pauses between
-//! pieces, and finishes well before appends would have to wait for it. It does not pause once somebody waits for it.
-//! When the store is about to be closed it is given up: nothing refers yet to what it wrote.
+//! A round at full speed takes processors and disk from appends for as long as it lasts. So it pauses between
+//! pieces, but finishes well before back pressure would begin. It does not pause once somebody waits for it.
+//! When the store is closed, a running round is abandoned: nothing refers yet to what it wrote.
 
 use std::time::Duration;
 
@@ -10,37 +10,37 @@ use borealis_types::PAGE_SIZE;
 
 use crate::Options;
 
-/// Pages between two looks at the pace.
+/// Pages made between two checks of the pace.
 pub(crate) const PIECE_PAGES: usize = 64;
-/// Between two looks while a round is ahead of its pace.
+/// Length of one pause while a round is ahead of its pace.
 pub(crate) const PAUSE: Duration = Duration::from_millis(10);
-/// The longest pause of a piece, so that a round ends although no redo comes.
+/// Most pauses after one piece, so that a round ends even when no new redo comes.
 pub(crate) const PAUSES_MAX: u32 = 30;
 
-/// Appends wait when this many rounds' worth of records is not applied.
+/// Back pressure begins when this many rounds' worth of records is unapplied.
 const LAG_ROUNDS_MAX: u64 = 8;
-/// From this share of what holds appends back on, rounds do not pause.
+/// From this share of the backlog limit on, rounds do not pause.
 const URGENT_SHARE: f64 = 0.85;
-/// How much a round may let come in while it lasts, of what there is room for at its start.
+/// Share of the headroom at the start of a round that new redo may consume before the round stops pausing.
 const ROOM_PER_ROUND: f64 = 0.6;
 
-/// Redo that is not applied and can be.
+/// Redo that could be applied now and is not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Backlog {
     pub record_bytes: u64,
-    /// Of the index.
+    /// Memory that the index takes, in bytes.
     pub memory_bytes: u64,
 }
 
 impl Backlog {
-    /// Whether enough has piled up for a round.
+    /// Whether there is enough for a round.
     pub(crate) fn is_due(self, options: &Options) -> bool {
         let memory = self.memory_bytes > options.memory_limit_bytes / 4;
         self.record_bytes > 0 && (memory || self.record_bytes >= options.materialize_after_bytes)
     }
 
-    /// How much of what may pile up has; above 1 appends are held back. More memory than is meant for it, or so much
-    /// log that the materializer must have been kept from its work.
+    /// The backlog as a share of its limit. Above 1, back pressure begins: the index takes more memory than
+    /// intended, or so much log is unapplied that the materializer must have been kept from its work.
     pub(crate) fn share(self, options: &Options) -> f64 {
         let memory = (options.memory_limit_bytes / 2).max(PAGE_SIZE as u64);
         let log = options.materialize_after_bytes.saturating_mul(LAG_ROUNDS_MAX).max(1);

@@ -1,4 +1,4 @@
-//! Writing versions of pages to their other slots.
+//! Writing new page versions, each to the slot that the checkpoint does not name.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::pages::materialized_state::{
 };
 use crate::pages::page_files::{PageFiles, SlotAddress, SlotRun};
 
-/// A segment's next base, on disk but not yet in use.
+/// A segment's next materialized state: being written, and not visible to readers yet.
 pub(crate) struct NextState {
     pub materialized: Arc<MaterializedState>,
     pub files: Arc<PageFiles>,
@@ -22,19 +22,19 @@ pub(crate) struct NextState {
     pub synced: bool,
 }
 
-/// Writes versions of pages to their other slots.
+/// Writes the page versions of one segment's round.
 pub(crate) struct PageWriter {
     pub next: NextState,
     /// What the newest durable checkpoint names.
     pub checkpointed: Arc<MaterializedState>,
     pub target: Lsn,
     pub run: SlotRun,
-    /// Written since the last sync.
+    /// Pages written since the last sync.
     pub unsynced_pages: u64,
 }
 
-/// Pages written between two syncs: one sync of everything at the end would keep the disk from the log's for as
-/// long.
+/// Pages written between two syncs. A single sync at the end of a round would delay the log's syncs for as
+/// long as it takes.
 const SYNC_EVERY_PAGES: u64 = 1024;
 
 impl PageWriter {
@@ -42,7 +42,7 @@ impl PageWriter {
         let (first, place) = extent_of(key);
         let materialized = Arc::make_mut(&mut self.next.materialized);
         let extent = materialized.extents.entry(first).or_insert_with(|| {
-            // Only regions that were free at the last checkpoint: those freed since are still named by it.
+            // Only regions that were free at the last checkpoint; a region freed since is still named by it.
             let region = materialized.free_regions.pop().unwrap_or_else(|| {
                 materialized.next_region += 1;
                 materialized.next_region - 1
@@ -69,7 +69,7 @@ impl PageWriter {
         Ok(())
     }
 
-    /// Writes what is left, not yet durable.
+    /// Writes the rest of the run. Not durable yet.
     pub(crate) fn finish(mut self) -> Result<NextState, StoreError> {
         self.next.files.write_run(&mut self.run)?;
         Ok(self.next)

@@ -1,4 +1,4 @@
-//! Preparing what many records wait for, so that its next reader need not apply them.
+//! Applying long runs of records ahead of the next reader.
 
 use borealis_types::{Lsn, META_GROUP, MetaKey};
 
@@ -6,13 +6,13 @@ use crate::Store;
 use crate::read::Overtaken;
 use crate::segment::hosted::HostedSegment;
 
-/// So many records behind, the counters are worth preparing for their next reader. Few in tests, so that the model
-/// comes to it.
+/// The counters are prepared when this many records are unapplied to them. Few in tests, so that the model
+/// exercises it.
 const LONG_COUNTERS: usize = if cfg!(test) { 16 } else { 8192 };
 
 impl Store {
-    /// Brings up to date what many records wait for, so that its next reader, a recovery above all, need not apply
-    /// all of them. It is still folded once per round.
+    /// Applies long runs of records in memory, so that the next reader, above all a recovery, need not. Pages
+    /// on disk are still written once per round.
     pub(super) fn prepare_for_readers(&self) {
         self.prepare_long_chains();
         self.prepare_counters();
@@ -45,7 +45,8 @@ impl Store {
             if hosted.index.all_records(above, lsn).len() < LONG_COUNTERS {
                 return;
             }
-            // Nothing of the meta group lies between the two: what is durable beyond is of other groups.
+            // No record of the meta group lies between the two: what is durable beyond belongs to other
+            // groups.
             (lsn, lsn.min(hosted.indexed_through))
         };
         let counters = self.meta_version(&MetaKey::Counters, lsn, Overtaken::Fail, &|state| {
@@ -67,7 +68,7 @@ impl Store {
     }
 }
 
-/// The newest state that a reader may ask for and nothing can change any more.
+/// The newest LSN that can be read and that no recovery can truncate.
 fn newest_durable(hosted: &HostedSegment) -> Lsn {
     hosted.segment.readable_through().min(hosted.segment.known_durable().volume.end)
 }

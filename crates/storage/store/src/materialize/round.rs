@@ -16,7 +16,7 @@ use crate::segment::index::relations::DatabaseEvent;
 use crate::{Policy, Store, StoreError};
 
 impl Store {
-    /// How far each segment can go in one round; those that cannot are left out.
+    /// The target of each segment that can advance.
     pub(super) fn targets(&self) -> Vec<(GroupId, Lsn)> {
         let state = self.lock();
         let mut targets = Vec::new();
@@ -28,7 +28,7 @@ impl Store {
                 .map(|(at, ..)| at)
                 .next();
             let target = match copy {
-                // First everything before it, then it alone.
+                // First everything before the copy, then the copy alone.
                 Some(at) if materialized.0 < at.0 - 1 => Lsn(at.0 - 1),
                 Some(at) => at,
                 None => target,
@@ -40,7 +40,7 @@ impl Store {
         targets
     }
 
-    /// About how much work each group is, in no unit.
+    /// Approximate amount of work for each group; only the proportions mean something.
     pub(crate) fn work_of(&self, targets: &[(GroupId, Lsn)]) -> Vec<f64> {
         let state = self.lock();
         let of = |group| state.segments.get(group).map_or(0, |hosted| hosted.index.work());
@@ -64,7 +64,7 @@ impl Store {
                     next.insert(group, materialized);
                 }
                 Ok(None) => return Ok(Progress::default()),
-                // The segment has noted it, and its next target is below.
+                // The segment has noted the failure, and its next target is below the failed record.
                 Err(StoreError::Redo { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -89,8 +89,8 @@ impl Store {
         Ok(Progress { advanced: true, pages_written, log_files_freed })
     }
 
-    /// Makes and writes everything that changes up to `target`; nothing if it was given up. Says now and then what
-    /// share of the pages is done.
+    /// Makes and writes everything that changes up to `target`. `None` if the round was abandoned. Calls
+    /// `keep_pace` after each piece with the share of the pages that is done.
     fn next_state(
         &self,
         group: GroupId,
@@ -148,10 +148,10 @@ impl Store {
             };
         }
         materialized.lsn = target;
-        // Only now: the next round is the first that may take them, when the checkpoint that does not name
-        // them any more is durable, their space is given back, and the version tells their readers.
+        // Freed regions become available to the next round only: by then the checkpoint that no longer names
+        // them is durable, their space is freed, and readers have noticed the new version.
         materialized.free_regions.extend(&next.freed_regions);
-        // The lowest is taken first, which keeps the files few.
+        // Sorted so that the lowest region is taken first, which keeps the files few.
         materialized.free_regions.sort_unstable_by(|one, other| other.cmp(one));
         Ok(Some(next))
     }

@@ -1,4 +1,4 @@
-//! Versions of pages that took many records to make, so that the next reader need not apply them again.
+//! A cache of page versions that took many records to make.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use borealis_types::{GroupId, Lsn, PAGE_SIZE, PageBytes, PageKey};
 const ENTRY_BYTES: u64 = PAGE_SIZE as u64 + 160;
 
 struct Cached {
-    /// The version has every record up to here.
+    /// The version has every record of the page up to this LSN.
     lsn: Lsn,
     page: Arc<PageBytes>,
     used: u64,
 }
 
-/// Least recently used versions go first.
+/// The page cache. The least recently used version is evicted first.
 pub(crate) struct PageCache {
     entries: HashMap<(GroupId, PageKey), Cached>,
     by_use: BTreeMap<u64, (GroupId, PageKey)>,
@@ -39,7 +39,7 @@ impl PageCache {
         Some((cached.lsn, Arc::clone(&cached.page)))
     }
 
-    /// Keeps a version, unless a newer one is there.
+    /// Stores a version, unless a newer one is cached.
     pub(crate) fn put(&mut self, group: GroupId, key: PageKey, lsn: Lsn, page: Arc<PageBytes>) {
         if self.entries_max == 0 || self.entries.get(&(group, key)).is_some_and(|cached| cached.lsn >= lsn) {
             return;
@@ -56,7 +56,7 @@ impl PageCache {
         }
     }
 
-    /// Forgets versions of a group that contain records which were cut.
+    /// Drops a group's versions above `lsn`: they contain records that a recovery truncated.
     pub(crate) fn forget_above(&mut self, group: GroupId, lsn: Lsn) {
         let by_use = &mut self.by_use;
         self.entries.retain(|(of, _), cached| {

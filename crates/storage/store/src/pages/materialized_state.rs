@@ -1,8 +1,8 @@
 //! A segment's materialized state: what all records up to one LSN made of pages, relations and small values.
 //!
-//! A [`MaterializedState`] never changes: the materializer makes the next one, stores it in a checkpoint, and then puts it
-//! in the place of the old one. Whoever holds the old one sees a consistent state as long as the page slots
-//! it names are not overwritten, which takes a second materialization.
+//! A [`MaterializedState`] never changes. A round makes the next one, writes it to a checkpoint, and then
+//! replaces the old one. A reader that holds the old one sees a consistent state until its page slots are
+//! overwritten, which only the second round after it does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use std::sync::Arc;
 use borealis_types::{BlockKey, DatabaseKey, Lsn, MetaKey, PageKey, RelationFork, RelationLocator};
 use serde::{Deserialize, Serialize};
 
-/// Pages that are stored side by side.
+/// Pages in an extent.
 pub(crate) const PAGES_PER_EXTENT: u32 = 128;
 
-/// Which version of a page its slots hold: zero if the page does not exist, else counting from 1 up to
-/// [`GENERATION_MAX`] and then from 1 again. Odd ones are in the second slot, even ones in the first.
+/// The number of a page's version: zero if the page does not exist, else from 1 to [`GENERATION_MAX`] and
+/// then from 1 again. Odd generations are in the second slot, even ones in the first.
 pub(crate) type Generation = u8;
 
 /// Even, so that the two slots keep alternating over the wrap.
@@ -25,10 +25,10 @@ pub(crate) fn next_generation(generation: Generation) -> Generation {
     if generation >= GENERATION_MAX { 1 } else { generation + 1 }
 }
 
-/// 128 neighbouring pages: where their slots are and which version each has.
+/// 128 neighbouring pages: which region their slots are in, and which generation each page has.
 ///
-/// One byte a page of memory (128 bytes for each MiB of data) buys that a write the disk lost is noticed:
-/// the slot then holds another generation than expected.
+/// The generation costs one byte of memory for each page (128 bytes for each MiB of data). With it a write
+/// that the disk lost is detected: the slot then holds another generation than expected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
     /// Number of its region in the segment's page files.
@@ -39,7 +39,7 @@ pub(crate) struct Extent {
 #[derive(Serialize, Deserialize)]
 struct StoredExtent {
     region: u32,
-    /// Without the zeros at the end.
+    /// Without trailing zeros.
     generations: Vec<Generation>,
 }
 
@@ -64,17 +64,17 @@ impl<'de> Deserialize<'de> for Extent {
     }
 }
 
-/// See the module.
+/// A segment's materialized state.
 #[derive(Clone, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct MaterializedState {
     /// Every record of the group that ends here or before is in this state.
     pub lsn: Lsn,
-    /// By the first page of the extent.
+    /// Keyed by the first page of the extent.
     #[serde(with = "extent_map")]
     pub extents: BTreeMap<PageKey, Arc<Extent>>,
-    /// Regions at and after this one were never used.
+    /// The lowest region that was never used.
     pub next_region: u32,
-    /// Regions before it that are free.
+    /// Free regions below `next_region`, highest first.
     pub free_regions: Vec<u32>,
     /// Every fork that exists, with its size in blocks as this group knows it.
     pub relations: BTreeMap<RelationFork, u32>,

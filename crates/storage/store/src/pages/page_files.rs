@@ -1,20 +1,20 @@
 //! The page files of a segment.
 //!
-//! A file `pages.NNNN` holds [`REGIONS_PER_FILE`] regions, sparse; a region is 128 pages; a page has two slots
-//! of [`SLOT_BYTES`]: a 64-byte header and the page. The first slots of all 128 pages stand together, and then
-//! the second ones: neighbours that are written together, as a bulk load's are, make one run in the file. A new
-//! version goes to the slot that does not hold the
-//! version of the last durable checkpoint, and no page is written twice between two checkpoints, so a write
-//! that a crash tears never damages what the next opening needs. Which slot counts is known from the
-//! checkpoint alone, so a damaged newer version can never be passed over in favour of an older one.
+//! A file `pages.NNNN` holds [`REGIONS_PER_FILE`] regions, sparse; a region is 128 pages; a page has two
+//! slots of [`SLOT_BYTES`]: a 64-byte header and the page. The first slots of all 128 pages come first, then
+//! the second slots, so that neighbouring pages that are written together (by a bulk load, for instance) form
+//! one contiguous write. A new version is written to the slot that the last durable checkpoint does not name,
+//! and no page is written twice between two checkpoints. So a torn write never damages what the next opening
+//! needs. The checkpoint alone says which slot is current, so a damaged newer version is never silently
+//! replaced by an older one.
 //!
 //! ```text
 //! header: magic u32 | format u16 | group u16 | lsn u64 | incarnation u64 (low half)
 //!         | kind u8 (0 block, 1 slru) | fork or slru kind u8 | generation u8 | zero u8
 //!         | tablespace u32 | database u32 | relation u32 | block or page u32 | zero [16] | checksum u32
 //! ```
-//! Numbers little-endian; the checksum is CRC-32C of the 60 bytes before it and the page. `lsn` is the state
-//! the version is part of, not the LSN inside the page.
+//! Numbers little-endian; the checksum is CRC-32C of the 60 bytes before it and the page. `lsn` is the LSN of
+//! the round that wrote the version, not the LSN inside the page.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,14 +29,14 @@ use crate::pages::materialized_state::{Generation, PAGES_PER_EXTENT};
 const SLOT_HEADER_BYTES: usize = 64;
 const SLOT_BYTES: usize = SLOT_HEADER_BYTES + PAGE_SIZE;
 const REGION_BYTES: u64 = SLOT_BYTES as u64 * 2 * PAGES_PER_EXTENT as u64;
-/// So that a file stays below 1 GiB.
+/// Keeps a page file below 1 GiB.
 const REGIONS_PER_FILE: u32 = 508;
-/// A run is written when it has this much.
+/// A run is written when it has this many bytes.
 const RUN_BYTES: usize = 32 * SLOT_BYTES;
 const MAGIC: u32 = u32::from_le_bytes(*b"BPAG");
 const FORMAT: u16 = 2;
 
-/// Where a version of a page is.
+/// Where a page version is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SlotAddress {
     pub region: u32,
@@ -44,10 +44,10 @@ pub(crate) struct SlotAddress {
     pub generation: Generation,
 }
 
-/// Versions for slots that follow one another, to be written at once.
+/// Page versions for consecutive slots, collected for one write.
 #[derive(Default, Debug)]
 pub(crate) struct SlotRun {
-    /// Of the file.
+    /// The page file's number.
     number: u32,
     offset: u64,
     slots: Vec<u8>,
@@ -141,7 +141,7 @@ impl PageFiles {
         header
     }
 
-    /// Adds a version to a run, after writing the run if the version's slot does not follow it.
+    /// Adds a version to a run. The run is written first if the version's slot does not follow it.
     pub(crate) fn write(
         &self,
         run: &mut SlotRun,
@@ -160,7 +160,7 @@ impl PageFiles {
         Ok(())
     }
 
-    /// Writes what is in a run, not yet durable.
+    /// Writes what is in a run. Not durable yet.
     pub(crate) fn write_run(&self, run: &mut SlotRun) -> Result<(), StoreError> {
         if !run.slots.is_empty() {
             let written = self.file(run.number, true)?.write_at(&run.slots, run.offset);
@@ -203,7 +203,7 @@ impl PageFiles {
         Ok(Box::new(*page))
     }
 
-    /// Makes every write so far durable.
+    /// Makes all writes to the files of these regions durable.
     pub(crate) fn sync(&self, regions: impl Iterator<Item = u32>) -> Result<(), StoreError> {
         let mut numbers: Vec<u32> = regions.map(|region| region / REGIONS_PER_FILE).collect();
         numbers.sort_unstable();
@@ -215,7 +215,8 @@ impl PageFiles {
         Ok(())
     }
 
-    /// Gives the space of a region back to the file system. That it may fail to is no error.
+    /// Punches a hole for a region, which frees its space. On a file system that cannot, the region keeps its
+    /// space; that is no error.
     pub(crate) fn punch_region(&self, region: u32) {
         let Ok(file) = self.file(region / REGIONS_PER_FILE, false) else { return };
         let offset = u64::from(region % REGIONS_PER_FILE) * REGION_BYTES;

@@ -1,4 +1,5 @@
-//! Listing what exists as of an LSN: small values, relations, status pages, and checksums of pages.
+//! Listing what exists as of an LSN: small values, relations, transaction-status pages, and checksums of
+//! pages.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -180,7 +181,7 @@ fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, lim
         let DatabaseEvent::CopyOf(_) = event else { continue };
         for fork in hosted.index.fork_candidates(&hosted.materialized, database, lsn) {
             let mut original = fork;
-            // The copy of a copy has the pages of the first; their numbers are all that matters here.
+            // A copy of a copy has the pages of the first original. Only their block numbers matter here.
             let mut at = lsn;
             while let PriorContent::Copy { from, at: copied } =
                 hosted.index.prior_page(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)

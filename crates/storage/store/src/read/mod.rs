@@ -1,8 +1,9 @@
-//! Reading as of an LSN.
+//! Reading pages and small values as of an LSN.
 //!
-//! A read looks up under the lock what it needs (a base version and the records after it), reads the files
-//! without the lock, and then checks that the segment's version number is still the one it looked up: slots
-//! are overwritten and log files reused only after it has changed.
+//! A read looks up under the lock what it needs (a stored version and the records after it), reads the files
+//! without the lock, and then checks that the segment's version number has not changed. Slots are overwritten
+//! and log files reused only after that number has changed, so an unchanged number proves that the right
+//! bytes were read.
 
 mod listing;
 pub(crate) mod tail;
@@ -27,22 +28,22 @@ use crate::segment::record_effects::changes_only_existing_pages;
 use crate::segment::state::State;
 use crate::{Store, StoreError};
 
-/// A read that keeps being overtaken by the materializer waits for it after this many attempts.
+/// After this many attempts, a read that rounds keep overtaking waits for the materializer.
 const ATTEMPTS: usize = 8;
 
-/// What becomes of a read after [`ATTEMPTS`] attempts.
+/// What a read does after [`ATTEMPTS`] attempts that were overtaken by rounds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Overtaken {
-    /// It waits for the materializer and keeps it from going on meanwhile.
+    /// It takes the materializer's lock, so that no round can overtake it.
     Wait,
-    /// It fails; for the materializer itself, whose lock is taken already.
+    /// It fails. For the materializer itself, which holds that lock.
     Fail,
 }
 
-/// A version that took at least this many records is kept in the cache.
+/// A version that took at least this many records is cached.
 const CACHE_FROM_RECORDS: usize = 16;
 
-/// What a page is made from.
+/// The stored version that a page is made from.
 enum Source {
     Nothing,
     Slot { files: Arc<PageFiles>, key: PageKey, address: SlotAddress, not_after: Lsn },
@@ -93,7 +94,7 @@ fn add_page(
         PriorContent::Copy { from, at } => {
             let PageKey::Block(block) = key else { return Source::Nothing };
             let original = BlockKey { relation_fork: in_database(block.relation_fork, from), ..*block };
-            // Just before the copy's own record; lower each time, so this ends.
+            // As of just before the copy's record. The LSN is lower in each step, so the recursion ends.
             (add_page(hosted, &PageKey::Block(original), Lsn(at.0 - 1), steps), at)
         }
     };
@@ -148,7 +149,7 @@ pub(crate) fn check_steps<K>(steps: &[(K, RecordRef)], lsn: Lsn) {
     );
 }
 
-/// What went wrong while a recipe was followed.
+/// Why a version could not be made.
 enum MakeError {
     Redo { lsn: Lsn, reason: String },
     Other(StoreError),
@@ -159,7 +160,8 @@ impl Store {
         state.segments.get(&group).ok_or_else(|| Refusal::NoSegment(group).into())
     }
 
-    /// The segment, if it has exactly the state as of `at`: [`borealis_quorum::segment::Segment::check_read`] decides.
+    /// Admits a read: the segment, if it can serve exactly the state as of `at`. The only place where reads are
+    /// admitted; [`borealis_quorum::segment::Segment::check_read`] decides.
     pub(crate) fn readable(
         state: &State,
         group: GroupId,
@@ -180,8 +182,9 @@ impl Store {
     /// A page as of an LSN; `None` if it does not exist then.
     ///
     /// # Errors
-    /// [`Refusal::NotReadable`] outside of what the segment answers; [`StoreError::Corrupt`] when what the page
-    /// is made from is damaged, naming it; [`StoreError::Redo`] when it cannot be made.
+    /// [`Refusal::NotReadable`] below the minimum read point or above what is complete;
+    /// [`StoreError::Corrupt`] when what the page is made from is damaged, naming it; [`StoreError::Redo`]
+    /// when it cannot be made.
     pub fn read_page(
         &self,
         group: GroupId,
@@ -196,7 +199,7 @@ impl Store {
         self.page_version(group, key, at.lsn, Overtaken::Wait, &|state| Store::readable(state, group, at))
     }
 
-    /// A page as of an LSN that `look` permits.
+    /// A page as of an LSN that `look` admits.
     pub(crate) fn page_version(
         &self,
         group: GroupId,
@@ -229,7 +232,8 @@ impl Store {
         })
     }
 
-    /// Puts a version into the cache, unless what it was made from has just been cut.
+    /// Caches a version, unless a recovery can still truncate, or just truncated, the records it was made
+    /// from.
     fn keep(&self, group: GroupId, key: &PageKey, lsn: Lsn, page: &PageBytes) {
         let state = self.lock();
         let Some(hosted) = state.segments.get(&group) else { return };
@@ -302,7 +306,7 @@ impl Store {
         Record::parse(release_of(history, reference.span), reference.span, bytes).map_err(damaged)
     }
 
-    /// Looks something up, makes something of it, and starts again if the segment changed meanwhile.
+    /// Runs `look` and `make`, and starts again if the segment's version number changed meanwhile.
     fn consistent<L, T>(
         &self,
         group: GroupId,
@@ -337,7 +341,7 @@ impl Store {
             };
         }
         drop(waited);
-        // Only histories that are installed one after another come to this, or redo that fails.
+        // Reached only if histories are installed one after another, or redo keeps failing.
         let what = format!("group {group} changed during each of {} attempts to read", 2 * ATTEMPTS);
         Err(Refusal::Failed(what).into())
     }

@@ -1,4 +1,4 @@
-//! Handing out redo to peers and recoveries.
+//! Reading redo back for peers and recoveries.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,8 @@ use crate::log::scan::{read_payload, scan_old_file};
 use crate::store::Sequence;
 use crate::{Store, StoreError};
 
-/// No answer is longer, whatever the caller's limit, so that it fits a frame; except by one record.
+/// Most bytes in an answer whatever the caller's limit, so that it fits a frame. The last record may go
+/// beyond.
 const TAIL_BYTES_MAX: usize = 32 << 20;
 
 /// Records of one group, in LSN order.
@@ -21,11 +22,11 @@ const TAIL_BYTES_MAX: usize = 32 << 20;
 pub struct Tail {
     /// Redo batches, one for each run of records of one epoch. Their headers bring no positions.
     pub batches: Vec<Vec<u8>>,
-    /// The limit cut it short: ask again above the last record.
+    /// The limit was reached: ask again above the last record.
     pub more: bool,
 }
 
-/// A record's epoch and place, for building tails.
+/// Orders the records of a tail.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct TailKey {
     pub start: Lsn,
@@ -40,8 +41,8 @@ struct TailRecord {
 
 impl Store {
     /// Records of a group that end above `above`, in LSN order, whether or not they connect, of about
-    /// `limit_bytes` (at least one if there is one). Only records the segment has, which is less than what is in
-    /// its log, and only what is durable here. Records below what the log still keeps are missing.
+    /// `limit_bytes` (at least one if there is one). Only records that the segment holds (the log may have
+    /// more) and that are durable here. Records in released log files are missing.
     ///
     /// # Errors
     /// [`Refusal::NoSegment`], or when the log cannot be read.
@@ -58,8 +59,8 @@ impl Store {
         }
     }
 
-    /// What a tail is made from, as far as it is known which redo is where; `read` is of files that are not in
-    /// the catalog or may just have left it.
+    /// Looks up what a tail is made from. `read` has the batch locations of old files that were read for this
+    /// tail: those in the state may be dropped again at any checkpoint.
     fn tail_sources(
         &self,
         group: GroupId,
@@ -88,7 +89,7 @@ impl Store {
         Ok(TailSources { entries, unread, holding, sequence: Sequence(state.log.end()) })
     }
 
-    /// The tail before the first file that is not read yet.
+    /// The part of the tail before the first file whose batch locations are unknown.
     fn tail_of(
         &self,
         group: GroupId,
@@ -111,7 +112,8 @@ impl Store {
                 continue;
             };
             collect(&payload, group, above, holding, &mut found);
-            // No later entry has a record before its first, so what is before that is complete.
+            // Entries are sorted by their first record, so no later entry has a record before this one's
+            // successor.
             let next_start = entries.get(at + 1).map_or(Lsn::MAX, |next| next.first_start);
             let settled = next_start.min(unread_start);
             while let Some(first) = found.first_entry() {
@@ -129,8 +131,8 @@ impl Store {
         Ok(Tail { batches: encode(&chosen), more: false })
     }
 
-    /// Finds out where the redo in a file is that everything is materialized of, for the catalog until the next
-    /// checkpoint; nothing if the file is gone.
+    /// Reads the batch locations of an old file, and keeps them in the state until the next checkpoint. Empty
+    /// if the file has been released.
     fn read_old_file(&self, number: u32) -> Result<Vec<BatchLocation>, StoreError> {
         let mut batch_locations = BatchLocations::default();
         let scanned = scan_old_file(&self.files, self.identity.incarnation, number, &mut |entry| {
@@ -155,7 +157,7 @@ impl Store {
         });
         let mut state = self.lock();
         let Some(file) = state.batch_locations.files.get_mut(&number) else {
-            // The file went while it was read.
+            // The file was released while it was read.
             return Ok(Vec::new());
         };
         scanned?;
@@ -167,25 +169,26 @@ impl Store {
 
 /// What a tail is made from.
 struct TailSources {
-    /// By their first record.
+    /// Sorted by their first record.
     entries: Vec<BatchLocation>,
-    /// The lowest start of a record in files of which it is not known what is in them, and that file.
+    /// Among files whose batch locations are unknown, the one with the lowest first record: that record's
+    /// start, and the file's number.
     unread: Option<(Lsn, u32)>,
     holding: Holding,
-    /// To be durable before anything is handed out.
+    /// Must be durable before anything is sent.
     sequence: Sequence,
 }
 
 /// Which records a segment has.
 ///
-/// The log alone does not say it: a history that was installed by a recovery that did not finish may have cut a
-/// record, and the history that replaced it admit the record again. The segment does not have it any more, and
-/// a recovery must not count it as a copy.
+/// The log alone does not say it. A recovery that did not finish may have truncated a record, and the history
+/// that replaced its own may admit that record again. The segment no longer holds it, and a recovery must not
+/// count it as a copy.
 struct Holding {
     history: EpochHistory,
     /// Everything admitted up to here is complete and certain.
     certain_through: Lsn,
-    /// What it has beyond.
+    /// Records it has beyond that.
     uncertain: BTreeSet<(VolumeEpoch, Lsn, Lsn)>,
 }
 

@@ -1,4 +1,4 @@
-//! One segment on this node: its chain, its index, and its base.
+//! One segment on this node: its chain, the index of its unapplied records, and its materialized state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::segment::record_effects::RecordEffects;
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct RedoFailure {
-    /// End of the record.
+    /// Where the record ends.
     pub lsn: Lsn,
     pub reason: String,
 }
@@ -26,8 +26,8 @@ pub(crate) struct RedoFailure {
 /// The release that wrote a record, by the history of a segment that has it.
 ///
 /// # Panics
-/// If the history does not know: a segment takes only records that its history admits, and admits none that it cannot
-/// say the writer of.
+/// If the history does not say it. A segment takes only records that its history admits, and each of those
+/// has a release.
 pub(crate) fn release_of(history: &EpochHistory, span: RecordSpan) -> ServerVersion {
     let known = history.server_version_at(span.end);
     invariant!(
@@ -39,24 +39,24 @@ pub(crate) fn release_of(history: &EpochHistory, span: RecordSpan) -> ServerVers
     known.expect("it was just asserted")
 }
 
-/// How the bytes of a record are had.
+/// Reads the bytes of a record.
 pub(crate) type ReadRecord<'a> = dyn Fn(&RecordRef) -> Result<Vec<u8>, StoreError> + 'a;
 
-/// See the module.
+/// A segment of this node.
 pub(crate) struct HostedSegment {
     pub segment: Segment,
-    /// Records that are not in the index, by start: their chain has a hole before them.
+    /// Records that cannot be indexed yet because an earlier record of their chain is missing, by start.
     pub pending: BTreeMap<Lsn, RecordRef>,
     /// Every record of the group up to here is in the index or in the materialized state.
     pub indexed_through: Lsn,
     pub index: Index,
     pub materialized: Arc<MaterializedState>,
-    /// Changes whenever something that a reader may have looked up could be gone or different.
+    /// Incremented whenever something that a reader may have looked up could be gone or different.
     pub version: u64,
     /// A record whose effects are unknown: nothing at or after it is served (invariant 9).
     pub failure: Option<RedoFailure>,
     pub pages: Arc<PageFiles>,
-    /// The counters as of an LSN that is durable, so that reading them need not begin at the materialized state.
+    /// The counters as of a durable LSN, so that reading them need not begin at the materialized state.
     pub prepared_counters: Option<(Lsn, Vec<u8>)>,
 }
 
@@ -135,7 +135,7 @@ impl HostedSegment {
         );
     }
 
-    /// Enters the next record of the chain into the index. `effects` is the list that `facts` is about.
+    /// Adds the next record of the chain to the index. `effects` is the list that `record_effects` refers to.
     pub(crate) fn index_record(
         &mut self,
         placement: Placement,
@@ -167,7 +167,7 @@ impl HostedSegment {
         }
     }
 
-    /// Stops the line at `lsn` unless it stands at an earlier record already.
+    /// Notes that the record that ends at `lsn` cannot be applied, unless an earlier one cannot either.
     pub(crate) fn fail(&mut self, lsn: Lsn, reason: String) {
         if self.failure.as_ref().is_none_or(|failure| lsn < failure.lsn) {
             tracing::error!(group = self.group().0, %lsn, reason, "the segment cannot apply redo");
@@ -176,7 +176,7 @@ impl HostedSegment {
         }
     }
 
-    /// Forgets the records that a new history cut.
+    /// Drops the records that a new history truncated.
     pub(crate) fn drop_truncated(&mut self, installed: &Installed) {
         let Some(kept) = installed.cut.iter().map(|record| record.link.previous_end).min() else { return };
         for record in &installed.cut {
@@ -188,7 +188,8 @@ impl HostedSegment {
             installed.cut.iter().all(|record| record.link.span.end > materialized),
             "a history truncates records that are materialized through {materialized}"
         );
-        // The materialized state may be ahead of the group's last record, when the volume went on without the group.
+        // The materialized LSN may be beyond the group's last record, when the volume went on without the
+        // group.
         let kept = kept.max(materialized);
         self.prepared_counters.take_if(|(at, _)| *at > kept);
         if kept < self.indexed_through {
@@ -234,7 +235,8 @@ impl HostedSegment {
         );
     }
 
-    /// From where on records count for the counters as of `lsn`, and what they were there.
+    /// Where to start when reading the counters as of `lsn`: their value there, and the LSN above which
+    /// records are applied.
     pub(crate) fn counters_before(&self, lsn: Lsn) -> (Option<&Vec<u8>>, Lsn) {
         let materialized = self.materialized.lsn;
         match &self.prepared_counters {
@@ -246,8 +248,8 @@ impl HostedSegment {
         }
     }
 
-    /// The LSN up to which redo may be folded into the materialized state: nobody reads below it, and nothing below it is
-    /// missing, can be cut, or cannot be applied.
+    /// The LSN up to which this segment may be materialized. Nobody reads below it, and no record below it is
+    /// missing, can be truncated, or failed to apply.
     pub(crate) fn materialization_target(&self) -> Lsn {
         let durable = self.segment.known_durable().volume.end;
         let target = self.segment.minimum_read_point().min(self.segment.readable_through()).min(durable);

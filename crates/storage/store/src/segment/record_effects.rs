@@ -1,4 +1,4 @@
-//! What a record does, found once for all the groups that have it.
+//! What a record changes, determined once for all groups that have it.
 
 use std::ops::Range;
 
@@ -7,17 +7,17 @@ use borealis_wal::{Effect, Record, ResourceManager};
 
 use crate::redo_engine::RedoContext;
 
-/// What the index needs to know of a record. Its effects are a part of a list that it shares with others, so that
-/// a batch needs one allocation and not one for each record.
+/// What the index needs to know about a record. All records of a batch share one list of effects, which saves
+/// an allocation for each.
 #[derive(Clone, Debug)]
 pub(crate) struct RecordEffects {
-    /// Its part of the list of effects, or why they are not known.
+    /// The record's range in the shared list, or why its effects are unknown.
     pub effects: Result<Range<usize>, String>,
     pub changes_only_existing_pages: bool,
 }
 
 impl RecordEffects {
-    /// Finds what a parsed record does, and adds its effects to `effects`.
+    /// Determines what a parsed record changes, and appends its effects to `effects`.
     pub(crate) fn of(
         context: RedoContext<'_>,
         record: &Record<'_>,
@@ -32,7 +32,8 @@ impl RecordEffects {
         RecordEffects { effects: range, changes_only_existing_pages: changes_only_existing_pages(record) }
     }
 
-    /// Of a record in an epoch that no segment here knows: none takes it, so nobody ever asks.
+    /// For a record in an epoch that no segment here knows. No segment takes it, so its effects are never
+    /// used.
     pub(crate) fn of_unknown_release() -> RecordEffects {
         RecordEffects {
             effects: Err("nobody knows who wrote it".to_owned()),
@@ -40,7 +41,7 @@ impl RecordEffects {
         }
     }
 
-    /// The same from the bytes of a record that a server of this release wrote.
+    /// Like [`RecordEffects::of`], from the bytes of a record that a server of this release wrote.
     pub(crate) fn of_bytes(
         context: RedoContext<'_>,
         server_version: ServerVersion,

@@ -13,8 +13,8 @@ use crate::log::scan::{ScannedEntry, scan_from};
 use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
 
-/// Replays the log over a checkpoint. Entries before the checkpoint's own position only say where the records
-/// are that are not materialized; those after it also change the chains.
+/// Replays the log over a checkpoint. Entries before the checkpoint's `log_end` only say where unapplied
+/// records are; the chains in the checkpoint have them already. Entries after it also change the chains.
 pub(crate) fn replay(
     state: &mut State,
     context: RedoContext<'_>,
@@ -34,11 +34,11 @@ pub(crate) fn replay(
         }
         replay_entry(state, context, &entry)
     })?;
-    // Empty if the entries went on after the checkpoint.
+    // Nothing is left to index here if entries after the checkpoint were replayed.
     index_collected(state, context, known)
 }
 
-/// Collects an entry from before the checkpoint's position.
+/// Collects the unapplied records of an entry before the checkpoint's `log_end`.
 fn collect_before_checkpoint(
     state: &mut State,
     known: &mut BTreeMap<GroupId, BTreeMap<Lsn, RecordRef>>,
@@ -63,7 +63,7 @@ fn collect_before_checkpoint(
     Ok(())
 }
 
-/// Hands the collected records to the segments.
+/// Indexes the collected records, as far as their chains reach.
 fn index_collected(
     state: &mut State,
     context: RedoContext<'_>,
@@ -79,7 +79,7 @@ fn index_collected(
     Ok(())
 }
 
-/// Applies one entry from after the checkpoint's position.
+/// Replays an entry after the checkpoint's `log_end`.
 fn replay_entry(state: &mut State, context: RedoContext<'_>, entry: &ScannedEntry) -> Result<(), StoreError> {
     let files = state.log.files();
     let path = std::path::PathBuf::from(format!("log entry at {:?}", entry.position));
@@ -93,7 +93,7 @@ fn replay_entry(state: &mut State, context: RedoContext<'_>, entry: &ScannedEntr
         EntryKind::Fence => {
             let promise = decode(&entry.payload, &path)?;
             for hosted in state.segments.values_mut() {
-                // Logged only when every segment could promise; the same promise twice is fine.
+                // A fence was logged only if every segment could promise. The same promise twice is allowed.
                 let fenced = hosted.segment.fence(promise);
                 fenced.map_err(|error| StoreError::corrupt(path.display().to_string(), error.to_string()))?;
             }

@@ -1,4 +1,4 @@
-//! What a store changes under its one lock: the log's end, the segments, and the catalog.
+//! What a store changes under its one lock: the log's end, the segments, and where batches are in the log.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +19,14 @@ use crate::redo_engine::RedoContext;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::record_effects::RecordEffects;
 
-/// See the module.
+/// The part of a store that its lock protects.
 pub(crate) struct State {
     pub log: Log,
     pub segments: BTreeMap<GroupId, HostedSegment>,
     pub batch_locations: BatchLocations,
     /// From where the newest durable checkpoint needs the log.
     pub replay_from: LogPosition,
-    /// What the slowest peer of each group has, as far as gossip knows.
+    /// The SCL of the slowest peer of each group, as far as gossip knows. Log above it is kept for that peer.
     pub peer_floors: BTreeMap<GroupId, Lsn>,
 }
 
@@ -60,8 +60,8 @@ impl State {
         self.segments.values().find_map(|hosted| hosted.segment.history().server_version_of(epoch))
     }
 
-    /// Enters records that segments took and that are in the log into the index, as far as chains reach.
-    /// `effects` is the list that their facts are about.
+    /// Adds records that segments took to the index, as far as chains reach. Their bytes are in the log
+    /// already. `effects` is the list that their effects refer to.
     pub(crate) fn enter(
         &mut self,
         context: RedoContext<'_>,
@@ -77,7 +77,7 @@ impl State {
                 self.log.end()
             );
         }
-        // A batch may have them in any order, the index only in one.
+        // A batch may have its records in any order; the index needs them in LSN order.
         if !records.is_sorted_by_key(|record| record.reference.span.start) {
             records.sort_by_key(|record| record.reference.span.start);
         }
@@ -113,7 +113,7 @@ impl State {
         hosted.index_pending(context, &read)
     }
 
-    /// Applies a batch entry of the log that is after the checkpoint.
+    /// Replays a batch entry after the checkpoint.
     pub(crate) fn replay_batch(
         &mut self,
         context: RedoContext<'_>,
@@ -151,7 +151,7 @@ impl State {
                     }
                 }
             }
-            // What nobody took is not looked at: nobody need know its writer.
+            // A record that no segment took is skipped; its release may be unknown.
             let Some(taker) = groups.iter().next().and_then(|group| self.segments.get(&group)) else {
                 continue;
             };
@@ -165,7 +165,7 @@ impl State {
         self.enter(context, files, entered, &effects)
     }
 
-    /// Adds a batch entry with records at `spans` to the catalog.
+    /// Notes where a batch entry with records at `spans` is in the log.
     pub(crate) fn note_batch(
         &mut self,
         position: LogPosition,
@@ -187,7 +187,7 @@ impl State {
         });
     }
 
-    /// Forgets what a history cut, and enters what connects now.
+    /// Drops the records that a history truncated, and indexes those that connect now.
     pub(crate) fn after_install(
         &mut self,
         context: RedoContext<'_>,
@@ -207,16 +207,16 @@ impl State {
         self.segments.values().map(of).sum()
     }
 
-    /// About how much memory the indexes take that materializing now makes smaller. What it cannot make
-    /// smaller is no reason to do it: the catalog, the records that wait for a predecessor, and the index of
-    /// a segment that cannot go on.
+    /// Approximate index memory that materializing now would free, in bytes. Not counted is what it would not
+    /// free: batch locations, records that wait for a predecessor, and the index of a segment that cannot
+    /// advance.
     pub(crate) fn applicable_memory_bytes(&self) -> u64 {
         let applicable =
             self.segments.values().filter(|hosted| hosted.materialization_target() > hosted.materialized.lsn);
         applicable.map(|hosted| hosted.index.memory_bytes()).sum()
     }
 
-    /// Bytes of records that materializing now can apply.
+    /// Total length of the records that materializing now would apply, in bytes.
     pub(crate) fn applicable_record_bytes(&self) -> u64 {
         let applicable =
             self.segments.values().filter(|hosted| hosted.materialization_target() > hosted.materialized.lsn);

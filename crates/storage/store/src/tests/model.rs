@@ -423,7 +423,7 @@ impl Run {
         }
     }
 
-    /// A new writer cuts at some record that is not known to be durable.
+    /// A new writer truncates at some record that is not known to be durable.
     fn recover(&mut self) {
         self.coverage.recoveries += 1;
         let writer = &mut self.writer;

@@ -14,7 +14,7 @@ use crate::{Options, Origin, Policy, Store};
 /// Enough that an unhurried round, to which nothing is added, pauses for many seconds.
 const PAGES: u32 = 3000;
 
-/// A store with records of a page each, all of which can be folded and are just due.
+/// A store with records of a page each, all of which can be materialized and are just due.
 fn filled(path: &Path, pages: u32) -> (Store, Writer) {
     let store = create(path, 1);
     let mut writer = Writer::start(&store);
@@ -142,7 +142,7 @@ fn an_append_that_was_held_back_goes_on_once_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("node");
     let (store, mut writer) = filled(&path, 500);
-    // Goes on writing: each batch says that all before it can be folded.
+    // Goes on writing: each batch says that all before it can be materialized.
     let mut go_on = |store: &Store| {
         let number = writer.records.len() as u32;
         writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
@@ -171,7 +171,7 @@ fn an_append_that_was_held_back_goes_on_once_there_is_room() {
             std::thread::yield_now();
         }
         while !is_over.load(Ordering::Relaxed) {
-            // Not so much that it is held back itself: nobody should fold any of it.
+            // Not so much that it is held back itself: nobody should materialize any of it.
             if store.backlog().share(&store.options) < 0.5 {
                 go_on(&store);
                 written += 1;

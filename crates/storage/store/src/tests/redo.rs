@@ -252,7 +252,7 @@ fn a_peer_that_is_gone_does_not_make_every_append_a_checkpoint() {
             break;
         }
         if found % 7 == 0 {
-            // A checkpoint in between makes the catalog forget again.
+            // A checkpoint in between drops the batch locations again.
             store.materialize(Policy::Now).unwrap();
         }
     }

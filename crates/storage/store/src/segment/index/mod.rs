@@ -1,7 +1,8 @@
-//! The records of one segment that are not materialized, by what they change.
+//! An index of one segment's unapplied records, by what they change.
 //!
-//! Records enter in LSN order, once the group's chain is complete to them. So every list here is sorted, and
-//! what is known about a relation at an LSN does not depend on when records arrived.
+//! Records are added in LSN order, once the group's chain is complete up to them. So every list here is
+//! sorted, and what is known about a relation at an LSN does not depend on the order in which records
+//! arrived.
 
 mod key_map;
 mod record_list;
@@ -22,48 +23,49 @@ use crate::segment::index::key_map::KeyMap;
 use crate::segment::index::record_list::RecordList;
 use crate::segment::index::relations::{DatabaseEvent, ForkEvent};
 
-/// What a record costs in the list of all records, with that list's room to grow.
+/// Memory of a record in the list of all records, with the list's spare capacity, in bytes.
 const RECORD_BYTES: u64 = size_of::<RecordRef>() as u64 * 3 / 2;
-/// About what each mention of a record costs beyond its key.
+/// Approximate memory of each reference to a record, in bytes.
 const REFERENCE_BYTES: u64 = 8;
-/// What a page costs a round beyond its records.
+/// Work of reading and writing a page in a round, in units of applying one record.
 const PAGE_WORK: u64 = 10;
-/// Each time this many records more wait for a page, it is worth preparing for its next reader.
+/// Whenever a page has this many more unapplied records, it is prepared for its next reader.
 const LONG_CHAIN: usize = 512;
-/// Pages remembered for that.
+/// Most pages remembered for that.
 const LONG_CHAINS_MAX: usize = 256;
-/// About what a key costs in its map.
+/// Approximate memory of a key in its map, in bytes.
 const KEY_BYTES: u64 = 120;
 
-/// See the module.
+/// The index of one segment's unapplied records.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    /// Every record, in order: whatever concerns a record names it by its place here, which takes an eighth of
-    /// the memory of a copy of the reference and is written to one place, not all over the heap.
+    /// Every record, in order. All other lists refer to a record by its place here, which takes an eighth of
+    /// the memory of a copy.
     records: Vec<RecordRef>,
     pages: KeyMap<PageKey, RecordList>,
     meta: KeyMap<MetaKey, RecordList>,
     forks: BTreeMap<RelationFork, Vec<(Lsn, ForkEvent)>>,
-    /// Of `forks`, only what removes blocks: from which block on. Every page read asks for it.
+    /// The events of `forks` that remove blocks, with the first removed block. Kept apart because every page
+    /// read asks for them.
     erasures: KeyMap<RelationFork, Vec<(Lsn, u32)>>,
-    /// Sizes as of the newest record, for forks whose pages changed lately.
+    /// Sizes as of the newest record, for recently changed forks.
     newest_sizes: KeyMap<RelationFork, u32>,
-    /// Pages that many records wait for: the next reader would have to apply them all.
+    /// Pages with many unapplied records, to be prepared for their next reader.
     pub long_chains: Vec<PageKey>,
     databases: Vec<(Lsn, DatabaseKey, DatabaseEvent)>,
     slru: Vec<(Lsn, SlruKind, u32)>,
-    /// Bytes of the records in it.
+    /// Total length of the indexed records, in bytes.
     pub record_bytes: u64,
-    /// Mentions of records, and events.
+    /// Number of references to records, and of events.
     references: u64,
 }
 
-/// Which end of every list goes.
+/// Which end of every list is dropped.
 #[derive(Clone, Copy)]
 enum Forget {
-    /// What ends at or below.
+    /// Records that end at or below: they are materialized.
     Through(Lsn),
-    /// What ends above.
+    /// Records that end above: a recovery truncated them.
     Above(Lsn),
 }
 
@@ -83,7 +85,7 @@ impl Forget {
 }
 
 impl Index {
-    /// Enters a record whose effects are known.
+    /// Adds a record whose effects are known.
     pub(crate) fn insert(
         &mut self,
         materialized: &MaterializedState,
@@ -114,12 +116,7 @@ impl Index {
                     if placement.group_of(key) != group {
                         continue;
                     }
-                    let records = self.pages.entry(*key).or_default();
-                    records.push(number);
-                    if records.len().is_multiple_of(LONG_CHAIN) && self.long_chains.len() < LONG_CHAINS_MAX {
-                        self.long_chains.push(*key);
-                    }
-                    self.references += 1;
+                    self.insert_page(key, number);
                     if let PageKey::Block(block) = key
                         && !changes_only_existing_pages
                     {
@@ -164,18 +161,28 @@ impl Index {
         }
     }
 
-    /// Forgets what ends at or below `lsn`: it is in the materialized state now.
+    /// Notes that a record changes a page.
+    fn insert_page(&mut self, key: &PageKey, number: u32) {
+        let records = self.pages.entry(*key).or_default();
+        records.push(number);
+        if records.len().is_multiple_of(LONG_CHAIN) && self.long_chains.len() < LONG_CHAINS_MAX {
+            self.long_chains.push(*key);
+        }
+        self.references += 1;
+    }
+
+    /// Drops what ends at or below `lsn`: it is in the materialized state now.
     pub(crate) fn drop_through(&mut self, lsn: Lsn) {
         self.forget(Forget::Through(lsn));
     }
 
-    /// Forgets what ends above `lsn`: a recovery cut it.
+    /// Drops what ends above `lsn`: a recovery truncated it.
     pub(crate) fn drop_above(&mut self, lsn: Lsn) {
         self.newest_sizes.clear();
         self.forget(Forget::Above(lsn));
     }
 
-    /// Checks that nothing is left of what is materialized.
+    /// Checks that no record is left that is materialized.
     pub(crate) fn check_above(&self, materialized: Lsn) {
         let first = self.records.first().map(|first| first.span.end);
         invariant!(
@@ -231,7 +238,7 @@ impl Index {
     }
 
     fn record(&self, number: u32) -> &RecordRef {
-        // Lists and records are cut together, so every number is of a record that is there.
+        // Lists and records are truncated together, so every number refers to a record that is there.
         &self.records[number as usize]
     }
 
@@ -286,8 +293,7 @@ impl Index {
         list.as_slice().first().is_some_and(|&number| self.record(number).span.end <= lsn)
     }
 
-    /// About how much work it is to fold all of it into pages, in units of one record's: reading and writing a page
-    /// takes that much longer than applying a record to it.
+    /// Approximate work of materializing all of it, in units of applying one record.
     pub(crate) fn work(&self) -> u64 {
         self.pages.len() as u64 * PAGE_WORK + self.references
     }

@@ -1,14 +1,14 @@
-//! Ascending numbers of records: a few in place, many on the heap.
+//! A list of ascending record numbers: a few inline, many on the heap.
 
 use borealis_types::invariant;
 
-/// How many need no allocation. Most pages are changed a few times between two materializations.
+/// Numbers that need no allocation. Most pages change a few times between two rounds.
 const INLINE: usize = 5;
 
-/// Ascending numbers of records.
+/// Ascending record numbers.
 #[derive(Clone, Debug)]
 pub(crate) enum RecordList {
-    /// The first `count` of them count.
+    /// Only the first `count` numbers are used.
     Few {
         count: u8,
         numbers: [u32; INLINE],
@@ -38,7 +38,7 @@ impl RecordList {
         self.as_slice().is_empty()
     }
 
-    /// Adds the highest number.
+    /// Appends a number, which must be higher than all others.
     pub(crate) fn push(&mut self, number: u32) {
         let last = self.as_slice().last();
         invariant!(
@@ -63,8 +63,8 @@ impl RecordList {
         }
     }
 
-    /// Drops the numbers below `gone`, and renames what stays: the first `gone` records are no more. Returns how
-    /// many were dropped.
+    /// Drops the numbers below `gone`, and subtracts `gone` from the others: the first `gone` records were
+    /// removed. Returns how many numbers were dropped.
     pub(crate) fn drop_first(&mut self, gone: u32) -> u64 {
         let first = self.as_slice().partition_point(|&number| number < gone);
         let last = self.len();
@@ -80,7 +80,7 @@ impl RecordList {
         (before - last) as u64
     }
 
-    /// Keeps a part, with all its numbers made smaller.
+    /// Keeps the numbers in `first..last`, each reduced by `subtract`.
     fn keep(&mut self, first: usize, last: usize, subtract: u32) {
         match self {
             RecordList::Many(numbers) if last - first > INLINE => {

@@ -6,14 +6,14 @@ use crate::pages::materialized_state::{MaterializedState, database_of, database_
 use crate::segment::index::Index;
 use crate::segment::index::slru::slru_page_is_gone;
 
-/// Sizes remembered to spare the computation.
+/// Most sizes remembered; computing one walks over events.
 const NEWEST_SIZES_MAX: usize = 16_384;
 
 /// What happened to a fork.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ForkEvent {
     Create,
-    /// A record changed the page before this one, and the fork was smaller: so many blocks it has then.
+    /// A record changed a page at or beyond the fork's end. The number of blocks after it.
     Extend(u32),
     Truncate(u32),
     Drop,
@@ -26,12 +26,12 @@ pub(crate) enum DatabaseEvent {
     CopyOf(DatabaseKey),
 }
 
-/// Where the content of a page before its own records comes from.
+/// Where a page's content comes from before its own records are applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum PriorContent {
     /// What is materialized.
     Materialized,
-    /// It began as nothing at this LSN.
+    /// It did not exist, or was removed, at this LSN.
     Nothing { since: Lsn },
     /// It is a copy of a page of this database as of just before this LSN.
     Copy { from: DatabaseKey, at: Lsn },
@@ -53,7 +53,7 @@ impl Index {
         self.references += 1;
     }
 
-    /// Notes that a block was changed, if that makes its fork larger.
+    /// Notes that a changed block extends its fork, if it does.
     pub(super) fn extend(&mut self, materialized: &MaterializedState, lsn: Lsn, key: &BlockKey) {
         let blocks = key.block.saturating_add(1);
         let known = match self.newest_sizes.get(&key.relation_fork) {
@@ -88,14 +88,15 @@ impl Index {
         let (since, mut blocks) = match database {
             None => (Lsn::ZERO, materialized.relations.get(&fork).copied()),
             Some((at, DatabaseEvent::Drop)) => (at, None),
-            // The copy is of the state before its own record, so this ends: the position falls each time.
+            // The copy is of the state before its own record, so the LSN is lower in each step and the
+            // recursion ends.
             Some((at, DatabaseEvent::CopyOf(from))) => {
                 (at, self.relation_blocks(materialized, in_database(fork, from), Lsn(at.0 - 1)))
             }
         };
         let events = self.forks.get(&fork).map_or(&[][..], Vec::as_slice);
         let events = &events[..events.partition_point(|(at, _)| *at <= lsn)];
-        // A bulk load has an event for each block: only those from the last one on that says the size by itself.
+        // A bulk load has an event for each block. Only the events from the last absolute one on matter.
         let absolute = |event: &ForkEvent| matches!(event, ForkEvent::Extend(_) | ForkEvent::Drop);
         let first = events.iter().rposition(|(_, event)| absolute(event)).unwrap_or(0);
         for &(at, event) in &events[first..] {
@@ -169,7 +170,7 @@ impl Index {
         }
     }
 
-    /// The databases that appeared by copying, or vanished, after `above` and not after `lsn`.
+    /// The databases that were copied or dropped after `above` and not after `lsn`.
     pub(crate) fn database_events(
         &self,
         above: Lsn,
@@ -191,7 +192,7 @@ impl Index {
         })
     }
 
-    /// The stores truncated after `above` and not after `lsn`.
+    /// The transaction-status stores truncated after `above` and not after `lsn`.
     pub(crate) fn truncated_slru(&self, above: Lsn, lsn: Lsn) -> impl Iterator<Item = SlruKind> + '_ {
         self.slru.iter().filter(move |(at, ..)| *at > above && *at <= lsn).map(|(_, kind, _)| *kind)
     }

@@ -20,9 +20,9 @@ enum Step {
     Change(usize, Change),
     /// The second database becomes a copy of the first.
     Copy,
-    /// The materialized state takes in what happened, but for so many of the newest records.
+    /// All but so many of the newest records are materialized.
     Fold(usize),
-    /// A recovery cuts so many of the newest records.
+    /// A recovery truncates so many of the newest records.
     Rewind(usize),
 }
 

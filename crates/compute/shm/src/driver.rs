@@ -43,11 +43,11 @@ pub enum ShmError {
     /// A system call failed.
     #[error("{action} {}: {source}", path.display())]
     System {
-        /// What was tried.
+        /// The operation, for the message.
         action: &'static str,
-        /// On which file.
+        /// The shared memory's file.
         path: PathBuf,
-        /// Why it failed.
+        /// What the system said.
         source: io::Error,
     },
     /// The configuration cannot be kept in the shared memory.
@@ -72,7 +72,7 @@ pub struct WalPosition {
 /// What a shim said of itself when it was loaded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ShimReport {
-    /// In which process.
+    /// The process that loaded the shim.
     pub process_id: u32,
     /// Its [`BUILD_FINGERPRINT`]. One that differs from the driver's has refused to go on.
     pub fingerprint: u64,
@@ -173,7 +173,7 @@ impl DriverSide {
         Ok(side)
     }
 
-    /// Where the file is.
+    /// Path of the shared memory's file, for clients.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

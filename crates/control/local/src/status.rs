@@ -11,64 +11,64 @@ use crate::driver_socket::ask_driver;
 /// State of everything. Field names are part of the command-line contract.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// The volume.
+    /// The volume as a whole.
     pub volume: VolumeState,
-    /// Its nodes.
+    /// Every node of the catalog, also those that are down.
     pub nodes: Vec<NodeState>,
-    /// Its protection groups.
+    /// Every protection group, by its number.
     pub protection_groups: Vec<GroupState>,
-    /// Its instances.
+    /// Every instance of the catalog, also those that are down.
     pub instances: Vec<InstanceState>,
 }
 
 /// The volume, as the writer knows it, or as the nodes do when there is none.
 #[derive(Debug, Clone, Serialize)]
 pub struct VolumeState {
-    /// Its identity.
+    /// Its identity, as 32 hexadecimal digits.
     pub id: String,
     /// The newest epoch a node promised.
     pub epoch: u64,
-    /// Durable up to here.
+    /// Volume durable LSN, like `0/1A2B3C`.
     pub vdl: String,
-    /// Complete up to here.
+    /// Volume complete LSN, like `0/1A2B3C`.
     pub vcl: String,
 }
 
-/// A node.
+/// A storage node, and what it says of itself.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeState {
     /// Its number.
     pub id: u16,
-    /// Its zone.
+    /// Name of its availability zone.
     pub az: String,
-    /// Its process.
+    /// Its process id; none if it does not run.
     pub pid: Option<u32>,
     /// `up`, `down`, `unresponsive` or `failed`.
     pub state: &'static str,
-    /// Where it listens.
+    /// TCP address on which it listens.
     pub address: String,
-    /// Why it failed.
+    /// What stopped it from storing anything more; left out if nothing did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-    /// Its counters and gauges.
+    /// Its counters and gauges, by the names the node gives them.
     pub metrics: serde_json::Map<String, serde_json::Value>,
 }
 
-/// A protection group.
+/// A protection group, over what its segments say.
 #[derive(Debug, Clone, Serialize)]
 pub struct GroupState {
     /// Its number.
     pub id: u16,
     /// Four of six have everything up to here.
     pub pgcl: String,
-    /// Its segments.
+    /// One entry for each of its six segments.
     pub members: Vec<MemberState>,
 }
 
-/// A segment.
+/// One node's copy of a group.
 #[derive(Debug, Clone, Serialize)]
 pub struct MemberState {
-    /// Where it is.
+    /// Number of the node that hosts it.
     pub node: u16,
     /// It has everything of its group up to here.
     pub scl: Option<String>,
@@ -76,7 +76,7 @@ pub struct MemberState {
     pub state: &'static str,
 }
 
-/// An instance.
+/// A database instance, and what its driver says.
 #[derive(Debug, Clone, Serialize)]
 pub struct InstanceState {
     /// Its number.
@@ -91,9 +91,9 @@ pub struct InstanceState {
     pub server_version: Option<String>,
     /// What a user should know of it, one sentence or more each.
     pub warnings: Vec<String>,
-    /// The postmaster.
+    /// Process id of the postmaster, if the driver says that it runs.
     pub postgres_pid: Option<u64>,
-    /// The driver.
+    /// Process id of the driver, if it runs.
     pub driver_pid: Option<u32>,
     /// Where its data directory is, on a memory file system.
     pub data_dir: String,
@@ -104,7 +104,7 @@ pub struct InstanceState {
 }
 
 impl Status {
-    /// Asks everyone.
+    /// Asks every node, all at the same time, and every driver.
     #[must_use]
     pub fn collect(cluster: &Cluster) -> Status {
         let answers = ask_nodes(cluster);

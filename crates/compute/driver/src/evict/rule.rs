@@ -29,7 +29,7 @@ const SEQUENCE_SPECIAL_BYTES: usize = 8;
 /// `SEQ_MAGIC` (`sequence.c`), the first word of a sequence page's special space.
 const SEQUENCE_MAGIC: u32 = 0x1717;
 
-/// Why a page stays.
+/// The reason for which a page must stay in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Keep {
     /// It was never initialised: nothing was logged of it.

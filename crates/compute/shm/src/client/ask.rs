@@ -16,7 +16,7 @@ use crate::request::{
 /// Why a request was not answered.
 #[derive(Clone, Copy, Debug)]
 pub enum RequestError {
-    /// The instance is finished.
+    /// The instance was fenced or poisoned, or its driver is gone.
     Instance(WaitError),
     /// The driver answered with an error.
     Refused(Message),

@@ -1,10 +1,11 @@
 //! The state of a cluster, for people and scripts.
 
 use borealis_node::client::{NodeClient, Timeouts};
-use borealis_types::{Lsn, VolumeEpoch, WRITE_QUORUM};
+use borealis_types::{GroupId, Lsn, VolumeEpoch, WRITE_QUORUM};
 use borealis_wire::{Caller, NodeStatus};
 use serde::Serialize;
 
+use crate::catalog::InstanceEntry;
 use crate::cluster::Cluster;
 use crate::driver_socket::ask_driver;
 
@@ -108,78 +109,9 @@ impl Status {
     #[must_use]
     pub fn collect(cluster: &Cluster) -> Status {
         let answers = ask_nodes(cluster);
-        let drivers: Vec<_> = cluster
-            .catalog
-            .instances
-            .iter()
-            .map(|instance| ask_driver(&cluster.instance_directory(instance.id)))
-            .collect();
-        let instances = cluster
-            .catalog
-            .instances
-            .iter()
-            .zip(&drivers)
-            .map(|(instance, answer)| {
-                let process = cluster.driver_process(instance.id);
-                let answer = answer.clone().filter(|_| process.is_some());
-                let text = |name: &str| Some(answer.as_ref()?.get(name)?.as_str()?.to_owned());
-                let state = match (&process, text("state")) {
-                    (None, _) => "down".to_owned(),
-                    (Some(_), Some(state)) if state == "running" => "up".to_owned(),
-                    (Some(_), Some(state)) => state,
-                    (Some(_), None) => "starting".to_owned(),
-                };
-                InstanceState {
-                    id: instance.id.0,
-                    role: "writer",
-                    state,
-                    port: instance.port,
-                    server_version: text("server_version"),
-                    warnings: answer
-                        .as_ref()
-                        .and_then(|a| a.get("warnings")?.as_array())
-                        .into_iter()
-                        .flatten()
-                        .filter_map(|warning| Some(warning.as_str()?.to_owned()))
-                        .collect(),
-                    postgres_pid: answer.as_ref().and_then(|a| a.get("postgres_pid")?.as_u64()),
-                    driver_pid: process.map(|process| process.process_id),
-                    data_dir: cluster.memory_directory(instance).join("data").display().to_string(),
-                    last_recovery_ms: answer.as_ref().and_then(|a| a.get("last_recovery_ms")?.as_f64()),
-                    driver: answer.unwrap_or(serde_json::Value::Null),
-                }
-            })
-            .collect::<Vec<_>>();
-        let groups = cluster
-            .catalog
-            .protection_groups
-            .groups()
-            .map(|group| {
-                let complete: Vec<(u16, Option<Lsn>)> = answers
-                    .iter()
-                    .map(|(node, answer)| {
-                        let segment = answer
-                            .as_ref()
-                            .and_then(|status| status.segments.iter().find(|segment| segment.group == group));
-                        (node.id, segment.map(|segment| segment.segment_complete_lsn))
-                    })
-                    .collect();
-                let group_complete = write_quorum_lsn(complete.iter().filter_map(|(_, lsn)| *lsn));
-                let members = complete
-                    .into_iter()
-                    .map(|(node, lsn)| MemberState {
-                        node,
-                        scl: lsn.map(|lsn| lsn.to_string()),
-                        state: match lsn {
-                            None => "down",
-                            Some(lsn) if lsn < group_complete => "behind",
-                            Some(_) => "up",
-                        },
-                    })
-                    .collect();
-                GroupState { id: group.0, pgcl: group_complete.to_string(), members }
-            })
-            .collect();
+        let instances: Vec<InstanceState> =
+            cluster.catalog.instances.iter().map(|instance| instance_state(cluster, instance)).collect();
+        let groups = group_states(cluster, &answers);
         let segments = || answers.iter().filter_map(|(_, answer)| answer.as_ref()).flat_map(|a| &a.segments);
         let known_durable = segments().map(|segment| segment.known_durable.end).max().unwrap_or_default();
         let epoch = segments().map(|segment| segment.promised_epoch).max().unwrap_or(VolumeEpoch::default());
@@ -254,6 +186,68 @@ impl Status {
         }
         text
     }
+}
+
+/// An instance, as its driver says.
+fn instance_state(cluster: &Cluster, instance: &InstanceEntry) -> InstanceState {
+    let process = cluster.driver_process(instance.id);
+    let answer = ask_driver(&cluster.instance_directory(instance.id)).filter(|_| process.is_some());
+    let text = |name: &str| Some(answer.as_ref()?.get(name)?.as_str()?.to_owned());
+    let state = match (&process, text("state")) {
+        (None, _) => "down".to_owned(),
+        (Some(_), Some(state)) if state == "running" => "up".to_owned(),
+        (Some(_), Some(state)) => state,
+        (Some(_), None) => "starting".to_owned(),
+    };
+    InstanceState {
+        id: instance.id.0,
+        role: "writer",
+        state,
+        port: instance.port,
+        server_version: text("server_version"),
+        warnings: answer
+            .as_ref()
+            .and_then(|a| a.get("warnings")?.as_array())
+            .into_iter()
+            .flatten()
+            .filter_map(|warning| Some(warning.as_str()?.to_owned()))
+            .collect(),
+        postgres_pid: answer.as_ref().and_then(|a| a.get("postgres_pid")?.as_u64()),
+        driver_pid: process.map(|process| process.process_id),
+        data_dir: cluster.memory_directory(instance).join("data").display().to_string(),
+        last_recovery_ms: answer.as_ref().and_then(|a| a.get("last_recovery_ms")?.as_f64()),
+        driver: answer.unwrap_or(serde_json::Value::Null),
+    }
+}
+
+/// Every group, over what the nodes say of their segments.
+fn group_states(cluster: &Cluster, answers: &[(NodeState, Option<NodeStatus>)]) -> Vec<GroupState> {
+    let state = |group: GroupId| {
+        let complete: Vec<(u16, Option<Lsn>)> = answers
+            .iter()
+            .map(|(node, answer)| {
+                let segment = answer
+                    .as_ref()
+                    .and_then(|status| status.segments.iter().find(|segment| segment.group == group));
+                (node.id, segment.map(|segment| segment.segment_complete_lsn))
+            })
+            .collect();
+        let group_complete = write_quorum_lsn(complete.iter().filter_map(|(_, lsn)| *lsn));
+        let members = complete
+            .into_iter()
+            .map(|(node, lsn)| MemberState {
+                node,
+                scl: lsn.map(|lsn| lsn.to_string()),
+                state: match lsn {
+                    None => "down",
+                    Some(lsn) if lsn < group_complete => "behind",
+                    Some(_) => "up",
+                },
+            })
+            .collect();
+        GroupState { id: group.0, pgcl: group_complete.to_string(), members }
+    };
+    cluster.catalog.protection_groups.groups().map(state).collect()
 }
 
 /// The highest LSN that a write quorum has reached; zero if too few answered.

@@ -115,8 +115,8 @@ fn follow(
     let (url, folder) = match &arguments.connect {
         Some(url) => (url.clone(), arguments.pg_bin.clone()),
         None => {
-            let cluster = Cluster::open(dir).map_err(anyhow::Error::from)?;
-            let instance = cluster.instance(WRITER).map_err(anyhow::Error::from)?;
+            let cluster = Cluster::open(dir)?;
+            let instance = cluster.instance(WRITER)?;
             recorded = Some(recorded_release(&cluster)?);
             let folder = arguments.pg_bin.clone().unwrap_or_else(|| instance.postgres_bin_dir.clone());
             (Cluster::url(instance), Some(folder))

@@ -3,7 +3,7 @@
 //! Compiled only with the feature `broken-durability`, and even then without effect unless the environment variable
 //! [`VARIABLE`] has exactly the value [`VALUE`]: a build with all features on is still a correct one.
 
-/// The variable.
+/// The environment variable that breaks durability.
 const VARIABLE: &str = "BOREALIS_BREAK_DURABILITY";
 /// Its only value with an effect.
 const VALUE: &str = "acknowledge-at-one-of-six";

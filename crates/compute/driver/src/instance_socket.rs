@@ -26,31 +26,31 @@ const REFRESH_TIMEOUT: Duration = Duration::from_millis(300);
 /// A segment, as the writer sees it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct MemberStatus {
-    /// Its node.
+    /// Number of the node that hosts the segment.
     pub node: u16,
     /// What it acknowledged to this writer (SCL).
     pub scl: String,
-    /// `up` or `down`.
+    /// `up` while the writer is connected to the node, or `down`.
     pub state: &'static str,
 }
 
 /// A protection group, as the writer sees it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct GroupStatus {
-    /// Its number.
+    /// The group's number; 0 is the meta group.
     pub id: u16,
     /// A write quorum has everything up to here (PGCL).
     pub pgcl: String,
-    /// Its segments.
+    /// The group's six segments.
     pub members: Vec<MemberStatus>,
 }
 
 /// How long the parts of the last start took, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct StartPhases {
-    /// Finding the storage nodes.
+    /// Connecting to enough storage nodes.
     pub connect_ms: f64,
-    /// The recovery protocol.
+    /// Fencing the old writer, and finding and repairing the end of the log.
     pub protocol_ms: f64,
     /// Importing a fresh `initdb`; zero for a volume that has data.
     pub import_ms: f64,
@@ -65,9 +65,9 @@ pub struct StartPhases {
 /// Counters of the driver since its last recovery.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Counters {
-    /// Redo records shipped.
+    /// Redo records shipped, each counted once.
     pub records: u64,
-    /// Their bytes, each record once.
+    /// Bytes of those records, each counted once.
     pub record_bytes: u64,
     /// Batches sent, each node counted.
     pub batches_sent: u64,
@@ -79,7 +79,7 @@ pub struct Counters {
     pub acknowledgements: u64,
     /// Bytes of redo held in memory.
     pub retained_bytes: u64,
-    /// Requests PostgreSQL made.
+    /// Requests over the shared memory for pages, sizes and listings.
     pub reads: u64,
     /// Of these, answered from pages fetched ahead.
     pub prefetch_hits: u64,
@@ -101,22 +101,22 @@ pub struct Counters {
     pub cache_blocks_dropped: u64,
 }
 
-/// What `status` answers.
+/// The answer to `status`, as one JSON object.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Status {
     /// `starting`, `recovering`, `importing`, `running`, `stopping` or `fenced`.
     pub state: &'static str,
-    /// The writer's epoch.
+    /// The epoch this instance writes in; zero before the first recovery.
     pub epoch: u64,
-    /// The volume durable LSN.
+    /// The volume durable LSN (VDL): PostgreSQL may be told of commits up to here.
     pub vdl: String,
     /// The volume complete LSN; equal to it, because every record of PostgreSQL is a consistency point.
     pub vcl: String,
     /// The last record shipped ends here.
     pub shipped: String,
-    /// Every group.
+    /// Every protection group of the volume, by its number.
     pub groups: Vec<GroupStatus>,
-    /// The driver's process.
+    /// Process id of the driver.
     pub driver_pid: u32,
     /// The release of the server, recorded in the volume as the writer of this epoch; `None` before the first start.
     pub server_version: Option<ServerVersion>,
@@ -126,13 +126,13 @@ pub struct Status {
     pub postgres_pid: Option<u32>,
     /// From the beginning of the last start until `postgres` accepted connections.
     pub last_recovery_ms: Option<f64>,
-    /// Its parts.
+    /// How long the parts of that start took.
     pub phases: StartPhases,
     /// How often `postgres` had to be started again since the driver began.
     pub restarts: u32,
     /// Why the last restart was needed.
     pub last_failure: Option<String>,
-    /// Counters.
+    /// What was done since the last recovery.
     pub counters: Counters,
 }
 
@@ -157,7 +157,7 @@ impl StatusBoard {
         *lock(&self.waker) = waker;
     }
 
-    /// Shows a new state.
+    /// Replaces the status that is shown, and tells those who wait for a fresh one.
     pub fn show(&self, status: Status) {
         let mut shown = lock(&self.status);
         shown.0 += 1;

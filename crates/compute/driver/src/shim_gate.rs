@@ -21,11 +21,11 @@ pub enum ShimFault {
     /// It had none, and ended for want of its control file.
     #[error("postgres was started without the Borealis shim and ended ({how}): {cause}. Its log is {log}")]
     Missing {
-        /// How it ended.
+        /// The server's exit code or signal, in words.
         how: String,
         /// What took the shim away.
         cause: String,
-        /// The server's log.
+        /// The server's log file, for the reader of the message.
         log: PathBuf,
     },
     /// It loaded another one, which refused to go on.
@@ -43,9 +43,9 @@ pub enum ShimFault {
          ended: {program} must become postgres by `exec`, not start it as its child"
     )]
     OtherProcess {
-        /// Who reported.
+        /// The process in which the shim reported.
         reported: u32,
-        /// Who was started.
+        /// The process that the driver started.
         started: u32,
         /// The program that was started.
         program: PathBuf,
@@ -57,11 +57,11 @@ pub enum ShimFault {
 pub(crate) struct ShimGate {
     /// The process that was started.
     pub started: u32,
-    /// Its program.
+    /// The file that was executed; a script may stand before the real server.
     pub program: PathBuf,
-    /// `LD_PRELOAD`.
+    /// The value of `LD_PRELOAD` that the server was given.
     pub preload: PathBuf,
-    /// As whom it runs.
+    /// The system user that runs the server.
     pub user: OperatingSystemUser,
     /// The server's log since it was started.
     pub log: LogSince,

@@ -29,12 +29,12 @@ const OWN_MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
 /// Why the shim library cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ShimLibraryError {
-    /// It cannot be read.
+    /// The library's file cannot be read.
     #[error("cannot read the shim library {path}: {source}; it belongs beside the borealis program")]
     Unreadable {
-        /// The file.
+        /// Where the library should be.
         path: PathBuf,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
     /// It is no shared library that this processor can load.
@@ -42,9 +42,9 @@ pub enum ShimLibraryError {
         "{path} is not a shim library for this machine: {what}; install or build the one that belongs to this program"
     )]
     Foreign {
-        /// The file.
+        /// Where the library should be.
         path: PathBuf,
-        /// What it is.
+        /// What stands in the file instead, in words.
         what: String,
     },
     /// It does not belong to this program.
@@ -53,17 +53,17 @@ pub enum ShimLibraryError {
          sources. Install or build both together (cargo build, of the whole workspace)"
     )]
     OtherBuild {
-        /// The file.
+        /// Where the library should be.
         path: PathBuf,
         /// Of which build it is.
         found: String,
     },
-    /// It cannot be copied.
+    /// The library cannot be put where the server can load it.
     #[error("cannot put the shim library into {place}: {source}")]
     NotInstalled {
-        /// Where to.
+        /// The place that was tried, in words.
         place: String,
-        /// Why.
+        /// What the system said.
         source: io::Error,
     },
 }
@@ -77,7 +77,7 @@ pub struct ShimLibrary {
 /// Where a server's processes load the shim from.
 #[derive(Debug)]
 pub struct InstalledShim {
-    /// The value of `LD_PRELOAD`.
+    /// What to put into `LD_PRELOAD`: the path by which the server finds its copy.
     pub preload: PathBuf,
     /// Stays open for as long as the server runs, whose processes inherit it.
     _memory: Option<OwnedFd>,

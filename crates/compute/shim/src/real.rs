@@ -11,13 +11,13 @@ use libc::{c_char, c_int, c_void, iovec, mode_t, off_t, size_t, ssize_t};
 /// An `errno` to fail with.
 pub(crate) type Errno = c_int;
 
-/// Sets `errno`.
+/// Sets this thread's `errno`.
 pub(crate) fn set_errno(value: c_int) {
     // SAFETY: the location of this thread's errno is always writable.
     unsafe { *libc::__errno_location() = value };
 }
 
-/// Reads `errno`.
+/// The error of this thread's last failed call.
 pub(crate) fn errno() -> c_int {
     // SAFETY: the location of this thread's errno is always readable.
     unsafe { *libc::__errno_location() }

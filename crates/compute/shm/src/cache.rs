@@ -22,7 +22,7 @@ const WRITTEN_PLACES: usize = 1 << 16;
 /// Places for use (256 KiB).
 const USED_PLACES: usize = 1 << 18;
 
-/// See the module.
+/// The tables behind [`CacheBook`], as they lie in the shared memory.
 #[repr(C, align(64))]
 pub(crate) struct CacheWords {
     /// Not zero: fetched blocks are not put into the files.
@@ -43,7 +43,7 @@ pub(crate) struct Separate(pub AtomicU64);
 /// the block in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CachedBlock {
-    /// The file.
+    /// [`PathClass::hash`](crate::path::PathClass::hash) of the segment file.
     pub file_hash: u64,
     /// The block, counted from the start of the file.
     pub block: u32,

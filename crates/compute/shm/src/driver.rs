@@ -43,11 +43,11 @@ pub enum ShmError {
     /// A system call failed.
     #[error("{action} {}: {source}", path.display())]
     System {
-        /// What was tried.
+        /// The operation, for the message.
         action: &'static str,
-        /// On which file.
+        /// The shared memory's file.
         path: PathBuf,
-        /// Why it failed.
+        /// What the system said.
         source: io::Error,
     },
     /// The configuration cannot be kept in the shared memory.
@@ -72,7 +72,7 @@ pub struct WalPosition {
 /// What a shim said of itself when it was loaded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ShimReport {
-    /// In which process.
+    /// The process that loaded the shim.
     pub process_id: u32,
     /// Its [`BUILD_FINGERPRINT`]. One that differs from the driver's has refused to go on.
     pub fingerprint: u64,
@@ -98,22 +98,9 @@ impl DriverSide {
     /// # Errors
     /// When a system call fails or the configuration is out of range.
     pub fn create(path: &Path, config: &Config) -> Result<DriverSide, ShmError> {
-        let refuse = |why: &str| Err(ShmError::Config(why.to_owned()));
+        check(config)?;
         let slot_count = config.slot_count as usize;
-        if slot_count == 0 || slot_count > MAX_SLOTS {
-            return refuse(&format!("{slot_count} slots; 1 to {MAX_SLOTS} are possible"));
-        }
         let directory = config.data_directory.as_os_str().as_bytes();
-        if !config.data_directory.is_absolute() || directory.len() > MAX_PATH_BYTES {
-            return refuse(&format!(
-                "data directory {} must be absolute and at most {MAX_PATH_BYTES} bytes long",
-                config.data_directory.display()
-            ));
-        }
-        if !config.wal_segment_size_bytes.is_power_of_two() || config.wal_segment_size_bytes < 1 << 20 {
-            return refuse(&format!("WAL segment size {} bytes", config.wal_segment_size_bytes));
-        }
-
         let system = |action, source| ShmError::System { action, path: path.to_owned(), source };
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(system("removing", error)),
@@ -173,7 +160,7 @@ impl DriverSide {
         Ok(side)
     }
 
-    /// Where the file is.
+    /// Path of the shared memory's file, for clients.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -442,6 +429,26 @@ impl DriverSide {
             }
         }
     }
+}
+
+/// What the shared memory cannot hold is refused before anything is made.
+fn check(config: &Config) -> Result<(), ShmError> {
+    let refuse = |why: &str| Err(ShmError::Config(why.to_owned()));
+    let slot_count = config.slot_count as usize;
+    if slot_count == 0 || slot_count > MAX_SLOTS {
+        return refuse(&format!("{slot_count} slots; 1 to {MAX_SLOTS} are possible"));
+    }
+    let directory = config.data_directory.as_os_str().as_bytes();
+    if !config.data_directory.is_absolute() || directory.len() > MAX_PATH_BYTES {
+        return refuse(&format!(
+            "data directory {} must be absolute and at most {MAX_PATH_BYTES} bytes long",
+            config.data_directory.display()
+        ));
+    }
+    if !config.wal_segment_size_bytes.is_power_of_two() || config.wal_segment_size_bytes < 1 << 20 {
+        return refuse(&format!("WAL segment size {} bytes", config.wal_segment_size_bytes));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

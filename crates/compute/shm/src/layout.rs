@@ -66,7 +66,7 @@ pub struct Config {
 pub enum InstanceState {
     /// The driver is not ready; waits simply wait.
     Starting,
-    /// Normal operation.
+    /// Requests are answered, and what becomes durable is published.
     Running,
     /// A newer writer took the volume over, with this epoch. Final.
     Fenced(VolumeEpoch),

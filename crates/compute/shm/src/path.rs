@@ -20,24 +20,24 @@ pub fn control_file(data_directory: &std::path::Path) -> std::path::PathBuf {
     data_directory.with_file_name(CONTROL_FILE_NAME)
 }
 
-/// One file.
+/// What a file of the data directory is to the shim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PathClass {
     /// A 1 GiB segment of a permanent or unlogged relation's fork.
     Relation {
-        /// The fork.
+        /// The relation and its fork.
         fork: RelationFork,
         /// Number of the segment file (1 GiB each).
         segment: u32,
     },
     /// A segment of a transaction-status store.
     Slru {
-        /// The store.
+        /// Which transaction-status store it belongs to.
         kind: SlruKind,
         /// Number of the segment file (32 pages each).
         segment: u32,
     },
-    /// A WAL segment.
+    /// A segment file of the write-ahead log.
     Wal {
         /// Its number, counted from LSN 0.
         segment_number: u64,
@@ -69,7 +69,7 @@ pub(crate) fn mix(hash: u64, word: u32) -> u64 {
     mixed ^ mixed >> 32
 }
 
-/// One folder.
+/// What a folder of the data directory is to the shim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FolderClass {
     /// The relation files of a database in one tablespace, or the shared relations.
@@ -84,7 +84,7 @@ pub enum FolderClass {
 pub struct Layout<'a> {
     /// PostgreSQL's data directory, absolute.
     pub data_directory: &'a [u8],
-    /// Major and catalog version.
+    /// PostgreSQL's major and catalog version, as in the folder name `PG_15_202209061`.
     pub versions: (u32, u32),
     /// Bytes of a WAL segment; not zero.
     pub wal_segment_size_bytes: u64,
@@ -106,7 +106,7 @@ impl Layout<'_> {
         Some(relative.split(|&byte| byte == b'/').filter(|part| !part.is_empty() && part != b"."))
     }
 
-    /// Classifies a file's path.
+    /// What a file is, by its path as PostgreSQL gives it.
     #[must_use]
     pub fn classify(&self, path: &[u8]) -> PathClass {
         self.file(path).unwrap_or(PathClass::Other)
@@ -141,7 +141,7 @@ impl Layout<'_> {
         Some(PathClass::Relation { fork: RelationFork { locator, fork }, segment })
     }
 
-    /// Classifies a folder's path.
+    /// What a folder lists, by its path as PostgreSQL gives it.
     #[must_use]
     pub fn classify_folder(&self, path: &[u8]) -> FolderClass {
         self.folder(path).unwrap_or(FolderClass::Other)

@@ -19,11 +19,11 @@ pub enum ProbeError {
     /// A file operation failed.
     #[error("{action} in {}: {source}", directory.display())]
     System {
-        /// What was tried.
+        /// The operation, for the message.
         action: &'static str,
-        /// Where.
+        /// The folder that was to hold the data directory.
         directory: PathBuf,
-        /// Why it failed.
+        /// What the system said.
         source: io::Error,
     },
     /// The file system works differently from what the cache relies on.
@@ -32,9 +32,9 @@ pub enum ProbeError {
         directory.display()
     )]
     Unsuitable {
-        /// Where.
+        /// The folder that was to hold the data directory.
         directory: PathBuf,
-        /// What is different.
+        /// The property that does not hold, in words.
         problem: &'static str,
     },
 }

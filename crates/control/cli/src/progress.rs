@@ -21,7 +21,7 @@ impl Step {
         Step { begin: Instant::now(), terminal }
     }
 
-    /// Ends it.
+    /// Ends the step, and shows on a terminal how long it took.
     pub fn done(self) {
         if self.terminal {
             eprintln!("{} ms", self.begin.elapsed().as_millis());

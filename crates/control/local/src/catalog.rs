@@ -22,35 +22,35 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a cluster consists of.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Catalog {
-    /// Version of this file.
+    /// Version of this file's format; another one is refused.
     pub format: u32,
     /// The volume, as 32 hexadecimal digits.
     pub volume: String,
     /// Which PostgreSQL wrote the volume.
     pub postgres_version: PostgresVersion,
-    /// How pages are placed.
+    /// How many protection groups the volume is striped over.
     pub protection_groups: Placement,
     /// Its nodes. Each hosts one segment of every group.
     pub nodes: Vec<NodeEntry>,
-    /// Its instances.
+    /// The database instances; today the writer alone.
     pub instances: Vec<InstanceEntry>,
 }
 
-/// A storage node.
+/// A storage node: one process with one folder.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeEntry {
     /// Its number, from 1.
     pub id: NodeId,
-    /// Its zone.
+    /// The availability zone it stands in for.
     pub zone: AvailabilityZone,
-    /// Where it listens.
+    /// TCP address on which it listens.
     pub address: SocketAddr,
     /// The identity of its store, as 32 hexadecimal digits: a folder that was lost and made anew is another
     /// node, and must not vote under the old identity.
     pub incarnation: String,
 }
 
-/// An instance.
+/// A database instance: a driver and its server.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct InstanceEntry {
     /// Its number, from 1.
@@ -73,26 +73,26 @@ pub struct InstanceEntry {
 /// Why a directory is not a usable cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// There is nothing.
+    /// The directory is empty or does not exist.
     #[error("there is no Borealis cluster in {0}; create one with `borealis up --dir {0}`")]
     Missing(PathBuf),
-    /// Something else is there.
+    /// The directory has other content, which is not touched.
     #[error("{0} is not empty and is not a Borealis cluster; nothing was changed. Choose another --dir")]
     NotOurs(PathBuf),
-    /// Another version made it.
+    /// A version of Borealis with another format made it.
     #[error("{path} has format {found}, this Borealis reads format {FORMAT}; use the version that made it")]
     Format {
         /// The file.
         path: PathBuf,
-        /// Its format.
+        /// The format number it has.
         found: u64,
     },
-    /// The file is damaged.
+    /// The file is no catalog, or contradicts itself.
     #[error("{path} cannot be read as a cluster's catalog: {reason}. Nothing was changed")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with it, in words.
         reason: String,
     },
     /// Another command is at work.
@@ -101,9 +101,9 @@ pub enum CatalogError {
     /// A file operation failed.
     #[error("cannot use {path}: {source}")]
     File {
-        /// On what.
+        /// The file or folder of the operation.
         path: PathBuf,
-        /// Why.
+        /// What the system said.
         source: std::io::Error,
     },
 }

@@ -34,7 +34,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Cluster {
     directory: PathBuf,
-    /// What it consists of.
+    /// The nodes and instances it consists of, as `cluster.json` has them.
     pub catalog: Catalog,
 }
 

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 /// is not taken for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessIdentity {
-    /// Process id.
+    /// The number it has while it runs.
     pub process_id: u32,
     start_ticks: u64,
 }

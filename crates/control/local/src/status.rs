@@ -1,74 +1,75 @@
 //! The state of a cluster, for people and scripts.
 
 use borealis_client::{NodeClient, Timeouts};
-use borealis_types::{Lsn, VolumeEpoch, WRITE_QUORUM};
+use borealis_types::{GroupId, Lsn, VolumeEpoch, WRITE_QUORUM};
 use borealis_wire::{Caller, NodeStatus};
 use serde::Serialize;
 
+use crate::catalog::InstanceEntry;
 use crate::cluster::Cluster;
 use crate::driver_socket::ask_driver;
 
 /// State of everything. Field names are part of the command-line contract.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// The volume.
+    /// The volume as a whole.
     pub volume: VolumeState,
-    /// Its nodes.
+    /// Every node of the catalog, also those that are down.
     pub nodes: Vec<NodeState>,
-    /// Its protection groups.
+    /// Every protection group, by its number.
     pub protection_groups: Vec<GroupState>,
-    /// Its instances.
+    /// Every instance of the catalog, also those that are down.
     pub instances: Vec<InstanceState>,
 }
 
 /// The volume, as the writer knows it, or as the nodes do when there is none.
 #[derive(Debug, Clone, Serialize)]
 pub struct VolumeState {
-    /// Its identity.
+    /// Its identity, as 32 hexadecimal digits.
     pub id: String,
     /// The newest epoch a node promised.
     pub epoch: u64,
-    /// Durable up to here.
+    /// Volume durable LSN, like `0/1A2B3C`.
     pub vdl: String,
-    /// Complete up to here.
+    /// Volume complete LSN, like `0/1A2B3C`.
     pub vcl: String,
 }
 
-/// A node.
+/// A storage node, and what it says of itself.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeState {
     /// Its number.
     pub id: u16,
-    /// Its zone.
+    /// Name of its availability zone.
     pub az: String,
-    /// Its process.
+    /// Its process id; none if it does not run.
     pub pid: Option<u32>,
     /// `up`, `down`, `unresponsive` or `failed`.
     pub state: &'static str,
-    /// Where it listens.
+    /// TCP address on which it listens.
     pub address: String,
-    /// Why it failed.
+    /// What stopped it from storing anything more; left out if nothing did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-    /// Its counters and gauges.
+    /// Its counters and gauges, by the names the node gives them.
     pub metrics: serde_json::Map<String, serde_json::Value>,
 }
 
-/// A protection group.
+/// A protection group, over what its segments say.
 #[derive(Debug, Clone, Serialize)]
 pub struct GroupState {
     /// Its number.
     pub id: u16,
     /// Four of six have everything up to here.
     pub pgcl: String,
-    /// Its segments.
+    /// One entry for each of its six segments.
     pub members: Vec<MemberState>,
 }
 
-/// A segment.
+/// One node's copy of a group.
 #[derive(Debug, Clone, Serialize)]
 pub struct MemberState {
-    /// Where it is.
+    /// Number of the node that hosts it.
     pub node: u16,
     /// It has everything of its group up to here.
     pub scl: Option<String>,
@@ -76,7 +77,7 @@ pub struct MemberState {
     pub state: &'static str,
 }
 
-/// An instance.
+/// A database instance, and what its driver says.
 #[derive(Debug, Clone, Serialize)]
 pub struct InstanceState {
     /// Its number.
@@ -91,9 +92,9 @@ pub struct InstanceState {
     pub server_version: Option<String>,
     /// What a user should know of it, one sentence or more each.
     pub warnings: Vec<String>,
-    /// The postmaster.
+    /// Process id of the postmaster, if the driver says that it runs.
     pub postgres_pid: Option<u64>,
-    /// The driver.
+    /// Process id of the driver, if it runs.
     pub driver_pid: Option<u32>,
     /// Where its data directory is, on a memory file system.
     pub data_dir: String,
@@ -104,83 +105,13 @@ pub struct InstanceState {
 }
 
 impl Status {
-    /// Asks everyone.
-    #[expect(clippy::too_many_lines, reason = "one field after the other, no branch in another")]
+    /// Asks every node, all at the same time, and every driver.
     #[must_use]
     pub fn collect(cluster: &Cluster) -> Status {
         let answers = ask_nodes(cluster);
-        let drivers: Vec<_> = cluster
-            .catalog
-            .instances
-            .iter()
-            .map(|instance| ask_driver(&cluster.instance_directory(instance.id)))
-            .collect();
-        let instances = cluster
-            .catalog
-            .instances
-            .iter()
-            .zip(&drivers)
-            .map(|(instance, answer)| {
-                let process = cluster.driver_process(instance.id);
-                let answer = answer.clone().filter(|_| process.is_some());
-                let text = |name: &str| Some(answer.as_ref()?.get(name)?.as_str()?.to_owned());
-                let state = match (&process, text("state")) {
-                    (None, _) => "down".to_owned(),
-                    (Some(_), Some(state)) if state == "running" => "up".to_owned(),
-                    (Some(_), Some(state)) => state,
-                    (Some(_), None) => "starting".to_owned(),
-                };
-                InstanceState {
-                    id: instance.id.0,
-                    role: "writer",
-                    state,
-                    port: instance.port,
-                    server_version: text("server_version"),
-                    warnings: answer
-                        .as_ref()
-                        .and_then(|a| a.get("warnings")?.as_array())
-                        .into_iter()
-                        .flatten()
-                        .filter_map(|warning| Some(warning.as_str()?.to_owned()))
-                        .collect(),
-                    postgres_pid: answer.as_ref().and_then(|a| a.get("postgres_pid")?.as_u64()),
-                    driver_pid: process.map(|process| process.process_id),
-                    data_dir: cluster.memory_directory(instance).join("data").display().to_string(),
-                    last_recovery_ms: answer.as_ref().and_then(|a| a.get("last_recovery_ms")?.as_f64()),
-                    driver: answer.unwrap_or(serde_json::Value::Null),
-                }
-            })
-            .collect::<Vec<_>>();
-        let groups = cluster
-            .catalog
-            .protection_groups
-            .groups()
-            .map(|group| {
-                let complete: Vec<(u16, Option<Lsn>)> = answers
-                    .iter()
-                    .map(|(node, answer)| {
-                        let segment = answer
-                            .as_ref()
-                            .and_then(|status| status.segments.iter().find(|segment| segment.group == group));
-                        (node.id, segment.map(|segment| segment.segment_complete_lsn))
-                    })
-                    .collect();
-                let group_complete = write_quorum_lsn(complete.iter().filter_map(|(_, lsn)| *lsn));
-                let members = complete
-                    .into_iter()
-                    .map(|(node, lsn)| MemberState {
-                        node,
-                        scl: lsn.map(|lsn| lsn.to_string()),
-                        state: match lsn {
-                            None => "down",
-                            Some(lsn) if lsn < group_complete => "behind",
-                            Some(_) => "up",
-                        },
-                    })
-                    .collect();
-                GroupState { id: group.0, pgcl: group_complete.to_string(), members }
-            })
-            .collect();
+        let instances: Vec<InstanceState> =
+            cluster.catalog.instances.iter().map(|instance| instance_state(cluster, instance)).collect();
+        let groups = group_states(cluster, &answers);
         let segments = || answers.iter().filter_map(|(_, answer)| answer.as_ref()).flat_map(|a| &a.segments);
         let known_durable = segments().map(|segment| segment.known_durable.end).max().unwrap_or_default();
         let epoch = segments().map(|segment| segment.promised_epoch).max().unwrap_or(VolumeEpoch::default());
@@ -255,6 +186,68 @@ impl Status {
         }
         text
     }
+}
+
+/// An instance, as its driver says.
+fn instance_state(cluster: &Cluster, instance: &InstanceEntry) -> InstanceState {
+    let process = cluster.driver_process(instance.id);
+    let answer = ask_driver(&cluster.instance_directory(instance.id)).filter(|_| process.is_some());
+    let text = |name: &str| Some(answer.as_ref()?.get(name)?.as_str()?.to_owned());
+    let state = match (&process, text("state")) {
+        (None, _) => "down".to_owned(),
+        (Some(_), Some(state)) if state == "running" => "up".to_owned(),
+        (Some(_), Some(state)) => state,
+        (Some(_), None) => "starting".to_owned(),
+    };
+    InstanceState {
+        id: instance.id.0,
+        role: "writer",
+        state,
+        port: instance.port,
+        server_version: text("server_version"),
+        warnings: answer
+            .as_ref()
+            .and_then(|a| a.get("warnings")?.as_array())
+            .into_iter()
+            .flatten()
+            .filter_map(|warning| Some(warning.as_str()?.to_owned()))
+            .collect(),
+        postgres_pid: answer.as_ref().and_then(|a| a.get("postgres_pid")?.as_u64()),
+        driver_pid: process.map(|process| process.process_id),
+        data_dir: cluster.memory_directory(instance).join("data").display().to_string(),
+        last_recovery_ms: answer.as_ref().and_then(|a| a.get("last_recovery_ms")?.as_f64()),
+        driver: answer.unwrap_or(serde_json::Value::Null),
+    }
+}
+
+/// Every group, over what the nodes say of their segments.
+fn group_states(cluster: &Cluster, answers: &[(NodeState, Option<NodeStatus>)]) -> Vec<GroupState> {
+    let state = |group: GroupId| {
+        let complete: Vec<(u16, Option<Lsn>)> = answers
+            .iter()
+            .map(|(node, answer)| {
+                let segment = answer
+                    .as_ref()
+                    .and_then(|status| status.segments.iter().find(|segment| segment.group == group));
+                (node.id, segment.map(|segment| segment.segment_complete_lsn))
+            })
+            .collect();
+        let group_complete = write_quorum_lsn(complete.iter().filter_map(|(_, lsn)| *lsn));
+        let members = complete
+            .into_iter()
+            .map(|(node, lsn)| MemberState {
+                node,
+                scl: lsn.map(|lsn| lsn.to_string()),
+                state: match lsn {
+                    None => "down",
+                    Some(lsn) if lsn < group_complete => "behind",
+                    Some(_) => "up",
+                },
+            })
+            .collect();
+        GroupState { id: group.0, pgcl: group_complete.to_string(), members }
+    };
+    cluster.catalog.protection_groups.groups().map(state).collect()
 }
 
 /// The highest LSN that a write quorum has reached; zero if too few answered.

@@ -13,13 +13,13 @@ use nix::unistd::Pid;
 /// Something that outlives the program unless it is ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Item {
-    /// A postmaster.
+    /// A postmaster, by its process id: to be ended at once.
     Postmaster(u32),
     /// A stopped process that must go on before it can be ended.
     Frozen(u32),
     /// A Borealis cluster: the program and its directory.
     Cluster(PathBuf, PathBuf),
-    /// A folder.
+    /// A folder: to be removed with its content.
     Folder(PathBuf),
 }
 
@@ -29,12 +29,12 @@ fn items() -> MutexGuard<'static, Vec<Item>> {
     ITEMS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lists it.
+/// Enters something that has to go if the benchmark is interrupted.
 pub fn add(item: Item) {
     items().push(item);
 }
 
-/// It was ended.
+/// Takes something from the list that was ended in order.
 pub fn remove(item: &Item) {
     items().retain(|other| other != item);
 }

@@ -31,7 +31,7 @@ const STOPPED: Duration = Duration::from_millis(700);
 /// A table that the workload only ever adds one row to per transaction, and how many it was told were committed.
 #[derive(Clone, Copy, Debug)]
 pub struct Appended {
-    /// The table.
+    /// Name of the table that grows by one row a transaction.
     pub table: &'static str,
     /// Acknowledged transactions since it was made.
     pub acknowledged: u64,

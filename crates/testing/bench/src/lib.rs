@@ -33,7 +33,7 @@ use server::Environment;
 pub const WORKLOADS: [&str; 8] =
     ["bulk", "tpcb", "sustained", "readonly", "mixed", "pages", "faults", "recovery"];
 
-/// How to run.
+/// What the user asked for; `None` leaves a choice to the plan.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Short runs at a small scale, all within five minutes.

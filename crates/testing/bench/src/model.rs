@@ -21,7 +21,7 @@ pub enum System {
 }
 
 impl System {
-    /// A few words.
+    /// The system's name in tables and plots.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -36,11 +36,11 @@ impl System {
 /// A moment or a span of a run, for the plots.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Event {
-    /// What began.
+    /// What was done or happened, as the plot shows it.
     pub label: String,
     /// Seconds since the run's start.
     pub begin_s: f64,
-    /// When it was over.
+    /// Seconds since the run's start; that of `begin_s` for a moment.
     pub end_s: f64,
 }
 
@@ -64,9 +64,9 @@ pub struct Measurement {
     pub workload: String,
     /// Its variant, such as `8 clients`.
     pub situation: String,
-    /// Who.
+    /// The system that was measured.
     pub system: System,
-    /// Counted from 1.
+    /// The round of the workload, counted from 1.
     pub round: u32,
     /// Figures by name; the unit is the name's last word.
     pub values: BTreeMap<String, f64>,
@@ -78,14 +78,14 @@ pub struct Measurement {
     pub latency_over_time: Vec<(f64, f64)>,
     /// What was done to the system meanwhile, or what it did.
     pub events: Vec<Event>,
-    /// Where it was measured.
+    /// What it cost; `None` where that was not measured.
     pub cost: Option<Cost>,
     /// Why this figure must not be believed: something acknowledged in its round was lost.
     pub invalid: Option<String>,
 }
 
 impl Measurement {
-    /// An empty one.
+    /// A measurement without any figures yet.
     #[must_use]
     pub fn new(workload: &str, situation: &str, system: System, round: u32) -> Measurement {
         Measurement {
@@ -116,7 +116,7 @@ impl Measurement {
 pub struct DurabilityCheck {
     /// The workload it ended a round of.
     pub workload: String,
-    /// The round.
+    /// The round it ended, counted from 1.
     pub round: u32,
     /// The nodes that died with the instance.
     pub killed_nodes: Vec<u16>,
@@ -131,24 +131,24 @@ pub struct DurabilityCheck {
 /// System calls of one part per transaction, seen by `strace`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct SystemCalls {
-    /// Which part.
+    /// The part of the system that made the calls, such as `driver`.
     pub role: String,
-    /// Who.
+    /// The system that was measured.
     pub system: System,
     /// Calls per transaction, all together.
     pub per_transaction: f64,
-    /// The most frequent ones.
+    /// The most frequent calls by name, and how many of each a transaction needs.
     pub most_frequent: Vec<(String, f64)>,
 }
 
 /// The machine and the programs.
 #[derive(Clone, Default, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Machine {
-    /// Logical processors.
+    /// How many logical processors it has.
     pub processors: usize,
-    /// Their model.
+    /// The processors' model, as `/proc/cpuinfo` has it.
     pub processor_model: String,
-    /// Memory.
+    /// Memory of the machine in MiB.
     pub memory_mib: u64,
     /// The operating system's kernel.
     pub kernel: String,
@@ -164,10 +164,10 @@ pub struct Machine {
     pub borealis: String,
 }
 
-/// How it was run.
+/// Under which conditions the figures came about.
 #[derive(Clone, Default, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Conditions {
-    /// The command line.
+    /// The command line as it was given.
     pub command: String,
     /// When it began, in seconds of Unix time.
     pub begin_unix_s: u64,
@@ -181,12 +181,12 @@ pub struct Conditions {
     pub scale: u32,
 }
 
-/// Everything.
+/// Everything a run leaves: `bench.json` is this.
 #[derive(Clone, Default, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Results {
-    /// Where.
+    /// The machine it ran on.
     pub machine: Machine,
-    /// How.
+    /// The settings it ran with.
     pub conditions: Conditions,
     /// Every round of everything.
     pub measurements: Vec<Measurement>,

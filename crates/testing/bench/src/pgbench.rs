@@ -18,16 +18,16 @@ pub enum Script {
     Files(Vec<(PathBuf, u32)>),
 }
 
-/// One run.
+/// One run of `pgbench`: who does what for how long.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// The server's port on 127.0.0.1.
     pub port: u16,
     /// Concurrent connections.
     pub clients: u32,
-    /// How long.
+    /// Duration in seconds.
     pub seconds: u32,
-    /// What they do.
+    /// The script that each client repeats.
     pub script: Script,
     /// Share of transactions whose latency is written down, above 0 and at most 1.
     pub sampling_rate: f64,
@@ -40,7 +40,7 @@ pub struct Load {
 pub struct Sample {
     /// When, in microseconds of Unix time.
     pub end_us: u64,
-    /// How long it took.
+    /// Its latency in microseconds.
     pub latency_us: u64,
 }
 
@@ -53,7 +53,7 @@ pub struct Outcome {
     pub transactions: u64,
     /// Transactions that failed.
     pub failed: u64,
-    /// Mean latency.
+    /// Mean latency in milliseconds, as `pgbench` says.
     pub latency_average_ms: f64,
     /// Second by second: (seconds since the start, transactions per second).
     pub progress: Vec<(f64, f64)>,

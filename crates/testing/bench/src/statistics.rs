@@ -7,11 +7,11 @@ use serde::Serialize;
 pub struct Summary {
     /// The median; the mean of the middle two for an even count.
     pub median: f64,
-    /// The smallest.
+    /// The smallest value of the sample.
     pub min: f64,
-    /// The largest.
+    /// The largest value of the sample.
     pub max: f64,
-    /// How many there were.
+    /// How many values the sample has.
     pub count: usize,
 }
 

@@ -10,18 +10,18 @@ use crate::workload_names as names;
 /// Whether a target is reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Met {
-    /// It is.
+    /// The figures meet the target.
     Yes,
-    /// It is not.
+    /// The figures miss the target.
     No,
-    /// It cannot be said.
+    /// A figure that it needs was not measured.
     Unknown,
     /// A round of it lost acknowledged commits.
     Invalid,
 }
 
 impl Met {
-    /// As tables show it.
+    /// The word that tables show.
     #[must_use]
     pub fn text(self) -> &'static str {
         match self {
@@ -36,7 +36,7 @@ impl Met {
 /// One row of the table.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Target {
-    /// `S1` and so on.
+    /// The target's name in the documents, like `S1`.
     pub id: &'static str,
     /// What is measured.
     pub what: String,

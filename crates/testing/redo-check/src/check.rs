@@ -32,7 +32,7 @@ pub struct Memory {
     pub temp_dir: PathBuf,
 }
 
-/// WAL in files.
+/// WAL in files, and which part of it to check.
 #[derive(Clone, Debug)]
 pub struct Files<'a> {
     /// Segment files, or folders that have them.
@@ -58,7 +58,7 @@ pub struct Stream<'a> {
     pub recorded: Option<Release>,
     /// Follow until this position was reached.
     pub until: Option<Lsn>,
-    /// Follow for this long.
+    /// Follow for this long; `None` until `stop` is set.
     pub duration: Option<Duration>,
     /// Once it is set, what was received by then is read to its end.
     pub stop: &'a AtomicBool,
@@ -71,7 +71,7 @@ pub enum Progress {
     Reading,
     /// They were read, or reading them failed.
     Read,
-    /// Something worth a line.
+    /// A line for whoever waits.
     Note(String),
 }
 
@@ -81,7 +81,7 @@ pub enum CheckError {
     /// What was asked for cannot be checked: it is no WAL of this version, or nobody knows who wrote it.
     #[error("{0}")]
     Mistake(String),
-    /// Something failed.
+    /// A file, a program or the server failed.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }

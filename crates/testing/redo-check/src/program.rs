@@ -24,11 +24,11 @@ const START_BYTES_MAX: u64 = 64 << 10;
 /// A `postgres` that may be run.
 #[derive(Debug)]
 pub struct Program {
-    /// For messages.
+    /// The program's path, as messages show it.
     pub shown: PathBuf,
-    /// What is run.
+    /// The path that is executed, which may be that of an open descriptor.
     path: PathBuf,
-    /// As it was checked.
+    /// The file's metadata when it was found trustworthy.
     file: Metadata,
     /// Of a process's own program, which may have no name any more: `path` leads to it while it is open.
     _open: Option<File>,

@@ -44,17 +44,17 @@ pub enum ReadError {
     /// A segment file is missing between others.
     #[error("the segment file with {at} is missing, and later ones are there")]
     Missing {
-        /// Its first position.
+        /// Position of the missing file's first byte.
         at: Lsn,
     },
     /// The segment files do not have the position to begin at.
     #[error("no record begins at or after {at} in the segment files, which have {first} to {last}")]
     NoStart {
-        /// The position wanted.
+        /// The position that was to be the first.
         at: Lsn,
-        /// Their first.
+        /// The first position of the first file.
         first: Lsn,
-        /// Their last.
+        /// The end of the last file.
         last: Lsn,
     },
 }

@@ -14,14 +14,14 @@ use crate::program::{Program, read_start};
 pub struct Release {
     /// The release that wrote the WAL.
     pub server_version: ServerVersion,
-    /// Who says so.
+    /// Who says so, as the continuation of a sentence.
     pub source: String,
     /// It is that of the server in whose directory the WAL lies, which may have been upgraded since.
     pub deduced: bool,
 }
 
 impl Release {
-    /// As the user says.
+    /// The release that the user named.
     pub fn told(server_version: ServerVersion) -> Release {
         Release::known(server_version, "as --server-version says".to_owned())
     }

@@ -9,7 +9,7 @@ use crate::release::Release;
 /// What was read, and what came of it.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Whose redo was used.
+    /// The release whose redo was used.
     pub release: Release,
     /// Begin of the first record.
     pub from: Lsn,

@@ -30,7 +30,7 @@ pub enum SegmentError {
     NoSegments {
         /// The folder that was searched; empty if no path was given.
         path: PathBuf,
-        /// It has compressed ones.
+        /// Whether there are compressed segment files, which have to be unpacked first.
         compressed: bool,
     },
     /// A file is no WAL.
@@ -38,7 +38,7 @@ pub enum SegmentError {
     NotWal {
         /// The file that was named or found.
         path: PathBuf,
-        /// What it should have.
+        /// What is wrong with its first page, in words.
         what: &'static str,
     },
     /// A file is WAL of another version.
@@ -66,20 +66,20 @@ pub struct SegmentHeader {
     pub start: Lsn,
     /// Time line of its first page.
     pub timeline: u32,
-    /// Size of segment files.
+    /// Bytes of each segment file; a power of two from 1 MiB to 1 GiB.
     pub segment_bytes: u32,
-    /// The cluster's identity.
+    /// PostgreSQL's system identifier of the cluster that wrote it.
     pub system_identifier: u64,
 }
 
 /// Segment files, one for each part of the log.
 #[derive(Clone, Debug)]
 pub struct Segments {
-    /// Size of segment files.
+    /// Bytes of each segment file; a power of two from 1 MiB to 1 GiB.
     pub segment_bytes: u32,
-    /// The cluster's identity.
+    /// PostgreSQL's system identifier of the cluster that wrote it.
     pub system_identifier: u64,
-    /// By segment number.
+    /// The files' paths by segment number; numbers may be missing.
     pub files: BTreeMap<u64, PathBuf>,
 }
 

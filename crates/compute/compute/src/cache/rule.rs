@@ -18,7 +18,7 @@ use borealis_wal::layout::sequence::{self, MAGIC as SEQUENCE_MAGIC};
 /// The special space of a sequence's page is aligned, as every page's is.
 const SEQUENCE_SPECIAL_BYTES: usize = max_align(sequence::SPECIAL_BYTES);
 
-/// Why a page stays.
+/// The reason for which a page must stay in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Keep {
     /// It was never initialised: nothing was logged of it.

@@ -30,7 +30,7 @@ pub(super) struct Starts {
 
 /// How far a server has come, and when it was looked at.
 struct Progress {
-    /// It accepts connections.
+    /// The server has said that it accepts connections.
     ready: bool,
     /// Since when it is told to stop.
     stopping: Option<Instant>,

@@ -106,7 +106,7 @@ fn copy_tree(source: &Path, target: &Path) {
 struct Template {
     /// The data directory without relations and transaction status.
     data: PathBuf,
-    /// Those.
+    /// The relation and transaction-status files, as the driver serves them.
     storage: PathBuf,
 }
 
@@ -169,7 +169,7 @@ extern "C" fn clean_up() {
     let _ = fs::remove_dir_all(format!("/dev/shm/borealis-shim-test-{}", std::process::id()));
 }
 
-/// A running `postgres`.
+/// A `postgres` that is ended when this is dropped.
 pub struct Server {
     process: Child,
     sockets: PathBuf,

@@ -14,7 +14,7 @@ use crate::{MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, RelationEntry, RelationSize,
 /// Why a request was not answered.
 #[derive(Clone, Copy, Debug)]
 pub enum RequestError {
-    /// The instance is finished.
+    /// The instance was fenced or poisoned, or its driver is gone.
     Instance(WaitError),
     /// The driver answered with an error.
     Refused(Message),
@@ -139,21 +139,7 @@ impl ClientSide {
         page: Option<&mut PageBytes>,
     ) -> Result<Option<Words>, RequestError> {
         self.check_state().map_err(RequestError::Instance)?;
-        let (index, slot) = loop {
-            if let Some(found) = self.own_slot(client_slot) {
-                if found.1.state.load(Ordering::Acquire) == SLOT_IDLE {
-                    break found;
-                }
-                // A signal handler that ends the process, out of the middle of a request: the driver may be about
-                // to answer that one, so this one needs a slot of its own.
-                client_slot.pid.store(0, Ordering::Relaxed);
-                continue;
-            }
-            // More processes than slots: wait for one to end. The driver sizes the slots so that this does
-            // not happen.
-            futex::wait(&AtomicU32::new(0), 0, 1);
-            self.check_state().and_then(|()| self.check_driver()).map_err(RequestError::Instance)?;
-        };
+        let (index, slot) = self.idle_slot(client_slot)?;
         request::store(&slot.request, request::request_to_words(request));
         slot.state.store(SLOT_REQUESTED, Ordering::Release);
         set_bit(&self.mapping.header().pending, index);
@@ -187,25 +173,28 @@ impl ClientSide {
             slept = true;
         }
 
-        let words = request::load(&slot.reply);
-        let result = match words[0] {
-            STATUS_OK => {
-                if let Some(page) = page {
-                    // SAFETY: the state is DONE, so the buffer is this side's until it asks again.
-                    page.copy_from_slice(unsafe { &*slot.page.get() });
-                }
-                Ok(Some(words))
-            }
-            STATUS_NONEXISTENT => Ok(None),
-            STATUS_ERROR => {
-                // SAFETY: as above.
-                let text = unsafe { &*slot.message.get() };
-                Err(RequestError::Refused(Message::new(text.get(..words[1] as usize).unwrap_or(text))))
-            }
-            _ => Err(RequestError::Malformed),
-        };
+        let result = read_reply(slot, page);
         slot.state.store(SLOT_IDLE, Ordering::Release);
         result
+    }
+
+    /// This process's slot with nothing in it. Waits while all slots are taken.
+    fn idle_slot(&self, client_slot: &ClientSlot) -> Result<(usize, &Slot), RequestError> {
+        loop {
+            if let Some(found) = self.own_slot(client_slot) {
+                if found.1.state.load(Ordering::Acquire) == SLOT_IDLE {
+                    return Ok(found);
+                }
+                // A signal handler that ends the process, out of the middle of a request: the driver may be about
+                // to answer that one, so this one needs a slot of its own.
+                client_slot.pid.store(0, Ordering::Relaxed);
+                continue;
+            }
+            // More processes than slots: wait for one to end. The driver sizes the slots so that this does
+            // not happen.
+            futex::wait(&AtomicU32::new(0), 0, 1);
+            self.check_state().and_then(|()| self.check_driver()).map_err(RequestError::Instance)?;
+        }
     }
 
     /// This process's slot, claimed at first use; `None` when all are taken.
@@ -239,6 +228,27 @@ impl ClientSide {
         {
             slot.owner.store(0, Ordering::Release);
         }
+    }
+}
+
+/// The answer in a slot whose state is DONE. The slot is this side's until it asks again.
+fn read_reply(slot: &Slot, page: Option<&mut PageBytes>) -> Result<Option<Words>, RequestError> {
+    let words = request::load(&slot.reply);
+    match words[0] {
+        STATUS_OK => {
+            if let Some(page) = page {
+                // SAFETY: the state is DONE, so the buffer is this side's until it asks again.
+                page.copy_from_slice(unsafe { &*slot.page.get() });
+            }
+            Ok(Some(words))
+        }
+        STATUS_NONEXISTENT => Ok(None),
+        STATUS_ERROR => {
+            // SAFETY: as above.
+            let text = unsafe { &*slot.message.get() };
+            Err(RequestError::Refused(Message::new(text.get(..words[1] as usize).unwrap_or(text))))
+        }
+        _ => Err(RequestError::Malformed),
     }
 }
 

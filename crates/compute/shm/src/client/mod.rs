@@ -43,7 +43,7 @@ pub struct ClientSlot {
 }
 
 impl ClientSlot {
-    /// No slot yet.
+    /// The state of a process that has not asked for anything yet.
     #[must_use]
     pub const fn new() -> ClientSlot {
         ClientSlot { pid: AtomicU32::new(0), index: AtomicU32::new(0), held: Held::none() }
@@ -159,7 +159,7 @@ impl ClientSide {
         (self.config().major_version, self.config().catalog_version)
     }
 
-    /// The instance's state.
+    /// Whether the instance may go on, as the driver said last.
     #[must_use]
     pub fn state(&self) -> InstanceState {
         self.mapping.header().state()

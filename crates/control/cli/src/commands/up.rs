@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use borealis_instance::{Binaries, OperatingSystemUser, Settings};
 use borealis_local::Catalog;
-use borealis_local::catalog::CatalogLock;
+use borealis_local::catalog::{CatalogLock, InstanceEntry};
 use borealis_local::cluster::{Cluster, CreateOptions, WRITER, check_machine};
 use borealis_local::driver_socket::ask_driver;
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
@@ -134,34 +134,55 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     settings.retain(|_, value| !value.is_empty());
     let checked = Settings::check(settings.clone())?;
     if Catalog::is_fresh(dir)? {
-        let groups = arguments.protection_groups.unwrap_or(DEFAULT_PROTECTION_GROUPS);
-        let protection_groups = Placement::new(groups)
-            .with_context(|| format!("--protection-groups {groups}: a volume has 1 to {MAX_GROUPS}"))?;
-        let port = arguments.port.unwrap_or(DEFAULT_PORT);
-        require_free_port(port)?;
-        // Checked before the directory is made, so that a mistake leaves nothing behind.
-        checked.check_libraries(&Binaries::find(arguments.pg_bin.as_deref())?)?;
-        let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
-        let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"));
-        check_machine(dir, &memory_root, &user)?;
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let lock = Catalog::lock(dir)?;
-        let step = Step::begin("creating the cluster");
-        let cluster = Cluster::create(
-            dir,
-            &CreateOptions {
-                protection_groups,
-                port,
-                postgres_bin_dir: arguments.pg_bin.clone(),
-                postgres_user: arguments.pg_user.clone(),
-                cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
-                memory_root,
-                settings,
-            },
-        );
-        step.done();
-        return Ok(Prepared { cluster: cluster?, lock, earlier_catalog: None });
+        create(dir, arguments, &checked, settings)
+    } else {
+        reopen(dir, arguments, settings, &forgotten)
     }
+}
+
+/// Makes the cluster. What can be checked is checked first, so that a mistake leaves nothing behind.
+fn create(
+    dir: &Path,
+    arguments: &UpArguments,
+    settings: &Settings,
+    wanted: BTreeMap<String, String>,
+) -> anyhow::Result<Prepared> {
+    let groups = arguments.protection_groups.unwrap_or(DEFAULT_PROTECTION_GROUPS);
+    let protection_groups = Placement::new(groups)
+        .with_context(|| format!("--protection-groups {groups}: a volume has 1 to {MAX_GROUPS}"))?;
+    let port = arguments.port.unwrap_or(DEFAULT_PORT);
+    require_free_port(port)?;
+    // Checked before the directory is made, so that a mistake leaves nothing behind.
+    settings.check_libraries(&Binaries::find(arguments.pg_bin.as_deref())?)?;
+    let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
+    let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"));
+    check_machine(dir, &memory_root, &user)?;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let lock = Catalog::lock(dir)?;
+    let step = Step::begin("creating the cluster");
+    let cluster = Cluster::create(
+        dir,
+        &CreateOptions {
+            protection_groups,
+            port,
+            postgres_bin_dir: arguments.pg_bin.clone(),
+            postgres_user: arguments.pg_user.clone(),
+            cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
+            memory_root,
+            settings: wanted,
+        },
+    );
+    step.done();
+    Ok(Prepared { cluster: cluster?, lock, earlier_catalog: None })
+}
+
+/// Opens a cluster that does not run, and changes its catalog as the arguments say.
+fn reopen(
+    dir: &Path,
+    arguments: &UpArguments,
+    settings: BTreeMap<String, String>,
+    forgotten: &[String],
+) -> anyhow::Result<Prepared> {
     let mut cluster = Cluster::open(dir)?;
     let lock = Catalog::lock(dir)?;
     if cluster.driver_process(WRITER).is_some() {
@@ -191,6 +212,23 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
         .iter_mut()
         .find(|instance| instance.id == WRITER)
         .context("the cluster has no writer instance")?;
+    apply(arguments, instance)?;
+    instance.settings.extend(settings);
+    instance.settings.retain(|name, _| !forgotten.contains(name));
+    let binaries = Binaries::find(Some(&instance.postgres_bin_dir))?;
+    Settings::check(instance.settings.clone())?.check_libraries(&binaries)?;
+    let port = instance.port;
+    cluster.clear_the_way(WRITER)?;
+    require_free_port(port)?;
+    cluster.catalog.save(cluster.directory())?;
+    if !cluster.anything_runs() {
+        cluster.renew_taken_addresses()?;
+    }
+    Ok(Prepared { cluster, lock, earlier_catalog })
+}
+
+/// What the arguments change of an instance, but for its settings.
+fn apply(arguments: &UpArguments, instance: &mut InstanceEntry) -> anyhow::Result<()> {
     if let Some(port) = arguments.port {
         instance.port = port;
     }
@@ -208,18 +246,7 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     if let Some(limit) = arguments.cache_limit {
         instance.cache_limit_bytes = limit.0;
     }
-    instance.settings.extend(settings);
-    instance.settings.retain(|name, _| !forgotten.contains(name));
-    let binaries = Binaries::find(Some(&instance.postgres_bin_dir))?;
-    Settings::check(instance.settings.clone())?.check_libraries(&binaries)?;
-    let port = instance.port;
-    cluster.clear_the_way(WRITER)?;
-    require_free_port(port)?;
-    cluster.catalog.save(cluster.directory())?;
-    if !cluster.anything_runs() {
-        cluster.renew_taken_addresses()?;
-    }
-    Ok(Prepared { cluster, lock, earlier_catalog })
+    Ok(())
 }
 
 fn require_free_port(port: u16) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ use crate::{ports, process};
 /// How a new cluster is made.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
-    /// How many protection groups.
+    /// Protection groups of the new volume, which never change.
     pub protection_groups: Placement,
     /// TCP port of the writer.
     pub port: u16,
@@ -29,7 +29,7 @@ pub struct CreateOptions {
     pub memory_root: PathBuf,
     /// How much memory cached pages should take at most; `None` for a share of what is free.
     pub cache_limit_bytes: Option<u64>,
-    /// PostgreSQL settings.
+    /// PostgreSQL settings by name, checked before anything is made.
     pub settings: BTreeMap<String, String>,
 }
 

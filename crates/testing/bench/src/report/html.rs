@@ -29,7 +29,7 @@ svg .h { fill: var(--shade); } svg .l { fill: none; stroke-width: 1.6; } svg .x 
 /// Colours of the style sheet.
 const COLOURS: usize = 9;
 
-/// The page.
+/// The whole report as one page without references to anything else.
 #[must_use]
 pub fn page(results: &Results) -> String {
     let mut page = String::from(

@@ -50,9 +50,9 @@ pub struct Span {
     pub label: String,
     /// Which colour of the style sheet.
     pub colour: usize,
-    /// Where it is.
+    /// Its left edge, in units of the horizontal axis.
     pub begin: f64,
-    /// To where.
+    /// Its right edge, in units of the horizontal axis.
     pub end: f64,
 }
 
@@ -159,7 +159,7 @@ impl Plot {
         ));
     }
 
-    /// Draws a line.
+    /// Draws a line through its points, in its colour.
     pub fn line(&mut self, line: &Line) {
         let points: Vec<String> =
             line.points.iter().map(|(x, y)| format!("{:.1},{:.1}", self.at_x(*x), self.at_y(*y))).collect();

@@ -23,16 +23,16 @@ const COUNTERS: [(&str, &str); 12] = [
     ("nodes_store_log_bytes", "bytes written to all nodes' logs"),
 ];
 
-/// A table.
+/// A table of texts, for Markdown and HTML.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Table {
-    /// Its heading.
+    /// The heading above it.
     pub title: String,
     /// What a reader must know; may be empty.
     pub note: String,
     /// Names of the columns.
     pub header: Vec<String>,
-    /// Cells.
+    /// The cells, row by row; as many in each as there are columns.
     pub rows: Vec<Vec<String>>,
 }
 

@@ -46,17 +46,17 @@ impl Memory {
     }
 }
 
-/// One of them, running.
+/// One of the systems that are compared, running.
 #[derive(Debug)]
 pub enum Server {
-    /// A, B or C.
+    /// Stock PostgreSQL in one of its three settings (A, B or C).
     Stock(Box<Stock>),
-    /// Borealis.
+    /// A cluster of six nodes and its instance.
     Borealis(Borealis),
 }
 
 impl Server {
-    /// Which.
+    /// Which of the compared systems it is.
     #[must_use]
     pub fn system(&self) -> System {
         match self {
@@ -186,13 +186,13 @@ fn log_tail(path: &Path) -> String {
 /// What servers are made of and where.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    /// PostgreSQL.
+    /// PostgreSQL's programs, the same for every system.
     pub binaries: borealis_instance::Binaries,
-    /// Who runs it.
+    /// The system user that runs the servers.
     pub user: borealis_instance::OperatingSystemUser,
     /// The `borealis` program.
     pub borealis: PathBuf,
-    /// Where data goes.
+    /// Folder for the databases; its disk is what is measured.
     pub folder: PathBuf,
     /// Where Borealis keeps WAL in flight and cached pages; its default if `None`.
     pub memory_dir: Option<PathBuf>,

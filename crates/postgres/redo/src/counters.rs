@@ -5,7 +5,7 @@
 //! (`xlog_redo` in `src/backend/access/transam/xlog.c`, `ApplyWalRecord` in `xlogrecovery.c`, and the redo
 //! functions of the other resource managers).
 
-use borealis_types::{Lsn, RecordSpan};
+use borealis_types::{Lsn, RecordSpan, invariant};
 use borealis_wal::layout::{
     CheckPointRecord, ClogTruncate, CommitTsTruncate, EndOfRecovery, INVALID_XID, MultiXactCreate,
     MultiXactTruncate, ParameterChange, RunningTransactions, TransactionEnd, control_file::ControlFile,
@@ -300,9 +300,11 @@ impl Counters {
         }
         bytes.extend_from_slice(&self.last_record.start.0.to_le_bytes());
         bytes.extend_from_slice(&self.last_record.end.0.to_le_bytes());
+        assert_whole(&bytes);
         bytes
     }
 
+    /// Bytes of the stored form; other lengths are refused when it is read.
     const ENCODED_SIZE: usize = 1 + 8 + 12 * 4 + 1 + 8 + 8 * 4 + 16;
 
     /// Reads the stored form; `None` if these are not counters.
@@ -346,6 +348,12 @@ impl Counters {
         counters.last_record = RecordSpan { start: Lsn(data.u64()?), end: Lsn(data.u64()?) };
         Ok(counters)
     }
+}
+
+/// Whoever reads the counters refuses another length, and then the volume does not start.
+fn assert_whole(bytes: &[u8]) {
+    let length = bytes.len();
+    invariant!("encoded-counters-are-whole", length == Counters::ENCODED_SIZE, "{length} bytes");
 }
 
 /// Applies any record to the counters. A volume's first record that matters to them is its import's, so before

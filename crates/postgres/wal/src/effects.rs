@@ -4,6 +4,8 @@
 //! cannot disagree. It is total: a record whose effects are not known is an error, never an empty list
 //! (invariant 9).
 
+use borealis_types::{BlockKey, PageKey, invariant};
+
 use crate::{Record, ResourceManager};
 
 mod brin;
@@ -60,8 +62,31 @@ pub fn effects(record: &Record<'_>, out: &mut Vec<Effect>) -> Result<(), EffectE
     let result = collect(record, &mut sink);
     if result.is_err() {
         out.truncate(first);
+    } else {
+        assert_covered(record, &out[first..]);
     }
     result
+}
+
+/// A node that is not sent a record cannot apply it: whatever block a record of an access method lists, redo is asked
+/// about. (Records of the others list none, and if one came that does, redo would not look at it.)
+fn assert_covered(record: &Record<'_>, effects: &[Effect]) {
+    let of_access_method = matches!(
+        record.resource_manager,
+        ResourceManager::Heap
+            | ResourceManager::Heap2
+            | ResourceManager::Btree
+            | ResourceManager::Hash
+            | ResourceManager::Gin
+            | ResourceManager::Gist
+            | ResourceManager::Sequence
+            | ResourceManager::Spgist
+            | ResourceManager::Brin
+            | ResourceManager::Generic
+    );
+    let has = |key: BlockKey| effects.iter().any(|effect| *effect == Effect::Page(PageKey::Block(key)));
+    let left_out = record.blocks.iter().find(|block| of_access_method && !has(block.key));
+    invariant!("effects-cover-listed-blocks", left_out.is_none(), "{left_out:?}");
 }
 
 fn collect(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
@@ -93,5 +118,28 @@ fn collect(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> 
             Err(EffectError::Custom { start: record.span.start, number, info: record.info })
         }
         ResourceManager::Other(_) => Err(unknown(record)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BlockReference;
+    use crate::encode::RecordBuilder;
+    use crate::layout;
+    use borealis_types::{Fork, RecordSpan, RelationFork, RelationLocator, ServerVersion};
+
+    #[test]
+    #[should_panic(expected = "invariant effects-cover-listed-blocks is broken")]
+    fn a_listed_block_without_an_effect_is_noticed() {
+        let locator = RelationLocator { tablespace: 1663, database: 5, relation: 16_384 };
+        let key = BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block: 3 };
+        let bytes = RecordBuilder::new(ResourceManager::Heap, layout::heap::LOCK)
+            .block(BlockReference { id: 0, key, will_init: false, image: None, data: &[] })
+            .finish();
+        let record = Record::parse(ServerVersion::NEWEST_TESTED, RecordSpan::NONE, &bytes).unwrap();
+        let mut other = key;
+        other.block = 4;
+        assert_covered(&record, &[Effect::Page(PageKey::Block(other))]);
     }
 }

@@ -18,7 +18,7 @@
 
 use borealis_types::{
     BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey, RelationFork, RelationLocator,
-    SlruKind,
+    SlruKind, invariant,
 };
 
 use crate::bytes::Reader;
@@ -142,10 +142,19 @@ impl<'a> Native<'a> {
                 CREATE_RELATIONS
             }
         };
+        self.assert_reads_back(operation, &data);
         RecordBuilder::new(ResourceManager::Borealis, operation)
             .previous_start(previous_start)
             .main_data(&data)
             .finish()
+    }
+}
+
+impl Native<'_> {
+    /// A node that cannot read a record of ours stops its whole volume.
+    fn assert_reads_back(&self, operation: u8, data: &[u8]) {
+        let same = Native::read(operation, data).as_ref() == Some(self);
+        invariant!("native-record-reads-back", same, "operation {operation:#04x}, {} bytes", data.len());
     }
 }
 
@@ -236,5 +245,16 @@ fn read_meta_key(reader: &mut Reader<'_>) -> Option<MetaKey> {
             Some(MetaKey::SmallFile(str::from_utf8(path).ok()?.to_owned()))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant native-record-reads-back is broken")]
+    fn a_record_that_reads_as_another_is_noticed() {
+        Native::CreateRelations(Vec::new()).assert_reads_back(CREATE_RELATIONS, &[0; 3]);
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Deref;
 
 use arrayvec::ArrayVec;
 use borealis_types::{
-    BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator, ServerVersion,
+    BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator, ServerVersion, invariant,
 };
 
 use crate::ResourceManager;
@@ -124,6 +124,8 @@ pub fn verify_checksum(bytes: &[u8], start: Lsn) -> Result<(), RecordError> {
 /// # Panics
 /// If there is no whole header.
 pub(crate) fn checksum(bytes: &[u8]) -> u32 {
+    let length = bytes.len();
+    invariant!("checksummed-record-has-its-header", length >= RECORD_HEADER_BYTES, "{length} bytes");
     let (header, body) = bytes.split_at(RECORD_HEADER_BYTES);
     crc32c::crc32c_append(crc32c::crc32c(body), &header[..CHECKSUM_OFFSET])
 }
@@ -406,4 +408,13 @@ pub enum RecordError {
 /// A parsed part of the record, or the error that names the record and the layout it breaks.
 pub(crate) fn parsed<T>(record: &Record<'_>, part: Option<T>, what: &'static str) -> Result<T, RecordError> {
     part.ok_or(RecordError::Malformed { start: record.span.start, what })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    #[should_panic(expected = "invariant checksummed-record-has-its-header is broken")]
+    fn a_checksum_without_a_header_is_noticed() {
+        super::checksum(&[0; 10]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use borealis_types::{BlockNumber, PageBytes};
+use borealis_types::{BlockNumber, PageBytes, invariant};
 use borealis_wal::layout::heap::infobit;
 use borealis_wal::layout::heap_tuple::{
     COMBO_CID, COMMAND_ID_OFFSET, CTID_OFFSET, HEADER_BYTES, HOFF_OFFSET, HOT_UPDATED, INFOMASK_OFFSET,
@@ -230,6 +230,12 @@ impl NewTuple {
                 })
                 .sum::<usize>();
         let (_, range) = page::reserve_item(page, length, self.offset_number, Placing::Heap)?;
+        self.fill(page, range, pieces);
+        Ok(())
+    }
+
+    /// Writes the header and the pieces to where the item is to be.
+    pub(super) fn fill(self, page: &mut PageBytes, range: Range<usize>, pieces: &[Piece<'_>]) {
         let mut header = [0; HEADER_BYTES];
         header[HOFF_OFFSET] = self.header.hoff;
         let mut tuple = Tuple(&mut header);
@@ -253,7 +259,7 @@ impl NewTuple {
                 }
             }
         }
-        Ok(())
+        invariant!("new-tuple-fills-its-item", at == range.end, "written to {at}, item to {}", range.end);
     }
 }
 

@@ -2,8 +2,10 @@
 
 use borealis_types::{
     BlockKey, DatabaseKey, GroupSet, MetaKey, PageKey, Placement, RelationFork, RelationLocator, SlruKind,
+    invariant,
 };
 
+use crate::layout::slru::first_kept_page as first_kept_page_of_file;
 use crate::{Record, RecordError};
 
 /// One change a record makes, in the order redo makes it.
@@ -101,6 +103,10 @@ pub(super) struct Sink<'o> {
 
 impl Sink<'_> {
     pub(super) fn push(&mut self, effect: Effect) {
+        if let Effect::TruncateSlru { first_kept_page, .. } = effect {
+            let whole_files = first_kept_page == first_kept_page_of_file(first_kept_page);
+            invariant!("status-stores-lose-whole-files", whole_files, "from page {first_kept_page}");
+        }
         self.out.push(effect);
     }
 
@@ -152,4 +158,17 @@ pub(super) fn unknown(record: &Record<'_>) -> EffectError {
 
 pub(super) fn malformed(record: &Record<'_>, what: &'static str) -> EffectError {
     EffectError::Record(RecordError::Malformed { start: record.span.start, what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant status-stores-lose-whole-files is broken")]
+    fn a_truncation_inside_a_segment_file_is_noticed() {
+        let mut out = Vec::new();
+        Sink { out: &mut out, first: 0 }
+            .push(Effect::TruncateSlru { kind: SlruKind::Transactions, first_kept_page: 33 });
+    }
 }

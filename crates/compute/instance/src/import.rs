@@ -31,7 +31,7 @@ pub(crate) const KEPT_FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_
 /// One record of the import.
 #[derive(Debug, Clone)]
 pub struct ImportedRecord {
-    /// Where it stands.
+    /// Where it starts and ends in the volume's log.
     pub span: RecordSpan,
     /// Its bytes, without page headers.
     pub bytes: Vec<u8>,
@@ -52,7 +52,7 @@ pub struct Import {
 #[derive(Debug)]
 struct RelationFiles {
     relation_fork: RelationFork,
-    /// Segment files in order.
+    /// Its segment files of 1 GiB, in order.
     files: Vec<PathBuf>,
     blocks: u32,
 }
@@ -234,7 +234,7 @@ impl Import {
     }
 }
 
-/// Gives records their places.
+/// Gives records their places in the log, and links them.
 struct Stream {
     layout: WalLayout,
     next: Lsn,

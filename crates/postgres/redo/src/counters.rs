@@ -18,7 +18,7 @@ use crate::error::RedoError;
 use crate::fault::{Fault, Redo, expect};
 use crate::transaction_id::{advance_full_past, circularly_precedes, precedes};
 
-/// Which encoding follows.
+/// The first byte of the stored form; a change of the form changes it.
 const ENCODING_VERSION: u8 = 1;
 
 /// The value of `MetaKey::Counters`.
@@ -26,11 +26,11 @@ const ENCODING_VERSION: u8 = 1;
 pub struct Counters {
     /// Next transaction id, with its epoch in the high half.
     pub next_full_xid: u64,
-    /// Next OID.
+    /// The OID handed out next.
     pub next_oid: u32,
-    /// Next multixact id.
+    /// The multixact id handed out next.
     pub next_multi: u32,
-    /// Next multixact member offset.
+    /// The multixact member offset handed out next.
     pub next_multi_offset: u32,
     /// Oldest `datfrozenxid` of the cluster.
     pub oldest_xid: u32,
@@ -46,7 +46,7 @@ pub struct Counters {
     pub newest_commit_ts_xid: u32,
     /// Oldest transaction that was running at the last snapshot of running transactions; zero if unknown.
     pub oldest_active_xid: u32,
-    /// Time line.
+    /// The time line that records are written on.
     pub timeline: u32,
     /// The time line it came from, or itself.
     pub previous_timeline: u32,

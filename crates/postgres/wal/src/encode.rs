@@ -47,7 +47,7 @@ impl<'a> RecordBuilder<'a> {
         }
     }
 
-    /// Sets the transaction.
+    /// Sets the (sub)transaction that writes the record; without it there is none.
     #[must_use]
     pub fn xid(mut self, xid: u32) -> Self {
         self.xid = xid;
@@ -61,21 +61,21 @@ impl<'a> RecordBuilder<'a> {
         self
     }
 
-    /// Sets the replication origin.
+    /// Sets the replication origin; `None` writes no such part.
     #[must_use]
     pub fn origin(mut self, origin: Option<u16>) -> Self {
         self.origin = origin;
         self
     }
 
-    /// Sets the top-level transaction.
+    /// Sets the top-level transaction; `None` writes no such part.
     #[must_use]
     pub fn top_level_xid(mut self, xid: Option<u32>) -> Self {
         self.top_level_xid = xid;
         self
     }
 
-    /// Sets the main data.
+    /// Sets the resource manager's data that belongs to no block.
     #[must_use]
     pub fn main_data(mut self, main_data: &'a [u8]) -> Self {
         self.main_data = main_data;
@@ -303,9 +303,9 @@ pub fn lay_out(layout: &WalLayout, record: &[u8], at: Lsn) -> (RecordSpan, Vec<u
 /// A shutdown checkpoint written into otherwise empty pages.
 #[derive(Clone, Debug)]
 pub struct ShutdownCheckpoint {
-    /// Where the record stands.
+    /// Where the record starts, after any page header, and its aligned end.
     pub span: RecordSpan,
-    /// The record's bytes.
+    /// The record's bytes, without page headers.
     pub record: Vec<u8>,
     /// Whole WAL pages and where they begin: those the record stands on and, before them, the first page of
     /// its segment file, which PostgreSQL reads to know the file. What of them is not the record is zeros,

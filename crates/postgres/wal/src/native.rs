@@ -44,7 +44,7 @@ pub fn is_known(operation: u8) -> bool {
 /// A fork of an imported relation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CreatedRelation {
-    /// Which fork.
+    /// The fork that exists from here on.
     pub relation_fork: RelationFork,
     /// How many blocks it had. The fork's size follows from the pages put into it; this is to compare with.
     pub blocks: u32,
@@ -55,16 +55,16 @@ pub struct CreatedRelation {
 pub enum Native<'a> {
     /// The page becomes these bytes, as they are: no LSN is stamped.
     PutPage {
-        /// Which page.
+        /// The page that becomes `image`.
         key: PageKey,
-        /// Its bytes.
+        /// The page as it is, LSN included.
         image: &'a PageBytes,
     },
     /// The value becomes these bytes; `None` removes it.
     PutMeta {
-        /// Which value.
+        /// The value that becomes `value`.
         key: MetaKey,
-        /// Its bytes.
+        /// The new value; `None` removes it.
         value: Option<&'a [u8]>,
     },
     /// The forks exist from here on.

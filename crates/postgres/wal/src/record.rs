@@ -42,7 +42,7 @@ pub struct Record<'a> {
     pub blocks: BlockList<'a>,
     /// Resource-manager data that belongs to no block.
     pub main_data: &'a [u8],
-    /// Replication origin, if any.
+    /// The replication origin; `None` for local transactions.
     pub origin: Option<u16>,
     /// Top-level transaction, where the record carries it.
     pub top_level_xid: Option<u32>,
@@ -268,7 +268,7 @@ pub struct BlockList<'a> {
 impl<'a> BlockList<'a> {
     const INLINE: usize = 4;
 
-    /// An empty list.
+    /// A list without blocks, which allocates nothing.
     #[must_use]
     pub fn new() -> BlockList<'a> {
         BlockList { inline: [BlockReference::NOTHING; 4], inline_count: 0, spilled: Vec::new() }
@@ -325,7 +325,7 @@ impl fmt::Debug for BlockList<'_> {
 pub struct BlockReference<'a> {
     /// The id the resource manager knows it by.
     pub id: u8,
-    /// Which block.
+    /// The block of a relation fork it is about.
     pub key: BlockKey,
     /// The record re-initializes the page (`BKPBLOCK_WILL_INIT`): its old bytes do not matter.
     pub will_init: bool,
@@ -355,7 +355,7 @@ impl BlockReference<'_> {
 /// A full-page image as the record stores it: perhaps compressed, perhaps with its hole left out.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockImage<'a> {
-    /// The stored bytes.
+    /// The page without its hole, compressed or not.
     pub bytes: &'a [u8],
     /// Offset of the hole in the page; zero if none.
     pub hole_offset: u16,
@@ -370,13 +370,13 @@ pub struct BlockImage<'a> {
 /// How a full-page image is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ImageCompression {
-    /// As it is.
+    /// Stored as it is.
     None,
-    /// PostgreSQL's own LZ.
+    /// Compressed with PostgreSQL's own LZ (`pglz`).
     Pglz,
-    /// LZ4 block format.
+    /// Compressed in the LZ4 block format.
     Lz4,
-    /// Zstandard.
+    /// Compressed as one Zstandard frame.
     Zstd,
 }
 
@@ -386,9 +386,9 @@ pub enum RecordError {
     /// The bytes break the layout.
     #[error("malformed WAL record at {start}: {what}")]
     Malformed {
-        /// Position of its header.
+        /// Where the record starts in the log.
         start: Lsn,
-        /// Which rule is broken.
+        /// The rule of the layout that is broken.
         what: &'static str,
     },
     /// A full-page image cannot be restored.
@@ -400,7 +400,7 @@ pub enum RecordError {
     /// The checksum is not that of the bytes.
     #[error("WAL record at {start} fails its checksum")]
     Checksum {
-        /// Position of its header.
+        /// Where the record starts in the log.
         start: Lsn,
     },
 }

@@ -34,7 +34,7 @@ impl<'w, F: Fn(Lsn) -> &'w [u8]> WalSource<'w> for F {
 pub struct WalWindow<'w> {
     /// Position of its first byte.
     pub start: Lsn,
-    /// Its bytes.
+    /// The bytes from `start` on, contiguous.
     pub bytes: &'w [u8],
 }
 
@@ -45,7 +45,7 @@ impl<'w> WalSource<'w> for WalWindow<'w> {
     }
 }
 
-/// What a decoder found.
+/// What a decoder found at its position.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a record is the usual case, and boxing it would allocate")]
 pub enum Next<'r> {
@@ -70,9 +70,9 @@ pub enum StreamError {
     /// The page is a good one of another cluster or of one with other sizes.
     #[error("WAL page at {page} does not belong to this stream: {what}")]
     ForeignPage {
-        /// Where the page begins.
+        /// Where the page begins in the log.
         page: Lsn,
-        /// What does not fit.
+        /// What in its header does not fit.
         what: &'static str,
     },
     /// A record that has the right checksum breaks the layout.

@@ -21,9 +21,9 @@ use crate::page::{self, LinePointer, Placing};
 /// Where a tuple is: `ItemPointerData`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ItemPointer {
-    /// Block of the heap.
+    /// The block of the heap it is on.
     pub(crate) block: BlockNumber,
-    /// Line pointer on it.
+    /// The number of its line pointer, from one.
     pub(crate) offset_number: u16,
 }
 
@@ -197,7 +197,7 @@ impl StoredHeader {
 /// Part of a new tuple, after its header.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece<'r> {
-    /// Bytes of the record.
+    /// Bytes that the record stores.
     New(&'r [u8]),
     /// Bytes of an older tuple, by where they are on the page.
     OnPage(Range<usize>),
@@ -206,7 +206,7 @@ pub(crate) enum Piece<'r> {
 /// What the header of a new tuple says besides what the record stores.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewTuple {
-    /// The stored fields.
+    /// The header fields that the record stores.
     pub(crate) header: StoredHeader,
     /// `t_xmin`
     pub(crate) xmin: u32,

@@ -17,25 +17,25 @@ pub enum Effect {
     CreateRelation(RelationFork),
     /// Blocks from `blocks` on are gone.
     TruncateRelation {
-        /// Which fork.
+        /// The fork; blocks below `blocks` stay as they are.
         relation_fork: RelationFork,
         /// Its new size in blocks.
         blocks: u32,
     },
-    /// All forks are gone.
+    /// All forks are gone, whatever their size.
     DropRelation(RelationLocator),
     /// Every relation fork of `from`, as of just before this record, now also exists in `to`.
     CopyDatabase {
-        /// The template.
+        /// The template, which stays.
         from: DatabaseKey,
-        /// The new database.
+        /// The new database, of which nothing exists yet.
         to: DatabaseKey,
     },
     /// Every relation of the database in this tablespace is gone.
     DropDatabase(DatabaseKey),
     /// Pages of the store before `first_kept_page` are gone, in the store's circular page order.
     TruncateSlru {
-        /// Which store.
+        /// The store whose files go.
         kind: SlruKind,
         /// The oldest page that stays.
         first_kept_page: u32,
@@ -67,11 +67,11 @@ pub enum EffectError {
     /// Nobody has taught Borealis this operation.
     #[error("unknown redo at {start}: resource manager {resource_manager:?}, info {info:#04x}")]
     Unknown {
-        /// Position of the record.
+        /// Where the record starts in the log.
         start: borealis_types::Lsn,
-        /// Whose record it is.
+        /// The resource manager that wrote the record.
         resource_manager: crate::ResourceManager,
-        /// Its info byte.
+        /// `xl_info`: the operation in the high four bits.
         info: u8,
     },
     /// An extension's own resource manager wrote it.
@@ -82,11 +82,11 @@ pub enum EffectError {
         crate::custom::describe(*number)
     )]
     Custom {
-        /// Position of the record.
+        /// Where the record starts in the log.
         start: borealis_types::Lsn,
         /// The resource manager's number, 128 or above.
         number: u8,
-        /// Its info byte.
+        /// `xl_info`: the operation in the high four bits.
         info: u8,
     },
     /// The record's own data breaks its layout.
@@ -99,6 +99,8 @@ pub(super) struct Sink<'o> {
     pub(super) out: &'o mut Vec<Effect>,
     /// How many effects of earlier records stand in `out`.
     pub(super) first: usize,
+    /// Every block that the record lists is among the effects.
+    pub(super) has_listed: bool,
 }
 
 impl Sink<'_> {
@@ -132,6 +134,7 @@ impl Sink<'_> {
         for block in &record.blocks {
             self.page(PageKey::Block(block.key));
         }
+        self.has_listed = true;
     }
 
     pub(super) fn counters(&mut self) {
@@ -168,7 +171,7 @@ mod tests {
     #[should_panic(expected = "invariant status-stores-lose-whole-files is broken")]
     fn a_truncation_inside_a_segment_file_is_noticed() {
         let mut out = Vec::new();
-        Sink { out: &mut out, first: 0 }
+        Sink { out: &mut out, first: 0, has_listed: false }
             .push(Effect::TruncateSlru { kind: SlruKind::Transactions, first_kept_page: 33 });
     }
 }

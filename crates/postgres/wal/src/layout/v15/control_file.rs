@@ -167,7 +167,7 @@ control_file! {
     time: i64 = 24,
     /// Start of the last checkpoint record.
     checkpoint: Lsn = 32,
-    /// What that record holds.
+    /// The body of the record at `checkpoint`.
     checkpoint_copy: CheckPointRecord = 40,
     /// `unloggedLSN`: the counter that stands for LSNs on pages of unlogged relations.
     unlogged_lsn: Lsn = 128,
@@ -256,7 +256,7 @@ impl ControlFile {
         file
     }
 
-    /// The settings it keeps.
+    /// The settings that a standby, or the next start, has to know.
     #[must_use]
     pub fn parameters(&self) -> ParameterChange {
         ParameterChange {

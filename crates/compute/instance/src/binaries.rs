@@ -10,12 +10,12 @@ use nix::unistd::{Gid, Uid, User};
 use crate::InstanceError;
 use crate::program_file::ProgramFile;
 
-/// A PostgreSQL installation.
+/// An installation of PostgreSQL that was asked for its release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binaries {
     /// The folder that holds `postgres`, `initdb` and `psql`.
     pub folder: PathBuf,
-    /// Its release.
+    /// The release that `postgres --version` names.
     pub server_version: ServerVersion,
     /// The file of `postgres` that said so.
     pub postgres_file: ProgramFile,
@@ -163,11 +163,11 @@ pub fn server_version(text: &str) -> Option<ServerVersion> {
 /// The system user PostgreSQL runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatingSystemUser {
-    /// Its name.
+    /// Its name in `/etc/passwd`.
     pub name: String,
-    /// Its number.
+    /// Its user id; never zero.
     pub user_id: u32,
-    /// Its main group.
+    /// Its main group's id.
     pub group_id: u32,
     /// Whether the process must change to it (we run as root).
     pub switch: bool,

@@ -61,7 +61,7 @@ pub struct Contents {
     pub counters: Counters,
     /// `pg_control` of the `initdb` the volume was made from.
     pub control_file_template: Vec<u8>,
-    /// Every other small value.
+    /// Every other small value of the meta group, by key.
     pub values: Vec<(MetaKey, Vec<u8>)>,
 }
 

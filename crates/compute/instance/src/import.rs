@@ -13,12 +13,13 @@ use borealis_redo::counters::Counters;
 use borealis_types::{
     BLOCKS_PER_SEGMENT_FILE, BlockKey, DEFAULT_TABLESPACE, DatabaseKey, Fork, GLOBAL_TABLESPACE, Lsn,
     MetaKey, PAGE_SIZE, PageBytes, PageKey, PostgresVersion, RecordSpan, RelationFork, RelationLocator,
-    SlruKind,
+    SlruKind, invariant,
 };
 use borealis_wal::encode;
 use borealis_wal::layout::slru::PAGES_PER_SEGMENT;
 use borealis_wal::native::{CreatedRelation, Native};
 use borealis_wal::page::WalLayout;
+use borealis_wal::record::previous_start;
 
 use crate::{Binaries, InstanceError, OperatingSystemUser, on};
 
@@ -30,7 +31,7 @@ pub(crate) const KEPT_FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_
 /// One record of the import.
 #[derive(Debug, Clone)]
 pub struct ImportedRecord {
-    /// Where it stands.
+    /// Where it starts and ends in the volume's log.
     pub span: RecordSpan,
     /// Its bytes, without page headers.
     pub bytes: Vec<u8>,
@@ -51,7 +52,7 @@ pub struct Import {
 #[derive(Debug)]
 struct RelationFiles {
     relation_fork: RelationFork,
-    /// Segment files in order.
+    /// Its segment files of 1 GiB, in order.
     files: Vec<PathBuf>,
     blocks: u32,
 }
@@ -233,7 +234,7 @@ impl Import {
     }
 }
 
-/// Gives records their places.
+/// Gives records their places in the log, and links them.
 struct Stream {
     layout: WalLayout,
     next: Lsn,
@@ -241,8 +242,16 @@ struct Stream {
 }
 
 impl Stream {
+    /// Nodes take a record only after the one it names as its predecessor, and so would a server.
+    fn assert_linked(&self, span: RecordSpan, bytes: &[u8]) {
+        let link = previous_start(self.layout.version, span, bytes);
+        let linked = link == Ok(self.previous_start) && self.previous_start < span.start;
+        invariant!("imported-records-are-linked", linked, "{} names {link:?}", span.start);
+    }
+
     fn place(&mut self, bytes: Vec<u8>) -> ImportedRecord {
         let (span, _) = encode::lay_out(&self.layout, &bytes, self.next);
+        self.assert_linked(span, &bytes);
         self.next = span.end;
         self.previous_start = span.start;
         ImportedRecord { span, bytes }
@@ -290,6 +299,21 @@ fn parse_relation_file_name(name: &str) -> Option<(u32, Fork, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant imported-records-are-linked is broken")]
+    fn a_record_linked_to_another_is_noticed() {
+        let layout = WalLayout {
+            version: PostgresVersion::NEWEST,
+            timeline: 1,
+            system_identifier: 1,
+            segment_bytes: WalLayout::DEFAULT_SEGMENT_BYTES,
+        };
+        let mut stream = Stream { layout, next: Lsn(0x100_0000), previous_start: Lsn::ZERO };
+        let first = stream.native(&Native::CreateRelations(Vec::new()));
+        stream.previous_start = first.span.start;
+        stream.place(Native::CreateRelations(Vec::new()).encode(Lsn::ZERO));
+    }
 
     #[test]
     fn relation_files_are_told_from_others() {

@@ -28,14 +28,14 @@ pub use settings::{RefusedSetting, Settings};
 /// Why an instance cannot be prepared or run.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
-    /// A file operation failed.
+    /// A file or folder could not be read, written or made.
     #[error("{action} {path}: {source}")]
     File {
         /// What was tried, as in "cannot write".
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The operating system's reason.
         source: std::io::Error,
     },
     /// The memory file system has not enough room.
@@ -45,13 +45,13 @@ pub enum InstanceError {
          start it with --shm-size=2g), or choose another with --memory-dir"
     )]
     MemoryFileSystemFull {
-        /// Where.
+        /// The memory directory.
         path: PathBuf,
         /// Where that file system is mounted.
         mount_point: PathBuf,
-        /// Free now.
+        /// What is free there now.
         available_mib: u64,
-        /// Least needed to start.
+        /// The least that is needed to start.
         needed_mib: u64,
     },
     /// The server's user cannot get there.
@@ -60,17 +60,17 @@ pub enum InstanceError {
          it (chmod a+x {folder}), or choose another place with --memory-dir"
     )]
     NotReachable {
-        /// Whose permission is missing.
+        /// The system user whose permission is missing.
         user: String,
         /// The folder that cannot be entered.
         folder: PathBuf,
-        /// What lies below it.
+        /// The path below it that the server needs.
         path: PathBuf,
     },
     /// The directory is not on a memory file system.
     #[error("{0} is not on a memory file system (tmpfs); choose one, such as /dev/shm, with --memory-dir")]
     NotMemory(PathBuf),
-    /// No usable PostgreSQL.
+    /// No PostgreSQL is installed where it is looked for.
     #[error(
         "no PostgreSQL server was found in {looked_in}; install it (on Debian: apt-get install postgresql-{newest}) \
          or name its folder of programs with --pg-bin",
@@ -87,9 +87,9 @@ pub enum InstanceError {
         supported = PostgresVersion::supported()
     )]
     PostgresVersion {
-        /// The program asked.
+        /// The program that was asked for its version.
         program: PathBuf,
-        /// What it said.
+        /// What it answered.
         found: String,
     },
     /// The process does not run what was asked for its release.
@@ -98,11 +98,11 @@ pub enum InstanceError {
          another file: it was replaced meanwhile, or is a script; name the folder of the real programs with --pg-bin"
     )]
     PostgresReplaced {
-        /// The program asked.
+        /// The program that was asked for its version.
         program: PathBuf,
-        /// What it said.
+        /// What it answered.
         server_version: ServerVersion,
-        /// What the process runs.
+        /// The file that the process runs.
         running: String,
     },
     /// The system user does not exist.
@@ -116,12 +116,12 @@ pub enum InstanceError {
          a container: echo 'postgres:x:{0}:{0}::/tmp:/bin/sh' >> /etc/passwd when the image is made), or run as another user"
     )]
     UserWithoutName(u32),
-    /// A program failed.
+    /// A program of PostgreSQL failed.
     #[error("{program} failed ({status}): {output}")]
     Program {
-        /// Which.
+        /// The program that was run.
         program: PathBuf,
-        /// How it ended.
+        /// Its exit code, or the signal that ended it.
         status: String,
         /// The end of what it printed.
         output: String,

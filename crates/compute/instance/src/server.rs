@@ -17,17 +17,17 @@ use crate::{Binaries, InstanceError, OperatingSystemUser, Settings, on};
 /// How a server is started.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// Which PostgreSQL.
+    /// The installation whose `postgres` is started.
     pub binaries: Binaries,
-    /// As whom.
+    /// The system user that the server runs as.
     pub user: OperatingSystemUser,
     /// Its data directory, in the memory directory.
     pub data_directory: PathBuf,
     /// Where its local socket goes; without one if the socket's name would be longer than the kernel allows.
     pub socket_directory: PathBuf,
-    /// TCP port on 127.0.0.1.
+    /// The TCP port it listens on, on 127.0.0.1 only.
     pub port: u16,
-    /// The user's settings.
+    /// What the user sets besides, already checked.
     pub settings: Settings,
     /// The shim, without which no server is started.
     pub shim: ShimConfig,
@@ -40,7 +40,7 @@ pub struct ServerConfig {
 pub struct ShimConfig {
     /// What goes into `LD_PRELOAD`.
     pub library: PathBuf,
-    /// The shared memory file.
+    /// The file of the memory that driver and shim share.
     pub shared_memory: PathBuf,
     /// The event descriptor that wakes the driver; inherited, so it must not be close-on-exec.
     pub event_descriptor: i32,
@@ -113,7 +113,7 @@ impl Server {
         Ok(Server { child })
     }
 
-    /// The postmaster's process id.
+    /// The process id of the postmaster, which has a group of its own.
     #[must_use]
     pub fn process_id(&self) -> u32 {
         self.child.id()

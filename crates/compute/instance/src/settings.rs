@@ -37,7 +37,7 @@ const FORCED: &[(&str, &str, &str)] = &[
     ("track_commit_timestamp", "off", "commit timestamps are not stored yet"),
 ];
 
-/// Refused whatever the value.
+/// Settings that are refused whatever their value, and why.
 const REFUSED: &[(&str, &str)] = &[
     ("data_directory", "Borealis decides where the instance's directory is"),
     ("port", "give the port with --port"),

@@ -1,8 +1,11 @@
 //! Finding whose record it is, and letting that resource manager apply it.
 
-use borealis_types::{MetaKey, PageBytes, PageKey};
+use borealis_types::{Fork, MetaKey, PageBytes, PageKey, invariant};
+use borealis_wal::layout::heap::OPERATION_MASK;
+use borealis_wal::layout::heap2::VISIBLE;
 use borealis_wal::{Record, ResourceManager};
 
+use crate::block::is_fork;
 use crate::error::RedoError;
 use crate::fault::{Fault, Redo};
 use crate::{
@@ -30,6 +33,39 @@ fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
             _ => Ok(()),
         };
     }
+    apply_operation(record, key, page)?;
+    assert_stamped(record, key, page);
+    Ok(())
+}
+
+/// Whether PostgreSQL stamps whatever page this record changes, other than by its image.
+fn stamps(record: &Record<'_>, key: &PageKey) -> bool {
+    match record.resource_manager {
+        ResourceManager::Btree
+        | ResourceManager::Gin
+        | ResourceManager::Gist
+        | ResourceManager::Spgist
+        | ResourceManager::Brin
+        | ResourceManager::Sequence
+        | ResourceManager::Generic => true,
+        ResourceManager::Hash => !hash::only_locks(record, key),
+        // Clearing bits of the visibility map is no reason to, nor is setting them on the heap page.
+        ResourceManager::Heap => !is_fork(key, Fork::VisibilityMap),
+        ResourceManager::Heap2 => {
+            !is_fork(key, Fork::VisibilityMap) && record.info & OPERATION_MASK != VISIBLE
+        }
+        _ => false,
+    }
+}
+
+/// The server whose page this was has it with this LSN, and tells by it that the record is applied.
+fn assert_stamped(record: &Record<'_>, key: &PageKey, page: &PageBytes) {
+    let lsn = page::lsn(page);
+    let stamped = lsn == record.span.end || !stamps(record, key);
+    invariant!("redone-page-has-the-records-lsn", stamped, "{key} has {lsn}, the record {}", record.span.end);
+}
+
+fn apply_operation(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     match record.resource_manager {
         ResourceManager::Xlog => xlog::redo_page(record, key, page),
         ResourceManager::Transaction => transaction::redo_page(record, key, page),
@@ -110,4 +146,17 @@ fn redo_meta(record: &Record<'_>, key: &MetaKey, value: Option<Vec<u8>>) -> Redo
 pub fn meta_before(record: &Record<'_>, key: &MetaKey) -> Result<Option<MetaKey>, RedoError> {
     database::meta_before(record, key)
         .map_err(|fault| RedoError::from_fault(fault, record, || format!("{key:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_record::{block_key, record_on};
+
+    #[test]
+    #[should_panic(expected = "invariant redone-page-has-the-records-lsn is broken")]
+    fn a_page_that_redo_did_not_stamp_is_noticed() {
+        let record = record_on(ResourceManager::Generic, 0, &[], &[(0, 1, &[])]);
+        assert_stamped(&record, &PageKey::Block(block_key(1)), &[0; borealis_types::PAGE_SIZE]);
+    }
 }

@@ -31,22 +31,22 @@ impl<'a> Reader<'a> {
         Ok(array)
     }
 
-    /// The next byte.
+    /// Takes one byte, or fails at the end.
     pub(crate) fn u8(&mut self) -> Redo<u8> {
         Ok(self.array::<1>()?[0])
     }
 
-    /// The next two bytes.
+    /// Takes two bytes as a number, the lowest first.
     pub(crate) fn u16(&mut self) -> Redo<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    /// The next four bytes.
+    /// Takes four bytes as a number, the lowest first.
     pub(crate) fn u32(&mut self) -> Redo<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    /// The next eight bytes.
+    /// Takes eight bytes as a number, the lowest first.
     pub(crate) fn u64(&mut self) -> Redo<u64> {
         self.array().map(u64::from_le_bytes)
     }
@@ -68,7 +68,7 @@ impl<'a> Reader<'a> {
         self.skip(self.position.next_multiple_of(alignment) - self.position)
     }
 
-    /// Everything that is left.
+    /// Takes all bytes that are left.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         let rest = &self.bytes[self.position..];
         self.position = self.bytes.len();
@@ -101,7 +101,7 @@ impl<'a> OffsetNumbers<'a> {
         self.0.iter().map(|number| u16::from_le_bytes(*number))
     }
 
-    /// Whether there are none.
+    /// Whether the record stores no number.
     pub(crate) fn is_empty(self) -> bool {
         self.0.is_empty()
     }

@@ -5,7 +5,7 @@
 //! (`xlog_redo` in `src/backend/access/transam/xlog.c`, `ApplyWalRecord` in `xlogrecovery.c`, and the redo
 //! functions of the other resource managers).
 
-use borealis_types::{Lsn, RecordSpan};
+use borealis_types::{Lsn, RecordSpan, invariant};
 use borealis_wal::layout::{
     CheckPointRecord, ClogTruncate, CommitTsTruncate, EndOfRecovery, INVALID_XID, MultiXactCreate,
     MultiXactTruncate, ParameterChange, RunningTransactions, TransactionEnd, control_file::ControlFile,
@@ -18,7 +18,7 @@ use crate::error::RedoError;
 use crate::fault::{Fault, Redo, expect};
 use crate::transaction_id::{advance_full_past, circularly_precedes, precedes};
 
-/// Which encoding follows.
+/// The first byte of the stored form; a change of the form changes it.
 const ENCODING_VERSION: u8 = 1;
 
 /// The value of `MetaKey::Counters`.
@@ -26,11 +26,11 @@ const ENCODING_VERSION: u8 = 1;
 pub struct Counters {
     /// Next transaction id, with its epoch in the high half.
     pub next_full_xid: u64,
-    /// Next OID.
+    /// The OID handed out next.
     pub next_oid: u32,
-    /// Next multixact id.
+    /// The multixact id handed out next.
     pub next_multi: u32,
-    /// Next multixact member offset.
+    /// The multixact member offset handed out next.
     pub next_multi_offset: u32,
     /// Oldest `datfrozenxid` of the cluster.
     pub oldest_xid: u32,
@@ -46,7 +46,7 @@ pub struct Counters {
     pub newest_commit_ts_xid: u32,
     /// Oldest transaction that was running at the last snapshot of running transactions; zero if unknown.
     pub oldest_active_xid: u32,
-    /// Time line.
+    /// The time line that records are written on.
     pub timeline: u32,
     /// The time line it came from, or itself.
     pub previous_timeline: u32,
@@ -300,9 +300,11 @@ impl Counters {
         }
         bytes.extend_from_slice(&self.last_record.start.0.to_le_bytes());
         bytes.extend_from_slice(&self.last_record.end.0.to_le_bytes());
+        assert_whole(&bytes);
         bytes
     }
 
+    /// Bytes of the stored form; other lengths are refused when it is read.
     const ENCODED_SIZE: usize = 1 + 8 + 12 * 4 + 1 + 8 + 8 * 4 + 16;
 
     /// Reads the stored form; `None` if these are not counters.
@@ -346,6 +348,12 @@ impl Counters {
         counters.last_record = RecordSpan { start: Lsn(data.u64()?), end: Lsn(data.u64()?) };
         Ok(counters)
     }
+}
+
+/// Whoever reads the counters refuses another length, and then the volume does not start.
+fn assert_whole(bytes: &[u8]) {
+    let length = bytes.len();
+    invariant!("encoded-counters-are-whole", length == Counters::ENCODED_SIZE, "{length} bytes");
 }
 
 /// Applies any record to the counters. A volume's first record that matters to them is its import's, so before

@@ -10,25 +10,25 @@ pub enum RedoError {
     /// Nobody has taught Borealis this operation.
     #[error("unknown redo at {start}: resource manager {resource_manager:?}, info {info:#04x}")]
     Unknown {
-        /// Position of the record.
+        /// Where the record starts in the log.
         start: borealis_types::Lsn,
-        /// Whose record it is.
+        /// The resource manager that wrote the record.
         resource_manager: borealis_wal::ResourceManager,
-        /// Its info byte.
+        /// `xl_info`: the operation in the high four bits.
         info: u8,
     },
     /// The record or the page it applies to breaks an expectation of redo.
     #[error("redo of {resource_manager:?} record at {start} (info {info:#04x}) on {key} failed: {what}")]
     Failed {
-        /// Position of the record.
+        /// Where the record starts in the log.
         start: borealis_types::Lsn,
-        /// Whose record it is.
+        /// The resource manager that wrote the record.
         resource_manager: borealis_wal::ResourceManager,
-        /// Its info byte.
+        /// `xl_info`: the operation in the high four bits.
         info: u8,
         /// What it was applied to.
         key: String,
-        /// Which expectation.
+        /// The expectation that does not hold.
         what: &'static str,
     },
 }

@@ -17,7 +17,7 @@ pub(crate) fn build(builder: &RecordBuilder<'_>) -> Record<'static> {
     parse(Vec::leak(builder.finish()))
 }
 
-/// A record without blocks.
+/// A record that lists no block.
 pub(crate) fn record(resource_manager: ResourceManager, info: u8, main_data: &[u8]) -> Record<'static> {
     build(&RecordBuilder::new(resource_manager, info).main_data(main_data))
 }

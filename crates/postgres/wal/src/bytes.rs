@@ -16,13 +16,13 @@ impl<'a> Reader<'a> {
         Reader { rest: bytes }
     }
 
-    /// Bytes not read yet.
+    /// How many bytes have not been read yet.
     #[must_use]
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    /// Everything not read yet.
+    /// The bytes that have not been read yet; none is taken.
     #[must_use]
     pub fn rest(&self) -> &'a [u8] {
         self.rest
@@ -42,17 +42,17 @@ impl<'a> Reader<'a> {
         Some(*taken)
     }
 
-    /// The next byte.
+    /// Takes one byte; `None` at the end.
     pub fn u8(&mut self) -> Option<u8> {
         self.array().map(u8::from_le_bytes)
     }
 
-    /// The next two bytes.
+    /// Takes two bytes as a number, the lowest first.
     pub fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    /// The next four bytes.
+    /// Takes four bytes as a number, the lowest first.
     pub fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
         self.array().map(i32::from_le_bytes)
     }
 
-    /// The next eight bytes.
+    /// Takes eight bytes as a number, the lowest first.
     pub fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }

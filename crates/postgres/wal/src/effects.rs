@@ -4,6 +4,8 @@
 //! cannot disagree. It is total: a record whose effects are not known is an error, never an empty list
 //! (invariant 9).
 
+use borealis_types::invariant;
+
 use crate::{Record, ResourceManager};
 
 mod brin;
@@ -56,12 +58,40 @@ use sink::{Sink, unknown};
 /// When the operation is unknown or its data malformed; `out` is then unchanged.
 pub fn effects(record: &Record<'_>, out: &mut Vec<Effect>) -> Result<(), EffectError> {
     let first = out.len();
-    let mut sink = Sink { out, first };
+    let mut sink = Sink { out, first, has_listed: false };
     let result = collect(record, &mut sink);
     if result.is_err() {
-        out.truncate(first);
+        sink.out.truncate(first);
+    } else {
+        assert_covered(record, &sink);
     }
     result
+}
+
+/// A node that is not sent a record cannot apply it: whatever block a record of an access method lists, redo is asked
+/// about. (Records of the others list none, and if one came that does, redo would not look at it.)
+fn assert_covered(record: &Record<'_>, sink: &Sink<'_>) {
+    let of_access_method = matches!(
+        record.resource_manager,
+        ResourceManager::Heap
+            | ResourceManager::Heap2
+            | ResourceManager::Btree
+            | ResourceManager::Hash
+            | ResourceManager::Gin
+            | ResourceManager::Gist
+            | ResourceManager::Sequence
+            | ResourceManager::Spgist
+            | ResourceManager::Brin
+            | ResourceManager::Generic
+    );
+    let covered = sink.has_listed || !of_access_method;
+    invariant!(
+        "effects-cover-listed-blocks",
+        covered,
+        "{:?} at {}",
+        record.resource_manager,
+        record.span.start
+    );
 }
 
 fn collect(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> {
@@ -93,5 +123,21 @@ fn collect(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), EffectError> 
             Err(EffectError::Custom { start: record.span.start, number, info: record.info })
         }
         ResourceManager::Other(_) => Err(unknown(record)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encode::RecordBuilder;
+    use crate::layout;
+    use borealis_types::{RecordSpan, ServerVersion};
+
+    #[test]
+    #[should_panic(expected = "invariant effects-cover-listed-blocks is broken")]
+    fn listed_blocks_without_an_effect_are_noticed() {
+        let bytes = RecordBuilder::new(ResourceManager::Heap, layout::heap::LOCK).finish();
+        let record = Record::parse(ServerVersion::NEWEST_TESTED, RecordSpan::NONE, &bytes).unwrap();
+        assert_covered(&record, &Sink { out: &mut Vec::new(), first: 0, has_listed: false });
     }
 }

@@ -1,6 +1,8 @@
 //! The way back: records from their parts, and their place among WAL pages.
 
-use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageBytes, RecordSpan};
+use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageBytes, RecordSpan, invariant};
+
+use crate::bytes::Reader;
 
 use crate::layout::common::wal_record::{
     BLOCK_HAS_DATA, BLOCK_HAS_IMAGE, BLOCK_ID_MAX, BLOCK_SAME_RELATION, BLOCK_WILL_INIT, CHECKSUM_OFFSET,
@@ -9,7 +11,7 @@ use crate::layout::common::wal_record::{
 };
 use crate::layout::{CheckPointRecord, page as page_header, xlog};
 use crate::page::{WAL_PAGE_BYTES, WalLayout, is_segment_start, page_start};
-use crate::record::checksum;
+use crate::record::{RecordHeader, checksum, verify_checksum};
 use crate::{BlockImage, BlockReference, ImageCompression, ResourceManager};
 
 /// Pages one [`full_page_images`] record can hold.
@@ -45,7 +47,7 @@ impl<'a> RecordBuilder<'a> {
         }
     }
 
-    /// Sets the transaction.
+    /// Sets the (sub)transaction that writes the record; without it there is none.
     #[must_use]
     pub fn xid(mut self, xid: u32) -> Self {
         self.xid = xid;
@@ -59,21 +61,21 @@ impl<'a> RecordBuilder<'a> {
         self
     }
 
-    /// Sets the replication origin.
+    /// Sets the replication origin; `None` writes no such part.
     #[must_use]
     pub fn origin(mut self, origin: Option<u16>) -> Self {
         self.origin = origin;
         self
     }
 
-    /// Sets the top-level transaction.
+    /// Sets the top-level transaction; `None` writes no such part.
     #[must_use]
     pub fn top_level_xid(mut self, xid: Option<u32>) -> Self {
         self.top_level_xid = xid;
         self
     }
 
-    /// Sets the main data.
+    /// Sets the resource manager's data that belongs to no block.
     #[must_use]
     pub fn main_data(mut self, main_data: &'a [u8]) -> Self {
         self.main_data = main_data;
@@ -86,9 +88,8 @@ impl<'a> RecordBuilder<'a> {
     /// If its id is not above the last one's, or above [`BLOCK_ID_MAX`].
     #[must_use]
     pub fn block(mut self, block: BlockReference<'a>) -> Self {
-        assert!(block.id <= BLOCK_ID_MAX, "block id {} does not exist", block.id);
-        let rises = self.blocks.last().is_none_or(|last| last.id < block.id);
-        assert!(rises, "block ids must rise, {} does not", block.id);
+        let rises = block.id <= BLOCK_ID_MAX && self.blocks.last().is_none_or(|last| last.id < block.id);
+        invariant!("record-block-ids-rise", rises, "block id {}", block.id);
         self.blocks.push(block);
         self
     }
@@ -137,13 +138,29 @@ impl<'a> RecordBuilder<'a> {
         }
         bytes.extend_from_slice(self.main_data);
 
-        assert!(bytes.len() <= RECORD_BYTES_MAX, "a record of {} bytes is too long", bytes.len());
+        assert_length(bytes.len());
         let total_bytes = u32::try_from(bytes.len()).expect("the limit is below 4 GiB");
         bytes[..4].copy_from_slice(&total_bytes.to_le_bytes());
         let checksum = checksum(&bytes);
         bytes[CHECKSUM_OFFSET..RECORD_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        assert_sealed(&bytes);
         bytes
     }
+}
+
+fn assert_length(length: usize) {
+    invariant!("record-not-longer-than-readers-take", length <= RECORD_BYTES_MAX, "{length} bytes");
+}
+
+/// Says of an encoded record what the decoder of the log will ask of it.
+fn assert_sealed(bytes: &[u8]) {
+    let announced = RecordHeader::read(&mut Reader::new(bytes)).map(|header| header.total_bytes as usize);
+    invariant!(
+        "encoded-record-passes-its-checks",
+        announced == Some(bytes.len()) && verify_checksum(bytes, Lsn::ZERO).is_ok(),
+        "{} bytes, announced {announced:?}",
+        bytes.len()
+    );
 }
 
 fn push_block_header(block: &BlockReference<'_>, same_relation: bool, bytes: &mut Vec<u8>) {
@@ -220,22 +237,27 @@ pub fn full_page_images(pages: &[(BlockKey, &PageBytes)], previous_start: Lsn) -
         })
         .collect();
     let mut builder = RecordBuilder::new(ResourceManager::Xlog, xlog::FULL_PAGE_IMAGE);
-    for (id, ((key, _), (hole_offset, hole_length, bytes))) in pages.iter().zip(&solid).enumerate() {
-        builder = builder.block(BlockReference {
-            id: u8::try_from(id).expect("there are at most 32 pages"),
-            key: *key,
-            will_init: false,
-            image: Some(BlockImage {
-                bytes,
-                hole_offset: *hole_offset,
-                hole_length: *hole_length,
-                compression: ImageCompression::None,
-                apply: true,
-            }),
-            data: &[],
-        });
+    for (id, ((key, page), (hole_offset, hole_length, bytes))) in pages.iter().zip(&solid).enumerate() {
+        let image = BlockImage {
+            bytes,
+            hole_offset: *hole_offset,
+            hole_length: *hole_length,
+            compression: ImageCompression::None,
+            apply: true,
+        };
+        assert_restores(&image, page);
+        let id = u8::try_from(id).expect("there are at most 32 pages");
+        builder =
+            builder.block(BlockReference { id, key: *key, will_init: false, image: Some(image), data: &[] });
     }
     builder.previous_start(previous_start).finish()
+}
+
+/// Says of an image what whoever applies it relies on. A page of an import is read once and thrown away.
+fn assert_restores(image: &BlockImage<'_>, page: &PageBytes) {
+    let mut restored = [0; PAGE_SIZE];
+    let result = image.restore(&mut restored);
+    invariant!("full-page-image-restores-its-page", result.is_ok() && restored == *page, "{result:?}");
 }
 
 /// Lays a record out as it stands in the log.
@@ -249,11 +271,9 @@ pub fn full_page_images(pages: &[(BlockKey, &PageBytes)], previous_start: Lsn) -
 #[must_use]
 pub fn lay_out(layout: &WalLayout, record: &[u8], at: Lsn) -> (RecordSpan, Vec<u8>) {
     let in_page = at.0 - page_start(at).0;
-    assert!(at.0.is_multiple_of(8), "a record begins at an aligned position, {at} is not");
-    assert!(
-        in_page == 0 || in_page >= layout.header_bytes(page_start(at)) as u64,
-        "{at} is inside a page header"
-    );
+    let header_bytes = layout.header_bytes(page_start(at)) as u64;
+    let between_records = at.0.is_multiple_of(8) && (in_page == 0 || in_page >= header_bytes);
+    invariant!("record-begins-where-one-may", between_records, "at {at}");
     assert!(!record.is_empty(), "there is no empty record");
     let mut bytes = Vec::with_capacity(record.len() + record.len() / 200 + 96);
     let position = |bytes: &Vec<u8>| Lsn(at.0 + bytes.len() as u64);
@@ -283,9 +303,9 @@ pub fn lay_out(layout: &WalLayout, record: &[u8], at: Lsn) -> (RecordSpan, Vec<u
 /// A shutdown checkpoint written into otherwise empty pages.
 #[derive(Clone, Debug)]
 pub struct ShutdownCheckpoint {
-    /// Where the record stands.
+    /// Where the record starts, after any page header, and its aligned end.
     pub span: RecordSpan,
-    /// The record's bytes.
+    /// The record's bytes, without page headers.
     pub record: Vec<u8>,
     /// Whole WAL pages and where they begin: those the record stands on and, before them, the first page of
     /// its segment file, which PostgreSQL reads to know the file. What of them is not the record is zeros,
@@ -307,7 +327,8 @@ pub fn shutdown_checkpoint(
 ) -> ShutdownCheckpoint {
     let at = last.end;
     let header_bytes = if page_start(at) == at { layout.header_bytes(at) as u64 } else { 0 };
-    let body = CheckPointRecord { redo: Lsn(at.0 + header_bytes), ..checkpoint }.encode();
+    let redo = Lsn(at.0 + header_bytes);
+    let body = CheckPointRecord { redo, ..checkpoint }.encode();
     let record = RecordBuilder::new(ResourceManager::Xlog, xlog::CHECKPOINT_SHUTDOWN)
         .previous_start(last.start)
         .main_data(&body)
@@ -344,9 +365,101 @@ pub fn shutdown_checkpoint(
             .expect("every page of the record was begun above");
         content[(position.0 - home.0) as usize] = *byte;
     }
-    assert!(
-        pages.iter().any(|(page, _)| is_segment_start(*page, layout.segment_bytes)),
-        "the segment file's first page is among the pages"
-    );
+    assert_checkpoint_can_be_found(layout, last, redo, span, &pages);
     ShutdownCheckpoint { span, record, pages }
+}
+
+/// A server that finds the checkpoint reads its segment file's first page, then the record at `redo`, and its link back.
+fn assert_checkpoint_can_be_found(
+    layout: &WalLayout,
+    last: RecordSpan,
+    redo: Lsn,
+    span: RecordSpan,
+    pages: &[(Lsn, Box<PageBytes>)],
+) {
+    let has_first_page = pages.iter().any(|(page, _)| is_segment_start(*page, layout.segment_bytes));
+    invariant!("checkpoint-has-its-segments-first-page", has_first_page, "for {}", span.start);
+    invariant!(
+        "checkpoint-starts-at-its-redo",
+        span.start == redo && last.end <= span.start,
+        "redo {redo}, start {}, last {}",
+        span.start,
+        last.end
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::PostgresVersion;
+
+    const LAYOUT: WalLayout = WalLayout {
+        version: PostgresVersion::NEWEST,
+        timeline: 1,
+        system_identifier: 1,
+        segment_bytes: WalLayout::DEFAULT_SEGMENT_BYTES,
+    };
+
+    fn block(id: u8) -> BlockReference<'static> {
+        let locator = borealis_types::RelationLocator { tablespace: 1663, database: 5, relation: 16_384 };
+        let relation_fork = borealis_types::RelationFork { locator, fork: borealis_types::Fork::Main };
+        let key = BlockKey { relation_fork, block: 0 };
+        BlockReference { id, key, will_init: false, image: None, data: &[] }
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant record-block-ids-rise is broken")]
+    fn a_block_id_that_does_not_rise_is_noticed() {
+        let _ = RecordBuilder::new(ResourceManager::Heap, 0).block(block(1)).block(block(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant encoded-record-passes-its-checks is broken")]
+    fn a_record_that_changed_after_it_was_sealed_is_noticed() {
+        let mut bytes = RecordBuilder::new(ResourceManager::Heap, 0).main_data(&[1, 2]).finish();
+        bytes[RECORD_HEADER_BYTES] ^= 1;
+        assert_sealed(&bytes);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant record-begins-where-one-may is broken")]
+    fn a_record_inside_a_page_header_is_noticed() {
+        let _ = lay_out(&LAYOUT, &[1], Lsn(8));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant checkpoint-starts-at-its-redo is broken")]
+    fn a_checkpoint_that_starts_elsewhere_is_noticed() {
+        let span = RecordSpan { start: Lsn(48), end: Lsn(160) };
+        let first_page = [(Lsn(0), Box::new([0; PAGE_SIZE]))];
+        assert_checkpoint_can_be_found(&LAYOUT, RecordSpan::NONE, Lsn(40), span, &first_page);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant checkpoint-has-its-segments-first-page is broken")]
+    fn a_checkpoint_without_its_segments_first_page_is_noticed() {
+        let span = RecordSpan { start: Lsn(40), end: Lsn(152) };
+        assert_checkpoint_can_be_found(&LAYOUT, RecordSpan::NONE, Lsn(40), span, &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant full-page-image-restores-its-page is broken")]
+    fn an_image_whose_hole_is_not_empty_is_noticed() {
+        let mut page = [0; PAGE_SIZE];
+        page[100] = 7;
+        let image = BlockImage {
+            bytes: &[0; PAGE_SIZE - 200],
+            hole_offset: 50,
+            hole_length: 200,
+            compression: ImageCompression::None,
+            apply: true,
+        };
+        assert_restores(&image, &page);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant record-not-longer-than-readers-take is broken")]
+    fn a_record_that_no_reader_takes_is_noticed() {
+        assert_length(RECORD_BYTES_MAX + 1);
+    }
 }

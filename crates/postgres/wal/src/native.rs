@@ -18,7 +18,7 @@
 
 use borealis_types::{
     BlockKey, DatabaseKey, Fork, Lsn, MetaKey, PAGE_SIZE, PageBytes, PageKey, RelationFork, RelationLocator,
-    SlruKind,
+    SlruKind, invariant,
 };
 
 use crate::bytes::Reader;
@@ -44,7 +44,7 @@ pub fn is_known(operation: u8) -> bool {
 /// A fork of an imported relation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CreatedRelation {
-    /// Which fork.
+    /// The fork that exists from here on.
     pub relation_fork: RelationFork,
     /// How many blocks it had. The fork's size follows from the pages put into it; this is to compare with.
     pub blocks: u32,
@@ -55,16 +55,16 @@ pub struct CreatedRelation {
 pub enum Native<'a> {
     /// The page becomes these bytes, as they are: no LSN is stamped.
     PutPage {
-        /// Which page.
+        /// The page that becomes `image`.
         key: PageKey,
-        /// Its bytes.
+        /// The page as it is, LSN included.
         image: &'a PageBytes,
     },
     /// The value becomes these bytes; `None` removes it.
     PutMeta {
-        /// Which value.
+        /// The value that becomes `value`.
         key: MetaKey,
-        /// Its bytes.
+        /// The new value; `None` removes it.
         value: Option<&'a [u8]>,
     },
     /// The forks exist from here on.
@@ -142,10 +142,19 @@ impl<'a> Native<'a> {
                 CREATE_RELATIONS
             }
         };
+        self.assert_reads_back(operation, &data);
         RecordBuilder::new(ResourceManager::Borealis, operation)
             .previous_start(previous_start)
             .main_data(&data)
             .finish()
+    }
+}
+
+impl Native<'_> {
+    /// A node that cannot read a record of ours stops its whole volume.
+    fn assert_reads_back(&self, operation: u8, data: &[u8]) {
+        let same = Native::read(operation, data).as_ref() == Some(self);
+        invariant!("native-record-reads-back", same, "operation {operation:#04x}, {} bytes", data.len());
     }
 }
 
@@ -236,5 +245,16 @@ fn read_meta_key(reader: &mut Reader<'_>) -> Option<MetaKey> {
             Some(MetaKey::SmallFile(str::from_utf8(path).ok()?.to_owned()))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant native-record-reads-back is broken")]
+    fn a_record_that_reads_as_another_is_noticed() {
+        Native::CreateRelations(Vec::new()).assert_reads_back(CREATE_RELATIONS, &[0; 3]);
     }
 }

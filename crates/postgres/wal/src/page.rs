@@ -12,7 +12,7 @@ pub use crate::layout::common::wal_page::{
 /// What all pages of a stream have in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WalLayout {
-    /// Whose pages they are.
+    /// The version that writes them: its magic number is in each.
     pub version: PostgresVersion,
     /// Time line the pages are written on.
     pub timeline: u32,
@@ -23,7 +23,7 @@ pub struct WalLayout {
 }
 
 impl WalLayout {
-    /// PostgreSQL's default segment size.
+    /// The size that `initdb` gives segment files unless told otherwise.
     pub const DEFAULT_SEGMENT_BYTES: u32 = DEFAULT_SEGMENT_BYTES;
 
     /// Bytes of the header of the page that begins at `page`.
@@ -136,7 +136,7 @@ impl PageHeader {
         Some(header)
     }
 
-    /// Its own length.
+    /// How many bytes of the page the header takes.
     #[must_use]
     pub fn header_bytes(&self) -> usize {
         if self.long.is_some() { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES }

@@ -8,7 +8,7 @@ use std::ops::Deref;
 
 use arrayvec::ArrayVec;
 use borealis_types::{
-    BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator, ServerVersion,
+    BlockKey, Fork, Lsn, PostgresVersion, RecordSpan, RelationFork, RelationLocator, ServerVersion, invariant,
 };
 
 use crate::ResourceManager;
@@ -42,7 +42,7 @@ pub struct Record<'a> {
     pub blocks: BlockList<'a>,
     /// Resource-manager data that belongs to no block.
     pub main_data: &'a [u8],
-    /// Replication origin, if any.
+    /// The replication origin; `None` for local transactions.
     pub origin: Option<u16>,
     /// Top-level transaction, where the record carries it.
     pub top_level_xid: Option<u32>,
@@ -124,6 +124,8 @@ pub fn verify_checksum(bytes: &[u8], start: Lsn) -> Result<(), RecordError> {
 /// # Panics
 /// If there is no whole header.
 pub(crate) fn checksum(bytes: &[u8]) -> u32 {
+    let length = bytes.len();
+    invariant!("checksummed-record-has-its-header", length >= RECORD_HEADER_BYTES, "{length} bytes");
     let (header, body) = bytes.split_at(RECORD_HEADER_BYTES);
     crc32c::crc32c_append(crc32c::crc32c(body), &header[..CHECKSUM_OFFSET])
 }
@@ -266,7 +268,7 @@ pub struct BlockList<'a> {
 impl<'a> BlockList<'a> {
     const INLINE: usize = 4;
 
-    /// An empty list.
+    /// A list without blocks, which allocates nothing.
     #[must_use]
     pub fn new() -> BlockList<'a> {
         BlockList { inline: [BlockReference::NOTHING; 4], inline_count: 0, spilled: Vec::new() }
@@ -323,7 +325,7 @@ impl fmt::Debug for BlockList<'_> {
 pub struct BlockReference<'a> {
     /// The id the resource manager knows it by.
     pub id: u8,
-    /// Which block.
+    /// The block of a relation fork it is about.
     pub key: BlockKey,
     /// The record re-initializes the page (`BKPBLOCK_WILL_INIT`): its old bytes do not matter.
     pub will_init: bool,
@@ -353,7 +355,7 @@ impl BlockReference<'_> {
 /// A full-page image as the record stores it: perhaps compressed, perhaps with its hole left out.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockImage<'a> {
-    /// The stored bytes.
+    /// The page without its hole, compressed or not.
     pub bytes: &'a [u8],
     /// Offset of the hole in the page; zero if none.
     pub hole_offset: u16,
@@ -368,13 +370,13 @@ pub struct BlockImage<'a> {
 /// How a full-page image is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ImageCompression {
-    /// As it is.
+    /// Stored as it is.
     None,
-    /// PostgreSQL's own LZ.
+    /// Compressed with PostgreSQL's own LZ (`pglz`).
     Pglz,
-    /// LZ4 block format.
+    /// Compressed in the LZ4 block format.
     Lz4,
-    /// Zstandard.
+    /// Compressed as one Zstandard frame.
     Zstd,
 }
 
@@ -384,9 +386,9 @@ pub enum RecordError {
     /// The bytes break the layout.
     #[error("malformed WAL record at {start}: {what}")]
     Malformed {
-        /// Position of its header.
+        /// Where the record starts in the log.
         start: Lsn,
-        /// Which rule is broken.
+        /// The rule of the layout that is broken.
         what: &'static str,
     },
     /// A full-page image cannot be restored.
@@ -398,7 +400,7 @@ pub enum RecordError {
     /// The checksum is not that of the bytes.
     #[error("WAL record at {start} fails its checksum")]
     Checksum {
-        /// Position of its header.
+        /// Where the record starts in the log.
         start: Lsn,
     },
 }
@@ -406,4 +408,13 @@ pub enum RecordError {
 /// A parsed part of the record, or the error that names the record and the layout it breaks.
 pub(crate) fn parsed<T>(record: &Record<'_>, part: Option<T>, what: &'static str) -> Result<T, RecordError> {
     part.ok_or(RecordError::Malformed { start: record.span.start, what })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    #[should_panic(expected = "invariant checksummed-record-has-its-header is broken")]
+    fn a_checksum_without_a_header_is_noticed() {
+        super::checksum(&[0; 10]);
+    }
 }

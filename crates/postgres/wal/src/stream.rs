@@ -6,7 +6,7 @@
 //! is wrong: it is [`Next::Incomplete`], the position stays, and the same bytes are read again when there are
 //! more. Only what no later write can mend is an error.
 
-use borealis_types::{Lsn, RecordSpan, ServerVersion};
+use borealis_types::{Lsn, RecordSpan, ServerVersion, invariant};
 
 use crate::bytes::Reader;
 use crate::layout::common::wal_page::{FIRST_IS_CONTINUATION, FIRST_IS_OVERWRITE, WAL_PAGE_BYTES};
@@ -34,7 +34,7 @@ impl<'w, F: Fn(Lsn) -> &'w [u8]> WalSource<'w> for F {
 pub struct WalWindow<'w> {
     /// Position of its first byte.
     pub start: Lsn,
-    /// Its bytes.
+    /// The bytes from `start` on, contiguous.
     pub bytes: &'w [u8],
 }
 
@@ -45,7 +45,7 @@ impl<'w> WalSource<'w> for WalWindow<'w> {
     }
 }
 
-/// What a decoder found.
+/// What a decoder found at its position.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a record is the usual case, and boxing it would allocate")]
 pub enum Next<'r> {
@@ -70,9 +70,9 @@ pub enum StreamError {
     /// The page is a good one of another cluster or of one with other sizes.
     #[error("WAL page at {page} does not belong to this stream: {what}")]
     ForeignPage {
-        /// Where the page begins.
+        /// Where the page begins in the log.
         page: Lsn,
-        /// What does not fit.
+        /// What in its header does not fit.
         what: &'static str,
     },
     /// A record that has the right checksum breaks the layout.
@@ -96,6 +96,12 @@ pub struct RecordDecoder {
 
 /// The last page that is looked at: no position on it, nor the end of it, overflows.
 const LAST_PAGE: Lsn = Lsn(u64::MAX - 2 * WAL_PAGE_BYTES);
+
+/// Whoever reads the log asks for the next record until there is none.
+fn assert_forward(position: Lsn, span: RecordSpan) {
+    let forward = position <= span.start && span.start < span.end;
+    invariant!("decoder-moves-forward", forward, "from {position} to {}, {}", span.start, span.end);
+}
 
 /// A failed attempt at a record.
 enum Stop {
@@ -189,6 +195,7 @@ impl RecordDecoder {
         let bytes = found.in_place.unwrap_or(&self.assembled);
         match Record::parse(self.server_version, found.span, bytes) {
             Ok(record) => {
+                assert_forward(self.position, found.span);
                 self.position = found.span.end;
                 self.previous_start = found.span.start;
                 self.timeline = found.timeline;
@@ -407,4 +414,15 @@ fn is_segment_switch(bytes: &[u8]) -> bool {
     RecordHeader::read(&mut Reader::new(bytes)).is_some_and(|header| {
         header.resource_manager == ResourceManager::Xlog.number() && header.info & 0xF0 == xlog::SWITCH
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant decoder-moves-forward is broken")]
+    fn a_decoder_that_would_stand_still_is_noticed() {
+        assert_forward(Lsn(64), RecordSpan { start: Lsn(64), end: Lsn(64) });
+    }
 }

@@ -11,13 +11,13 @@ use crate::files;
 use crate::memory::Memory;
 use crate::page_owner::resource_manager_of;
 
-/// The outcome.
+/// How many pages were compared, and which differ.
 pub struct Compared {
     /// How many pages were compared.
     pub pages: u64,
     /// How many of them have the same bytes, not only the same meaning.
     pub identical: u64,
-    /// What is wrong.
+    /// One line for each page that differs.
     pub wrong: Vec<String>,
 }
 

@@ -100,7 +100,7 @@ struct Replay {
     counters: Counters,
     placement: Placement,
     effects: Vec<Effect>,
-    /// Page changes made.
+    /// How often redo changed a page.
     changes: u64,
     /// Records of each group, to keep routing from being optimized away.
     routed: [u64; GROUPS as usize],

@@ -38,7 +38,7 @@ impl Hasher for WordHasher {
     }
 }
 
-/// See the module.
+/// All pages, by relation fork and block.
 #[derive(Default)]
 pub struct Memory {
     forks: HashMap<RelationFork, Blocks, BuildHasherDefault<WordHasher>>,

@@ -14,7 +14,7 @@ use crate::bytes::{put, u16_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page::max_align;
 
-/// A tuple being made.
+/// The bytes of a tuple that is put together.
 pub(super) type IndexTuple = ArrayVec<u8, PAGE_SIZE>;
 /// Heap positions being collected, as many as a posting list can count.
 pub(super) type HeapPositions = ArrayVec<u8, { ITEM_POINTER_BYTES * COUNT_MASK as usize }>;

@@ -174,3 +174,9 @@ proptest! {
         let _ = start().apply(&crate::test_record::parse(&bytes));
     }
 }
+
+#[test]
+#[should_panic(expected = "invariant encoded-counters-are-whole is broken")]
+fn counters_that_lack_a_field_are_noticed() {
+    assert_whole(&Counters::default().encode()[1..]);
+}

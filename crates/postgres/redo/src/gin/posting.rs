@@ -150,7 +150,7 @@ struct Encoder<'d> {
     data: &'d mut LeafData,
     /// Where the segment starts in the data.
     start: usize,
-    /// The last number written.
+    /// The last number written; `None` before the first.
     last: Option<u64>,
 }
 

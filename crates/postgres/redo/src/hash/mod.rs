@@ -45,8 +45,7 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
             let flags = u16_at(record.main_data, usize::from(id) * 2)?;
             update_opaque(page, |opaque| opaque.flags = flags)
         }
-        // The bucket's first page is listed only to be locked.
-        (MOVE_PAGE_CONTENTS | SQUEEZE_PAGE | DELETE, 0) => return Ok(()),
+        _ if only_locks(record, key) => return Ok(()),
         (MOVE_PAGE_CONTENTS, 1) => add_tuples(page, block.data, data.u16()?),
         (MOVE_PAGE_CONTENTS, 2) => delete_tuples(page, block.data),
         (SQUEEZE_PAGE, _) => squeeze(record, block, page),
@@ -64,6 +63,12 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
     }?;
     page::set_lsn(page, record.span.end);
     Ok(())
+}
+
+/// Whether the page is a bucket's first that the record lists only to be locked.
+pub(crate) fn only_locks(record: &Record<'_>, key: &PageKey) -> bool {
+    matches!(record.operation(), MOVE_PAGE_CONTENTS | SQUEEZE_PAGE | DELETE)
+        && listed(record, key).is_some_and(|block| block.id == 0)
 }
 
 fn listed_number(record: &Record<'_>, id: u8) -> Redo<u32> {

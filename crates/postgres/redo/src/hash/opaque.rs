@@ -52,7 +52,7 @@ impl Opaque {
     }
 }
 
-/// Changes the special space.
+/// Reads the special space, changes it and writes it.
 pub(super) fn update_opaque(page: &mut PageBytes, change: impl FnOnce(&mut Opaque)) -> Redo {
     let mut opaque = Opaque::read(page)?;
     change(&mut opaque);

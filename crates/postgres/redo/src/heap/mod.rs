@@ -272,7 +272,7 @@ fn update_new_tuple(
     Ok(())
 }
 
-/// A speculative insertion succeeded.
+/// A speculative insertion succeeded: its tuple points to itself.
 fn confirm(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     expect(is_block(record, 0, key), "the record does not list this block")?;
     let offset_number = Reader::new(record.main_data).u16()?;

@@ -246,3 +246,12 @@ fn an_in_place_update_keeps_the_length() {
     crate::apply_page(&inplace(b"new"), &heap_key(7), &mut page).unwrap();
     assert_eq!(&tuple_bytes(&page, 1)[24..], b"new");
 }
+
+#[test]
+#[should_panic(expected = "invariant new-tuple-fills-its-item is broken")]
+fn a_tuple_shorter_than_its_item_is_noticed() {
+    let header = StoredHeader::read(&mut Reader::new(&[0, 0, 0, 0, 24])).unwrap();
+    let ctid = ItemPointer { block: 0, offset_number: 1 };
+    let tuple = NewTuple { header, xmin: XID, xmax: 0, ctid, offset_number: 1 };
+    tuple.fill(&mut [0; PAGE_SIZE], 8000..8040, &[Piece::New(&[1; 16])]);
+}

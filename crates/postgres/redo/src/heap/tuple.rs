@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use borealis_types::{BlockNumber, PageBytes};
+use borealis_types::{BlockNumber, PageBytes, invariant};
 use borealis_wal::layout::heap::infobit;
 use borealis_wal::layout::heap_tuple::{
     COMBO_CID, COMMAND_ID_OFFSET, CTID_OFFSET, HEADER_BYTES, HOFF_OFFSET, HOT_UPDATED, INFOMASK_OFFSET,
@@ -21,9 +21,9 @@ use crate::page::{self, LinePointer, Placing};
 /// Where a tuple is: `ItemPointerData`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ItemPointer {
-    /// Block of the heap.
+    /// The block of the heap it is on.
     pub(crate) block: BlockNumber,
-    /// Line pointer on it.
+    /// The number of its line pointer, from one.
     pub(crate) offset_number: u16,
 }
 
@@ -197,7 +197,7 @@ impl StoredHeader {
 /// Part of a new tuple, after its header.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece<'r> {
-    /// Bytes of the record.
+    /// Bytes that the record stores.
     New(&'r [u8]),
     /// Bytes of an older tuple, by where they are on the page.
     OnPage(Range<usize>),
@@ -206,7 +206,7 @@ pub(crate) enum Piece<'r> {
 /// What the header of a new tuple says besides what the record stores.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewTuple {
-    /// The stored fields.
+    /// The header fields that the record stores.
     pub(crate) header: StoredHeader,
     /// `t_xmin`
     pub(crate) xmin: u32,
@@ -230,6 +230,12 @@ impl NewTuple {
                 })
                 .sum::<usize>();
         let (_, range) = page::reserve_item(page, length, self.offset_number, Placing::Heap)?;
+        self.fill(page, range, pieces);
+        Ok(())
+    }
+
+    /// Writes the header and the pieces to where the item is to be.
+    pub(super) fn fill(self, page: &mut PageBytes, range: Range<usize>, pieces: &[Piece<'_>]) {
         let mut header = [0; HEADER_BYTES];
         header[HOFF_OFFSET] = self.header.hoff;
         let mut tuple = Tuple(&mut header);
@@ -253,7 +259,7 @@ impl NewTuple {
                 }
             }
         }
-        Ok(())
+        invariant!("new-tuple-fills-its-item", at == range.end, "written to {at}, item to {}", range.end);
     }
 }
 

@@ -385,7 +385,7 @@ impl<S: PageStore> Checker<S> {
     }
 }
 
-/// The table of operations.
+/// The table of operations, one line each.
 impl<S: PageStore> fmt::Display for Checker<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&table(&self.tallies))

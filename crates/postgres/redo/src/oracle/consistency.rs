@@ -22,7 +22,7 @@ const SHOWN_BYTES_MAX: usize = 16;
 /// Where two pages first differ after masking.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mismatch {
-    /// Which block.
+    /// The block that differs.
     pub key: BlockKey,
     /// Offset of the first differing byte in the page.
     pub offset: usize,
@@ -49,13 +49,13 @@ impl fmt::Display for Hexadecimal<'_> {
 }
 
 impl Mismatch {
-    /// PostgreSQL's bytes as text.
+    /// PostgreSQL's bytes as pairs of hexadecimal digits.
     #[must_use]
     pub fn expected_text(&self) -> String {
         Hexadecimal(&self.expected).to_string()
     }
 
-    /// Redo's bytes as text.
+    /// Redo's bytes as pairs of hexadecimal digits.
     #[must_use]
     pub fn actual_text(&self) -> String {
         Hexadecimal(&self.actual).to_string()
@@ -75,7 +75,7 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// What the oracle says.
+/// What the oracle says of a page after redo.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Comparison {
     /// The record does not list the page: PostgreSQL does not say what it must be.
@@ -84,9 +84,9 @@ pub enum Comparison {
     NoImage,
     /// Redo takes the page whole from the record, so there is nothing to compare.
     Restored,
-    /// Equal after masking.
+    /// Equal once what redo does not reproduce is hidden.
     Equal,
-    /// Redo and PostgreSQL disagree.
+    /// Redo and PostgreSQL disagree, here for the first time.
     Different(Mismatch),
 }
 

@@ -1,6 +1,6 @@
 //! The header, the line pointers, and putting an item on the page.
 
-use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
+use borealis_types::{Lsn, PAGE_SIZE, PageBytes, invariant};
 
 use borealis_wal::layout::item_id::{
     FLAGS_MASK, FLAGS_SHIFT, ITEM_ID_BYTES, LENGTH_SHIFT, LP_DEAD, LP_NORMAL, LP_REDIRECT, LP_UNUSED,
@@ -26,7 +26,6 @@ pub(super) fn set_header_u16(page: &mut PageBytes, offset: usize, value: u16) {
 }
 
 /// `PageGetLSN`
-#[cfg(test)]
 pub(crate) fn lsn(page: &PageBytes) -> Lsn {
     let half =
         |at: usize| u64::from(u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]));
@@ -99,7 +98,7 @@ pub(crate) fn is_new(page: &PageBytes) -> bool {
 /// `PageInit` with this much special space (rounded up to a multiple of eight).
 pub(crate) fn init(page: &mut PageBytes, special_size: usize) {
     let special = PAGE_SIZE - max_align(special_size);
-    assert!(special > HEADER_BYTES, "no access method's special space fills the page");
+    invariant!("special-space-leaves-room", special > HEADER_BYTES, "{special_size} bytes");
     page.fill(0);
     set_lower(page, HEADER_BYTES as u16);
     set_upper(page, special as u16);
@@ -213,6 +212,8 @@ pub(crate) fn set_line_pointer(page: &mut PageBytes, offset_number: u16, value: 
 
 /// Overwrites a line pointer; the caller has checked that it lies on the page.
 pub(super) fn put_line_pointer(page: &mut PageBytes, offset_number: u16, value: LinePointer) {
+    let on_page = offset_number != 0 && usize::from(offset_number) <= LINE_POINTERS_MAX;
+    invariant!("line-pointer-lies-on-the-page", on_page, "number {offset_number}");
     let at = line_pointer_at(offset_number);
     page[at..at + ITEM_ID_BYTES].copy_from_slice(&value.encode());
 }
@@ -259,6 +260,20 @@ pub(super) fn bounds(page: &PageBytes) -> Redo<Bounds> {
         "the page header's pointers are corrupt",
     )?;
     Ok(bounds)
+}
+
+/// Says of a page that was changed what [`bounds`] asked of it before: the next record finds it so, or fails.
+#[inline]
+pub(super) fn assert_in_order(page: &PageBytes) {
+    let (lower, upper, special) = (lower(page), upper(page), special_start(page));
+    invariant!(
+        "page-pointers-stay-in-order",
+        HEADER_BYTES <= usize::from(lower)
+            && lower <= upper
+            && upper <= special
+            && usize::from(special) <= PAGE_SIZE,
+        "lower {lower}, upper {upper}, special {special}"
+    );
 }
 
 /// How [`add_item`] treats the offset number it is given.
@@ -339,6 +354,7 @@ pub(crate) fn reserve_item(
     put_line_pointer(page, chosen, LinePointer::normal(new_upper as u16, length as u16));
     set_lower(page, new_lower as u16);
     set_upper(page, new_upper as u16);
+    assert_in_order(page);
     Ok((chosen, new_upper..new_upper + length))
 }
 

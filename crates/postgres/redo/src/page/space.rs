@@ -1,13 +1,14 @@
 //! Moving items: closing the gaps that removed ones leave.
 
 use arrayvec::ArrayVec;
-use borealis_types::{PAGE_SIZE, PageBytes};
+use borealis_types::{PAGE_SIZE, PageBytes, invariant};
 use borealis_wal::layout::item_id::ITEM_ID_BYTES;
 use borealis_wal::layout::page::INDEX_TUPLES_MAX;
 
 use super::header::{
-    Bounds, HAS_FREE_LINES, HEADER_BYTES, LINE_POINTERS_MAX, LinePointer, bounds, line_pointer,
-    line_pointer_at, max_align, max_offset_number, put_line_pointer, set_flag, set_lower, set_upper,
+    Bounds, HAS_FREE_LINES, HEADER_BYTES, LINE_POINTERS_MAX, LinePointer, assert_in_order, bounds,
+    line_pointer, line_pointer_at, max_align, max_offset_number, put_line_pointer, set_flag, set_lower,
+    set_upper,
 };
 use crate::fault::{Fault, Redo, expect};
 
@@ -72,6 +73,8 @@ impl KeptItems {
             let pointer = line_pointer(page, kept.offset_number)?;
             put_line_pointer(page, kept.offset_number, LinePointer { offset: upper as u16, ..pointer });
         }
+        let filled = bounds.special - self.total_length;
+        invariant!("compacted-items-leave-no-gap", upper == filled, "upper {upper}, items to {filled}");
         set_upper(page, upper as u16);
         Ok(())
     }
@@ -112,6 +115,7 @@ pub(crate) fn repair_fragmentation(page: &mut PageBytes) -> Redo {
     let unused_at_end = line_count - last_used;
     set_lower(page, (bounds.lower - usize::from(unused_at_end) * ITEM_ID_BYTES) as u16);
     set_flag(page, HAS_FREE_LINES, unused_count > unused_at_end);
+    assert_in_order(page);
     Ok(())
 }
 
@@ -131,6 +135,7 @@ pub(crate) fn truncate_line_pointer_array(page: &mut PageBytes) -> Redo {
     let dropped = usize::from(line_count - kept_count);
     set_lower(page, (bounds.lower - dropped * ITEM_ID_BYTES) as u16);
     set_flag(page, HAS_FREE_LINES, unused_left);
+    assert_in_order(page);
     Ok(())
 }
 
@@ -176,7 +181,9 @@ pub(crate) fn index_tuple_delete(page: &mut PageBytes, offset_number: u16) -> Re
     let at = line_pointer_at(offset_number);
     page.copy_within(at + ITEM_ID_BYTES..bounds.lower, at);
     set_lower(page, (bounds.lower - ITEM_ID_BYTES) as u16);
-    slide(page, bounds, start, max_align(length) as isize, line_count - 1)
+    slide(page, bounds, start, max_align(length) as isize, line_count - 1)?;
+    assert_in_order(page);
+    Ok(())
 }
 
 /// `PageIndexTupleDeleteNoCompact`: removes an item but leaves its line pointer unused, unless it is the last.
@@ -190,7 +197,9 @@ pub(crate) fn index_tuple_delete_no_compact(page: &mut PageBytes, offset_number:
         set_lower(page, (bounds.lower - ITEM_ID_BYTES) as u16);
         line_count -= 1;
     }
-    slide(page, bounds, start, max_align(length) as isize, line_count)
+    slide(page, bounds, start, max_align(length) as isize, line_count)?;
+    assert_in_order(page);
+    Ok(())
 }
 
 /// `PageIndexMultiDelete`: removes the items with these offset numbers, which must ascend.
@@ -221,7 +230,9 @@ pub(crate) fn index_multi_delete(
     }
     let lower = HEADER_BYTES + pointers.len() * ITEM_ID_BYTES;
     set_lower(page, lower as u16);
-    kept.compactify(page, bounds)
+    kept.compactify(page, bounds)?;
+    assert_in_order(page);
+    Ok(())
 }
 
 /// `PageIndexTupleOverwrite`: puts `item` where an old item is, moving the others to fit.
@@ -244,5 +255,13 @@ pub(crate) fn index_tuple_overwrite(page: &mut PageBytes, offset_number: u16, it
     page.get_mut(new_start..new_start + item.len())
         .ok_or(Fault::Failed("an item would lie outside the page"))?
         .copy_from_slice(item);
+    assert_in_order(page);
     Ok(())
+}
+
+/// For the test that sees the assertion fail: items whose length was counted wrongly.
+#[cfg(test)]
+pub(super) fn compactify_miscounted(page: &mut PageBytes) {
+    let bounds = bounds(page).expect("an empty page");
+    let _ = KeptItems { items: ArrayVec::new(), total_length: 8 }.compactify(page, bounds);
 }

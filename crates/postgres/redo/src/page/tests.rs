@@ -274,3 +274,29 @@ proptest! {
         let _ = special(&original, usize::from(header[0]));
     }
 }
+
+#[test]
+#[should_panic(expected = "invariant special-space-leaves-room is broken")]
+fn a_special_space_as_large_as_the_page_is_noticed() {
+    init(&mut [0; PAGE_SIZE], PAGE_SIZE - HEADER_BYTES);
+}
+
+#[test]
+#[should_panic(expected = "invariant page-pointers-stay-in-order is broken")]
+fn a_change_that_crosses_the_pointers_is_noticed() {
+    let mut page = empty(16);
+    set_lower(&mut page, upper(&empty(16)) + 1);
+    header::assert_in_order(&page);
+}
+
+#[test]
+#[should_panic(expected = "invariant line-pointer-lies-on-the-page is broken")]
+fn a_line_pointer_without_a_number_is_noticed() {
+    header::put_line_pointer(&mut empty(0), 0, LinePointer::UNUSED);
+}
+
+#[test]
+#[should_panic(expected = "invariant compacted-items-leave-no-gap is broken")]
+fn items_whose_length_was_miscounted_are_noticed() {
+    space::compactify_miscounted(&mut empty(0));
+}

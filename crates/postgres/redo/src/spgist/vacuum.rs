@@ -10,7 +10,7 @@ use crate::bytes::{OffsetNumbers, Reader, put, u32_at};
 use crate::fault::{Fault, Redo, expect};
 use crate::page;
 
-/// Nothing to redirect to.
+/// The target of a tuple that redirects nowhere.
 const NOWHERE: (u32, u16) = (INVALID_BLOCK, INVALID_OFFSET_NUMBER);
 
 /// `spgRedoVacuumLeaf`

@@ -2,8 +2,10 @@
 
 use borealis_types::{
     BlockKey, DatabaseKey, GroupSet, MetaKey, PageKey, Placement, RelationFork, RelationLocator, SlruKind,
+    invariant,
 };
 
+use crate::layout::slru::first_kept_page as first_kept_page_of_file;
 use crate::{Record, RecordError};
 
 /// One change a record makes, in the order redo makes it.
@@ -15,25 +17,25 @@ pub enum Effect {
     CreateRelation(RelationFork),
     /// Blocks from `blocks` on are gone.
     TruncateRelation {
-        /// Which fork.
+        /// The fork; blocks below `blocks` stay as they are.
         relation_fork: RelationFork,
         /// Its new size in blocks.
         blocks: u32,
     },
-    /// All forks are gone.
+    /// All forks are gone, whatever their size.
     DropRelation(RelationLocator),
     /// Every relation fork of `from`, as of just before this record, now also exists in `to`.
     CopyDatabase {
-        /// The template.
+        /// The template, which stays.
         from: DatabaseKey,
-        /// The new database.
+        /// The new database, of which nothing exists yet.
         to: DatabaseKey,
     },
     /// Every relation of the database in this tablespace is gone.
     DropDatabase(DatabaseKey),
     /// Pages of the store before `first_kept_page` are gone, in the store's circular page order.
     TruncateSlru {
-        /// Which store.
+        /// The store whose files go.
         kind: SlruKind,
         /// The oldest page that stays.
         first_kept_page: u32,
@@ -65,11 +67,11 @@ pub enum EffectError {
     /// Nobody has taught Borealis this operation.
     #[error("unknown redo at {start}: resource manager {resource_manager:?}, info {info:#04x}")]
     Unknown {
-        /// Position of the record.
+        /// Where the record starts in the log.
         start: borealis_types::Lsn,
-        /// Whose record it is.
+        /// The resource manager that wrote the record.
         resource_manager: crate::ResourceManager,
-        /// Its info byte.
+        /// `xl_info`: the operation in the high four bits.
         info: u8,
     },
     /// An extension's own resource manager wrote it.
@@ -80,11 +82,11 @@ pub enum EffectError {
         crate::custom::describe(*number)
     )]
     Custom {
-        /// Position of the record.
+        /// Where the record starts in the log.
         start: borealis_types::Lsn,
         /// The resource manager's number, 128 or above.
         number: u8,
-        /// Its info byte.
+        /// `xl_info`: the operation in the high four bits.
         info: u8,
     },
     /// The record's own data breaks its layout.
@@ -97,10 +99,16 @@ pub(super) struct Sink<'o> {
     pub(super) out: &'o mut Vec<Effect>,
     /// How many effects of earlier records stand in `out`.
     pub(super) first: usize,
+    /// Every block that the record lists is among the effects.
+    pub(super) has_listed: bool,
 }
 
 impl Sink<'_> {
     pub(super) fn push(&mut self, effect: Effect) {
+        if let Effect::TruncateSlru { first_kept_page, .. } = effect {
+            let whole_files = first_kept_page == first_kept_page_of_file(first_kept_page);
+            invariant!("status-stores-lose-whole-files", whole_files, "from page {first_kept_page}");
+        }
         self.out.push(effect);
     }
 
@@ -126,6 +134,7 @@ impl Sink<'_> {
         for block in &record.blocks {
             self.page(PageKey::Block(block.key));
         }
+        self.has_listed = true;
     }
 
     pub(super) fn counters(&mut self) {
@@ -152,4 +161,17 @@ pub(super) fn unknown(record: &Record<'_>) -> EffectError {
 
 pub(super) fn malformed(record: &Record<'_>, what: &'static str) -> EffectError {
     EffectError::Record(RecordError::Malformed { start: record.span.start, what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant status-stores-lose-whole-files is broken")]
+    fn a_truncation_inside_a_segment_file_is_noticed() {
+        let mut out = Vec::new();
+        Sink { out: &mut out, first: 0, has_listed: false }
+            .push(Effect::TruncateSlru { kind: SlruKind::Transactions, first_kept_page: 33 });
+    }
 }

@@ -9,7 +9,7 @@ use crate::names::operations;
 /// An operation that PostgreSQL 15's regression suite does not write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RareOperation {
-    /// Whose it is.
+    /// The resource manager that would write it.
     pub resource_manager: ResourceManager,
     /// As `pg_waldump` names it.
     pub operation: &'static str,

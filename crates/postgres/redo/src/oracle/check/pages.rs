@@ -34,14 +34,14 @@ pub trait PageStore {
     /// When it cannot be kept.
     fn write(&mut self, key: PageKey, bytes: &PageBytes, note: PageNote) -> Result<(), Self::Error>;
 
-    /// Forgets a page.
+    /// Forgets a page; one that is not kept is no error.
     fn remove(&mut self, key: &PageKey);
 
     /// The keys of the pages kept in this range, in order.
     fn keys(&self, range: RangeInclusive<PageKey>) -> Vec<PageKey>;
 }
 
-/// All pages in memory.
+/// Keeps all pages in memory.
 #[derive(Default)]
 pub struct MemoryPages {
     pages: BTreeMap<PageKey, (Box<PageBytes>, PageNote)>,
@@ -54,7 +54,7 @@ impl MemoryPages {
         self.pages.get(key).map(|(bytes, _)| &**bytes)
     }
 
-    /// All pages, in order.
+    /// All pages that are kept, in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&PageKey, &PageBytes, PageNote)> {
         self.pages.iter().map(|(key, (bytes, note))| (key, &**bytes, *note))
     }

@@ -11,19 +11,19 @@ pub type Tallies = BTreeMap<(ResourceManager, &'static str), Tally>;
 /// What happened to the records of one operation.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Tally {
-    /// Records seen.
+    /// How many records there were.
     pub records: u64,
     /// Records whose effects nobody has taught Borealis; nothing of them was applied.
     pub skipped: u64,
     /// Blocks and status pages that redo was applied to.
     pub pages: u64,
-    /// Small values changed.
+    /// How often a small value changed.
     pub values: u64,
     /// Pages compared with the image PostgreSQL says they must equal.
     pub compared: u64,
     /// Pages that differed from it.
     pub different: u64,
-    /// Redo that failed.
+    /// How often redo failed, or its comparison.
     pub failed: u64,
     /// Listed blocks that redo takes whole from the record: there is nothing to compare.
     pub restored: u64,
@@ -70,7 +70,7 @@ impl Tally {
         self.skipped + self.different + self.failed
     }
 
-    /// The sum of many.
+    /// Adds up the tallies of all operations.
     #[must_use]
     pub fn total<'t>(tallies: impl IntoIterator<Item = &'t Tally>) -> Tally {
         let mut total = Tally::default();

@@ -19,11 +19,11 @@ pub struct CheckPointRecord {
     pub full_page_writes: bool,
     /// Next transaction id, with its epoch in the high half.
     pub next_full_xid: u64,
-    /// Next OID.
+    /// The OID handed out next (`nextOid`).
     pub next_oid: u32,
-    /// Next multixact id.
+    /// The multixact id handed out next (`nextMulti`).
     pub next_multi: u32,
-    /// Next multixact member offset.
+    /// The member offset handed out next (`nextMultiOffset`).
     pub next_multi_offset: u32,
     /// Oldest `datfrozenxid` of the cluster.
     pub oldest_xid: u32,

@@ -3,7 +3,7 @@
 //! Layout: `ControlFileData` in `src/include/catalog/pg_control.h`, as the x86-64 and AArch64 C interfaces lay it
 //! out. The file is padded with zeros to 8 KiB, so that every version's reader can tell that it is another's.
 
-use borealis_types::{Lsn, PostgresVersion};
+use borealis_types::{Lsn, PostgresVersion, invariant};
 
 use super::checkpoint::CheckPointRecord;
 use super::xlog::ParameterChange;
@@ -167,7 +167,7 @@ control_file! {
     time: i64 = 24,
     /// Start of the last checkpoint record.
     checkpoint: Lsn = 32,
-    /// What that record holds.
+    /// The body of the record at `checkpoint`.
     checkpoint_copy: CheckPointRecord = 40,
     /// `unloggedLSN`: the counter that stands for LSNs on pages of unlogged relations.
     unlogged_lsn: Lsn = 128,
@@ -252,10 +252,11 @@ impl ControlFile {
         self.write_fields(&mut file);
         let checksum = crc32c::crc32c(&file[..CRC_OFFSET]);
         checksum.write(&mut file[CRC_OFFSET..]);
+        assert_decodes(&file);
         file
     }
 
-    /// The settings it keeps.
+    /// The settings that a standby, or the next start, has to know.
     #[must_use]
     pub fn parameters(&self) -> ParameterChange {
         ParameterChange {
@@ -295,6 +296,12 @@ impl ControlFile {
             ..self.clone()
         }
     }
+}
+
+/// The server refuses to start from a control file that does not decode, and the volume would keep it.
+fn assert_decodes(file: &[u8]) {
+    let decoded = ControlFile::decode(file);
+    invariant!("encoded-control-file-decodes", decoded.is_ok(), "{:?}", decoded.err());
 }
 
 #[cfg(test)]
@@ -346,6 +353,14 @@ mod tests {
         assert_eq!(file.checkpoint_copy.redo, file.checkpoint);
         assert_eq!(file.parameters(), parameters);
         assert_eq!(file.system_identifier, example().system_identifier);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant encoded-control-file-decodes is broken")]
+    fn a_control_file_that_does_not_decode_is_noticed() {
+        let mut file = example().encode();
+        file[100] ^= 1;
+        assert_decodes(&file);
     }
 
     proptest! {

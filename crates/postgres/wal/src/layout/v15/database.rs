@@ -29,9 +29,9 @@ fn database_key(reader: &mut Reader<'_>) -> Option<DatabaseKey> {
 /// `xl_dbase_create_file_copy_rec`: one for each tablespace the template uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CreateDatabaseFileCopy {
-    /// The new database's folder.
+    /// The new database, in the tablespace whose folder is made.
     pub to: DatabaseKey,
-    /// The template's folder.
+    /// The template, in the tablespace whose folder is copied.
     pub from: DatabaseKey,
 }
 
@@ -53,7 +53,7 @@ impl CreateDatabaseFileCopy {
 /// `xl_dbase_create_wal_log_rec`: the folder appears; its files follow as redo.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CreateDatabaseWalLog {
-    /// The new database's folder.
+    /// The new database, in the tablespace whose folder is made.
     pub database: DatabaseKey,
 }
 
@@ -72,7 +72,7 @@ impl CreateDatabaseWalLog {
 /// `xl_dbase_drop_rec`.
 #[derive(Clone, Copy, Debug)]
 pub struct DropDatabase<'a> {
-    /// The database that goes.
+    /// OID of the database that goes.
     pub database: u32,
     tablespaces: &'a [u8],
 }
@@ -98,7 +98,7 @@ impl<'a> DropDatabase<'a> {
 /// `xl_tblspc_create_rec`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CreateTablespace<'a> {
-    /// Its OID.
+    /// OID of the tablespace.
     pub tablespace: u32,
     /// The path `CREATE TABLESPACE` gave, without the terminating zero.
     pub path: &'a [u8],
@@ -123,7 +123,7 @@ impl<'a> CreateTablespace<'a> {
 /// `xl_tblspc_drop_rec`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DropTablespace {
-    /// Its OID.
+    /// OID of the tablespace.
     pub tablespace: u32,
 }
 
@@ -145,7 +145,7 @@ impl DropTablespace {
 /// `xl_relmap_update`: the whole map file, checksum and all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RelationMapUpdate<'a> {
-    /// Whose map.
+    /// The database whose map it is; database 0 for the shared relations.
     pub database: DatabaseKey,
     /// The new content (`RelMapFile`).
     pub map: &'a [u8],

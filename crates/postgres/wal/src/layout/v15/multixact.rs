@@ -45,7 +45,7 @@ pub fn previous_multixact(multi: u32) -> u32 {
 /// One member of a multixact.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MultiXactMember {
-    /// Its transaction.
+    /// The member (sub)transaction.
     pub xid: u32,
     /// `MultiXactStatus`.
     pub status: u32,
@@ -54,7 +54,7 @@ pub struct MultiXactMember {
 /// A multixact comes into being (`xl_multixact_create`).
 #[derive(Clone, Copy, Debug)]
 pub struct MultiXactCreate<'a> {
-    /// Its id.
+    /// The id of the new multixact.
     pub multi: u32,
     /// The offset of its first member; the others follow, wrapping around.
     pub offset: u32,

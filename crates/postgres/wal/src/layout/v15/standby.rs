@@ -15,17 +15,17 @@ pub const INVALIDATIONS: u8 = 0x20;
 /// `xl_running_xacts`, without the list itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RunningTransactions {
-    /// Top-level transactions listed.
+    /// How many top-level transactions are listed.
     pub count: u32,
-    /// Subtransactions listed.
+    /// How many subtransactions are listed after them.
     pub subtransaction_count: u32,
     /// Not all subtransactions are listed.
     pub overflowed: bool,
-    /// The next transaction id.
+    /// The id handed out next (`nextXid`).
     pub next_xid: u32,
-    /// The oldest one running.
+    /// `oldestRunningXid`: `next_xid` if none runs.
     pub oldest_running_xid: u32,
-    /// The newest one completed.
+    /// `latestCompletedXid`: every newer one was running.
     pub latest_completed_xid: u32,
 }
 

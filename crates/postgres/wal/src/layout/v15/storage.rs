@@ -22,7 +22,7 @@ pub const TRUNCATE_FREE_SPACE_MAP: u32 = 4;
 /// A fork's file is created (`xl_smgr_create`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StorageCreate {
-    /// Which fork.
+    /// The fork whose file comes into being.
     pub relation_fork: RelationFork,
 }
 
@@ -47,7 +47,7 @@ impl StorageCreate {
 pub struct StorageTruncate {
     /// The main fork's new size in blocks; the maps follow from it.
     pub heap_blocks: u32,
-    /// The relation.
+    /// The relation that loses its tail.
     pub locator: RelationLocator,
     /// `TRUNCATE_*`: which forks.
     pub flags: u32,

@@ -54,9 +54,9 @@ pub const INVALIDATION_BYTES: usize = 16;
 pub struct TransactionEnd<'a> {
     /// The transaction that ends: the prepared one if there is one, else the record's own.
     pub xid: u32,
-    /// Commit or abort.
+    /// It commits; else it aborts.
     pub committed: bool,
-    /// It was prepared before.
+    /// It was prepared before, so that its state has a file.
     pub prepared: bool,
     /// When it ended, in PostgreSQL's timestamp (microseconds since 2000).
     pub time: i64,
@@ -80,9 +80,9 @@ pub struct TransactionEnd<'a> {
 pub struct DroppedStatistic {
     /// `PgStat_Kind`.
     pub kind: u32,
-    /// Database OID.
+    /// OID of the database; zero for shared objects.
     pub database: u32,
-    /// Object OID.
+    /// OID of the object; zero for a whole database.
     pub object: u32,
 }
 
@@ -197,11 +197,11 @@ pub struct Prepare<'a> {
     pub magic: u32,
     /// Length of the state file, checksum included.
     pub total_bytes: u32,
-    /// The prepared transaction.
+    /// Id of the top-level transaction.
     pub xid: u32,
-    /// Its database.
+    /// OID of the database it ran in.
     pub database: u32,
-    /// When, in PostgreSQL's timestamp.
+    /// When it was prepared, in microseconds since 2000.
     pub prepared_at: i64,
     /// Role OID of its owner.
     pub owner: u32,
@@ -263,7 +263,7 @@ impl<'a> Prepare<'a> {
         Some(prepare)
     }
 
-    /// Its subtransactions.
+    /// Its subtransactions, in the order it began them.
     pub fn subxids(&self) -> impl DoubleEndedIterator<Item = u32> + ExactSizeIterator + Clone + 'a {
         u32s(self.subxids)
     }
@@ -282,7 +282,7 @@ impl<'a> Prepare<'a> {
 /// Which subtransactions belong to a transaction (`xl_xact_assignment`).
 #[derive(Clone, Copy, Debug)]
 pub struct Assignment<'a> {
-    /// The top-level transaction.
+    /// Id of the top-level transaction.
     pub top_level_xid: u32,
     subxids: &'a [u8],
 }
@@ -298,7 +298,7 @@ impl<'a> Assignment<'a> {
         parsed(record, read(), "transaction assignment is cut short")
     }
 
-    /// The subtransactions.
+    /// The subtransactions that belong to it.
     pub fn subxids(&self) -> impl DoubleEndedIterator<Item = u32> + ExactSizeIterator + Clone + 'a {
         u32s(self.subxids)
     }

@@ -96,11 +96,11 @@ impl ParameterChange {
 /// `xl_end_of_recovery`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EndOfRecovery {
-    /// When, in PostgreSQL's timestamp.
+    /// When it was written, in microseconds since 2000.
     pub end_time: i64,
-    /// The new time line.
+    /// The time line that the log goes on with.
     pub timeline: u32,
-    /// The one it left.
+    /// The time line that the log left here.
     pub previous_timeline: u32,
 }
 
@@ -124,7 +124,7 @@ impl EndOfRecovery {
 pub struct OverwriteContinuation {
     /// Start of the unfinished record.
     pub overwritten: Lsn,
-    /// When, in PostgreSQL's timestamp.
+    /// When it was written, in microseconds since 2000.
     pub time: i64,
 }
 

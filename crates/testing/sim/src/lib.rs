@@ -25,6 +25,7 @@ pub mod node;
 pub mod oracle;
 pub mod random;
 pub mod world;
+pub mod writer;
 
 /// A deliberate defect, to show that the checkers notice it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -40,7 +41,7 @@ pub enum Defect {
     NoFence,
     /// A node acknowledges before its log is synced.
     AcknowledgeBeforeSync,
-    /// A fenced node goes on acknowledging, under its new promise, what may yet be cut.
+    /// A fenced node introduces itself to its new writer as if it had the history: its SCL counts what may yet be cut.
     AcknowledgeWhileFenced,
     /// A node tells any connected writer of progress, also one it is fenced against.
     ProgressToFencedWriter,
@@ -50,6 +51,8 @@ pub enum Defect {
     TailsIgnored,
     /// A node answers reads up to its segment complete LSN whatever recovery the reader knows of.
     ReadIgnoresHistory,
+    /// A node answers a reader of an older epoch than it is promised to.
+    ReadIgnoresPromise,
     /// A recovery records the release of the writer before its own.
     RecoveryRecordsOldRelease,
     /// A node takes the last record before a new epoch for one of that epoch's release.

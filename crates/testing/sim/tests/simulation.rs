@@ -84,6 +84,7 @@ fn every_deliberate_defect_is_caught() {
         (Defect::AcknowledgeWhileFenced, 100, ""),
         (Defect::ProgressToFencedWriter, 400, ""),
         (Defect::ReadIgnoresHistory, 200, "read at"),
+        (Defect::ReadIgnoresPromise, 20, "after its promise to"),
         (Defect::RecoveryRecordsOldRelease, 20, "as release"),
         (Defect::ReleaseBoundaryOffByOne, 20, "as release"),
         (Defect::FirstOfEqualOpeningsCounts, 100, "as release"),

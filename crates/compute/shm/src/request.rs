@@ -7,7 +7,7 @@ use borealis_types::server_request::{
     MAX_RELATION_ENTRIES, MAX_SLRU_ENTRIES, RelationEntry, RelationSize, Request, SlruEntry,
 };
 use borealis_types::{
-    BlockKey, DatabaseKey, Fork, PAGE_SIZE, PageBytes, RelationFork, RelationLocator, SlruKind,
+    BlockKey, DatabaseKey, Fork, PAGE_SIZE, PageBytes, RelationFork, RelationLocator, SlruKind, invariant,
 };
 
 use crate::layout::{MAX_MESSAGE_BYTES, MESSAGE_WORDS};
@@ -195,7 +195,7 @@ pub(crate) fn encode_reply(reply: Reply<'_>, page: &mut PageBytes, message: &mut
         }
         Reply::Relations { entries, next_cursor } => {
             let count = entries.len();
-            assert!(count <= MAX_RELATION_ENTRIES, "{count} entries do not fit into a page");
+            invariant!("listing-fits-an-answer", count <= MAX_RELATION_ENTRIES, "{count} forks");
             for (target, entry) in page.chunks_exact_mut(RELATION_ENTRY_BYTES).zip(entries) {
                 target[..4].copy_from_slice(&entry.relation.to_le_bytes());
                 target[4..8].copy_from_slice(&entry.blocks.to_le_bytes());
@@ -208,7 +208,7 @@ pub(crate) fn encode_reply(reply: Reply<'_>, page: &mut PageBytes, message: &mut
         }
         Reply::SlruSegments { entries, next_cursor } => {
             let count = entries.len();
-            assert!(count <= MAX_SLRU_ENTRIES, "{count} entries do not fit into a page");
+            invariant!("listing-fits-an-answer", count <= MAX_SLRU_ENTRIES, "{count} segment files");
             for (target, entry) in page.chunks_exact_mut(SLRU_ENTRY_BYTES).zip(entries) {
                 target[..4].copy_from_slice(&entry.segment.to_le_bytes());
                 target[4..].copy_from_slice(&entry.pages.to_le_bytes());

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageKey};
+use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageKey, invariant};
 use borealis_wal::Effect;
 
 /// A bounded set of pages, oldest out first.
@@ -54,6 +54,7 @@ impl PrefetchCache {
         if self.pages_max == 0 {
             return;
         }
+        invariant!("page-is-whole", page.len() == PAGE_SIZE, "{} bytes of {key}", page.len());
         let number = self.next_number;
         self.next_number += 1;
         self.pages.insert(key, (number, page));
@@ -64,6 +65,8 @@ impl PrefetchCache {
                 self.pages.remove(&key);
             }
         }
+        let pages = self.pages.len();
+        invariant!("prefetch-within-limit", pages <= self.pages_max, "{pages} pages of {}", self.pages_max);
     }
 
     /// Takes a page out.
@@ -156,11 +159,31 @@ mod tests {
         BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block }
     }
 
+    fn page(fill: u8) -> Vec<u8> {
+        vec![fill; PAGE_SIZE]
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant page-is-whole is broken: 3 bytes of")]
+    fn a_piece_of_a_page_is_noticed() {
+        PrefetchCache::new(4 * PAGE_SIZE).insert(key(1), vec![1; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant prefetch-within-limit is broken: 2 pages of 1")]
+    fn pages_that_the_order_forgot_are_noticed() {
+        let mut cache = PrefetchCache::new(PAGE_SIZE);
+        cache.insert(key(1), page(1));
+        cache.order.clear();
+        cache.pages.insert(key(2), (99, page(2)));
+        cache.insert(key(3), page(3));
+    }
+
     #[test]
     fn a_page_is_given_out_once() {
         let mut cache = PrefetchCache::new(4 * PAGE_SIZE);
-        cache.insert(key(1), vec![1]);
-        assert_eq!(cache.take(&key(1)), Some(vec![1]));
+        cache.insert(key(1), page(1));
+        assert_eq!(cache.take(&key(1)), Some(page(1)));
         assert_eq!(cache.take(&key(1)), None);
     }
 
@@ -168,19 +191,19 @@ mod tests {
     fn the_oldest_page_makes_room_even_among_pages_that_came_twice() {
         let mut cache = PrefetchCache::new(2 * PAGE_SIZE);
         for round in 0..50 {
-            cache.insert(key(1), vec![round]);
-            cache.insert(key(2), vec![round]);
-            cache.insert(key(3), vec![round]);
+            cache.insert(key(1), page(round));
+            cache.insert(key(2), page(round));
+            cache.insert(key(3), page(round));
             assert!(cache.len() <= 2 && cache.order.len() <= 4);
-            assert_eq!(cache.take(&key(3)), Some(vec![round]));
+            assert_eq!(cache.take(&key(3)), Some(page(round)));
         }
     }
 
     #[test]
     fn what_changes_a_page_drops_it() {
         let mut cache = PrefetchCache::new(8 * PAGE_SIZE);
-        cache.insert(key(1), vec![1]);
-        cache.insert(key(2), vec![2]);
+        cache.insert(key(1), page(1));
+        cache.insert(key(2), page(2));
         cache.invalidate(&[Effect::Page(PageKey::Block(key(1)))]);
         assert!(!cache.contains(&key(1)) && cache.contains(&key(2)));
         cache.invalidate(&[Effect::TruncateRelation { relation_fork: key(9).relation_fork, blocks: 0 }]);

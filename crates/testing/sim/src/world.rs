@@ -1,4 +1,7 @@
-//! The event loop: virtual time, the network, and everything that goes wrong.
+//! The event loop: virtual time, and what each event makes its party do.
+
+mod faults;
+mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,6 +15,7 @@ use borealis_quorum::segment::SegmentSummary;
 use borealis_types::{GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId};
 use borealis_wire::Reply;
 
+use self::faults::Faults;
 use crate::compute::{self, Compute};
 use crate::message::{Host, LineId, Message, OnLine};
 use crate::node::{self, SimNode};
@@ -24,8 +28,6 @@ const NODES: u16 = 6;
 const RELEASES: u64 = 3;
 /// Faults happen until here.
 const CHAOS_MS: u64 = 4_000;
-/// Until the system tells an instance that a connection broke.
-const BREAK_NOTICED_MS: (u64, u64) = (20, 600);
 /// After the faults, the volume must be well again before this.
 const HEALED_BY_MS: u64 = 60_000;
 
@@ -39,38 +41,6 @@ enum Event {
     Write(u32),
     Fault,
     Supervise,
-}
-
-/// How bad this run's world is, per thousand.
-#[derive(Debug)]
-struct Faults {
-    lose: u64,
-    duplicate: u64,
-    delay_long: u64,
-    crash_node: u64,
-    crash_compute: u64,
-    take_over: u64,
-    partition: u64,
-    compete: u64,
-    lose_nodes: u64,
-}
-
-impl Faults {
-    fn draw(random: &mut Random) -> Faults {
-        // Each kind of fault is absent, ordinary or frequent, independently of the others.
-        let mut level = |ordinary: u64| random.below(3) * ordinary;
-        Faults {
-            lose: level(30),
-            duplicate: level(30),
-            delay_long: level(15),
-            crash_node: level(60),
-            crash_compute: level(40),
-            take_over: level(40),
-            partition: level(50),
-            compete: level(150),
-            lose_nodes: level(8),
-        }
-    }
 }
 
 /// One simulated history.
@@ -398,60 +368,6 @@ impl World {
         Ok(())
     }
 
-    fn send(&mut self, from: Host, to: Host, message: Message) {
-        let line = match &message {
-            Message::Line(line, _) => Some(*line),
-            _ => None,
-        };
-        if line.is_some_and(|line| self.broken.contains(&line)) {
-            return self.coverage.count("messages on broken connections");
-        }
-        if self.chaos() {
-            // One lost message breaks a connection, so they are lost less often there.
-            let loses = self.random.below(if line.is_some() { 4000 } else { 1000 }) < self.faults.lose;
-            let parted = self.sides.is_some_and(|(mask, both_ways)| {
-                let side = |host| match host {
-                    Host::Node(id) => mask >> id.0 & 1,
-                    Host::Compute(id) => mask >> (8 + id % 8) & 1,
-                };
-                side(from) != side(to) && (both_ways || side(from) == 0)
-            });
-            if loses || parted {
-                self.coverage.count(if loses { "messages lost" } else { "messages lost in a partition" });
-                if let Some(line) = line {
-                    self.break_line(line, from, to);
-                }
-                return;
-            }
-            if line.is_none() && self.random.chance(self.faults.duplicate) {
-                self.coverage.count("messages repeated");
-                let delay = self.random.between(1, 400);
-                self.schedule(delay, Event::Deliver { from, to, message: message.clone() });
-            }
-        }
-        let late = self.chaos() && self.random.chance(self.faults.delay_long);
-        let mut delay = if late { self.random.between(100, 2500) } else { self.random.between(1, 15) };
-        if let Some(line) = line {
-            // In order: not before what was sent on the connection earlier.
-            let arrival = self.arrivals.entry((line, matches!(to, Host::Node(_)))).or_default();
-            *arrival = (self.now + delay).max(*arrival);
-            delay = *arrival - self.now;
-        }
-        self.schedule(delay, Event::Deliver { from, to, message });
-    }
-
-    /// A connection breaks; its instance hears of it some time later, its node when it next says something.
-    fn break_line(&mut self, line: LineId, from: Host, to: Host) {
-        if !self.broken.insert(line) {
-            return;
-        }
-        self.coverage.count("connections broken");
-        let (node, compute) = if matches!(from, Host::Node(_)) { (from, to) } else { (to, from) };
-        let delay = self.random.between(BREAK_NOTICED_MS.0, BREAK_NOTICED_MS.1);
-        let message = Message::Line(line, OnLine::Closed);
-        self.schedule(delay, Event::Deliver { from: node, to: compute, message });
-    }
-
     fn start_compute(&mut self, epoch: VolumeEpoch) {
         let id = self.next_compute;
         self.next_compute += 1;
@@ -487,69 +403,6 @@ impl World {
         let older = self.random.below(RELEASES) as u32;
         ServerVersion::new(ServerVersion::NEWEST_TESTED.server_version_num() - older)
             .expect("a known release")
-    }
-
-    fn fault(&mut self) {
-        if self.random.chance(self.faults.crash_node) {
-            let position = self.random.below(u64::from(NODES)) as usize;
-            if self.nodes[position].running {
-                self.nodes[position].crash(&mut self.random, &mut self.coverage);
-                self.coverage.count("node crashes");
-                let delay = self.random.between(20, 800);
-                self.schedule(delay, Event::Restart(position));
-            }
-        }
-        if self.random.chance(self.faults.lose_nodes) && self.lost.iter().filter(|&&lost| lost).count() < 2 {
-            let position = self.random.below(u64::from(NODES)) as usize;
-            if self.nodes[position].running {
-                self.nodes[position].crash(&mut self.random, &mut self.coverage);
-            }
-            if !self.lost[position] {
-                self.coverage.count("nodes lost for ever");
-            }
-            self.lost[position] = true;
-        }
-        if self.random.chance(self.faults.crash_compute) {
-            let alive: Vec<u32> = self.computes.values().filter(|c| !c.is_stopped()).map(|c| c.id).collect();
-            if !alive.is_empty() {
-                let id = alive[self.random.below(alive.len() as u64) as usize];
-                let compute = self.computes.get_mut(&id).expect("it was just listed");
-                self.coverage.count(if compute.is_recovering() {
-                    "recoveries crashed"
-                } else {
-                    "writers crashed"
-                });
-                compute.stop();
-            }
-        }
-        if self.random.chance(self.faults.take_over) {
-            let compete = self.random.chance(self.faults.compete) && self.last_epoch.0 > 0;
-            if compete {
-                self.coverage.count("recoveries competing for one epoch");
-            } else {
-                self.coverage.count("writers replaced while alive");
-            }
-            self.start_compute(VolumeEpoch(self.last_epoch.0 + u64::from(!compete)));
-        }
-        if self.random.chance(self.faults.partition) {
-            self.sides = match self.sides {
-                Some(_) => None,
-                None => {
-                    self.coverage.count("partitions");
-                    Some((self.random.number(), self.random.chance(600)))
-                }
-            };
-        }
-    }
-
-    fn heal(&mut self) {
-        self.sides = None;
-        for position in 0..usize::from(NODES) {
-            if !self.nodes[position].running && !self.lost[position] {
-                self.nodes[position].restart();
-            }
-        }
-        self.stuck = (self.oracle.durable_end(), self.now);
     }
 
     /// Starts an instance when none is left; after the faults also when the volume stands still.

@@ -8,10 +8,16 @@ use std::collections::{BTreeMap, VecDeque};
 use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageKey, invariant};
 use borealis_wal::Effect;
 
+/// Places that blocks are spread over, see [`place`].
+const PLACES: usize = 4096;
+
 /// A bounded set of pages, oldest out first.
 #[derive(Debug)]
 pub struct PrefetchCache {
     pages: BTreeMap<BlockKey, (u64, Vec<u8>)>,
+    /// How many pages have each place: nearly every block that a record changes is not here, and this says so without
+    /// a search.
+    places: Box<[u32; PLACES]>,
     /// Keys in the order they came, with the number they came under: a key that was taken and came again
     /// stands here twice, and only its newest number counts.
     order: VecDeque<(u64, BlockKey)>,
@@ -25,6 +31,7 @@ impl PrefetchCache {
     pub fn new(limit_bytes: usize) -> PrefetchCache {
         PrefetchCache {
             pages: BTreeMap::new(),
+            places: Box::new([0; PLACES]),
             order: VecDeque::new(),
             next_number: 0,
             pages_max: limit_bytes / PAGE_SIZE,
@@ -34,7 +41,7 @@ impl PrefetchCache {
     /// Whether the page is here.
     #[must_use]
     pub fn contains(&self, key: &BlockKey) -> bool {
-        self.pages.contains_key(key)
+        self.places[place(key)] > 0 && self.pages.contains_key(key)
     }
 
     /// Pages here.
@@ -57,12 +64,14 @@ impl PrefetchCache {
         invariant!("page-is-whole", page.len() == PAGE_SIZE, "{} bytes of {key}", page.len());
         let number = self.next_number;
         self.next_number += 1;
-        self.pages.insert(key, (number, page));
+        if self.pages.insert(key, (number, page)).is_none() {
+            self.places[place(&key)] += 1;
+        }
         self.order.push_back((number, key));
         while self.pages.len() > self.pages_max || self.order.len() > 2 * self.pages_max {
             let Some((number, key)) = self.order.pop_front() else { break };
             if self.pages.get(&key).is_some_and(|(current, _)| *current == number) {
-                self.pages.remove(&key);
+                self.take(&key);
             }
         }
         let pages = self.pages.len();
@@ -71,7 +80,13 @@ impl PrefetchCache {
 
     /// Takes a page out.
     pub fn take(&mut self, key: &BlockKey) -> Option<Vec<u8>> {
-        self.pages.remove(key).map(|(_, page)| page)
+        let here = &mut self.places[place(key)];
+        if *here == 0 {
+            return None;
+        }
+        let (_, page) = self.pages.remove(key)?;
+        *here -= 1;
+        Some(page)
     }
 
     /// Drops what these effects change.
@@ -82,7 +97,7 @@ impl PrefetchCache {
         for effect in effects {
             match effect {
                 Effect::Page(PageKey::Block(key)) => {
-                    self.pages.remove(key);
+                    self.take(key);
                 }
                 Effect::Page(PageKey::Slru { .. }) | Effect::TruncateSlru { .. } | Effect::Meta(_) => {}
                 Effect::CreateRelation(_)
@@ -91,6 +106,7 @@ impl PrefetchCache {
                 | Effect::CopyDatabase { .. }
                 | Effect::DropDatabase(_) => {
                     self.pages.clear();
+                    self.places.fill(0);
                     self.order.clear();
                 }
             }
@@ -98,16 +114,13 @@ impl PrefetchCache {
     }
 }
 
-/// Places of [`RecentChanges`].
-const CHANGE_PLACES: usize = 4096;
-
 /// Up to where each block was changed by redo, at least. Blocks share places, the later change counts.
 ///
 /// A block that changed after the point a read is made at must not be fetched ahead: PostgreSQL may write the block
 /// and have it dropped before it asks for it, and would get a page from before the change.
 #[derive(Debug)]
 pub struct RecentChanges {
-    blocks: Box<[Lsn; CHANGE_PLACES]>,
+    blocks: Box<[Lsn; PLACES]>,
     /// The last change of whole relations.
     everything: Lsn,
 }
@@ -116,7 +129,7 @@ impl RecentChanges {
     /// Nothing has changed.
     #[must_use]
     pub fn new() -> RecentChanges {
-        RecentChanges { blocks: Box::new([Lsn::ZERO; CHANGE_PLACES]), everything: Lsn::ZERO }
+        RecentChanges { blocks: Box::new([Lsn::ZERO; PLACES]), everything: Lsn::ZERO }
     }
 
     /// Notes what the record that ends at `lsn` changes.
@@ -146,7 +159,7 @@ impl Default for RecentChanges {
 fn place(key: &BlockKey) -> usize {
     // The 64-bit golden ratio spreads neighbours.
     let number = u64::from(key.relation_fork.locator.relation) << 32 | u64::from(key.block);
-    (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize % CHANGE_PLACES
+    (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize % PLACES
 }
 
 #[cfg(test)]
@@ -176,6 +189,7 @@ mod tests {
         cache.insert(key(1), page(1));
         cache.order.clear();
         cache.pages.insert(key(2), (99, page(2)));
+        cache.places[place(&key(2))] += 1;
         cache.insert(key(3), page(3));
     }
 

@@ -195,7 +195,7 @@ pub(crate) fn encode_reply(reply: Reply<'_>, page: &mut PageBytes, message: &mut
         }
         Reply::Relations { entries, next_cursor } => {
             let count = entries.len();
-            invariant!("listing-fits-its-page", count <= MAX_RELATION_ENTRIES, "{count} entries");
+            invariant!("listing-fits-an-answer", count <= MAX_RELATION_ENTRIES, "{count} forks");
             for (target, entry) in page.chunks_exact_mut(RELATION_ENTRY_BYTES).zip(entries) {
                 target[..4].copy_from_slice(&entry.relation.to_le_bytes());
                 target[4..8].copy_from_slice(&entry.blocks.to_le_bytes());
@@ -208,7 +208,7 @@ pub(crate) fn encode_reply(reply: Reply<'_>, page: &mut PageBytes, message: &mut
         }
         Reply::SlruSegments { entries, next_cursor } => {
             let count = entries.len();
-            invariant!("listing-fits-its-page", count <= MAX_SLRU_ENTRIES, "{count} entries");
+            invariant!("listing-fits-an-answer", count <= MAX_SLRU_ENTRIES, "{count} segment files");
             for (target, entry) in page.chunks_exact_mut(SLRU_ENTRY_BYTES).zip(entries) {
                 target[..4].copy_from_slice(&entry.segment.to_le_bytes());
                 target[4..].copy_from_slice(&entry.pages.to_le_bytes());
@@ -270,7 +270,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    #[should_panic(expected = "invariant listing-fits-its-page is broken")]
+    #[should_panic(expected = "invariant listing-fits-an-answer is broken")]
     fn a_listing_that_is_too_long_is_noticed() {
         let entries = vec![SlruEntry { segment: 0, pages: 1 }; MAX_SLRU_ENTRIES + 1];
         let reply = Reply::SlruSegments { entries: &entries, next_cursor: 0 };

@@ -10,7 +10,7 @@
 //! costs about eight bytes more than PostgreSQL's own bytes of it. All records of a batch were written in
 //! one volume epoch.
 
-use borealis_types::{GroupId, GroupSet, Lsn, MAX_GROUPS, RecordSpan, VolumeEpoch};
+use borealis_types::{GroupId, GroupSet, Lsn, MAX_GROUPS, RecordSpan, VolumeEpoch, invariant};
 use serde::{Deserialize, Serialize};
 
 /// Where a group's redo ends as of some volume position.
@@ -111,7 +111,23 @@ impl BatchBuilder {
     }
 
     /// Adds a record. `links` are in group order.
+    ///
+    /// # Panics
+    /// If a reader would refuse the record: what is asserted here it checks ([`BatchReader::next_into`]).
     pub fn push(&mut self, span: RecordSpan, links: &[GroupLink], record: &[u8]) {
+        invariant!(
+            "record-fits-its-span",
+            !record.is_empty() && span.end.0.saturating_sub(span.start.0) >= record.len() as u64,
+            "{} bytes at {span:?}",
+            record.len()
+        );
+        invariant!(
+            "links-ascend-and-point-back",
+            !links.is_empty()
+                && links.iter().all(|link| link.previous_end <= span.start)
+                && links.windows(2).all(|pair| pair[0].group < pair[1].group),
+            "{links:?} at {span:?}"
+        );
         let header = RecordHeader {
             start_delta: span.start.0.wrapping_sub(self.last_end.0) as i64,
             span_length: span.end.0 - span.start.0,
@@ -297,6 +313,32 @@ mod tests {
                 let _ = reader.collect::<Result<Vec<_>, _>>();
             }
         }
+    }
+
+    fn push(start: u64, end: u64, links: &[(u16, u64)]) {
+        let links: Vec<_> = links
+            .iter()
+            .map(|&(group, end)| GroupLink { group: GroupId(group), previous_end: Lsn(end) })
+            .collect();
+        BatchBuilder::new(&header()).push(RecordSpan { start: Lsn(start), end: Lsn(end) }, &links, &[1; 60]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant record-fits-its-span is broken: 60 bytes at")]
+    fn a_record_longer_than_its_span_is_not_sent() {
+        push(200, 240, &[(1, 80)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant links-ascend-and-point-back is broken")]
+    fn a_record_with_its_groups_out_of_order_is_not_sent() {
+        push(200, 264, &[(2, 80), (1, 80)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant links-ascend-and-point-back is broken")]
+    fn a_record_after_one_that_comes_later_is_not_sent() {
+        push(200, 264, &[(1, 208)]);
     }
 
     #[test]

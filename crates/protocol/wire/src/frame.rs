@@ -6,6 +6,8 @@
 
 use std::io::{self, Read, Write};
 
+use borealis_types::invariant;
+
 /// Bytes before the payload.
 pub const FRAME_HEADER_BYTES: usize = 8;
 
@@ -35,7 +37,12 @@ pub enum FrameError {
 /// If the payload is over [`MAX_PAYLOAD_BYTES`]: senders split before that.
 #[must_use]
 pub fn frame_header(payload: &[u8]) -> [u8; FRAME_HEADER_BYTES] {
-    assert!(payload.len() <= MAX_PAYLOAD_BYTES, "payload of {} bytes is over the frame limit", payload.len());
+    invariant!(
+        "frame-within-limit",
+        payload.len() <= MAX_PAYLOAD_BYTES,
+        "a payload of {} bytes",
+        payload.len()
+    );
     let mut header = [0; FRAME_HEADER_BYTES];
     header[..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     header[4..].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
@@ -101,6 +108,13 @@ pub struct FrameBuffer {
 impl FrameBuffer {
     /// Adds what the socket delivered.
     pub fn extend(&mut self, bytes: &[u8]) {
+        invariant!(
+            "frames-come-from-what-arrived",
+            self.consumed <= self.bytes.len(),
+            "{} of {} bytes handed out",
+            self.consumed,
+            self.bytes.len()
+        );
         if self.consumed > 0 && self.consumed >= self.bytes.len() / 2 {
             self.bytes.drain(..self.consumed);
             self.consumed = 0;
@@ -125,6 +139,13 @@ impl FrameBuffer {
             return Err(FrameError::Checksum);
         }
         self.consumed = start + length;
+        invariant!(
+            "frames-come-from-what-arrived",
+            self.consumed <= self.bytes.len(),
+            "{} of {} bytes handed out",
+            self.consumed,
+            self.bytes.len()
+        );
         Ok(Some(payload))
     }
 }
@@ -167,6 +188,19 @@ mod tests {
             buffer.extend(&bytes);
             let _ = buffer.next_frame();
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant frame-within-limit is broken: a payload of")]
+    fn a_payload_over_the_limit_is_a_bug_of_the_sender() {
+        let _ = frame_header(&vec![0; MAX_PAYLOAD_BYTES + 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant frames-come-from-what-arrived is broken: 9 of 0 bytes")]
+    fn a_buffer_that_handed_out_what_never_came_is_noticed() {
+        let mut buffer = FrameBuffer { bytes: Vec::new(), consumed: 9 };
+        buffer.extend(b"more");
     }
 
     #[test]

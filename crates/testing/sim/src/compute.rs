@@ -1,21 +1,19 @@
 //! A simulated instance: a real recovery that, once it is done, becomes a real writer.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
+use borealis_compute::read::Answer;
+use borealis_quorum::Promise;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions};
-use borealis_quorum::writer::{Acknowledgement, WriterTracker};
-use borealis_quorum::{GroupTail, Promise};
-use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan, ServerVersion};
+use borealis_types::{Lsn, NodeId, ServerVersion};
 
 use crate::Defect;
 use crate::message::{Host, Message, SimRecord, to_tail_record};
 use crate::random::Random;
+use crate::writer::{Asked, Writer};
 
-/// How far a writer runs ahead of its durable position.
-const LOG_AHEAD_MAX_BYTES: u64 = 1500;
 /// How often unanswered requests are repeated.
 const RETRY_MS: u64 = 150;
 
@@ -32,18 +30,10 @@ pub struct Effects {
     pub shipped: Option<Rc<SimRecord>>,
     /// The durable position rose to here.
     pub durable: Option<Lsn>,
+    /// Reads that came to an end.
+    pub answered: Vec<(Asked, Answer)>,
     /// A contradiction that a correct protocol rules out.
     pub impossible: Option<String>,
-}
-
-#[derive(Debug)]
-struct Writer {
-    tracker: WriterTracker,
-    outcome: Outcome,
-    /// Records that may have to be sent again.
-    retained: VecDeque<Rc<SimRecord>>,
-    /// Nodes that installed the history.
-    installed: BTreeMap<NodeId, bool>,
 }
 
 #[derive(Debug)]
@@ -65,7 +55,6 @@ pub struct Compute {
     /// Goes on when told that it is fenced.
     pub stubborn: bool,
     members: Vec<QuorumSets>,
-    nodes: Vec<NodeId>,
     defect: Defect,
     role: Role,
 }
@@ -91,10 +80,8 @@ impl Compute {
             give_up_after: Some(Duration::from_millis(20 * RETRY_MS)),
         };
         let (recovery, commands) = Recovery::start(options, Duration::from_millis(now_ms));
-        let nodes = members[0].members().collect();
         let role = Role::Recovering(Box::new(recovery));
-        let mut compute =
-            Compute { id, promise, server_version, stubborn: false, members, nodes, defect, role };
+        let mut compute = Compute { id, promise, server_version, stubborn: false, members, defect, role };
         let mut effects = Effects::default();
         compute.carry_out(commands, &mut effects);
         (compute, effects)
@@ -121,9 +108,7 @@ impl Compute {
     #[must_use]
     pub fn positions(&self) -> Option<(Lsn, Lsn)> {
         match &self.role {
-            Role::Writing(writer) => {
-                Some((writer.tracker.volume_durable().end, writer.tracker.shipped().end))
-            }
+            Role::Writing(writer) => Some(writer.positions()),
             _ => None,
         }
     }
@@ -143,17 +128,11 @@ impl Compute {
                     effects.send.push((node, Message::Install { promise, history, tails }));
                 }
                 Command::Done(outcome) => {
-                    let tracker = WriterTracker::new(
-                        outcome.promise.epoch,
-                        self.members.clone(),
-                        outcome.durable,
-                        &outcome.tails,
-                    );
                     effects.recovered = Some(outcome.clone());
-                    let installed = self.nodes.iter().map(|&node| (node, false)).collect();
-                    let writer = Writer { tracker, outcome, retained: VecDeque::new(), installed };
+                    let members = self.members.clone();
+                    let mut writer = Writer::new(self.id, outcome, self.server_version, members, self.defect);
+                    writer.set_stubborn(self.stubborn);
                     self.role = Role::Writing(Box::new(writer));
-                    self.heartbeat(effects);
                 }
                 Command::Failed(failure) => {
                     effects.failed = Some(failure);
@@ -182,106 +161,53 @@ impl Compute {
                 let commands = recovery.handle(event, Duration::from_millis(now_ms));
                 self.carry_out(commands, &mut effects);
             }
-            Role::Writing(writer) => match message {
-                Message::Installed(epoch) if epoch == self.promise.epoch => {
-                    writer.installed.insert(node, true);
-                }
-                Message::NeedsHistory => {
-                    writer.installed.insert(node, false);
-                    effects.send.push((node, install(writer)));
-                }
-                Message::Acknowledge(progress) => {
-                    for (group, epoch, complete) in progress {
-                        let mut count = |node| match writer.tracker.acknowledge(node, group, epoch, complete)
-                        {
-                            Ok(Acknowledgement::Durable(span)) => effects.durable = Some(span.end),
-                            Ok(_) => {}
-                            Err(error) => effects.impossible = Some(error.to_string()),
-                        };
-                        count(node);
-                        if self.defect == Defect::AcknowledgeAtThree && node == NodeId(0) {
-                            count(NodeId(5));
-                        }
-                    }
-                    let from = writer.tracker.retain_from();
-                    while writer.retained.front().is_some_and(|record| record.span.end <= from) {
-                        writer.retained.pop_front();
-                    }
-                }
-                Message::Refused(current) if current > self.promise.epoch && !self.stubborn => {
+            Role::Writing(writer) => {
+                if let Message::Line(line, content) = message
+                    && !writer.receive(node, line, content, Duration::from_millis(now_ms), &mut effects)
+                {
                     self.role = Role::Stopped;
                 }
-                _ => {}
-            },
+            }
             Role::Stopped => {}
         }
+        self.go_on(now_ms, &mut effects);
         effects
     }
 
     /// Time passed: repeat what was not answered.
     pub fn tick(&mut self, now_ms: u64) -> Effects {
         let mut effects = Effects::default();
-        if let Role::Recovering(recovery) = &mut self.role {
-            let commands = recovery.handle(Event::Tick, Duration::from_millis(now_ms));
-            self.carry_out(commands, &mut effects);
+        let now = Duration::from_millis(now_ms);
+        match &mut self.role {
+            Role::Recovering(recovery) => {
+                let commands = recovery.handle(Event::Tick, now);
+                self.carry_out(commands, &mut effects);
+            }
+            Role::Writing(writer) => writer.tick(now, &mut effects),
+            Role::Stopped => {}
         }
-        self.heartbeat(&mut effects);
+        self.go_on(now_ms, &mut effects);
         effects
     }
 
-    /// Tells every node the durable position, and sends again what it may lack.
-    fn heartbeat(&mut self, effects: &mut Effects) {
-        let Role::Writing(writer) = &mut self.role else { return };
-        for (&node, &installed) in &writer.installed {
-            if !installed {
-                effects.send.push((node, install(writer)));
-                continue;
-            }
-            let lacks = |record: &&Rc<SimRecord>| {
-                let lacks = |group: GroupId| writer.tracker.segment_complete(node, group) < record.span.end;
-                record.links.iter().any(|link| lacks(link.group))
-            };
-            let records = writer.retained.iter().filter(lacks).take(20).cloned().collect();
-            effects.send.push((node, append(writer, records)));
-        }
-    }
-
-    /// Makes one more record, unless the log is too far ahead.
-    pub fn write(&mut self, random: &mut Random, content: u64) -> Effects {
+    /// What PostgreSQL does: one more record, now and then a read.
+    pub fn write(&mut self, random: &mut Random, content: u64, now_ms: u64) -> Effects {
         let mut effects = Effects::default();
-        let Role::Writing(writer) = &mut self.role else { return effects };
-        if writer.tracker.log_ahead_bytes() > LOG_AHEAD_MAX_BYTES {
-            return effects;
-        }
-        let group_count = self.members.len() as u64;
-        let mut groups = GroupSet::EMPTY.with(GroupId(random.below(group_count) as u16));
-        while random.chance(300) {
-            groups = groups.with(GroupId(random.below(group_count) as u16));
-        }
-        let previous = writer.tracker.shipped();
-        // Now and then a page header lies between two records; the first record is never at zero.
-        let skip = if previous == RecordSpan::NONE || random.chance(100) { 24 } else { 0 };
-        let start = Lsn(previous.end.0 + skip);
-        let span = RecordSpan { start, end: Lsn(start.0 + 8 * random.between(3, 12)) };
-        let mut links = Vec::new();
-        writer.tracker.ship(span, groups, &mut links);
-        let record = Rc::new(SimRecord {
-            epoch: self.promise.epoch,
-            span,
-            previous_start: previous.start,
-            links,
-            content,
-            truth: self.server_version,
-        });
-        writer.retained.push_back(Rc::clone(&record));
-        // Only members of the record's groups need it; here every node is a member of every group.
-        for &node in &self.nodes {
-            if writer.installed.get(&node) == Some(&true) {
-                effects.send.push((node, append(writer, vec![Rc::clone(&record)])));
+        let now = Duration::from_millis(now_ms);
+        if let Role::Writing(writer) = &mut self.role {
+            if random.chance(400) {
+                writer.read(random, now, &mut effects);
             }
+            writer.write(random, content, now, &mut effects);
         }
-        effects.shipped = Some(record);
+        self.go_on(now_ms, &mut effects);
         effects
+    }
+
+    fn go_on(&mut self, now_ms: u64, effects: &mut Effects) {
+        if let Role::Writing(writer) = &mut self.role {
+            writer.go_on(Duration::from_millis(now_ms), effects);
+        }
     }
 
     /// The address of this instance.
@@ -289,18 +215,4 @@ impl Compute {
     pub fn host(&self) -> Host {
         Host::Compute(self.id)
     }
-}
-
-fn install(writer: &Writer) -> Message {
-    Message::Install {
-        promise: writer.outcome.promise,
-        history: writer.outcome.history.clone(),
-        tails: writer.outcome.tails.clone(),
-    }
-}
-
-fn append(writer: &Writer, records: Vec<Rc<SimRecord>>) -> Message {
-    let tails: Vec<GroupTail> = writer.tracker.durable_tails().collect();
-    let durable = writer.tracker.volume_durable();
-    Message::Append { epoch: writer.tracker.epoch(), records, durable, tails }
 }

@@ -1,17 +1,20 @@
-//! Deterministic simulation of the quorum protocol under faults.
+//! Deterministic simulation of the quorum protocol and of the compute side under faults.
 //!
 //! One [`run`] is one history of a small volume: six storage nodes, one to four protection groups, writers
 //! that come and go (some go on after they were replaced), recoveries (some die half way, some compete), and
-//! a network and machines that fail in every way they can. The machines under test are the real ones of
-//! `borealis-quorum`; only what surrounds them is a model: a log that loses what was not synced, and a
-//! network that delays, loses, repeats and reorders.
+//! a network and machines that fail in every way they can. The machines under test are the product's: segments and
+//! recovery of `borealis-quorum`, the shipper, the reads and the greeting of nodes of `borealis-compute`, batches and
+//! frames of `borealis-wire`. Only what surrounds them is a model: a log that loses what was not synced; a network that
+//! delays, loses, repeats and reorders single messages; connections that deliver in order until they break.
 //!
 //! An [`oracle`] sees everything and checks, at every acknowledgement, recovery and read, that
 //! * an acknowledged record is durable on four of six segments of each of its groups,
 //! * a recovery keeps every acknowledged record, and what it keeps is durable in the same way,
 //! * nothing acknowledged by a fenced writer is outside what the recovery that fenced it kept,
 //! * what a recovery cut never comes back,
-//! * a segment that allows a read holds exactly the records of its group up to that position,
+//! * a segment that allows a read holds exactly the records of its group up to that position, and is not promised to
+//!   a newer writer than the reader,
+//! * a page that an instance gets is that of the position it says, and shows all that was durable when it was asked for,
 //! * a node would apply every record it holds as the release of PostgreSQL does that its writer ran: each writer runs a
 //!   random one.
 //!
@@ -25,6 +28,7 @@ pub mod node;
 pub mod oracle;
 pub mod random;
 pub mod world;
+pub mod writer;
 
 /// A deliberate defect, to show that the checkers notice it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -40,7 +44,7 @@ pub enum Defect {
     NoFence,
     /// A node acknowledges before its log is synced.
     AcknowledgeBeforeSync,
-    /// A fenced node goes on acknowledging, under its new promise, what may yet be cut.
+    /// A fenced node introduces itself to its new writer as if it had the history: its SCL counts what may yet be cut.
     AcknowledgeWhileFenced,
     /// A node tells any connected writer of progress, also one it is fenced against.
     ProgressToFencedWriter,
@@ -50,6 +54,8 @@ pub enum Defect {
     TailsIgnored,
     /// A node answers reads up to its segment complete LSN whatever recovery the reader knows of.
     ReadIgnoresHistory,
+    /// A node answers a reader of an older epoch than it is promised to.
+    ReadIgnoresPromise,
     /// A recovery records the release of the writer before its own.
     RecoveryRecordsOldRelease,
     /// A node takes the last record before a new epoch for one of that epoch's release.

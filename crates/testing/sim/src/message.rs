@@ -5,7 +5,8 @@ use std::rc::Rc;
 use borealis_quorum::recovery::TailRecord;
 use borealis_quorum::segment::{Gap, SegmentSummary};
 use borealis_quorum::{ChainLink, DurablePoint, GroupLink, GroupTail, Promise};
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, PAGE_SIZE, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_wire::{BatchFrame, BatchRecord, Reply, Request};
 
 /// A simulated record. `content` is unique, so two records for one position can be told apart.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,11 +19,14 @@ pub struct SimRecord {
     pub previous_start: Lsn,
     /// Its groups.
     pub links: Vec<GroupLink>,
-    /// Stands for its bytes.
+    /// Stands for what it changes.
     pub content: u64,
-    /// The release its writer ran. Not sent: a node must know it from its history.
+    /// The release its writer ran. It travels in the bytes for the oracle alone: a node must know it from its history.
     pub truth: ServerVersion,
 }
+
+/// Bytes of every simulated record: content, start of the record before it, release.
+const RECORD_BYTES: usize = 20;
 
 impl SimRecord {
     /// Its place in one group's chain.
@@ -31,6 +35,55 @@ impl SimRecord {
         let link = self.links.iter().find(|link| link.group == group)?;
         Some(ChainLink { previous_end: link.previous_end, span: self.span })
     }
+
+    /// What PostgreSQL would have written: never longer than its span.
+    #[must_use]
+    pub fn bytes(content: u64, previous_start: Lsn, truth: ServerVersion) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        bytes[..8].copy_from_slice(&content.to_le_bytes());
+        bytes[8..16].copy_from_slice(&previous_start.0.to_le_bytes());
+        bytes[16..].copy_from_slice(&truth.server_version_num().to_le_bytes());
+        bytes
+    }
+
+    /// The record that a batch of `epoch` carries; `None` if no simulated writer made it.
+    #[must_use]
+    pub fn from_batch(epoch: VolumeEpoch, record: &BatchRecord<'_>) -> Option<SimRecord> {
+        let bytes: &[u8; RECORD_BYTES] = record.bytes.try_into().ok()?;
+        let [content, previous_start] =
+            [0, 8].map(|at| bytes[at..].first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word)));
+        let truth = bytes.last_chunk::<4>().map(|word| u32::from_le_bytes(*word))?;
+        Some(SimRecord {
+            epoch,
+            span: record.span,
+            previous_start: Lsn(previous_start),
+            links: record.links.clone(),
+            content,
+            truth: ServerVersion::new(truth).ok()?,
+        })
+    }
+}
+
+/// A page of a group: as of which position, and how many and which records it was made from.
+#[must_use]
+pub fn page_of<'a>(lsn: Lsn, records: impl Iterator<Item = &'a SimRecord>) -> Vec<u8> {
+    let (mut count, mut digest) = (0u64, 0u64);
+    for record in records {
+        count += 1;
+        digest =
+            digest.wrapping_add((record.content ^ record.content << 31).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    }
+    let mut page = vec![0; PAGE_SIZE];
+    for (at, word) in [lsn.0, count, digest].into_iter().enumerate() {
+        page[8 * at..8 * at + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    page
+}
+
+/// As of which position a page is.
+#[must_use]
+pub fn page_lsn(page: &[u8]) -> Lsn {
+    Lsn(page.first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word)))
 }
 
 /// As a recovery sees it.
@@ -52,6 +105,23 @@ pub enum Host {
     Node(NodeId),
     /// An instance: a recovery that becomes a writer.
     Compute(u32),
+}
+
+/// A connection of an instance to a node. The network delivers what is sent on one in order, or breaks it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LineId(pub u64);
+
+/// What goes over a connection: the product's own messages.
+#[derive(Clone, Debug)]
+pub enum OnLine {
+    /// Writer to node, with its id.
+    Request(u64, Request),
+    /// Writer to node: an encoded batch in its frame.
+    Batch(Rc<BatchFrame>),
+    /// Node to writer, with the id of the request; zero unasked.
+    Reply(u64, Reply),
+    /// The sender no longer has the connection, or the system says that it broke.
+    Closed,
 }
 
 /// What is sent.
@@ -77,7 +147,7 @@ pub enum Message {
         /// The records.
         records: Vec<Rc<SimRecord>>,
     },
-    /// Recovery or writer to node.
+    /// Recovery to node.
     Install {
         /// Who asks.
         promise: Promise,
@@ -86,20 +156,9 @@ pub enum Message {
         /// Ends of the groups at the newest opening.
         tails: Vec<GroupTail>,
     },
-    /// Writer to node.
-    Append {
-        /// The writer's epoch.
-        epoch: VolumeEpoch,
-        /// New or repeated records, in order.
-        records: Vec<Rc<SimRecord>>,
-        /// VDL and every group's end at it.
-        durable: RecordSpan,
-        /// Ends of the groups at `durable`.
-        tails: Vec<GroupTail>,
-    },
     /// Node to recovery.
     Fenced(Vec<SegmentSummary>),
-    /// Node to recovery or writer: another promise stands in the way.
+    /// Node to recovery: another promise stands in the way.
     Refused(VolumeEpoch),
     /// Node to recovery.
     Tail {
@@ -114,12 +173,10 @@ pub enum Message {
     },
     /// Node to recovery.
     Repaired(GroupId),
-    /// Node to recovery or writer.
+    /// Node to recovery.
     Installed(VolumeEpoch),
-    /// Node to writer: the epoch it is promised to and the SCL, for each group.
-    Acknowledge(Vec<(GroupId, VolumeEpoch, Lsn)>),
-    /// Node to writer: install the history first.
-    NeedsHistory,
+    /// On a connection of a writer to a node, in either direction.
+    Line(LineId, OnLine),
     /// Node to node.
     GossipSummary(Vec<SegmentSummary>),
     /// Node to node.

@@ -1,13 +1,16 @@
 //! A simulated storage node: real segments over a log that loses what was not synced.
 
+mod lines;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use borealis_quorum::segment::{InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source};
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, ServerVersion, VolumeEpoch, WriterId};
+use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId};
+use borealis_wire::{Caller, Reply, SegmentProgress};
 
-use crate::message::{Host, Message, SimRecord, durable_point};
+use crate::message::{Host, LineId, Message, SimRecord, durable_point};
 use crate::random::Random;
 use crate::{Coverage, Defect};
 
@@ -22,6 +25,7 @@ enum Entry {
     Install(GroupId, Option<WriterId>, EpochHistory, DurablePoint),
     Adopt(GroupId, Promise, EpochHistory),
     Observe(GroupId, VolumeEpoch, DurablePoint),
+    ReadPoint(GroupId, VolumeEpoch, Lsn),
 }
 
 /// Records of one group, by start position.
@@ -75,6 +79,9 @@ impl State {
             Entry::Observe(group, epoch, point) => {
                 self.segments[usize::from(group.0)].observe_durable(*epoch, *point);
             }
+            Entry::ReadPoint(group, epoch, point) => {
+                self.segments[usize::from(group.0)].observe_minimum_read_point(*epoch, *point);
+            }
         }
     }
 }
@@ -100,8 +107,8 @@ pub struct SimNode {
     synced: usize,
     /// Answers that wait until this much of the log is synced.
     answers: Vec<(usize, Host, Message)>,
-    /// Writers with an open connection, which hear of progress they did not cause.
-    writers: BTreeMap<Host, VolumeEpoch>,
+    /// Open connections. Writers among them hear of progress they did not cause.
+    lines: BTreeMap<LineId, (Host, Caller)>,
 }
 
 /// What a node does in answer to something.
@@ -111,6 +118,8 @@ pub struct Effects {
     pub send: Vec<(Host, Message)>,
     /// Records newly stored, with the history they were stored under; the oracle checks them.
     pub stored: Vec<(GroupId, Rc<SimRecord>)>,
+    /// Reads that were answered with a page.
+    pub read: Vec<(GroupId, ReadPoint)>,
     /// A contradiction that a correct protocol rules out.
     pub impossible: Option<String>,
 }
@@ -132,7 +141,7 @@ impl SimNode {
             log: Vec::new(),
             synced: 0,
             answers: Vec::new(),
-            writers: BTreeMap::new(),
+            lines: BTreeMap::new(),
         }
     }
 
@@ -219,7 +228,7 @@ impl SimNode {
         self.synced_to(survive);
         self.log.truncate(survive);
         self.answers.clear();
-        self.writers.clear();
+        self.lines.clear();
         self.running = false;
         self.syncing = false;
         self.life += 1;
@@ -362,11 +371,9 @@ impl SimNode {
                 };
                 self.answer(from, answer, &mut effects);
             }
-            Message::Append { epoch, records, durable, tails } => {
-                self.writers.insert(from, epoch);
-                self.append(from, epoch, &records, &mut effects, coverage);
-                for group in self.groups() {
-                    self.observe(group, epoch, durable_point(durable, &tails, group));
+            Message::Line(line, content) => {
+                if let Err(what) = self.receive_on_line(from, line, content, &mut effects, coverage) {
+                    effects.impossible = Some(format!("node {}: {what}", self.id));
                 }
             }
             Message::GossipSummary(summaries) => self.gossip(from, &summaries, &mut effects, coverage),
@@ -400,13 +407,15 @@ impl SimNode {
 
     /// Tells connected writers that a segment got further through its peers: only the writer it serves.
     fn push_progress(&mut self, group: GroupId, effects: &mut Effects, coverage: &mut Coverage) {
-        for (host, epoch) in self.writers.clone() {
+        for (line, (host, caller)) in self.lines.clone() {
+            let Caller::Writer { epoch, .. } = caller else { continue };
             let segment = self.segment(group);
-            let complete = segment.segment_complete_lsn();
-            let serves = segment.acknowledgement() == Some((epoch, complete));
+            let segment_complete_lsn = segment.segment_complete_lsn();
+            let serves = segment.acknowledgement() == Some((epoch, segment_complete_lsn));
             if serves || self.defect == Defect::ProgressToFencedWriter {
                 coverage.count("progress pushed to a writer");
-                self.answer(host, Message::Acknowledge(vec![(group, epoch, complete)]), effects);
+                let progress = vec![SegmentProgress { group, segment_complete_lsn }];
+                self.reply(host, line, 0, Reply::Progress(progress), effects);
             }
         }
     }
@@ -473,40 +482,6 @@ impl SimNode {
             }
         }
         self.answer(from, Message::Repaired(group), effects);
-    }
-
-    fn append(
-        &mut self,
-        from: Host,
-        epoch: VolumeEpoch,
-        records: &[Rc<SimRecord>],
-        effects: &mut Effects,
-        coverage: &mut Coverage,
-    ) {
-        let newest = |node: &SimNode, group| node.segment(group).history().newest_epoch();
-        let fenced = self.groups().map(|group| self.segment(group).promise().epoch).max();
-        if let Some(current) = fenced.filter(|&current| current > epoch) {
-            coverage.count("appends of fenced writers");
-            // Groups that are not fenced yet take their part all the same.
-            self.answer(from, Message::Refused(current), effects);
-        } else if self.groups().any(|group| newest(self, group) < epoch) {
-            effects.send.push((from, Message::NeedsHistory));
-        }
-        for record in records {
-            for link in &record.links {
-                self.offer(link.group, Source::Writer, record, effects, coverage);
-            }
-        }
-        let state = |group| {
-            let segment = self.segment(group);
-            if self.defect == Defect::AcknowledgeWhileFenced {
-                return Some((group, segment.promise().epoch, segment.segment_complete_lsn()));
-            }
-            let (epoch, complete) = segment.acknowledgement()?;
-            Some((group, epoch, complete))
-        };
-        let progress = self.groups().filter_map(state).collect();
-        self.answer(from, Message::Acknowledge(progress), effects);
     }
 
     fn gossip(

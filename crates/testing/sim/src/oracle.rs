@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use borealis_compute::read::Answer;
 use borealis_quorum::recovery::Outcome;
-use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch, WRITE_QUORUM};
+use borealis_types::{EpochHistory, GroupId, Lsn, ReadPoint, RecordSpan, VolumeEpoch, WRITE_QUORUM};
 
 use crate::Coverage;
-use crate::message::SimRecord;
+use crate::message::{SimRecord, page_lsn, page_of};
 use crate::node::SimNode;
+use crate::random::Random;
+use crate::writer::Asked;
 
 /// The truth about one volume.
 #[derive(Debug, Default)]
@@ -204,11 +207,51 @@ impl Oracle {
         Ok(())
     }
 
-    /// What a node would answer a read with must be the truth.
+    /// An epoch before the newest, and up to where an instance that wrote in it may ask: where the next one opened.
+    #[must_use]
+    pub fn older_reader(&self, random: &mut Random) -> Option<(VolumeEpoch, Lsn)> {
+        let openings = self.history.openings();
+        let at = random.below(openings.len().checked_sub(1)? as u64 + 1) as usize;
+        Some((openings.get(at)?.epoch, openings.get(at + 1)?.last.end))
+    }
+
+    /// What PostgreSQL was answered: the truth as of the position the page says, which shows all that was durable when
+    /// it asked.
     ///
     /// # Errors
-    /// If it lacks a record, or has one that is not of the volume.
-    pub fn check_read(&self, node: &SimNode, group: GroupId, lsn: Lsn) -> Result<(), String> {
+    /// If it is not.
+    pub fn check_answer(&self, asked: Asked, answer: &Answer) -> Result<(), String> {
+        let page = match answer {
+            Answer::Page(Some(page)) => page,
+            // Within the time a read has, a volume in trouble need not answer.
+            Answer::Error(_) => return Ok(()),
+            other => return Err(format!("{asked:?} was answered with {other:?}")),
+        };
+        let (lsn, Asked { group, durable }) = (page_lsn(page), asked);
+        let all = || self.durable.values().map(Rc::as_ref).filter(|r| r.link(group).is_some());
+        if *page != page_of(lsn, all().filter(|r| r.span.end <= lsn)) {
+            return Err(format!("a page of group {group} as of {lsn} is not the volume's"));
+        }
+        match all().find(|r| r.span.end > lsn && r.span.end <= durable) {
+            Some(missed) => Err(format!("a page of group {group} as of {lsn} does not show {missed:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// What a node answers a read with must be the truth, and it must not be promised to a newer writer than the reader
+    /// (epoch zero reads whatever is there).
+    ///
+    /// # Errors
+    /// If it lacks a record, or has one that is not of the volume; or if the reader is fenced.
+    pub fn check_read(&self, node: &SimNode, group: GroupId, at: ReadPoint) -> Result<(), String> {
+        let ReadPoint { epoch, lsn } = at;
+        let promised = node.segment(group).promise().epoch;
+        if epoch > VolumeEpoch(0) && epoch < promised {
+            let id = node.id;
+            return Err(format!(
+                "node {id} group {group} answered epoch {epoch} after its promise to {promised}"
+            ));
+        }
         let truth: BTreeSet<u64> = self
             .durable
             .values()

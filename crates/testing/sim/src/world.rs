@@ -1,17 +1,23 @@
-//! The event loop: virtual time, the network, and everything that goes wrong.
+//! The event loop: virtual time, and what each event makes its party do.
 
-use std::collections::BTreeMap;
+mod faults;
+mod network;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem::discriminant;
 
+use borealis_compute::read::Answer;
 use borealis_quorum::Promise;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::Failure;
 use borealis_quorum::segment::SegmentSummary;
-use borealis_types::{GroupId, Lsn, NodeId, ServerVersion, VolumeEpoch, WriterId};
+use borealis_types::{GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId};
+use borealis_wire::Reply;
 
+use self::faults::Faults;
 use crate::compute::{self, Compute};
-use crate::message::{Host, Message};
+use crate::message::{Host, LineId, Message, OnLine};
 use crate::node::{self, SimNode};
 use crate::oracle::Oracle;
 use crate::random::Random;
@@ -37,38 +43,6 @@ enum Event {
     Supervise,
 }
 
-/// How bad this run's world is, per thousand.
-#[derive(Debug)]
-struct Faults {
-    lose: u64,
-    duplicate: u64,
-    delay_long: u64,
-    crash_node: u64,
-    crash_compute: u64,
-    take_over: u64,
-    partition: u64,
-    compete: u64,
-    lose_nodes: u64,
-}
-
-impl Faults {
-    fn draw(random: &mut Random) -> Faults {
-        // Each kind of fault is absent, ordinary or frequent, independently of the others.
-        let mut level = |ordinary: u64| random.below(3) * ordinary;
-        Faults {
-            lose: level(30),
-            duplicate: level(30),
-            delay_long: level(15),
-            crash_node: level(60),
-            crash_compute: level(40),
-            take_over: level(40),
-            partition: level(50),
-            compete: level(150),
-            lose_nodes: level(8),
-        }
-    }
-}
-
 /// One simulated history.
 #[derive(Debug)]
 pub struct World {
@@ -87,6 +61,10 @@ pub struct World {
     trace: DefaultHasher,
     /// Who cannot reach whom: hosts on different sides, in one or in both directions.
     sides: Option<(u64, bool)>,
+    /// Connections that broke: nothing arrives on them any more.
+    broken: BTreeSet<LineId>,
+    /// When the last message of a connection arrives, in each direction (`true`: at the node).
+    arrivals: BTreeMap<(LineId, bool), u64>,
     next_compute: u32,
     last_epoch: VolumeEpoch,
     /// What the instance started last runs.
@@ -123,6 +101,8 @@ impl World {
             coverage: Coverage::default(),
             trace: DefaultHasher::new(),
             sides: None,
+            broken: BTreeSet::new(),
+            arrivals: BTreeMap::new(),
             next_compute: 0,
             last_epoch: VolumeEpoch(0),
             last_release: ServerVersion::NEWEST_TESTED,
@@ -168,6 +148,10 @@ impl World {
         if let Event::Deliver { from, to, message } = event {
             format!("{from:?}{to:?}").hash(&mut self.trace);
             discriminant(message).hash(&mut self.trace);
+            if let Message::Line(line, content) = message {
+                line.hash(&mut self.trace);
+                discriminant(content).hash(&mut self.trace);
+            }
         }
         self.oracle.durable_end().hash(&mut self.trace);
     }
@@ -178,12 +162,14 @@ impl World {
                 let position = usize::from(id.0);
                 if self.nodes[position].running {
                     let effects = self.nodes[position].receive(from, message, &mut self.coverage);
-                    self.finish_node(position, effects)?;
+                    self.finish_node(position, from, effects)?;
+                } else if let Message::Line(line, _) = message {
+                    self.break_line(line, from, Host::Node(id));
                 }
             }
             Event::Deliver { from: Host::Node(node), to: Host::Compute(id), message } => {
-                if let Message::Acknowledge(progress) = &message {
-                    self.check_progress(node, progress)?;
+                if let Message::Line(_, OnLine::Reply(_, reply)) = &message {
+                    self.check_claims(node, id, reply)?;
                 }
                 if let Some(compute) = self.computes.get_mut(&id) {
                     let effects = compute.receive(node, message, self.now);
@@ -210,7 +196,7 @@ impl World {
             }
             Event::Write(id) => {
                 if let Some(compute) = self.computes.get_mut(&id).filter(|compute| !compute.is_stopped()) {
-                    let effects = compute.write(&mut self.random, self.next_content);
+                    let effects = compute.write(&mut self.random, self.next_content, self.now);
                     self.next_content += 1;
                     self.finish_compute(id, effects)?;
                     let delay = if self.chaos() { self.random.between(2, 40) } else { 200 };
@@ -232,9 +218,24 @@ impl World {
         Ok(false)
     }
 
-    fn check_progress(&self, node: NodeId, progress: &[(GroupId, VolumeEpoch, Lsn)]) -> Result<(), String> {
+    /// What a node claims to have in a reply to a writer, it must have, durably.
+    fn check_claims(&self, node: NodeId, instance: u32, reply: &Reply) -> Result<(), String> {
+        let Some(epoch) = self.computes.get(&instance).map(|compute| compute.promise.epoch) else {
+            return Ok(());
+        };
+        let claims: Vec<(GroupId, Lsn)> = match reply {
+            Reply::Appended(progress) | Reply::Progress(progress) => {
+                progress.iter().map(|claim| (claim.group, claim.segment_complete_lsn)).collect()
+            }
+            Reply::Welcome { segments, .. } | Reply::Summaries(segments) => segments
+                .iter()
+                .filter(|claim| claim.promised_epoch == epoch && claim.history.newest_epoch() == epoch)
+                .map(|claim| (claim.group, claim.segment_complete_lsn))
+                .collect(),
+            _ => return Ok(()),
+        };
         let node = &self.nodes[usize::from(node.0)];
-        for &(group, epoch, complete) in progress {
+        for (group, complete) in claims {
             // Only while nothing newer was promised can the claim be compared with what is there now.
             if node.running && node.segment(group).promise().epoch == epoch {
                 self.oracle.check_complete(node, group, epoch, complete)?;
@@ -243,34 +244,38 @@ impl World {
         Ok(())
     }
 
+    /// A reader of any epoch asks any node, whatever an instance would do.
     fn check_random_read(&mut self) -> Result<(), String> {
         if !self.random.chance(100) {
             return Ok(());
         }
         let position = self.random.below(u64::from(NODES)) as usize;
         let group = GroupId(self.random.below(self.members.len() as u64) as u16);
-        let end = self.oracle.durable_end();
+        // A replaced instance knows of nothing after the opening that replaced it.
+        let older = self.random.chance(250).then(|| self.oracle.older_reader(&mut self.random)).flatten();
+        let (epoch, end) = older.unwrap_or((self.oracle.newest_epoch(), self.oracle.durable_end()));
         let lsn = if self.random.chance(500) { end } else { Lsn(self.random.below(end.0 + 1)) };
-        let node = &self.nodes[position];
-        let epoch = match self.defect {
-            Defect::ReadIgnoresHistory => VolumeEpoch(0),
-            _ => self.oracle.newest_epoch(),
-        };
-        if node.running && node.segment(group).check_read(borealis_types::ReadPoint { epoch, lsn }).is_ok() {
+        let (node, at) = (&self.nodes[position], ReadPoint { epoch, lsn });
+        if node.running && node.permit_read(group, at).is_ok() {
             self.coverage.count("reads checked");
-            self.oracle.check_read(node, group, lsn)?;
+            self.oracle.check_read(node, group, at)?;
         } else {
             self.coverage.count("reads refused");
         }
         Ok(())
     }
 
-    fn finish_node(&mut self, position: usize, effects: node::Effects) -> Result<(), String> {
+    fn finish_node(&mut self, position: usize, asked_by: Host, effects: node::Effects) -> Result<(), String> {
         if let Some(what) = effects.impossible {
             return Err(what);
         }
         for (group, record) in &effects.stored {
             self.oracle.stored(&self.nodes[position], *group, record)?;
+        }
+        for (group, at) in effects.read {
+            self.coverage.count("pages read by instances");
+            let node = &self.nodes[position];
+            self.oracle.check_read(node, group, at).map_err(|what| format!("{asked_by:?}: {what}"))?;
         }
         let from = Host::Node(self.nodes[position].id);
         for (to, message) in effects.send {
@@ -353,32 +358,14 @@ impl World {
         if let Some(through) = effects.durable {
             self.oracle.acknowledged(epoch, through, &self.nodes, &mut self.coverage)?;
         }
-        Ok(())
-    }
-
-    fn send(&mut self, from: Host, to: Host, message: Message) {
-        if self.chaos() {
-            if self.random.chance(self.faults.lose) {
-                return self.coverage.count("messages lost");
-            }
-            if let Some((mask, both_ways)) = self.sides {
-                let side = |host| match host {
-                    Host::Node(id) => mask >> id.0 & 1,
-                    Host::Compute(id) => mask >> (8 + id % 8) & 1,
-                };
-                if side(from) != side(to) && (both_ways || side(from) == 0) {
-                    return self.coverage.count("messages lost in a partition");
-                }
-            }
-            if self.random.chance(self.faults.duplicate) {
-                self.coverage.count("messages repeated");
-                let delay = self.random.between(1, 400);
-                self.schedule(delay, Event::Deliver { from, to, message: message.clone() });
-            }
+        for (asked, answer) in &effects.answered {
+            self.coverage.count(match answer {
+                Answer::Error(_) => "reads of instances given up",
+                _ => "reads of instances answered",
+            });
+            self.oracle.check_answer(*asked, answer).map_err(|what| format!("instance {id}: {what}"))?;
         }
-        let late = self.chaos() && self.random.chance(self.faults.delay_long);
-        let delay = if late { self.random.between(100, 2500) } else { self.random.between(1, 15) };
-        self.schedule(delay, Event::Deliver { from, to, message });
+        Ok(())
     }
 
     fn start_compute(&mut self, epoch: VolumeEpoch) {
@@ -416,69 +403,6 @@ impl World {
         let older = self.random.below(RELEASES) as u32;
         ServerVersion::new(ServerVersion::NEWEST_TESTED.server_version_num() - older)
             .expect("a known release")
-    }
-
-    fn fault(&mut self) {
-        if self.random.chance(self.faults.crash_node) {
-            let position = self.random.below(u64::from(NODES)) as usize;
-            if self.nodes[position].running {
-                self.nodes[position].crash(&mut self.random, &mut self.coverage);
-                self.coverage.count("node crashes");
-                let delay = self.random.between(20, 800);
-                self.schedule(delay, Event::Restart(position));
-            }
-        }
-        if self.random.chance(self.faults.lose_nodes) && self.lost.iter().filter(|&&lost| lost).count() < 2 {
-            let position = self.random.below(u64::from(NODES)) as usize;
-            if self.nodes[position].running {
-                self.nodes[position].crash(&mut self.random, &mut self.coverage);
-            }
-            if !self.lost[position] {
-                self.coverage.count("nodes lost for ever");
-            }
-            self.lost[position] = true;
-        }
-        if self.random.chance(self.faults.crash_compute) {
-            let alive: Vec<u32> = self.computes.values().filter(|c| !c.is_stopped()).map(|c| c.id).collect();
-            if !alive.is_empty() {
-                let id = alive[self.random.below(alive.len() as u64) as usize];
-                let compute = self.computes.get_mut(&id).expect("it was just listed");
-                self.coverage.count(if compute.is_recovering() {
-                    "recoveries crashed"
-                } else {
-                    "writers crashed"
-                });
-                compute.stop();
-            }
-        }
-        if self.random.chance(self.faults.take_over) {
-            let compete = self.random.chance(self.faults.compete) && self.last_epoch.0 > 0;
-            if compete {
-                self.coverage.count("recoveries competing for one epoch");
-            } else {
-                self.coverage.count("writers replaced while alive");
-            }
-            self.start_compute(VolumeEpoch(self.last_epoch.0 + u64::from(!compete)));
-        }
-        if self.random.chance(self.faults.partition) {
-            self.sides = match self.sides {
-                Some(_) => None,
-                None => {
-                    self.coverage.count("partitions");
-                    Some((self.random.number(), self.random.chance(600)))
-                }
-            };
-        }
-    }
-
-    fn heal(&mut self) {
-        self.sides = None;
-        for position in 0..usize::from(NODES) {
-            if !self.nodes[position].running && !self.lost[position] {
-                self.nodes[position].restart();
-            }
-        }
-        self.stuck = (self.oracle.durable_end(), self.now);
     }
 
     /// Starts an instance when none is left; after the faults also when the volume stands still.
@@ -533,15 +457,14 @@ impl World {
         let epoch = self.oracle.newest_epoch();
         for group in (0..self.members.len()).map(|position| GroupId(position as u16)) {
             for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
-                if node.segment(group).check_read(borealis_types::ReadPoint { epoch, lsn: durable }).is_err()
-                {
+                if node.segment(group).check_read(ReadPoint { epoch, lsn: durable }).is_err() {
                     return Ok(false);
                 }
             }
         }
         for group in (0..self.members.len()).map(|position| GroupId(position as u16)) {
             for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
-                self.oracle.check_read(node, group, durable)?;
+                self.oracle.check_read(node, group, ReadPoint { epoch, lsn: durable })?;
             }
         }
         for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use borealis_types::Lsn;
+use borealis_types::{Lsn, invariant};
 use borealis_wal::layout::FIRST_NORMAL_XID;
 use borealis_wal::{Record, ended_transactions, oldest_running_transaction, xid_precedes};
 
@@ -53,6 +53,14 @@ impl OpenTransactions {
         while self.begun.front().is_some_and(|(_, xid)| !self.open.contains(xid)) {
             self.begun.pop_front();
         }
+        // One that is open and has no beginning here would let a page go that it changed.
+        invariant!(
+            "open-transaction-has-a-beginning",
+            self.open.len() <= self.begun.len(),
+            "{} are open, {} have begun",
+            self.open.len(),
+            self.begun.len()
+        );
     }
 
     /// The end of the first record of the oldest open transaction; [`Lsn::MAX`] without one. A page whose LSN is
@@ -117,6 +125,17 @@ mod tests {
         ends(&mut open, 400, 21, transaction::ABORT, &[]);
         ends(&mut open, 500, 20, transaction::COMMIT, &[22]);
         assert_eq!(open.oldest(), Lsn::MAX);
+    }
+
+    #[test]
+    #[should_panic(
+        expected = "invariant open-transaction-has-a-beginning is broken: 1 are open, 0 have begun"
+    )]
+    fn a_beginning_that_was_lost_is_noticed() {
+        let mut open = OpenTransactions::default();
+        change(&mut open, 100, 12);
+        open.begun.clear();
+        change(&mut open, 200, 12);
     }
 
     #[test]

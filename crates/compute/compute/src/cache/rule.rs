@@ -10,7 +10,7 @@
 //!
 //! Hint bits, `LP_DEAD` marks and the like are lost; PostgreSQL sets them again.
 
-use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
+use borealis_types::{Lsn, PAGE_SIZE, PageBytes, invariant};
 use borealis_wal::layout::btree::{CYCLE_ID_MAX, CYCLE_ID_OFFSET, SPECIAL_BYTES as BTREE_SPECIAL_BYTES};
 use borealis_wal::layout::page::{LSN_OFFSET, SPECIAL_OFFSET, UPPER_OFFSET, max_align};
 use borealis_wal::layout::sequence::{self, MAGIC as SEQUENCE_MAGIC};
@@ -51,6 +51,8 @@ pub struct Known {
 /// # Errors
 /// The reason to keep it.
 pub fn may_drop(page: &PageBytes, written_at: Lsn, known: &Known) -> Result<(), Keep> {
+    // With zero, a page whose content was never logged would pass for one that storage has.
+    invariant!("log-begins-above-zero", known.log_begins > Lsn::ZERO);
     if half(page, UPPER_OFFSET) == 0 {
         return Err(Keep::Empty);
     }
@@ -152,6 +154,12 @@ mod tests {
             page[PAGE_SIZE - 2..].copy_from_slice(&id.to_le_bytes());
             assert_eq!(may_drop(&page, Lsn(0), &KNOWN), Ok(()));
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant log-begins-above-zero is broken")]
+    fn a_log_without_a_beginning_is_noticed() {
+        let _ = may_drop(&page(2000, 0), Lsn(0), &Known { log_begins: Lsn(0), ..KNOWN });
     }
 
     #[test]

@@ -7,7 +7,7 @@ use borealis_types::server_request::{
 };
 use borealis_types::{
     DatabaseKey, Fork, GroupId, PAGE_SIZE, PageKey, ReadPoint, RelationFork, RelationLocator,
-    SLRU_PAGES_PER_SEGMENT, SlruKind,
+    SLRU_PAGES_PER_SEGMENT, SlruKind, invariant,
 };
 use borealis_wire::{RelationSize, Reply, Request};
 
@@ -117,7 +117,7 @@ pub(super) fn answer(what: server_request::Request, collected: Collected) -> Ans
                 .collect();
             let next = entries.get(MAX_SLRU_ENTRIES).map_or(0, |entry| u64::from(entry.segment));
             entries.truncate(MAX_SLRU_ENTRIES);
-            Answer::SlruSegments(entries, next)
+            slru_answer(entries, next)
         }
     }
 }
@@ -173,7 +173,7 @@ fn list_answer(sizes: &BTreeMap<RelationFork, u32>, horizon: Option<RelationFork
         .filter(|(fork, _)| fork.fork == Fork::Init)
         .map(|(fork, _)| fork.locator.relation)
         .collect();
-    let entries = complete
+    let entries: Vec<RelationEntry> = complete
         .iter()
         .map(|(fork, blocks)| RelationEntry {
             relation: fork.locator.relation,
@@ -182,5 +182,28 @@ fn list_answer(sizes: &BTreeMap<RelationFork, u32>, horizon: Option<RelationFork
             has_init_fork: unlogged.contains(&fork.locator.relation),
         })
         .collect();
+    relations_answer(entries, cursor)
+}
+
+fn relations_answer(entries: Vec<RelationEntry>, cursor: u64) -> Answer {
+    let count = entries.len();
+    invariant!("listing-fits-an-answer", count <= MAX_RELATION_ENTRIES, "{count} forks");
     Answer::Relations(entries, cursor)
+}
+
+fn slru_answer(entries: Vec<SlruEntry>, cursor: u64) -> Answer {
+    let count = entries.len();
+    invariant!("listing-fits-an-answer", count <= MAX_SLRU_ENTRIES, "{count} segment files");
+    Answer::SlruSegments(entries, cursor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "invariant listing-fits-an-answer is broken: 1025 segment files")]
+    fn a_listing_longer_than_an_answer_is_noticed() {
+        let _ = slru_answer(vec![SlruEntry { segment: 1, pages: 1 }; MAX_SLRU_ENTRIES + 1], 0);
+    }
 }

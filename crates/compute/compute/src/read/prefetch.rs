@@ -5,13 +5,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageKey};
+use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageKey, invariant};
 use borealis_wal::Effect;
+
+/// Places that blocks are spread over, see [`place`].
+const PLACES: usize = 4096;
 
 /// A bounded set of pages, oldest out first.
 #[derive(Debug)]
 pub struct PrefetchCache {
     pages: BTreeMap<BlockKey, (u64, Vec<u8>)>,
+    /// How many pages have each place: nearly every block that a record changes is not here, and this says so without
+    /// a search.
+    places: Box<[u32; PLACES]>,
     /// Keys in the order they came, with the number they came under: a key that was taken and came again
     /// stands here twice, and only its newest number counts.
     order: VecDeque<(u64, BlockKey)>,
@@ -25,6 +31,7 @@ impl PrefetchCache {
     pub fn new(limit_bytes: usize) -> PrefetchCache {
         PrefetchCache {
             pages: BTreeMap::new(),
+            places: Box::new([0; PLACES]),
             order: VecDeque::new(),
             next_number: 0,
             pages_max: limit_bytes / PAGE_SIZE,
@@ -34,7 +41,7 @@ impl PrefetchCache {
     /// Whether the page is here.
     #[must_use]
     pub fn contains(&self, key: &BlockKey) -> bool {
-        self.pages.contains_key(key)
+        self.places[place(key)] > 0 && self.pages.contains_key(key)
     }
 
     /// Pages here.
@@ -54,21 +61,32 @@ impl PrefetchCache {
         if self.pages_max == 0 {
             return;
         }
+        invariant!("page-is-whole", page.len() == PAGE_SIZE, "{} bytes of {key}", page.len());
         let number = self.next_number;
         self.next_number += 1;
-        self.pages.insert(key, (number, page));
+        if self.pages.insert(key, (number, page)).is_none() {
+            self.places[place(&key)] += 1;
+        }
         self.order.push_back((number, key));
         while self.pages.len() > self.pages_max || self.order.len() > 2 * self.pages_max {
             let Some((number, key)) = self.order.pop_front() else { break };
             if self.pages.get(&key).is_some_and(|(current, _)| *current == number) {
-                self.pages.remove(&key);
+                self.take(&key);
             }
         }
+        let pages = self.pages.len();
+        invariant!("prefetch-within-limit", pages <= self.pages_max, "{pages} pages of {}", self.pages_max);
     }
 
     /// Takes a page out.
     pub fn take(&mut self, key: &BlockKey) -> Option<Vec<u8>> {
-        self.pages.remove(key).map(|(_, page)| page)
+        let here = &mut self.places[place(key)];
+        if *here == 0 {
+            return None;
+        }
+        let (_, page) = self.pages.remove(key)?;
+        *here -= 1;
+        Some(page)
     }
 
     /// Drops what these effects change.
@@ -79,7 +97,7 @@ impl PrefetchCache {
         for effect in effects {
             match effect {
                 Effect::Page(PageKey::Block(key)) => {
-                    self.pages.remove(key);
+                    self.take(key);
                 }
                 Effect::Page(PageKey::Slru { .. }) | Effect::TruncateSlru { .. } | Effect::Meta(_) => {}
                 Effect::CreateRelation(_)
@@ -88,6 +106,7 @@ impl PrefetchCache {
                 | Effect::CopyDatabase { .. }
                 | Effect::DropDatabase(_) => {
                     self.pages.clear();
+                    self.places.fill(0);
                     self.order.clear();
                 }
             }
@@ -95,16 +114,13 @@ impl PrefetchCache {
     }
 }
 
-/// Places of [`RecentChanges`].
-const CHANGE_PLACES: usize = 4096;
-
 /// Up to where each block was changed by redo, at least. Blocks share places, the later change counts.
 ///
 /// A block that changed after the point a read is made at must not be fetched ahead: PostgreSQL may write the block
 /// and have it dropped before it asks for it, and would get a page from before the change.
 #[derive(Debug)]
 pub struct RecentChanges {
-    blocks: Box<[Lsn; CHANGE_PLACES]>,
+    blocks: Box<[Lsn; PLACES]>,
     /// The last change of whole relations.
     everything: Lsn,
 }
@@ -113,7 +129,7 @@ impl RecentChanges {
     /// Nothing has changed.
     #[must_use]
     pub fn new() -> RecentChanges {
-        RecentChanges { blocks: Box::new([Lsn::ZERO; CHANGE_PLACES]), everything: Lsn::ZERO }
+        RecentChanges { blocks: Box::new([Lsn::ZERO; PLACES]), everything: Lsn::ZERO }
     }
 
     /// Notes what the record that ends at `lsn` changes.
@@ -143,7 +159,7 @@ impl Default for RecentChanges {
 fn place(key: &BlockKey) -> usize {
     // The 64-bit golden ratio spreads neighbours.
     let number = u64::from(key.relation_fork.locator.relation) << 32 | u64::from(key.block);
-    (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize % CHANGE_PLACES
+    (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48) as usize % PLACES
 }
 
 #[cfg(test)]
@@ -156,11 +172,32 @@ mod tests {
         BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block }
     }
 
+    fn page(fill: u8) -> Vec<u8> {
+        vec![fill; PAGE_SIZE]
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant page-is-whole is broken: 3 bytes of")]
+    fn a_piece_of_a_page_is_noticed() {
+        PrefetchCache::new(4 * PAGE_SIZE).insert(key(1), vec![1; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant prefetch-within-limit is broken: 2 pages of 1")]
+    fn pages_that_the_order_forgot_are_noticed() {
+        let mut cache = PrefetchCache::new(PAGE_SIZE);
+        cache.insert(key(1), page(1));
+        cache.order.clear();
+        cache.pages.insert(key(2), (99, page(2)));
+        cache.places[place(&key(2))] += 1;
+        cache.insert(key(3), page(3));
+    }
+
     #[test]
     fn a_page_is_given_out_once() {
         let mut cache = PrefetchCache::new(4 * PAGE_SIZE);
-        cache.insert(key(1), vec![1]);
-        assert_eq!(cache.take(&key(1)), Some(vec![1]));
+        cache.insert(key(1), page(1));
+        assert_eq!(cache.take(&key(1)), Some(page(1)));
         assert_eq!(cache.take(&key(1)), None);
     }
 
@@ -168,19 +205,19 @@ mod tests {
     fn the_oldest_page_makes_room_even_among_pages_that_came_twice() {
         let mut cache = PrefetchCache::new(2 * PAGE_SIZE);
         for round in 0..50 {
-            cache.insert(key(1), vec![round]);
-            cache.insert(key(2), vec![round]);
-            cache.insert(key(3), vec![round]);
+            cache.insert(key(1), page(round));
+            cache.insert(key(2), page(round));
+            cache.insert(key(3), page(round));
             assert!(cache.len() <= 2 && cache.order.len() <= 4);
-            assert_eq!(cache.take(&key(3)), Some(vec![round]));
+            assert_eq!(cache.take(&key(3)), Some(page(round)));
         }
     }
 
     #[test]
     fn what_changes_a_page_drops_it() {
         let mut cache = PrefetchCache::new(8 * PAGE_SIZE);
-        cache.insert(key(1), vec![1]);
-        cache.insert(key(2), vec![2]);
+        cache.insert(key(1), page(1));
+        cache.insert(key(2), page(2));
         cache.invalidate(&[Effect::Page(PageKey::Block(key(1)))]);
         assert!(!cache.contains(&key(1)) && cache.contains(&key(2)));
         cache.invalidate(&[Effect::TruncateRelation { relation_fork: key(9).relation_fork, blocks: 0 }]);

@@ -14,7 +14,7 @@ use borealis_quorum::read_routing::ReadRouter;
 use borealis_types::server_request::{self, MAX_RELATION_ENTRIES};
 use borealis_types::{
     BlockKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PageKey, Placement, ReadPoint, RelationFork,
-    VolumeEpoch,
+    VolumeEpoch, invariant,
 };
 use borealis_wal::Effect;
 use borealis_wire::{Refusal, Reply, Request};
@@ -341,6 +341,13 @@ impl<Slot: Copy> Reads<Slot> {
         while let Some(route) = router.choose(part.group, needed, &part.asked, now) {
             part.asked.push(route.node);
             let lsn = transport.read_point(route.node, part.group);
+            // Below it the answer would lack records that are durable.
+            invariant!(
+                "read-shows-the-durable",
+                lsn >= needed,
+                "{lsn} asked of {}, {needed} is needed",
+                route.node
+            );
             if !transport.send(
                 route.node,
                 request_id,
@@ -353,7 +360,10 @@ impl<Slot: Copy> Reads<Slot> {
             part.attempts.push(Attempt { request_id, node: route.node, lsn, sent: now });
             part.hedge_at = now + route.hedge_after;
             part.retry_at = None;
-            self.requests.insert(request_id, id);
+            let asked = part.attempts.len();
+            invariant!("asked-twice-at-most", asked <= 2, "{asked} nodes are asked for one part");
+            let earlier = self.requests.insert(request_id, id);
+            invariant!("request-id-is-new", earlier.is_none(), "request {request_id} is under way already");
             return true;
         }
         if part.attempts.is_empty() && part.retry_at.is_none() {
@@ -512,8 +522,10 @@ impl<Slot: Copy> Reads<Slot> {
             self.fail_operation(part.operation, text, router, now);
             return;
         };
+        let left = operation.parts_left;
+        invariant!("answered-part-was-open", left > 0, "operation {} has all its parts", part.operation);
         collect(&mut operation.collected, part.ask, reply);
-        operation.parts_left -= 1;
+        operation.parts_left = left - 1;
         if operation.parts_left == 0 {
             self.finish_operation(part.operation);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use borealis_types::{GroupSet, Lsn, RecordSpan};
+use borealis_types::{GroupSet, Lsn, RecordSpan, invariant};
 use borealis_wire::GroupLink;
 
 /// Bytes of an ordinary chunk. A chunk is freed when all its records are gone, so this is also the grain in
@@ -102,6 +102,13 @@ impl RetainedQueue {
     #[must_use]
     pub fn get(&self, number: u64) -> Option<RetainedRecord<'_>> {
         let entry = self.entries.get(usize::try_from(number.checked_sub(self.first)?).ok()?)?;
+        let chunks = self.first_chunk..self.first_chunk + self.chunks.len() as u64;
+        invariant!(
+            "chunk-outlives-its-records",
+            chunks.contains(&entry.chunk),
+            "record {number} is in chunk {}, there are {chunks:?}",
+            entry.chunk
+        );
         let chunk = &self.chunks[(entry.chunk - self.first_chunk) as usize];
         let (bytes, links) = (entry.bytes, entry.links);
         Some(RetainedRecord {
@@ -130,6 +137,12 @@ impl RetainedQueue {
             self.bytes -= entry.bytes.1 as usize;
             self.entries.pop_front();
             self.first += 1;
+            invariant!(
+                "empty-queue-holds-no-bytes",
+                !self.entries.is_empty() || self.bytes == 0,
+                "{} bytes are left",
+                self.bytes
+            );
             let oldest_chunk = self.entries.front().map(|entry| entry.chunk);
             // The last chunk stays, for the records to come.
             while self.chunks.len() > 1 && oldest_chunk.is_none_or(|oldest| self.first_chunk < oldest) {
@@ -178,6 +191,30 @@ mod tests {
                 Step::Release { durable_records, acknowledged_records, limit_bytes }
             }),
         ]
+    }
+
+    fn with_one_record() -> RetainedQueue {
+        let mut queue = RetainedQueue::default();
+        let span = RecordSpan { start: Lsn(8), end: Lsn(40) };
+        let link = GroupLink { group: GroupId(0), previous_end: Lsn(0) };
+        queue.push(span, GroupSet::EMPTY.with(GroupId(0)), &[link], &[7; 30]);
+        queue
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant chunk-outlives-its-records is broken: record 0 is in chunk 0")]
+    fn a_chunk_freed_too_early_is_noticed() {
+        let mut queue = with_one_record();
+        queue.recycle_front();
+        let _ = queue.get(0);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant empty-queue-holds-no-bytes is broken: 5 bytes are left")]
+    fn bytes_that_nobody_counts_down_are_noticed() {
+        let mut queue = with_one_record();
+        queue.bytes += 5;
+        queue.release(Lsn(40), 1, 0);
     }
 
     proptest! {

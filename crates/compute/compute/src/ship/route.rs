@@ -1,6 +1,6 @@
 //! Which protection groups get a record.
 
-use borealis_types::{GroupSet, META_GROUP, Placement};
+use borealis_types::{GroupSet, META_GROUP, Placement, invariant};
 use borealis_wal::layout::FIRST_NORMAL_XID;
 use borealis_wal::{Effect, EffectError, Record, effects, highest_xid, xid_precedes};
 
@@ -42,6 +42,7 @@ impl Router {
         if groups.is_empty() {
             groups = groups.with(META_GROUP);
         }
+        invariant!("record-has-a-group", !groups.is_empty(), "the record at {}", record.span.start);
         Ok(groups)
     }
 

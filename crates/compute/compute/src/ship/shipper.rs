@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use borealis_quorum::writer::{ImpossibleAcknowledgement, WriterTracker};
-use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch};
+use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch, invariant};
 use borealis_wire::{BatchBuilder, BatchFrame, BatchHeader, GroupLink, SegmentProgress};
 
 use super::retained::RetainedQueue;
@@ -95,6 +95,8 @@ pub struct Shipper {
     last_shipped: RecordSpan,
     /// The current round: number of the record after its last, and where that record ends.
     round: (u64, Lsn),
+    /// The durable point when something was published last.
+    published: Lsn,
     /// Sequences not yet published, each with the end of the last record decoded when it was read.
     unpublished: VecDeque<(u64, Lsn)>,
     next_request_id: u64,
@@ -150,6 +152,7 @@ impl Shipper {
             peers: nodes.into_iter().map(peer).collect(),
             last_shipped: last,
             round: (0, last.end),
+            published: Lsn::ZERO,
             unpublished: VecDeque::new(),
             // Zero is for what comes unasked.
             next_request_id: 1,
@@ -178,11 +181,14 @@ impl Shipper {
     /// # Panics
     /// If it does not follow the last one: order is what the whole system rests on.
     pub fn ship(&mut self, span: RecordSpan, groups: GroupSet, bytes: &[u8]) {
-        assert!(
-            span.start >= self.last_shipped.end,
-            "record at {} is before the end of the stream",
+        let last = self.last_shipped.end;
+        invariant!(
+            "stream-in-order",
+            span.start >= last,
+            "a record at {} in a stream up to {last}",
             span.start
         );
+        invariant!("record-has-a-group", !groups.is_empty(), "the record at {}", span.start);
         self.tracker.ship(span, groups, &mut self.links);
         self.retained.push(span, groups, &self.links, bytes);
         self.last_shipped = span;
@@ -202,11 +208,14 @@ impl Shipper {
     /// The newest sequence that may be published now, if there is a new one.
     pub fn take_publishable(&mut self) -> Option<u64> {
         let durable = self.durable().end;
+        let published = self.published;
+        invariant!("published-durability-rises", durable >= published, "{durable} after {published}");
         let mut newest = None;
         while let Some(&(sequence, end)) = self.unpublished.front()
             && end <= durable
         {
             newest = Some(sequence);
+            self.published = durable;
             self.unpublished.pop_front();
         }
         newest
@@ -395,6 +404,12 @@ impl Shipper {
             state.acknowledged = state.acknowledged.max(batch.through);
             state.known_durable = state.known_durable.max(batch.durable);
         }
+        let (acknowledged, next) = (state.acknowledged, state.next);
+        invariant!(
+            "acknowledged-was-sent",
+            acknowledged <= next,
+            "record {acknowledged} of {next} sent to {node}"
+        );
         self.counters.acknowledgements += 1;
         self.progressed(node, progress)
     }
@@ -495,6 +510,11 @@ impl Shipper {
             return None;
         }
         self.advance_round();
+        Some(self.send_batch(node, minimum_read_point, now))
+    }
+
+    /// The batch of what the round has for the node, noted as sent.
+    fn send_batch(&mut self, node: NodeId, minimum_read_point: Lsn, now: Duration) -> Rc<BatchFrame> {
         let first = self.next_for(node);
         let end = self.round.0;
         let durable = self.durable().end;
@@ -510,7 +530,17 @@ impl Shipper {
             }
             _ => self.encode(groups, first, end, minimum_read_point),
         };
+        let (retained_from, retained_to) = (self.retained.first(), self.retained.end());
+        let window = self.limits.batches_in_flight;
         let state = self.peer_mut(node);
+        // Nothing in between was dropped, or the node would have a hole that nobody knows of.
+        invariant!(
+            "next-record-is-retained",
+            (retained_from..=retained_to).contains(&state.next) && encoded.through <= retained_to,
+            "{node} gets {} to {}, retained are {retained_from} to {retained_to}",
+            state.next,
+            encoded.through
+        );
         state.next = encoded.through;
         state.in_flight.push_back(InFlight {
             request_id: encoded.request_id,
@@ -518,9 +548,11 @@ impl Shipper {
             durable: encoded.durable,
             sent: now,
         });
+        let in_flight = state.in_flight.len();
+        invariant!("window-is-bounded", in_flight <= window, "{in_flight} batches on the way to {node}");
         self.counters.batches_sent += 1;
         self.counters.bytes_sent += encoded.frame.size_bytes() as u64;
-        Some(encoded.frame)
+        encoded.frame
     }
 
     fn encode(&mut self, groups: GroupSet, first: u64, end: u64, minimum_read_point: Lsn) -> Encoded {

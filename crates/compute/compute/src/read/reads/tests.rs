@@ -10,6 +10,8 @@ const MS: Duration = Duration::from_millis(1);
 struct Lines {
     sent: Vec<(NodeId, u64, Request)>,
     down: Vec<NodeId>,
+    /// A defect: the read points are before what is durable.
+    stale: bool,
 }
 
 impl Transport for Lines {
@@ -30,7 +32,7 @@ impl Transport for Lines {
     }
 
     fn read_point(&self, node: NodeId, _: GroupId) -> Lsn {
-        Lsn(100 + u64::from(node.0))
+        Lsn(if self.stale { 90 } else { 100 + u64::from(node.0) })
     }
 }
 
@@ -279,4 +281,50 @@ fn a_block_whose_change_is_not_durable_is_not_fetched_ahead() {
     assert!(lines.sent.is_empty(), "an answer would be as of a point before the change");
     reads.prefetch(block(1, 3), &mut router, &mut lines, MS);
     assert_eq!(lines.sent.len(), 1);
+}
+
+/// The defects: each breaks the reads from inside, as no node can.
+mod broken {
+    use super::*;
+
+    fn begun() -> (Reads<u32>, ReadRouter, Lines) {
+        let (mut reads, mut router, mut lines) = setup(1);
+        reads.begin(1, Wanted::ReadBlock(block(1, 2)), &mut router, &mut lines, MS);
+        (reads, router, lines)
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant read-shows-the-durable is broken: 0/5A asked of")]
+    fn a_read_before_what_is_durable() {
+        let (mut reads, mut router, mut lines) = setup(1);
+        lines.stale = true;
+        reads.begin(1, Wanted::ReadBlock(block(1, 2)), &mut router, &mut lines, MS);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant asked-twice-at-most is broken: 3 nodes")]
+    fn a_part_that_is_asked_of_everyone() {
+        let (mut reads, mut router, mut lines) = begun();
+        let id = *reads.parts.keys().next().unwrap();
+        assert!(reads.ask_next(id, &mut router, &mut lines, MS));
+        reads.ask_next(id, &mut router, &mut lines, MS);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant request-id-is-new is broken")]
+    fn a_request_id_that_is_used_again() {
+        let (mut reads, mut router, mut lines) = begun();
+        let (&request_id, &id) = reads.requests.first_key_value().unwrap();
+        reads.next_id = request_id;
+        reads.ask_next(id, &mut router, &mut lines, MS);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant answered-part-was-open is broken")]
+    fn an_answer_too_many() {
+        let (mut reads, mut router, mut lines) = begun();
+        reads.operations.values_mut().next().unwrap().parts_left = 0;
+        let (node, id, _) = lines.sent[0].clone();
+        reads.answered(node, id, Reply::Page(Some(page(1))), &mut router, &mut lines, 2 * MS);
+    }
 }

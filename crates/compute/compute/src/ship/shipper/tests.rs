@@ -293,3 +293,64 @@ proptest! {
         prop_assert!(shipper.all_durable());
     }
 }
+
+/// The defects: each breaks the shipper from inside, as no caller can.
+mod broken {
+    use super::*;
+
+    fn shipped() -> Shipper {
+        let mut shipper = shipper(1, limits());
+        connect_all(&mut shipper);
+        ship(&mut shipper, 1, &[0]);
+        shipper
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant stream-in-order is broken: a record at 0/6C in a stream up to 0/C4")]
+    fn a_record_before_the_end_of_the_stream() {
+        ship(&mut shipped(), 1, &[0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant record-has-a-group is broken")]
+    fn a_record_for_nobody() {
+        ship(&mut shipped(), 2, &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant published-durability-rises is broken")]
+    fn a_durable_point_that_fell() {
+        let mut shipper = shipped();
+        shipper.published = span(9).end;
+        shipper.take_publishable();
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant acknowledged-was-sent is broken")]
+    fn an_acknowledgement_of_what_was_not_sent() {
+        let mut shipper = shipped();
+        assert!(next(&mut shipper, 0).is_some());
+        shipper.peers.get_mut(&NodeId(0)).unwrap().next = 0;
+        let _ = shipper.appended(NodeId(0), 1, &[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant next-record-is-retained is broken")]
+    fn a_record_that_was_dropped_before_it_was_sent() {
+        let mut shipper = shipped();
+        shipper.retained.release(Lsn::MAX, u64::MAX, 0);
+        ship(&mut shipper, 2, &[0]);
+        let _ = next(&mut shipper, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant window-is-bounded is broken: 2 batches")]
+    fn a_batch_beyond_the_window() {
+        let mut shipper = shipped();
+        // Between the check and the sending: the batch of a peer that counts as idle.
+        assert!(next(&mut shipper, 0).is_some());
+        ship(&mut shipper, 2, &[0]);
+        shipper.advance_round();
+        shipper.send_batch(NodeId(0), Lsn::ZERO, Duration::ZERO);
+    }
+}

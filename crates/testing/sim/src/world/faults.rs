@@ -1,0 +1,103 @@
+//! Everything that goes wrong: machines that die, writers that are replaced, networks that part.
+
+use borealis_types::VolumeEpoch;
+
+use super::{Event, NODES, World};
+use crate::random::Random;
+
+/// How bad this run's world is, per thousand.
+#[derive(Debug)]
+pub(super) struct Faults {
+    pub(super) lose: u64,
+    pub(super) duplicate: u64,
+    pub(super) delay_long: u64,
+    pub(super) crash_node: u64,
+    pub(super) crash_compute: u64,
+    pub(super) take_over: u64,
+    pub(super) partition: u64,
+    pub(super) compete: u64,
+    pub(super) lose_nodes: u64,
+}
+
+impl Faults {
+    pub(super) fn draw(random: &mut Random) -> Faults {
+        // Each kind of fault is absent, ordinary or frequent, independently of the others.
+        let mut level = |ordinary: u64| random.below(3) * ordinary;
+        Faults {
+            lose: level(30),
+            duplicate: level(30),
+            delay_long: level(15),
+            crash_node: level(60),
+            crash_compute: level(40),
+            take_over: level(40),
+            partition: level(50),
+            compete: level(150),
+            lose_nodes: level(8),
+        }
+    }
+}
+
+impl World {
+    pub(super) fn fault(&mut self) {
+        if self.random.chance(self.faults.crash_node) {
+            let position = self.random.below(u64::from(NODES)) as usize;
+            if self.nodes[position].running {
+                self.nodes[position].crash(&mut self.random, &mut self.coverage);
+                self.coverage.count("node crashes");
+                let delay = self.random.between(20, 800);
+                self.schedule(delay, Event::Restart(position));
+            }
+        }
+        if self.random.chance(self.faults.lose_nodes) && self.lost.iter().filter(|&&lost| lost).count() < 2 {
+            let position = self.random.below(u64::from(NODES)) as usize;
+            if self.nodes[position].running {
+                self.nodes[position].crash(&mut self.random, &mut self.coverage);
+            }
+            if !self.lost[position] {
+                self.coverage.count("nodes lost for ever");
+            }
+            self.lost[position] = true;
+        }
+        if self.random.chance(self.faults.crash_compute) {
+            let alive: Vec<u32> = self.computes.values().filter(|c| !c.is_stopped()).map(|c| c.id).collect();
+            if !alive.is_empty() {
+                let id = alive[self.random.below(alive.len() as u64) as usize];
+                let compute = self.computes.get_mut(&id).expect("it was just listed");
+                self.coverage.count(if compute.is_recovering() {
+                    "recoveries crashed"
+                } else {
+                    "writers crashed"
+                });
+                compute.stop();
+            }
+        }
+        if self.random.chance(self.faults.take_over) {
+            let compete = self.random.chance(self.faults.compete) && self.last_epoch.0 > 0;
+            if compete {
+                self.coverage.count("recoveries competing for one epoch");
+            } else {
+                self.coverage.count("writers replaced while alive");
+            }
+            self.start_compute(VolumeEpoch(self.last_epoch.0 + u64::from(!compete)));
+        }
+        if self.random.chance(self.faults.partition) {
+            self.sides = match self.sides {
+                Some(_) => None,
+                None => {
+                    self.coverage.count("partitions");
+                    Some((self.random.number(), self.random.chance(600)))
+                }
+            };
+        }
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.sides = None;
+        for position in 0..usize::from(NODES) {
+            if !self.nodes[position].running && !self.lost[position] {
+                self.nodes[position].restart();
+            }
+        }
+        self.stuck = (self.oracle.durable_end(), self.now);
+    }
+}

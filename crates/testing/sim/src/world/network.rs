@@ -1,0 +1,63 @@
+//! The network: it delays, loses and repeats single messages; a connection delivers in order, or breaks.
+
+use super::{Event, World};
+use crate::message::{Host, LineId, Message, OnLine};
+
+/// Until the system tells an instance that a connection broke.
+const BREAK_NOTICED_MS: (u64, u64) = (20, 600);
+
+impl World {
+    pub(super) fn send(&mut self, from: Host, to: Host, message: Message) {
+        let line = match &message {
+            Message::Line(line, _) => Some(*line),
+            _ => None,
+        };
+        if line.is_some_and(|line| self.broken.contains(&line)) {
+            return self.coverage.count("messages on broken connections");
+        }
+        if self.chaos() {
+            // One lost message breaks a connection, so they are lost less often there.
+            let loses = self.random.below(if line.is_some() { 4000 } else { 1000 }) < self.faults.lose;
+            let parted = self.sides.is_some_and(|(mask, both_ways)| {
+                let side = |host| match host {
+                    Host::Node(id) => mask >> id.0 & 1,
+                    Host::Compute(id) => mask >> (8 + id % 8) & 1,
+                };
+                side(from) != side(to) && (both_ways || side(from) == 0)
+            });
+            if loses || parted {
+                self.coverage.count(if loses { "messages lost" } else { "messages lost in a partition" });
+                if let Some(line) = line {
+                    self.break_line(line, from, to);
+                }
+                return;
+            }
+            if line.is_none() && self.random.chance(self.faults.duplicate) {
+                self.coverage.count("messages repeated");
+                let delay = self.random.between(1, 400);
+                self.schedule(delay, Event::Deliver { from, to, message: message.clone() });
+            }
+        }
+        let late = self.chaos() && self.random.chance(self.faults.delay_long);
+        let mut delay = if late { self.random.between(100, 2500) } else { self.random.between(1, 15) };
+        if let Some(line) = line {
+            // In order: not before what was sent on the connection earlier.
+            let arrival = self.arrivals.entry((line, matches!(to, Host::Node(_)))).or_default();
+            *arrival = (self.now + delay).max(*arrival);
+            delay = *arrival - self.now;
+        }
+        self.schedule(delay, Event::Deliver { from, to, message });
+    }
+
+    /// A connection breaks; its instance hears of it some time later, its node when it next says something.
+    pub(super) fn break_line(&mut self, line: LineId, from: Host, to: Host) {
+        if !self.broken.insert(line) {
+            return;
+        }
+        self.coverage.count("connections broken");
+        let (node, compute) = if matches!(from, Host::Node(_)) { (from, to) } else { (to, from) };
+        let delay = self.random.between(BREAK_NOTICED_MS.0, BREAK_NOTICED_MS.1);
+        let message = Message::Line(line, OnLine::Closed);
+        self.schedule(delay, Event::Deliver { from: node, to: compute, message });
+    }
+}

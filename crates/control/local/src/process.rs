@@ -95,7 +95,7 @@ fn start_ticks_in(stat: &str) -> Option<u64> {
     let mut fields = fields_in(stat)?.skip(17);
     let threads: u64 = fields.next()?.parse().ok()?;
     let state = state_in(stat)?;
-    if state == "X" || state == "Z" && threads <= 1 {
+    if state == "X" || (state == "Z" && threads <= 1) {
         return None;
     }
     fields.nth(1)?.parse().ok()

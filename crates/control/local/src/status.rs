@@ -132,13 +132,6 @@ impl Status {
         }
     }
 
-    /// Whether every node and instance is up.
-    #[must_use]
-    pub fn is_healthy(&self) -> bool {
-        self.nodes.iter().all(|node| node.state == "up")
-            && self.instances.iter().all(|instance| instance.state == "up")
-    }
-
     /// The status for a person.
     #[must_use]
     pub fn text(&self) -> String {

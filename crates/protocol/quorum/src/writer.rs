@@ -257,22 +257,10 @@ impl WriterTracker {
         self.shipped
     }
 
-    /// Records that end after this must be kept for resending; what is before, peers get from each other.
-    #[must_use]
-    pub fn retain_from(&self) -> Lsn {
-        self.durable.end
-    }
-
     /// How far the shipped log is ahead of the durable position, in bytes.
     #[must_use]
     pub fn log_ahead_bytes(&self) -> u64 {
         self.shipped.end.bytes_since(self.durable.end)
-    }
-
-    /// How many records are shipped and not durable.
-    #[must_use]
-    pub fn pending_count(&self) -> usize {
-        self.pending.len()
     }
 
     /// PGCL: a write quorum of the group has everything up to here.
@@ -399,7 +387,7 @@ mod tests {
         let both = tracker.acknowledge(NodeId(5), zero, EPOCH, Lsn(80));
         assert_eq!(both, Ok(Acknowledgement::Durable(span(40, 80))));
         assert_eq!(tracker.durable_point(one).group_tail, Lsn(80));
-        assert_eq!(tracker.pending_count(), 0);
+        assert_eq!(tracker.pending.len(), 0);
     }
 
     #[test]

@@ -305,12 +305,6 @@ impl Shipper {
         self.peer(node).known_durable
     }
 
-    /// Whether the node is connected for appends.
-    #[must_use]
-    pub fn is_connected(&self, node: NodeId) -> bool {
-        self.peer(node).connected
-    }
-
     /// The lowest durable point that a connected node is known to know. Nodes whose oldest batch was sent
     /// before `since` are left out: one that hangs must not hold everyone back.
     #[must_use]
@@ -492,7 +486,7 @@ impl Shipper {
             return false;
         }
         let untold = state.in_flight.is_empty() && state.known_durable < self.durable().end;
-        self.next_for(node) < self.sendable_end() || quiet && untold && self.all_durable()
+        self.next_for(node) < self.sendable_end() || (quiet && untold && self.all_durable())
     }
 
     /// The next batch for a node, if it can take one and there is something to say.
@@ -595,7 +589,7 @@ impl Shipper {
 }
 
 fn intersect(a: GroupSet, b: GroupSet) -> bool {
-    a == b && !a.is_empty() || a.iter().any(|group| b.contains(group))
+    (a == b && !a.is_empty()) || a.iter().any(|group| b.contains(group))
 }
 
 #[cfg(test)]

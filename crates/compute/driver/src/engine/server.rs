@@ -67,20 +67,27 @@ impl Engine {
         }
     }
 
+    /// What this build's shim has reported from the server that was started; `None` until it has.
+    #[must_use]
+    pub fn loaded_shim(&self) -> Option<ShimReport> {
+        let started = self.server.as_ref()?.started?;
+        self.shim_report().filter(|report| shim_gate::is_loaded(Some(report), started))
+    }
+
     /// Whether this build's shim has reported from the server that was started.
     #[must_use]
     pub fn has_shim(&self) -> bool {
-        let started = self.server.as_ref().and_then(|server| server.started);
-        started.is_some_and(|started| shim_gate::is_loaded(self.shim_report().as_ref(), started))
+        self.loaded_shim().is_some()
     }
 
-    /// From now on what the server writes is shipped, and what it asks for is answered.
+    /// From now on what the server writes is shipped, and what it asks for is answered. `report` is what its shim said:
+    /// another process may write over it in the shared memory at any time.
     ///
     /// # Panics
-    /// If its shim has not reported: nobody may be served without.
-    pub fn serve_server(&mut self) {
-        assert!(self.has_shim(), "only a server whose own shim has reported is served");
+    /// If it is not the report of the server that was started: nobody may be served without.
+    pub fn serve_server(&mut self, report: &ShimReport) {
         if let Some(server) = &mut self.server {
+            shim_gate::require_loaded(Some(report), server.started.unwrap_or_default());
             server.is_served = true;
         }
     }

@@ -120,19 +120,14 @@ impl Supervisor {
     /// Begins to serve a server whose shim has reported, unless another program runs than the one that was asked for
     /// its release: then it has to be started again.
     fn admit(&self, engine: &mut Engine, server: &RunningServer) -> Option<Ended> {
-        let report = engine.shim_report();
-        shim_gate::require_loaded(report.as_ref(), server.gate.started);
+        let report = engine.loaded_shim()?;
+        shim_gate::require_loaded(Some(&report), server.gate.started);
         // Only now is it certain which program the process has become: a script may stand before it.
-        if let Some(report) = report
-            && let Err(replaced) = self.binaries.check_running(
-                ProgramFile::reported(report.program_identity),
-                &report.program_path,
-                &self.user,
-            )
-        {
+        let program = ProgramFile::reported(report.program_identity);
+        if let Err(replaced) = self.binaries.check_running(program, &report.program_path, &self.user) {
             return Some(Ended::Failed(replaced.to_string()));
         }
-        engine.serve_server();
+        engine.serve_server(&report);
         None
     }
 

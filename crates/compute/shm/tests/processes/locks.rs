@@ -41,7 +41,7 @@ fn a_fill_never_overwrites_a_write() {
         // On a busy machine a thousand rounds can pass before a filler gets to run.
         let deadline = Instant::now() + Duration::from_secs(20);
         let more =
-            |round: &u64| *round < 1_000 || fills.load(Ordering::Relaxed) == 0 && Instant::now() < deadline;
+            |round: &u64| *round < 1_000 || (fills.load(Ordering::Relaxed) == 0 && Instant::now() < deadline);
         for round in (0u64..).take_while(more) {
             {
                 let _guard = client.lock_for_write(&slot, 5);

@@ -126,7 +126,6 @@ struct Prepared {
 }
 
 /// Opens or creates the cluster, with this command's wishes applied.
-#[expect(clippy::too_many_lines, reason = "the checks of one command, in the order of their messages")]
 fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     let mut settings: BTreeMap<String, String> = arguments.pg_set.iter().cloned().collect();
     let forgotten: Vec<String> =

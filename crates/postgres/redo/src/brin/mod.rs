@@ -131,7 +131,7 @@ pub(crate) fn mask(page: &mut PageBytes, _block: BlockNumber) -> Redo {
     let special = page::special(page, SPECIAL_BYTES)?;
     let (flags, page_type) = (u16_at(special, FLAGS_OFFSET)?, u16_at(special, TYPE_OFFSET)?);
     let has_data = usize::from(page::lower(page)) > page::HEADER_BYTES;
-    if page_type == REGULAR || page_type == META && has_data {
+    if page_type == REGULAR || (page_type == META && has_data) {
         mask::unused_space(page)?;
     }
     put(page::special_mut(page, SPECIAL_BYTES)?, FLAGS_OFFSET, &(flags & !EVACUATE).to_le_bytes())

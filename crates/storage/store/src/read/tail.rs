@@ -206,7 +206,7 @@ impl Holding {
 
     fn has(&self, epoch: VolumeEpoch, span: RecordSpan) -> bool {
         self.uncertain.contains(&(epoch, span.start, span.end))
-            || span.end <= self.certain_through && self.history.admits(epoch, span.end)
+            || (span.end <= self.certain_through && self.history.admits(epoch, span.end))
     }
 }
 

@@ -232,7 +232,7 @@ impl Run {
                 let effect = self.random_effect();
                 let alone = !matches!(effect, TestEffect::Page(_) | TestEffect::Meta(_));
                 let status = matches!(effect, TestEffect::Page(PageKey::Slru { .. }));
-                let unreal = existing_only && (alone || status) || alone && !effects.is_empty();
+                let unreal = (existing_only && (alone || status)) || (alone && !effects.is_empty());
                 if unreal || effects.contains(&effect) {
                     continue;
                 }

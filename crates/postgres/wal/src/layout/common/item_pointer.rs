@@ -10,8 +10,6 @@ pub const OFFSET_NUMBER_OFFSET: usize = 4;
 pub const INVALID_BLOCK: u32 = u32::MAX;
 /// `InvalidOffsetNumber` (`src/include/storage/off.h`)
 pub const INVALID_OFFSET_NUMBER: u16 = 0;
-/// `FirstOffsetNumber` (`src/include/storage/off.h`)
-pub const FIRST_OFFSET_NUMBER: u16 = 1;
 
 /// `SpecTokenOffsetNumber`: such a `t_ctid` is the token of a speculative insertion.
 pub const SPECULATIVE_OFFSET_NUMBER: u16 = 0xFFFE;

@@ -34,5 +34,5 @@ pub use multixact::{MultiXactCreate, MultiXactMember, MultiXactTruncate};
 pub use slru::{ClogTruncate, CommitTsTruncate};
 pub use standby::RunningTransactions;
 pub use storage::{StorageCreate, StorageTruncate};
-pub use transaction::{Assignment, DroppedStatistic, Prepare, TransactionEnd};
+pub use transaction::{Assignment, Prepare, TransactionEnd};
 pub use xlog::{EndOfRecovery, OverwriteContinuation, ParameterChange};

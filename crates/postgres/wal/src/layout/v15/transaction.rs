@@ -70,20 +70,8 @@ pub struct TransactionEnd<'a> {
     pub origin: Option<(Lsn, i64)>,
     subxids: &'a [u8],
     relations: &'a [u8],
-    statistics: &'a [u8],
     /// `SharedInvalidationMessage`s, 16 bytes each (commits only).
     pub invalidations: &'a [u8],
-}
-
-/// A statistics entry that goes with a dropped object (`xl_xact_stats_item`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DroppedStatistic {
-    /// `PgStat_Kind`.
-    pub kind: u32,
-    /// OID of the database; zero for shared objects.
-    pub database: u32,
-    /// OID of the object; zero for a whole database.
-    pub object: u32,
 }
 
 impl<'a> TransactionEnd<'a> {
@@ -128,7 +116,6 @@ impl<'a> TransactionEnd<'a> {
             origin: None,
             subxids: &[],
             relations: &[],
-            statistics: &[],
             invalidations: &[],
         };
         if has(HAS_DATABASE) {
@@ -142,7 +129,8 @@ impl<'a> TransactionEnd<'a> {
             end.relations = reader.counted(LOCATOR_BYTES)?;
         }
         if has(HAS_DROPPED_STATISTICS) {
-            end.statistics = reader.counted(STATISTIC_BYTES)?;
+            // What statistics go with it is PostgreSQL's own affair; only their length matters.
+            reader.counted(STATISTIC_BYTES)?;
         }
         if committed && has(HAS_INVALIDATIONS) {
             end.invalidations = reader.counted(INVALIDATION_BYTES)?;
@@ -174,13 +162,6 @@ impl<'a> TransactionEnd<'a> {
     /// The relations that go away with the transaction's end.
     pub fn dropped_relations(&self) -> impl Iterator<Item = RelationLocator> + 'a {
         locators(self.relations)
-    }
-
-    /// The statistics entries that go away with it.
-    pub fn dropped_statistics(&self) -> impl Iterator<Item = DroppedStatistic> + 'a {
-        let triples = locators(self.statistics);
-        // Three four-byte fields, as a locator has.
-        triples.map(|t| DroppedStatistic { kind: t.tablespace, database: t.database, object: t.relation })
     }
 }
 

@@ -195,9 +195,15 @@ pub fn run_to_end(arguments: &[&str], config: &Path) -> io::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(reason_in(&said).unwrap_or_else(|| output.status.to_string())))
+}
+
+/// Why this program failed, by what it wrote to its standard error: its last sentence, or else all of it (a panic has
+/// several lines). `None` if it wrote nothing.
+fn reason_in(said: &str) -> Option<String> {
     let said = said.trim_end();
-    let word = said.lines().rev().find_map(|line| line.strip_prefix("borealis: ")).unwrap_or(said);
-    Err(io::Error::other(if word.is_empty() { output.status.to_string() } else { word.to_owned() }))
+    let sentence = said.lines().rev().find_map(|line| line.strip_prefix("borealis: "));
+    Some(sentence.unwrap_or(said)).filter(|reason| !reason.is_empty()).map(str::to_owned)
 }
 
 /// This program's file.
@@ -211,6 +217,14 @@ pub fn own_program() -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_told_in_the_programs_own_words() {
+        let reason = |said| reason_in(said).unwrap_or_default();
+        assert_eq!(reason("INFO opened\nborealis: the disk is full\n"), "the disk is full");
+        assert_eq!(reason("thread main panicked\nat 3:1\n"), "thread main panicked\nat 3:1");
+        assert_eq!(reason_in("\n"), None);
+    }
 
     #[test]
     fn a_process_has_ended_when_its_last_thread_has() {

@@ -127,6 +127,10 @@ impl NodeConfig {
             "node {} is listed among its own peers",
             self.node
         );
+        for (index, peer) in self.peers.iter().enumerate() {
+            let again = self.peers.iter().skip(index + 1).any(|other| other.node == peer.node);
+            require!(!again, "peer {} is listed twice", peer.node);
+        }
         self.groups.validate(self.placement, |node| {
             node == self.node || self.peers.iter().any(|peer| peer.node == node)
         })?;
@@ -209,6 +213,7 @@ mod tests {
         };
         refused("format 9", &|c| c.format = 9);
         refused("own peers", &|c| c.peers[0].node = NodeId(2));
+        refused("peer 1 is listed twice", &|c| c.peers.push(c.peers[0].clone()));
         refused("member of no group", &|c| {
             c.groups = [members(0, &[1]), members(1, &[1])].into_iter().collect()
         });

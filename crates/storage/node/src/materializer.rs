@@ -72,7 +72,7 @@ impl Materializer {
     }
     /// The body of the materializer's thread.
     pub(crate) fn run_until_stopped(&self) {
-        stand_back();
+        lower_priority();
         let mut pause = Duration::ZERO;
         while self.wait(pause) {
             pause = Duration::ZERO;
@@ -97,8 +97,8 @@ impl Materializer {
 /// with `nice`. It can wait; what bounds how far it may lag is the store's (`Options::memory_limit_bytes`).
 const NICENESS: libc::c_int = 10;
 
-/// Lets the calling thread, and only it, stand back behind others.
-fn stand_back() {
+/// Lowers the priority of the calling thread, and only of it.
+fn lower_priority() {
     // SAFETY: the call takes no pointers and only changes this thread's share of the processor: on Linux, zero
     // names the calling thread.
     #[allow(unsafe_code)]

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use borealis_compute::read::{Answer, Reads, Transport};
+use borealis_compute::read::{Reads, Transport};
 use borealis_compute::ship::{Greeted, Shipper, ShipperLimits, UnexpectedAcknowledgement, greet};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::read_routing::ReadRouter;
@@ -500,14 +500,5 @@ impl Writer {
                 *links.link(which) = Link::Up { line, stage: Stage::Greeting, since: now };
             }
         }
-    }
-}
-
-/// What PostgreSQL was answered, in words for the report.
-#[must_use]
-pub fn failure_of(answer: &Answer) -> Option<&str> {
-    match answer {
-        Answer::Error(text) => Some(text),
-        _ => None,
     }
 }

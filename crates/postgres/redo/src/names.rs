@@ -21,7 +21,7 @@ const HEAP_UPDATE_INIT: u8 = heap::UPDATE | heap::INIT_PAGE;
 
 /// The operation's name as `pg_waldump` prints it; `None` if PostgreSQL has no such operation.
 ///
-/// `info` may carry the `XLR_*` flags in its low four bits.
+/// `info` may carry the `XLR_*` flags in its low four bits. As long as the list of operations, of which each has a line.
 #[must_use]
 pub fn operation_name(resource_manager: ResourceManager, info: u8) -> Option<&'static str> {
     let operation = info & OPERATION_MASK;

@@ -89,7 +89,8 @@ pub use common::transaction_id::{FIRST_NORMAL_OID, FIRST_NORMAL_XID, FROZEN_XID,
 pub use v15::{
     Assignment, CheckPointRecord, ClogTruncate, CommitTsTruncate, CreateDatabaseFileCopy,
     CreateDatabaseWalLog, CreateTablespace, DropDatabase, DropTablespace, DroppedStatistic, EndOfRecovery,
-    HeapInsert, HeapMultiInsert, HeapUpdate, HeapXmax, MultiXactCreate, MultiXactMember, MultiXactTruncate,
-    OverwriteContinuation, ParameterChange, Prepare, RelationMapUpdate, RunningTransactions, StorageCreate,
-    StorageTruncate, TransactionEnd,
+    HeapFreezePage, HeapFreezeTuple, HeapInsert, HeapMultiInsert, HeapPrune, HeapUpdate, HeapVacuum,
+    HeapVisible, HeapXmax, MultiXactCreate, MultiXactMember, MultiXactTruncate, OverwriteContinuation,
+    ParameterChange, Prepare, RelationMapUpdate, RunningTransactions, StorageCreate, StorageTruncate,
+    TransactionEnd,
 };

@@ -83,8 +83,9 @@ pub enum InstanceError {
     /// A version Borealis does not know.
     #[error(
         "{program} is {found}; this version of Borealis supports PostgreSQL {supported} only. Install that beside it \
-         (Debian 12 has it: apt-get install postgresql-15), or name the folder of its programs with --pg-bin",
-        supported = PostgresVersion::supported()
+         (Debian 12 has it: apt-get install postgresql-{newest}), or name the folder of its programs with --pg-bin",
+        supported = PostgresVersion::supported(),
+        newest = PostgresVersion::NEWEST
     )]
     PostgresVersion {
         /// The program that was asked for its version.

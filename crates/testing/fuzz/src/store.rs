@@ -81,7 +81,7 @@ fn fill(root: &Path) -> Lsn {
         volume: VolumeId(1),
         node: NodeId(3),
         zone: AvailabilityZone("az1".to_owned()),
-        version: PostgresVersion::V15,
+        version: PostgresVersion::NEWEST,
         placement: Placement::new(1).expect("one group is allowed"),
         groups: vec![GROUP],
         incarnation: INCARNATION,

@@ -127,7 +127,7 @@ fn make(input: &mut Input<'_>) -> (Stream, Vec<usize>) {
     let page = i64::from(input.u8() % 16) - 8;
     let start = Lsn((u64::from(segment_bytes) * 5).wrapping_add_signed(page * WAL_PAGE_BYTES as i64));
     let layout =
-        WalLayout { version: PostgresVersion::V15, timeline: 1, system_identifier: 42, segment_bytes };
+        WalLayout { version: PostgresVersion::NEWEST, timeline: 1, system_identifier: 42, segment_bytes };
     let mut stream = Stream { server_version, layout, start, bytes: Vec::new(), previous_start: Lsn(0x28) };
     let cuts = [input.u16(), input.u16(), input.u16()];
     let changes: Vec<_> =

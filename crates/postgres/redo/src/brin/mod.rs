@@ -6,10 +6,9 @@
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::layout::brin::{
-    CREATE_INDEX, DESUMMARIZE, EVACUATE, FLAGS_OFFSET, INIT_PAGE, INSERT, META, META_BYTES,
+    BrinInsert, CREATE_INDEX, DESUMMARIZE, EVACUATE, FLAGS_OFFSET, INIT_PAGE, INSERT, META, META_BYTES,
     META_LAST_RANGE_MAP_PAGE_OFFSET, META_MAGIC, OPERATION_MASK, RANGE_MAP, RANGE_MAP_ENTRIES,
     RANGE_MAP_ENTRY_BYTES, REGULAR, REVMAP_EXTEND, SAMEPAGE_UPDATE, SPECIAL_BYTES, TYPE_OFFSET, UPDATE,
-    UPDATE_INSERT_OFFSET,
 };
 use borealis_wal::layout::item_pointer::{INVALID_BLOCK, INVALID_OFFSET_NUMBER, OFFSET_NUMBER_OFFSET};
 use borealis_wal::{BlockReference, Record};
@@ -25,24 +24,6 @@ use crate::page::{self, Placing};
 fn init_page(page: &mut PageBytes, page_type: u16) -> Redo {
     page::init(page, SPECIAL_BYTES);
     put(page::special_mut(page, SPECIAL_BYTES)?, TYPE_OFFSET, &page_type.to_le_bytes())
-}
-
-/// `xl_brin_insert`
-struct Insert {
-    heap_block: u32,
-    pages_per_range: u32,
-    offset_number: u16,
-}
-
-impl Insert {
-    /// At the start of an insertion's data, and after the old tuple's number in an update's.
-    fn read(record: &Record<'_>) -> Redo<Insert> {
-        let mut data = Reader::new(record.main_data);
-        if record.info & OPERATION_MASK == UPDATE {
-            data.skip(UPDATE_INSERT_OFFSET)?;
-        }
-        Ok(Insert { heap_block: data.u32()?, pages_per_range: data.u32()?, offset_number: data.u16()? })
-    }
 }
 
 /// Applies a BRIN record to one of the blocks it lists.
@@ -84,7 +65,7 @@ fn create_index(record: &Record<'_>, page: &mut PageBytes) -> Redo {
 
 /// `brin_xlog_insert_update`, the regular page.
 fn insert(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes) -> Redo {
-    let insert = Insert::read(record)?;
+    let insert = BrinInsert::parse(record)?;
     if record.info & INIT_PAGE != 0 {
         init_page(page, REGULAR)?;
     }
@@ -94,7 +75,7 @@ fn insert(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes)
 
 /// `brin_xlog_insert_update`, the range map.
 fn point_to_summary(record: &Record<'_>, page: &mut PageBytes) -> Redo {
-    let insert = Insert::read(record)?;
+    let insert = BrinInsert::parse(record)?;
     let regular =
         record.block(0).ok_or(Fault::Failed("the record lacks a block that its operation needs"))?;
     let regular = regular.key.block;

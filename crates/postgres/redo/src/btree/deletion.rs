@@ -1,7 +1,7 @@
 //! Deleting tuples, and deleting whole pages in two steps: half-dead, then unlinked.
 
 use borealis_types::PageBytes;
-use borealis_wal::layout::btree::{HIGH_KEY, flag};
+use borealis_wal::layout::btree::{BtreeMarkHalfDead, BtreeUnlinkPage, HIGH_KEY, flag};
 use borealis_wal::{BlockReference, Record};
 
 use super::opaque::Opaque;
@@ -45,29 +45,10 @@ fn remove_tuples(deleted_count: u16, updated_count: u16, data: &[u8], page: &mut
     opaque.write(page)
 }
 
-/// `xl_btree_mark_page_halfdead`
-struct MarkHalfDead {
-    parent_offset: u16,
-    left: u32,
-    right: u32,
-    top_parent: u32,
-}
-
-impl MarkHalfDead {
-    fn read(record: &Record<'_>) -> Redo<MarkHalfDead> {
-        let mut data = Reader::new(record.main_data);
-        let parent_offset = data.u16()?;
-        data.align(4)?;
-        // The leaf's own number, which is also that of the listed block.
-        data.skip(4)?;
-        Ok(MarkHalfDead { parent_offset, left: data.u32()?, right: data.u32()?, top_parent: data.u32()? })
-    }
-}
-
 /// `btree_xlog_mark_page_halfdead`, the parent: the downlink takes its right neighbour's target, and the
 /// neighbour goes, so that the doomed page's key space falls to its right sibling.
 pub(super) fn mark_half_dead_parent(record: &Record<'_>, page: &mut PageBytes) -> Redo {
-    let number = MarkHalfDead::read(record)?.parent_offset;
+    let number = BtreeMarkHalfDead::parse(record)?.parent_offset;
     expect(number < u16::MAX, "the page has no such line pointer")?;
     let right = page::item(page, page::line_pointer(page, number + 1)?)?;
     let right_sibling = tuple::block_number(right)?;
@@ -78,7 +59,7 @@ pub(super) fn mark_half_dead_parent(record: &Record<'_>, page: &mut PageBytes) -
 
 /// `btree_xlog_mark_page_halfdead`, the leaf.
 pub(super) fn mark_half_dead_leaf(record: &Record<'_>, page: &mut PageBytes) -> Redo {
-    let mark = MarkHalfDead::read(record)?;
+    let mark = BtreeMarkHalfDead::parse(record)?;
     init_half_dead_leaf(page, mark.left, mark.right, mark.top_parent)
 }
 
@@ -88,38 +69,10 @@ fn init_half_dead_leaf(page: &mut PageBytes, left: u32, right: u32, top_parent: 
     page::add_item(page, &tuple::top_parent_link(top_parent), HIGH_KEY, Placing::Shift).map(|_| ())
 }
 
-/// `xl_btree_unlink_page`
-struct UnlinkPage {
-    left: u32,
-    right: u32,
-    level: u32,
-    safe_full_xid: u64,
-    leaf_left: u32,
-    leaf_right: u32,
-    leaf_top_parent: u32,
-}
-
-impl UnlinkPage {
-    fn read(record: &Record<'_>) -> Redo<UnlinkPage> {
-        let mut data = Reader::new(record.main_data);
-        let (left, right, level) = (data.u32()?, data.u32()?, data.u32()?);
-        data.align(8)?;
-        Ok(UnlinkPage {
-            left,
-            right,
-            level,
-            safe_full_xid: data.u64()?,
-            leaf_left: data.u32()?,
-            leaf_right: data.u32()?,
-            leaf_top_parent: data.u32()?,
-        })
-    }
-}
-
 /// `btree_xlog_unlink_page`, the page that goes: a tombstone with the transaction id after which nobody can
 /// still be on the way to it.
 pub(super) fn unlink_target(record: &Record<'_>, page: &mut PageBytes) -> Redo {
-    let unlink = UnlinkPage::read(record)?;
+    let unlink = BtreeUnlinkPage::parse(record)?;
     let leaf = if unlink.level == 0 { flag::LEAF } else { 0 };
     Opaque {
         previous: unlink.left,
@@ -137,19 +90,19 @@ pub(super) fn unlink_target(record: &Record<'_>, page: &mut PageBytes) -> Redo {
 /// `btree_xlog_unlink_page`, the left sibling.
 pub(super) fn unlink_left_sibling(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     let mut opaque = Opaque::read(page)?;
-    opaque.next = UnlinkPage::read(record)?.right;
+    opaque.next = BtreeUnlinkPage::parse(record)?.right;
     opaque.write(page)
 }
 
 /// `btree_xlog_unlink_page`, the right sibling.
 pub(super) fn unlink_right_sibling(record: &Record<'_>, page: &mut PageBytes) -> Redo {
     let mut opaque = Opaque::read(page)?;
-    opaque.previous = UnlinkPage::read(record)?.left;
+    opaque.previous = BtreeUnlinkPage::parse(record)?.left;
     opaque.write(page)
 }
 
 /// `btree_xlog_unlink_page`, the leaf below the page that goes, when that is not the leaf itself.
 pub(super) fn unlink_leaf(record: &Record<'_>, page: &mut PageBytes) -> Redo {
-    let unlink = UnlinkPage::read(record)?;
+    let unlink = BtreeUnlinkPage::parse(record)?;
     init_half_dead_leaf(page, unlink.leaf_left, unlink.leaf_right, unlink.leaf_top_parent)
 }

@@ -2,7 +2,9 @@
 
 use arrayvec::ArrayVec;
 use borealis_types::PageBytes;
-use borealis_wal::layout::btree::{DEDUP_INTERVAL_BYTES, HIGH_KEY, NEWROOT_LEVEL_OFFSET, NO_BLOCK, flag};
+use borealis_wal::layout::btree::{
+    BtreeSplit, DEDUP_INTERVAL_BYTES, HIGH_KEY, NEWROOT_LEVEL_OFFSET, NO_BLOCK, flag,
+};
 use borealis_wal::layout::item_pointer::ITEM_POINTER_BYTES;
 use borealis_wal::layout::page::INDEX_TUPLES_MAX;
 use borealis_wal::{BlockReference, Record};
@@ -54,28 +56,8 @@ fn add_with_position(
     put(page::item_mut(page, pointer)?, 0, &heap_position)
 }
 
-/// `xl_btree_split`
-struct Split {
-    level: u32,
-    first_right: u16,
-    new_item: u16,
-    posting_offset: u16,
-}
-
-impl Split {
-    fn read(record: &Record<'_>) -> Redo<Split> {
-        let mut data = Reader::new(record.main_data);
-        Ok(Split {
-            level: data.u32()?,
-            first_right: data.u16()?,
-            new_item: data.u16()?,
-            posting_offset: data.u16()?,
-        })
-    }
-
-    fn leaf_flag(&self) -> u16 {
-        if self.level == 0 { flag::LEAF } else { 0 }
-    }
+fn leaf_flag(split: &BtreeSplit) -> u16 {
+    if split.level == 0 { flag::LEAF } else { 0 }
 }
 
 fn listed_number(record: &Record<'_>, id: u8) -> Redo<u32> {
@@ -87,13 +69,13 @@ fn listed_number(record: &Record<'_>, id: u8) -> Redo<u32> {
 
 /// `btree_xlog_split`, the new right page: built from the record alone.
 pub(super) fn split_right(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes) -> Redo {
-    let split = Split::read(record)?;
+    let split = BtreeSplit::parse(record)?;
     let right_sibling = record.block(2).map_or(NO_BLOCK, |sibling| sibling.key.block);
     Opaque {
         previous: listed_number(record, 0)?,
         next: right_sibling,
         level: split.level,
-        flags: split.leaf_flag(),
+        flags: leaf_flag(&split),
         cycle_id: 0,
     }
     .init_page(page)?;
@@ -114,7 +96,7 @@ pub(super) fn split_left(
     page: &mut PageBytes,
     new_item_on_left: bool,
 ) -> Redo {
-    let split = Split::read(record)?;
+    let split = BtreeSplit::parse(record)?;
     let mut original = *page;
     let mut opaque = Opaque::read(&original)?;
 
@@ -154,7 +136,7 @@ pub(super) fn split_left(
         offset_number += 1;
     }
 
-    opaque.flags = flag::INCOMPLETE_SPLIT | split.leaf_flag();
+    opaque.flags = flag::INCOMPLETE_SPLIT | leaf_flag(&split);
     opaque.next = listed_number(record, 1)?;
     opaque.cycle_id = 0;
     opaque.write(page)

@@ -5,9 +5,9 @@
 
 use borealis_types::{BlockNumber, Lsn, PageBytes, PageKey};
 use borealis_wal::layout::gist::{
-    ASSIGN_LSN, DELETE, FLAGS_OFFSET, NO_BLOCK, PAGE_DELETE, PAGE_DELETE_DOWNLINK_OFFSET, PAGE_ID,
-    PAGE_ID_OFFSET, PAGE_REUSE, PAGE_SPLIT, PAGE_UPDATE, RIGHT_OFFSET, ROOT, SPECIAL_BYTES, SPLIT_LSN_OFFSET,
-    flag,
+    ASSIGN_LSN, DELETE, FLAGS_OFFSET, GistDelete, NO_BLOCK, PAGE_DELETE, PAGE_DELETE_DOWNLINK_OFFSET,
+    PAGE_ID, PAGE_ID_OFFSET, PAGE_REUSE, PAGE_SPLIT, PAGE_UPDATE, RIGHT_OFFSET, ROOT, SPECIAL_BYTES,
+    SPLIT_LSN_OFFSET, flag,
 };
 use borealis_wal::{BlockReference, Record};
 
@@ -166,11 +166,10 @@ fn update_page(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageB
 /// The server that writes the record (`gistprunepage`) does not set the flag "some tuples were deleted". Older
 /// releases' own redo does, so that their own consistency check fails; this does as the server did.
 fn delete_dead(record: &Record<'_>, page: &mut PageBytes) -> Redo {
-    let mut data = Reader::new(record.main_data);
-    data.skip(4)?;
-    let count = data.u16()?;
-    if data.remaining() > 0 {
-        page::index_multi_delete(page, OffsetNumbers::read(&mut data, count)?.iter())?;
+    let GistDelete { tuple_count, offset_numbers } = GistDelete::parse(record)?;
+    if !offset_numbers.is_empty() {
+        let deleted = OffsetNumbers::read(&mut Reader::new(offset_numbers), tuple_count)?;
+        page::index_multi_delete(page, deleted.iter())?;
     }
     update_opaque(page, |opaque| opaque.flags &= !flag::HAS_GARBAGE)
 }

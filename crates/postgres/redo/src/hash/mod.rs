@@ -7,8 +7,8 @@ mod opaque;
 
 use borealis_types::{BlockNumber, PageBytes, PageKey};
 use borealis_wal::layout::hash::{
-    ADD_OVFL_PAGE, DELETE, INIT_BITMAP_PAGE, INIT_META_PAGE, INSERT, MOVE_PAGE_CONTENTS, NONE,
-    SPLIT_ALLOCATE_PAGE, SPLIT_CLEANUP, SPLIT_COMPLETE, SPLIT_PAGE, SQUEEZE_PAGE, UPDATE_META_PAGE,
+    ADD_OVFL_PAGE, DELETE, HashVacuumOnePage, INIT_BITMAP_PAGE, INIT_META_PAGE, INSERT, MOVE_PAGE_CONTENTS,
+    NONE, SPLIT_ALLOCATE_PAGE, SPLIT_CLEANUP, SPLIT_COMPLETE, SPLIT_PAGE, SQUEEZE_PAGE, UPDATE_META_PAGE,
     VACUUM_ONE_PAGE, flag,
 };
 use borealis_wal::{BlockReference, Record};
@@ -57,7 +57,7 @@ pub(crate) fn redo_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes
         (SPLIT_CLEANUP, 0) => clear_flag(page, flag::NEEDS_SPLIT_CLEANUP),
         (UPDATE_META_PAGE, 0) => meta::set_tuple_count(page, data.bytes(8)?),
         (VACUUM_ONE_PAGE, 0) => vacuum_one_page(record, page),
-        (VACUUM_ONE_PAGE, 1) => meta::subtract_tuples(page, u32_at(record.main_data, 4)?),
+        (VACUUM_ONE_PAGE, 1) => meta::subtract_tuples(page, HashVacuumOnePage::parse(record)?.tuple_count),
         (..=VACUUM_ONE_PAGE, _) => Err(Fault::Failed("this hash index operation does not have such a block")),
         _ => Err(Fault::Unknown),
     }?;
@@ -178,12 +178,11 @@ fn squeeze(record: &Record<'_>, block: &BlockReference<'_>, page: &mut PageBytes
 /// `hash_xlog_vacuum_one_page`, the bucket or overflow page. Data: the newest transaction removed, the number
 /// of tuples, their offset numbers.
 fn vacuum_one_page(record: &Record<'_>, page: &mut PageBytes) -> Redo {
-    let mut data = Reader::new(record.main_data);
-    data.skip(4)?;
-    let count = data.u32()? as usize;
-    if data.remaining() > 0 {
-        let size = count.checked_mul(2).ok_or(Fault::Failed("a list is longer than memory"))?;
-        delete_tuples(page, data.bytes(size)?)?;
+    let HashVacuumOnePage { tuple_count, offset_numbers } = HashVacuumOnePage::parse(record)?;
+    if !offset_numbers.is_empty() {
+        let size =
+            (tuple_count as usize).checked_mul(2).ok_or(Fault::Failed("a list is longer than memory"))?;
+        delete_tuples(page, Reader::new(offset_numbers).bytes(size)?)?;
     }
     clear_flag(page, flag::HAS_DEAD_TUPLES)
 }

@@ -10,7 +10,10 @@ use borealis_wal::layout::heap2::{
     VISIBLE,
 };
 use borealis_wal::layout::visibility_map::{ALL_FROZEN, VALID_BITS};
-use borealis_wal::layout::{FROZEN_XID, HeapMultiInsert, HeapXmax};
+use borealis_wal::layout::{
+    FROZEN_XID, HeapFreezePage, HeapFreezeTuple, HeapMultiInsert, HeapPrune, HeapVacuum, HeapVisible,
+    HeapXmax,
+};
 
 use super::tuple::{ItemPointer, NewTuple, Piece, StoredHeader, Tuple, offset_numbers};
 use super::{block_data, check_next_offset_number, clear_visibility, heap_block, is_block, visibility_map};
@@ -55,17 +58,14 @@ fn redo_visibility_map(record: &Record<'_>, key: &PageKey, page: &mut PageBytes,
 
 /// Block data: pairs (from, to) to redirect, then the now dead, then the now unused.
 fn prune(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let mut fields = Reader::new(record.main_data);
-    fields.skip(4)?; // latestRemovedXid: for conflicts on a standby.
-    let redirected_count = usize::from(fields.u16()?);
-    let dead_count = usize::from(fields.u16()?);
+    let HeapPrune { redirected_count, dead_count } = HeapPrune::parse(record)?;
     let mut reader = Reader::new(block_data(record, key)?);
 
     for _ in 0..redirected_count {
         let (from, to) = (reader.u16()?, reader.u16()?);
         page::set_line_pointer(page, from, LinePointer::redirect(to))?;
     }
-    for offset_number in offset_numbers(reader.bytes(dead_count * 2)?) {
+    for offset_number in offset_numbers(reader.bytes(usize::from(dead_count) * 2)?) {
         page::set_line_pointer(page, offset_number, LinePointer::DEAD)?;
     }
     for offset_number in offset_numbers(reader.rest()) {
@@ -78,9 +78,9 @@ fn prune(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
 
 /// Block data: line pointers that were dead and are unused now.
 fn vacuum(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let unused_count = usize::from(Reader::new(record.main_data).u16()?);
+    let HeapVacuum { unused_count } = HeapVacuum::parse(record)?;
     let mut reader = Reader::new(block_data(record, key)?);
-    for offset_number in offset_numbers(reader.bytes(unused_count * 2)?) {
+    for offset_number in offset_numbers(reader.bytes(usize::from(unused_count) * 2)?) {
         page::set_line_pointer(page, offset_number, LinePointer::UNUSED)?;
     }
     page::truncate_line_pointer_array(page)?;
@@ -88,16 +88,14 @@ fn vacuum(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
     Ok(())
 }
 
-/// Block data: an array of `xl_heap_freeze_tuple`, twelve bytes each.
+/// Block data: an array of `xl_heap_freeze_tuple`.
 fn freeze_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let mut fields = Reader::new(record.main_data);
-    fields.skip(4)?; // cutoff_xid: for conflicts on a standby.
-    let tuple_count = fields.u16()?;
-    let mut reader = Reader::new(block_data(record, key)?);
-    for _ in 0..tuple_count {
-        let (xmax, offset_number) = (reader.u32()?, reader.u16()?);
-        let (infomask2, infomask, flags) = (reader.u16()?, reader.u16()?, reader.u8()?);
-        reader.align(4)?;
+    let HeapFreezePage { tuple_count } = HeapFreezePage::parse(record)?;
+    let bytes = usize::from(tuple_count) * HeapFreezeTuple::BYTES;
+    let frozen = Reader::new(block_data(record, key)?).bytes(bytes)?;
+    for bytes in frozen.as_chunks::<{ HeapFreezeTuple::BYTES }>().0 {
+        let HeapFreezeTuple { xmax, offset_number, infomask2, infomask, flags } =
+            HeapFreezeTuple::decode(*bytes);
         let mut tuple = Tuple::on_page(page, offset_number)?;
         tuple.set_xmax(xmax);
         if flags & FREEZE_XVAC != 0 {
@@ -118,9 +116,7 @@ fn freeze_page(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo
 /// The heap page is not stamped. PostgreSQL stamps it when checksums or `wal_log_hints` are on, which the
 /// record does not tell; versions here are told apart by the record, not by the stamp.
 fn visible(record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Redo {
-    let mut fields = Reader::new(record.main_data);
-    fields.skip(4)?; // cutoff_xid: for conflicts on a standby.
-    let bits = fields.u8()?;
+    let HeapVisible { bits } = HeapVisible::parse(record)?;
     let heap = heap_block(record, 1)?;
     if is_block(record, 1, key) {
         page::set_flag(page, page::ALL_VISIBLE, true);

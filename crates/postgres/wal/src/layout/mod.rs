@@ -88,8 +88,8 @@ pub mod slru {
 pub use common::transaction_id::{FIRST_NORMAL_OID, FIRST_NORMAL_XID, FROZEN_XID, INVALID_XID};
 pub use v15::{
     Assignment, CheckPointRecord, ClogTruncate, CommitTsTruncate, CreateDatabaseFileCopy,
-    CreateDatabaseWalLog, CreateTablespace, DropDatabase, DropTablespace, EndOfRecovery, HeapInsert,
-    HeapMultiInsert, HeapUpdate, HeapXmax, MultiXactCreate, MultiXactMember, MultiXactTruncate,
-    OverwriteContinuation, ParameterChange, Prepare, RelationMapUpdate, RunningTransactions, StorageCreate,
-    StorageTruncate, TransactionEnd,
+    CreateDatabaseWalLog, CreateTablespace, DropDatabase, DropTablespace, EndOfRecovery, HeapFreezePage,
+    HeapFreezeTuple, HeapInsert, HeapMultiInsert, HeapPrune, HeapUpdate, HeapVacuum, HeapVisible, HeapXmax,
+    MultiXactCreate, MultiXactMember, MultiXactTruncate, OverwriteContinuation, ParameterChange, Prepare,
+    RelationMapUpdate, RunningTransactions, StorageCreate, StorageTruncate, TransactionEnd,
 };

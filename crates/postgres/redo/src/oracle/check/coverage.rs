@@ -6,7 +6,7 @@ use borealis_wal::ResourceManager as Rm;
 use super::report::Tallies;
 use crate::names::operations;
 
-/// An operation that PostgreSQL 15's regression suite does not write.
+/// An operation that PostgreSQL's regression suite does not write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RareOperation {
     /// The resource manager that would write it.
@@ -113,7 +113,7 @@ pub fn rare_operation(resource_manager: ResourceManager, operation: &str) -> Opt
     RARE.iter().find(|rare| rare.resource_manager == resource_manager && rare.operation == operation)
 }
 
-/// Every operation PostgreSQL 15 can write of which there was no record.
+/// Every operation PostgreSQL can write of which there was no record.
 pub fn unseen_operations(
     tallies: &Tallies,
 ) -> impl Iterator<Item = (ResourceManager, &'static str)> + use<'_> {

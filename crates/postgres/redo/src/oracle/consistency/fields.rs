@@ -182,6 +182,13 @@ pub(super) fn field_name(
     if offset < usize::from(page::lower(page)) {
         return format!("line pointer {}", in_contents / ITEM_ID_BYTES + 1);
     }
+    item_field(resource_manager, page, offset).unwrap_or_else(|| "between the items".to_owned())
+}
+
+/// Which item the byte is in, and what of it; `None` for a byte of no item.
+fn item_field(resource_manager: ResourceManager, page: &PageBytes, offset: usize) -> Option<String> {
+    let special_start = usize::from(page::special_start(page)).max(page::HEADER_BYTES);
+    let special_u16 = |at: usize| u16_at(page, special_start + at).unwrap_or(0);
     for offset_number in 1..=page::max_offset_number(page) {
         let Ok(pointer) = page::line_pointer(page, offset_number) else { break };
         let start = usize::from(pointer.offset);
@@ -203,9 +210,9 @@ pub(super) fn field_name(
             ResourceManager::Spgist => field_or(SPGIST_INNER_TUPLE, in_item, "prefix and nodes"),
             _ => format!("byte {in_item}"),
         };
-        return format!("item {offset_number}, {name}");
+        return Some(format!("item {offset_number}, {name}"));
     }
-    "between the items".to_owned()
+    None
 }
 
 /// A page of a posting tree: the right bound, then posting lists (leaves) or downlinks of ten bytes.

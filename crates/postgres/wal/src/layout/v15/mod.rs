@@ -29,7 +29,7 @@ pub use checkpoint::CheckPointRecord;
 pub use database::{CreateDatabaseFileCopy, CreateDatabaseWalLog, DropDatabase, RelationMapUpdate};
 pub use database::{CreateTablespace, DropTablespace};
 pub use heap::{HeapInsert, HeapUpdate, HeapXmax};
-pub use heap2::HeapMultiInsert;
+pub use heap2::{HeapFreezePage, HeapFreezeTuple, HeapMultiInsert, HeapPrune, HeapVacuum, HeapVisible};
 pub use multixact::{MultiXactCreate, MultiXactMember, MultiXactTruncate};
 pub use slru::{ClogTruncate, CommitTsTruncate};
 pub use standby::RunningTransactions;

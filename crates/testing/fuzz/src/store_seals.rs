@@ -1,6 +1,6 @@
 //! Checksums of a store's files, made right after bytes were changed.
 //!
-//! Formats: `borealis-store`'s `directory.rs` (small files), `log/entry.rs` (the log), `pages.rs` (page slots).
+//! Formats: `borealis-store`'s `directory.rs` (small files), `log/entry.rs` (the log), `pages/page_files.rs` (page slots).
 
 const SMALL_FILE_HEADER_BYTES: usize = 20;
 const LOG_FILE_HEADER_BYTES: usize = 64;

@@ -123,7 +123,6 @@ fn field_or(fields: Fields, offset: usize, rest: &str) -> String {
 }
 
 /// What the byte at `offset` of a page of this resource manager is part of.
-#[expect(clippy::too_many_lines, reason = "a table: one arm for each kind of page")]
 pub(super) fn field_name(
     resource_manager: ResourceManager,
     block: BlockNumber,

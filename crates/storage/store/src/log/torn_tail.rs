@@ -36,13 +36,10 @@ fn search_past_end(file: &LogFile, seed: u32, offset: u32) -> Result<Option<Past
                 buffer[start..start + ENTRY_HEADER_BYTES].try_into().expect("the slice has that length");
             let position = at + start as u64;
             let Ok(small_offset) = u32::try_from(position) else { return Ok(found) };
-            if decode_entry_header(seed, small_offset, header).is_none() {
-                continue;
-            }
             // A valid header alone proves that something was appended here after the end we found.
             let Some(header) = decode_entry_header(seed, small_offset, header) else { continue };
             let end = position + entry::entry_bytes(header.payload_length as usize);
-            let durable_through = found.as_ref().map_or(LogPosition(0), |behind| behind.durable_through);
+            let durable_through = found.as_ref().map_or(LogPosition(0), |past_end| past_end.durable_through);
             let durable_through = durable_through.max(header.durable_through);
             found = Some(PastEnd { durable_through, end });
         }
@@ -59,15 +56,15 @@ pub(super) fn truncate_torn_tail(
     seed: u32,
     offset: u32,
 ) -> Result<(), StoreError> {
-    let Some(behind) = search_past_end(file, seed, offset)? else { return Ok(()) };
-    if behind.durable_through > LogPosition::new(file.number, offset) {
+    let Some(past_end) = search_past_end(file, seed, offset)? else { return Ok(()) };
+    if past_end.durable_through > LogPosition::new(file.number, offset) {
         let place = format!("{} at offset {offset}", file.path.display());
         return Err(StoreError::corrupt(place, "an entry that was acknowledged is damaged"));
     }
     let zeros = vec![0; SEARCH_BYTES];
     let mut at = u64::from(offset);
-    while at < behind.end {
-        let count = zeros.len().min((behind.end - at) as usize);
+    while at < past_end.end {
+        let count = zeros.len().min((past_end.end - at) as usize);
         file.file.write_at(&zeros[..count], at).map_err(StoreError::io("write", &file.path))?;
         at += count as u64;
     }

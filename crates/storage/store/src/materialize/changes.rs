@@ -28,7 +28,7 @@ pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
     let mut pages: Vec<PageKey> = index.changed_pages(target).copied().collect();
     let mut forks = BTreeSet::new();
     let mut meta: BTreeSet<MetaKey> = index.changed_meta(target).cloned().collect();
-    for (fork, events) in index.changed_forks(above, target) {
+    for (fork, events) in index.relations.changed_forks(above, target) {
         forks.insert(fork);
         let gone_from = events.iter().filter_map(|(_, event)| match event {
             ForkEvent::Truncate(blocks) => Some(*blocks),
@@ -42,7 +42,7 @@ pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
             pages.extend(gone.filter(|key| matches!(key, PageKey::Block(block) if block.block >= from)));
         }
     }
-    for (_, database, event) in index.database_events(above, target) {
+    for (_, database, event) in index.relations.database_events(above, target) {
         let all = |database| {
             materialized
                 .database_extents(database)
@@ -55,7 +55,7 @@ pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
                 .range(crate::pages::materialized_state::database_range(database))
                 .map(|(fork, _)| *fork),
         );
-        forks.extend(index.fork_candidates(&materialized, database, target));
+        forks.extend(index.relations.fork_candidates(&materialized, database, target));
         if hosted.group() == META_GROUP {
             meta.insert(MetaKey::RelationMap(database));
         }
@@ -69,16 +69,20 @@ pub(super) fn changes(hosted: &HostedSegment, target: Lsn) -> Changes {
             }));
         }
     }
-    for kind in index.truncated_slru(above, target) {
+    for kind in index.relations.truncated_slru(above, target) {
         let key = |page| PageKey::Slru { kind, page };
         let extents = materialized.extents.range(key(0)..=key(u32::MAX));
         let gone = extents.flat_map(|(first, extent)| MaterializedState::pages_of(first, extent));
-        pages.extend(gone.filter(|page| index.prior_page(page, target) != PriorContent::Materialized));
+        pages.extend(
+            gone.filter(|page| index.relations.prior_page(page, target) != PriorContent::Materialized),
+        );
     }
     if hosted.group() == META_GROUP && !index.all_records(Lsn::ZERO, target).is_empty() {
         meta.insert(MetaKey::Counters);
     }
-    let relations =
-        forks.into_iter().map(|fork| (fork, index.relation_blocks(&materialized, fork, target))).collect();
+    let relations = forks
+        .into_iter()
+        .map(|fork| (fork, index.relations.relation_blocks(&materialized, fork, target)))
+        .collect();
     Changes { materialized, files: Arc::clone(&hosted.pages), pages, relations, meta }
 }

@@ -22,7 +22,7 @@ impl Store {
         let mut targets = Vec::new();
         for hosted in state.segments.values() {
             let (materialized, target) = (hosted.materialized.lsn, hosted.materialization_target());
-            let copies = hosted.index.database_events(materialized, target);
+            let copies = hosted.index.relations.database_events(materialized, target);
             let copy = copies
                 .filter(|(.., event)| matches!(event, DatabaseEvent::CopyOf(_)))
                 .map(|(at, ..)| at)

@@ -30,7 +30,7 @@ impl Store {
         let keys: BTreeSet<MetaKey> = {
             let state = self.lock();
             let hosted = Store::readable(&state, META_GROUP, at)?;
-            let copied = hosted.index.database_events(Lsn::ZERO, lsn);
+            let copied = hosted.index.relations.database_events(Lsn::ZERO, lsn);
             let copied = copied.map(|(_, database, _)| MetaKey::RelationMap(database));
             let known = hosted.materialized.meta.keys().chain(hosted.index.meta_keys()).cloned();
             known
@@ -65,7 +65,7 @@ impl Store {
         let lsn = at.lsn;
         let state = self.lock();
         let hosted = Store::readable(&state, group, at)?;
-        Ok(hosted.index.relation_blocks(&hosted.materialized, fork, lsn))
+        Ok(hosted.index.relations.relation_blocks(&hosted.materialized, fork, lsn))
     }
 
     /// The forks of a database that one group knows as of an LSN, after `after`, in key order.
@@ -84,10 +84,10 @@ impl Store {
         let lsn = at.lsn;
         let state = self.lock();
         let hosted = Store::readable(&state, group, at)?;
-        let candidates = hosted.index.fork_candidates(&hosted.materialized, database, lsn);
+        let candidates = hosted.index.relations.fork_candidates(&hosted.materialized, database, lsn);
         let sizes = candidates.into_iter().filter(|fork| after.is_none_or(|after| *fork > after));
         let sizes = sizes.filter_map(|relation_fork| {
-            let blocks = hosted.index.relation_blocks(&hosted.materialized, relation_fork, lsn)?;
+            let blocks = hosted.index.relations.relation_blocks(&hosted.materialized, relation_fork, lsn)?;
             Some(RelationSize { relation_fork, blocks })
         });
         Ok(sizes.take(limit).collect())
@@ -106,7 +106,7 @@ impl Store {
         let mut pages = BTreeSet::new();
         for (first, extent) in hosted.materialized.extents.range(key(0)..=key(u32::MAX)) {
             for page in MaterializedState::pages_of(first, extent) {
-                if hosted.index.prior_page(&page, lsn) == PriorContent::Materialized {
+                if hosted.index.relations.prior_page(&page, lsn) == PriorContent::Materialized {
                     pages.insert(page);
                 }
             }
@@ -115,7 +115,7 @@ impl Store {
             if !matches!(page, PageKey::Slru { kind: of, .. } if *of == kind) {
                 continue;
             }
-            let above = match hosted.index.prior_page(page, lsn) {
+            let above = match hosted.index.relations.prior_page(page, lsn) {
                 PriorContent::Nothing { since } => since,
                 _ => Lsn::ZERO,
             };
@@ -177,14 +177,16 @@ impl Store {
 fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, limit: usize) -> Vec<PageKey> {
     let is_after = |key: &PageKey| after.is_none_or(|after| *key > after);
     let mut keys: BTreeSet<PageKey> = hosted.index.page_keys().filter(|key| is_after(key)).copied().collect();
-    for (_, database, event) in hosted.index.database_events(Lsn::ZERO, lsn) {
+    for (_, database, event) in hosted.index.relations.database_events(Lsn::ZERO, lsn) {
         let DatabaseEvent::CopyOf(_) = event else { continue };
-        for fork in hosted.index.fork_candidates(&hosted.materialized, database, lsn) {
+        for fork in hosted.index.relations.fork_candidates(&hosted.materialized, database, lsn) {
             let mut original = fork;
             // A copy of a copy has the pages of the first original. Only their block numbers matter here.
             let mut at = lsn;
-            while let PriorContent::Copy { from, at: copied } =
-                hosted.index.prior_page(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
+            while let PriorContent::Copy { from, at: copied } = hosted
+                .index
+                .relations
+                .prior_page(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
             {
                 original = in_database(original, from);
                 at = Lsn(copied.0 - 1);

@@ -79,7 +79,7 @@ fn add_page(
     lsn: Lsn,
     steps: &mut Vec<(PageKey, RecordRef)>,
 ) -> Source {
-    let (source, above) = match hosted.index.prior_page(key, lsn) {
+    let (source, above) = match hosted.index.relations.prior_page(key, lsn) {
         PriorContent::Materialized => {
             let located = hosted.materialized.locate(key);
             let source = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
@@ -115,7 +115,7 @@ fn add_meta(
         return counters.cloned();
     }
     let origin = match key {
-        MetaKey::RelationMap(database) => hosted.index.prior_relation_map(*database, lsn),
+        MetaKey::RelationMap(database) => hosted.index.relations.prior_relation_map(*database, lsn),
         _ => PriorContent::Materialized,
     };
     let (value, above) = match origin {
@@ -252,7 +252,7 @@ impl Store {
             && since >= hosted.materialized.lsn
         {
             hosted.check_certain("a cached page", since);
-            let replaced = match hosted.index.prior_page(key, lsn) {
+            let replaced = match hosted.index.relations.prior_page(key, lsn) {
                 PriorContent::Materialized => false,
                 PriorContent::Nothing { since: at } | PriorContent::Copy { at, .. } => at > since,
             };

@@ -4,24 +4,21 @@
 //! sorted, and what is known about a relation at an LSN does not depend on the order in which records
 //! arrived.
 
+mod forget;
 mod key_map;
 mod record_list;
 pub(crate) mod relations;
 pub(crate) mod slru;
 
-use std::collections::BTreeMap;
-
-use borealis_types::{
-    DatabaseKey, Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RelationFork, SlruKind,
-    invariant,
-};
+use borealis_types::{Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RelationFork, invariant};
 use borealis_wal::Effect;
 
 use crate::log::position::RecordRef;
 use crate::pages::materialized_state::MaterializedState;
+use crate::segment::index::forget::Forget;
 use crate::segment::index::key_map::KeyMap;
 use crate::segment::index::record_list::RecordList;
-use crate::segment::index::relations::{DatabaseEvent, ForkEvent};
+use crate::segment::index::relations::{DatabaseEvent, ForkEvent, RelationEvents};
 
 /// Memory of a record in the list of all records, with the list's spare capacity, in bytes.
 const RECORD_BYTES: u64 = size_of::<RecordRef>() as u64 * 3 / 2;
@@ -44,44 +41,14 @@ pub(crate) struct Index {
     records: Vec<RecordRef>,
     pages: KeyMap<PageKey, RecordList>,
     meta: KeyMap<MetaKey, RecordList>,
-    forks: BTreeMap<RelationFork, Vec<(Lsn, ForkEvent)>>,
-    /// The events of `forks` that remove blocks, with the first removed block. Kept apart because every page
-    /// read asks for them.
-    erasures: KeyMap<RelationFork, Vec<(Lsn, u32)>>,
-    /// Sizes as of the newest record, for recently changed forks.
-    newest_sizes: KeyMap<RelationFork, u32>,
+    /// What happened to relations, databases and transaction-status stores.
+    pub relations: RelationEvents,
     /// Pages with many unapplied records, to be prepared for their next reader.
     pub long_chains: Vec<PageKey>,
-    databases: Vec<(Lsn, DatabaseKey, DatabaseEvent)>,
-    slru: Vec<(Lsn, SlruKind, u32)>,
     /// Total length of the indexed records, in bytes.
     pub record_bytes: u64,
-    /// Number of references to records, and of events.
+    /// Number of references to records.
     references: u64,
-}
-
-/// Which end of every list is dropped.
-#[derive(Clone, Copy)]
-enum Forget {
-    /// Records that end at or below: they are materialized.
-    Through(Lsn),
-    /// Records that end above: a recovery truncated them.
-    Above(Lsn),
-}
-
-impl Forget {
-    /// Drops that end of a sorted list and returns how many entries that were.
-    fn apply<T>(self, list: &mut Vec<T>, end: impl Fn(&T) -> Lsn) -> u64 {
-        let before = list.len();
-        match self {
-            Forget::Through(lsn) => drop(list.drain(..list.partition_point(|item| end(item) <= lsn))),
-            Forget::Above(lsn) => list.truncate(list.partition_point(|item| end(item) <= lsn)),
-        }
-        if list.capacity() > 2 * list.len() + 16 {
-            list.shrink_to_fit();
-        }
-        (before - list.len()) as u64
-    }
 }
 
 impl Index {
@@ -120,29 +87,31 @@ impl Index {
                     if let PageKey::Block(block) = key
                         && !changes_only_existing_pages
                     {
-                        self.extend(materialized, lsn, block);
+                        self.relations.extend(materialized, lsn, block);
                     }
                 }
-                Effect::CreateRelation(fork) => self.fork_event(*fork, lsn, ForkEvent::Create),
+                Effect::CreateRelation(fork) => self.relations.fork_event(*fork, lsn, ForkEvent::Create),
                 Effect::TruncateRelation { relation_fork, blocks } => {
-                    self.fork_event(*relation_fork, lsn, ForkEvent::Truncate(*blocks));
+                    self.relations.fork_event(*relation_fork, lsn, ForkEvent::Truncate(*blocks));
                 }
                 Effect::DropRelation(locator) => {
                     for fork in Fork::ALL {
-                        self.fork_event(RelationFork { locator: *locator, fork }, lsn, ForkEvent::Drop);
+                        self.relations.fork_event(
+                            RelationFork { locator: *locator, fork },
+                            lsn,
+                            ForkEvent::Drop,
+                        );
                     }
                 }
                 Effect::CopyDatabase { from, to } => {
-                    self.databases.push((lsn, *to, DatabaseEvent::CopyOf(*from)));
-                    self.newest_sizes.clear();
+                    self.relations.push_database(lsn, *to, DatabaseEvent::CopyOf(*from));
                 }
                 Effect::DropDatabase(database) => {
-                    self.databases.push((lsn, *database, DatabaseEvent::Drop));
-                    self.newest_sizes.clear();
+                    self.relations.push_database(lsn, *database, DatabaseEvent::Drop);
                 }
                 Effect::TruncateSlru { kind, first_kept_page } => {
                     if group == META_GROUP {
-                        self.slru.push((lsn, *kind, *first_kept_page));
+                        self.relations.push_slru(lsn, *kind, *first_kept_page);
                     }
                 }
                 Effect::Meta(MetaKey::Counters) => {}
@@ -178,7 +147,6 @@ impl Index {
 
     /// Drops what ends above `lsn`: a recovery truncated it.
     pub(crate) fn drop_above(&mut self, lsn: Lsn) {
-        self.newest_sizes.clear();
         self.forget(Forget::Above(lsn));
     }
 
@@ -207,17 +175,8 @@ impl Index {
         };
         self.pages.retain(|_, list| forget_in(list));
         self.meta.retain(|_, list| forget_in(list));
-        self.forks.retain(|_, list| {
-            dropped += forget.apply(list, |(at, _)| *at);
-            !list.is_empty()
-        });
-        self.erasures.retain(|_, list| {
-            dropped += forget.apply(list, |(at, _)| *at);
-            !list.is_empty()
-        });
         self.references -= dropped;
-        forget.apply(&mut self.databases, |(at, ..)| *at);
-        forget.apply(&mut self.slru, |(at, ..)| *at);
+        self.relations.forget(forget);
         self.record_bytes = self.records.iter().map(|reference| u64::from(reference.length)).sum();
         if self.pages.capacity() > 4 * self.pages.len() + 64 {
             self.pages.shrink_to_fit();
@@ -295,13 +254,14 @@ impl Index {
 
     /// Approximate work of materializing all of it, in units of applying one record.
     pub(crate) fn work(&self) -> u64 {
-        self.pages.len() as u64 * PAGE_WORK + self.references
+        self.pages.len() as u64 * PAGE_WORK + self.references + self.relations.events()
     }
 
     /// About how much memory it takes.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let keys = self.pages.len() + self.meta.len() + self.forks.len();
-        self.records.len() as u64 * RECORD_BYTES + self.references * REFERENCE_BYTES + keys as u64 * KEY_BYTES
+        let keys = self.pages.len() + self.meta.len() + self.relations.forks();
+        let references = self.references + self.relations.events();
+        self.records.len() as u64 * RECORD_BYTES + references * REFERENCE_BYTES + keys as u64 * KEY_BYTES
     }
 }
 

@@ -1,9 +1,12 @@
 //! What happened to relations, databases and transaction-status stores, and what follows for sizes and pages.
 
+use std::collections::BTreeMap;
+
 use borealis_types::{BlockKey, DatabaseKey, Lsn, PageKey, RelationFork, SlruKind};
 
 use crate::pages::materialized_state::{MaterializedState, database_of, database_range, in_database};
-use crate::segment::index::Index;
+use crate::segment::index::forget::Forget;
+use crate::segment::index::key_map::KeyMap;
 use crate::segment::index::slru::slru_page_is_gone;
 
 /// Most sizes remembered; computing one walks over events.
@@ -37,7 +40,62 @@ pub(crate) enum PriorContent {
     Copy { from: DatabaseKey, at: Lsn },
 }
 
-impl Index {
+/// What happened to relations, databases and transaction-status stores, each list in LSN order.
+#[derive(Debug, Default)]
+pub(crate) struct RelationEvents {
+    forks: BTreeMap<RelationFork, Vec<(Lsn, ForkEvent)>>,
+    /// The events of `forks` that remove blocks, with the first removed block. Kept apart because every page
+    /// read asks for them.
+    erasures: KeyMap<RelationFork, Vec<(Lsn, u32)>>,
+    /// Sizes as of the newest record, for recently changed forks.
+    newest_sizes: KeyMap<RelationFork, u32>,
+    pub(super) databases: Vec<(Lsn, DatabaseKey, DatabaseEvent)>,
+    slru: Vec<(Lsn, SlruKind, u32)>,
+    /// Number of entries in `forks` and `erasures`.
+    events: u64,
+}
+
+impl RelationEvents {
+    /// Notes what happened to a whole database.
+    pub(super) fn push_database(&mut self, lsn: Lsn, database: DatabaseKey, event: DatabaseEvent) {
+        self.databases.push((lsn, database, event));
+        self.newest_sizes.clear();
+    }
+
+    /// Notes that a transaction-status store was truncated.
+    pub(super) fn push_slru(&mut self, lsn: Lsn, kind: SlruKind, first_kept_page: u32) {
+        self.slru.push((lsn, kind, first_kept_page));
+    }
+
+    /// Number of events of forks.
+    pub(super) fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Number of forks with events.
+    pub(super) fn forks(&self) -> usize {
+        self.forks.len()
+    }
+
+    /// Drops one end of every list.
+    pub(super) fn forget(&mut self, forget: Forget) {
+        if matches!(forget, Forget::Above(_)) {
+            self.newest_sizes.clear();
+        }
+        let mut dropped = 0;
+        self.forks.retain(|_, list| {
+            dropped += forget.apply(list, |(at, _)| *at);
+            !list.is_empty()
+        });
+        self.erasures.retain(|_, list| {
+            dropped += forget.apply(list, |(at, _)| *at);
+            !list.is_empty()
+        });
+        self.events -= dropped;
+        forget.apply(&mut self.databases, |(at, ..)| *at);
+        forget.apply(&mut self.slru, |(at, ..)| *at);
+    }
+
     pub(super) fn fork_event(&mut self, fork: RelationFork, lsn: Lsn, event: ForkEvent) {
         let erased_from = match event {
             ForkEvent::Truncate(blocks) => Some(blocks),
@@ -47,10 +105,10 @@ impl Index {
         if let Some(block) = erased_from {
             self.erasures.entry(fork).or_default().push((lsn, block));
             self.newest_sizes.remove(&fork);
-            self.references += 1;
+            self.events += 1;
         }
         self.forks.entry(fork).or_default().push((lsn, event));
-        self.references += 1;
+        self.events += 1;
     }
 
     /// Notes that a changed block extends its fork, if it does.

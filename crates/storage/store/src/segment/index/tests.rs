@@ -98,25 +98,29 @@ impl Model {
 
     fn change(&mut self, at: usize, change: Change) {
         let fork = fork(DATABASES[at]);
-        let whole = self.index.databases.last().is_some_and(|(at, ..)| *at == self.newest().0);
+        let whole = self.index.relations.databases.last().is_some_and(|(at, ..)| *at == self.newest().0);
         let together = matches!(change, Change::BlockToo(_)) && self.history.len() > 1 && !whole;
         let lsn = if together { self.newest().0 } else { self.record() };
         let before = self.newest().1[at];
         let after = match change {
             Change::Create => {
-                self.index.fork_event(fork, lsn, ForkEvent::Create);
+                self.index.relations.fork_event(fork, lsn, ForkEvent::Create);
                 Some(before.unwrap_or(0))
             }
             Change::Block(block) | Change::BlockToo(block) => {
-                self.index.extend(&self.materialized, lsn, &BlockKey { relation_fork: fork, block });
+                self.index.relations.extend(
+                    &self.materialized,
+                    lsn,
+                    &BlockKey { relation_fork: fork, block },
+                );
                 Some(before.unwrap_or(0).max(block + 1))
             }
             Change::Truncate(blocks) => {
-                self.index.fork_event(fork, lsn, ForkEvent::Truncate(blocks));
+                self.index.relations.fork_event(fork, lsn, ForkEvent::Truncate(blocks));
                 before.map(|before| before.min(blocks))
             }
             Change::Drop => {
-                self.index.fork_event(fork, lsn, ForkEvent::Drop);
+                self.index.relations.fork_event(fork, lsn, ForkEvent::Drop);
                 None
             }
             Change::DropDatabase => {
@@ -132,8 +136,7 @@ impl Model {
     }
 
     fn database_event(&mut self, lsn: Lsn, at: usize, event: DatabaseEvent) {
-        self.index.databases.push((lsn, database_of(fork(DATABASES[at]).locator), event));
-        self.index.newest_sizes.clear();
+        self.index.relations.push_database(lsn, database_of(fork(DATABASES[at]).locator), event);
     }
 
     fn step(&mut self, step: Step) {
@@ -172,7 +175,7 @@ proptest! {
             for (lsn, sizes) in &model.history {
                 for (database, size) in DATABASES.into_iter().zip(sizes) {
                     for lsn in [*lsn, Lsn(lsn.0 + 5)] {
-                        let found = model.index.relation_blocks(&model.materialized, fork(database), lsn);
+                        let found = model.index.relations.relation_blocks(&model.materialized, fork(database), lsn);
                         prop_assert_eq!(found, *size, "at {} after {:?}", lsn, &steps[..=at]);
                     }
                 }
@@ -187,8 +190,12 @@ fn a_bulk_load_costs_the_same_for_each_block() {
     let began = Instant::now();
     let blocks = 200_000;
     for block in 0..blocks {
-        index.extend(&materialized, Lsn(u64::from(block) + 1), &BlockKey { relation_fork: fork(5), block });
-        assert_eq!(index.relation_blocks(&materialized, fork(5), Lsn::MAX), Some(block + 1));
+        index.relations.extend(
+            &materialized,
+            Lsn(u64::from(block) + 1),
+            &BlockKey { relation_fork: fork(5), block },
+        );
+        assert_eq!(index.relations.relation_blocks(&materialized, fork(5), Lsn::MAX), Some(block + 1));
     }
     // Twenty thousand million steps if each walked over all blocks before it.
     assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());

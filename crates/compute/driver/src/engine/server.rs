@@ -6,7 +6,7 @@ use std::time::Instant;
 use borealis_compute::cache::OpenTransactions;
 use borealis_compute::read::Answer;
 use borealis_shm::{DriverSide, InstanceState, ShimReport, SlotIndex};
-use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
+use borealis_types::{Lsn, PAGE_SIZE, PageBytes, invariant};
 use mio::Interest;
 use mio::unix::SourceFd;
 
@@ -79,7 +79,7 @@ impl Engine {
     /// # Panics
     /// If its shim has not reported: nobody may be served without.
     pub fn serve_server(&mut self) {
-        assert!(self.has_shim(), "only a server whose own shim has reported is served");
+        invariant!("served-server-has-its-shim", self.has_shim());
         if let Some(server) = &mut self.server {
             server.is_served = true;
         }
@@ -171,6 +171,7 @@ impl Engine {
     }
 
     pub(super) fn publish(&mut self) {
+        invariant!("stopped-stream-rests", !self.stopped);
         let Some(server) = &self.server else { return };
         if let Some(sequence) = self.shipper.take_publishable() {
             server.shm.publish_oldest_open(server.transactions.oldest());

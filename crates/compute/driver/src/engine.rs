@@ -8,6 +8,8 @@
 
 mod peers;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,7 +26,7 @@ use borealis_quorum::recovery::Outcome;
 use borealis_quorum::writer::WriterTracker;
 use borealis_shm::{InstanceState, SlotIndex};
 use borealis_spec::NodeAddress;
-use borealis_types::{GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_types::{GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch, invariant};
 use borealis_wal::{EffectError, Record, RecordError};
 use borealis_wire::Request;
 use mio::unix::SourceFd;
@@ -315,7 +317,7 @@ impl Engine {
     }
 
     fn try_turn(&mut self, wait: Duration) -> Result<(), EngineError> {
-        assert!(!self.stopped, "a stopped engine does not go on");
+        invariant!("stopped-stream-rests", !self.stopped);
         self.connect_due();
         if self.is_serving() {
             self.feed()?;

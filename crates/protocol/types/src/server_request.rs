@@ -17,7 +17,7 @@ pub enum Request {
     ReadBlock(BlockKey),
     /// A page of a transaction-status store. Answer: the page, or that it does not exist.
     ReadSlruPage {
-        /// The store.
+        /// The transaction-status store.
         kind: SlruKind,
         /// Page number in the whole store.
         page: u32,
@@ -34,7 +34,7 @@ pub enum Request {
     },
     /// Whether a segment file of a transaction-status store exists. Answer: how many pages it has, if it does.
     SlruSegment {
-        /// The store.
+        /// The transaction-status store.
         kind: SlruKind,
         /// Number of the segment file (32 pages each).
         segment: u32,
@@ -42,7 +42,7 @@ pub enum Request {
     /// The segment files of a transaction-status store. Answer: at most [`MAX_SLRU_ENTRIES`] of
     /// them, and the next cursor.
     ListSlruSegments {
-        /// The store.
+        /// The transaction-status store.
         kind: SlruKind,
         /// Zero at first, then what the last reply said. Opaque to the shim.
         cursor: u64,
@@ -61,11 +61,11 @@ pub struct RelationSize {
 /// One relation fork of a listing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RelationEntry {
-    /// The relation's file number.
+    /// The relation's file number (`relfilenode`).
     pub relation: u32,
-    /// The fork.
+    /// The fork that the length is of.
     pub fork: Fork,
-    /// Its length in blocks.
+    /// Its length in blocks; zero when it exists and is empty.
     pub blocks: BlockNumber,
     /// Whether the relation has an `_init` fork (it is unlogged).
     pub has_init_fork: bool,

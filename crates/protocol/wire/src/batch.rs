@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// Where a group's redo ends as of some volume position.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GroupTail {
-    /// The group.
+    /// The group whose end is told.
     pub group: GroupId,
     /// End of its last record at or below that position; zero if it has none.
     pub last_end: Lsn,
@@ -38,7 +38,7 @@ pub struct BatchHeader {
 /// A record's place in one group's chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GroupLink {
-    /// The group.
+    /// The group whose chain is meant.
     pub group: GroupId,
     /// End of the group's record before this one; zero for its first.
     pub previous_end: Lsn,
@@ -93,7 +93,7 @@ struct RecordHeaderFront {
 #[error("malformed redo batch: {0}")]
 pub struct BatchError(&'static str);
 
-/// Encodes a batch.
+/// Encodes a batch, record by record.
 #[derive(Debug)]
 pub struct BatchBuilder {
     bytes: Vec<u8>,
@@ -145,19 +145,19 @@ impl BatchBuilder {
         self.record_count += 1;
     }
 
-    /// Bytes so far.
+    /// Size of the encoding so far, header included.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Records so far.
+    /// How many records were added.
     #[must_use]
     pub fn record_count(&self) -> usize {
         self.record_count
     }
 
-    /// The encoded batch.
+    /// The encoding, complete: a batch may end after any record.
     #[must_use]
     pub fn finish(self) -> Vec<u8> {
         self.bytes

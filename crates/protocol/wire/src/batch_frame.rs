@@ -14,7 +14,7 @@ pub struct BatchFrame {
 }
 
 impl BatchFrame {
-    /// Frames an encoded batch.
+    /// Puts the headers before an encoded batch.
     ///
     /// # Panics
     /// If the batch is over the frame limit, which records that the decoder accepts never reach.
@@ -31,7 +31,7 @@ impl BatchFrame {
         BatchFrame { head, batch }
     }
 
-    /// The encoded batch.
+    /// The encoded batch, without the headers.
     #[must_use]
     pub fn batch(&self) -> &[u8] {
         &self.batch

@@ -54,16 +54,16 @@ pub enum Request {
     },
     /// Promise every segment to this writer: no older epoch is acknowledged any more.
     Fence {
-        /// The new epoch.
+        /// The epoch to promise; refused if a segment is promised to a newer one.
         epoch: VolumeEpoch,
-        /// The new writer.
+        /// The writer to promise it to: an epoch has one.
         writer: WriterId,
     },
     /// The state of every segment on the node.
     Summaries,
     /// Records of a group ending above `above`, in LSN order, whether or not they connect.
     ReadTail {
-        /// Which group.
+        /// The group whose segment is asked.
         group: GroupId,
         /// Records that end at or below are left out.
         above: Lsn,
@@ -74,7 +74,7 @@ pub enum Request {
     Install {
         /// The epoch that was fenced before.
         epoch: VolumeEpoch,
-        /// Its writer.
+        /// The writer that the epoch was promised to.
         writer: WriterId,
         /// Every opening of the volume; the newest is of `epoch`.
         history: EpochHistory,
@@ -87,9 +87,9 @@ pub enum Request {
     Repair {
         /// The epoch that was fenced before.
         epoch: VolumeEpoch,
-        /// Its writer.
+        /// The writer that the epoch was promised to.
         writer: WriterId,
-        /// Into which group's segment.
+        /// The group whose segment gets the records.
         group: GroupId,
         /// The history the records are admitted by; empty for a volume without one.
         history: EpochHistory,
@@ -100,66 +100,66 @@ pub enum Request {
     ReadPage {
         /// The group that owns it.
         group: GroupId,
-        /// Which page.
+        /// The page, which `group` owns.
         key: PageKey,
-        /// As of here.
+        /// Epoch and LSN as of which to answer.
         at: ReadPoint,
     },
     /// A fork's existence and size in the blocks of one group, as of a position. The fork's size is the largest
     /// answer over all groups.
     RelationSize {
-        /// Which group's part.
+        /// The group whose part of the blocks is meant.
         group: GroupId,
-        /// Which fork.
+        /// The fork; every group has a part of its blocks.
         relation_fork: RelationFork,
-        /// As of here.
+        /// Epoch and LSN as of which to answer.
         at: ReadPoint,
     },
     /// All forks of a database's relations that one group knows, in key order, with their sizes there.
     ListRelations {
-        /// Which group's part.
+        /// The group whose part of the blocks is meant.
         group: GroupId,
-        /// Which database.
+        /// The database in its tablespace.
         database: DatabaseKey,
-        /// As of here.
+        /// Epoch and LSN as of which to answer.
         at: ReadPoint,
-        /// Continue after this fork.
+        /// Forks up to and including this one are left out; `None` begins with the first.
         after: Option<RelationFork>,
-        /// At most this many.
+        /// Entries of the answer at most; the node has a limit of its own, too.
         limit: u32,
     },
     /// Which pages a transaction-status store has, as of a position.
     SlruPages {
-        /// Which store.
+        /// The transaction-status store.
         kind: SlruKind,
-        /// As of here.
+        /// Epoch and LSN as of which to answer.
         at: ReadPoint,
     },
     /// A small value as of a position.
     ReadMeta {
-        /// Which one.
+        /// The name of the value.
         key: MetaKey,
-        /// As of here.
+        /// Epoch and LSN as of which to answer.
         at: ReadPoint,
     },
     /// Every small value as of a position, in key order, except counters and the control file template.
     ListMeta {
-        /// As of here.
+        /// Epoch and LSN as of which to answer.
         at: ReadPoint,
-        /// Continue after this key.
+        /// Keys up to and including this one are left out; `None` begins with the first.
         after: Option<MetaKey>,
-        /// At most this many.
+        /// Entries of the answer at most; the node has a limit of its own, too.
         limit: u32,
     },
     /// Checksums of a group's pages as of a position, in key order.
     PageChecksums {
-        /// Which group.
+        /// The group whose segment is asked.
         group: GroupId,
-        /// As of here.
+        /// Epoch and LSN as of which to answer.
         at: ReadPoint,
-        /// Continue after this page.
+        /// Pages up to and including this one are left out; `None` begins with the first.
         after: Option<PageKey>,
-        /// At most this many.
+        /// Entries of the answer at most; the node has a limit of its own, too.
         limit: u32,
     },
     /// The node's own state, for people and scripts.
@@ -169,7 +169,7 @@ pub enum Request {
 /// What one segment promises and holds.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SegmentSummary {
-    /// Its group.
+    /// The group that the segment is a copy of.
     pub group: GroupId,
     /// The epoch it promised to serve.
     pub promised_epoch: VolumeEpoch,
@@ -194,7 +194,7 @@ pub struct SegmentSummary {
 /// A segment's progress.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SegmentProgress {
-    /// Its group.
+    /// The group that the segment is a copy of.
     pub group: GroupId,
     /// Its SCL, durable on the node.
     pub segment_complete_lsn: Lsn,
@@ -212,7 +212,7 @@ pub struct RelationSize {
 /// A page's checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PageChecksum {
-    /// Which page.
+    /// The page that the checksum is of.
     pub key: PageKey,
     /// CRC-32C of its 8 KiB as of the LSN asked; or `None` if the node could not produce the page.
     pub checksum: Option<u32>,
@@ -221,15 +221,15 @@ pub struct PageChecksum {
 /// A node's own state.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// Which node.
+    /// Its number in the volume.
     pub node: NodeId,
-    /// Its zone.
+    /// The availability zone it says it is in.
     pub zone: AvailabilityZone,
-    /// Its process.
+    /// Process id, on its own host.
     pub process_id: u32,
     /// `None` while it keeps its promises, else why it does not.
     pub failure: Option<String>,
-    /// Its segments.
+    /// The state of every segment it has; none once it failed.
     pub segments: Vec<SegmentSummary>,
     /// Named counters and gauges, documented in `borealis-node`.
     pub metrics: Vec<(String, u64)>,
@@ -244,9 +244,9 @@ pub enum Refusal {
     /// The node belongs to another volume or has another identity.
     #[error("this is node {node} of volume {volume}, not the one meant")]
     Identity {
-        /// The node's volume.
+        /// The volume that the node was made for.
         volume: VolumeId,
-        /// The node's number.
+        /// The number that the node has there.
         node: NodeId,
     },
     /// A newer writer was promised the segment.
@@ -258,9 +258,9 @@ pub enum Refusal {
     /// A recovery happened that the segment has not heard of: what it holds may have been cut. Another node knows.
     #[error("group {group} knows the volume up to epoch {known} here, the reader is of epoch {wanted}")]
     HistoryBehind {
-        /// The group.
+        /// The group whose segment is behind.
         group: GroupId,
-        /// The reader's epoch.
+        /// The epoch whose stream the reader means.
         wanted: VolumeEpoch,
         /// The newest epoch that the segment has the history of.
         known: VolumeEpoch,
@@ -268,11 +268,11 @@ pub enum Refusal {
     /// The segment is not complete to the LSN, or no longer keeps versions that old.
     #[error("cannot read at {asked}: the segment answers from {from} through {through}")]
     NotReadable {
-        /// The LSN asked for.
+        /// The LSN that the reader asked at.
         asked: Lsn,
-        /// Lowest LSN it answers.
+        /// Versions below this LSN may be collected.
         from: Lsn,
-        /// Highest LSN it answers.
+        /// Records after this LSN may be missing.
         through: Lsn,
     },
     /// The request breaks a rule of the protocol.
@@ -288,9 +288,9 @@ pub enum Refusal {
 pub enum Reply {
     /// To [`Request::Hello`].
     Welcome {
-        /// The node's number.
+        /// The number that the node has there.
         node: NodeId,
-        /// Its segments.
+        /// The state of every segment it has; none once it failed.
         segments: Vec<SegmentSummary>,
     },
     /// To [`Request::Fence`], [`Request::Repair`], [`Request::Install`] and [`Request::Summaries`], durable

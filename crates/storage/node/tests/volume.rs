@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use borealis_types::{GroupId, Lsn, MetaKey, VolumeEpoch, WriterId};
+use borealis_types::{GroupId, Lsn, MetaKey, ReadPoint, VolumeEpoch, WriterId};
 use borealis_wire::{Caller, Refusal, Reply};
 use common::{ALL, Cluster, Writer, block, image, wait_until};
 
@@ -183,6 +183,16 @@ fn a_fenced_writer_is_refused_by_every_node() {
     let key = block(RELATION, 1);
     let page = cluster.client(3).read_page(GroupId(0), key, new.durable.end).unwrap();
     assert!(page.expect("the page exists") == image(2));
+    // The same question, asked as the old writer's, the new one's, and that of one this node never heard of.
+    let ask = |epoch| {
+        let at = ReadPoint { epoch, lsn: new.durable.end };
+        cluster.client(3).read_page(GroupId(0), key, at).map_err(|error| error.refusal().cloned())
+    };
+    assert_eq!(ask(old.epoch), Err(Some(Refusal::Fenced(new.epoch))));
+    assert!(ask(new.epoch).unwrap().is_some());
+    let wanted = VolumeEpoch(new.epoch.0 + 1);
+    let behind = Refusal::HistoryBehind { group: GroupId(0), wanted, known: new.epoch };
+    assert_eq!(ask(wanted), Err(Some(behind)));
 }
 
 #[test]

@@ -20,13 +20,13 @@ const RETRY_MS: u64 = 150;
 /// What an instance did.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// Messages to send.
+    /// Messages for the network, in order.
     pub send: Vec<(NodeId, Message)>,
     /// The recovery completed.
     pub recovered: Option<Outcome>,
     /// The recovery gave up.
     pub failed: Option<Failure>,
-    /// A record was made.
+    /// The record that PostgreSQL wrote, if it did.
     pub shipped: Option<Rc<SimRecord>>,
     /// The durable position rose to here.
     pub durable: Option<Lsn>,
@@ -46,9 +46,9 @@ enum Role {
 /// One instance.
 #[derive(Debug)]
 pub struct Compute {
-    /// Its number.
+    /// Counts instances in the order they start.
     pub id: u32,
-    /// Its promise.
+    /// The epoch it recovers or writes in, and its name there.
     pub promise: Promise,
     /// The release of the server that writes once the recovery is done.
     pub server_version: ServerVersion,
@@ -99,7 +99,7 @@ impl Compute {
         matches!(self.role, Role::Recovering(_))
     }
 
-    /// Stops at once.
+    /// Its machine dies: nothing more is sent.
     pub fn stop(&mut self) {
         self.role = Role::Stopped;
     }

@@ -56,6 +56,8 @@ pub enum Defect {
     ReadIgnoresHistory,
     /// A node answers a reader of an older epoch than it is promised to.
     ReadIgnoresPromise,
+    /// An instance gives out a page that was fetched ahead of a change, after the change.
+    PrefetchIgnoresChanges,
     /// A recovery records the release of the writer before its own.
     RecoveryRecordsOldRelease,
     /// A node takes the last record before a new epoch for one of that epoch's release.

@@ -13,11 +13,11 @@ use borealis_wire::{BatchFrame, BatchRecord, Reply, Request};
 pub struct SimRecord {
     /// The epoch it was written in.
     pub epoch: VolumeEpoch,
-    /// Where it stands.
+    /// Where it stands in the volume.
     pub span: RecordSpan,
     /// Start of the record before it in the volume.
     pub previous_start: Lsn,
-    /// Its groups.
+    /// Its place in the chain of each of its groups.
     pub links: Vec<GroupLink>,
     /// Stands for what it changes.
     pub content: u64,

@@ -249,11 +249,16 @@ impl World {
         if !self.random.chance(100) {
             return Ok(());
         }
-        let position = self.random.below(u64::from(NODES)) as usize;
         let group = GroupId(self.random.below(self.members.len() as u64) as u16);
+        let newest = self.oracle.newest_epoch();
+        // Those that missed a recovery are few, and the ones that could be wrong.
+        let is_behind =
+            |node: &SimNode| node.running && node.segment(group).history().newest_epoch() < newest;
+        let behind = self.nodes.iter().position(is_behind).filter(|_| self.random.chance(500));
+        let position = behind.unwrap_or_else(|| self.random.below(u64::from(NODES)) as usize);
         // A replaced instance knows of nothing after the opening that replaced it.
         let older = self.random.chance(250).then(|| self.oracle.older_reader(&mut self.random)).flatten();
-        let (epoch, end) = older.unwrap_or((self.oracle.newest_epoch(), self.oracle.durable_end()));
+        let (epoch, end) = older.unwrap_or((newest, self.oracle.durable_end()));
         let lsn = if self.random.chance(500) { end } else { Lsn(self.random.below(end.0 + 1)) };
         let (node, at) = (&self.nodes[position], ReadPoint { epoch, lsn });
         if node.running && node.permit_read(group, at).is_ok() {

@@ -38,6 +38,8 @@ const RECONNECT_AFTER: Duration = Duration::from_millis(60);
 const QUIET_AFTER: Duration = Duration::from_millis(100);
 /// A read that nobody answered for so long fails.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reads that PostgreSQL has under way at most: a fenced instance asks every node again and again.
+const READS_MAX: usize = 4;
 /// Pages fetched ahead that are kept.
 const PREFETCH_BYTES: usize = 64 << 10;
 
@@ -429,7 +431,9 @@ impl Writer {
         let start = Lsn(previous.end.0 + skip);
         let span = RecordSpan { start, end: Lsn(start.0 + 8 * random.between(3, 12)) };
         // Every page of its groups.
-        self.reads.invalidate(&[Effect::CreateRelation(RELATION)], span.end);
+        if self.defect != Defect::PrefetchIgnoresChanges {
+            self.reads.invalidate(&[Effect::CreateRelation(RELATION)], span.end);
+        }
         let bytes = SimRecord::bytes(content, previous.start, self.server_version);
         self.shipper.ship(span, groups, &bytes);
         self.shipper.decoded(span.end.0);
@@ -449,6 +453,9 @@ impl Writer {
 
     /// Asks for a page, or hints that it will.
     pub fn read(&mut self, random: &mut Random, now: Duration, effects: &mut Effects) {
+        if self.asked.len() >= READS_MAX {
+            return;
+        }
         let key = BlockKey { relation_fork: RELATION, block: random.below(BLOCKS) as u32 };
         if random.chance(300) {
             self.with_reads(effects, |reads, router, lines| reads.prefetch(key, router, lines, now));

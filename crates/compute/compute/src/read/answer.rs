@@ -58,7 +58,7 @@ pub enum Answer {
     Page(Option<Vec<u8>>),
     /// A page that was never written below the size of its relation.
     ZeroPage,
-    /// A fork's size.
+    /// A fork's size over all groups.
     Size(server_request::RelationSize),
     /// A piece of a listing.
     Relations(Vec<RelationEntry>, u64),
@@ -66,7 +66,7 @@ pub enum Answer {
     SlruSegment(Option<u32>),
     /// A piece of a listing.
     SlruSegments(Vec<SlruEntry>, u64),
-    /// It did not work.
+    /// No node answered in time; the text goes to the log of PostgreSQL.
     Error(String),
 }
 

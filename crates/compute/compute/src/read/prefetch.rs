@@ -44,7 +44,7 @@ impl PrefetchCache {
         self.places[place(key)] > 0 && self.pages.contains_key(key)
     }
 
-    /// Pages here.
+    /// How many pages are kept now.
     #[must_use]
     pub fn len(&self) -> usize {
         self.pages.len()
@@ -78,7 +78,7 @@ impl PrefetchCache {
         invariant!("prefetch-within-limit", pages <= self.pages_max, "{pages} pages of {}", self.pages_max);
     }
 
-    /// Takes a page out.
+    /// Gives a page out, once: whoever gets it may change it.
     pub fn take(&mut self, key: &BlockKey) -> Option<Vec<u8>> {
         let here = &mut self.places[place(key)];
         if *here == 0 {
@@ -126,7 +126,7 @@ pub struct RecentChanges {
 }
 
 impl RecentChanges {
-    /// Nothing has changed.
+    /// A book in which no block has changed yet.
     #[must_use]
     pub fn new() -> RecentChanges {
         RecentChanges { blocks: Box::new([Lsn::ZERO; PLACES]), everything: Lsn::ZERO }

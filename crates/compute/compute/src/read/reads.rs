@@ -89,13 +89,13 @@ pub trait Transport {
 /// Counters of the read path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadCounters {
-    /// Requests PostgreSQL made.
+    /// Requests that PostgreSQL made, hints left out.
     pub operations: u64,
     /// Of these, how many were answered from pages fetched ahead.
     pub prefetch_hits: u64,
     /// Hints that led to a request.
     pub prefetches: u64,
-    /// Requests sent to nodes.
+    /// Requests sent to nodes, repetitions included.
     pub requests: u64,
     /// Of these, second requests because the first was late.
     pub hedges: u64,
@@ -150,13 +150,13 @@ impl<Slot: Copy> Reads<Slot> {
         }
     }
 
-    /// Counters since the start.
+    /// Counters since these reads were made.
     #[must_use]
     pub fn counters(&self) -> ReadCounters {
         self.counters
     }
 
-    /// Answers that are ready.
+    /// Takes the answers that are ready, in the order they became so.
     pub fn take_done(&mut self) -> Vec<(Slot, Answer)> {
         std::mem::take(&mut self.done)
     }

@@ -11,7 +11,7 @@ pub enum Greeted {
     /// It missed the recovery that made this writer: it has to install the history first. Its SCLs may count records
     /// which that recovery cut, so none of them may be believed yet.
     Behind,
-    /// It takes batches.
+    /// It has the history of this epoch and takes batches.
     Ready {
         /// Where its segments stand.
         progress: Vec<SegmentProgress>,

@@ -14,11 +14,11 @@ const CHUNK_BYTES: usize = 256 << 10;
 pub struct RetainedRecord<'a> {
     /// Where it stands in the volume.
     pub span: RecordSpan,
-    /// Which groups have it.
+    /// The groups that it was shipped to.
     pub groups: GroupSet,
     /// Its place in each group's chain, in group order.
     pub links: &'a [GroupLink],
-    /// Its bytes.
+    /// What PostgreSQL wrote, without page headers.
     pub bytes: &'a [u8],
 }
 
@@ -43,7 +43,7 @@ struct Chunk {
 #[derive(Debug, Default)]
 pub struct RetainedQueue {
     entries: VecDeque<Entry>,
-    /// Number of `entries[0]`.
+    /// Number of `entries[0]`; of the next record when empty.
     first: u64,
     chunks: VecDeque<Chunk>,
     /// Number of `chunks[0]`.

@@ -68,9 +68,9 @@ struct Peer {
 /// Counters of the write path, since the shipper was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShipCounters {
-    /// Records shipped.
+    /// Records taken from the log, each counted once.
     pub records: u64,
-    /// Their bytes.
+    /// Bytes of those records, without links and frames.
     pub record_bytes: u64,
     /// Batches handed to connections, each node counted.
     pub batches_sent: u64,
@@ -78,7 +78,7 @@ pub struct ShipCounters {
     pub bytes_sent: u64,
     /// Batches encoded; fewer than sent when nodes share one.
     pub batches_encoded: u64,
-    /// Acknowledgements received.
+    /// Batches that nodes said are durable, each node counted.
     pub acknowledgements: u64,
 }
 
@@ -275,7 +275,7 @@ impl Shipper {
         &self.links
     }
 
-    /// The last record shipped.
+    /// The end of the stream: the last record shipped, durable or not.
     #[must_use]
     pub fn last_shipped(&self) -> RecordSpan {
         self.last_shipped
@@ -408,7 +408,7 @@ impl Shipper {
         self.progressed(node, progress)
     }
 
-    /// A node's segments moved.
+    /// A node's segments got further, by a batch or through their peers.
     ///
     /// # Errors
     /// When the node claims to have what was never shipped.

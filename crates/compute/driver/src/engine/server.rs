@@ -6,7 +6,7 @@ use std::time::Instant;
 use borealis_compute::cache::OpenTransactions;
 use borealis_compute::read::Answer;
 use borealis_shm::{DriverSide, InstanceState, ShimReport, SlotIndex};
-use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
+use borealis_types::{Lsn, PAGE_SIZE, PageBytes, invariant};
 use mio::Interest;
 use mio::unix::SourceFd;
 
@@ -178,6 +178,7 @@ impl Engine {
     }
 
     pub(super) fn publish(&mut self) {
+        invariant!("stopped-stream-rests", !self.stopped);
         let Some(server) = &self.server else { return };
         if let Some(sequence) = self.shipper.take_publishable() {
             server.shm.publish_oldest_open(server.transactions.oldest());

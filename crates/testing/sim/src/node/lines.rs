@@ -19,7 +19,7 @@ impl SimNode {
     /// Takes what came on a connection.
     ///
     /// # Errors
-    /// What no writer sends.
+    /// What a correct writer never sends.
     pub(super) fn receive_on_line(
         &mut self,
         from: Host,

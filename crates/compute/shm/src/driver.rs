@@ -205,7 +205,7 @@ impl DriverSide {
         invariant!("durable-was-written", sequence <= written, "write {sequence} of {written} is durable");
         let before = (durable.sequence.load(Ordering::Relaxed), Lsn(durable.lsn.load(Ordering::Relaxed)));
         invariant!(
-            "durable-never-goes-back",
+            "durable-never-falls",
             sequence >= before.0 && lsn >= before.1,
             "write {} and {} were durable, and now {sequence} and {lsn} are",
             before.0,
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "invariant durable-never-goes-back is broken")]
+    #[should_panic(expected = "invariant durable-never-falls is broken")]
     fn a_durable_point_is_never_taken_back() {
         let (_folder, driver) = driver();
         driver.publish_durable(0, Lsn(100));

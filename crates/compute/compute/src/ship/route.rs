@@ -42,7 +42,7 @@ impl Router {
         if groups.is_empty() {
             groups = groups.with(META_GROUP);
         }
-        invariant!("record-has-a-group", !groups.is_empty(), "the record at {}", record.span.start);
+        invariant!("every-record-has-a-group", !groups.is_empty(), "the record at {}", record.span.start);
         Ok(groups)
     }
 

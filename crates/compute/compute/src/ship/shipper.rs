@@ -183,12 +183,12 @@ impl Shipper {
     pub fn ship(&mut self, span: RecordSpan, groups: GroupSet, bytes: &[u8]) {
         let last = self.last_shipped.end;
         invariant!(
-            "stream-in-order",
+            "shipped-in-order",
             span.start >= last,
             "a record at {} in a stream up to {last}",
             span.start
         );
-        invariant!("record-has-a-group", !groups.is_empty(), "the record at {}", span.start);
+        invariant!("every-record-has-a-group", !groups.is_empty(), "the record at {}", span.start);
         self.tracker.ship(span, groups, &mut self.links);
         self.retained.push(span, groups, &self.links, bytes);
         self.last_shipped = span;
@@ -209,7 +209,7 @@ impl Shipper {
     pub fn take_publishable(&mut self) -> Option<u64> {
         let durable = self.durable().end;
         let published = self.published;
-        invariant!("published-durability-rises", durable >= published, "{durable} after {published}");
+        invariant!("durable-never-falls", durable >= published, "{durable} after {published}");
         let mut newest = None;
         while let Some(&(sequence, end)) = self.unpublished.front()
             && end <= durable

@@ -306,19 +306,21 @@ mod broken {
     }
 
     #[test]
-    #[should_panic(expected = "invariant stream-in-order is broken: a record at 0/6C in a stream up to 0/C4")]
+    #[should_panic(
+        expected = "invariant shipped-in-order is broken: a record at 0/6C in a stream up to 0/C4"
+    )]
     fn a_record_before_the_end_of_the_stream() {
         ship(&mut shipped(), 1, &[0]);
     }
 
     #[test]
-    #[should_panic(expected = "invariant record-has-a-group is broken")]
+    #[should_panic(expected = "invariant every-record-has-a-group is broken")]
     fn a_record_for_nobody() {
         ship(&mut shipped(), 2, &[]);
     }
 
     #[test]
-    #[should_panic(expected = "invariant published-durability-rises is broken")]
+    #[should_panic(expected = "invariant durable-never-falls is broken")]
     fn a_durable_point_that_fell() {
         let mut shipper = shipped();
         shipper.published = span(9).end;

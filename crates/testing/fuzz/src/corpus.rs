@@ -3,12 +3,12 @@
 //! `examples/collect_corpus.rs` makes it: for each operation the few smallest samples that its workload brings. It is
 //! one LZ4 block, length first, of samples with a four-byte length before each.
 
-use borealis_types::{GroupId, Lsn, NodeId, PageBytes, PageKey, RecordSpan, VolumeEpoch, VolumeId};
+use borealis_types::{GroupId, Lsn, NodeId, PageBytes, PageKey, VolumeEpoch, VolumeId};
 use borealis_wal::ResourceManager;
 use borealis_wal::layout::page::{HEADER_BYTES, LOWER_OFFSET};
 use borealis_wire::message::{Caller, Reply, Request, encode_message};
-use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 
+use crate::batch::batch;
 use crate::{Input, Sample};
 
 const SAMPLES: &[u8] = include_bytes!("../corpus/samples.lz4");
@@ -132,22 +132,6 @@ const PATHS: [&str; 8] = [
     "/dev/shm/data/pg_xact/0A1F",
     "pg_commit_ts/../pg_xact/0000",
 ];
-
-/// A redo batch of a few records.
-pub(crate) fn batch() -> Vec<u8> {
-    let mut builder = BatchBuilder::new(&BatchHeader {
-        volume_epoch: VolumeEpoch(3),
-        durable: RecordSpan { start: Lsn(100), end: Lsn(160) },
-        minimum_read_point: Lsn(160),
-        tails: vec![GroupTail { group: GroupId(0), last_end: Lsn(160) }],
-    });
-    for start in [200, 300, 400] {
-        let link = |group| GroupLink { group: GroupId(group), previous_end: Lsn(start - 40) };
-        let span = RecordSpan { start: Lsn(start), end: Lsn(start + 64) };
-        builder.push(span, &[link(1), link(3)], &[7; 60]);
-    }
-    builder.finish()
-}
 
 /// Frames, as `proto_frame` reads them: the flags that have it make checksum and length, the way the stream is cut,
 /// and the payloads.

@@ -10,6 +10,7 @@
 //!
 //! Invariant: a target depends on its input alone, so that a failure is reproduced by the bytes.
 
+mod batch;
 pub mod corpus;
 mod input;
 pub mod mutation;

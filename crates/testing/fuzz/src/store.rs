@@ -306,7 +306,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         seeds.push([&[16 + 4, 0, 0], file.bytes.get(20..).unwrap_or_default()].concat());
     }
     for kind in 1..=5 {
-        seeds.push([&[32, 0, kind, 1, 0, 0, 0, 0, 0, 0, 0], &*crate::corpus::batch()].concat());
+        seeds.push([&[32, 0, kind, 1, 0, 0, 0, 0, 0, 0, 0], &*crate::batch::batch()].concat());
     }
     seeds
 }

@@ -3,38 +3,19 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use borealis_compute::read::Answer;
 use borealis_quorum::Promise;
 use borealis_quorum::quorum_set::QuorumSets;
-use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions};
+use borealis_quorum::recovery::{Command, Event, Recovery, RecoveryOptions};
 use borealis_types::{Lsn, NodeId, ServerVersion};
 
 use crate::Defect;
+use crate::effects::Effects;
 use crate::message::{Host, Message, SimRecord, to_tail_record};
 use crate::random::Random;
-use crate::writer::{Asked, Writer};
+use crate::writer::Writer;
 
 /// How often unanswered requests are repeated.
 const RETRY_MS: u64 = 150;
-
-/// What an instance did.
-#[derive(Debug, Default)]
-pub struct Effects {
-    /// Messages for the network, in order.
-    pub send: Vec<(NodeId, Message)>,
-    /// The recovery completed.
-    pub recovered: Option<Outcome>,
-    /// The recovery gave up.
-    pub failed: Option<Failure>,
-    /// The record that PostgreSQL wrote, if it did.
-    pub shipped: Option<Rc<SimRecord>>,
-    /// The durable position rose to here.
-    pub durable: Option<Lsn>,
-    /// Reads that came to an end.
-    pub answered: Vec<(Asked, Answer)>,
-    /// A contradiction that a correct protocol rules out.
-    pub impossible: Option<String>,
-}
 
 #[derive(Debug)]
 enum Role {

@@ -23,6 +23,7 @@
 //! Invariant: the same seed gives the same trace.
 
 pub mod compute;
+pub mod effects;
 pub mod message;
 pub mod node;
 pub mod oracle;

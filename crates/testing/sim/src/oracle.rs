@@ -8,10 +8,10 @@ use borealis_quorum::recovery::Outcome;
 use borealis_types::{EpochHistory, GroupId, Lsn, ReadPoint, RecordSpan, VolumeEpoch, WRITE_QUORUM};
 
 use crate::Coverage;
+use crate::effects::Asked;
 use crate::message::{SimRecord, page_lsn, page_of};
 use crate::node::SimNode;
 use crate::random::Random;
-use crate::writer::Asked;
 
 /// The truth about one volume.
 #[derive(Debug, Default)]

@@ -16,7 +16,8 @@ use borealis_types::{GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch
 use borealis_wire::Reply;
 
 use self::faults::Faults;
-use crate::compute::{self, Compute};
+use crate::compute::Compute;
+use crate::effects::Effects;
 use crate::message::{Host, LineId, Message, OnLine};
 use crate::node::{self, SimNode};
 use crate::oracle::Oracle;
@@ -330,7 +331,7 @@ impl World {
         }
     }
 
-    fn finish_compute(&mut self, id: u32, effects: compute::Effects) -> Result<(), String> {
+    fn finish_compute(&mut self, id: u32, effects: Effects) -> Result<(), String> {
         if let Some(what) = effects.impossible {
             return Err(what);
         }

@@ -22,7 +22,7 @@ use borealis_wire::message::PROTOCOL_VERSION;
 use borealis_wire::{Caller, Refusal, Reply, Request, SegmentProgress, SegmentSummary};
 
 use crate::Defect;
-use crate::compute::Effects;
+use crate::effects::{Asked, Effects};
 use crate::message::{LineId, Message, OnLine, SimRecord};
 use crate::random::Random;
 
@@ -89,15 +89,6 @@ impl NodeLinks {
             Which::Read => &mut self.read,
         }
     }
-}
-
-/// A read of the instance, to compare its answer with the truth.
-#[derive(Clone, Copy, Debug)]
-pub struct Asked {
-    /// The group whose page was read.
-    pub group: GroupId,
-    /// Where the volume was durable when it was asked: the answer must show all of that.
-    pub durable: Lsn,
 }
 
 /// How reads reach the nodes.

@@ -2,10 +2,12 @@
 """Measures the shape of a checkout of this project: crates and arrows, circles, long files and functions, assertions,
 empty docs, and how much of the pure code the purity check does not read.
 
-    scripts/house-figures.py [--brief] [FOLDER]
+    scripts/house-figures.py [--brief | --docs] [FOLDER]
+    scripts/house-figures.py --no-circles
 
 FOLDER is a checkout, this one by default. It may be older, with every crate directly below `crates`. `--brief` leaves
-out the lists below the table.
+out the lists below the table; `--docs` lists the docs of four words or fewer. `--no-circles` measures nothing else, and
+fails if there is one: lint asks for that.
 
 What is counted:
 * Lines of code have more than a comment on them, and are not in tests. The length of a function is the lines of code
@@ -152,10 +154,21 @@ def repeated_constants(root):
     return done.stdout.strip().splitlines()[-1]
 
 
+def words_of(circle):
+    """A circle for a reader."""
+    return " ↔ ".join("::".join(words) or "the root" for words in circle)
+
+
 def main():
-    arguments = [argument for argument in sys.argv[1:] if argument != "--brief"]
+    flags = {argument for argument in sys.argv[1:] if argument.startswith("--")}
+    arguments = [argument for argument in sys.argv[1:] if argument not in flags]
     root = pathlib.Path(arguments[0] if arguments else pathlib.Path(__file__).parent.parent).resolve()
     every = crates(root)
+    if "--no-circles" in flags:
+        circles = [(crate.name, circle) for crate in every for circle in Modules(crate).circles()]
+        for name, circle in circles:
+            print(f"{name}: a circle of imports: {words_of(circle)}", file=sys.stderr)
+        sys.exit(1 if circles else 0)
     names = {crate.name for crate in every}
     arrows = [(c.name, d) for c in every for d in sorted(c.dependencies()) if d in names]
     circles, long_files, long_functions, empty_docs = [], [], [], []
@@ -201,7 +214,10 @@ def main():
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
         print(f"{label:{width}}  {value}")
-    if "--brief" in sys.argv[1:]:
+    if "--brief" in flags:
+        return
+    if "--docs" in flags:
+        print("\n" + "\n".join(empty_docs))
         return
     print("\narrows")
     for crate in every:
@@ -209,7 +225,7 @@ def main():
         print(f"  {crate.name.removeprefix('borealis-')} → {' '.join(to) or '(none)'}")
     print("\nimport circles")
     for name, circle in circles:
-        print(f"  {name}: {' ↔ '.join('::'.join(words) or 'the root' for words in circle)}")
+        print(f"  {name}: {words_of(circle)}")
     print(f"\nfiles over {FILE_LIMIT} lines of code")
     for length, place in sorted(long_files, reverse=True):
         print(f"  {length} {place}")

@@ -46,7 +46,8 @@ check python3 scripts/check-dependencies.py
 check python3 scripts/check-advisories.py
 check python3 scripts/check-source.py
 check python3 scripts/check-invariants.py
-[ ! -e scripts/check-constants.py ] || check python3 scripts/check-constants.py
+check python3 scripts/check-constants.py
 check python3 scripts/check-documents.py
+check python3 scripts/house-figures.py --no-circles
 check spelling
 exit "$failed"

@@ -166,6 +166,7 @@ impl Cluster {
             node.address,
             self.catalog.protection_groups,
         );
+        config.postgres_version = self.catalog.postgres_version;
         config.detached = true;
         config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
         config.groups = self.membership();

@@ -65,7 +65,8 @@ fn default_log_retention_bytes() -> u64 {
 }
 
 impl NodeConfig {
-    /// A configuration with the default limits, to be completed with `peers` and `groups`.
+    /// A configuration with the default limits, to be completed with `peers`, `groups` and, if the volume is not of the
+    /// newest version, `postgres_version`.
     #[must_use]
     pub fn new(
         directory: PathBuf,
@@ -86,7 +87,7 @@ impl NodeConfig {
             peers: Vec::new(),
             groups: Membership::default(),
             placement,
-            postgres_version: PostgresVersion::V15,
+            postgres_version: PostgresVersion::NEWEST,
             memory_limit_bytes: default_memory_limit_bytes(),
             log_retention_bytes: default_log_retention_bytes(),
             detached: false,

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use borealis_instance::binaries;
-use borealis_types::ServerVersion;
+use borealis_types::{PostgresVersion, ServerVersion};
 
 /// The folder's own right that only the owner of a file may replace it there.
 const STICKY: u32 = 0o1000;
@@ -118,7 +118,7 @@ impl Program {
     /// Runs it for its release.
     ///
     /// # Errors
-    /// When it does not say one of PostgreSQL 15, or is replaced meanwhile.
+    /// When it does not say one that Borealis knows, or is replaced meanwhile.
     pub fn ask(&self) -> anyhow::Result<ServerVersion> {
         let output = Command::new(&self.path)
             .arg("--version")
@@ -136,7 +136,11 @@ impl Program {
         );
         match binaries::server_version(text) {
             Some(server_version) => Ok(server_version),
-            None => bail!("{} is not a PostgreSQL 15: it says {text:?}", self.shown.display()),
+            None => bail!(
+                "{} is not a PostgreSQL {}: it says {text:?}",
+                self.shown.display(),
+                PostgresVersion::supported()
+            ),
         }
     }
 }

@@ -267,7 +267,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     const LAYOUT: WalLayout = WalLayout {
-        version: borealis_types::PostgresVersion::V15,
+        version: borealis_types::PostgresVersion::NEWEST,
         timeline: 1,
         system_identifier: 5,
         segment_bytes: 1 << 20,

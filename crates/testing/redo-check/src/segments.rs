@@ -42,7 +42,7 @@ pub enum SegmentError {
         what: &'static str,
     },
     /// A file is WAL of another version.
-    #[error("{} is WAL of {version}; redo-check knows PostgreSQL 15", path.display())]
+    #[error("{} is WAL of {version}; redo-check knows PostgreSQL {}", path.display(), PostgresVersion::supported())]
     OtherVersion {
         /// The file that was named or found.
         path: PathBuf,
@@ -200,7 +200,7 @@ fn find_in_folder(folder: &Path, candidates: &mut Vec<Candidate>) -> Result<(), 
 /// Reads the header of a segment file's first page; `None` if there are only zeros.
 ///
 /// # Errors
-/// When it is not WAL of PostgreSQL 15.
+/// When it is not WAL of a version that Borealis knows.
 pub fn read_header(path: &Path) -> Result<Option<SegmentHeader>, SegmentError> {
     let mut bytes = Vec::with_capacity(LONG_HEADER_BYTES);
     let file = File::open(path).map_err(file_error(path))?;
@@ -210,7 +210,7 @@ pub fn read_header(path: &Path) -> Result<Option<SegmentHeader>, SegmentError> {
     }
     let not_wal = |what| SegmentError::NotWal { path: path.to_path_buf(), what };
     let header = PageHeader::decode(&bytes).ok_or_else(|| not_wal("it is shorter than a page header"))?;
-    if header.magic != page_magic(PostgresVersion::V15) {
+    if !PostgresVersion::ALL.iter().any(|version| header.magic == page_magic(*version)) {
         return Err(match version_of(header.magic) {
             Some(version) => SegmentError::OtherVersion { path: path.to_path_buf(), version },
             None => not_wal("it does not begin with a WAL page"),
@@ -315,7 +315,7 @@ mod tests {
 
     fn segment(timeline: u32, number: u64) -> Vec<u8> {
         let layout = WalLayout {
-            version: PostgresVersion::V15,
+            version: PostgresVersion::NEWEST,
             timeline,
             system_identifier: 77,
             segment_bytes: SEGMENT,

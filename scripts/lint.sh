@@ -34,6 +34,7 @@ case "${1:-all}" in
     all)
         check cargo fmt --all --check
         check cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+        check env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --workspace
         ;;
     texts) ;;
     spelling) spelling; exit ;;

@@ -76,7 +76,7 @@ pub enum EngineError {
 /// A segment as the driver sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemberView {
-    /// On which node.
+    /// The node that has the segment.
     pub node: NodeId,
     /// Its SCL, as far as acknowledged to this writer.
     pub segment_complete_lsn: Lsn,
@@ -84,7 +84,7 @@ pub struct MemberView {
     pub connected: bool,
 }
 
-/// See the module.
+/// The one owner of everything while a server runs: sockets, shared memory and the pure machines.
 pub struct Engine {
     config: Arc<DriverConfig>,
     epoch: VolumeEpoch,
@@ -240,7 +240,7 @@ impl Engine {
         self.router = Router::new(self.config.placement, next_xid);
     }
 
-    /// The quorum's state.
+    /// Who has which record, and what is durable.
     #[must_use]
     pub fn shipper(&self) -> &Shipper {
         &self.shipper

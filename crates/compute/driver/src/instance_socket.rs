@@ -41,7 +41,7 @@ pub struct GroupStatus {
     pub id: u16,
     /// A write quorum has everything up to here (PGCL).
     pub pgcl: String,
-    /// The group's six segments.
+    /// The six segments of the group, in the order of their nodes.
     pub members: Vec<MemberStatus>,
 }
 

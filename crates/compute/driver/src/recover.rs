@@ -46,14 +46,14 @@ pub struct RecoveryPhases {
 pub struct Recovered {
     /// Epoch, history, last durable record, and where each group's log ends.
     pub outcome: Outcome,
-    /// How long it took.
+    /// How long each step took, for the log and `borealis status`.
     pub phases: RecoveryPhases,
 }
 
 /// Why the volume could not be opened for writing.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
-    /// Too few nodes answer.
+    /// Fewer than four of six nodes of some group answer, so nothing can be decided.
     #[error("{0}")]
     NoQuorum(String),
     /// Another instance finished a recovery after this one began.
@@ -71,11 +71,11 @@ type Handle = Arc<[u8]>;
 
 /// What a node's thread reports.
 enum Report {
-    /// The node introduced itself.
+    /// The node accepted the connection, and says where its segments stand.
     Welcome(NodeId, Vec<SegmentSummary>),
     /// The node does not answer; the thread goes on trying.
     Unreachable(NodeId, String),
-    /// For the state machine.
+    /// An answer that the recovery's state machine has to see.
     Event(Event<Handle>),
 }
 
@@ -328,7 +328,7 @@ struct Worker {
     config: DriverConfig,
     address: NodeAddress,
     report: Sender<Report>,
-    /// For everything but appends.
+    /// The connection for everything but appends; `None` until the first request, and after a failure.
     client: Option<NodeClient>,
     /// For repairs: introduced as the writer.
     writer_client: Option<NodeClient>,

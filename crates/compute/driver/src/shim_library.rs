@@ -34,7 +34,7 @@ pub enum ShimLibraryError {
     Unreadable {
         /// Where the library should be.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// It is no shared library that this processor can load.
@@ -63,7 +63,7 @@ pub enum ShimLibraryError {
     NotInstalled {
         /// The place that was tried, in words.
         place: String,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
 }

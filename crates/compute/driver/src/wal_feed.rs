@@ -22,9 +22,9 @@ pub enum FeedError {
     /// A segment file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     File {
-        /// Which.
+        /// The WAL segment file.
         path: PathBuf,
-        /// Why not.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The bytes are not this stream's.
@@ -33,7 +33,7 @@ pub enum FeedError {
     /// A record is longer than can be shipped.
     #[error("the log record at {at} is longer than the {SHIPPED_RECORD_BYTES_MAX} bytes that can be shipped")]
     TooLong {
-        /// Where it begins.
+        /// Position of the record's first byte.
         at: Lsn,
     },
 }
@@ -61,9 +61,9 @@ pub enum Fed {
 /// What the receiver of a record says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flow {
-    /// Go on.
+    /// Take the next record too, if there is one.
     More,
-    /// Enough for now.
+    /// Take no more records in this turn: what was taken is sent first.
     Pause,
 }
 

@@ -40,14 +40,14 @@ use crate::{ENVIRONMENT_EVENT_FD, ENVIRONMENT_SHM, Request};
 /// The shared memory could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ShmError {
-    /// A system call failed.
+    /// The shared memory's file could not be made, mapped or watched.
     #[error("{action} {}: {source}", path.display())]
     System {
         /// The operation, for the message.
         action: &'static str,
         /// The shared memory's file.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The configuration cannot be kept in the shared memory.

@@ -172,9 +172,9 @@ pub(crate) struct Header {
     pub pending: [AtomicU64; BITMAP_WORDS],
     /// A bit for each slot that may hold prefetch hints.
     pub prefetch_pending: [AtomicU64; BITMAP_WORDS],
-    /// See `fill_lock`.
+    /// Keeps one that fills a fetched block from overwriting what another wrote, by file: see `fill_lock`.
     pub fill_locks: [AtomicU32; FILL_LOCKS],
-    /// See `cache`.
+    /// What must be known of a cached block before it may be dropped: see `cache`.
     pub cache: CacheWords,
 }
 

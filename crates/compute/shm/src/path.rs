@@ -42,7 +42,7 @@ pub enum PathClass {
         /// Its number, counted from LSN 0.
         segment_number: u64,
     },
-    /// Nothing of ours.
+    /// No file of ours: PostgreSQL's own call is made.
     Other,
 }
 
@@ -76,13 +76,13 @@ pub enum FolderClass {
     Database(DatabaseKey),
     /// The segments of a transaction-status store.
     Slru(SlruKind),
-    /// Nothing of ours.
+    /// No file of ours: PostgreSQL's own call is made.
     Other,
 }
 
 /// What the classification depends on.
 pub struct Layout<'a> {
-    /// PostgreSQL's data directory, absolute.
+    /// The absolute path of PostgreSQL's data directory.
     pub data_directory: &'a [u8],
     /// PostgreSQL's major and catalog version, as in the folder name `PG_15_202209061`.
     pub versions: (u32, u32),
@@ -257,7 +257,7 @@ fn decimal(digits: &[u8]) -> Option<u32> {
     })
 }
 
-/// Upper-case hexadecimal digits.
+/// The value of upper-case hexadecimal digits; `None` if there is another character.
 fn hexadecimal(digits: &[u8]) -> Option<u32> {
     digits.iter().try_fold(0u32, |value, &byte| {
         let digit = match byte {

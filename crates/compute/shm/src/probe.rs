@@ -16,14 +16,14 @@ use borealis_types::PAGE_SIZE;
 /// The folder cannot hold a data directory.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// A file operation failed.
+    /// The file system refused an operation that the cache needs.
     #[error("{action} in {}: {source}", directory.display())]
     System {
         /// The operation, for the message.
         action: &'static str,
         /// The folder that was to hold the data directory.
         directory: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The file system works differently from what the cache relies on.

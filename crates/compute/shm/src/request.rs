@@ -18,18 +18,18 @@ const SLRU_ENTRY_BYTES: usize = 8;
 const _: () = assert!(MAX_RELATION_ENTRIES * RELATION_ENTRY_BYTES <= PAGE_SIZE, "a slot's buffer is a page");
 const _: () = assert!(MAX_SLRU_ENTRIES * SLRU_ENTRY_BYTES <= PAGE_SIZE, "a slot's buffer is a page");
 
-/// What the driver answers.
+/// The driver's answer to a request, as it goes into a slot.
 #[derive(Clone, Copy, Debug)]
 pub enum Reply<'a> {
-    /// The page asked for.
+    /// The page that was asked for, 8 KiB.
     Page(&'a PageBytes),
     /// The page does not exist.
     Nonexistent,
-    /// See [`Request::RelationSize`].
+    /// The size of a fork in blocks, and whether it has an init fork.
     RelationSize(RelationSize),
     /// See [`Request::ListRelations`]. At most [`MAX_RELATION_ENTRIES`].
     Relations {
-        /// The next entries.
+        /// The next entries in key order; empty at the end.
         entries: &'a [RelationEntry],
         /// Where to go on; zero after the last entry.
         next_cursor: u64,
@@ -38,7 +38,7 @@ pub enum Reply<'a> {
     SlruSegment(Option<u32>),
     /// See [`Request::ListSlruSegments`]. At most [`MAX_SLRU_ENTRIES`].
     SlruSegments {
-        /// The next entries.
+        /// The next entries in the order of segment files; empty at the end.
         entries: &'a [SlruEntry],
         /// Where to go on; zero after the last entry.
         next_cursor: u64,
@@ -66,7 +66,7 @@ impl Message {
         message
     }
 
-    /// The text.
+    /// The text, without what did not fit the slot.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.used_bytes).unwrap_or(&[])

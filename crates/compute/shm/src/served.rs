@@ -40,7 +40,7 @@ impl ServedDirectory {
             .map(|config| ServedDirectory { config })
     }
 
-    /// PostgreSQL's data directory, absolute.
+    /// The absolute path of PostgreSQL's data directory.
     #[must_use]
     pub fn data_directory(&self) -> &[u8] {
         let bytes = self.config.data_directory_bytes as usize;

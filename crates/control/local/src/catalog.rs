@@ -66,7 +66,7 @@ pub struct InstanceEntry {
     /// How much memory cached pages should take at most; `None` for a share of what is free.
     #[serde(default)]
     pub cache_limit_bytes: Option<u64>,
-    /// The user's PostgreSQL settings.
+    /// Settings of PostgreSQL that the user gave with `--pg-set`, by name.
     pub settings: std::collections::BTreeMap<String, String>,
 }
 
@@ -82,7 +82,7 @@ pub enum CatalogError {
     /// A version of Borealis with another format made it.
     #[error("{path} has format {found}, this Borealis reads format {FORMAT}; use the version that made it")]
     Format {
-        /// The file.
+        /// The catalog's file.
         path: PathBuf,
         /// The format number it has.
         found: u64,
@@ -90,7 +90,7 @@ pub enum CatalogError {
     /// The file is no catalog, or contradicts itself.
     #[error("{path} cannot be read as a cluster's catalog: {reason}. Nothing was changed")]
     Damaged {
-        /// The file.
+        /// The catalog's file.
         path: PathBuf,
         /// What is wrong with it, in words.
         reason: String,
@@ -98,12 +98,12 @@ pub enum CatalogError {
     /// Another command is at work.
     #[error("another borealis command is changing {0}; wait for it to finish")]
     Locked(PathBuf),
-    /// A file operation failed.
+    /// The catalog's file cannot be read or written.
     #[error("cannot use {path}: {source}")]
     File {
         /// The file or folder of the operation.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
 }

@@ -23,7 +23,7 @@ pub use create::{CreateOptions, check_machine};
 
 /// Zones of a local cluster, with two nodes in each.
 const ZONES: [&str; 3] = ["az1", "az2", "az3"];
-/// The writer instance.
+/// The one instance of a local cluster, which writes.
 pub const WRITER: InstanceId = InstanceId(1);
 /// Longest wait for a node to answer; a node that has much log to read needs a while.
 const NODE_START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -49,19 +49,19 @@ impl Cluster {
         Ok(Cluster { directory, catalog })
     }
 
-    /// The cluster's directory.
+    /// The folder that has `cluster.json`, `nodes` and `instances`.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// A node's folder.
+    /// The folder of a node: its configuration, log file and store.
     #[must_use]
     pub fn node_directory(&self, node: NodeId) -> PathBuf {
         self.directory.join("nodes").join(node.to_string())
     }
 
-    /// An instance's folder.
+    /// The folder of an instance: its configuration and log files. It can be deleted at any time.
     #[must_use]
     pub fn instance_directory(&self, instance: InstanceId) -> PathBuf {
         self.directory.join("instances").join(instance.to_string())

@@ -28,7 +28,7 @@ impl ProcessIdentity {
         Some(ProcessIdentity { process_id, start_ticks: start_ticks(process_id)? })
     }
 
-    /// Whether it still runs.
+    /// Whether the process that was recorded still runs, and not another with its number.
     #[must_use]
     pub fn is_alive(self) -> bool {
         start_ticks(self.process_id) == Some(self.start_ticks)

@@ -38,7 +38,7 @@ pub struct VolumeState {
 /// A storage node, and what it says of itself.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeState {
-    /// Its number.
+    /// Number of the protection group, from 0.
     pub id: u16,
     /// Name of its availability zone.
     pub az: String,
@@ -58,7 +58,7 @@ pub struct NodeState {
 /// A protection group, over what its segments say.
 #[derive(Debug, Clone, Serialize)]
 pub struct GroupState {
-    /// Its number.
+    /// Number of the node, from 1.
     pub id: u16,
     /// Four of six have everything up to here.
     pub pgcl: String,
@@ -80,9 +80,9 @@ pub struct MemberState {
 /// A database instance, and what its driver says.
 #[derive(Debug, Clone, Serialize)]
 pub struct InstanceState {
-    /// Its number.
+    /// Number of the instance, from 1.
     pub id: u16,
-    /// `writer`.
+    /// What it does: `writer`.
     pub role: &'static str,
     /// `up`, `starting`, `down` or what the driver says.
     pub state: String,

@@ -95,13 +95,13 @@ impl NodeConfig {
         }
     }
 
-    /// The store's folder.
+    /// The folder with the node's log, pages and checkpoints.
     #[must_use]
     pub fn store_directory(&self) -> PathBuf {
         self.directory.join(STORE_FOLDER_NAME)
     }
 
-    /// The configuration file itself.
+    /// The file that this configuration is read from.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.directory.join(CONFIG_FILE_NAME)

@@ -38,9 +38,9 @@ const V15: MajorVersion = MajorVersion {
 impl PostgresVersion {
     /// Every version, the oldest first.
     pub const ALL: [PostgresVersion; 1] = [PostgresVersion::V15];
-    /// The first of [`Self::ALL`].
+    /// The oldest version that a volume can have.
     pub const OLDEST: PostgresVersion = PostgresVersion::ALL[0];
-    /// The last of [`Self::ALL`].
+    /// The newest version that a volume can have, and what a new one gets if nothing says otherwise.
     pub const NEWEST: PostgresVersion = PostgresVersion::ALL[PostgresVersion::ALL.len() - 1];
 
     /// What is particular to it.

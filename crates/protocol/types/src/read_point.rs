@@ -12,7 +12,7 @@ use crate::{Lsn, VolumeEpoch};
 pub struct ReadPoint {
     /// The epoch whose stream the reader means. Zero asks for whatever the node has: for tools that compare nodes.
     pub epoch: VolumeEpoch,
-    /// As of this LSN.
+    /// The position: what every record that ends at or below it has made.
     pub lsn: Lsn,
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 
 use borealis_types::invariant;
 
-/// Bytes before the payload.
+/// Bytes before the payload: its length and its checksum.
 pub const FRAME_HEADER_BYTES: usize = 8;
 
 /// The largest payload either side accepts. A batch carries at most one record beyond its size goal, and a
@@ -26,7 +26,7 @@ pub enum FrameError {
     /// The payload does not match its checksum.
     #[error("a frame fails its checksum")]
     Checksum,
-    /// The connection broke.
+    /// The connection ended or failed in the middle of a frame.
     #[error(transparent)]
     Io(#[from] io::Error),
 }

@@ -22,34 +22,34 @@ pub const KIND_APPEND: u8 = 1;
 /// The payload's body is a [`Request`] or a [`Reply`].
 pub const KIND_MESSAGE: u8 = 2;
 
-/// Who opens a connection.
+/// Who opens a connection; it decides which requests are served on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Caller {
     /// The writer of the volume; only it may append, and only in an epoch the node has promised to it.
     Writer {
-        /// Its epoch.
+        /// The epoch that it writes in.
         epoch: VolumeEpoch,
         /// Its identity within the epoch.
         writer: WriterId,
     },
     /// A recovery, a reader, a tool.
     Client,
-    /// Another storage node.
+    /// Another storage node of the same volume, by its number.
     Peer(NodeId),
 }
 
 /// What is asked of a node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Opens the connection.
+    /// The first request on a connection: nothing else is answered before it.
     Hello {
-        /// [`PROTOCOL_VERSION`] of the caller.
+        /// [`PROTOCOL_VERSION`] of the caller, which must be the node's own.
         protocol: u16,
-        /// The volume it means.
+        /// The volume that the caller means, which must be the node's own.
         volume: VolumeId,
         /// The node it believes to be talking to.
         node: NodeId,
-        /// Who it is.
+        /// The caller's role, and its identity in it.
         caller: Caller,
     },
     /// Promise every segment to this writer: no older epoch is acknowledged any more.
@@ -191,7 +191,7 @@ pub struct SegmentSummary {
     pub materialized_lsn: Lsn,
 }
 
-/// A segment's progress.
+/// How far a segment's chain is unbroken and durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SegmentProgress {
     /// The group that the segment is a copy of.
@@ -203,13 +203,13 @@ pub struct SegmentProgress {
 /// A fork as one group knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RelationSize {
-    /// Which fork.
+    /// The fork that the size is of.
     pub relation_fork: RelationFork,
     /// Highest block of the group's part, plus one.
     pub blocks: u32,
 }
 
-/// A page's checksum.
+/// The checksum of one page, to compare peers without sending pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PageChecksum {
     /// The page that the checksum is of.
@@ -218,7 +218,7 @@ pub struct PageChecksum {
     pub checksum: Option<u32>,
 }
 
-/// A node's own state.
+/// The state of a node, for people and scripts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Its number in the volume.
@@ -235,7 +235,7 @@ pub struct NodeStatus {
     pub metrics: Vec<(String, u64)>,
 }
 
-/// Why a node refused.
+/// Why a node refused a request; the connection stays good.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// The caller speaks another protocol version.
@@ -283,10 +283,10 @@ pub enum Refusal {
     Failed(String),
 }
 
-/// What a node answers.
+/// A node's answer to one request, or a word of its own about progress.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// To [`Request::Hello`].
+    /// To [`Request::Hello`]: the caller is served from here on.
     Welcome {
         /// The number that the node has there.
         node: NodeId,
@@ -311,17 +311,17 @@ pub enum Reply {
     Page(#[serde(with = "crate::byte_string::optional")] Option<Vec<u8>>),
     /// To [`Request::RelationSize`]: `None` if the group does not know the fork.
     RelationSize(Option<u32>),
-    /// To [`Request::ListRelations`].
+    /// To [`Request::ListRelations`]: forks in key order, fewer than asked for at the end.
     Relations(Vec<RelationSize>),
     /// To [`Request::SlruPages`]: page numbers, ascending.
     SlruPages(Vec<u32>),
-    /// To [`Request::ReadMeta`].
+    /// To [`Request::ReadMeta`]: the value; `None` if there is none at that position.
     Meta(Option<Vec<u8>>),
-    /// To [`Request::ListMeta`].
+    /// To [`Request::ListMeta`]: values in key order, fewer than asked for at the end.
     MetaList(Vec<(MetaKey, Vec<u8>)>),
-    /// To [`Request::PageChecksums`].
+    /// To [`Request::PageChecksums`]: checksums in key order, fewer than asked for at the end.
     PageChecksums(Vec<PageChecksum>),
-    /// To [`Request::Status`].
+    /// To [`Request::Status`]: the node's own view of itself.
     Status(NodeStatus),
     /// The node refuses, and why.
     Refused(Refusal),
@@ -335,18 +335,18 @@ pub struct MessageError(pub &'static str);
 /// A payload taken apart: the request id, and the body by kind.
 #[derive(Debug)]
 pub enum Payload<'a, M> {
-    /// A redo batch.
+    /// The body is a redo batch.
     Append {
-        /// The request's id.
+        /// Repeated by the answer, so that the sender can match it.
         request_id: u64,
-        /// The encoded batch.
+        /// The batch as [`crate::BatchReader`] takes it.
         batch: &'a [u8],
     },
-    /// A request or reply.
+    /// The body is a request or a reply.
     Message {
-        /// The request's id.
+        /// Repeated by the answer, so that the sender can match it; zero for a word that nobody asked for.
         request_id: u64,
-        /// The message.
+        /// The request or reply, decoded.
         message: M,
     },
 }

@@ -30,7 +30,7 @@ pub enum HandshakeError {
     OtherNode {
         /// The node that the caller meant.
         meant: NodeId,
-        /// The node that answered.
+        /// The number that the node said it has.
         answered: NodeId,
     },
     /// The reply is none to an introduction.

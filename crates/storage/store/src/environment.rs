@@ -14,7 +14,7 @@ pub trait Clock: Debug + Send + Sync {
     fn sleep(&self, duration: Duration);
 }
 
-/// The machine's clock.
+/// The time of the machine that the store runs on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 

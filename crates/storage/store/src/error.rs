@@ -15,7 +15,7 @@ pub enum StoreError {
     /// The segment was not told about the epoch of the records; install its history and offer again.
     #[error("group {group} has not been told about volume epoch {epoch}; install its history first")]
     NeedsHistory {
-        /// Which segment.
+        /// The group of the segment that refused.
         group: GroupId,
         /// The epoch of the records.
         epoch: VolumeEpoch,
@@ -23,9 +23,9 @@ pub enum StoreError {
     /// A history cannot be installed.
     #[error("group {group}: {error}")]
     Install {
-        /// Which segment.
+        /// The group of the segment that refused.
         group: GroupId,
-        /// Why.
+        /// The rule that the history breaks.
         error: borealis_quorum::segment::InstallError,
     },
     /// Another process has the directory open.
@@ -34,7 +34,7 @@ pub enum StoreError {
     /// The directory is not what the caller takes it for.
     #[error("{path} {what}")]
     Directory {
-        /// The directory or file.
+        /// The file or folder that the operation was on.
         path: PathBuf,
         /// What is wrong, as the rest of a sentence.
         what: String,
@@ -44,15 +44,15 @@ pub enum StoreError {
     Corrupt {
         /// Which file, group and key.
         place: String,
-        /// What does not match.
+        /// What does not match, in words.
         what: String,
     },
     /// A record could not be applied.
     #[error("group {group} cannot apply the record ending at {lsn}: {reason}")]
     Redo {
-        /// Which segment.
+        /// The group of the segment that has the record.
         group: GroupId,
-        /// Where the record ends.
+        /// Position of the record's end.
         lsn: Lsn,
         /// What the redo engine reported.
         reason: String,

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Whose data a directory holds. Written once, when the store is created.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Identity {
-    /// The volume.
+    /// The volume that the store has segments of.
     pub volume: VolumeId,
-    /// The node.
+    /// The number of the node that the store belongs to.
     pub node: NodeId,
     /// The availability zone the node is in.
     pub zone: AvailabilityZone,

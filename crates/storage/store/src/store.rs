@@ -58,7 +58,7 @@ impl Store {
         &self.identity
     }
 
-    /// The store's directory.
+    /// The folder that the store lies in.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.directory.root()

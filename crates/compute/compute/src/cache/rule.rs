@@ -31,7 +31,7 @@ pub enum Keep {
     OpenTransaction,
     /// It has a vacuum cycle id.
     VacuumCycle,
-    /// It is a sequence.
+    /// It is a sequence's page: the values it has handed out since it last logged are in memory alone.
     Sequence,
 }
 

@@ -13,7 +13,7 @@ pub enum Greeted {
     Behind,
     /// It has the history of this epoch and takes batches.
     Ready {
-        /// Where its segments stand.
+        /// The SCL of each of its segments, which the writer counts from here on.
         progress: Vec<SegmentProgress>,
         /// The lowest durable point that a segment of it knows.
         known_durable: Lsn,

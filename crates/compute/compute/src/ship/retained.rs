@@ -9,7 +9,7 @@ use borealis_wire::GroupLink;
 /// which memory comes back.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// A retained record.
+/// A record that some node may still need, where it lies in the chunks.
 #[derive(Clone, Copy, Debug)]
 pub struct RetainedRecord<'a> {
     /// Where it stands in the volume.
@@ -46,7 +46,7 @@ pub struct RetainedQueue {
     /// Number of `entries[0]`; of the next record when empty.
     first: u64,
     chunks: VecDeque<Chunk>,
-    /// Number of `chunks[0]`.
+    /// How many chunks were freed before `chunks[0]`: numbers of chunks are never used again.
     first_chunk: u64,
     /// An emptied chunk to use again.
     spare: Option<Chunk>,

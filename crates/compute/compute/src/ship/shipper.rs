@@ -15,7 +15,7 @@ use borealis_wire::{BatchBuilder, BatchFrame, BatchHeader, GroupLink, SegmentPro
 
 use super::retained::RetainedQueue;
 
-/// Bounds of the shipper.
+/// Bounds of memory and of what is under way, for one writer.
 #[derive(Clone, Copy, Debug)]
 pub struct ShipperLimits {
     /// Batches a node may have unacknowledged.
@@ -82,7 +82,7 @@ pub struct ShipCounters {
     pub acknowledgements: u64,
 }
 
-/// See the module.
+/// Who has which record and what is durable, for one writer in one epoch.
 #[derive(Debug)]
 pub struct Shipper {
     #[cfg(feature = "broken-durability")]
@@ -111,7 +111,7 @@ pub enum UnexpectedAcknowledgement {
     /// Replies come in the order of the requests.
     #[error("it answered request {answered} where {expected:?} was due")]
     Order {
-        /// The request answered.
+        /// The number of the request that the node answered.
         answered: u64,
         /// The one that was due.
         expected: Option<u64>,

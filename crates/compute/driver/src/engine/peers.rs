@@ -29,7 +29,7 @@ pub(super) enum Stage {
     Greeting,
     /// The node was sent the history and has not answered.
     Installing,
-    /// In use.
+    /// The node has this epoch's history: requests and batches may be sent.
     Ready,
 }
 

@@ -60,7 +60,7 @@ fn is_due(since_last: Duration, has_grown: bool, is_short: impl FnOnce() -> bool
     since_last >= ROUND_INTERVAL && (has_grown || is_short())
 }
 
-/// The thread's state.
+/// What the evicting thread knows between two rounds.
 pub(super) struct Keeper {
     pub data_directory: PathBuf,
     pub client: ClientSide,

@@ -44,7 +44,7 @@ impl Progress {
         Progress { ready: false, stopping: None, last_shown: now, last_looked: now }
     }
 
-    /// The state to show.
+    /// The word for `borealis status`: `starting`, `running` or `stopping`.
     fn state(&self) -> &'static str {
         match (self.ready, self.stopping.is_some()) {
             (_, true) => "stopping",

@@ -140,7 +140,7 @@ impl ClientSide {
         &self.mapping.header().config
     }
 
-    /// PostgreSQL's data directory, absolute.
+    /// The absolute path of PostgreSQL's data directory, by which its files are known.
     #[must_use]
     pub fn data_directory(&self) -> &[u8] {
         let config = self.config();

@@ -127,7 +127,7 @@ pub struct Unreachable {
 pub struct NotCompared {
     /// The node that has the segment.
     pub node: NodeId,
-    /// The segment's group.
+    /// The protection group that the segment is a copy of.
     pub group: GroupId,
     /// What kept it from being compared, for a person to read.
     pub why: String,

@@ -37,8 +37,8 @@ impl Store {
     /// pressure), unless nothing can be applied.
     ///
     /// # Errors
-    /// [`Refusal::Misuse`] when the batch is malformed or contradicts what a segment holds (then none of it
-    /// was taken, or only the records before the contradiction); [`Refusal::Fenced`] when its epoch is over;
+    /// [`borealis_wire::Refusal::Misuse`] when the batch is malformed or contradicts what a segment holds (then none of it
+    /// was taken, or only the records before the contradiction); [`borealis_wire::Refusal::Fenced`] when its epoch is over;
     /// [`StoreError::NeedsHistory`] when a segment has not been told about its epoch;
     /// [`StoreError::Poisoned`].
     pub fn append(&self, batch: &[u8], origin: Origin) -> Result<Appended, StoreError> {

@@ -10,7 +10,7 @@ use crate::metrics::count;
 use crate::segment::state::State;
 use crate::{Store, StoreError};
 
-/// Who sends a batch.
+/// Who sends a batch; it decides by which rules a segment takes its records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
     /// The live writer, which holds this promise. Only its positions count.

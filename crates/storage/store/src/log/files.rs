@@ -11,7 +11,7 @@ use crate::StoreError;
 use crate::disk::{DiskFile, read_exact_at};
 use crate::log::position::LogPosition;
 
-/// An open log file.
+/// A log file that is open for reading, and for writing if it is the last one.
 #[derive(Debug)]
 pub(crate) struct LogFile {
     pub number: u32,

@@ -17,7 +17,7 @@ mod round;
 use crate::materialize::pace::{Backlog, PAUSE, PAUSES_MAX};
 use crate::{Store, StoreError};
 
-/// When to materialize.
+/// What makes a round of materialization due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Policy {
     /// When enough redo or memory has accumulated. The round pauses to leave the disk to appends, unless
@@ -32,9 +32,9 @@ pub enum Policy {
 pub struct Progress {
     /// Some segment's materialized LSN moved.
     pub advanced: bool,
-    /// Page versions written.
+    /// How many page images the round wrote.
     pub pages_written: u64,
-    /// Log files released.
+    /// How many log files the round let go.
     pub log_files_freed: u64,
 }
 

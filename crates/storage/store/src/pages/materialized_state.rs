@@ -39,7 +39,7 @@ pub(crate) struct Extent {
 #[derive(Serialize, Deserialize)]
 struct StoredExtent {
     region: u32,
-    /// Without trailing zeros.
+    /// The generation of each page in the extent, without the zeros at the end; zero is a page without an image.
     generations: Vec<Generation>,
 }
 
@@ -64,7 +64,7 @@ impl<'de> Deserialize<'de> for Extent {
     }
 }
 
-/// A segment's materialized state.
+/// What is in page images: the state of a segment as of its materialized LSN.
 #[derive(Clone, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct MaterializedState {
     /// Every record of the group that ends here or before is in this state.

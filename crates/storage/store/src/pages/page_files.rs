@@ -47,7 +47,7 @@ pub(crate) struct SlotAddress {
 /// Page versions for consecutive slots, collected for one write.
 #[derive(Default, Debug)]
 pub(crate) struct SlotRun {
-    /// The page file's number.
+    /// Number in the name `pages.NNNN` of the file that the run goes to.
     number: u32,
     offset: u64,
     slots: Vec<u8>,

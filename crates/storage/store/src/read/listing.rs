@@ -134,7 +134,7 @@ impl Store {
     /// A page that cannot be made has none.
     ///
     /// # Errors
-    /// [`Refusal::NotReadable`] and [`Refusal::NoSegment`].
+    /// [`borealis_wire::Refusal::NotReadable`] and [`borealis_wire::Refusal::NoSegment`].
     pub fn page_checksums(
         &self,
         group: GroupId,

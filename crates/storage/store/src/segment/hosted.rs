@@ -18,7 +18,7 @@ use crate::segment::record_effects::RecordEffects;
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct RedoFailure {
-    /// Where the record ends.
+    /// Position of the end of the record that could not be applied.
     pub lsn: Lsn,
     pub reason: String,
 }

@@ -5,7 +5,7 @@ use borealis_types::invariant;
 /// Numbers that need no allocation. Most pages change a few times between two rounds.
 const INLINE: usize = 5;
 
-/// Ascending record numbers.
+/// Numbers of the records that change one page, ascending, in little memory.
 #[derive(Clone, Debug)]
 pub(crate) enum RecordList {
     /// Only the first `count` numbers are used.

@@ -32,7 +32,7 @@ pub(crate) enum DatabaseEvent {
 /// Where a page's content comes from before its own records are applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum PriorContent {
-    /// What is materialized.
+    /// The page's image, if it has one.
     Materialized,
     /// It did not exist, or was removed, at this LSN.
     Nothing { since: Lsn },

@@ -61,6 +61,37 @@ fn a_refused_start_says_why_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_lost_catalog_is_made_anew_and_no_store_is_removed() {
+    let cluster = TestCluster::start(&["--pg-set", "work_mem=5MB"]);
+    let mut client = cluster.connect();
+    client.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (42)").expect("written");
+    let volume = cluster.status()["volume"].clone();
+    drop(client);
+    cluster.ok(&["down"]);
+    std::fs::remove_file(cluster.dir().join("cluster.json")).expect("removed");
+
+    let said = cluster.fails(&["status"]);
+    assert!(said.contains("cluster.json is missing") && said.contains("borealis up"), "{said}");
+    cluster.up(&[]);
+    assert_eq!(cluster.status()["volume"], volume);
+    let mut client = cluster.connect();
+    assert_eq!(client.query_one("SELECT n FROM t", &[]).expect("the row is there").get::<_, i32>(0), 42);
+    let setting: String = client.query_one("SHOW work_mem", &[]).expect("shown").get(0);
+    assert_eq!(setting, "5MB", "the instance's last configuration has its settings");
+    drop(client);
+
+    // As the README says one may, what an instance keeps is deleted, too: the stores alone are left.
+    cluster.ok(&["down"]);
+    std::fs::remove_file(cluster.dir().join("cluster.json")).expect("removed");
+    std::fs::remove_dir_all(cluster.dir().join("instances")).expect("removed");
+    cluster.up(&[]);
+    assert_eq!(cluster.status()["volume"], volume);
+    let row = cluster.connect().query_one("SELECT n FROM t", &[]).expect("the row is still there");
+    assert_eq!(row.get::<_, i32>(0), 42);
+    cluster.ok(&["verify"]);
+}
+
+#[test]
 fn a_running_cluster_is_not_started_again() {
     let cluster = TestCluster::start(&[]);
     let said = cluster.fails(&["up", "--detach"]);

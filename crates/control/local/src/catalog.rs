@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use borealis_spec::node::CONFIG_FILE_NAME;
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId, invariant};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,10 @@ use crate::whole_file::write_whole;
 const FORMAT: u32 = 1;
 const FILE_NAME: &str = "cluster.json";
 const LOCK_NAME: &str = "cluster.lock";
+/// There from before the first node is made until the catalog is written: only where it stands may nodes without a
+/// catalog be removed, for they never held anything.
+const CREATING_NAME: &str = "cluster.creating";
+const NODES_NAME: &str = "nodes";
 /// How long a command waits for another one to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -79,6 +84,12 @@ pub enum CatalogError {
     /// The directory has other content, which is not touched.
     #[error("{0} is not empty and is not a Borealis cluster; nothing was changed. Choose another --dir")]
     NotOurs(PathBuf),
+    /// The stores of a cluster are there, its catalog is not.
+    #[error(
+        "{0} has the nodes of a cluster, but {FILE_NAME} is missing; nothing was changed. `borealis up --dir {0}` makes it \
+         anew from what the nodes know"
+    )]
+    Lost(PathBuf),
     /// A version of Borealis with another format made it.
     #[error("{path} has format {found}, this Borealis reads format {FORMAT}; use the version that made it")]
     Format {
@@ -138,20 +149,62 @@ impl Catalog {
     }
 
     /// Whether a cluster can be made in `directory`: it does not exist, or holds nothing but what a creation that
-    /// was interrupted left (its lock, and nodes that belong to no catalog).
+    /// was interrupted left (its lock, its mark, and below the mark nodes that belong to no catalog).
     ///
     /// # Errors
     /// When it cannot be looked at.
     pub fn is_fresh(directory: &Path) -> Result<bool, CatalogError> {
-        match fs::read_dir(directory) {
-            Ok(entries) => {
-                let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
-                let interrupted = names.iter().any(|name| name == LOCK_NAME);
-                Ok(names.iter().all(|name| interrupted && (name == LOCK_NAME || name == "nodes")))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-            Err(source) => Err(CatalogError::File { path: directory.to_path_buf(), source }),
+        let names = names_in(directory)?;
+        let interrupted = names.iter().any(|name| name == CREATING_NAME);
+        Ok(names.iter().all(|name| {
+            // What was being written when it was interrupted has a name that begins like its own.
+            let begins = |with: &str| name.to_string_lossy().starts_with(with);
+            name == LOCK_NAME
+                || begins(CREATING_NAME)
+                || (interrupted && (name == NODES_NAME || (begins(FILE_NAME) && name != FILE_NAME)))
+        }))
+    }
+
+    /// Whether `directory` has the nodes of a cluster and no catalog, though nobody was about to make one.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn is_lost(directory: &Path) -> Result<bool, CatalogError> {
+        let names = names_in(directory)?;
+        if names.iter().any(|name| name == FILE_NAME || name == CREATING_NAME) {
+            return Ok(false);
         }
+        let nodes = directory.join(NODES_NAME);
+        Ok(names_in(&nodes)?.iter().any(|node| nodes.join(node).join(CONFIG_FILE_NAME).is_file()))
+    }
+
+    /// Begins to make a cluster: what an earlier creation left that was interrupted is removed, and the mark is set that
+    /// says so of this one. [`Catalog::end_creation`] takes it away once the catalog is written.
+    ///
+    /// # Errors
+    /// When the directory has nodes that no interrupted creation left, which are not touched; or cannot be written.
+    pub(crate) fn begin_creation(directory: &Path) -> Result<(), CatalogError> {
+        let (mark, nodes) = (directory.join(CREATING_NAME), directory.join(NODES_NAME));
+        if nodes.exists() {
+            if !mark.exists() || directory.join(FILE_NAME).exists() {
+                return Err(CatalogError::Lost(directory.to_path_buf()));
+            }
+            fs::remove_dir_all(&nodes).map_err(|source| CatalogError::File { path: nodes, source })?;
+        }
+        write_whole(&mark, b"").map_err(|source| CatalogError::File { path: mark, source })
+    }
+
+    /// The catalog is written: whatever becomes of it from now on, the nodes are a cluster's.
+    ///
+    /// # Errors
+    /// When the mark is there and cannot be removed.
+    pub(crate) fn end_creation(directory: &Path) -> Result<(), CatalogError> {
+        let mark = directory.join(CREATING_NAME);
+        let removed = match fs::remove_file(&mark) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => other.and_then(|()| File::open(directory)?.sync_all()),
+        };
+        removed.map_err(|source| CatalogError::File { path: mark, source })
     }
 
     /// Reads the catalog of `directory`.
@@ -165,6 +218,8 @@ impl Catalog {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(if Self::is_fresh(directory)? {
                     CatalogError::Missing(directory.to_path_buf())
+                } else if Self::is_lost(directory)? {
+                    CatalogError::Lost(directory.to_path_buf())
                 } else {
                     CatalogError::NotOurs(directory.to_path_buf())
                 });
@@ -237,6 +292,15 @@ impl Catalog {
     }
 }
 
+/// The names in a folder; none if it does not exist.
+fn names_in(folder: &Path) -> Result<Vec<std::ffi::OsString>, CatalogError> {
+    match fs::read_dir(folder) {
+        Ok(entries) => Ok(entries.flatten().map(|entry| entry.file_name()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(CatalogError::File { path: folder.to_path_buf(), source }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,15 +352,40 @@ mod tests {
     fn other_peoples_directories_are_left_alone() {
         let directory = tempfile::tempdir().expect("temporary folder");
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Missing(_))));
-        let lock = Catalog::lock(directory.path()).expect("free");
+        drop(Catalog::lock(directory.path()).expect("free"));
+        Catalog::begin_creation(directory.path()).expect("nothing is there");
         fs::create_dir(directory.path().join("nodes")).expect("made");
-        drop(lock);
+        fs::write(directory.path().join("cluster.json.new"), "{").expect("written");
         assert!(
             Catalog::is_fresh(directory.path()).expect("listed"),
             "an interrupted creation may be repeated"
         );
         fs::write(directory.path().join("thesis.txt"), "precious").expect("written");
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::NotOurs(_))));
+    }
+
+    #[test]
+    fn only_what_an_interrupted_creation_left_is_removed() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let path = directory.path();
+        let node = path.join("nodes/1");
+        Catalog::begin_creation(path).expect("nothing is there");
+        fs::create_dir_all(&node).expect("made");
+        Catalog::begin_creation(path).expect("begun again");
+        assert!(!node.exists(), "nothing was ever in it");
+
+        fs::create_dir_all(&node).expect("made");
+        fs::write(node.join(CONFIG_FILE_NAME), "{}").expect("written");
+        sample().save(path).expect("saved");
+        assert!(Catalog::begin_creation(path).is_err(), "the catalog says that the nodes are a cluster's");
+        Catalog::end_creation(path).expect("ended");
+        Catalog::end_creation(path).expect("ended already");
+        fs::remove_file(path.join(FILE_NAME)).expect("lost");
+        assert!(!Catalog::is_fresh(path).expect("listed"));
+        assert!(Catalog::is_lost(path).expect("listed"));
+        assert!(matches!(Catalog::load(path), Err(CatalogError::Lost(_))));
+        assert!(matches!(Catalog::begin_creation(path), Err(CatalogError::Lost(_))));
+        assert!(node.exists(), "a store that may have data was removed");
     }
 
     #[test]

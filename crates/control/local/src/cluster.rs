@@ -2,6 +2,7 @@
 
 mod create;
 mod instances;
+mod rebuild;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,9 +21,12 @@ use crate::process::{self, ProcessIdentity};
 use crate::whole_file::write_whole;
 
 pub use create::{CreateOptions, check_machine};
+pub use rebuild::{InstanceDefaults, rebuild_catalog};
 
 /// Zones of a local cluster, with two nodes in each.
 const ZONES: [&str; 3] = ["az1", "az2", "az3"];
+/// The name of an instance's configuration in its folder.
+const INSTANCE_CONFIG_NAME: &str = "instance.json";
 /// The one instance of a local cluster, which writes.
 pub const WRITER: InstanceId = InstanceId(1);
 /// Longest wait for a node to answer; a node that has much log to read needs a while.
@@ -45,6 +49,9 @@ impl Cluster {
     /// When there is none or it cannot be read.
     pub fn open(directory: &Path) -> anyhow::Result<Cluster> {
         let catalog = Catalog::load(directory)?;
+        // A creation that was interrupted after its last step left it. Were the catalog lost later, the mark would say of
+        // stores that have data that nobody needs them.
+        Catalog::end_creation(directory)?;
         let directory = directory.canonicalize().context("cannot resolve the cluster's directory")?;
         Ok(Cluster { directory, catalog })
     }

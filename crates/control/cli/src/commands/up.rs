@@ -10,7 +10,9 @@ use anyhow::{Context, bail};
 use borealis_instance::{Binaries, OperatingSystemUser, Settings};
 use borealis_local::Catalog;
 use borealis_local::catalog::{CatalogLock, InstanceEntry};
-use borealis_local::cluster::{Cluster, CreateOptions, WRITER, check_machine};
+use borealis_local::cluster::{
+    Cluster, CreateOptions, InstanceDefaults, WRITER, check_machine, rebuild_catalog,
+};
 use borealis_local::driver_socket::ask_driver;
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
 use nix::sys::signal::{SigSet, Signal};
@@ -20,6 +22,8 @@ use crate::notify::ServiceManager;
 use crate::progress::Step;
 
 const DEFAULT_PORT: u16 = 5432;
+/// The memory file system that Linux systems have.
+const DEFAULT_MEMORY_ROOT: &str = "/dev/shm";
 const DEFAULT_PROTECTION_GROUPS: u16 = 4;
 
 /// `name=value`, for the command-line parser.
@@ -133,10 +137,29 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
     settings.retain(|_, value| !value.is_empty());
     let checked = Settings::check(settings.clone())?;
     if Catalog::is_fresh(dir)? {
-        create(dir, arguments, &checked, settings)
-    } else {
-        reopen(dir, arguments, settings, &forgotten)
+        return create(dir, arguments, &checked, settings);
     }
+    if Catalog::is_lost(dir)? {
+        rebuild(dir, arguments)?;
+    }
+    reopen(dir, arguments, settings, &forgotten)
+}
+
+/// Makes a lost catalog anew, so that the cluster can be opened.
+fn rebuild(dir: &Path, arguments: &UpArguments) -> anyhow::Result<()> {
+    let _lock = Catalog::lock(dir)?;
+    let defaults = InstanceDefaults {
+        port: arguments.port.unwrap_or(DEFAULT_PORT),
+        postgres_bin_dir: Binaries::find(arguments.pg_bin.as_deref())?.folder,
+        memory_root: arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_MEMORY_ROOT)),
+    };
+    let catalog = rebuild_catalog(dir, &defaults)?;
+    eprintln!(
+        "cluster.json was missing in {}; it was made anew from what the nodes of volume {} say",
+        dir.display(),
+        catalog.volume
+    );
+    Ok(())
 }
 
 /// Makes the cluster. What can be checked is checked first, so that a mistake leaves nothing behind.
@@ -154,7 +177,7 @@ fn create(
     // Checked before the directory is made, so that a mistake leaves nothing behind.
     settings.check_libraries(&Binaries::find(arguments.pg_bin.as_deref())?)?;
     let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
-    let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"));
+    let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_MEMORY_ROOT));
     check_machine(dir, &memory_root, &user)?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let lock = Catalog::lock(dir)?;

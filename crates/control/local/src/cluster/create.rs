@@ -48,13 +48,7 @@ impl Cluster {
             .with_context(|| format!("cannot use {} for --memory-dir", options.memory_root.display()))?;
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let directory = directory.canonicalize().context("cannot resolve the cluster's directory")?;
-        // An earlier creation that was interrupted left nodes that never belonged to a cluster.
-        match fs::remove_dir_all(directory.join("nodes")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).context("cannot remove what an interrupted creation left");
-            }
-            _ => {}
-        }
+        Catalog::begin_creation(&directory)?;
         let volume = VolumeId(random_number()?);
         let mut catalog = Catalog::new(volume, options.protection_groups, binaries.server_version.major());
         for (index, address) in ports::free_addresses(SEGMENTS_PER_GROUP)?.into_iter().enumerate() {
@@ -86,6 +80,7 @@ impl Cluster {
         }
         // The catalog comes last: a creation that was interrupted left nothing that looks like a cluster.
         cluster.catalog.save(&cluster.directory)?;
+        Catalog::end_creation(&cluster.directory)?;
         Ok(cluster)
     }
 }

@@ -62,7 +62,7 @@ impl Cluster {
         let config = self.driver_config(instance)?;
         fs::create_dir_all(&config.instance_dir)
             .with_context(|| format!("cannot create {}", config.instance_dir.display()))?;
-        let config_file = config.instance_dir.join("instance.json");
+        let config_file = config.instance_dir.join(super::INSTANCE_CONFIG_NAME);
         fs::write(&config_file, serde_json::to_vec_pretty(&config)?)
             .with_context(|| format!("cannot write {}", config_file.display()))?;
         let log = config.instance_dir.join("driver.log");

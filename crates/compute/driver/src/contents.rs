@@ -6,8 +6,8 @@ use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::Contents;
 use borealis_redo::counters::Counters;
 use borealis_spec::NodeAddress;
-use borealis_types::{Lsn, META_GROUP, MetaKey, ReadPoint, VolumeEpoch};
-use borealis_wire::Caller;
+use borealis_types::{Lsn, META_GROUP, MetaKey, ReadPoint, SEGMENTS_PER_GROUP, VolumeEpoch, WRITE_QUORUM};
+use borealis_wire::{Caller, Refusal};
 
 use crate::config::DriverConfig;
 
@@ -20,6 +20,9 @@ pub enum ContentsError {
     /// No node of the meta group answered with what it should have.
     #[error("no storage node gave the volume's small values: {0}")]
     Unavailable(String),
+    /// So many nodes of the meta group are promised to a newer writer that this one can commit nothing any more.
+    #[error("a newer writer has epoch {0}")]
+    Fenced(VolumeEpoch),
     /// A value that every volume has is not there or not readable.
     #[error(
         "the volume has no usable {0}: its creation was interrupted. Nothing was ever stored in it; remove its \
@@ -42,6 +45,7 @@ pub fn read(
     tail: Lsn,
 ) -> Result<Contents, ContentsError> {
     let mut failures = Vec::new();
+    let mut newer = Vec::new();
     for node in config.nodes.iter().filter(|node| config.groups.is_member(node.node, META_GROUP)) {
         match read_from(config, node, epoch, durable, tail) {
             Ok((Some(counters), Some(template), values)) => {
@@ -55,8 +59,19 @@ pub fn read(
             }
             Ok((None, _, _)) => return Err(ContentsError::Missing("counters")),
             Ok((_, None, _)) => return Err(ContentsError::Missing("control file")),
-            Err(error) => failures.push(error.to_string()),
+            Err(error) => {
+                if let Some(Refusal::Fenced(promised)) = error.refusal() {
+                    newer.push(*promised);
+                }
+                failures.push(error.to_string());
+            }
         }
+    }
+    // One node alone may have promised an epoch to a writer that never began.
+    if newer.len() > SEGMENTS_PER_GROUP - WRITE_QUORUM
+        && let Some(newest) = newer.into_iter().max()
+    {
+        return Err(ContentsError::Fenced(newest));
     }
     Err(ContentsError::Unavailable(failures.join("; ")))
 }
@@ -73,6 +88,10 @@ fn read_from(
     let timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(5) };
     let mut client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts)?;
     let segment = client.welcome().iter().find(|segment| segment.group == META_GROUP);
+    if let Some(promised) = segment.map(|segment| segment.promised_epoch).filter(|promised| *promised > epoch)
+    {
+        return Err(ClientError::Refused { node: node.node, refusal: Refusal::Fenced(promised) });
+    }
     if segment.is_none_or(|segment| segment.history.newest_epoch() != epoch) {
         let what = format!("it does not know the recovery of epoch {epoch} yet");
         return Err(ClientError::Protocol { node: node.node, address: node.address, what });

@@ -59,6 +59,12 @@ pub enum RecoverError {
     /// Another instance finished a recovery after this one began.
     #[error("another instance took the volume over with epoch {0}")]
     TakenOver(VolumeEpoch),
+    /// A node is promised to the last epoch there is.
+    #[error(
+        "{0} promised epoch {1}, after which there is none: no writer ever asked for it, so what holds it is damaged. \
+         Stop it, so that the others can be asked"
+    )]
+    NoEpochLeft(String, VolumeEpoch),
     /// The state machine gave up.
     #[error("the volume cannot be opened for writing: {0}")]
     Failed(Failure),
@@ -100,8 +106,9 @@ pub fn quorum_sets(config: &DriverConfig) -> Result<Vec<QuorumSets>, RecoverErro
         .collect()
 }
 
-/// Takes the volume over for a server of this release. On return, no older writer can have anything acknowledged any more, and everything
-/// that was ever acknowledged is at or below the outcome's durable point.
+/// Takes the volume over for a server of this release, in an epoch above `used`: the one that this driver opened last, in
+/// case nodes have lost what they promised it. On return, no older writer can have anything acknowledged any more, and
+/// everything that was ever acknowledged is at or below the outcome's durable point.
 ///
 /// # Errors
 /// See [`RecoverError`]. Nothing is lost by a failure; it may be tried again at any time.
@@ -109,10 +116,11 @@ pub fn recover(
     config: &DriverConfig,
     writer: WriterId,
     server_version: ServerVersion,
+    used: VolumeEpoch,
 ) -> Result<Recovered, RecoverError> {
     let members = quorum_sets(config)?;
     let deadline = Instant::now() + Duration::from_millis(config.tuning.recovery_timeout_ms);
-    let mut at_least = VolumeEpoch(0);
+    let mut at_least = used;
     let mut newest_history = None;
     loop {
         let mut attempt = Attempt::begin(config, &members, writer, server_version);
@@ -121,13 +129,18 @@ pub fn recover(
             // Another recovery came in between. Unless it finishes, ours goes on with a higher epoch.
             Err(RecoverError::Failed(Failure::Superseded { current })) if Instant::now() < deadline => {
                 tracing::info!(epoch = current.0, "another recovery holds the volume; trying a higher epoch");
-                at_least = current;
+                at_least = at_least.max(current);
                 // Different instances wait differently long, so that they do not beat each other for ever.
                 std::thread::sleep(Duration::from_millis(5 + writer.0 % 50));
             }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The epoch after one that somebody was promised; `None` if it was the last one, which only damage can have promised.
+fn next_epoch(promised: VolumeEpoch) -> Option<VolumeEpoch> {
+    promised.0.checked_add(1).map(VolumeEpoch)
 }
 
 struct Attempt<'a> {
@@ -204,7 +217,17 @@ impl<'a> Attempt<'a> {
             known => *known = Some(installed),
         }
         let promised = summaries().map(|s| s.promised_epoch).max().unwrap_or_default().max(at_least);
-        let promise = Promise { epoch: VolumeEpoch(promised.0 + 1), writer: self.writer };
+        let epoch = next_epoch(promised).ok_or_else(|| {
+            let holders: Vec<String> = self
+                .welcomes
+                .iter()
+                .filter(|(_, segments)| segments.iter().any(|segment| segment.promised_epoch == promised))
+                .map(|(node, _)| format!("node {node}"))
+                .collect();
+            let holders = if holders.is_empty() { "a node".to_owned() } else { holders.join(", ") };
+            RecoverError::NoEpochLeft(holders, promised)
+        })?;
+        let promise = Promise { epoch, writer: self.writer };
         let options = RecoveryOptions {
             promise,
             server_version: self.server_version,
@@ -519,6 +542,12 @@ mod tests {
             links: vec![GroupLink { group: GroupId(0), previous_end: Lsn((number - 1) << 32) }],
             handle: Arc::from(vec![0; length]),
         }
+    }
+
+    #[test]
+    fn no_epoch_follows_the_last_one() {
+        assert_eq!(next_epoch(VolumeEpoch(4)), Some(VolumeEpoch(5)));
+        assert_eq!(next_epoch(VolumeEpoch(u64::MAX)), None, "a damaged node's word must not end the driver");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::DriverConfig;
-use crate::contents;
+use crate::contents::{self, ContentsError};
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
 use crate::instance_socket::{self, StartPhases, StatusBoard};
@@ -70,6 +70,20 @@ enum Ended {
     Stopped,
     /// It has to be started again, and why.
     Failed(String),
+}
+
+/// The epoch of the newer writer that took the volume over, if that is what ended a run of the server.
+fn newer_writer(error: &anyhow::Error) -> Option<VolumeEpoch> {
+    if let Some(EngineError::Fenced(epoch)) = error.downcast_ref() {
+        return Some(*epoch);
+    }
+    if let Some(RecoverError::TakenOver(epoch)) = error.downcast_ref() {
+        return Some(*epoch);
+    }
+    match error.downcast_ref() {
+        Some(ContentsError::Fenced(epoch)) => Some(*epoch),
+        _ => None,
+    }
 }
 
 /// Runs the instance until it is told to stop by a signal (`SIGTERM`, `SIGINT`) or over its socket.
@@ -188,12 +202,11 @@ impl Supervisor {
                     });
                     return Err(error);
                 }
+                Err(error) if let Some(epoch) = newer_writer(&error) => {
+                    self.shared.update(|status| status.state = "fenced");
+                    return Err(DriverError::Fenced(epoch).into());
+                }
                 Err(error) => match error.downcast_ref::<EngineError>() {
-                    Some(EngineError::Fenced(epoch)) => {
-                        let epoch = *epoch;
-                        self.shared.update(|status| status.state = "fenced");
-                        return Err(DriverError::Fenced(epoch).into());
-                    }
                     // A restart would only bring the next such record.
                     Some(EngineError::Effect(refused @ EffectError::Custom { .. })) => {
                         let refused = refused.clone();
@@ -205,12 +218,7 @@ impl Supervisor {
                     }
                     // What stopped the stream was never shipped, so after a recovery it is not there.
                     Some(_) => explained(&error),
-                    None => match error.downcast_ref::<RecoverError>() {
-                        Some(RecoverError::TakenOver(epoch)) => {
-                            return Err(DriverError::Fenced(*epoch).into());
-                        }
-                        _ => return Err(error),
-                    },
+                    None => return Err(error),
                 },
             };
             if begun.elapsed() >= SETTLED {
@@ -268,7 +276,7 @@ impl Supervisor {
             memory_directory::prepare(&self.config.memory_dir, &self.user, memory_directory::NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
-        let recovered = recover::recover(&self.config, self.writer, server_version)?;
+        let recovered = recover::recover(&self.config, self.writer, server_version, self.epoch)?;
         phases.connect_ms = ms(recovered.phases.connect);
         phases.protocol_ms = ms(recovered.phases.protocol);
         let outcome = recovered.outcome;

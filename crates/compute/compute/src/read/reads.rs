@@ -14,7 +14,7 @@ use borealis_quorum::read_routing::ReadRouter;
 use borealis_types::server_request::{self, MAX_RELATION_ENTRIES};
 use borealis_types::{
     BlockKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PageKey, Placement, ReadPoint, RelationFork,
-    VolumeEpoch, invariant,
+    SEGMENTS_PER_GROUP, VolumeEpoch, WRITE_QUORUM, invariant,
 };
 use borealis_wal::Effect;
 use borealis_wire::{Refusal, Reply, Request};
@@ -122,6 +122,9 @@ pub struct Reads<Slot> {
     next_id: u64,
     counters: ReadCounters,
     done: Vec<(Slot, Answer)>,
+    /// For each group, the nodes that refused because they are promised to a newer epoch, and to which. A promise is
+    /// never taken back, so nothing leaves.
+    fenced: BTreeMap<GroupId, BTreeMap<NodeId, VolumeEpoch>>,
 }
 
 impl<Slot: Copy> Reads<Slot> {
@@ -147,6 +150,7 @@ impl<Slot: Copy> Reads<Slot> {
             next_id: 1,
             counters: ReadCounters::default(),
             done: Vec::new(),
+            fenced: BTreeMap::new(),
         }
     }
 
@@ -403,6 +407,11 @@ impl<Slot: Copy> Reads<Slot> {
                 router.forget_segment(node, part.group);
             }
             self.counters.failures += 1;
+            if let Reply::Refused(Refusal::Fenced(newer)) = reply
+                && newer > self.epoch
+            {
+                self.fenced.entry(part.group).or_default().insert(node, newer);
+            }
             part.last_failure = match reply {
                 Reply::Refused(refusal) => format!("node {node}: {refusal}"),
                 _ => format!("node {node} gave an answer of the wrong kind"),
@@ -414,6 +423,14 @@ impl<Slot: Copy> Reads<Slot> {
         }
         router.answered(node, waited);
         self.finish_part(id, Some(reply), router, now);
+    }
+
+    /// The newest epoch of a writer that took the volume over; `None` unless so many members of one group have refused a
+    /// read as fenced that no write quorum of it is left to this instance. One that only reads learns it from here.
+    #[must_use]
+    pub fn fenced_by(&self) -> Option<VolumeEpoch> {
+        let lost = |nodes: &&BTreeMap<NodeId, VolumeEpoch>| nodes.len() > SEGMENTS_PER_GROUP - WRITE_QUORUM;
+        self.fenced.values().filter(lost).flat_map(BTreeMap::values).max().copied()
     }
 
     /// A node's read connection is gone, and with it every answer that was due on it.

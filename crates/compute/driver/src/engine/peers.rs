@@ -132,7 +132,7 @@ impl Engine {
             };
             match line {
                 Line::Append => self.take_append_reply(node, stage, request_id, reply)?,
-                Line::Read => self.take_read_reply(node, stage, request_id, reply),
+                Line::Read => self.take_read_reply(node, stage, request_id, reply)?,
             }
         }
         match received {
@@ -236,7 +236,13 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn take_read_reply(&mut self, node: NodeId, stage: Stage, request_id: u64, reply: Reply) {
+    pub(super) fn take_read_reply(
+        &mut self,
+        node: NodeId,
+        stage: Stage,
+        request_id: u64,
+        reply: Reply,
+    ) -> Result<(), EngineError> {
         match (stage, reply) {
             (Stage::Greeting, reply) if request_id == HELLO_ID => {
                 if let Err(error) = self.introduction(node, Line::Read).judge(reply) {
@@ -252,12 +258,17 @@ impl Engine {
                 self.reads.answered(node, request_id, reply, &mut self.read_router, &mut lines, now);
                 self.answer_done();
                 self.reads_due = self.reads.next_due();
+                // An instance that only reads hears of a newer writer here alone.
+                if let Some(newer) = self.reads.fenced_by() {
+                    return Err(EngineError::Fenced(newer));
+                }
             }
             (_, other) => {
                 let why = format!("an answer that nobody asked for: {}", kind_of(&other));
                 self.disconnect(node, Line::Read, &why);
             }
         }
+        Ok(())
     }
 
     /// What is said first on one of a node's connections.

@@ -227,17 +227,8 @@ impl Disk for MemoryDisk {
             None => return Err(io::ErrorKind::NotFound.into()),
         };
         if mode == OpenMode::CreateEmpty {
-            let mut content = bytes.0.lock().unwrap();
-            if !content.now.is_empty() {
-                // Made anew, so that what was synced before stays for the name that is durable.
-                drop(content);
-                let empty = Arc::new(Bytes::default());
-                names.files.insert(path.to_owned(), Arc::clone(&empty));
-                names.changes.push(NameChange::Create(path.to_owned(), Arc::clone(&empty)));
-                let faults = Arc::clone(&names.faults);
-                return Ok(Arc::new(OpenFile { bytes: empty, path: path.to_owned(), faults }));
-            }
-            content.now.clear();
+            // In place, as a file system does: whatever name is durable for these bytes loses them too, and at once.
+            *bytes.0.lock().unwrap() = Content::default();
         }
         let faults = Arc::clone(&names.faults);
         Ok(Arc::new(OpenFile { bytes, path: path.to_owned(), faults }))

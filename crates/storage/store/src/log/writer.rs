@@ -214,7 +214,14 @@ impl Log {
         self.active.file.sync_data().map_err(StoreError::io("sync", &self.active.path))?;
         let number = self.active.number + 1;
         let size = self.file_bytes.max(FILE_HEADER_BYTES + bytes_needed);
-        let spare = if size == self.file_bytes { self.spare.take() } else { None };
+        let mut spare = self.spare.take();
+        if size != self.file_bytes
+            && let Some(unfit) = spare.take()
+        {
+            // The new file is made under the spare's name. Written over, an unfit spare could come back after a power loss
+            // under the name of the log file that it was, with the new file's bytes.
+            self.disk.remove(&unfit).map_err(StoreError::io("delete", &unfit))?;
+        }
         self.active = begin_file(
             &*self.disk,
             &self.folder,
@@ -306,6 +313,29 @@ mod tests {
         memory.fail(Operation::Write, FOLDER, 0);
         assert!(append(&mut log).is_err());
         let _ = append(&mut log);
+    }
+
+    #[test]
+    fn a_spare_that_does_not_fit_is_not_written_over() {
+        let (memory, mut log) = log();
+        let first = log.end().file();
+        while log.end().file() == first {
+            append(&mut log).unwrap();
+        }
+        // It becomes the spare, and nothing has made that durable yet.
+        log.release(first).unwrap();
+        let large = vec![1; 2 * FILE_BYTES_MIN as usize];
+        memory.fail(Operation::SyncFolder, FOLDER, 0);
+        assert!(
+            log.append(EntryKind::Batch, LogPosition(0), &[&large]).is_err(),
+            "power is lost in the middle"
+        );
+        drop(log);
+        memory.lose_power(|_| 0);
+        let file = memory.open(&file_path(Path::new(FOLDER), first), OpenMode::Read).unwrap();
+        let mut header = [0; FILE_HEADER_BYTES as usize];
+        assert_eq!(file.read_at(&mut header, 0).unwrap(), header.len());
+        assert_eq!(header, entry::encode_file_header(7, first, 0), "another file's bytes are under its name");
     }
 
     #[test]

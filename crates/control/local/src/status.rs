@@ -1,7 +1,8 @@
 //! The state of a cluster, for people and scripts.
 
 use borealis_client::{NodeClient, Timeouts};
-use borealis_types::{GroupId, Lsn, VolumeEpoch, WRITE_QUORUM};
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch};
 use borealis_wire::{Caller, NodeStatus};
 use serde::Serialize;
 
@@ -225,7 +226,7 @@ fn group_states(cluster: &Cluster, answers: &[(NodeState, Option<NodeStatus>)]) 
                 (node.id, segment.map(|segment| segment.segment_complete_lsn))
             })
             .collect();
-        let group_complete = write_quorum_lsn(complete.iter().filter_map(|(_, lsn)| *lsn));
+        let group_complete = write_quorum_lsn(&complete);
         let members = complete
             .into_iter()
             .map(|(node, lsn)| MemberState {
@@ -243,11 +244,12 @@ fn group_states(cluster: &Cluster, answers: &[(NodeState, Option<NodeStatus>)]) 
     cluster.catalog.protection_groups.groups().map(state).collect()
 }
 
-/// The highest LSN that a write quorum has reached; zero if too few answered.
-fn write_quorum_lsn(complete: impl Iterator<Item = Lsn>) -> Lsn {
-    let mut complete: Vec<Lsn> = complete.collect();
-    complete.sort_unstable_by(|a, b| b.cmp(a));
-    complete.get(WRITE_QUORUM - 1).copied().unwrap_or_default()
+/// The highest LSN that a write quorum has reached, given each node's own; zero if too few answered.
+fn write_quorum_lsn(complete: &[(u16, Option<Lsn>)]) -> Lsn {
+    let nodes: Vec<NodeId> = complete.iter().map(|(node, _)| NodeId(*node)).collect();
+    let sets = nodes.try_into().ok().and_then(|nodes| QuorumSets::new(vec![nodes]).ok());
+    let reached = |node: NodeId| complete.iter().find(|(id, _)| *id == node.0).and_then(|(_, lsn)| *lsn);
+    sets.map_or(Lsn::ZERO, |sets| sets.write_quorum_reached(|node| reached(node).unwrap_or_default()))
 }
 
 fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
@@ -306,7 +308,11 @@ mod tests {
 
     #[test]
     fn a_group_is_complete_where_four_of_six_are() {
-        let lsns = |list: &[u64]| write_quorum_lsn(list.iter().map(|&lsn| Lsn(lsn)));
+        // Of six nodes, those that are listed have answered.
+        let lsns = |list: &[u64]| {
+            let answers = list.iter().map(|&lsn| Some(Lsn(lsn))).chain(std::iter::repeat(None));
+            write_quorum_lsn(&(1..=6).zip(answers).collect::<Vec<_>>())
+        };
         assert_eq!(lsns(&[10, 20, 30, 40, 50, 60]), Lsn(30));
         assert_eq!(lsns(&[50, 50, 50, 50]), Lsn(50));
         assert_eq!(lsns(&[50, 50, 50]), Lsn(0));

@@ -1,19 +1,18 @@
 //! Which pages of a transaction-status store a truncation removes.
 
 use borealis_types::{SLRU_PAGES_PER_SEGMENT, SlruKind};
+use borealis_wal::layout::slru;
 
 /// Whether truncating the store so that `first_kept` stays removes `page`.
 ///
 /// As `SlruMayDeleteSegment` in `src/backend/access/transam/slru.c`: a segment file goes when its first and
 /// its last page both precede the cutoff, in the circular order of what the pages are about.
 pub(crate) fn slru_page_is_gone(kind: SlruKind, page: u32, first_kept: u32) -> bool {
-    // `CLOG_XACTS_PER_PAGE`, `MULTIXACT_OFFSETS_PER_PAGE`, `MULTIXACT_MEMBERS_PER_PAGE`, and
-    // `COMMIT_TS_XACTS_PER_PAGE` with blocks of 8 KiB.
     let per_page: u32 = match kind {
-        SlruKind::Transactions => 32_768,
-        SlruKind::MultiXactOffsets => 2048,
-        SlruKind::MultiXactMembers => 1636,
-        SlruKind::CommitTimestamps => 819,
+        SlruKind::Transactions => slru::TRANSACTIONS_PER_PAGE,
+        SlruKind::MultiXactOffsets => slru::MULTIXACTS_PER_PAGE,
+        SlruKind::MultiXactMembers => slru::MEMBERS_PER_PAGE,
+        SlruKind::CommitTimestamps => slru::COMMIT_TIMESTAMPS_PER_PAGE,
     };
     let precedes = |page: u32, other: u32| {
         let (first, other_first) = (page.wrapping_mul(per_page), other.wrapping_mul(per_page));

@@ -65,7 +65,7 @@ fn a_lost_catalog_is_made_anew_and_no_store_is_removed() {
     let cluster = TestCluster::start(&["--pg-set", "work_mem=5MB"]);
     let mut client = cluster.connect();
     client.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (42)").expect("written");
-    let volume = cluster.status()["volume"].clone();
+    let volume = cluster.status()["volume"]["id"].clone();
     drop(client);
     cluster.ok(&["down"]);
     std::fs::remove_file(cluster.dir().join("cluster.json")).expect("removed");
@@ -73,7 +73,7 @@ fn a_lost_catalog_is_made_anew_and_no_store_is_removed() {
     let said = cluster.fails(&["status"]);
     assert!(said.contains("cluster.json is missing") && said.contains("borealis up"), "{said}");
     cluster.up(&[]);
-    assert_eq!(cluster.status()["volume"], volume);
+    assert_eq!(cluster.status()["volume"]["id"], volume);
     let mut client = cluster.connect();
     assert_eq!(client.query_one("SELECT n FROM t", &[]).expect("the row is there").get::<_, i32>(0), 42);
     let setting: String = client.query_one("SHOW work_mem", &[]).expect("shown").get(0);
@@ -85,7 +85,7 @@ fn a_lost_catalog_is_made_anew_and_no_store_is_removed() {
     std::fs::remove_file(cluster.dir().join("cluster.json")).expect("removed");
     std::fs::remove_dir_all(cluster.dir().join("instances")).expect("removed");
     cluster.up(&[]);
-    assert_eq!(cluster.status()["volume"], volume);
+    assert_eq!(cluster.status()["volume"]["id"], volume);
     let row = cluster.connect().query_one("SELECT n FROM t", &[]).expect("the row is still there");
     assert_eq!(row.get::<_, i32>(0), 42);
     cluster.ok(&["verify"]);

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,27 @@ pub fn children(parent: u32) -> Vec<u32> {
             fields.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok()) == Some(parent)
         })
         .collect()
+}
+
+/// Waits until none of these processes runs any more. They are nobody's children here, so nobody else waits for them.
+///
+/// # Errors
+/// When one is still there after `longest`.
+pub fn wait_until_gone(processes: &[u32], longest: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + longest;
+    for process in processes {
+        while runs(*process) {
+            anyhow::ensure!(Instant::now() < deadline, "process {process} was killed and is still there");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a process exists and has not ended: one that has ended may still have to be collected by its parent.
+fn runs(process: u32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    text.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 /// A part's direct children that are no parts themselves: the server is a child of the driver, and is counted once.
@@ -179,6 +200,17 @@ fn sample_switches(parts: &[(Role, u32)], stop: &AtomicBool) -> BTreeMap<Role, f
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_killed_process_is_waited_for_and_one_that_runs_is_named() {
+        let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().expect("started");
+        let running = wait_until_gone(&[sleeper.id()], Duration::from_millis(20));
+        assert!(running.expect_err("it runs").to_string().contains(&sleeper.id().to_string()));
+        sleeper.kill().expect("killed");
+        // It is not collected yet.
+        wait_until_gone(&[sleeper.id()], Duration::from_secs(10)).expect("it has ended");
+        sleeper.wait().expect("collected");
+    }
 
     #[test]
     fn a_stat_line_with_a_strange_name_is_read() {

@@ -114,7 +114,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     for warning in said["warnings"].as_array().into_iter().flatten().filter_map(|warning| warning.as_str()) {
         eprintln!("warning: {warning}");
     }
-    eprintln!("connect with `borealis psql --dir {}` or any driver:", dir.display());
+    eprintln!("connect with `borealis psql --dir {}` or any client:", dir.display());
     println!("{}", Cluster::url(instance));
     if arguments.detach {
         return Ok(ExitCode::SUCCESS);

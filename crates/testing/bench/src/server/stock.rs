@@ -17,6 +17,8 @@ use crate::processes::{self, Role};
 
 /// How many standbys B has. Three of them must have a commit: with the primary, four of six.
 const STANDBYS: usize = 5;
+/// How long sessions of a killed server may take to end.
+const ORPHANS_MAX: Duration = Duration::from_secs(10);
 
 /// A server, with its standbys.
 #[derive(Debug)]
@@ -222,13 +224,17 @@ impl Stock {
     /// When it does not start.
     pub fn crash_and_restart(&mut self) -> anyhow::Result<Option<f64>> {
         if let Some(mut child) = self.child.take() {
+            // Stopped, it starts no session that this list would lack.
+            cleanup::signal(child.id(), Signal::SIGSTOP);
             let sessions = processes::children(child.id());
             cleanup::signal(child.id(), Signal::SIGKILL);
-            for process in sessions {
-                cleanup::signal(process, Signal::SIGKILL);
+            for process in &sessions {
+                cleanup::signal(*process, Signal::SIGKILL);
             }
             cleanup::remove(&Item::Postmaster(child.id()));
             let _ = child.wait();
+            // PostgreSQL refuses to start as long as one of them is attached to its shared memory.
+            processes::wait_until_gone(&sessions, ORPHANS_MAX)?;
         }
         let said_before = fs::metadata(self.log()).map(|file| file.len()).unwrap_or(0);
         self.launch()?;

@@ -4,8 +4,8 @@
     scripts/check-advisories.py
     scripts/check-advisories.py --refresh FOLDER
 
-It compares Cargo.lock with a committed snapshot of RustSec's advisories, scripts/advisories.json, which has those about
-crates of Cargo.lock and nothing else. `--refresh` writes the snapshot anew from FOLDER, a clone of
+It compares Cargo.lock and fuzz/Cargo.lock with a committed snapshot of RustSec's advisories, scripts/advisories.json, which
+has those about crates of these two and nothing else. `--refresh` writes the snapshot anew from FOLDER, a clone of
 https://github.com/RustSec/advisory-db (with a work tree or without).
 
 A locked version that an advisory affects fails the check. That a crate is unmaintained is a warning, as is a snapshot
@@ -29,8 +29,8 @@ ACCEPTED = {}
 
 def locked():
     """Name and version of each crate from outside."""
-    packages = tomllib.loads((ROOT / "Cargo.lock").read_text())["package"]
-    return [(package["name"], package["version"]) for package in packages if "source" in package]
+    locks = [tomllib.loads((ROOT / file).read_text()) for file in ("Cargo.lock", "fuzz/Cargo.lock")]
+    return sorted({(package["name"], package["version"]) for lock in locks for package in lock["package"] if "source" in package})
 
 
 def version_key(version):
@@ -97,7 +97,7 @@ def refresh(folder):
     commit, date = git(folder, "log", "-1", "--format=%H %cs").split()
     snapshot = {"source": "RustSec/advisory-db", "commit": commit, "date": date, "crates": names, "advisories": advisories}
     SNAPSHOT.write_text(json.dumps(snapshot, indent=1, ensure_ascii=False) + "\n")
-    print(f"{len(advisories)} advisories of {date} about {len(names)} crates of Cargo.lock")
+    print(f"{len(advisories)} advisories of {date} about {len(names)} locked crates")
 
 
 def check():

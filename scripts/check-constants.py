@@ -13,7 +13,9 @@ examples and fuzz targets too) is a finding if one of these holds:
 * value: its value is one that says which it is: a magic number, a page id, an OID, a size that is not round.
 
 A constant made of others only (`SIZE = SPECIAL_BYTES`) defines nothing. Outside tests, an operation's number in a pattern
-(`record.operation() == 0x10`, `(Rm::Heap, 0x10)`) is a finding too. Inside the vocabulary, a symbol has one definition.
+(`record.operation() == 0x10`, `(Rm::Heap, 0x10)`) is a finding too, and so is, in crates that read or make what PostgreSQL
+reads (`READERS`), a bare number that only the vocabulary explains (`1636`). Powers of two say nothing, nor do numbers below
+256 and round ones. Inside the vocabulary, a symbol has one definition.
 
 `--root` looks at another checkout with the vocabulary of this one, and only counts: how many definitions there are outside
 this one's files, and how many of the vocabulary's constants have more than one definition there.
@@ -24,10 +26,15 @@ import pathlib
 import re
 import sys
 
+from rust_source import crates
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYOUT = "crates/postgres/wal/src/layout/"
 # Crates below the WAL's need these numbers, and the shim must not link a decoder for them.
 VOCABULARY = {"crates/protocol/types/src/lib.rs", "crates/protocol/types/src/postgres_version.rs"}
+
+# Where a bare number of the vocabulary is a copy of it.
+READERS = ("crates/postgres/redo/", "crates/storage/store/", "crates/compute/")
 
 # (file, constant): why it is not a second definition.
 EXCEPTIONS = {
@@ -45,15 +52,12 @@ SYMBOL = re.compile(rf"(?:{PREFIXES})_[A-Z0-9_]+|RELSEG_SIZE|BLCKSZ|MAX_MAPPINGS
 CONVENTION = re.compile(r"(?:XLOG|XLH|XLHL|XLR|XLP|BKPBLOCK|BKPIMAGE|BTP|BTREE|LH|GIN|GIST|SPGIST|BRIN|SMGR|CLOG|FSM"
                         r"|VISIBILITYMAP|LP|PD|RELSEG|BLCKSZ)_\w+|\w*PAGES_PER_\w*(?:SLRU|STATUS|SEGMENT)\w*|SLRU_PAGES_PER_\w+")
 NUMBER = r"(?:u8|u16|u32|u64|usize|i8|i16|i32|i64|f64)"
-CONSTANT = re.compile(rf"^[ ]*(?:pub(?:\([a-z]+\))? )?const ([A-Z][A-Z0-9_]*): ({NUMBER}) =\s*([^;]+);", re.MULTILINE)
+CONSTANT = re.compile(rf"^[ ]*(?:pub(?:\([a-z]+\))? )?(?:const|static) ([A-Z][A-Z0-9_]*): ({NUMBER}) =\s*([^;]+);", re.MULTILINE)
 VARIANT = re.compile(r"^[ ]+([A-Z][A-Za-z]+) = (0x[0-9A-Fa-f_]+|[0-9_]+),", re.MULTILINE)
 OPERATION = re.compile(r"operation\(\)[^\n;]*\b0x[0-9A-F]{2}\b|\b(?:Rm|ResourceManager)::\w+, 0x[0-9A-F]{2}\b")
+BARE = re.compile(r"(?<![\w.])(0x[0-9A-Fa-f_]+|[0-9][0-9_]*)(?:u8|u16|u32|u64|usize|i32|i64)?(?![\w.])")
 # Numbers that prove nothing by themselves.
 ROUND = re.compile(r"^(?:0*|[1-9]0*)$")
-
-
-def is_test(path):
-    return any(part in ("tests", "examples") for part in path.parts) or path.stem.endswith("tests") or path.stem == "test_record"
 
 
 def value_of(expression):
@@ -104,10 +108,21 @@ def plain(name):
     return name.replace("SIZE", "BYTES")
 
 
-def distinctive(definition):
-    value = definition.value
+def distinctive(value):
     return (isinstance(value, int) and value >= 256 and value & (value - 1) and value + 1 & value
             and not ROUND.match(str(value)))
+
+
+def resolved(own):
+    """Values of the vocabulary's constants, those made of others too (`PAGE_SIZE / 4`), to a constant of each."""
+    known = {d.name: d.value for d in own if d.value is not None and d.kind != "variant"}
+    for _ in range(5):
+        for d in own:
+            if d.kind != "variant" and d.name not in known:
+                text = re.sub(r"\b(?:\w+::)*([A-Z][A-Z0-9_]*)\b", lambda m: str(known.get(m[1], m[0])), d.expression)
+                if (value := value_of(text)) is not None:
+                    known[d.name] = value
+    return {known[d.name]: d for d in reversed(own) if d.name in known and distinctive(known[d.name])}
 
 
 def in_vocabulary(path):
@@ -129,7 +144,7 @@ def main():
     by_name, by_value = collections.defaultdict(list), collections.defaultdict(list)
     for d in own:
         by_name[plain(d.name), d.kind, d.value].append(d)
-        if distinctive(d):
+        if distinctive(d.value):
             by_value[d.value].append(d)
 
     def why(d):
@@ -143,7 +158,7 @@ def main():
             return "name", nearest
         if d.value is not None and d.kind != "variant" and CONVENTION.fullmatch(d.name):
             return "convention", None
-        if distinctive(d) and d.value in by_value:
+        if distinctive(d.value) and d.value in by_value:
             return "value", by_value[d.value][0]
         return None, None
 
@@ -160,11 +175,18 @@ def main():
             if rule and outside:
                 of = f": {constant.path.removeprefix(LAYOUT)} has {constant.name}" if constant else ""
                 findings.append(f"{d.path}:{d.line}: {d.name} = {d.expression} ({rule}{of})")
-        if not is_test(relative) and not in_vocabulary(relative.as_posix()):
-            text = path.read_text()
-            code = text[: at.start()] if (at := re.search(r"^#\[cfg\(test\)\]\nmod \w+ \{", text, re.MULTILINE)) else text
-            for match in OPERATION.finditer(code):
-                findings.append(f"{relative}:{code.count(chr(10), 0, match.start()) + 1}: an operation's number: {match[0].strip()}")
+    bare = resolved(own)
+    for crate in crates(root):
+        for path, source in crate.code().items():
+            place = path.relative_to(root).as_posix()
+            if in_vocabulary(place):
+                continue
+            for match in OPERATION.finditer(source.code):
+                findings.append(f"{place}:{source.line(match.start())}: an operation's number: {match[0].strip()}")
+            for match in BARE.finditer(source.code) if place.startswith(READERS) else ():
+                if (value := value_of(match[1])) in bare:
+                    of = bare[value]
+                    findings.append(f"{place}:{source.line(match.start())}: {match[1]} is {of.name} of {of.path.removeprefix(LAYOUT)}")
 
     if root != ROOT:
         twice = {constant: places for constant, places in homes.items() if len(places) > 1}

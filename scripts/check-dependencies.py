@@ -56,12 +56,14 @@ TEST_ONLY = ["testing/fuzz", "testing/sim"]
 
 # Whole modules cannot be refused by clippy, which knows functions and types. `super` and `crate` cannot hide these.
 IMPURE = re.compile(
-    r"\bstd::(?:fs|net|thread|process|env|io|os)\b|\b(?:core|std)::hash::(?:RandomState|DefaultHasher)\b"
-    r"|\bstd::collections::hash_(?:map|set)\b|\b(?:HashMap|HashSet|RandomState|Instant|SystemTime|thread_local)\b"
-    r"|\b(?:libc|nix|rand|getrandom|mio|tokio|tempfile)::"
+    r"\bstd\s*::\s*(?:(?:fs|net|thread|process|env|io|os)\b|\*)"
+    # Under another name, `s::fs` would not be seen.
+    r"|\bstd\s+as\s+\w+|\bstd\s*::\s*\{[^;]*?\bself\s+as\b"
+    r"|\b(?:core|std)\s*::\s*hash\s*::\s*(?:RandomState|DefaultHasher)\b|\bstd\s*::\s*collections\s*::\s*hash_(?:map|set)\b|\b(?:HashMap|HashSet|RandomState|Instant|SystemTime|thread_local)\b"
+    r"|\b(?:libc|nix|rand|getrandom|mio|tokio|tempfile)\s*::"
 )
 # `use std::{fs, io}` names them too.
-GROUPED = re.compile(r"\bstd::\{[^;]*?\b(fs|net|thread|process|env|io|os)\b")
+GROUPED = re.compile(r"\bstd\s*::\s*\{[^;]*?\b(fs|net|thread|process|env|io|os)\b")
 # Files of pure crates that may name such a module all the same, and why.
 PURE_EXCEPTIONS = {
     "crates/protocol/wire/src/frame.rs": ("std::io", "reads and writes what it is given; it opens nothing"),
@@ -92,6 +94,13 @@ def licences():
     for package in json.loads(subprocess.check_output(command, cwd=ROOT))["packages"]:
         if not licence_ok(package["license"] or ""):
             yield f"{package['name']}: licence {package['license']!r} is not among the allowed"
+
+
+def lints(every):
+    """Each crate takes the lints of the workspace, and has none of its own that would weaken them."""
+    for crate in every:
+        if crate.manifest.get("lints") != {"workspace": True}:
+            yield f"{crate.place}/Cargo.toml: [lints] must be `workspace = true` and nothing else"
 
 
 def layers(every, places):
@@ -170,7 +179,7 @@ def purity(every, places):
                 continue
             allowed = PURE_EXCEPTIONS.get(relative, ("", ""))[0]
             for match in [*IMPURE.finditer(source.stripped), *GROUPED.finditer(source.stripped)]:
-                if match.group() != allowed:
+                if "".join(match.group().split()) != allowed:
                     yield f"{relative}:{source.line(match.start())}: {' '.join(match.group().split())} in a pure crate"
 
 
@@ -213,7 +222,7 @@ def main():
     every = crates(ROOT)
     places = {crate.name: crate.place.removeprefix("crates/") for crate in every}
     problems = [
-        *licences(), *layers(every, places), *circles_of_tests(every, places), *unused(every), *declared(every),
+        *licences(), *lints(every), *layers(every, places), *circles_of_tests(every, places), *unused(every), *declared(every),
         *purity(every, places), *clippy_files(), *rust_version(),
     ]
     for problem in problems:

@@ -7,7 +7,7 @@ beside `||` without brackets.
 * A file has at most 600 lines of code: tests, comments and blank lines do not count.
 * `a && b || c` is read wrongly sooner or later. Clippy's `precedence` asks for brackets around shifts only.
 * What runs beside the main thread has a name that `top -H`, a panic and a backtrace show: `thread::Builder`, not
-  `thread::spawn`, outside tests.
+  `thread::spawn` or a scope's `spawn`, outside tests.
 
 `--wide` lists instead the public items that no other crate names: they could be `pub(crate)`.
 """
@@ -26,7 +26,11 @@ PUBLIC_EXCEPTIONS = {
 }
 # Threads outside tests that need no name, and why.
 UNNAMED_THREADS = {
+    "crates/control/local/src/status.rs": "asks one process each, and is joined before the answer",
     "crates/testing/bench/src/processes.rs": "a measurement's only sampler, joined at its end",
+    "crates/testing/bench/src/server/borealis.rs": "materializes one node each, and is joined",
+    "crates/testing/bench/src/workload/faults.rs": "joined within the measurement",
+    "crates/testing/sim/src/main.rs": "one for each core, joined before the summary",
     "crates/testing/bench/src/workload/pages.rs": "answers for the length of one probe, and is joined",
 }
 
@@ -169,9 +173,15 @@ def unnamed_threads(every):
     for crate in every:
         for path, source in crate.code().items():
             place = path.relative_to(ROOT).as_posix()
-            for match in re.finditer(r"\bthread::spawn\(", source.code):
-                if place not in UNNAMED_THREADS:
-                    yield f"{place}:{source.line(match.start())}: a thread without a name: thread::Builder gives it one"
+            at = [match.start() for match in re.finditer(r"\bthread\s*::\s*spawn\b", source.code)]
+            for scope in re.finditer(r"\bscope\s*\(\s*(?:move\s*)?\|\s*(\w+)[^|]*\|", source.code):
+                end = closing(source.code, source.code.index("(", scope.start()))
+                spawned = re.compile(rf"\b{scope[1]}\s*\.\s*spawn\b").finditer(source.code, scope.end(), end)
+                at += [match.start() for match in spawned]
+            if place not in UNNAMED_THREADS:
+                yield from (f"{place}:{source.line(a)}: a thread without a name: thread::Builder gives it one" for a in at)
+            elif not at:
+                yield f"{place}: no thread without a name is left; the exception can go"
 
 
 def main():

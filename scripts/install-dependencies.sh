@@ -4,7 +4,8 @@
 # checks what it downloads. Then checks that Rust is there and new enough; Rust is each user's own, so this script says
 # how to get it and leaves it at that. Does nothing when all is there.
 #
-# With the argument `lint` it adds what only `./test lint` uses, codespell.
+# With the argument `lint` it is about what `./test lint` needs: no PostgreSQL, but rustfmt, clippy, and codespell, which is
+# only installed where that needs no question to a person; lint.sh says so when spelling could not be checked.
 #
 # Everything that is wrong is said before it ends with 1, so that one round of repairs is enough.
 set -euo pipefail
@@ -17,15 +18,20 @@ bin=/usr/lib/postgresql/15/bin
 no_server="mkdir -p /etc/postgresql-common && { [ -e /etc/postgresql-common/createcluster.conf ] || \
 echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf; }"
 
+# Whether something can be installed without asking a person for anything.
+root_without_question() {
+    command -v apt-get >/dev/null && { [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null; }
+}
+
 # The packages that the machine lacks, one a line.
 missing_packages() {
     local file
-    for file in "$bin"/{postgres,initdb,psql,pgbench,pg_amcheck,pg_waldump} \
+    [ "$purpose" = lint ] || for file in "$bin"/{postgres,initdb,psql,pgbench,pg_amcheck,pg_waldump} \
         /usr/share/postgresql/15/extension/{amcheck,pg_visibility}.control; do
         [ -e "$file" ] || { echo postgresql-15; break; }
     done
     command -v python3 >/dev/null || echo python3
-    [ "$purpose" != lint ] || command -v codespell >/dev/null || echo codespell
+    [ "$purpose" != lint ] || command -v codespell >/dev/null || ! root_without_question || echo codespell
     command -v cc >/dev/null || printf '%s\n' gcc libc6-dev
     # Where this and other distributions keep them; cargo's own OpenSSL looks there too.
     [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -n "${SSL_CERT_FILE:-}" ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] ||
@@ -163,6 +169,15 @@ check_rust() {
         if ! at_least "${version:-0}" "$wanted"; then
             echo "Rust is too old: $path is version ${version:-unknown}, Borealis needs Rust $wanted or newer." >&2
             say_how_to_get_rust
+            return 1
+        fi
+    done
+    [ "$purpose" = lint ] || return 0
+    # A minimal profile of rustup has neither, nor have Debian's packages of cargo and rustc.
+    for tool in fmt clippy; do
+        if ! (cd "$here/.." && cargo "$tool" --version) >/dev/null 2>&1; then
+            echo "cargo $tool is missing. With rustup:  rustup component add rustfmt clippy" >&2
+            echo "with Debian's packages:  apt-get install rustfmt rust-clippy  (as root)" >&2
             return 1
         fi
     done

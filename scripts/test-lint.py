@@ -43,8 +43,13 @@ HASH_MAP_IN_TEST = "\n#[test]" + function("planted_map", "let _ = std::collectio
 LOGIC = "\nfn planted_logic(a: bool, b: bool, c: bool) -> bool {\n    a && b || c\n}\n"
 LONG = "\n/// Longer than anyone can read at once, and no reason why.\npub fn planted_long(mut value: u64) -> u64 {\n" + "    value += 1;\n" * 75 + "    value\n}\n"
 ADVISORY = '{"id": "RUSTSEC-PLANTED", "package": "serde", "informational": null, "title": "", "patched": [">= 99.0.0"], "unaffected": []},'
+FUZZ_ADVISORY = ADVISORY.replace("RUSTSEC-PLANTED", "RUSTSEC-FUZZ").replace("serde", "libfuzzer-sys")
 # Split, so that this file is spelt right.
 TYPO = "rec" + "ieve"
+
+
+# Tests need not be the last item of a file.
+AFTER_TESTS = "\n#[cfg(test)]\nmod planted_tests {}\n"
 
 
 def depend(name):
@@ -57,6 +62,9 @@ TEXT_FAULTS = {
         ("a clock at the foot of the segment machine", SEGMENT, at_foot(CLOCK), "Instant in a pure crate"),
         ("a hash map in a test of a pure crate", SEGMENT_TESTS, at_foot(HASH_MAP_IN_TEST), "HashMap in a pure crate"),
         ("a grouped import of a module that does I/O", SEGMENT, at_foot("\nuse std::{fmt, fs};\n"), "std::{fmt, fs in a pure crate"),
+        ("std under another name", SEGMENT, at_foot("\nuse std as planted;\n"), "std as planted in a pure crate"),
+        ("blanks inside a path", SEGMENT, at_foot("\nuse std :: fs;\n"), "std :: fs in a pure crate"),
+        ("a crate with lints of its own", "crates/storage/client/Cargo.toml", instead("[lints]\nworkspace = true", '[lints.clippy]\nall = "allow"'), "crates/storage/client/Cargo.toml: [lints] must be"),
         ("an attribute that switches the bans off", SEGMENT, at_foot("\n#[allow(clippy::disallowed_methods)]" + function("planted_allow")), "switches clippy's bans off"),
         ("a clippy.toml that forgets what the root says", "crates/postgres/clippy.toml", instead("allow-expect-in-tests", "# allow-expect-in-tests"), "differs from that of clippy.toml"),
         ("a dependency that nothing uses", "crates/storage/store/Cargo.toml", depend("libc"), "crates/storage/store: dependency libc is not used"),
@@ -67,27 +75,38 @@ TEXT_FAULTS = {
     ],
     "scripts/check-advisories.py": [
         ("an advisory about a locked version", "scripts/advisories.json", instead('"advisories": [', f'"advisories": [{ADVISORY}'), "RUSTSEC-PLANTED"),
+        ("an advisory about a crate of the fuzz targets alone", "scripts/advisories.json", instead('"advisories": [', f'"advisories": [{FUZZ_ADVISORY}'), "RUSTSEC-FUZZ"),
     ],
     "scripts/check-source.py": [
         ("a public function that nobody uses", SEGMENT, at_foot("\n/// Planted.\npub fn planted_and_dead() {}\n"), "pub fn planted_and_dead: nothing uses it"),
         ("a file over 600 lines", SEGMENT, at_foot("\nconst _: () = ();" * 601 + "\n"), f"{SEGMENT}: "),
         ("&& beside || without brackets", SEGMENT_TESTS, at_foot(LOGIC), f"{SEGMENT_TESTS}:"),
-        ("a thread without a name", "crates/storage/node/src/lib.rs", at_foot(function("planted_thread", "std::thread::spawn(|| ());")), "a thread without a name"),
+        ("a thread without a name", "crates/storage/node/src/lib.rs", at_foot(function("planted_thread", "std::thread::spawn(|| ());")), "crates/storage/node/src/lib.rs:"),
+        ("a thread of a scope without a name", "crates/storage/store/src/lib.rs", at_foot(function("planted_scope", "std::thread::scope(|s| { s.spawn(|| ()); });")), "crates/storage/store/src/lib.rs:"),
     ],
     "scripts/check-invariants.py": [
         ("an assertion whose name no table has", SEGMENT, at_foot(function("planted", 'borealis_types::invariant!("planted-name", true);')), "invariant planted-name has no row"),
         ("an assertion that no test has seen fail", SEGMENT, at_foot(function("planted", 'borealis_types::invariant!("planted-name", true);')), "no test has seen invariant planted-name fail"),
+        ("an assertion after the tests of its file", "crates/protocol/quorum/src/writer.rs", at_foot(AFTER_TESTS + function("planted", 'borealis_types::invariant!("planted-below", true);')), "invariant planted-below has no row"),
+        ("a row that names another file", "ARCHITECTURE.md", instead("| `protocol/quorum/src/read_routing.rs` |", "| `protocol/quorum/src/writer.rs` |"), "invariant asked-peer-is-complete is asserted in"),
+        ("an invariant of the whole that is asserted as nothing", "ARCHITECTURE.md", instead("`durable-at-write-quorum`,", "`planted-at-nothing`,"), "planted-at-nothing, of the invariants of the whole, is no named assertion"),
     ],
     "scripts/check-documents.py": [
         ("a link to a file that is not there", "README.md", at_foot("\n[planted](docs/planted.md)\n"), "docs/planted.md is not there"),
         ("a path that is not there", "README.md", at_foot("\n`crates/planted/src`\n"), "crates/planted/src is not there"),
         ("a target that has no row", "README.md", at_foot("\nS99 is met.\n"), "S99 has no row"),
+        ("a target in a comment that has no row", SEGMENT, at_foot("\n// As S98 asks.\n"), "S98 has no row"),
+        ("hazards that have no row", SEGMENT, at_foot("\n// Hazards 1 and 98.\n"), "hazard 98 has no row"),
+        ("a function that is gone from its file", "ARCHITECTURE.md", instead("`QuorumSets::is_write_quorum`", "`QuorumSets::planted_quorum`"), "has no planted_quorum"),
     ],
     "scripts/house-figures.py --no-circles": [
         ("two files that import each other", "crates/protocol/quorum/src/segment/types.rs", at_foot("\nuse crate::recovery::Outcome as _;\n"), "a circle of imports"),
     ],
     "scripts/check-constants.py": [
         ("a constant of PostgreSQL a second time", "crates/postgres/redo/src/lib.rs", at_foot("\nconst XLOG_HEAP_INSERT: u8 = 0x00;\n"), "XLOG_HEAP_INSERT"),
+        ("a constant of PostgreSQL as a static", "crates/postgres/redo/src/lib.rs", at_foot("\nstatic XLOG_HEAP_DELETE: u8 = 0x10;\n"), "XLOG_HEAP_DELETE"),
+        ("a number of the vocabulary in an arm", "crates/storage/store/src/lib.rs", at_foot(function("planted_number", "match 1 { 1 => 1_636, _ => 0 };")), "1_636 is MEMBERS_PER_PAGE"),
+        ("an operation's number after the tests of its file", "crates/storage/store/src/read/mod.rs", at_foot(AFTER_TESTS + function("planted_operation", "record.operation() == 0x10;")), "crates/storage/store/src/read/mod.rs:"),
     ],
     "scripts/lint.sh spelling": [("a word spelt wrongly", "README.md", at_foot(f"\n{TYPO}\n"), TYPO)],
 }

@@ -41,7 +41,8 @@ use crate::wal_feed::FeedError;
 const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A node that leaves a batch unanswered for so long is disconnected.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// A node that leaves a batch unanswered for so long no longer holds back what others may forget.
+/// After this long without an answer a node no longer counts for the minimum read point, or one slow node would keep
+/// old page versions on all others.
 const SILENCE_TOLERATED: Duration = Duration::from_secs(2);
 /// A node that takes longer to introduce itself is disconnected.
 const GREETING_MAX: Duration = Duration::from_secs(3);
@@ -93,7 +94,7 @@ pub struct Engine {
     outcome: Outcome,
     poll: Poll,
     events: Events,
-    /// What the events are about, and whether the other side has closed; kept for its memory.
+    /// Scratch list of one turn: token, and whether the peer closed. Kept between turns to save an allocation.
     ready: Vec<(Token, bool)>,
     scratch: Vec<u8>,
     /// The keys of `peers`, to walk them while the engine changes.

@@ -226,7 +226,7 @@ pub fn listen(path: &Path, shared: Arc<StatusBoard>) -> io::Result<()> {
     }
     let listener = with_short_name(path, |short| UnixListener::bind(short))?;
     // The thread ends with the process.
-    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+    std::thread::Builder::new().name("instance-socket".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
             // One caller at a time, and none for long: a broken one must not keep the others out.
             if let Err(error) = serve(stream, &shared) {

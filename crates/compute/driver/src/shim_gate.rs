@@ -88,8 +88,8 @@ pub(crate) fn require_loaded(report: Option<&ShimReport>, started: u32) {
 }
 
 impl ShimGate {
-    /// What is wrong with a server that runs, as soon as it is certain: that it was started with another shim, or has
-    /// been for [`PATIENCE`] (or even accepts connections) what it must not be.
+    /// The fault of a running server, or `None` while it may still report its shim. It is certain once another build's
+    /// shim reported, once the process has run for [`PATIENCE`] without a report, or once it accepts connections.
     pub fn fault_of_running(
         &mut self,
         report: Option<ShimReport>,
@@ -196,7 +196,8 @@ impl ShimGate {
         Some(format!("the loader could not load it: {meaning}{policy}. It said: {}", line.trim()))
     }
 
-    /// What of the program itself keeps the loader from preloading anything, ever.
+    /// Why the loader ignores `LD_PRELOAD` for this program: set-user-id or set-group-id, file capabilities or static
+    /// linking. `None` if it does not.
     fn of_the_binary(&self) -> Option<String> {
         let program = self.program.display();
         let metadata = fs::metadata(&self.program).ok()?;

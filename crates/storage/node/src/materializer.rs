@@ -81,7 +81,7 @@ impl Materializer {
                 Ok(Progress { advanced: true, pages_written, .. }) => {
                     add(&self.metrics.materializations, 1);
                     let seconds = begun.elapsed().as_secs();
-                    tracing::info!(pages_written, seconds, "folded redo into pages");
+                    tracing::info!(pages_written, seconds, "materialized pages");
                 }
                 Ok(_) => {}
                 Err(error) => {

@@ -22,7 +22,7 @@
 //! | `gossip_failures` | exchanges with a peer that failed |
 //! | `gossip_pulled_bytes` | bytes of batches pulled from peers |
 //! | `gossip_pulled_batches` | batches pulled from peers |
-//! | `materializations` | rounds of background redo that did something |
+//! | `materializations` | rounds of materialization that did something |
 //! | `resident_bytes` | resident memory of the process |
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -12,7 +12,7 @@
 //! Formats: log entries in `log/entry.rs` and `log/payload.rs`, page slots in `pages/page_files.rs`, small
 //! files in `directory.rs`, the checkpoint in `checkpoint.rs`. Where to look: a torn tail is truncated in
 //! `log/torn_tail.rs`; what happens when `fdatasync` fails stands in `poison.rs`; a read is admitted by
-//! `Store::readable` in `read/mod.rs`; all file I/O is in `disk/`.
+//! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; all file I/O is in `disk/`.
 
 mod append;
 mod checkpoint;

@@ -69,7 +69,7 @@ pub(super) struct PeerLinks {
     pub(super) groups: GroupSet,
     pub(super) append: Link,
     pub(super) read: Link,
-    /// Its segments have the history of our epoch. Before that they may hold records that were cut, and must
+    /// Its segments have the history of our epoch. Before that they may hold records that were truncated, and must
     /// not be read.
     pub(super) installed: bool,
     /// Last message that was logged about it, so that a dead node does not fill the log.
@@ -164,7 +164,7 @@ impl Engine {
             (Stage::Installing, Reply::Summaries(segments)) if request_id == INSTALL_ID => {
                 return self.welcome(node, &segments);
             }
-            // What is said before the introduction is complete is said again in it.
+            // Ignore progress before the introduction ends: its last message carries the same SCLs.
             (Stage::Greeting | Stage::Installing, Reply::Progress(_)) => Ok(()),
             (Stage::Ready, Reply::Appended(progress)) => {
                 let result = self.shipper.appended(node, request_id, &progress);

@@ -43,7 +43,8 @@ impl Engine {
         let last = self.shipper.last_shipped();
         let feed = WalFeed::new(self.server_version, wal_directory, segment_bytes, 1, last);
         self.poll.registry().register(&mut SourceFd(&shm.event_fd()), TOKEN_SHM, Interest::READABLE)?;
-        // What a new server's transactions have changed is nothing yet.
+        // A new server has no open transaction. Without this the evictor would keep pages for the transactions of the last
+        // server.
         shm.publish_oldest_open(Lsn::MAX);
         // So that the distance between what is written and what is durable is right from the first write on.
         shm.publish_durable(0, self.shipper.durable().end);
@@ -117,7 +118,8 @@ impl Engine {
     pub(super) fn feed(&mut self) -> Result<(), EngineError> {
         let Some(server) = &mut self.server else { return Ok(()) };
         let position = server.shm.wal_written();
-        // While too much is shipped and not durable, acknowledgements are what to wake for.
+        // Take note of new log before reading it: while too much is shipped and not yet durable it is not read, and only
+        // an acknowledgement makes room.
         server.looked_sequence = position.sequence;
         if position.sequence == server.seen_sequence {
             return Ok(());

@@ -54,8 +54,8 @@ struct Round {
     limit_bytes: u64,
 }
 
-/// Whether the cache is counted although it has not yet grown by as much as it had room for: others fill the memory
-/// file system, too, so the limit may have come down under a cache that stands still.
+/// Whether to count the cache now: it has grown by its room, or the memory file system is nearly full. Other programs
+/// fill that file system too, which lowers the limit although the cache did not grow.
 fn is_due(since_last: Duration, has_grown: bool, is_short: impl FnOnce() -> bool) -> bool {
     since_last >= ROUND_INTERVAL && (has_grown || is_short())
 }

@@ -26,8 +26,8 @@ impl Keeper {
         if file.bytes == 0 || !file.is_main_fork() {
             return Ok(0);
         }
-        // Open the file before asking storage about it. The answer is then about this file, or about one that took its
-        // name, and then this one has no name any more.
+        // Open the file before asking storage. If another file takes this name meanwhile, the answer is about that one;
+        // holes then go into the old file, which is already unlinked.
         let Some(open) = CacheFile::open(&file.path)? else { return Ok(0) };
         let mut in_storage = None;
         let mut dropped = 0;
@@ -106,7 +106,7 @@ impl Keeper {
         // The order matters: see `CacheBook::oldest_open`.
         let durable = self.client.durable_lsn();
         let oldest_open = self.client.cache().oldest_open();
-        // The first segment of any cluster's log is the second one there could be.
+        // initdb starts WAL at segment 1, never 0. A page LSN below one segment therefore never came from the log.
         Known { durable, oldest_open, log_begins: Lsn(self.client.wal_segment_size_bytes()) }
     }
 

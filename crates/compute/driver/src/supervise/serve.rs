@@ -17,7 +17,8 @@ use crate::shim_gate;
 const SERVER_START_MAX: Duration = Duration::from_secs(60);
 /// How long a clean shutdown may take.
 const SERVER_STOP_MAX: Duration = Duration::from_secs(60);
-/// How often the server and the signals are looked at without a sign of them: while the server starts, and then.
+/// How often to poll the server and the signals when no event reports them: first while the server starts, then
+/// while it runs.
 const LOOK_INTERVAL_STARTING: Duration = Duration::from_millis(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -74,7 +75,8 @@ impl Supervisor {
                 }
                 continue;
             }
-            // Most turns are about redo. What follows is looked at when something said so, and now and then.
+            // Most turns only ship redo. Check the process, the signals and the socket when an event reported them, or
+            // when the interval is over.
             if !engine.take_watched() && progress.last_looked.elapsed() < look_interval {
                 continue;
             }

@@ -40,7 +40,7 @@ pub struct Segment {
     history: EpochHistory,
     known_durable: DurablePoint,
     minimum_read_point: Lsn,
-    /// The last record of the chain that is not after `known_durable`: as far back as a cut can ever reach.
+    /// The last record of the chain that is not after `known_durable`: as far back as a truncation can ever reach.
     floor: RecordSpan,
     /// The unbroken chain above `floor`. Its length is bounded by how far a writer may run ahead of the durable
     /// position.
@@ -92,7 +92,7 @@ impl Segment {
     /// What may be acknowledged: the epoch whose writer may count it, and SCL.
     ///
     /// `None` between a fence and the installation that follows it: SCL may count records then that the
-    /// recovery is about to cut. An acknowledgement must go to the writer of exactly this epoch, and only
+    /// recovery is about to truncate. An acknowledgement must go to the writer of exactly this epoch, and only
     /// after the log is synced up to the moment this was called.
     #[must_use]
     pub fn acknowledgement(&self) -> Option<(VolumeEpoch, Lsn)> {
@@ -125,7 +125,7 @@ impl Segment {
     }
 
     /// Records after the known durable position, complete ones first, then held ones: what a later history may
-    /// still cut.
+    /// still truncate.
     pub fn uncertain(&self) -> impl Iterator<Item = SegmentRecord> {
         self.recent.iter().chain(self.held.values()).copied()
     }
@@ -274,7 +274,7 @@ impl Segment {
     /// `durable`, which must be true under that history.
     ///
     /// Refused while the segment is promised to a newer epoch: that recovery may have counted on records
-    /// that this history cuts, and will bring its own. A promise of the same epoch to another writer does not
+    /// that this history truncates, and will bring its own. A promise of the same epoch to another writer does not
     /// stand in the way: whoever installs was promised that epoch by a write quorum, so the other cannot be.
     ///
     /// # Errors
@@ -345,7 +345,7 @@ impl Segment {
             return Err(InstallError::ChangesRelease { epoch, durable });
         }
         let admitted = |record: &SegmentRecord| history.admits(record.epoch, record.link.span.end);
-        // Records of later epochs lie after every cut of an earlier one, so what is cut is a suffix.
+        // Records of later epochs lie after every truncation of an earlier one, so what is truncated is a suffix.
         let keep = self.recent.iter().position(|record| !admitted(record)).unwrap_or(self.recent.len());
         if self.recent.range(keep..).any(admitted) {
             return Err(InstallError::Contradiction { epoch });
@@ -360,7 +360,7 @@ impl Segment {
         }
         self.history = history.clone();
         let mut cut: Vec<SegmentRecord> = self.recent.drain(keep..).collect();
-        // The chain's records ascend, so the first one cut speaks for all.
+        // The chain's records ascend, so the first one truncated speaks for all.
         let spared = cut.first().is_none_or(|first| first.link.span.end > durable);
         invariant!("nothing-durable-is-truncated", spared, "{:?} is not above {durable}", cut.first());
         self.held.retain(|_, record| {
@@ -377,7 +377,7 @@ impl Segment {
     /// Notes that everything up to `point` is durable, as the writer of `epoch` (or a peer whose history ends
     /// with `epoch`) says. Returns whether that is news.
     ///
-    /// A claim of an epoch this segment has not installed is ignored: records here that a recovery cut could
+    /// A claim of an epoch this segment has not installed is ignored: records here that a recovery truncated could
     /// otherwise pass for durable. So is every claim between a fence and the installation that follows it: what
     /// the summary told the recovery must stay true, or the caller could drop records it is about to ask for.
     pub fn observe_durable(&mut self, epoch: VolumeEpoch, point: DurablePoint) -> bool {
@@ -483,7 +483,7 @@ impl Segment {
         let ours = self.history.newest_epoch();
         let install_history = theirs > ours;
         if install_history && theirs < self.promised.epoch {
-            // Its records may be of a stream that the recovery we are promised to will cut or keep; wait for it.
+            // Its records may be of a stream that the recovery we are promised to will truncate or keep; wait for it.
             return GossipPlan::default();
         }
         let after = self.segment_complete_lsn();

@@ -39,7 +39,7 @@ pub enum Offer {
     Duplicate,
     /// Too many records wait already. Not taken; fill the [`Segment::gap`](super::Segment::gap) first.
     TooFarAhead,
-    /// Of an epoch that is fenced off, or cut by a recovery. Never take it from anyone.
+    /// Of an epoch that is fenced off, or truncated by a recovery. Never take it from anyone.
     Stale,
     /// Of an epoch this segment has not been told about. Ask the sender for its history and offer again.
     NeedsHistory,
@@ -75,7 +75,7 @@ pub enum InstallError {
         /// The epoch both end with.
         epoch: VolumeEpoch,
     },
-    /// The history would cut records that are known to be durable, so it is not of this volume.
+    /// The history would truncate records that are known to be durable, so it is not of this volume.
     #[error("the history of volume epoch {epoch} cuts below the durable position {durable}")]
     CutsDurable {
         /// The newest epoch of the history.
@@ -103,7 +103,7 @@ pub enum InstallError {
 pub struct Installed {
     /// Whether there is something to persist: the same history a second time changes nothing.
     pub changed: bool,
-    /// Records that are cut for ever, in position order. The caller forgets their bytes.
+    /// Records that are truncated for ever, in position order. The caller forgets their bytes.
     pub cut: Vec<SegmentRecord>,
 }
 
@@ -170,7 +170,7 @@ pub enum ReadRefusal {
     /// The segment is promised to a newer writer than the reader's.
     #[error(transparent)]
     Fenced(#[from] Fenced),
-    /// A recovery happened that this segment has not heard of: what it holds may have been cut.
+    /// A recovery happened that this segment has not heard of: what it holds may have been truncated.
     #[error("this segment has not heard of volume epoch {wanted} yet (it knows {known})")]
     HistoryBehind {
         /// The epoch whose stream the reader means.

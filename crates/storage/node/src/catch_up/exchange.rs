@@ -46,7 +46,7 @@ const TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_millis(500), call:
 enum Exchanged {
     /// The segments agree and did not move.
     Quiet,
-    /// Ours moves without the peer's help, and lacks nothing that we know of.
+    /// Our segments advance from the writer's stream and have no known gap: exchange seldom.
     Fed,
     /// Something else moved, or the segments differ.
     Moving,
@@ -218,7 +218,8 @@ impl Exchanges<'_> {
         let now = Ends::after(before.as_ref(), ours, theirs.segment_complete_lsn, durable, asked);
         self.ends.insert(group, now);
         let fed = before.is_some_and(|before| now.moved_since(&before));
-        // Whoever moves ours also says with each batch how far the volume is durable.
+        // A segment that the writer feeds learns the durable position with every batch; take the peer's only if it is
+        // not fed.
         if plan.observe_durable && !fed {
             store.note_positions(&BatchHeader {
                 volume_epoch: theirs.history.newest_epoch(),
@@ -237,7 +238,7 @@ impl Exchanges<'_> {
         }
         let stuck = before.is_none() || now.is_stuck(asked);
         let is_collected = known.is_collected(self.peer.node, group, ours);
-        // A peer whose history is older than ours may hold records that a recovery cut; it learns of that from us
+        // A peer whose history is older than ours may hold records that a recovery truncated; it learns of that from us
         // first. A peer whose history is newer, but not as new as our promise, waits for the same recovery as we do.
         let agreed = newest_epoch == theirs.history.newest_epoch();
         if (stuck || has_hole) && agreed && !is_collected {

@@ -39,7 +39,7 @@ struct State {
 #[derive(Clone, Copy, Default, Debug)]
 struct Member {
     complete: Lsn,
-    /// It has every record up to here that no recovery can cut: known to be durable.
+    /// It has every record up to here that no recovery can truncate: known to be durable.
     safe: Lsn,
 }
 
@@ -197,8 +197,8 @@ fn assert_kept_for_all<'a>(mut members: impl Iterator<Item = &'a Member>, floor:
     );
 }
 
-/// Whether records are missing before one that is here. That the volume is known to be durable beyond what is here is
-/// no sign of it: while this node is the slowest, every batch says so, and brings more.
+/// Whether a record waits for a missing predecessor. A durable position beyond our SCL is no sign of a gap: the slowest
+/// node sees that in every batch, and the records are on their way.
 pub(crate) fn has_hole(segment: &Segment) -> bool {
     segment.held_count() > 0
 }
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(
             known.note_peer(NodeId(3), &segment(600)),
             Some(Lsn(400)),
-            "what may be cut does not count"
+            "what may be truncated does not count"
         );
         assert_eq!(known.note_peer(NodeId(9), &segment(1)), None, "a stranger does not count");
     }

@@ -1,7 +1,7 @@
 //! Filling gaps from peers, without the writer's help (gossip).
 //!
 //! One thread for each peer ([`exchange`]) compares summaries. Where the peer is ahead it takes what is missing from the
-//! peer's log: first the epoch history, so that no record is taken that a recovery cut, then the records ([`pull`]).
+//! peer's log: first the epoch history, so that no record is taken that a recovery truncated, then the records ([`pull`]).
 //! What the threads learn of the peers, and whom they must not ask again, is in one place ([`known`]).
 
 mod exchange;

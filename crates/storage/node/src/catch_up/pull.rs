@@ -51,7 +51,7 @@ impl Standing {
         let same = (before.promise, before.newest_epoch) == (self.promise, self.newest_epoch);
         let live = same && self.promise.epoch == self.newest_epoch;
         if live {
-            // Only a newer history can cut records.
+            // Only a newer history can truncate records.
             invariant!(
                 "scl-advances-under-one-writer",
                 before.complete <= self.complete,
@@ -71,7 +71,7 @@ pub(crate) struct Puller {
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) known: Arc<Known>,
-    /// For the writer, who waits for progress that it did not cause.
+    /// Connections through which to tell the writer that an SCL moved by records from a peer.
     pub(crate) connections: Arc<OpenConnections>,
     pub(crate) materializer: Arc<Materializer>,
     pub(crate) collected_lines: LineThrottle,
@@ -165,7 +165,7 @@ mod tests {
         assert!(told(standing(3, 3, 100), standing(3, 3, 200)));
         assert!(!told(standing(3, 3, 100), standing(4, 4, 200)), "another writer");
         assert!(!told(standing(4, 3, 100), standing(4, 3, 200)), "a recovery is under way");
-        assert!(!told(standing(3, 3, 200), standing(4, 4, 100)), "a recovery cut records");
+        assert!(!told(standing(3, 3, 200), standing(4, 4, 100)), "a recovery truncated records");
     }
 
     #[test]

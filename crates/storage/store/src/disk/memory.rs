@@ -172,7 +172,7 @@ impl MemoryDisk {
         self.names().faults.lock().unwrap().next = Some((operation, part.to_owned(), after));
     }
 
-    /// Takes back a planted fault that did not come about; returns how many did so far.
+    /// Clears a planted fault that has not triggered yet. Returns how many faults have triggered.
     pub(crate) fn heal(&self) -> u32 {
         let names = self.names();
         let mut faults = names.faults.lock().unwrap();

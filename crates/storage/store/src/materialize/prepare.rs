@@ -45,8 +45,7 @@ impl Store {
             if hosted.index.all_records(above, lsn).len() < LONG_COUNTERS {
                 return;
             }
-            // No record of the meta group lies between the two: what is durable beyond belongs to other
-            // groups.
+            // The meta group has no record between these two LSNs, so the counters are the same at both.
             (lsn, lsn.min(hosted.indexed_through))
         };
         let counters = self.meta_version(&MetaKey::Counters, lsn, Overtaken::Fail, &|state| {

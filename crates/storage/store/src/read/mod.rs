@@ -341,7 +341,8 @@ impl Store {
             };
         }
         drop(waited);
-        // Reached only if histories are installed one after another, or redo keeps failing.
+        // Every attempt was overtaken by a change of the segment: recoveries in quick succession, or redo that keeps
+        // failing. Give up rather than loop.
         let what = format!("group {group} changed during each of {} attempts to read", 2 * ATTEMPTS);
         Err(Refusal::Failed(what).into())
     }

@@ -21,6 +21,9 @@ const LOCK_NAME: &str = "cluster.lock";
 /// catalog be removed, for they never held anything.
 const CREATING_NAME: &str = "cluster.creating";
 const NODES_NAME: &str = "nodes";
+/// What starting a node leaves in its folder, beside its store.
+pub(crate) const NODE_LOG_NAME: &str = "node.log";
+pub(crate) const NODE_PROCESS_NAME: &str = "process";
 /// How long a command waits for another one to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -155,7 +158,7 @@ impl Catalog {
     /// When it cannot be looked at.
     pub fn is_fresh(directory: &Path) -> Result<bool, CatalogError> {
         let names = names_in(directory)?;
-        let interrupted = names.iter().any(|name| name == CREATING_NAME);
+        let interrupted = names.iter().any(|name| name == CREATING_NAME) && !nodes_have_run(directory)?;
         Ok(names.iter().all(|name| {
             // What was being written when it was interrupted has a name that begins like its own.
             let begins = |with: &str| name.to_string_lossy().starts_with(with);
@@ -165,13 +168,15 @@ impl Catalog {
         }))
     }
 
-    /// Whether `directory` has the nodes of a cluster and no catalog, though nobody was about to make one.
+    /// Whether `directory` has the nodes of a cluster and no catalog, though nobody was about to make one; nodes that ran
+    /// are a cluster's, whatever mark stands beside them.
     ///
     /// # Errors
     /// When it cannot be looked at.
     pub fn is_lost(directory: &Path) -> Result<bool, CatalogError> {
         let names = names_in(directory)?;
-        if names.iter().any(|name| name == FILE_NAME || name == CREATING_NAME) {
+        let has = |wanted: &str| names.iter().any(|name| name == wanted);
+        if has(FILE_NAME) || (has(CREATING_NAME) && !nodes_have_run(directory)?) {
             return Ok(false);
         }
         let nodes = directory.join(NODES_NAME);
@@ -185,8 +190,11 @@ impl Catalog {
     /// When the directory has nodes that no interrupted creation left, which are not touched; or cannot be written.
     pub(crate) fn begin_creation(directory: &Path) -> Result<(), CatalogError> {
         let (mark, nodes) = (directory.join(CREATING_NAME), directory.join(NODES_NAME));
-        if nodes.exists() {
-            if !mark.exists() || directory.join(FILE_NAME).exists() {
+        let look = |path: &Path| {
+            path.try_exists().map_err(|source| CatalogError::File { path: path.to_path_buf(), source })
+        };
+        if look(&nodes)? {
+            if !look(&mark)? || look(&directory.join(FILE_NAME))? || nodes_have_run(directory)? {
                 return Err(CatalogError::Lost(directory.to_path_buf()));
             }
             fs::remove_dir_all(&nodes).map_err(|source| CatalogError::File { path: nodes, source })?;
@@ -200,9 +208,12 @@ impl Catalog {
     /// When the mark is there and cannot be removed.
     pub(crate) fn end_creation(directory: &Path) -> Result<(), CatalogError> {
         let mark = directory.join(CREATING_NAME);
-        let removed = match fs::remove_file(&mark) {
+        // A file system that is read-only refuses to remove even what is not there.
+        let removed = match fs::symlink_metadata(&mark) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            other => other.and_then(|()| File::open(directory)?.sync_all()),
+            found => {
+                found.and_then(|_| fs::remove_file(&mark)).and_then(|()| File::open(directory)?.sync_all())
+            }
         };
         removed.map_err(|source| CatalogError::File { path: mark, source })
     }
@@ -295,10 +306,26 @@ impl Catalog {
 /// The names in a folder; none if it does not exist.
 fn names_in(folder: &Path) -> Result<Vec<std::ffi::OsString>, CatalogError> {
     match fs::read_dir(folder) {
-        Ok(entries) => Ok(entries.flatten().map(|entry| entry.file_name()).collect()),
+        Ok(entries) => {
+            let names: Result<Vec<_>, _> =
+                entries.map(|entry| entry.map(|entry| entry.file_name())).collect();
+            names.map_err(|source| CatalogError::File { path: folder.to_path_buf(), source })
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(CatalogError::File { path: folder.to_path_buf(), source }),
     }
+}
+
+/// Whether a node below `directory` was ever started: that leaves files which making it does not.
+fn nodes_have_run(directory: &Path) -> Result<bool, CatalogError> {
+    let nodes = directory.join(NODES_NAME);
+    if !nodes.is_dir() {
+        return Ok(false);
+    }
+    let has_run = |node: &std::ffi::OsString| {
+        [NODE_LOG_NAME, NODE_PROCESS_NAME].iter().any(|name| nodes.join(node).join(name).exists())
+    };
+    Ok(names_in(&nodes)?.iter().any(has_run))
 }
 
 #[cfg(test)]
@@ -373,6 +400,14 @@ mod tests {
         fs::create_dir_all(&node).expect("made");
         Catalog::begin_creation(path).expect("begun again");
         assert!(!node.exists(), "nothing was ever in it");
+
+        // A mark that was left behind, or nodes that were put beside it, from a backup perhaps.
+        fs::create_dir_all(&node).expect("made");
+        fs::write(node.join(CONFIG_FILE_NAME), "{}").expect("written");
+        fs::write(node.join(NODE_LOG_NAME), "it ran").expect("written");
+        assert!(!Catalog::is_fresh(path).expect("listed") && Catalog::is_lost(path).expect("listed"));
+        assert!(matches!(Catalog::begin_creation(path), Err(CatalogError::Lost(_))));
+        fs::remove_dir_all(&node).expect("removed");
 
         fs::create_dir_all(&node).expect("made");
         fs::write(node.join(CONFIG_FILE_NAME), "{}").expect("written");

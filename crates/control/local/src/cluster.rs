@@ -14,7 +14,7 @@ use borealis_spec::{DriverConfig, Membership, NodeAddress, NodeConfig, Tuning};
 use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
-use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
+use crate::catalog::{Catalog, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
 use crate::log::log_tail;
 use crate::ports;
 use crate::process::{self, ProcessIdentity};
@@ -49,9 +49,9 @@ impl Cluster {
     /// When there is none or it cannot be read.
     pub fn open(directory: &Path) -> anyhow::Result<Cluster> {
         let catalog = Catalog::load(directory)?;
-        // A creation that was interrupted after its last step left it. Were the catalog lost later, the mark would say of
-        // stores that have data that nobody needs them.
-        Catalog::end_creation(directory)?;
+        // A creation that was interrupted after its last step left its mark, which is of no use any more. Whoever only
+        // looks may not be able to remove it, and need not.
+        let _ = Catalog::end_creation(directory);
         let directory = directory.canonicalize().context("cannot resolve the cluster's directory")?;
         Ok(Cluster { directory, catalog })
     }
@@ -224,11 +224,18 @@ impl Cluster {
                     config.store_directory().display()
                 );
             }
+            if config.incarnation == 0 {
+                bail!(
+                    "the catalog was made anew while node {id} was not there, and does not know it. Now that it is, \
+                     remove {} and run `borealis up` again; nothing was changed",
+                    self.directory.join("cluster.json").display()
+                );
+            }
             let config_file = save_node_config(&config)?;
-            let log = config.directory.join("node.log");
+            let log = config.directory.join(NODE_LOG_NAME);
             let identity = process::spawn_detached(&["internal", "node"], &config_file, &log)
                 .with_context(|| format!("cannot start node {id}"))?;
-            process::write_process_file(&config.directory.join("process"), identity)?;
+            process::write_process_file(&config.directory.join(NODE_PROCESS_NAME), identity)?;
             started.push((node, identity, log));
         }
         for (node, identity, log) in started {

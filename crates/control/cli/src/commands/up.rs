@@ -148,12 +148,20 @@ fn prepare(dir: &Path, arguments: &UpArguments) -> anyhow::Result<Prepared> {
 /// Makes a lost catalog anew, so that the cluster can be opened.
 fn rebuild(dir: &Path, arguments: &UpArguments) -> anyhow::Result<()> {
     let _lock = Catalog::lock(dir)?;
-    let defaults = InstanceDefaults {
-        port: arguments.port.unwrap_or(DEFAULT_PORT),
-        postgres_bin_dir: Binaries::find(arguments.pg_bin.as_deref())?.folder,
-        memory_root: arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_MEMORY_ROOT)),
-    };
-    let catalog = rebuild_catalog(dir, &defaults)?;
+    if !Catalog::is_lost(dir)? {
+        // Another command has made it meanwhile.
+        return Ok(());
+    }
+    let catalog = rebuild_catalog(dir, || {
+        let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_MEMORY_ROOT));
+        Ok(InstanceDefaults {
+            port: arguments.port.unwrap_or(DEFAULT_PORT),
+            postgres_bin_dir: Binaries::find(arguments.pg_bin.as_deref())?.folder,
+            memory_root: memory_root
+                .canonicalize()
+                .with_context(|| format!("cannot use {} for --memory-dir", memory_root.display()))?,
+        })
+    })?;
     eprintln!(
         "cluster.json was missing in {}; it was made anew from what the nodes of volume {} say",
         dir.display(),
@@ -181,6 +189,9 @@ fn create(
     check_machine(dir, &memory_root, &user)?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let lock = Catalog::lock(dir)?;
+    if !Catalog::is_fresh(dir)? {
+        bail!("another `borealis up` has just made a cluster in {}; run the command again", dir.display());
+    }
     let step = Step::begin("creating the cluster");
     let cluster = Cluster::create(
         dir,

@@ -27,21 +27,33 @@ pub struct InstanceDefaults {
 /// The volume, its nodes and their identities come from the nodes' configurations, which must agree; the instance's
 /// options come from its last configuration, and from `defaults` where that is gone.
 ///
+/// A node whose folder is not there at all is named without an identity, so that it is missed; it is never started so.
+///
 /// # Errors
-/// When no node's configuration can be read, or two of them contradict each other.
-pub fn rebuild_catalog(directory: &Path, defaults: &InstanceDefaults) -> anyhow::Result<Catalog> {
+/// When a node's folder is there and does not say who it is, or two nodes contradict each other. Nothing is written then.
+pub fn rebuild_catalog(
+    directory: &Path,
+    defaults: impl FnOnce() -> anyhow::Result<InstanceDefaults>,
+) -> anyhow::Result<Catalog> {
     let configs = read_node_configs(&directory.join("nodes"))?;
     let mut catalog = catalog_of_nodes(&configs)
         .with_context(|| format!("{} cannot be made anew from its nodes", directory.display()))?;
-    catalog.instances.push(read_instance(directory, &catalog).unwrap_or_else(|| InstanceEntry {
-        id: WRITER,
-        port: defaults.port,
-        postgres_bin_dir: defaults.postgres_bin_dir.clone(),
-        postgres_user: None,
-        memory_root: defaults.memory_root.clone(),
-        cache_limit_bytes: None,
-        settings: BTreeMap::new(),
-    }));
+    let instance = match read_instance(directory, &catalog) {
+        Some(instance) => instance,
+        None => {
+            let InstanceDefaults { port, postgres_bin_dir, memory_root } = defaults()?;
+            InstanceEntry {
+                id: WRITER,
+                port,
+                postgres_bin_dir,
+                postgres_user: None,
+                memory_root,
+                cache_limit_bytes: None,
+                settings: BTreeMap::new(),
+            }
+        }
+    };
+    catalog.instances.push(instance);
     catalog.save(directory)?;
     Ok(catalog)
 }
@@ -50,8 +62,20 @@ fn read_node_configs(nodes: &Path) -> anyhow::Result<Vec<NodeConfig>> {
     let entries = fs::read_dir(nodes).with_context(|| format!("cannot look at {}", nodes.display()))?;
     let mut configs = Vec::new();
     for entry in entries {
-        let path = entry?.path().join(borealis_spec::node::CONFIG_FILE_NAME);
-        let Ok(text) = fs::read(&path) else { continue };
+        let entry = entry?;
+        if entry.file_name().to_str().is_none_or(|name| name.parse::<u16>().is_err()) {
+            continue;
+        }
+        let path = entry.path().join(borealis_spec::node::CONFIG_FILE_NAME);
+        // A folder that is there and says nothing may be a store whose identity must not be lost, or a disk that is not
+        // mounted.
+        let text = fs::read(&path).with_context(|| {
+            format!(
+                "cannot read {}; bring it back (is the node's disk mounted?), or remove the folder if the node is lost for \
+                 good",
+                path.display()
+            )
+        })?;
         let config: NodeConfig = serde_json::from_slice(&text)
             .with_context(|| format!("{} is not a node configuration", path.display()))?;
         config.validate().with_context(|| format!("node configuration {} is wrong", path.display()))?;
@@ -158,6 +182,30 @@ mod tests {
         let catalog = catalog_of_nodes(&configs).expect("they agree");
         assert_eq!(catalog.nodes.len(), 6);
         assert_eq!(catalog.nodes[4].incarnation, format!("{:032x}", 0));
+    }
+
+    #[test]
+    fn a_folder_that_does_not_say_who_it_is_stops_the_rebuilding() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let nodes = folder.path().join("nodes");
+        for number in 1..=6 {
+            let directory = nodes.join(number.to_string());
+            fs::create_dir_all(&directory).expect("made");
+            if number != 3 {
+                let text = serde_json::to_vec(&node(number, 7)).expect("plain data");
+                fs::write(directory.join("node.json"), text).expect("written");
+            }
+        }
+        let defaults = || {
+            let (postgres_bin_dir, memory_root) = ("/bin".into(), "/dev/shm".into());
+            Ok(InstanceDefaults { port: 5432, postgres_bin_dir, memory_root })
+        };
+        let said = rebuild_catalog(folder.path(), defaults).expect_err("node 3 says nothing").to_string();
+        assert!(said.contains("nodes/3/node.json") && said.contains("mounted"), "{said}");
+        assert!(!folder.path().join("cluster.json").exists(), "its identity would be lost");
+        fs::remove_dir(nodes.join("3")).expect("removed");
+        let catalog = rebuild_catalog(folder.path(), defaults).expect("five are left");
+        assert_eq!((catalog.nodes.len(), catalog.instances[0].port), (6, 5432));
     }
 
     #[test]

@@ -59,10 +59,10 @@ pub enum RecoverError {
     /// Another instance finished a recovery after this one began.
     #[error("another instance took the volume over with epoch {0}")]
     TakenOver(VolumeEpoch),
-    /// A node is promised to the last epoch there is.
+    /// A node is promised to an epoch that no volume reaches.
     #[error(
-        "{0} promised epoch {1}, after which there is none: no writer ever asked for it, so what holds it is damaged. \
-         Stop it, so that the others can be asked"
+        "{0} promised epoch {1}, which no volume reaches: no writer ever asked for it, so what holds it is damaged. Stop it, \
+         so that the others can be asked"
     )]
     NoEpochLeft(String, VolumeEpoch),
     /// The state machine gave up.
@@ -121,7 +121,7 @@ pub fn recover(
     let members = quorum_sets(config)?;
     let deadline = Instant::now() + Duration::from_millis(config.tuning.recovery_timeout_ms);
     let mut at_least = used;
-    let mut newest_history = None;
+    let mut newest_history = own_history(used);
     loop {
         let mut attempt = Attempt::begin(config, &members, writer, server_version);
         match attempt.run(at_least, &mut newest_history, deadline) {
@@ -138,9 +138,19 @@ pub fn recover(
     }
 }
 
-/// The epoch after one that somebody was promised; `None` if it was the last one, which only damage can have promised.
+/// No volume opens so many epochs: a start takes milliseconds, and this many of them take thousands of years.
+const PLAUSIBLE_EPOCHS: u64 = 1 << 48;
+
+/// The epoch after one that somebody was promised; `None` if only damage can have promised it. Promising the next one to
+/// everybody would carry that damage on to all nodes.
 fn next_epoch(promised: VolumeEpoch) -> Option<VolumeEpoch> {
-    promised.0.checked_add(1).map(VolumeEpoch)
+    (promised.0 < PLAUSIBLE_EPOCHS).then(|| VolumeEpoch(promised.0 + 1))
+}
+
+/// The newest history that a driver knows before it asks: its own, if it has opened the volume in the epoch `used`. A newer
+/// one is of a writer that took the volume over, and must not lose it again to whom it replaced.
+fn own_history(used: VolumeEpoch) -> Option<VolumeEpoch> {
+    (used > VolumeEpoch(0)).then_some(used)
 }
 
 struct Attempt<'a> {
@@ -547,7 +557,19 @@ mod tests {
     #[test]
     fn no_epoch_follows_the_last_one() {
         assert_eq!(next_epoch(VolumeEpoch(4)), Some(VolumeEpoch(5)));
-        assert_eq!(next_epoch(VolumeEpoch(u64::MAX)), None, "a damaged node's word must not end the driver");
+        for damaged in [1 << 48, u64::MAX - 1, u64::MAX] {
+            assert_eq!(next_epoch(VolumeEpoch(damaged)), None, "a damaged node's word must not spread");
+        }
+    }
+
+    #[test]
+    fn a_driver_that_has_written_does_not_take_the_volume_back() {
+        assert_eq!(own_history(VolumeEpoch(0)), None, "one that begins takes over from whoever writes");
+        assert_eq!(
+            own_history(VolumeEpoch(5)),
+            Some(VolumeEpoch(5)),
+            "a history of epoch 6 is of its successor"
+        );
     }
 
     #[test]

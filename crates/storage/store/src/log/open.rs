@@ -46,7 +46,9 @@ fn open_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<Option<
             disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
             Ok(None)
         }
-        Err(_) => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // Taken for absent it would be written over, and its old name may still be the durable one.
+        Err(error) => Err(StoreError::io("open", &spare)(error)),
     }
 }
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::Contents;
+use borealis_quorum::quorum_set::replaced_by;
 use borealis_redo::counters::Counters;
 use borealis_spec::NodeAddress;
-use borealis_types::{Lsn, META_GROUP, MetaKey, ReadPoint, SEGMENTS_PER_GROUP, VolumeEpoch, WRITE_QUORUM};
+use borealis_types::{Lsn, META_GROUP, MetaKey, ReadPoint, VolumeEpoch};
 use borealis_wire::{Caller, Refusal};
 
 use crate::config::DriverConfig;
@@ -67,13 +68,10 @@ pub fn read(
             }
         }
     }
-    // One node alone may have promised an epoch to a writer that never began.
-    if newer.len() > SEGMENTS_PER_GROUP - WRITE_QUORUM
-        && let Some(newest) = newer.into_iter().max()
-    {
-        return Err(ContentsError::Fenced(newest));
-    }
-    Err(ContentsError::Unavailable(failures.join("; ")))
+    Err(match replaced_by(newer) {
+        Some(newest) => ContentsError::Fenced(newest),
+        None => ContentsError::Unavailable(failures.join("; ")),
+    })
 }
 
 type Values = (Option<Vec<u8>>, Option<Vec<u8>>, Vec<(MetaKey, Vec<u8>)>);

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use borealis_types::{Lsn, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP, WRITE_QUORUM};
+use borealis_types::{Lsn, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP, VolumeEpoch, WRITE_QUORUM};
 use serde::{Deserialize, Serialize};
 
 // Any write quorum meets any other, and any read quorum; two zones of three hold a write quorum.
@@ -92,6 +92,15 @@ impl QuorumSets {
             .min()
             .expect("there is at least one set")
     }
+}
+
+/// The newest of the epochs that different members of one group are promised to instead of an older writer's, if they are
+/// so many that no write quorum is left to that writer: it was replaced. Fewer may have promised a writer that never began.
+#[must_use]
+pub fn replaced_by(promised: impl IntoIterator<Item = VolumeEpoch>) -> Option<VolumeEpoch> {
+    let (count, newest) =
+        promised.into_iter().fold((0, None), |(count, newest), epoch| (count + 1, newest.max(Some(epoch))));
+    newest.filter(|_| count > SEGMENTS_PER_GROUP - WRITE_QUORUM)
 }
 
 impl TryFrom<Vec<[NodeId; SEGMENTS_PER_GROUP]>> for QuorumSets {
@@ -180,6 +189,15 @@ mod tests {
                     .expect("every node reached zero");
                 assert_eq!(sets.write_quorum_reached(position), highest);
             }
+        }
+    }
+
+    #[test]
+    fn a_writer_is_replaced_once_no_write_quorum_is_left_to_it() {
+        for lost in 0..=SEGMENTS_PER_GROUP {
+            let promised = (0..lost).map(|member| VolumeEpoch(8 + member as u64 % 2));
+            let left = is_write(&single(), (1 << (SEGMENTS_PER_GROUP - lost)) - 1);
+            assert_eq!(replaced_by(promised), (!left).then_some(VolumeEpoch(9)), "{lost} members lost");
         }
     }
 

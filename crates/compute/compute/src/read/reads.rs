@@ -10,11 +10,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use borealis_quorum::quorum_set::replaced_by;
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_types::server_request::{self, MAX_RELATION_ENTRIES};
 use borealis_types::{
     BlockKey, Fork, GroupId, Lsn, META_GROUP, NodeId, PageKey, Placement, ReadPoint, RelationFork,
-    SEGMENTS_PER_GROUP, VolumeEpoch, WRITE_QUORUM, invariant,
+    VolumeEpoch, invariant,
 };
 use borealis_wal::Effect;
 use borealis_wire::{Refusal, Reply, Request};
@@ -429,8 +430,7 @@ impl<Slot: Copy> Reads<Slot> {
     /// read as fenced that no write quorum of it is left to this instance. One that only reads learns it from here.
     #[must_use]
     pub fn fenced_by(&self) -> Option<VolumeEpoch> {
-        let lost = |nodes: &&BTreeMap<NodeId, VolumeEpoch>| nodes.len() > SEGMENTS_PER_GROUP - WRITE_QUORUM;
-        self.fenced.values().filter(lost).flat_map(BTreeMap::values).max().copied()
+        self.fenced.values().filter_map(|nodes| replaced_by(nodes.values().copied())).max()
     }
 
     /// A node's read connection is gone, and with it every answer that was due on it.

@@ -1,7 +1,7 @@
 //! The compute side: ships redo, tracks quorums, recovers, serves pages to the shim, runs `postgres`.
 //!
-//! * [`supervise`]: the life of an instance. [`recover`] opens the volume, [`release`] asks which
-//!   PostgreSQL runs next, [`contents`] reads what a data directory needs, [`instance_socket`] is the local socket.
+//! * [`supervise`]: the life of an instance. [`recover`] opens the volume ([`rescue`]: without members that are lost for
+//!   good), [`release`] asks which PostgreSQL runs next, [`contents`] reads what a data directory needs, [`instance_socket`] is the local socket.
 //! * [`engine`]: the event loop that owns everything while the server runs. It moves bytes; what they mean is
 //!   decided by the machines without I/O of [`borealis_compute`]: which groups get a record, who has which record, what
 //!   is durable, whom to ask for a page, which answer counts. [`wal_feed`] reads the server's log.
@@ -22,6 +22,7 @@ pub mod evict;
 pub mod instance_socket;
 pub mod recover;
 pub mod release;
+pub mod rescue;
 pub mod shim_gate;
 pub mod shim_library;
 pub mod supervise;

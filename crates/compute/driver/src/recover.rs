@@ -118,12 +118,22 @@ pub fn recover(
     server_version: ServerVersion,
     used: VolumeEpoch,
 ) -> Result<Recovered, RecoverError> {
-    let members = quorum_sets(config)?;
+    recover_through(config, &quorum_sets(config)?, writer, server_version, used)
+}
+
+/// [`recover`] with these members of each group, for a volume that is opened without some of them.
+pub(crate) fn recover_through(
+    config: &DriverConfig,
+    members: &[QuorumSets],
+    writer: WriterId,
+    server_version: ServerVersion,
+    used: VolumeEpoch,
+) -> Result<Recovered, RecoverError> {
     let deadline = Instant::now() + Duration::from_millis(config.tuning.recovery_timeout_ms);
     let mut at_least = used;
     let mut newest_history = own_history(used);
     loop {
-        let mut attempt = Attempt::begin(config, &members, writer, server_version);
+        let mut attempt = Attempt::begin(config, members, writer, server_version);
         match attempt.run(at_least, &mut newest_history, deadline) {
             Ok(recovered) => return Ok(recovered),
             // Another recovery came in between. Unless it finishes, ours goes on with a higher epoch.
@@ -344,7 +354,8 @@ impl<'a> Attempt<'a> {
             // Writing into a string cannot fail.
             let _ = write!(text, "group {group} has {present} of {all} segments; ");
         }
-        let _ = write!(text, "{WRITE_QUORUM} are needed to open the volume for writing");
+        let needed = self.members.iter().map(QuorumSets::write_quorum_size).max().unwrap_or(WRITE_QUORUM);
+        let _ = write!(text, "{needed} are needed to open the volume for writing");
         if !absent.is_empty() {
             let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
             let _ = write!(text, "; start one or more of node {}", names.join(", "));

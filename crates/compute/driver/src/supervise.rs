@@ -157,7 +157,7 @@ fn lock_instance(directory: &Path) -> anyhow::Result<File> {
 }
 
 /// A number that no other writer has.
-fn new_writer() -> anyhow::Result<WriterId> {
+pub(crate) fn new_writer() -> anyhow::Result<WriterId> {
     use std::io::Read;
     let mut bytes = [0; 8];
     File::open("/dev/urandom")

@@ -5,11 +5,13 @@
 //! that it stays durable whichever set the change ends with, and a recovery read needs three of **any**
 //! (Verbitski et al., "Amazon Aurora: On Avoiding Distributed Consensus for I/Os, Commits, and Membership
 //! Changes", SIGMOD 2018, section 4).
+//!
+//! When more members are lost for good than a write quorum can spare, the volume is opened through those that are left
+//! ([`QuorumSets::survivors`]): all of them must answer, and as few as a read quorum suffice.
 
 use std::collections::BTreeSet;
 
 use borealis_types::{Lsn, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP, VolumeEpoch, WRITE_QUORUM};
-use serde::{Deserialize, Serialize};
 
 // Any write quorum meets any other, and any read quorum; two zones of three hold a write quorum.
 const _: () = assert!(2 * WRITE_QUORUM > SEGMENTS_PER_GROUP);
@@ -17,10 +19,11 @@ const _: () = assert!(WRITE_QUORUM + READ_QUORUM > SEGMENTS_PER_GROUP);
 const _: () = assert!(WRITE_QUORUM <= SEGMENTS_PER_GROUP / 3 * 2);
 
 /// The nodes that hold one group: one or more sets of six.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(try_from = "Vec<[NodeId; SEGMENTS_PER_GROUP]>", into = "Vec<[NodeId; SEGMENTS_PER_GROUP]>")]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct QuorumSets {
     sets: Vec<[NodeId; SEGMENTS_PER_GROUP]>,
+    /// Members that are lost for good, while the others stand in for them; empty but in a rescue.
+    lost: BTreeSet<NodeId>,
 }
 
 /// Members that do not make quorum sets.
@@ -32,6 +35,14 @@ pub enum QuorumSetsError {
     /// A node is in one set twice.
     #[error("node {0} is in one set of members twice")]
     Repeated(NodeId),
+    /// So few members are left that an acknowledged write may be on none of them.
+    #[error(
+        "{left} of {SEGMENTS_PER_GROUP} members are left, and {READ_QUORUM} are needed to see every write"
+    )]
+    TooFewLeft {
+        /// How many of one set are left.
+        left: usize,
+    },
 }
 
 impl QuorumSets {
@@ -50,7 +61,23 @@ impl QuorumSets {
                 }
             }
         }
-        Ok(QuorumSets { sets })
+        Ok(QuorumSets { sets, lost: BTreeSet::new() })
+    }
+
+    /// The same sets when the members in `lost` will never answer again. **All** others are needed then, for reading and
+    /// for writing: they are the only ones that can show what was acknowledged, and once all of them refuse an older
+    /// writer, it finds no write quorum even if the lost ones were only out of sight.
+    ///
+    /// # Errors
+    /// If fewer than a read quorum of any set are left.
+    pub fn survivors(&self, lost: &BTreeSet<NodeId>) -> Result<QuorumSets, QuorumSetsError> {
+        for set in &self.sets {
+            let left = set.iter().filter(|node| !lost.contains(node)).count();
+            if left < READ_QUORUM {
+                return Err(QuorumSetsError::TooFewLeft { left });
+            }
+        }
+        Ok(QuorumSets { sets: self.sets.clone(), lost: lost.clone() })
     }
 
     /// The sets: one, or two or more while members are being replaced.
@@ -59,25 +86,47 @@ impl QuorumSets {
         &self.sets
     }
 
-    /// Every node in any set, in number order.
+    /// Every node in any set that is not lost, in number order.
     pub fn members(&self) -> impl Iterator<Item = NodeId> {
-        self.sets.iter().flatten().copied().collect::<BTreeSet<_>>().into_iter()
+        let members: BTreeSet<NodeId> = self.sets.iter().flat_map(|set| self.present(set)).collect();
+        members.into_iter()
+    }
+
+    fn present<'a>(&'a self, set: &'a [NodeId]) -> impl Iterator<Item = NodeId> + 'a {
+        set.iter().copied().filter(|node| !self.lost.contains(node))
+    }
+
+    /// How many of the members that are present suffice: a number for six, or all that are left of them.
+    fn count_needed(&self, set: &[NodeId], of_six: usize) -> usize {
+        if self.lost.is_empty() { of_six } else { self.present(set).count() }
+    }
+
+    /// How many of the set's members that are present must answer for a write.
+    #[must_use]
+    pub fn write_quorum_size(&self) -> usize {
+        self.sets.iter().map(|set| self.count_needed(set, WRITE_QUORUM)).max().unwrap_or(WRITE_QUORUM)
     }
 
     /// Whether a node is in any set.
     #[must_use]
     pub fn contains(&self, node: NodeId) -> bool {
-        self.sets.iter().any(|set| set.contains(&node))
+        !self.lost.contains(&node) && self.sets.iter().any(|set| set.contains(&node))
     }
 
     /// Whether the nodes for which `has` holds suffice for a write: four of every set.
     pub fn is_write_quorum(&self, has: impl Fn(NodeId) -> bool) -> bool {
-        self.sets.iter().all(|set| set.iter().filter(|&&node| has(node)).count() >= WRITE_QUORUM)
+        let suffices = |set: &[NodeId]| {
+            self.present(set).filter(|&node| has(node)).count() >= self.count_needed(set, WRITE_QUORUM)
+        };
+        self.sets.iter().all(|set| suffices(set))
     }
 
     /// Whether the nodes for which `has` holds suffice to see every write: three of any set.
     pub fn is_read_quorum(&self, has: impl Fn(NodeId) -> bool) -> bool {
-        self.sets.iter().any(|set| set.iter().filter(|&&node| has(node)).count() >= READ_QUORUM)
+        let suffices = |set: &[NodeId]| {
+            self.present(set).filter(|&node| has(node)).count() >= self.count_needed(set, READ_QUORUM)
+        };
+        self.sets.iter().any(|set| suffices(set))
     }
 
     /// The highest position that a write quorum has reached, given each node's own.
@@ -85,9 +134,9 @@ impl QuorumSets {
         self.sets
             .iter()
             .map(|set| {
-                let mut positions = set.map(&position_of);
+                let mut positions: Vec<Lsn> = self.present(set).map(&position_of).collect();
                 positions.sort_unstable();
-                positions[SEGMENTS_PER_GROUP - WRITE_QUORUM]
+                positions[positions.len() - self.count_needed(set, WRITE_QUORUM)]
             })
             .min()
             .expect("there is at least one set")
@@ -101,20 +150,6 @@ pub fn replaced_by(promised: impl IntoIterator<Item = VolumeEpoch>) -> Option<Vo
     let (count, newest) =
         promised.into_iter().fold((0, None), |(count, newest), epoch| (count + 1, newest.max(Some(epoch))));
     newest.filter(|_| count > SEGMENTS_PER_GROUP - WRITE_QUORUM)
-}
-
-impl TryFrom<Vec<[NodeId; SEGMENTS_PER_GROUP]>> for QuorumSets {
-    type Error = QuorumSetsError;
-
-    fn try_from(sets: Vec<[NodeId; SEGMENTS_PER_GROUP]>) -> Result<Self, QuorumSetsError> {
-        QuorumSets::new(sets)
-    }
-}
-
-impl From<QuorumSets> for Vec<[NodeId; SEGMENTS_PER_GROUP]> {
-    fn from(sets: QuorumSets) -> Self {
-        sets.sets
-    }
 }
 
 #[cfg(test)]
@@ -151,6 +186,48 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn survivors_are_all_needed_and_meet_every_write_quorum() {
+        for lost in 0..1u32 << 6 {
+            let absent: BTreeSet<NodeId> = (0..6).filter(|node| lost & 1 << node != 0).map(NodeId).collect();
+            let left = 6 - absent.len();
+            let Ok(sets) = single().survivors(&absent) else {
+                assert!(left < READ_QUORUM, "{left} members are left");
+                continue;
+            };
+            assert!(left >= READ_QUORUM);
+            for mask in 0..1u32 << 6 {
+                if lost == 0 {
+                    assert_eq!(
+                        (is_write(&sets, mask), is_read(&sets, mask)),
+                        (is_write(&single(), mask), is_read(&single(), mask))
+                    );
+                } else {
+                    let all = mask & !lost == !lost & 0b11_1111;
+                    assert_eq!(
+                        (is_write(&sets, mask), is_read(&sets, mask)),
+                        (all, all),
+                        "{mask:06b} of {lost:06b}"
+                    );
+                }
+                // Whoever wrote with a write quorum of all six is seen, and finds none once the survivors refuse it.
+                if is_write(&single(), mask) {
+                    assert_ne!(mask & !lost, 0, "{mask:06b} is seen by the survivors of {lost:06b}");
+                    assert!(!is_write(&single(), mask & lost));
+                }
+            }
+            let position = |node: NodeId| Lsn(u64::from(node.0) + 1);
+            let reached = sets.write_quorum_reached(position);
+            assert!(is_write(
+                &sets,
+                (0..6)
+                    .filter(|&node| position(NodeId(node)) >= reached)
+                    .fold(0, |mask, node| mask | 1 << node)
+            ));
+            assert_eq!(sets.members().count(), left);
         }
     }
 

@@ -19,7 +19,8 @@ const MAGIC: [u8; 8] = *b"BORCHKP\x01";
 /// The contents of the checkpoint file, in the order in which they are encoded.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
-    pub incarnation: u128,
+    /// What the store's log entries and pages are sealed with.
+    pub seal: u128,
     /// A restart needs no entry before this position.
     pub replay_from: LogPosition,
     /// The log's end when the chains in `segments` were copied.

@@ -14,16 +14,25 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::disk::{Disk, DiskLock, OpenMode};
 use crate::{Identity, StoreError};
 
 /// The last byte is the format version of the whole store. A store of another version is refused when it is
 /// opened.
-const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x03";
+const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x04";
 const HEADER_BYTES: usize = 20;
+
+/// What the identity file holds.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct StoredIdentity {
+    pub identity: Identity,
+    /// What log entries, pages and the checkpoint are sealed with, so that none of another store is taken for one of this:
+    /// the incarnation of the store that wrote them first. A copy keeps it and has an incarnation of its own.
+    pub seal: u128,
+}
 
 /// The paths of a store, and the disk they are on.
 #[derive(Clone, Debug)]
@@ -85,11 +94,11 @@ impl Directory {
         Ok(())
     }
 
-    pub(crate) fn write_identity(&self, identity: &Identity) -> Result<(), StoreError> {
-        self.replace_file(&self.identity(), IDENTITY_MAGIC, &encode(identity))
+    pub(crate) fn write_identity(&self, identity: Identity, seal: u128) -> Result<(), StoreError> {
+        self.replace_file(&self.identity(), IDENTITY_MAGIC, &encode(&StoredIdentity { identity, seal }))
     }
 
-    pub(crate) fn read_identity(&self) -> Result<Identity, StoreError> {
+    pub(crate) fn read_identity(&self) -> Result<StoredIdentity, StoreError> {
         let path = self.identity();
         if !self.disk.exists(&path) {
             let what = "holds no store (its `identity` file is missing)";

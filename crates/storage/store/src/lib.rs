@@ -16,6 +16,7 @@
 
 mod append;
 mod checkpoint;
+mod copy;
 mod directory;
 mod disk;
 mod environment;

@@ -8,7 +8,7 @@ use borealis_quorum::segment::Segment;
 use borealis_wire::Refusal;
 
 use crate::checkpoint::{Checkpoint, CheckpointedSegment};
-use crate::directory::Directory;
+use crate::directory::{Directory, StoredIdentity};
 use crate::log::group_commit::GroupCommit;
 use crate::log::writer::Log;
 use crate::maintenance::Maintenance;
@@ -54,7 +54,7 @@ impl Store {
             materialized: Arc::default(),
         });
         let checkpoint = Checkpoint {
-            incarnation: identity.incarnation,
+            seal: identity.incarnation,
             replay_from: Log::first_position(),
             log_end: log.end(),
             segments: segments.collect(),
@@ -62,7 +62,8 @@ impl Store {
         };
         checkpoint.write(&directory)?;
         drop(log);
-        directory.write_identity(&identity)?;
+        let seal = identity.incarnation;
+        directory.write_identity(identity, seal)?;
         Store::open_in(environment, path, options)
     }
 
@@ -80,19 +81,18 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_in(environment: &Environment, path: &Path, options: Options) -> Result<Store, StoreError> {
         let directory = Directory::new(Arc::clone(&environment.disk), path);
-        let identity = directory.read_identity()?;
+        let StoredIdentity { identity, seal } = directory.read_identity()?;
         let lock = directory.lock()?;
         let checkpoint = Checkpoint::read(&directory)?;
-        if checkpoint.incarnation != identity.incarnation {
+        if checkpoint.seal != seal {
             return Err(StoreError::directory(&directory.checkpoint(), "is of another store"));
         }
         let batch_locations = checkpoint.old_batch_locations();
-        let Checkpoint { incarnation, replay_from, log_end, segments: stored, files: _ } = checkpoint;
+        let Checkpoint { seal: _, replay_from, log_end, segments: stored, files: _ } = checkpoint;
         // Replay begins at the file's first entry, so that peers can still be given the redo before the
         // checkpoint in that file.
         let replay_from = replay_from.file_start();
-        let log =
-            Log::open(directory.disk(), &directory.log(), incarnation, options.log_file_bytes, replay_from)?;
+        let log = Log::open(directory.disk(), &directory.log(), seal, options.log_file_bytes, replay_from)?;
         if log.end() < log_end {
             let what = format!("it ends at {:?}, and the checkpoint knows it to {log_end:?}", log.end());
             return Err(StoreError::corrupt(directory.log().display().to_string(), what));
@@ -114,7 +114,7 @@ impl Store {
                 directory.segment(group),
                 identity.node,
                 group,
-                incarnation,
+                seal,
             );
             pages.check_present(segment.materialized.extents.values().map(|extent| extent.region))?;
             segments.insert(group, HostedSegment::new(chain, segment.materialized, pages));
@@ -125,7 +125,7 @@ impl Store {
         let files = log.files();
         let mut state = State { log, segments, batch_locations, replay_from, peer_floors: BTreeMap::new() };
         let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
-        replay(&mut state, context, incarnation, replay_from, log_end)?;
+        replay(&mut state, context, seal, replay_from, log_end)?;
         // The entries just read may never have been synced before the crash, and are acknowledged from here
         // on.
         let active = state.log.active();
@@ -134,6 +134,7 @@ impl Store {
         let cache = PageCache::new(options.memory_limit_bytes / 4);
         Ok(Store {
             identity,
+            seal,
             options,
             directory,
             environment: environment.clone(),

@@ -24,6 +24,8 @@ use crate::{Environment, Identity, Options, StoreError};
 /// from any thread.
 pub struct Store {
     pub(crate) identity: Identity,
+    /// What its log entries and pages are sealed with; see [`crate::directory::StoredIdentity`].
+    pub(crate) seal: u128,
     pub(crate) options: Options,
     pub(crate) directory: Directory,
     pub(crate) environment: Environment,

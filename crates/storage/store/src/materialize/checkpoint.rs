@@ -43,7 +43,7 @@ impl Store {
             let files =
                 state.batch_locations.files.iter().map(|(number, file)| (*number, file.ranges.clone()));
             let checkpoint = Checkpoint {
-                incarnation: self.identity.incarnation,
+                seal: self.seal,
                 replay_from: needed.map_or(log_end, entry_start),
                 log_end,
                 segments: segments.collect(),

@@ -108,7 +108,7 @@ impl Store {
             if entry.first_start >= unread_start {
                 break;
             }
-            let Some(payload) = read_payload(&self.files, self.identity.incarnation, entry.position)? else {
+            let Some(payload) = read_payload(&self.files, self.seal, entry.position)? else {
                 continue;
             };
             collect(&payload, group, above, holding, &mut found);
@@ -135,7 +135,7 @@ impl Store {
     /// if the file has been released.
     fn read_old_file(&self, number: u32) -> Result<Vec<BatchLocation>, StoreError> {
         let mut batch_locations = BatchLocations::default();
-        let scanned = scan_old_file(&self.files, self.identity.incarnation, number, &mut |entry| {
+        let scanned = scan_old_file(&self.files, self.seal, number, &mut |entry| {
             if entry.kind != EntryKind::Batch {
                 return Ok(());
             }

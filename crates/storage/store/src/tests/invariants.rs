@@ -62,7 +62,7 @@ fn next(store: &Store) -> NextState {
 
 fn checkpoint(store: &Store, log_end: LogPosition) -> Checkpoint {
     let replay_from = store.lock().replay_from;
-    Checkpoint { incarnation: 99, replay_from, log_end, segments: Vec::new(), files: Vec::new() }
+    Checkpoint { seal: 99, replay_from, log_end, segments: Vec::new(), files: Vec::new() }
 }
 
 /// A record that does nothing, at this place.

@@ -1,0 +1,218 @@
+//! Opening a volume through the members that are left when so many are lost for good that no write quorum is.
+//!
+//! 1. All that are left are fenced, and everything that was ever acknowledged is found and brought to all of them: the
+//!    ordinary recovery, through [`QuorumSets::survivors`]. From then on no older writer finds a write quorum, whatever
+//!    becomes of the lost members.
+//! 2. They catch up from each other until one of them at least has every record of every group up to the end. Copies of
+//!    that one may take the places of the lost members.
+//!
+//! Nobody writes in the epoch that is opened here; the next start of an instance opens its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use borealis_client::{ClientError, NodeClient, Timeouts};
+use borealis_quorum::GroupTail;
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_spec::NodeAddress;
+use borealis_types::{EpochHistory, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_wire::{Caller, SegmentSummary};
+
+use crate::config::DriverConfig;
+use crate::recover::{RecoverError, quorum_sets, recover_through};
+use crate::supervise::new_writer;
+
+/// How long those that are left may take to catch up from each other, from the last one that moved.
+const CATCH_UP_STALLS_AFTER: Duration = Duration::from_secs(20);
+/// Between two looks at how far they are.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What is known of the volume once its survivors agree.
+#[derive(Clone, Debug)]
+pub struct Rescued {
+    /// The epoch that they are all promised to.
+    pub epoch: VolumeEpoch,
+    /// The last record of the volume: every commit that was ever acknowledged is at or before its end.
+    pub durable: RecordSpan,
+    /// The members that have every record of every group up to there.
+    pub complete: Vec<NodeId>,
+}
+
+/// Why a volume could not be opened through its survivors.
+#[derive(Debug, thiserror::Error)]
+pub enum RescueError {
+    /// So few members are left that acknowledged commits may be on none of them, or the recovery failed.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// A member that is said to be there does not answer.
+    #[error("{0}; every node that is not given up must run")]
+    Unreachable(ClientError),
+    /// No node ever had a record of this volume.
+    #[error(
+        "no node that is left knows of any start of this volume, so there is nothing to rescue; create it again"
+    )]
+    NeverOpened,
+    /// Records that every survivor needs are on none of them any more.
+    #[error(
+        "none of the nodes that are left has all records up to {end} and none catches up any more: {standing}. Nothing \
+         was replaced"
+    )]
+    Incomplete {
+        /// Where the volume ends.
+        end: Lsn,
+        /// How far each group is on each node.
+        standing: String,
+    },
+}
+
+/// Fences every member that is not in `lost`, brings all of them what was acknowledged, and waits until one has
+/// everything. May be repeated at any time.
+///
+/// # Errors
+/// See [`RescueError`]. Nothing is lost by a failure.
+pub fn agree_without(
+    config: &DriverConfig,
+    lost: &BTreeSet<NodeId>,
+) -> Result<Rescued, RescueError> {
+    let writer = new_writer().map_err(|error| RecoverError::Configuration(format!("{error:#}")))?;
+    let mut config = config.clone();
+    let members: Vec<QuorumSets> = quorum_sets(&config)?
+        .iter()
+        .map(|sets| sets.survivors(lost).map_err(|error| RecoverError::Configuration(error.to_string())))
+        .collect::<Result<_, _>>()?;
+    config.nodes.retain(|node| !lost.contains(&node.node));
+    let server_version = newest_release(&ask_all(&config)?).ok_or(RescueError::NeverOpened)?;
+    let recovered = recover_through(&config, &members, writer, server_version, VolumeEpoch(0))?;
+    let outcome = recovered.outcome;
+    let complete = wait_until_complete(&config, outcome.durable.end, &outcome.tails)?;
+    Ok(Rescued { epoch: outcome.promise.epoch, durable: outcome.durable, complete })
+}
+
+/// The state of every segment of every node, by node.
+fn ask_all(config: &DriverConfig) -> Result<BTreeMap<NodeId, Vec<SegmentSummary>>, RescueError> {
+    let ask = |node: &NodeAddress| {
+        let timeouts = Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(5) };
+        let client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts);
+        let summaries = client.and_then(|mut client| client.summaries());
+        summaries.map(|summaries| (node.node, summaries)).map_err(RescueError::Unreachable)
+    };
+    config.nodes.iter().map(ask).collect()
+}
+
+/// The release that wrote last, by the newest history that anyone has.
+fn newest_release(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>) -> Option<ServerVersion> {
+    let histories = standing.values().flatten().map(|summary| &summary.history);
+    let newest = histories.max_by_key(|history| history.newest_epoch()).and_then(EpochHistory::newest);
+    newest.map(|opening| opening.server_version)
+}
+
+/// The nodes whose segments all have every record up to the ends of their groups.
+fn complete_nodes(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>, tails: &[GroupTail]) -> Vec<NodeId> {
+    let has = |segments: &[SegmentSummary], tail: &GroupTail| {
+        segments
+            .iter()
+            .any(|segment| segment.group == tail.group && segment.segment_complete_lsn >= tail.last_end)
+    };
+    let complete = |segments: &[SegmentSummary]| tails.iter().all(|tail| has(segments, tail));
+    standing.iter().filter(|(_, segments)| complete(segments)).map(|(node, _)| *node).collect()
+}
+
+/// Waits until the nodes have taken from each other what they lack. All of them if they can; one is enough.
+fn wait_until_complete(
+    config: &DriverConfig,
+    end: Lsn,
+    tails: &[GroupTail],
+) -> Result<Vec<NodeId>, RescueError> {
+    let ends = |standing: &BTreeMap<NodeId, Vec<SegmentSummary>>| -> Vec<_> {
+        standing.values().flatten().map(|segment| segment.segment_complete_lsn).collect()
+    };
+    let mut before = Vec::new();
+    let mut moved = Instant::now();
+    loop {
+        let standing = ask_all(config)?;
+        let complete = complete_nodes(&standing, tails);
+        let now = ends(&standing);
+        if now != before {
+            (before, moved) = (now, Instant::now());
+        }
+        if complete.len() == config.nodes.len() {
+            return Ok(complete);
+        }
+        if moved.elapsed() > CATCH_UP_STALLS_AFTER {
+            if complete.is_empty() {
+                return Err(RescueError::Incomplete { end, standing: describe(&standing, tails) });
+            }
+            return Ok(complete);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The segments that lack something, for people.
+fn describe(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>, tails: &[GroupTail]) -> String {
+    let mut parts = Vec::new();
+    for (node, segments) in standing {
+        for segment in segments {
+            let wanted = tails.iter().find(|tail| tail.group == segment.group).map(|tail| tail.last_end);
+            if wanted.is_some_and(|wanted| wanted > segment.segment_complete_lsn) {
+                let (group, at) = (segment.group, segment.segment_complete_lsn);
+                parts.push(format!("node {node} has group {group} to {at}"));
+            }
+        }
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_types::{EpochOpening, GroupId, WriterId};
+
+    fn segment(group: u16, complete: u64, epochs: &[(u64, u32)]) -> SegmentSummary {
+        let mut history = EpochHistory::default();
+        for &(epoch, minor) in epochs {
+            let server_version = ServerVersion::new(150_000 + minor).expect("a release of version 15");
+            history.push(EpochOpening { epoch: VolumeEpoch(epoch), last: RecordSpan::NONE, server_version });
+        }
+        SegmentSummary {
+            group: GroupId(group),
+            promised_epoch: history.newest_epoch(),
+            promised_writer: WriterId(1),
+            history,
+            segment_complete_lsn: Lsn(complete),
+            known_durable: RecordSpan::NONE,
+            known_durable_tail: Lsn::ZERO,
+            readable_through: Lsn::ZERO,
+            minimum_read_point: Lsn::ZERO,
+            materialized_lsn: Lsn::ZERO,
+        }
+    }
+
+    #[test]
+    fn only_a_node_that_has_every_group_to_its_end_may_be_copied() {
+        let tails =
+            [(0, 100), (1, 80)].map(|(group, end)| GroupTail { group: GroupId(group), last_end: Lsn(end) });
+        let standing = BTreeMap::from([
+            (NodeId(1), vec![segment(0, 100, &[]), segment(1, 72, &[])]),
+            (NodeId(2), vec![segment(0, 96, &[]), segment(1, 80, &[])]),
+            (NodeId(3), vec![segment(0, 120, &[]), segment(1, 80, &[])]),
+            (NodeId(4), vec![segment(1, 80, &[])]),
+        ]);
+        assert_eq!(complete_nodes(&standing, &tails), [NodeId(3)], "node 4 lacks a whole group");
+        let said = describe(&standing, &tails);
+        assert!(
+            said.contains("node 1 has group 1 to 0/48") && said.contains("node 2 has group 0 to 0/60"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn the_release_is_that_of_the_newest_history() {
+        let standing = BTreeMap::from([
+            (NodeId(1), vec![segment(0, 100, &[(1, 18), (2, 19)])]),
+            (NodeId(2), vec![segment(0, 100, &[(1, 18), (3, 20)])]),
+        ]);
+        assert_eq!(newest_release(&standing), ServerVersion::new(150_020).ok());
+        assert_eq!(newest_release(&BTreeMap::from([(NodeId(1), vec![segment(0, 0, &[])])])), None);
+    }
+}

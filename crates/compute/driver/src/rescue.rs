@@ -70,10 +70,7 @@ pub enum RescueError {
 ///
 /// # Errors
 /// See [`RescueError`]. Nothing is lost by a failure.
-pub fn agree_without(
-    config: &DriverConfig,
-    lost: &BTreeSet<NodeId>,
-) -> Result<Rescued, RescueError> {
+pub fn agree_without(config: &DriverConfig, lost: &BTreeSet<NodeId>) -> Result<Rescued, RescueError> {
     let writer = new_writer().map_err(|error| RecoverError::Configuration(format!("{error:#}")))?;
     let mut config = config.clone();
     let members: Vec<QuorumSets> = quorum_sets(&config)?

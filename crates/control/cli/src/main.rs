@@ -115,6 +115,15 @@ enum NodeCommand {
     },
     /// List the nodes.
     List,
+    /// Replace nodes that are lost for good by copies of one that is left; the instance must be stopped.
+    Replace {
+        /// Node numbers. Three nodes must be left.
+        #[arg(required = true)]
+        ids: Vec<u16>,
+        /// Do it. Without, nothing is changed, and what would be done is said.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -160,6 +169,15 @@ enum InternalCommand {
         /// Its configuration.
         #[arg(long)]
         config: PathBuf,
+    },
+    /// Make a new storage node's store a copy of another one's.
+    CopyNode {
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The store to copy, which nobody may have open.
+        #[arg(long)]
+        from: PathBuf,
     },
     /// A storage node.
     Node {
@@ -208,6 +226,7 @@ fn main() -> ExitCode {
         Command::Node(NodeCommand::Kill { ids }) => commands::parts::kill_nodes(&dir, &ids),
         Command::Node(NodeCommand::Start { ids }) => commands::parts::start_nodes(&dir, &ids),
         Command::Node(NodeCommand::List) => commands::status::list_nodes(&dir),
+        Command::Node(NodeCommand::Replace { ids, yes }) => commands::replace::replace_nodes(&dir, &ids, yes),
         Command::Az(ZoneCommand::Kill { zone }) => commands::parts::kill_zone(&dir, &zone),
         Command::Az(ZoneCommand::Start { zone }) => commands::parts::start_zone(&dir, &zone),
         Command::Instance(InstanceCommand::Kill { id }) => commands::parts::kill_instance(&dir, id),
@@ -221,6 +240,9 @@ fn main() -> ExitCode {
             commands::manual::pages(&CommandLine::command(), &folder)
         }
         Command::Internal(InternalCommand::CreateNode { config }) => commands::internal::create_node(&config),
+        Command::Internal(InternalCommand::CopyNode { config, from }) => {
+            commands::internal::copy_node(&config, &from)
+        }
         Command::Internal(InternalCommand::Node { config }) => commands::internal::node(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };

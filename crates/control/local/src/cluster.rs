@@ -3,6 +3,7 @@
 mod create;
 mod instances;
 mod rebuild;
+mod replace;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::whole_file::write_whole;
 
 pub use create::{CreateOptions, check_machine};
 pub use rebuild::{InstanceDefaults, rebuild_catalog};
+pub use replace::{Replaced, Replacement};
 
 /// Zones of a local cluster, with two nodes in each.
 const ZONES: [&str; 3] = ["az1", "az2", "az3"];
@@ -219,8 +221,8 @@ impl Cluster {
             let config = self.node_config(node)?;
             if !config.store_directory().is_dir() {
                 bail!(
-                    "node {id} has lost its data: {} is missing. An empty node must not take the old one's \
-                     place; nothing was started in its stead",
+                    "node {id} has lost its data: {} is missing. An empty node must not take the old one's place; nothing was \
+                     started in its stead. If it is lost for good, `borealis node replace {id}` says how to replace it",
                     config.store_directory().display()
                 );
             }

@@ -25,5 +25,5 @@ mod open_connections;
 mod process;
 mod refusals;
 
-pub use node::{Node, create};
+pub use node::{Node, copy, create};
 pub use process::run;

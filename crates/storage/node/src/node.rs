@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -51,6 +52,17 @@ pub fn create(config: &NodeConfig) -> anyhow::Result<()> {
         format!("cannot make the store of node {} in {}", config.node, directory.display())
     })?;
     Ok(())
+}
+
+/// Makes a node's store a copy of the one in `from`, which nobody may have open, beside its configuration file.
+///
+/// # Errors
+/// As [`create`], and when `from` is not a store of the same volume and groups.
+pub fn copy(config: &NodeConfig, from: &Path) -> anyhow::Result<()> {
+    config.validate().context("the node's configuration is wrong")?;
+    let directory = config.store_directory();
+    Store::copy(from, &directory, identity_of(config))
+        .with_context(|| format!("cannot copy the store {} to {}", from.display(), directory.display()))
 }
 
 /// The parts of a node that others are made of.
@@ -250,7 +262,7 @@ fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     anyhow::ensure!(
         *found == expected,
         "the store {} belongs to node {} of volume {} (incarnation {:032x}), the configuration names node {} of \
-         volume {} (incarnation {:032x}); give the node its own folder back, or rebuild it",
+         volume {} (incarnation {:032x}); give the node its own folder back, or replace it (`borealis node replace`)",
         directory.display(),
         found.node,
         found.volume,

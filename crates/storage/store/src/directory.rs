@@ -150,7 +150,7 @@ impl Directory {
             if source.kind() == std::io::ErrorKind::NotFound {
                 StoreError::directory(
                     path,
-                    "is missing: the store is damaged; rebuild this node from its peers",
+                    "is missing: the store is damaged; replace this node (`borealis node replace`)",
                 )
             } else {
                 StoreError::io("read", path)(source)

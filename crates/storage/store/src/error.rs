@@ -40,7 +40,7 @@ pub enum StoreError {
         what: String,
     },
     /// Bytes on disk are not what was written.
-    #[error("corruption in {place}: {what}; rebuild this node from its peers")]
+    #[error("corruption in {place}: {what}; replace this node (`borealis node replace`)")]
     Corrupt {
         /// Which file, group and key.
         place: String,

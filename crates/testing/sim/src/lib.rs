@@ -59,6 +59,10 @@ pub enum Defect {
     ReadIgnoresPromise,
     /// An instance gives out a page that was fetched ahead of a change, after the change.
     PrefetchIgnoresChanges,
+    /// A rescue copies any of the nodes that are left, whether or not it has everything.
+    RescueCopiesAnyone,
+    /// A rescue copies a node before those that are left have agreed.
+    RescueWithoutAgreement,
     /// A recovery records the release of the writer before its own.
     RecoveryRecordsOldRelease,
     /// A node takes the last record before a new epoch for one of that epoch's release.

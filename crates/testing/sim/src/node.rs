@@ -180,6 +180,33 @@ impl SimNode {
         records.get(&record.span.start).is_some_and(|known| known.content == record.content)
     }
 
+    /// SCL of a segment as it would be after a crash of this node now.
+    #[must_use]
+    pub fn durable_complete(&self, group: GroupId) -> Lsn {
+        self.durable.segments[usize::from(group.0)].segment_complete_lsn()
+    }
+
+    /// A node with what this one has on disk, in the place of `replaced`, which is lost.
+    #[must_use]
+    pub fn copy_as(&self, replaced: &SimNode) -> SimNode {
+        let mut copy = SimNode {
+            id: replaced.id,
+            running: false,
+            life: replaced.life + 1,
+            syncing: false,
+            defect: self.defect,
+            state: self.durable.clone(),
+            durable: self.durable.clone(),
+            checkpoint: self.checkpoint.clone(),
+            log: self.log[..self.synced].to_vec(),
+            synced: self.synced,
+            answers: Vec::new(),
+            lines: BTreeMap::new(),
+        };
+        copy.restart();
+        copy
+    }
+
     /// Whether there is anything to sync or anyone waiting for it.
     #[must_use]
     pub fn wants_sync(&self) -> bool {

@@ -50,10 +50,10 @@ impl Oracle {
         self.history.newest_epoch()
     }
 
-    fn check_copies(record: &SimRecord, nodes: &[SimNode]) -> Result<(), String> {
+    fn check_copies(record: &SimRecord, needed: usize, nodes: &[SimNode]) -> Result<(), String> {
         for link in &record.links {
             let copies = nodes.iter().filter(|node| node.has_durably(link.group, record)).count();
-            if copies < WRITE_QUORUM {
+            if copies < needed {
                 let group = link.group;
                 return Err(format!("{record:?} counts as durable with {copies} copies in group {group}"));
             }
@@ -80,13 +80,15 @@ impl Oracle {
         if at == last { Ok(stream) } else { Err(format!("the stream ends at {at:?} instead of {last:?}")) }
     }
 
-    /// A recovery completed: nothing acknowledged may be missing, and what it kept must be durable.
+    /// A recovery completed: nothing acknowledged may be missing, and what it kept must be durable, in so many copies: a
+    /// write quorum, or all that are left in a rescue.
     ///
     /// # Errors
     /// What is wrong.
     pub fn recovered(
         &mut self,
         outcome: &Outcome,
+        copies: usize,
         nodes: &[SimNode],
         coverage: &mut Coverage,
     ) -> Result<(), String> {
@@ -108,7 +110,7 @@ impl Oracle {
         }
         for record in stream.iter().filter(|r| r.span.end > self.durable_end) {
             coverage.count("unacknowledged records kept by a recovery");
-            Oracle::check_copies(record, nodes)?;
+            Oracle::check_copies(record, copies, nodes)?;
         }
         for tail in &outcome.tails {
             let of_group = stream.iter().rev().find(|r| r.link(tail.group).is_some());
@@ -159,12 +161,20 @@ impl Oracle {
             if record.span.start < self.durable_end {
                 return Err(format!("{record:?} acknowledged below the durable end {}", self.durable_end));
             }
-            Oracle::check_copies(record, nodes)?;
+            Oracle::check_copies(record, WRITE_QUORUM, nodes)?;
             coverage.count("records acknowledged");
             self.durable.insert(record.span.start, Rc::clone(record));
             self.durable_end = record.span.end;
         }
         Ok(())
+    }
+
+    /// Lost nodes were replaced: everything that was acknowledged must be on a write quorum again, the copies counted.
+    ///
+    /// # Errors
+    /// If a record is not.
+    pub fn rescued(&self, nodes: &[SimNode]) -> Result<(), String> {
+        self.durable.values().try_for_each(|record| Oracle::check_copies(record, WRITE_QUORUM, nodes))
     }
 
     /// A node stored a record.

@@ -2,6 +2,7 @@
 
 mod faults;
 mod network;
+mod rescue;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,10 +13,11 @@ use borealis_quorum::Promise;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::Failure;
 use borealis_quorum::segment::SegmentSummary;
-use borealis_types::{GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId};
+use borealis_types::{GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId};
 use borealis_wire::Reply;
 
 use self::faults::Faults;
+use self::rescue::Rescue;
 use crate::compute::Compute;
 use crate::effects::Effects;
 use crate::message::{Host, LineId, Message, OnLine};
@@ -27,6 +29,8 @@ use crate::{Coverage, Defect, Options, Report, Violation};
 const NODES: u16 = 6;
 /// Writers run one of this many releases, so that volumes often move between two and back.
 const RELEASES: u64 = 3;
+/// In so many of a thousand runs, three nodes are lost for good at once.
+const RESCUES: u64 = 300;
 /// Faults happen until here.
 const CHAOS_MS: u64 = 4_000;
 /// After the faults, the volume must be well again before this.
@@ -41,6 +45,7 @@ enum Event {
     ComputeTick(u32),
     Write(u32),
     Fault,
+    Rescue,
     Supervise,
 }
 
@@ -55,6 +60,7 @@ pub struct World {
     events: BTreeMap<(u64, u64), Event>,
     nodes: Vec<SimNode>,
     lost: Vec<bool>,
+    rescue: Option<Rescue>,
     computes: BTreeMap<u32, Compute>,
     members: Vec<QuorumSets>,
     oracle: Oracle,
@@ -96,6 +102,7 @@ impl World {
             events: BTreeMap::new(),
             nodes,
             lost: vec![false; usize::from(NODES)],
+            rescue: None,
             computes: BTreeMap::new(),
             members: vec![set; usize::from(group_count)],
             oracle: Oracle::default(),
@@ -123,6 +130,10 @@ impl World {
         }
         self.schedule(0, Event::Supervise);
         self.schedule(50, Event::Fault);
+        if self.random.chance(RESCUES) {
+            let at = self.random.between(500, CHAOS_MS);
+            self.schedule(at, Event::Rescue);
+        }
         loop {
             let ((at, _), event) = self.events.pop_first().expect("somebody always has a timer");
             self.now = at;
@@ -213,6 +224,7 @@ impl World {
                     self.heal();
                 }
             }
+            Event::Rescue => self.rescue_step()?,
             Event::Supervise => return self.supervise(),
         }
         self.check_random_read()?;
@@ -349,7 +361,18 @@ impl World {
         }
         if let Some(outcome) = &effects.recovered {
             self.coverage.count("recoveries completed");
-            self.oracle.recovered(outcome, &self.nodes, &mut self.coverage)?;
+            let survivors = self.rescue.as_ref().and_then(|rescue| rescue.copies_needed(id));
+            let copies = survivors.unwrap_or(WRITE_QUORUM);
+            self.oracle.recovered(outcome, copies, &self.nodes, &mut self.coverage)?;
+            if survivors.is_some() {
+                // Nobody writes in the epoch in which survivors agree.
+                if let Some(compute) = self.computes.get_mut(&id) {
+                    compute.stop();
+                }
+                if let Some(rescue) = &mut self.rescue {
+                    rescue.agreed(outcome.tails.clone());
+                }
+            }
         }
         if let Some(failure) = &effects.failed {
             match failure {
@@ -375,6 +398,11 @@ impl World {
     }
 
     fn start_compute(&mut self, epoch: VolumeEpoch) {
+        self.start_compute_through(epoch, self.members.clone());
+    }
+
+    /// Starts an instance that recovers through these members of each group.
+    fn start_compute_through(&mut self, epoch: VolumeEpoch, members: Vec<QuorumSets>) -> u32 {
         let id = self.next_compute;
         self.next_compute += 1;
         self.last_epoch = self.last_epoch.max(epoch);
@@ -385,15 +413,8 @@ impl World {
             _ => server_version,
         };
         self.last_release = server_version;
-        let (mut compute, effects) = Compute::start(
-            id,
-            promise,
-            server_version,
-            recorded,
-            self.members.clone(),
-            self.now,
-            self.defect,
-        );
+        let (mut compute, effects) =
+            Compute::start(id, promise, server_version, recorded, members, self.now, self.defect);
         compute.stubborn = self.random.chance(500);
         self.coverage.count("recoveries started");
         let host = compute.host();
@@ -403,6 +424,7 @@ impl World {
         }
         self.schedule(80, Event::ComputeTick(id));
         self.schedule(20, Event::Write(id));
+        id
     }
 
     fn draw_release(&mut self) -> ServerVersion {

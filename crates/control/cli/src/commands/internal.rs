@@ -12,6 +12,12 @@ pub fn create_node(config: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Makes a new storage node's store a copy of another one's.
+pub fn copy_node(config: &Path, from: &Path) -> anyhow::Result<ExitCode> {
+    borealis_node::copy(&borealis_node::config::load(config)?, from)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Runs a storage node until it is told to stop.
 pub fn node(config: &Path) -> anyhow::Result<ExitCode> {
     borealis_node::run(borealis_node::config::load(config)?)?;

@@ -106,7 +106,7 @@ pub fn check_machine(directory: &Path, memory_root: &Path, user: &OperatingSyste
     Ok(())
 }
 
-fn random_number() -> anyhow::Result<u128> {
+pub(super) fn random_number() -> anyhow::Result<u128> {
     let mut bytes = [0; 16];
     fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))

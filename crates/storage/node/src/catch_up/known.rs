@@ -158,7 +158,7 @@ impl Known {
             hopeless.then(|| {
                 format!(
                     "the segment of group {} stands at {stands_at} and no peer keeps log that old any more; \
-                     rebuild this node",
+                     replace this node (`borealis node replace`)",
                     segment.group
                 )
             })

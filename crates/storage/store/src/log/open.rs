@@ -74,7 +74,7 @@ impl Log {
         let file_bytes = file_bytes.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
         let numbers = list_files(&**disk, folder)?;
         let missing = |number: u32| {
-            let what = "is missing: the store is damaged; rebuild this node from its peers";
+            let what = "is missing: the store is damaged; replace this node (`borealis node replace`)";
             StoreError::directory(&file_path(folder, number), what)
         };
         if let Some(gap) = numbers.windows(2).find(|pair| pair[0] + 1 != pair[1]) {

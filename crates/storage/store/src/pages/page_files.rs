@@ -233,7 +233,7 @@ impl PageFiles {
         for number in numbers {
             let path = self.path(number);
             if !self.disk.exists(&path) {
-                let what = "is missing: the store is damaged; rebuild this node from its peers";
+                let what = "is missing: the store is damaged; replace this node (`borealis node replace`)";
                 return Err(StoreError::directory(&path, what));
             }
         }

@@ -4,6 +4,7 @@
 //! identity            who the store is; written last at creation, so that a half-created store never opens
 //! lock                held while a process has the store open
 //! checkpoint          the newest checkpoint
+//! synced              how far the log is durable, and how often the store was opened (`synced_note.rs`)
 //! log/NNNNNNNNNN.log  the log
 //! segments/<group>/pages.NNNN
 //! ```
@@ -14,6 +15,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use borealis_types::GroupId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -22,7 +24,7 @@ use crate::{Identity, StoreError};
 
 /// The last byte is the format version of the whole store. A store of another version is refused when it is
 /// opened.
-const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x03";
+const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x04";
 const HEADER_BYTES: usize = 20;
 
 /// The paths of a store, and the disk they are on.
@@ -53,7 +55,11 @@ impl Directory {
         self.root.join("checkpoint")
     }
 
-    pub(crate) fn segment(&self, group: borealis_types::GroupId) -> PathBuf {
+    pub(crate) fn synced(&self) -> PathBuf {
+        self.root.join("synced")
+    }
+
+    pub(crate) fn segment(&self, group: GroupId) -> PathBuf {
         self.root.join("segments").join(group.to_string())
     }
 
@@ -107,6 +113,15 @@ impl Directory {
 
     fn sync_folder(&self, folder: &Path) -> Result<(), StoreError> {
         self.disk.sync_folder(folder).map_err(StoreError::io("sync", folder))
+    }
+
+    /// Makes the names of all files durable: an earlier process may have made some, and failed to.
+    pub(crate) fn sync_names(&self, groups: &[GroupId]) -> Result<(), StoreError> {
+        let segments = groups.iter().map(|&group| self.segment(group));
+        [self.root.clone(), self.log()]
+            .into_iter()
+            .chain(segments)
+            .try_for_each(|folder| self.sync_folder(&folder))
     }
 
     /// Replaces a small file durably. After a crash either the old or the new file is there, complete.

@@ -33,10 +33,11 @@ mod read;
 mod redo_engine;
 mod segment;
 mod store;
+mod synced_note;
 
 pub use append::Appended;
 pub use append::offer::Origin;
-pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode};
+pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode, Space};
 pub use environment::{Clock, Environment, SystemClock};
 pub use error::StoreError;
 pub use materialize::{Policy, Progress};

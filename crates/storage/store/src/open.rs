@@ -19,6 +19,7 @@ use crate::redo_engine::RedoContext;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::replay::replay;
 use crate::segment::state::State;
+use crate::synced_note::SyncedNote;
 use crate::{Environment, Identity, Options, Store, StoreError, checkpoint};
 
 impl Store {
@@ -61,6 +62,7 @@ impl Store {
             files: Vec::new(),
         };
         checkpoint.write(&directory)?;
+        SyncedNote::create(&directory, identity.incarnation, log.end())?;
         drop(log);
         directory.write_identity(&identity)?;
         Store::open_in(environment, path, options)
@@ -91,12 +93,16 @@ impl Store {
         // Replay begins at the file's first entry, so that peers can still be given the redo before the
         // checkpoint in that file.
         let replay_from = replay_from.file_start();
-        let log =
-            Log::open(directory.disk(), &directory.log(), incarnation, options.log_file_bytes, replay_from)?;
-        if log.end() < log_end {
-            let what = format!("it ends at {:?}, and the checkpoint knows it to {log_end:?}", log.end());
-            return Err(StoreError::corrupt(directory.log().display().to_string(), what));
-        }
+        let mut note = SyncedNote::open(&directory, incarnation)?;
+        directory.sync_names(&identity.groups)?;
+        let log = Log::open(
+            directory.disk(),
+            &directory.log(),
+            incarnation,
+            options.log_file_bytes,
+            replay_from,
+            log_end.max(note.synced_through()),
+        )?;
         let mut segments = BTreeMap::new();
         for segment in stored {
             let chain = checkpoint::restore_chain(&directory, segment.chain)?;
@@ -126,10 +132,8 @@ impl Store {
         let mut state = State { log, segments, batch_locations, replay_from, peer_floors: BTreeMap::new() };
         let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
         replay(&mut state, context, incarnation, replay_from, log_end)?;
-        // The entries just read may never have been synced before the crash, and are acknowledged from here
-        // on.
-        let active = state.log.active();
-        active.file.sync_data().map_err(StoreError::io("sync", &active.path))?;
+        // `Log::open` made durable whatever it found, so this is true, and acknowledged from here on.
+        note.begin_boot(state.log.end())?;
         let commit = GroupCommit::new(state.log.end());
         let cache = PageCache::new(options.memory_limit_bytes / 4);
         Ok(Store {
@@ -145,6 +149,7 @@ impl Store {
             counters: Metrics::default(),
             poison: OnceLock::new(),
             damage: OnceLock::new(),
+            note: Mutex::new(note),
             _lock: lock,
         })
     }

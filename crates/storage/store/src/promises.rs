@@ -38,7 +38,7 @@ impl Store {
             check_fenced(&state, promise);
             (summaries(&state), Sequence(state.log.end()))
         };
-        self.sync(sequence)?;
+        self.sync_promise(sequence)?;
         Ok(summaries)
     }
 
@@ -108,7 +108,7 @@ impl Store {
             }
             (summaries(&state), Sequence(state.log.end()), failed)
         };
-        self.sync(sequence)?;
+        self.sync_promise(sequence)?;
         failed.map_or(Ok(summaries), Err)
     }
 
@@ -129,7 +129,9 @@ impl Store {
         for batch in batches {
             self.append(batch, Origin::Recovery(promise, group))?;
         }
-        self.summaries()
+        let summaries = self.summaries()?;
+        self.note_synced()?;
+        Ok(summaries)
     }
 
     fn adopt_for_recovery(

@@ -18,6 +18,7 @@ use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
 use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
+use crate::synced_note::SyncedNote;
 use crate::{Environment, Identity, Options, StoreError};
 
 /// One node's durable data: a shared log, and page files for each of its segments. All methods may be called
@@ -37,6 +38,8 @@ pub struct Store {
     pub(crate) poison: OnceLock<String>,
     /// The first damage found in what is on disk.
     pub(crate) damage: OnceLock<String>,
+    /// How far the log is known to be durable, outside of the log, and how often the store was opened.
+    pub(crate) note: Mutex<SyncedNote>,
     /// Releases the directory when the store is dropped.
     pub(crate) _lock: DiskLock,
 }
@@ -86,6 +89,29 @@ impl Store {
             synced.map_err(|error| self.poisoned(&error))?;
             Ok(end)
         })
+    }
+
+    /// As [`Store::sync`], for what holds a promise: damage to it will not pass for a torn tail, either.
+    pub(crate) fn sync_promise(&self, sequence: Sequence) -> Result<(), StoreError> {
+        self.sync(sequence)?;
+        self.note_synced()
+    }
+
+    /// Notes durably, outside of the log, how far the log is durable (see `synced_note.rs`). Without news it costs
+    /// nothing. To be called from time to time, and before the store is closed: damage to entries that were synced since
+    /// looks like a tail that was never synced, and the next opening writes them again.
+    ///
+    /// # Errors
+    /// When the note cannot be written. The one before stands, and nothing else is wrong with the store.
+    pub fn note_synced(&self) -> Result<(), StoreError> {
+        let mut note = self.note.lock().unwrap_or_else(PoisonError::into_inner);
+        note.write(self.commit.durable())
+    }
+
+    /// How often the store was opened, this time included.
+    #[must_use]
+    pub fn boot(&self) -> u64 {
+        self.note.lock().unwrap_or_else(PoisonError::into_inner).boot()
     }
 
     /// Appends an entry to the log.

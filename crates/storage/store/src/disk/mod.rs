@@ -28,6 +28,15 @@ pub enum OpenMode {
     CreateEmpty,
 }
 
+/// The room that a file system has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Space {
+    /// Bytes that a process without privileges may still write.
+    pub available_bytes: u64,
+    /// Size of the whole file system, in bytes.
+    pub size_bytes: u64,
+}
+
 /// Held until it is dropped, or the process ends.
 pub type DiskLock = Box<dyn Send + Sync>;
 
@@ -71,6 +80,12 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// After an error it is unknown which are.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+
+    /// How much room the file system has that a folder is in.
+    ///
+    /// # Errors
+    /// Any error of the system.
+    fn space(&self, folder: &Path) -> io::Result<Space>;
 
     /// Takes the lock that belongs to a file, which is created if it is absent; `None` if somebody else has it.
     ///

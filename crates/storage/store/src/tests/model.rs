@@ -370,9 +370,13 @@ impl Run {
             assert!(synced.is_err() || materialized.is_err(), "{operation:?} failed, and nobody said so");
             // The disk works again, and nobody is told.
             assert!(self.store().summaries().is_err() && self.store().failure().is_some());
-            // Only a restarted machine may be believed: what a failed sync left in the page cache looks like what is
-            // on disk, and may never get there (hazard 28).
-            self.crash(true);
+            // Also when only the process is started again: what a failed sync left in the page cache looks like what
+            // is on disk, and may never get there (hazard 28). The cache may drop it, too.
+            let lose_power = self.random.chance(2);
+            if !lose_power && self.random.chance(2) {
+                self.disk.drop_cache();
+            }
+            self.crash(lose_power);
         }
         self.sync();
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
@@ -233,6 +233,9 @@ pub struct NodeStatus {
     pub segments: Vec<SegmentSummary>,
     /// Named counters and gauges, documented in `borealis-node`.
     pub metrics: Vec<(String, u64)>,
+    /// What keeps it from some of its work for now, and passes with its cause: a disk that is nearly full, an error of the
+    /// system. It keeps its promises.
+    pub hindrance: Option<String>,
 }
 
 /// Why a node refused a request; the connection stays good.
@@ -281,6 +284,9 @@ pub enum Refusal {
     /// The node cannot keep its promise (full disk, failed sync, corruption, unknown redo).
     #[error("the node failed: {0}")]
     Failed(String),
+    /// The node cannot do it now, and nothing of it was done; it may be asked again, and another node meanwhile.
+    #[error("not now: {0}")]
+    NotNow(String),
 }
 
 /// A node's answer to one request, or a word of its own about progress.

@@ -125,6 +125,9 @@ impl Directory {
     }
 
     /// Replaces a small file durably. After a crash either the old or the new file is there, complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] while the old one is certain to be in place, [`StoreError::Poisoned`] when it is not.
     pub(crate) fn replace_file(&self, path: &Path, magic: [u8; 8], body: &[u8]) -> Result<(), StoreError> {
         let temporary = path.with_extension("new");
         let mut header = magic.to_vec();
@@ -135,11 +138,13 @@ impl Directory {
             let file = self.disk.open(&temporary, OpenMode::CreateEmpty)?;
             file.write_at(&header, 0)?;
             file.write_at(body, header.len() as u64)?;
-            file.sync_all()?;
-            self.disk.rename(&temporary, path)
+            file.sync_all()
         };
         write().map_err(StoreError::io("write", path))?;
-        self.sync_folder(path.parent().unwrap_or(Path::new(".")))
+        // From here on it is not known which of the two a power loss would leave.
+        self.disk.rename(&temporary, path).map_err(StoreError::lost("rename", &temporary))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        self.disk.sync_folder(folder).map_err(StoreError::lost("sync", folder))
     }
 
     /// Reads a file that [`Directory::replace_file`] wrote, and verifies it.

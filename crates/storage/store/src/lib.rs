@@ -32,6 +32,7 @@ mod promises;
 mod read;
 mod redo_engine;
 mod segment;
+mod space;
 mod store;
 mod synced_note;
 

@@ -9,6 +9,7 @@ use borealis_wire::Refusal;
 
 use crate::checkpoint::{Checkpoint, CheckpointedSegment};
 use crate::directory::Directory;
+use crate::disk::Descriptors;
 use crate::log::group_commit::GroupCommit;
 use crate::log::writer::Log;
 use crate::maintenance::Maintenance;
@@ -81,7 +82,8 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_in(environment: &Environment, path: &Path, options: Options) -> Result<Store, StoreError> {
-        let directory = Directory::new(Arc::clone(&environment.disk), path);
+        let disk = Descriptors::new(Arc::clone(&environment.disk), options.open_files_max);
+        let directory = Directory::new(Arc::new(disk), path);
         let identity = directory.read_identity()?;
         let lock = directory.lock()?;
         let checkpoint = Checkpoint::read(&directory)?;
@@ -150,6 +152,7 @@ impl Store {
             poison: OnceLock::new(),
             damage: OnceLock::new(),
             note: Mutex::new(note),
+            hindrances: Mutex::default(),
             _lock: lock,
         })
     }

@@ -18,6 +18,7 @@ use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
 use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
+use crate::space::Hindrances;
 use crate::synced_note::SyncedNote;
 use crate::{Environment, Identity, Options, StoreError};
 
@@ -38,6 +39,8 @@ pub struct Store {
     pub(crate) poison: OnceLock<String>,
     /// The first damage found in what is on disk.
     pub(crate) damage: OnceLock<String>,
+    /// What keeps it from some of its work for now.
+    pub(crate) hindrances: Mutex<Hindrances>,
     /// How far the log is known to be durable, outside of the log, and how often the store was opened.
     pub(crate) note: Mutex<SyncedNote>,
     /// Releases the directory when the store is dropped.
@@ -87,6 +90,8 @@ impl Store {
             // Earlier files were synced before the active one began.
             let synced = active.file.sync_data().map_err(StoreError::io("sync", &active.path));
             synced.map_err(|error| self.poisoned(&error))?;
+            // The kernel tells one of those who sync at the same time, and not the others.
+            self.check_poison()?;
             Ok(end)
         })
     }

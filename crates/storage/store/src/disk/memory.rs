@@ -16,6 +16,8 @@ pub(crate) enum Operation {
     Open,
     Read,
     Write,
+    /// A write beyond the end of the file, which needs more of the disk.
+    Grow,
     Sync,
     Rename,
     Remove,
@@ -367,7 +369,13 @@ impl DiskFile for OpenFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let grows = offset as usize + bytes.len() > self.content().cached.len();
         let fault = Faults::check(&self.faults, Operation::Write, &self.path);
+        let fault = if grows {
+            fault.and_then(|()| Faults::check(&self.faults, Operation::Grow, &self.path))
+        } else {
+            fault
+        };
         // A write that fails may have written a part.
         let written = if fault.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
         self.content().write(written, offset as usize);

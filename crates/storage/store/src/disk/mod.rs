@@ -6,6 +6,7 @@
 //! Calls go through a table of functions. That is some nanoseconds for each system call; `examples/store_speed.rs` does
 //! not see it.
 
+mod descriptors;
 mod file_system;
 
 use std::fmt::Debug;
@@ -13,6 +14,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) use descriptors::Descriptors;
 pub use file_system::FileSystem;
 
 /// What a file is opened for.
@@ -47,6 +49,15 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// [`io::ErrorKind::NotFound`] when it must exist and does not; whatever else the system says.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// As [`Disk::open`], for a file that is one of many and keeps its name for as long as it is used: it may be closed
+    /// between two operations, and is opened again by its name.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    fn open_one_of_many(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path, mode)
+    }
 
     /// Whether a file or folder has this name.
     fn exists(&self, path: &Path) -> bool;

@@ -18,9 +18,16 @@ fn open_file(
     folder: &Path,
     number: u32,
     file_bytes: u64,
+    is_last: bool,
 ) -> Result<Arc<LogFile>, StoreError> {
     let path = file_path(folder, number);
-    let file = disk.open(&path, OpenMode::Write).map_err(StoreError::io("open", &path))?;
+    // The last one will be written and synced.
+    let opened = if is_last {
+        disk.open(&path, OpenMode::Write)
+    } else {
+        disk.open_one_of_many(&path, OpenMode::Write)
+    };
+    let file = opened.map_err(StoreError::io("open", &path))?;
     let length = file.size_bytes().map_err(StoreError::io("stat", &path))?;
     Ok(Arc::new(LogFile { number, path, file, size: length.max(file_bytes) }))
 }
@@ -86,11 +93,12 @@ impl Log {
         if !numbers.contains(&replay_from.file()) {
             return Err(missing(replay_from.file()));
         }
-        let files = Arc::new(LogFiles::default());
+        let files = Arc::new(LogFiles::new(Arc::clone(disk)));
+        let last = numbers.last().copied();
         let mut end_before = None;
         let mut ends = Vec::new();
         for number in numbers {
-            let file = open_file(&**disk, folder, number, file_bytes)?;
+            let file = open_file(&**disk, folder, number, file_bytes, Some(number) == last)?;
             let previous_end = read_file_header(&file, incarnation)?;
             if end_before.is_some_and(|end| end != previous_end) {
                 let place = file_path(folder, number - 1).display().to_string();

@@ -182,7 +182,7 @@ fn assert_promises_nothing(store: &Store, writer: &Writer, batch: &[u8]) {
 fn fenced(disk: &MemoryDisk) -> (Environment, LogPosition) {
     let environment = Environment { disk: Arc::new(disk.clone()), ..environment() };
     let store = Store::create_in(&environment, Path::new("/node"), identity(1), options()).unwrap();
-    let writer = filled(&store, 1);
+    filled(&store, 1);
     store.fence(Promise { epoch: VolumeEpoch(2), writer: WriterId(9) }).unwrap();
     let end = store.lock().log.end();
     (environment, end)

@@ -164,6 +164,42 @@ pub enum Request {
     },
     /// The node's own state, for people and scripts.
     Status,
+    /// In which boot the node is, and what it remembers of another.
+    Acquaint {
+        /// The node that asks.
+        node: NodeId,
+    },
+}
+
+/// One opening of a node's store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Boot {
+    /// Which store: random, from its creation.
+    pub incarnation: u128,
+    /// How often it was opened, from 1.
+    pub number: u64,
+    /// Random, of this opening alone.
+    pub nonce: u64,
+}
+
+/// What a node remembers of another. All of it was durable there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The last boot that it was heard in.
+    pub boot: Boot,
+    /// The most that was heard of its segments since the remembering node was started.
+    pub segments: Vec<RememberedSegment>,
+}
+
+/// What a node remembers of another's segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RememberedSegment {
+    /// The group that the segment is a copy of.
+    pub group: GroupId,
+    /// It had every record up to here, and no recovery can truncate them.
+    pub complete: Lsn,
+    /// The newest epoch it had promised to serve.
+    pub promised_epoch: VolumeEpoch,
 }
 
 /// What one segment promises and holds.
@@ -331,6 +367,13 @@ pub enum Reply {
     Status(NodeStatus),
     /// The node refuses, and why.
     Refused(Refusal),
+    /// To [`Request::Acquaint`].
+    Acquainted {
+        /// The node's own boot.
+        boot: Boot,
+        /// What it remembers of the node that asks; `None` if it never heard it.
+        remembered: Option<Remembered>,
+    },
 }
 
 /// A payload that breaks the protocol.

@@ -5,6 +5,7 @@
 //! lock                held while a process has the store open
 //! checkpoint          the newest checkpoint
 //! synced              how far the log is durable, and how often the store was opened (`synced_note.rs`)
+//! boots, renounced    what is known of peers' boots, and of a loss of this store (`boots.rs`)
 //! log/NNNNNNNNNN.log  the log
 //! segments/<group>/pages.NNNN
 //! ```
@@ -53,6 +54,14 @@ impl Directory {
 
     pub(crate) fn checkpoint(&self) -> PathBuf {
         self.root.join("checkpoint")
+    }
+
+    pub(crate) fn boots(&self) -> PathBuf {
+        self.root.join("boots")
+    }
+
+    pub(crate) fn renounced(&self) -> PathBuf {
+        self.root.join("renounced")
     }
 
     pub(crate) fn synced(&self) -> PathBuf {

@@ -15,6 +15,7 @@
 //! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; all file I/O is in `disk/`.
 
 mod append;
+mod boots;
 mod checkpoint;
 mod directory;
 mod disk;

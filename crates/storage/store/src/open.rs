@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use borealis_quorum::segment::Segment;
 use borealis_wire::Refusal;
 
+use crate::boots::{read_peer_boots, read_renounced};
 use crate::checkpoint::{Checkpoint, CheckpointedSegment};
 use crate::directory::Directory;
 use crate::disk::Descriptors;
@@ -136,6 +137,7 @@ impl Store {
         replay(&mut state, context, incarnation, replay_from, log_end)?;
         // `Log::open` made durable whatever it found, so this is true, and acknowledged from here on.
         note.begin_boot(state.log.end())?;
+        let (peer_boots, renounced) = (read_peer_boots(&directory), read_renounced(&directory));
         let commit = GroupCommit::new(state.log.end());
         let cache = PageCache::new(options.memory_limit_bytes / 4);
         Ok(Store {
@@ -149,10 +151,11 @@ impl Store {
             maintenance: Maintenance::default(),
             cache: Mutex::new(cache),
             counters: Metrics::default(),
-            poison: OnceLock::new(),
+            poison: renounced.map_or_else(OnceLock::new, OnceLock::from),
             damage: OnceLock::new(),
             note: Mutex::new(note),
             hindrances: Mutex::default(),
+            peer_boots: Mutex::new(peer_boots),
             _lock: lock,
         })
     }

@@ -7,6 +7,7 @@ use borealis_quorum::segment::Segment;
 use borealis_types::{GroupId, Lsn};
 use borealis_wire::Refusal;
 
+use crate::boots::PeerBoots;
 use crate::directory::Directory;
 use crate::disk::DiskLock;
 use crate::log::entry::EntryKind;
@@ -39,6 +40,8 @@ pub struct Store {
     pub(crate) poison: OnceLock<String>,
     /// The first damage found in what is on disk.
     pub(crate) damage: OnceLock<String>,
+    /// The boots that peers were last heard in.
+    pub(crate) peer_boots: Mutex<PeerBoots>,
     /// What keeps it from some of its work for now.
     pub(crate) hindrances: Mutex<Hindrances>,
     /// How far the log is known to be durable, outside of the log, and how often the store was opened.
@@ -165,6 +168,7 @@ impl Store {
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
             ("extents", extents),
+            ("boot", self.boot()),
             ("log_files", self.files.numbers().len() as u64),
             ("log_file_bytes", self.files.total_bytes()),
         ]);

@@ -68,10 +68,10 @@ fn assert_not_now(error: &StoreError) {
 #[test]
 fn appends_are_refused_while_the_log_cannot_grow_and_taken_when_it_can() {
     for (operation, errno) in [
-        (Operation::Write, ENOSPC),
+        (Operation::Grow, ENOSPC),
+        (Operation::Grow, EIO),
         (Operation::Open, EMFILE),
         (Operation::Open, ENOSPC),
-        (Operation::Write, EIO),
     ] {
         let mut node = OnDisk::new(options());
         let part = if operation == Operation::Open { "spare" } else { "/log/" };
@@ -79,7 +79,7 @@ fn appends_are_refused_while_the_log_cannot_grow_and_taken_when_it_can() {
         let mut refused = 0;
         for number in 0..60 {
             let record = node.record(number);
-            // The entry's own write would be final; it never comes to that, because room is made before it.
+            // An entry's own write that fails is final. It does not come to that: room is made before it.
             while let Err(error) = node.deliver(&record) {
                 assert_not_now(&error);
                 assert_eq!(node.store.failure(), None);

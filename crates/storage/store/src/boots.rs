@@ -8,13 +8,12 @@
 //! later process, too.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 use borealis_types::NodeId;
 use borealis_wire::Boot;
 
+use crate::StoreError;
 use crate::directory::{Directory, decode, encode};
-use crate::{Store, StoreError};
 
 const BOOTS_MAGIC: [u8; 8] = *b"BORBOOT\x01";
 const RENOUNCED_MAGIC: [u8; 8] = *b"BORLOST\x01";
@@ -45,34 +44,12 @@ pub(crate) fn read_renounced(directory: &Directory) -> Option<String> {
     })
 }
 
-impl Store {
-    /// The boot that a peer was last heard in.
-    #[must_use]
-    pub fn peer_boot(&self, peer: NodeId) -> Option<Boot> {
-        self.peer_boots.lock().unwrap_or_else(PoisonError::into_inner).get(&peer).copied()
-    }
+/// Replaces what is remembered of the peers' boots.
+pub(crate) fn write_peer_boots(directory: &Directory, boots: &PeerBoots) -> Result<(), StoreError> {
+    directory.replace_file(&directory.boots(), BOOTS_MAGIC, &encode(boots))
+}
 
-    /// Remembers the boot that a peer was heard in, durably, unless a later one of the same incarnation is known.
-    ///
-    /// # Errors
-    /// When it cannot be written. It is remembered for as long as the process lives, all the same.
-    pub fn remember_peer_boot(&self, peer: NodeId, boot: Boot) -> Result<(), StoreError> {
-        let mut boots = self.peer_boots.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = boots.get(&peer);
-        if known.is_some_and(|known| known.incarnation == boot.incarnation && known.number >= boot.number) {
-            return Ok(());
-        }
-        boots.insert(peer, boot);
-        self.directory.replace_file(&self.directory.boots(), BOOTS_MAGIC, &encode(&*boots))
-    }
-
-    /// The store is known to have lost what it acknowledged: from here on it promises nothing, in this process and in every
-    /// later one. It goes on serving reads of what it has.
-    pub fn renounce(&self, why: &str) {
-        self.poisoned(&StoreError::Poisoned(why.to_owned()));
-        let path = self.directory.renounced();
-        if let Err(error) = self.directory.replace_file(&path, RENOUNCED_MAGIC, why.as_bytes()) {
-            tracing::error!(%error, "cannot note that this store may not vote; its peers will say so again");
-        }
-    }
+/// Notes why the store may not vote from here on.
+pub(crate) fn write_renounced(directory: &Directory, why: &str) -> Result<(), StoreError> {
+    directory.replace_file(&directory.renounced(), RENOUNCED_MAGIC, why.as_bytes())
 }

@@ -18,15 +18,6 @@ const WATERMARK_BYTES: u64 = 1 << 30;
 const AMPLE_BYTES: u64 = 256 << 20;
 const MIB: u64 = 1 << 20;
 
-/// What hinders a store for now, and passes with its cause.
-#[derive(Default, Debug)]
-pub(crate) struct Hindrances {
-    /// Why no redo is taken.
-    full: Option<String>,
-    /// Why the last round of materialization ended early.
-    round: Option<String>,
-}
-
 /// What an entry is written for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Purpose {

@@ -10,6 +10,7 @@ use borealis_wire::Refusal;
 use crate::boots::PeerBoots;
 use crate::directory::Directory;
 use crate::disk::DiskLock;
+use crate::hindrances::Hindrances;
 use crate::log::entry::EntryKind;
 use crate::log::files::LogFiles;
 use crate::log::group_commit::GroupCommit;
@@ -19,7 +20,6 @@ use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
 use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
-use crate::space::Hindrances;
 use crate::synced_note::SyncedNote;
 use crate::{Environment, Identity, Options, StoreError};
 

@@ -163,7 +163,7 @@ fn a_nearly_full_disk_takes_promises_and_serves_reads_and_takes_redo_again_when_
     node.store.note_positions(&node.writer.header()).unwrap();
     node.store.read_page(GroupId(0), &block(fork(1, 16_384), 0), lsn).unwrap().unwrap();
     node.store.fence(Promise { epoch: VolumeEpoch(1), writer: WriterId(11) }).unwrap();
-    // A little more room is not enough, or it would go to and fro.
+    // A little more room is not enough, or it would change again and again.
     node.disk.set_available_bytes(1100);
     assert!(!node.store.check_space());
     assert_not_now(&node.deliver(&record).unwrap_err());

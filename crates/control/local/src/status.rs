@@ -52,6 +52,9 @@ pub struct NodeState {
     /// What stopped it from storing anything more; left out if nothing did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// What keeps it from some of its work for now, such as a disk that is nearly full; left out if nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hindrance: Option<String>,
     /// Its counters and gauges, by the names the node gives them.
     pub metrics: serde_json::Map<String, serde_json::Value>,
 }
@@ -150,8 +153,8 @@ impl Status {
                 node.address,
                 or_dash(node.pid.map(u64::from))
             );
-            if let Some(failure) = &node.failure {
-                text += &format!("      {failure}\n");
+            for complaint in node.failure.iter().chain(&node.hindrance) {
+                text += &format!("      {complaint}\n");
             }
         }
         text += "\ngroup  complete to      segments\n";
@@ -292,6 +295,7 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
                         state,
                         address: node.address.to_string(),
                         failure,
+                        hindrance: answer.as_ref().and_then(|status| status.hindrance.clone()),
                         metrics,
                     };
                     (state, answer)

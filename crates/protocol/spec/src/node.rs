@@ -48,6 +48,10 @@ pub struct NodeConfig {
     /// Redo log kept for peers that are behind; one that is further behind has to be rebuilt.
     #[serde(default = "default_log_retention_bytes")]
     pub log_retention_bytes: u64,
+    /// Below this much free space on its file system the node takes no redo; absent for 1 GiB, or a twentieth of the file
+    /// system if that is less; zero for no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_space_min_bytes: Option<u64>,
     /// Started in the background: an interrupt from a terminal (SIGINT) is not meant for it.
     #[serde(default)]
     pub detached: bool,
@@ -90,6 +94,7 @@ impl NodeConfig {
             postgres_version: PostgresVersion::NEWEST,
             memory_limit_bytes: default_memory_limit_bytes(),
             log_retention_bytes: default_log_retention_bytes(),
+            free_space_min_bytes: None,
             detached: false,
             directory,
         }

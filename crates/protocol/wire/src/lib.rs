@@ -13,6 +13,6 @@ pub use batch::{BatchBuilder, BatchError, BatchHeader, BatchReader, BatchRecord,
 pub use batch_frame::BatchFrame;
 pub use frame::{FrameBuffer, FrameError, read_frame, write_frame};
 pub use message::{
-    Caller, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Reply, Request, SegmentProgress,
-    SegmentSummary,
+    Boot, Caller, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Remembered, RememberedSegment,
+    Reply, Request, SegmentProgress, SegmentSummary,
 };

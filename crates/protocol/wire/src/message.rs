@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
@@ -164,6 +164,42 @@ pub enum Request {
     },
     /// The node's own state, for people and scripts.
     Status,
+    /// In which boot the node is, and what it remembers of another.
+    Acquaint {
+        /// The node that asks.
+        node: NodeId,
+    },
+}
+
+/// One opening of a node's store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Boot {
+    /// Which store: random, from its creation.
+    pub incarnation: u128,
+    /// How often it was opened, from 1.
+    pub number: u64,
+    /// Random, of this opening alone.
+    pub nonce: u64,
+}
+
+/// What a node remembers of another. All of it was durable there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The last boot that it was heard in.
+    pub boot: Boot,
+    /// The most that was heard of its segments since the remembering node was started.
+    pub segments: Vec<RememberedSegment>,
+}
+
+/// What a node remembers of another's segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RememberedSegment {
+    /// The group that the segment is a copy of.
+    pub group: GroupId,
+    /// It had every record up to here, and no recovery can truncate them.
+    pub complete: Lsn,
+    /// The newest epoch it had promised to serve.
+    pub promised_epoch: VolumeEpoch,
 }
 
 /// What one segment promises and holds.
@@ -233,6 +269,9 @@ pub struct NodeStatus {
     pub segments: Vec<SegmentSummary>,
     /// Named counters and gauges, documented in `borealis-node`.
     pub metrics: Vec<(String, u64)>,
+    /// What keeps it from some of its work for now, and passes with its cause: a disk that is nearly full, an error of the
+    /// system. It keeps its promises.
+    pub hindrance: Option<String>,
 }
 
 /// Why a node refused a request; the connection stays good.
@@ -281,6 +320,9 @@ pub enum Refusal {
     /// The node cannot keep its promise (full disk, failed sync, corruption, unknown redo).
     #[error("the node failed: {0}")]
     Failed(String),
+    /// The node cannot do it now, and nothing of it was done; it may be asked again, and another node meanwhile.
+    #[error("not now: {0}")]
+    NotNow(String),
 }
 
 /// A node's answer to one request, or a word of its own about progress.
@@ -325,6 +367,13 @@ pub enum Reply {
     Status(NodeStatus),
     /// The node refuses, and why.
     Refused(Refusal),
+    /// To [`Request::Acquaint`].
+    Acquainted {
+        /// The node's own boot.
+        boot: Boot,
+        /// What it remembers of the node that asks; `None` if it never heard it.
+        remembered: Option<Remembered>,
+    },
 }
 
 /// A payload that breaks the protocol.

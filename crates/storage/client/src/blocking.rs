@@ -13,8 +13,8 @@ use borealis_types::{
 };
 use borealis_wire::message::{append_header, decode_payload, encode_message};
 use borealis_wire::{
-    Caller, FrameError, GroupTail, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Reply, Request,
-    SegmentProgress, SegmentSummary, read_frame, write_frame,
+    Boot, Caller, FrameError, GroupTail, NodeStatus, PageChecksum, Payload, Refusal, RelationSize,
+    Remembered, Reply, Request, SegmentProgress, SegmentSummary, read_frame, write_frame,
 };
 
 use crate::handshake::{Introduction, kind_of};
@@ -525,6 +525,14 @@ impl NodeClient {
     ) -> Result<Vec<PageChecksum>, ClientError> {
         let request = Request::PageChecksums { group, at: at.into(), after, limit };
         typed_reply!(self, request, Reply::PageChecksums(checksums) => checksums)
+    }
+
+    /// The node's boot, and what it remembers of `node`.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn acquaint(&mut self, node: NodeId) -> Result<(Boot, Option<Remembered>), ClientError> {
+        typed_reply!(self, Request::Acquaint { node }, Reply::Acquainted { boot, remembered } => (boot, remembered))
     }
 
     /// The node's own state, for people and scripts.

@@ -16,7 +16,9 @@
 mod catch_up;
 pub mod config;
 mod connections;
+mod descriptors;
 mod durability;
+mod housekeeping;
 mod line_throttle;
 mod materializer;
 pub mod metrics;
@@ -24,6 +26,7 @@ pub mod node;
 mod open_connections;
 mod process;
 mod refusals;
+mod standing;
 
 pub use node::{Node, copy, create};
 pub use process::run;

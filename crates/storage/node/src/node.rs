@@ -13,11 +13,14 @@ use borealis_wire::NodeStatus;
 
 use crate::catch_up::{CatchUp, Known, Puller};
 use crate::connections::{AppendPath, Host, Listener, Requests};
+use crate::descriptors;
+use crate::housekeeping::Housekeeping;
 use crate::line_throttle::LineThrottle;
 use crate::materializer::Materializer;
 use crate::metrics::Metrics;
 use crate::open_connections::OpenConnections;
 use crate::refusals::Refusals;
+use crate::standing::Standing;
 
 fn identity_of(config: &NodeConfig) -> Identity {
     Identity {
@@ -31,10 +34,12 @@ fn identity_of(config: &NodeConfig) -> Identity {
     }
 }
 
-fn options_of(config: &NodeConfig) -> Options {
+fn options_of(config: &NodeConfig, open_files_max: usize) -> Options {
     Options {
         memory_limit_bytes: config.memory_limit_bytes,
         log_retention_bytes: config.log_retention_bytes,
+        open_files_max,
+        free_space_min_bytes: config.free_space_min_bytes,
         ..Options::default()
     }
 }
@@ -48,7 +53,8 @@ pub fn create(config: &NodeConfig) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.directory)
         .with_context(|| format!("cannot make the node's folder {}", config.directory.display()))?;
     let directory = config.store_directory();
-    Store::create(&directory, identity_of(config), options_of(config)).with_context(|| {
+    let options = options_of(config, Options::default().open_files_max);
+    Store::create(&directory, identity_of(config), options).with_context(|| {
         format!("cannot make the store of node {} in {}", config.node, directory.display())
     })?;
     Ok(())
@@ -74,6 +80,8 @@ struct Parts {
     connections: Arc<OpenConnections>,
     known: Arc<Known>,
     materializer: Arc<Materializer>,
+    standing: Arc<Standing>,
+    housekeeping: Arc<Housekeeping>,
 }
 
 impl Parts {
@@ -85,6 +93,8 @@ impl Parts {
                 Arc::clone(&metrics),
                 Arc::clone(&refusals),
             )),
+            standing: Arc::new(Standing::new(Arc::clone(&store), config.peers.iter().map(|peer| peer.node))),
+            housekeeping: Arc::new(Housekeeping::new(Arc::clone(&store))),
             store,
             metrics,
             refusals,
@@ -102,6 +112,7 @@ impl Parts {
             refusals: Arc::clone(&self.refusals),
             connections: Arc::clone(&self.connections),
             known: Arc::clone(&self.known),
+            standing: Arc::clone(&self.standing),
         }
     }
 
@@ -112,6 +123,7 @@ impl Parts {
                 node: config.node,
                 store: Arc::clone(&self.store),
                 refusals: Arc::clone(&self.refusals),
+                standing: Arc::clone(&self.standing),
             },
             requests: Arc::clone(requests),
             append_path: AppendPath {
@@ -135,6 +147,7 @@ impl Parts {
             store: Arc::clone(&self.store),
             metrics: Arc::clone(&self.metrics),
             known: Arc::clone(&self.known),
+            standing: Arc::clone(&self.standing),
             puller: Puller {
                 store: Arc::clone(&self.store),
                 metrics: Arc::clone(&self.metrics),
@@ -185,6 +198,8 @@ impl Node {
         };
         // From here on dropping the node stops whatever was started.
         node.threads.push(spawn("materializer".to_owned(), move || materializer.run_until_stopped())?);
+        let housekeeping = Arc::clone(&node.parts.housekeeping);
+        node.threads.push(spawn("housekeeping".to_owned(), move || housekeeping.run_until_stopped())?);
         for peer in config.peers {
             let catch_up = Arc::clone(&catch_up);
             let name = format!("gossip-{}", peer.node);
@@ -222,6 +237,7 @@ impl Node {
         self.parts.known.stop();
         self.parts.store.end_materialization();
         self.parts.materializer.stop();
+        self.parts.housekeeping.stop();
         self.parts.connections.close_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -255,7 +271,8 @@ fn listen(config: &NodeConfig) -> anyhow::Result<(TcpListener, SocketAddr)> {
 
 fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     let directory = config.store_directory();
-    let store = Store::open(&directory, options_of(config))
+    let options = options_of(config, descriptors::raise_limit()?);
+    let store = Store::open(&directory, options)
         .with_context(|| format!("node {} cannot open its store {}", config.node, directory.display()))?;
     let expected = identity_of(config);
     let found = store.identity();

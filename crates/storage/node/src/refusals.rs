@@ -9,16 +9,25 @@ use crate::line_throttle::LineThrottle;
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     throttle: LineThrottle,
+    hindered: LineThrottle,
 }
 
 impl Refusals {
     /// What to tell a caller about `error`.
     pub(crate) fn of(&self, error: &StoreError) -> Refusal {
         let refusal = error.to_refusal();
-        if matches!(refusal, Refusal::Failed(_))
-            && let Some(suppressed) = self.throttle.admit()
-        {
-            tracing::error!(%error, suppressed, "the store failed");
+        match refusal {
+            Refusal::Failed(_) => {
+                if let Some(suppressed) = self.throttle.admit() {
+                    tracing::error!(%error, suppressed, "the store failed");
+                }
+            }
+            Refusal::NotNow(_) => {
+                if let Some(suppressed) = self.hindered.admit() {
+                    tracing::warn!(%error, suppressed, "the store is hindered");
+                }
+            }
+            _ => {}
         }
         refusal
     }

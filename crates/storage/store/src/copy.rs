@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use borealis_wire::Refusal;
 
+use crate::boots::read_renounced;
 use crate::directory::{Directory, StoredIdentity};
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::{Environment, Identity, Store, StoreError};
@@ -47,6 +48,10 @@ impl Store {
         }
         if (original.node, original.incarnation) == (identity.node, identity.incarnation) {
             return Err(Refusal::Misuse("a copy of a store needs an identity of its own".to_owned()).into());
+        }
+        if let Some(why) = read_renounced(&source) {
+            let what = format!("may not vote, and a copy would: {why}");
+            return Err(StoreError::directory(from, what));
         }
         let _lock = source.lock()?;
         target.create(&identity)?;

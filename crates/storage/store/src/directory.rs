@@ -4,6 +4,8 @@
 //! identity            who the store is; written last at creation, so that a half-created store never opens
 //! lock                held while a process has the store open
 //! checkpoint          the newest checkpoint
+//! synced              how far the log is durable, and how often the store was opened (`synced_note.rs`)
+//! boots, renounced    what is known of peers' boots, and of a loss of this store (`boots.rs`)
 //! log/NNNNNNNNNN.log  the log
 //! segments/<group>/pages.NNNN
 //! ```
@@ -14,6 +16,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use borealis_types::GroupId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +65,19 @@ impl Directory {
         self.root.join("checkpoint")
     }
 
-    pub(crate) fn segment(&self, group: borealis_types::GroupId) -> PathBuf {
+    pub(crate) fn boots(&self) -> PathBuf {
+        self.root.join("boots")
+    }
+
+    pub(crate) fn renounced(&self) -> PathBuf {
+        self.root.join("renounced")
+    }
+
+    pub(crate) fn synced(&self) -> PathBuf {
+        self.root.join("synced")
+    }
+
+    pub(crate) fn segment(&self, group: GroupId) -> PathBuf {
         self.root.join("segments").join(group.to_string())
     }
 
@@ -118,7 +133,19 @@ impl Directory {
         self.disk.sync_folder(folder).map_err(StoreError::io("sync", folder))
     }
 
+    /// Makes the names of all files durable: an earlier process may have made some, and failed to.
+    pub(crate) fn sync_names(&self, groups: &[GroupId]) -> Result<(), StoreError> {
+        let segments = groups.iter().map(|&group| self.segment(group));
+        [self.root.clone(), self.log()]
+            .into_iter()
+            .chain(segments)
+            .try_for_each(|folder| self.sync_folder(&folder))
+    }
+
     /// Replaces a small file durably. After a crash either the old or the new file is there, complete.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] while the old one is certain to be in place, [`StoreError::Poisoned`] when it is not.
     pub(crate) fn replace_file(&self, path: &Path, magic: [u8; 8], body: &[u8]) -> Result<(), StoreError> {
         let temporary = path.with_extension("new");
         let mut header = magic.to_vec();
@@ -129,11 +156,13 @@ impl Directory {
             let file = self.disk.open(&temporary, OpenMode::CreateEmpty)?;
             file.write_at(&header, 0)?;
             file.write_at(body, header.len() as u64)?;
-            file.sync_all()?;
-            self.disk.rename(&temporary, path)
+            file.sync_all()
         };
         write().map_err(StoreError::io("write", path))?;
-        self.sync_folder(path.parent().unwrap_or(Path::new(".")))
+        // From here on it is not known which of the two a power loss would leave.
+        self.disk.rename(&temporary, path).map_err(StoreError::lost("rename", &temporary))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        self.disk.sync_folder(folder).map_err(StoreError::lost("sync", folder))
     }
 
     /// Reads a file that [`Directory::replace_file`] wrote, and verifies it.

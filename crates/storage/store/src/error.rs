@@ -57,7 +57,7 @@ pub enum StoreError {
         /// What the redo engine reported.
         reason: String,
     },
-    /// The system refused an operation.
+    /// The system refused an operation. Nothing depends on it: it may be tried again, and passes with its cause.
     #[error("{operation} {path}: {source}")]
     Io {
         /// The operation, such as `read` or `sync`.
@@ -80,6 +80,14 @@ impl StoreError {
         move |source| StoreError::Io { operation, path: path.to_owned(), source }
     }
 
+    /// For an operation after whose failure it is not known what is on disk, and promises depend on it.
+    pub(crate) fn lost<'a>(
+        operation: &'static str,
+        path: &'a Path,
+    ) -> impl FnOnce(io::Error) -> StoreError + 'a {
+        move |source| StoreError::Poisoned(format!("{operation} {}: {source}", path.display()))
+    }
+
     pub(crate) fn corrupt(place: impl Into<String>, what: impl Into<String>) -> StoreError {
         StoreError::Corrupt { place: place.into(), what: what.into() }
     }
@@ -100,6 +108,7 @@ impl StoreError {
                 }
                 _ => Refusal::Misuse(self.to_string()),
             },
+            StoreError::Io { .. } => Refusal::NotNow(self.to_string()),
             _ => Refusal::Failed(self.to_string()),
         }
     }

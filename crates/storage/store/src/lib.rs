@@ -15,12 +15,14 @@
 //! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; all file I/O is in `disk/`.
 
 mod append;
+mod boots;
 mod checkpoint;
 mod copy;
 mod directory;
 mod disk;
 mod environment;
 mod error;
+mod hindrances;
 mod log;
 mod maintenance;
 mod materialize;
@@ -28,16 +30,19 @@ mod metrics;
 mod open;
 mod options;
 mod pages;
+mod peer_boots;
 mod poison;
 mod promises;
 mod read;
 mod redo_engine;
 mod segment;
+mod space;
 mod store;
+mod synced_note;
 
 pub use append::Appended;
 pub use append::offer::Origin;
-pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode};
+pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode, Space};
 pub use environment::{Clock, Environment, SystemClock};
 pub use error::StoreError;
 pub use materialize::{Policy, Progress};

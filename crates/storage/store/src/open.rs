@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use borealis_quorum::segment::Segment;
 use borealis_wire::Refusal;
 
+use crate::boots::{read_peer_boots, read_renounced};
 use crate::checkpoint::{Checkpoint, CheckpointedSegment};
 use crate::directory::{Directory, StoredIdentity};
+use crate::disk::Descriptors;
 use crate::log::group_commit::GroupCommit;
 use crate::log::writer::Log;
 use crate::maintenance::Maintenance;
@@ -19,6 +21,7 @@ use crate::redo_engine::RedoContext;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::replay::replay;
 use crate::segment::state::State;
+use crate::synced_note::SyncedNote;
 use crate::{Environment, Identity, Options, Store, StoreError, checkpoint};
 
 impl Store {
@@ -61,6 +64,7 @@ impl Store {
             files: Vec::new(),
         };
         checkpoint.write(&directory)?;
+        SyncedNote::create(&directory, identity.incarnation, log.end())?;
         drop(log);
         let seal = identity.incarnation;
         directory.write_identity(identity, seal)?;
@@ -80,7 +84,8 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_in(environment: &Environment, path: &Path, options: Options) -> Result<Store, StoreError> {
-        let directory = Directory::new(Arc::clone(&environment.disk), path);
+        let disk = Descriptors::new(Arc::clone(&environment.disk), options.open_files_max);
+        let directory = Directory::new(Arc::new(disk), path);
         let StoredIdentity { identity, seal } = directory.read_identity()?;
         let lock = directory.lock()?;
         let checkpoint = Checkpoint::read(&directory)?;
@@ -92,11 +97,16 @@ impl Store {
         // Replay begins at the file's first entry, so that peers can still be given the redo before the
         // checkpoint in that file.
         let replay_from = replay_from.file_start();
-        let log = Log::open(directory.disk(), &directory.log(), seal, options.log_file_bytes, replay_from)?;
-        if log.end() < log_end {
-            let what = format!("it ends at {:?}, and the checkpoint knows it to {log_end:?}", log.end());
-            return Err(StoreError::corrupt(directory.log().display().to_string(), what));
-        }
+        let mut note = SyncedNote::open(&directory, seal)?;
+        directory.sync_names(&identity.groups)?;
+        let log = Log::open(
+            directory.disk(),
+            &directory.log(),
+            seal,
+            options.log_file_bytes,
+            replay_from,
+            log_end.max(note.synced_through()),
+        )?;
         let mut segments = BTreeMap::new();
         for segment in stored {
             let chain = checkpoint::restore_chain(&directory, segment.chain)?;
@@ -126,10 +136,9 @@ impl Store {
         let mut state = State { log, segments, batch_locations, replay_from, peer_floors: BTreeMap::new() };
         let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
         replay(&mut state, context, seal, replay_from, log_end)?;
-        // The entries just read may never have been synced before the crash, and are acknowledged from here
-        // on.
-        let active = state.log.active();
-        active.file.sync_data().map_err(StoreError::io("sync", &active.path))?;
+        // `Log::open` made durable whatever it found, so this is true, and acknowledged from here on.
+        note.begin_boot(state.log.end())?;
+        let (peer_boots, renounced) = (read_peer_boots(&directory), read_renounced(&directory));
         let commit = GroupCommit::new(state.log.end());
         let cache = PageCache::new(options.memory_limit_bytes / 4);
         Ok(Store {
@@ -144,8 +153,11 @@ impl Store {
             maintenance: Maintenance::default(),
             cache: Mutex::new(cache),
             counters: Metrics::default(),
-            poison: OnceLock::new(),
+            poison: renounced.map_or_else(OnceLock::new, OnceLock::from),
             damage: OnceLock::new(),
+            note: Mutex::new(note),
+            hindrances: Mutex::default(),
+            peer_boots: Mutex::new(peer_boots),
             _lock: lock,
         })
     }

@@ -34,6 +34,11 @@ pub struct Options {
     pub log_retention_bytes: u64,
     /// Materialization is due when this many bytes of records are not applied.
     pub materialize_after_bytes: u64,
+    /// Most page files and old log files that are open at a time.
+    pub open_files_max: usize,
+    /// Below this much free space on the file system no redo is taken; `None` for 1 GiB, or a twentieth of the file
+    /// system if that is less; zero for no such limit.
+    pub free_space_min_bytes: Option<u64>,
 }
 
 impl Default for Options {
@@ -43,6 +48,8 @@ impl Default for Options {
             log_file_bytes: 64 << 20,
             log_retention_bytes: 2 << 30,
             materialize_after_bytes: 128 << 20,
+            open_files_max: 128,
+            free_space_min_bytes: None,
         }
     }
 }

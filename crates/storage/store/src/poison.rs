@@ -1,8 +1,14 @@
 //! What happens when a write or `fdatasync` fails, or damage is found.
 //!
-//! A failed write or sync poisons the store ([`Store::poisoned`]): every append, fence and summary is refused from then
-//! on, so nothing more is acknowledged, until the node is started again. Damage found by a read is reported and makes
-//! that read fail, nothing else.
+//! A failed write or sync of what promises depend on poisons the store ([`Store::poisoned`]): every append, fence and
+//! summary is refused from then on, so nothing more is acknowledged, until the node is started again; the opening then
+//! writes again what the page cache may only claim to have stored (`log/rewrite.rs`). That is: the write of a log entry,
+//! the sync of the log, the name of a log file, and the replacement of the checkpoint.
+//!
+//! Everything else passes with its cause and is refused or tried again: a failed open or read; a lack of descriptors or
+//! of space while room for an entry is made ([`Store::reserve`]), before anything was changed; and whatever fails in a
+//! round of materialization before its checkpoint is in place, because the next round writes all of its pages again, also
+//! those whose sync failed. Damage found by a read is reported and makes that read fail, nothing else.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -48,7 +54,8 @@ impl Store {
 
     /// Records damage found on disk, for [`Store::failure`]. The store goes on: other pages are well.
     pub(crate) fn note_damage(&self, error: &StoreError) {
-        if matches!(error, StoreError::Corrupt { .. } | StoreError::Io { .. }) {
+        // An error of the system says nothing about the bytes: it passes with its cause.
+        if matches!(error, StoreError::Corrupt { .. }) {
             self.damage.get_or_init(|| {
                 tracing::error!(node = self.identity.node.0, %error, "the store is damaged");
                 error.to_string()

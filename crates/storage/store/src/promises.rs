@@ -11,6 +11,7 @@ use crate::log::entry::EntryKind;
 use crate::log::payload::{AdoptEntry, InstallEntry};
 use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
+use crate::space::Purpose;
 use crate::store::Sequence;
 use crate::{Origin, Store, StoreError};
 
@@ -30,7 +31,9 @@ impl Store {
                 return Err(Refusal::Fenced(newest.epoch).into());
             }
             if standing.clone().any(|standing| standing != promise) {
-                self.append_entry(&mut state, EntryKind::Fence, &[&encode(&promise)])?;
+                let entry = encode(&promise);
+                self.reserve(&mut state, entry.len(), Purpose::Promise)?;
+                self.append_entry(&mut state, EntryKind::Fence, &[&entry])?;
                 for hosted in state.segments.values_mut() {
                     hosted.segment.fence(promise).map_err(|error| Refusal::Fenced(error.current.epoch))?;
                 }
@@ -38,7 +41,7 @@ impl Store {
             check_fenced(&state, promise);
             (summaries(&state), Sequence(state.log.end()))
         };
-        self.sync(sequence)?;
+        self.sync_promise(sequence)?;
         Ok(summaries)
     }
 
@@ -86,6 +89,7 @@ impl Store {
     fn install_items(&self, items: Vec<InstallEntry>) -> Result<Vec<SegmentSummary>, StoreError> {
         let (summaries, sequence, failed) = {
             let mut state = self.lock_to_change()?;
+            self.reserve(&mut state, encode(&items).len(), Purpose::Promise)?;
             let mut failed = None;
             let mut changed = Vec::new();
             for item in items {
@@ -108,7 +112,7 @@ impl Store {
             }
             (summaries(&state), Sequence(state.log.end()), failed)
         };
-        self.sync(sequence)?;
+        self.sync_promise(sequence)?;
         failed.map_or(Ok(summaries), Err)
     }
 
@@ -129,7 +133,9 @@ impl Store {
         for batch in batches {
             self.append(batch, Origin::Recovery(promise, group))?;
         }
-        self.summaries()
+        let summaries = self.summaries()?;
+        self.note_synced()?;
+        Ok(summaries)
     }
 
     fn adopt_for_recovery(
@@ -139,12 +145,13 @@ impl Store {
         history: &EpochHistory,
     ) -> Result<(), StoreError> {
         let mut state = self.lock_to_change()?;
+        let entry = encode(&AdoptEntry { group, promise, history: history.clone() });
+        self.reserve(&mut state, entry.len(), Purpose::Promise)?;
         let hosted = state.segments.get_mut(&group).ok_or(Refusal::NoSegment(group))?;
         let installed = hosted.segment.adopt_for_recovery(promise, history);
         let installed = installed.map_err(|error| StoreError::Install { group, error })?;
         if installed.changed {
-            let entry = AdoptEntry { group, promise, history: history.clone() };
-            self.append_entry(&mut state, EntryKind::Adopt, &[&encode(&entry)])?;
+            self.append_entry(&mut state, EntryKind::Adopt, &[&entry])?;
             let entered = state.after_install(self.context(), &self.files, group, &installed);
             entered.map_err(|error| self.poisoned(&error))?;
             self.forget_cached(&state, group);

@@ -7,8 +7,10 @@ use borealis_quorum::segment::Segment;
 use borealis_types::{GroupId, Lsn};
 use borealis_wire::Refusal;
 
+use crate::boots::PeerBoots;
 use crate::directory::Directory;
 use crate::disk::DiskLock;
+use crate::hindrances::Hindrances;
 use crate::log::entry::EntryKind;
 use crate::log::files::LogFiles;
 use crate::log::group_commit::GroupCommit;
@@ -18,6 +20,7 @@ use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
 use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
+use crate::synced_note::SyncedNote;
 use crate::{Environment, Identity, Options, StoreError};
 
 /// One node's durable data: a shared log, and page files for each of its segments. All methods may be called
@@ -39,6 +42,12 @@ pub struct Store {
     pub(crate) poison: OnceLock<String>,
     /// The first damage found in what is on disk.
     pub(crate) damage: OnceLock<String>,
+    /// The boots that peers were last heard in.
+    pub(crate) peer_boots: Mutex<PeerBoots>,
+    /// What keeps it from some of its work for now.
+    pub(crate) hindrances: Mutex<Hindrances>,
+    /// How far the log is known to be durable, outside of the log, and how often the store was opened.
+    pub(crate) note: Mutex<SyncedNote>,
     /// Releases the directory when the store is dropped.
     pub(crate) _lock: DiskLock,
 }
@@ -86,8 +95,33 @@ impl Store {
             // Earlier files were synced before the active one began.
             let synced = active.file.sync_data().map_err(StoreError::io("sync", &active.path));
             synced.map_err(|error| self.poisoned(&error))?;
+            // The kernel tells one of those who sync at the same time, and not the others.
+            self.check_poison()?;
             Ok(end)
         })
+    }
+
+    /// As [`Store::sync`], for what holds a promise: damage to it will not pass for a torn tail, either.
+    pub(crate) fn sync_promise(&self, sequence: Sequence) -> Result<(), StoreError> {
+        self.sync(sequence)?;
+        self.note_synced()
+    }
+
+    /// Notes durably, outside of the log, how far the log is durable (see `synced_note.rs`). Without news it costs
+    /// nothing. To be called from time to time, and before the store is closed: damage to entries that were synced since
+    /// looks like a tail that was never synced, and the next opening writes them again.
+    ///
+    /// # Errors
+    /// When the note cannot be written. The one before stands, and nothing else is wrong with the store.
+    pub fn note_synced(&self) -> Result<(), StoreError> {
+        let mut note = self.note.lock().unwrap_or_else(PoisonError::into_inner);
+        note.write(self.commit.durable())
+    }
+
+    /// How often the store was opened, this time included.
+    #[must_use]
+    pub fn boot(&self) -> u64 {
+        self.note.lock().unwrap_or_else(PoisonError::into_inner).boot()
     }
 
     /// Appends an entry to the log.
@@ -136,6 +170,7 @@ impl Store {
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
             ("extents", extents),
+            ("boot", self.boot()),
             ("log_files", self.files.numbers().len() as u64),
             ("log_file_bytes", self.files.total_bytes()),
         ]);

@@ -17,7 +17,7 @@ use borealis_wal::native::{CreatedRelation, Native};
 use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
 
 use crate::Input;
-use crate::store_seals::{SLOT_BYTES, forge_entry, seal_log, seal_pages, seal_small_file};
+use crate::store_seals::{SLOT_BYTES, forge_entry, seal_log, seal_notes, seal_pages, seal_small_file};
 
 const INCARNATION: u128 = 99;
 const GROUP: GroupId = GroupId(0);
@@ -52,6 +52,8 @@ fn options() -> Options {
         log_file_bytes: 32 << 10,
         log_retention_bytes: 1 << 20,
         materialize_after_bytes: 16 << 10,
+        free_space_min_bytes: Some(0),
+        ..Options::default()
     }
 }
 
@@ -217,6 +219,7 @@ pub fn store_files(data: &[u8]) {
                 seal_small_file(bytes);
             }
             "checkpoint" if seals & 2 != 0 => seal_small_file(bytes),
+            "synced" if seals & 64 != 0 => seal_notes(bytes),
             _ if name.starts_with("pages.") && seals & 8 != 0 => seal_pages(bytes),
             _ => {
                 let number = name.strip_suffix(".log").and_then(|number| number.parse().ok());

@@ -1,10 +1,12 @@
 //! Checksums of a store's files, made right after bytes were changed.
 //!
-//! Formats: `borealis-store`'s `directory.rs` (small files), `log/entry.rs` (the log), `pages/page_files.rs` (page slots).
+//! Formats: `borealis-store`'s `directory.rs` (small files), `synced_note.rs`, `log/entry.rs` (the log), `pages/page_files.rs` (page slots).
 
 const SMALL_FILE_HEADER_BYTES: usize = 20;
 const LOG_FILE_HEADER_BYTES: usize = 64;
 const ENTRY_HEADER_BYTES: usize = 32;
+const NOTE_SLOT_BYTES: usize = 4096;
+const NOTE_BYTES: usize = 52;
 /// Bytes of a page slot: a header and the page.
 pub(crate) const SLOT_BYTES: usize = 64 + 8192;
 
@@ -16,6 +18,16 @@ pub(crate) fn seal_small_file(bytes: &mut Vec<u8>) {
     let (header, body) = bytes.split_at(SMALL_FILE_HEADER_BYTES);
     let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..16]), body);
     bytes[16..20].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// Makes the checksums of both notes of a `synced` file right.
+pub(crate) fn seal_notes(bytes: &mut [u8]) {
+    for slot in bytes.chunks_mut(NOTE_SLOT_BYTES) {
+        if let Some(note) = slot.get_mut(..NOTE_BYTES) {
+            let checksum = crc32c::crc32c(&note[..NOTE_BYTES - 4]);
+            note[NOTE_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
+        }
+    }
 }
 
 /// Makes the checksums of a log file's header and entries right, as far as their lengths lead.

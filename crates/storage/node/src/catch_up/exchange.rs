@@ -22,6 +22,7 @@ use borealis_wire::{BatchHeader, Caller, GroupTail, SegmentSummary};
 use super::known::{Known, has_hole};
 use super::pull::{CatchUpError, Puller};
 use crate::metrics::{Metrics, add};
+use crate::standing::Standing;
 
 /// Between exchanges while something is missing or about to be agreed.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -137,6 +138,7 @@ pub(crate) struct CatchUp {
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) known: Arc<Known>,
+    pub(crate) standing: Arc<Standing>,
     pub(crate) puller: Puller,
 }
 
@@ -183,7 +185,16 @@ impl Exchanges<'_> {
             Some(client) => client,
             None => {
                 let caller = Caller::Peer(self.parts.node);
-                NodeClient::connect(self.peer.address, self.parts.volume, self.peer.node, caller, TIMEOUTS)?
+                let mut client = NodeClient::connect(
+                    self.peer.address,
+                    self.parts.volume,
+                    self.peer.node,
+                    caller,
+                    TIMEOUTS,
+                )?;
+                let (boot, remembered) = client.acquaint(self.parts.node)?;
+                self.parts.standing.note_answer(self.peer.node, boot, remembered.as_ref());
+                client
             }
         };
         let mut exchanged = Exchanged::Quiet;
@@ -228,6 +239,7 @@ impl Exchanges<'_> {
                 tails: vec![GroupTail { group, last_end: theirs.known_durable_tail }],
             })?;
         }
+        self.parts.standing.note_segment(self.peer.node, theirs);
         if let Some(floor) = known.note_peer(self.peer.node, theirs) {
             store.set_peer_floor(group, floor);
         }
@@ -241,7 +253,7 @@ impl Exchanges<'_> {
         // A peer whose history is older than ours may hold records that a recovery truncated; it learns of that from us
         // first. A peer whose history is newer, but not as new as our promise, waits for the same recovery as we do.
         let agreed = newest_epoch == theirs.history.newest_epoch();
-        if (stuck || has_hole) && agreed && !is_collected {
+        if (stuck || has_hole) && agreed && !is_collected && store.takes_redo() {
             self.parts.puller.pull(client, self.peer.node, group)?;
             // What we took ourselves does not count as having been fed.
             let ours = store.with_segment(group, Segment::segment_complete_lsn)?;

@@ -17,6 +17,7 @@ use super::ended::Ended;
 use super::receiver::Receiver;
 use crate::open_connections::{Connection, push_frame};
 use crate::refusals::Refusals;
+use crate::standing::Standing;
 
 /// A caller that has not introduced itself by then is disconnected, however it drips its bytes.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,11 +38,22 @@ pub(crate) struct Host {
     pub(crate) node: NodeId,
     pub(crate) store: Arc<Store>,
     pub(crate) refusals: Arc<Refusals>,
+    pub(crate) standing: Arc<Standing>,
 }
 
 impl Host {
     fn answer(&self, hello: (u16, VolumeId, NodeId), caller: Caller) -> Reply {
         if let Err(refusal) = judge_hello(hello, self.volume, self.node) {
+            return Reply::Refused(refusal);
+        }
+        // Whoever comes now counts on what this node says that it has.
+        if !matches!(caller, Caller::Peer(_)) {
+            self.standing.wait_for_words();
+        }
+        if matches!(caller, Caller::Writer { .. })
+            && let Err(refusal) = self.store.check_takes_redo()
+        {
+            // It tries again, and sends redo only once it is welcome.
             return Reply::Refused(refusal);
         }
         match self.store.summaries() {

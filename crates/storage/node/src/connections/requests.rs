@@ -13,6 +13,7 @@ use crate::catch_up::Known;
 use crate::metrics::{Metrics, add};
 use crate::open_connections::OpenConnections;
 use crate::refusals::Refusals;
+use crate::standing::Standing;
 
 /// The most of a log tail in one answer, whatever was asked: the frame limit leaves room beyond it for the
 /// one record that is always included.
@@ -28,6 +29,7 @@ pub(crate) struct Requests {
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) connections: Arc<OpenConnections>,
     pub(crate) known: Arc<Known>,
+    pub(crate) standing: Arc<Standing>,
 }
 
 impl Requests {
@@ -95,6 +97,10 @@ impl Requests {
                 store.page_checksums(group, at, after.as_ref(), list(limit)).map_err(refuse)?,
             )),
             Request::Status => Ok(Reply::Status(self.status())),
+            Request::Acquaint { node } => Ok(Reply::Acquainted {
+                boot: self.standing.boot(),
+                remembered: self.standing.remembered_of(node),
+            }),
         }
     }
 
@@ -112,6 +118,7 @@ impl Requests {
             zone: self.zone.clone(),
             process_id: std::process::id(),
             failure: self.store.failure().or_else(|| self.known.rebuild_needed(&segments)),
+            hindrance: self.store.hindrance(),
             segments,
             metrics,
         }

@@ -18,6 +18,7 @@ use crate::materializer::Materializer;
 use crate::metrics::Metrics;
 use crate::open_connections::{Connection, OpenConnections};
 use crate::refusals::Refusals;
+use crate::standing::Standing;
 
 /// What one connection of a node needs. The node has no peers, and nothing materializes.
 struct Parts {
@@ -56,6 +57,7 @@ fn parts() -> Parts {
         refusals: refusals.clone(),
         connections: Arc::new(OpenConnections::default()),
         known: known.clone(),
+        standing: Arc::new(Standing::new(store.clone(), std::iter::empty())),
     };
     Parts {
         _folder: folder,

@@ -11,8 +11,9 @@ use crate::append::batch::misuse;
 use crate::append::offer::check_release;
 use crate::directory::encode;
 use crate::log::entry::EntryKind;
-use crate::log::payload::PositionsEntry;
+use crate::log::payload::{BATCH_PREFIX_BYTES, PositionsEntry};
 use crate::metrics::count;
+use crate::space::Purpose;
 use crate::store::Sequence;
 use crate::{Origin, Policy, Store, StoreError};
 
@@ -39,7 +40,8 @@ impl Store {
     /// # Errors
     /// [`borealis_wire::Refusal::Misuse`] when the batch is malformed or contradicts what a segment holds (then none of it
     /// was taken, or only the records before the contradiction); [`borealis_wire::Refusal::Fenced`] when its epoch is over;
-    /// [`StoreError::NeedsHistory`] when a segment has not been told about its epoch;
+    /// [`StoreError::NeedsHistory`] when a segment has not been told about its epoch; [`borealis_wire::Refusal::NotNow`]
+    /// when the disk is nearly full or the system refuses what is needed (then none of it was taken);
     /// [`StoreError::Poisoned`].
     pub fn append(&self, batch: &[u8], origin: Origin) -> Result<Appended, StoreError> {
         self.check_poison()?;
@@ -55,6 +57,12 @@ impl Store {
         check_release(&state, &batch)?;
         self.check_origin(&state, &batch, origin)?;
         let positions_count = matches!(origin, Origin::Writer(_));
+        let purpose = match origin {
+            Origin::Recovery(..) => Purpose::Promise,
+            _ => Purpose::Redo,
+        };
+        // Before segments take anything. Positions alone are shorter than the batch that brings them.
+        self.reserve(&mut state, BATCH_PREFIX_BYTES + batch.bytes.len(), purpose)?;
         let news = positions_count && state.observe(&batch.header);
         let outcome = self.offer(&mut state, &mut batch, origin);
         let taken = batch.records.iter().filter(|record| !record.taken.is_empty()).count();
@@ -97,12 +105,13 @@ impl Store {
     /// When the store is poisoned.
     pub fn note_positions(&self, header: &BatchHeader) -> Result<(), StoreError> {
         let mut state = self.lock_to_change()?;
+        let positions = encode(&PositionsEntry::from(header));
         if header.tails.iter().any(|tail| tail.group.0 >= MAX_GROUPS) {
             return Err(misuse("a group number in the header"));
         }
+        self.reserve(&mut state, positions.len(), Purpose::Promise)?;
         if state.observe(header) {
-            let positions = PositionsEntry::from(header);
-            self.append_entry(&mut state, EntryKind::Positions, &[&encode(&positions)])?;
+            self.append_entry(&mut state, EntryKind::Positions, &[&positions])?;
         }
         Ok(())
     }

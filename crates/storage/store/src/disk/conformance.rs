@@ -9,7 +9,7 @@ use super::{Disk, FileSystem, OpenMode, read_exact_at};
 /// Each check gets a folder of its own.
 type Check = fn(&dyn Disk, &Path);
 
-const CHECKS: [(&str, Check); 7] = [
+const CHECKS: [(&str, Check); 8] = [
     ("files", files_are_opened_as_asked),
     ("bytes", what_is_written_is_read),
     ("ends", reads_end_where_the_file_does),
@@ -17,6 +17,7 @@ const CHECKS: [(&str, Check); 7] = [
     ("names", names_change_and_open_files_stay),
     ("folders", folders_are_listed),
     ("locks", a_lock_is_held_once),
+    ("space", there_is_room_and_no_more_than_all),
 ];
 
 fn conforms(disk: &dyn Disk, root: &Path) {
@@ -124,6 +125,11 @@ fn a_lock_is_held_once(disk: &dyn Disk, folder: &Path) {
     assert!(disk.lock(&path).unwrap().is_some());
 }
 
+fn there_is_room_and_no_more_than_all(disk: &dyn Disk, folder: &Path) {
+    let space = disk.space(folder).unwrap();
+    assert!(space.available_bytes > 0 && space.available_bytes <= space.size_bytes, "{space:?}");
+}
+
 #[test]
 fn the_file_system_conforms() {
     let folder = tempfile::tempdir().unwrap();
@@ -169,4 +175,27 @@ fn a_sync_that_failed_is_not_made_good_by_one_that_succeeds() {
     disk.lose_power(|below| below - 1);
     assert_eq!(disk.open(path, OpenMode::Read).unwrap().size_bytes().unwrap(), 0);
     assert_eq!(disk.heal(), 1);
+}
+
+#[test]
+fn what_a_failed_sync_left_in_the_cache_is_durable_only_when_it_is_written_again() {
+    let disk = MemoryDisk::default();
+    let path = Path::new("/disk/file");
+    disk.create_folder(Path::new("/disk")).unwrap();
+    let file = disk.open(path, OpenMode::Create).unwrap();
+    disk.sync_folder(Path::new("/disk")).unwrap();
+    let mut bytes = [0; 100];
+    for (written_again, durable) in [(false, 0), (true, 1)] {
+        file.write_at(&[1; 100], 0).unwrap();
+        disk.fail(Operation::Sync, "file", 0);
+        assert!(file.sync_data().is_err());
+        read_exact_at(&*file, &mut bytes, 0).unwrap();
+        assert_eq!(bytes, [1; 100], "the cache does not show that it failed");
+        if written_again {
+            file.write_at(&bytes, 0).unwrap();
+        }
+        file.sync_data().unwrap();
+        disk.drop_cache();
+        assert_eq!(file.size_bytes().unwrap(), 100 * durable);
+    }
 }

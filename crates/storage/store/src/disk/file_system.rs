@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::statvfs;
 
-use super::{Disk, DiskFile, DiskLock, OpenMode};
+use super::{Disk, DiskFile, DiskLock, OpenMode, Space};
 
 /// The machine's file system, by absolute path or from the current folder.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,6 +48,15 @@ impl Disk for FileSystem {
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()
+    }
+
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        let found = statvfs(folder)?;
+        let fragment_bytes = found.fragment_size();
+        Ok(Space {
+            available_bytes: found.blocks_available().saturating_mul(fragment_bytes),
+            size_bytes: found.blocks().saturating_mul(fragment_bytes),
+        })
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<DiskLock>> {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Disk, DiskFile, DiskLock, OpenMode};
+use super::{Disk, DiskFile, DiskLock, OpenMode, Space};
 
 /// Writes are lost, or survive, in pieces of this size.
 const SECTOR_BYTES: usize = 512;
@@ -16,6 +16,8 @@ pub(crate) enum Operation {
     Open,
     Read,
     Write,
+    /// A write beyond the end of the file, which needs more of the disk.
+    Grow,
     Sync,
     Rename,
     Remove,
@@ -35,6 +37,7 @@ struct Names {
     changes: Vec<NameChange>,
     locks: Arc<Mutex<BTreeSet<PathBuf>>>,
     faults: Arc<Mutex<Faults>>,
+    available_bytes: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -67,6 +70,10 @@ impl NameChange {
 struct Faults {
     /// An operation on a path that contains the text, and how often it still succeeds before.
     next: Option<(Operation, String, u32)>,
+    /// Keeps failing until it is healed.
+    stays: bool,
+    /// The system's error number that it fails with, if any.
+    errno: Option<i32>,
     /// How often a planted fault came about.
     happened: u32,
 }
@@ -76,58 +83,63 @@ struct Bytes(Mutex<Content>);
 
 #[derive(Default)]
 struct Content {
-    now: Vec<u8>,
-    /// Not synced, in order.
+    /// What a read returns: the page cache.
+    cached: Vec<u8>,
+    /// What a power loss leaves.
+    durable: Vec<u8>,
+    /// Not synced, in order. A sync that fails drops them: they stay in the cache, where they are taken for clean, and
+    /// no later sync makes them durable.
     unsynced: Vec<Change>,
-    /// The first this many of `unsynced` were part of a sync that failed: no later sync makes them durable.
-    doomed: usize,
 }
 
-/// A write, with what is needed to take it back.
 struct Change {
     offset: usize,
-    before: Vec<u8>,
-    size_before: usize,
-    after: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+fn write_into(content: &mut Vec<u8>, bytes: &[u8], offset: usize) {
+    let end = offset + bytes.len();
+    if content.len() < end {
+        content.resize(end, 0);
+    }
+    content[offset..end].copy_from_slice(bytes);
 }
 
 impl Content {
     fn write(&mut self, bytes: &[u8], offset: usize) {
-        let size_before = self.now.len();
-        let end = offset + bytes.len();
-        if self.now.len() < end {
-            self.now.resize(end, 0);
+        write_into(&mut self.cached, bytes, offset);
+        self.unsynced.push(Change { offset, bytes: bytes.to_vec() });
+    }
+
+    fn make_durable(&mut self) {
+        for change in std::mem::take(&mut self.unsynced) {
+            write_into(&mut self.durable, &change.bytes, change.offset);
         }
-        let before = self.now[offset..end].to_vec();
-        self.now[offset..end].copy_from_slice(bytes);
-        self.unsynced.push(Change { offset, before, size_before, after: bytes.to_vec() });
+    }
+
+    fn drop_cache(&mut self) {
+        self.cached.clone_from(&self.durable);
+        for change in &self.unsynced {
+            write_into(&mut self.cached, &change.bytes, change.offset);
+        }
     }
 
     fn lose_power(&mut self, below: &mut dyn FnMut(u64) -> u64) {
-        let changes = std::mem::take(&mut self.unsynced);
-        for change in changes.iter().rev() {
-            self.now[change.offset..change.offset + change.before.len()].copy_from_slice(&change.before);
-            self.now.truncate(change.size_before);
-        }
-        let doomed = std::mem::take(&mut self.doomed);
         // Whole changes are kept or lost at least as often as parts of them.
         let style = below(3);
-        for change in &changes[doomed..] {
-            for (at, sector) in change.after.chunks(SECTOR_BYTES).enumerate() {
+        for change in std::mem::take(&mut self.unsynced) {
+            for (at, sector) in change.bytes.chunks(SECTOR_BYTES).enumerate() {
                 let survives = match style {
                     0 => false,
                     1 => true,
                     _ => below(2) == 0,
                 };
-                let start = change.offset + at * SECTOR_BYTES;
                 if survives {
-                    if self.now.len() < start + sector.len() {
-                        self.now.resize(start + sector.len(), 0);
-                    }
-                    self.now[start..start + sector.len()].copy_from_slice(sector);
+                    write_into(&mut self.durable, sector, change.offset + at * SECTOR_BYTES);
                 }
             }
         }
+        self.cached.clone_from(&self.durable);
     }
 }
 
@@ -156,9 +168,14 @@ impl Faults {
             *left -= 1;
             return Ok(());
         }
-        faults.next = None;
+        if !faults.stays {
+            faults.next = None;
+        }
         faults.happened += 1;
-        Err(io::Error::other("a planted fault"))
+        Err(match faults.errno {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::other("a planted fault"),
+        })
     }
 }
 
@@ -169,7 +186,31 @@ impl MemoryDisk {
 
     /// The operation fails once, on the next path that contains `part`, after it succeeded on `after` such.
     pub(crate) fn fail(&self, operation: Operation, part: &str, after: u32) {
-        self.names().faults.lock().unwrap().next = Some((operation, part.to_owned(), after));
+        let names = self.names();
+        let mut faults = names.faults.lock().unwrap();
+        faults.next = Some((operation, part.to_owned(), after));
+        (faults.stays, faults.errno) = (false, None);
+    }
+
+    /// The operation fails with the system's error `errno` on every path that contains `part`, until
+    /// [`MemoryDisk::heal`].
+    pub(crate) fn keep_failing(&self, operation: Operation, part: &str, errno: i32) {
+        let names = self.names();
+        let mut faults = names.faults.lock().unwrap();
+        faults.next = Some((operation, part.to_owned(), 0));
+        (faults.stays, faults.errno) = (true, Some(errno));
+    }
+
+    /// How much [`Disk::space`] says is free from now on; at first it is without bound.
+    pub(crate) fn set_available_bytes(&self, bytes: u64) {
+        self.names().available_bytes = Some(bytes);
+    }
+
+    /// Drops what the page cache holds and no write is pending for: reads return what is on disk.
+    pub(crate) fn drop_cache(&self) {
+        for bytes in self.names().files.values() {
+            bytes.0.lock().unwrap().drop_cache();
+        }
     }
 
     /// Clears a planted fault that has not triggered yet. Returns how many faults have triggered.
@@ -285,6 +326,11 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn space(&self, _folder: &Path) -> io::Result<Space> {
+        let available_bytes = self.names().available_bytes.unwrap_or(u64::MAX);
+        Ok(Space { available_bytes, size_bytes: u64::MAX })
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Option<DiskLock>> {
         drop(self.open(path, OpenMode::Create)?);
         let names = self.names();
@@ -303,11 +349,10 @@ impl OpenFile {
         let mut content = self.content();
         if let Err(error) = Faults::check(&self.faults, Operation::Sync, &self.path) {
             // As Linux does it: the pages are marked clean, and a later sync has nothing to do.
-            content.doomed = content.unsynced.len();
+            content.unsynced.clear();
             return Err(error);
         }
-        let doomed = content.doomed;
-        content.unsynced.truncate(doomed);
+        content.make_durable();
         Ok(())
     }
 }
@@ -317,14 +362,20 @@ impl DiskFile for OpenFile {
         Faults::check(&self.faults, Operation::Read, &self.path)?;
         let content = self.content();
         let rest =
-            usize::try_from(offset).ok().and_then(|offset| content.now.get(offset..)).unwrap_or_default();
+            usize::try_from(offset).ok().and_then(|offset| content.cached.get(offset..)).unwrap_or_default();
         let count = rest.len().min(bytes.len());
         bytes[..count].copy_from_slice(&rest[..count]);
         Ok(count)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let grows = offset as usize + bytes.len() > self.content().cached.len();
         let fault = Faults::check(&self.faults, Operation::Write, &self.path);
+        let fault = if grows {
+            fault.and_then(|()| Faults::check(&self.faults, Operation::Grow, &self.path))
+        } else {
+            fault
+        };
         // A write that fails may have written a part.
         let written = if fault.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
         self.content().write(written, offset as usize);
@@ -340,13 +391,13 @@ impl DiskFile for OpenFile {
     }
 
     fn size_bytes(&self) -> io::Result<u64> {
-        Ok(self.content().now.len() as u64)
+        Ok(self.content().cached.len() as u64)
     }
 
     fn punch_hole(&self, offset: u64, size_bytes: u64) -> io::Result<()> {
         let mut content = self.content();
-        let start = (offset as usize).min(content.now.len());
-        let end = (start + size_bytes as usize).min(content.now.len());
+        let start = (offset as usize).min(content.cached.len());
+        let end = (start + size_bytes as usize).min(content.cached.len());
         content.write(&vec![0; end - start], start);
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! Calls go through a table of functions. That is some nanoseconds for each system call; `examples/store_speed.rs` does
 //! not see it.
 
+mod descriptors;
 mod file_system;
 
 use std::fmt::Debug;
@@ -13,6 +14,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub(crate) use descriptors::Descriptors;
 pub use file_system::FileSystem;
 
 /// What a file is opened for.
@@ -28,6 +30,15 @@ pub enum OpenMode {
     CreateEmpty,
 }
 
+/// The room that a file system has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Space {
+    /// Bytes that a process without privileges may still write.
+    pub available_bytes: u64,
+    /// Size of the whole file system, in bytes.
+    pub size_bytes: u64,
+}
+
 /// Held until it is dropped, or the process ends.
 pub type DiskLock = Box<dyn Send + Sync>;
 
@@ -38,6 +49,15 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// [`io::ErrorKind::NotFound`] when it must exist and does not; whatever else the system says.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// As [`Disk::open`], for a file that is one of many and keeps its name for as long as it is used: it may be closed
+    /// between two operations, and is opened again by its name.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    fn open_one_of_many(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(path, mode)
+    }
 
     /// Whether a file or folder has this name.
     fn exists(&self, path: &Path) -> bool;
@@ -71,6 +91,12 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// After an error it is unknown which are.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+
+    /// How much room the file system has that a folder is in.
+    ///
+    /// # Errors
+    /// Any error of the system.
+    fn space(&self, folder: &Path) -> io::Result<Space>;
 
     /// Takes the lock that belongs to a file, which is created if it is absent; `None` if somebody else has it.
     ///

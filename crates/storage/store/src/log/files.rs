@@ -1,4 +1,4 @@
-//! The open files of the log, for reading records back.
+//! The files of the log, for reading records back.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use borealis_types::invariant;
 
 use crate::StoreError;
-use crate::disk::{DiskFile, read_exact_at};
+use crate::disk::{Disk, DiskFile, OpenMode, read_exact_at};
 use crate::log::position::LogPosition;
 
 /// A log file that is open for reading, and for writing if it is the last one.
@@ -40,22 +40,29 @@ impl LogFile {
     }
 }
 
-/// The open files of a log, by number.
-#[derive(Debug, Default)]
-pub(crate) struct LogFiles(RwLock<BTreeMap<u32, Arc<LogFile>>>);
+/// The files of a log, by number. The last one is open, the others are some of many.
+#[derive(Debug)]
+pub(crate) struct LogFiles {
+    disk: Arc<dyn Disk>,
+    files: RwLock<BTreeMap<u32, Arc<LogFile>>>,
+}
 
 impl LogFiles {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> LogFiles {
+        LogFiles { disk, files: RwLock::default() }
+    }
+
     pub(crate) fn get(&self, number: u32) -> Option<Arc<LogFile>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+        self.files.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
     }
 
     pub(crate) fn numbers(&self) -> Vec<u32> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+        self.files.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     /// Sum of the sizes that the files may grow to, in bytes.
     pub(crate) fn total_bytes(&self) -> u64 {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().map(|file| file.size).sum()
+        self.files.read().unwrap_or_else(PoisonError::into_inner).values().map(|file| file.size).sum()
     }
 
     /// The file with this number, which must be there because a record in it is needed.
@@ -73,7 +80,7 @@ impl LogFiles {
     }
 
     pub(super) fn insert(&self, file: Arc<LogFile>) {
-        let mut files = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         let last = files.last_key_value().map(|(number, _)| *number);
         invariant!(
             "log-files-ascend",
@@ -81,10 +88,17 @@ impl LogFiles {
             "file {} after {last:?}",
             file.number
         );
+        // The one before was synced, and is only read from here on.
+        if let Some(before) = files.get_mut(&(file.number.wrapping_sub(1)))
+            && let Ok(reopened) = self.disk.open_one_of_many(&before.path, OpenMode::Write)
+        {
+            let LogFile { number, ref path, size, .. } = **before;
+            *before = Arc::new(LogFile { number, path: path.clone(), file: reopened, size });
+        }
         files.insert(file.number, file);
     }
 
     pub(super) fn remove(&self, number: u32) -> Option<Arc<LogFile>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
+        self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
     }
 }

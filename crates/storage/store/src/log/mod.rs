@@ -13,6 +13,8 @@ mod open;
 pub(crate) mod payload;
 pub(crate) mod position;
 pub(crate) mod record_reader;
+mod reserve;
+mod rewrite;
 pub(crate) mod scan;
 mod torn_tail;
 pub(crate) mod writer;

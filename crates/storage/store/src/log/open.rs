@@ -8,6 +8,7 @@ use crate::disk::{Disk, OpenMode};
 use crate::log::entry;
 use crate::log::files::{LogFile, LogFiles};
 use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
+use crate::log::rewrite::rewrite;
 use crate::log::scan::{read_file_header, scan_entries};
 use crate::log::torn_tail::truncate_torn_tail;
 use crate::log::writer::{FILE_BYTES_MAX, FILE_BYTES_MIN, Log, file_path, spare_path};
@@ -17,9 +18,16 @@ fn open_file(
     folder: &Path,
     number: u32,
     file_bytes: u64,
+    is_last: bool,
 ) -> Result<Arc<LogFile>, StoreError> {
     let path = file_path(folder, number);
-    let file = disk.open(&path, OpenMode::Write).map_err(StoreError::io("open", &path))?;
+    // The last one will be written and synced.
+    let opened = if is_last {
+        disk.open(&path, OpenMode::Write)
+    } else {
+        disk.open_one_of_many(&path, OpenMode::Write)
+    };
+    let file = opened.map_err(StoreError::io("open", &path))?;
     let length = file.size_bytes().map_err(StoreError::io("stat", &path))?;
     Ok(Arc::new(LogFile { number, path, file, size: length.max(file_bytes) }))
 }
@@ -57,19 +65,21 @@ impl Log {
     /// reads them.
     ///
     /// The log ends at the first offset without a valid entry, provided that nothing there was acknowledged.
-    /// A later entry whose `durable_through` is beyond that offset, or a later file, proves the opposite:
-    /// then the log is damaged and is not opened. Otherwise the tail is truncated (see `log/torn_tail.rs`).
-    /// Damage to the very last entry looks like a crash while it was written, unless the checkpoint knows
-    /// that entry (the caller compares); peers then have what it held.
+    /// A later entry whose `durable_through` is beyond that offset, a later file, or `synced_through` beyond it
+    /// (from the checkpoint and the synced note) proves the opposite: then the log is damaged, is not opened, and is
+    /// left as it is. Otherwise the tail is truncated (see `log/torn_tail.rs`).
+    ///
+    /// What lies behind `synced_through` is made durable before it is believed (see `log/rewrite.rs`).
     ///
     /// # Errors
-    /// When files are missing, or acknowledged entries are damaged.
+    /// When files are missing, acknowledged entries are damaged, or the disk does not take what may be lost.
     pub(crate) fn open(
         disk: &Arc<dyn Disk>,
         folder: &Path,
         incarnation: u128,
         file_bytes: u64,
         replay_from: LogPosition,
+        synced_through: LogPosition,
     ) -> Result<Log, StoreError> {
         let file_bytes = file_bytes.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
         let numbers = list_files(&**disk, folder)?;
@@ -83,11 +93,12 @@ impl Log {
         if !numbers.contains(&replay_from.file()) {
             return Err(missing(replay_from.file()));
         }
-        let files = Arc::new(LogFiles::default());
+        let files = Arc::new(LogFiles::new(Arc::clone(disk)));
+        let last = numbers.last().copied();
         let mut end_before = None;
-        let mut last = None;
+        let mut ends = Vec::new();
         for number in numbers {
-            let file = open_file(&**disk, folder, number, file_bytes)?;
+            let file = open_file(&**disk, folder, number, file_bytes, Some(number) == last)?;
             let previous_end = read_file_header(&file, incarnation)?;
             if end_before.is_some_and(|end| end != previous_end) {
                 let place = file_path(folder, number - 1).display().to_string();
@@ -104,12 +115,26 @@ impl Log {
                 let seed = entry::file_seed(incarnation, number);
                 let end = scan_entries(&file, seed, from, &mut |_| Ok(()))?;
                 end_before = Some(end);
-                last = Some((Arc::clone(&file), end));
+                ends.push((Arc::clone(&file), end));
             }
             files.insert(file);
         }
-        let (active, offset) = last.ok_or_else(|| missing(replay_from.file()))?;
+        let (active, offset) = ends.last().cloned().ok_or_else(|| missing(replay_from.file()))?;
+        if LogPosition::new(active.number, offset) < synced_through {
+            let place = format!("{} at offset {offset}", active.path.display());
+            let what = format!(
+                "an entry that was acknowledged is damaged: the log was synced to {synced_through:?}"
+            );
+            return Err(StoreError::corrupt(place, what));
+        }
         truncate_torn_tail(&**disk, &active, entry::file_seed(incarnation, active.number), offset)?;
+        let mut rewritten_bytes = 0;
+        for (file, end) in &ends {
+            rewritten_bytes += rewrite(file, synced_through, *end)?;
+        }
+        if rewritten_bytes > 0 {
+            tracing::info!(rewritten_bytes, "wrote the end of the log again: no sync of it was noted");
+        }
         let length = active.file.size_bytes().map_err(StoreError::io("stat", &active.path))?;
         let spare = open_spare(&**disk, folder, file_bytes)?;
         Ok(Log {
@@ -145,7 +170,7 @@ mod tests {
 
     fn reopen(folder: &Path) -> Result<(Log, Vec<Vec<u8>>), StoreError> {
         let mut seen = Vec::new();
-        let log = Log::open(&disk(), folder, 5, 64 << 10, Log::first_position())?;
+        let log = Log::open(&disk(), folder, 5, 64 << 10, Log::first_position(), LogPosition(0))?;
         scan_from(&log.files(), 5, Log::first_position(), &mut |entry| {
             seen.push(entry.payload);
             Ok(())
@@ -226,7 +251,7 @@ mod tests {
         drop(log);
         let mut count = 0;
         let position = LogPosition::new(2, FILE_HEADER_BYTES as u32);
-        let log = Log::open(&disk(), folder.path(), 5, 64 << 10, position).unwrap();
+        let log = Log::open(&disk(), folder.path(), 5, 64 << 10, position, position).unwrap();
         scan_from(&log.files(), 5, position, &mut |_| {
             count += 1;
             Ok(())

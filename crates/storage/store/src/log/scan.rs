@@ -86,12 +86,15 @@ pub(crate) fn read_payload(
 ) -> Result<Option<Vec<u8>>, StoreError> {
     let Some(file) = files.get(position.file()) else { return Ok(None) };
     let offset = u64::from(position.offset()) - ENTRY_HEADER_BYTES as u64;
-    if let Some((_, payload)) = read_entry(&file, entry::file_seed(incarnation, file.number), offset)? {
+    let read = read_entry(&file, entry::file_seed(incarnation, file.number), offset);
+    if let Ok(Some((_, payload))) = read {
         return Ok(Some(payload));
     }
+    // It may have been closed meanwhile, and its name be gone.
     if files.get(position.file()).is_none() {
         return Ok(None);
     }
+    read?;
     let place = format!("{} at offset {offset}", file.path.display());
     Err(StoreError::corrupt(place, "an entry is damaged"))
 }

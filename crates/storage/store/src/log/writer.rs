@@ -30,7 +30,7 @@ const ZERO_PIECE_BYTES: usize = 32 << 10;
 const PIECE_BYTES: usize = 128 << 10;
 
 /// From this size on, an entry extends the file itself instead of being preceded by zeros.
-const LARGE_ENTRY_BYTES: u64 = 64 << 10;
+pub(super) const LARGE_ENTRY_BYTES: u64 = 64 << 10;
 
 /// Memory that the entry buffer keeps after a larger entry, in bytes.
 const BUFFER_KEPT_BYTES: usize = 1 << 20;
@@ -74,7 +74,7 @@ impl Log {
     ) -> Result<Log, StoreError> {
         let file_bytes = file_bytes.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
         let active = begin_file(&**disk, folder, incarnation, 1, 0, file_bytes, None)?;
-        let files = Arc::new(LogFiles::default());
+        let files = Arc::new(LogFiles::new(Arc::clone(disk)));
         files.insert(Arc::clone(&active));
         let offset = FILE_HEADER_BYTES as u32;
         Ok(Log {
@@ -182,7 +182,7 @@ impl Log {
     /// Writes zeros ahead when an entry that ends at `end` would go beyond what is filled. Not for a large
     /// entry: zeros would make the disk write everything twice, and the cost of growing the file is small
     /// beside that of its sync.
-    fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
+    pub(super) fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
         if end <= self.filled {
             return Ok(());
         }
@@ -191,7 +191,11 @@ impl Log {
             return Ok(());
         }
         let stretch = ZERO_STRETCH_BYTES.min(self.file_bytes / 4).next_multiple_of(8);
-        let target = (end + stretch).min(self.active.size);
+        self.write_zeros_to((end + stretch).min(self.active.size))
+    }
+
+    /// Writes zeros from where the file is filled to `target`.
+    pub(super) fn write_zeros_to(&mut self, target: u64) -> Result<(), StoreError> {
         let zeros = [0; ZERO_PIECE_BYTES];
         invariant!(
             "zeros-only-past-the-end",
@@ -210,8 +214,11 @@ impl Log {
     }
 
     /// Begins the next file, after making everything in this one durable.
-    fn roll(&mut self, bytes_needed: u64) -> Result<(), StoreError> {
-        self.active.file.sync_data().map_err(StoreError::io("sync", &self.active.path))?;
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`] when a sync failed. After any other error nothing has happened.
+    pub(super) fn roll(&mut self, bytes_needed: u64) -> Result<(), StoreError> {
+        self.active.file.sync_data().map_err(StoreError::lost("sync", &self.active.path))?;
         let number = self.active.number + 1;
         let size = self.file_bytes.max(FILE_HEADER_BYTES + bytes_needed);
         let mut spare = self.spare.take();
@@ -222,7 +229,7 @@ impl Log {
             // under the name of the log file that it was, with the new file's bytes.
             self.disk.remove(&unfit).map_err(StoreError::io("delete", &unfit))?;
         }
-        self.active = begin_file(
+        let begun = begin_file(
             &*self.disk,
             &self.folder,
             self.incarnation,
@@ -230,8 +237,11 @@ impl Log {
             self.offset,
             size,
             spare.as_deref(),
-        )?;
-        let size_bytes = self.active.file.size_bytes().map_err(StoreError::io("stat", &self.active.path))?;
+        );
+        // The next attempt takes it again, whatever was done to it: it has no other name yet.
+        let begun = begun.inspect_err(|_| self.spare = spare)?;
+        let size_bytes = begun.file.size_bytes().map_err(StoreError::lost("stat", &begun.path))?;
+        self.active = begun;
         self.filled = size_bytes.max(FILE_HEADER_BYTES);
         self.offset = FILE_HEADER_BYTES as u32;
         self.files.insert(Arc::clone(&self.active));
@@ -241,7 +251,7 @@ impl Log {
     /// Releases a file that nobody needs: it becomes the spare, or is removed.
     pub(crate) fn release(&mut self, number: u32) -> Result<(), StoreError> {
         invariant!("active-log-file-kept", number < self.active.number, "file {number} is being written");
-        let Some(file) = self.files.remove(number) else { return Ok(()) };
+        let Some(file) = self.files.get(number) else { return Ok(()) };
         if self.spare.is_none() && file.size == self.file_bytes {
             let spare = spare_path(&self.folder);
             self.disk.rename(&file.path, &spare).map_err(StoreError::io("rename", &file.path))?;
@@ -249,11 +259,17 @@ impl Log {
         } else {
             self.disk.remove(&file.path).map_err(StoreError::io("delete", &file.path))?;
         }
+        // Only now: a file that keeps its name must not be taken for released, or the next one would leave a gap.
+        self.files.remove(number);
         Ok(())
     }
 }
 
 /// Creates file `number`, reusing the spare if there is one. Its header and its name are durable on return.
+///
+/// # Errors
+/// [`StoreError::Poisoned`] when the file has its name and it is not known whether that is durable. After any other error
+/// nothing has the name.
 fn begin_file(
     disk: &dyn Disk,
     folder: &Path,
@@ -279,7 +295,7 @@ fn begin_file(
         Ok(file)
     };
     let file = make().map_err(StoreError::io("create", &path))?;
-    disk.sync_folder(folder).map_err(StoreError::io("sync", folder))?;
+    disk.sync_folder(folder).map_err(StoreError::lost("sync", folder))?;
     Ok(Arc::new(LogFile { number, path, file, size }))
 }
 

@@ -43,7 +43,8 @@ impl Store {
     /// caller works at a time; others wait for it.
     ///
     /// # Errors
-    /// [`StoreError::Poisoned`] when a write or sync failed; [`StoreError::Corrupt`] when what pages are made
+    /// [`StoreError::Io`] when the system refused something: the next call writes everything again;
+    /// [`StoreError::Poisoned`] when a sync failed that promises depend on; [`StoreError::Corrupt`] when what pages are made
     /// from is damaged. Redo that cannot be applied stops its segment below that record and shows in
     /// [`Store::failure`].
     pub fn materialize(&self, policy: Policy) -> Result<Progress, StoreError> {
@@ -68,8 +69,10 @@ impl Store {
             if targets.is_empty() || self.maintenance.has_ended() {
                 return Ok(progress);
             }
-            let round = self.round(&targets, policy).map_err(|error| match error {
-                StoreError::Io { .. } => self.poisoned(&error),
+            let round = self.round(&targets, policy);
+            self.note_round(round.as_ref().err());
+            let round = round.map_err(|error| match error {
+                StoreError::Poisoned(_) => self.poisoned(&error),
                 error => {
                     self.note_damage(&error);
                     error

@@ -85,10 +85,10 @@ impl PageFiles {
             return Ok(Arc::clone(file));
         }
         let path = self.path(number);
-        let existed = self.disk.exists(&path);
         let mode = if create { OpenMode::Create } else { OpenMode::Write };
-        let file = self.disk.open(&path, mode).map_err(StoreError::io("open", &path))?;
-        if !existed {
+        let file = self.disk.open_one_of_many(&path, mode).map_err(StoreError::io("open", &path))?;
+        // Also if it exists: whoever made it may have failed to make its name durable.
+        if create {
             self.disk.sync_folder(&self.folder).map_err(StoreError::io("sync", &self.folder))?;
         }
         open.insert(number, Arc::clone(&file));

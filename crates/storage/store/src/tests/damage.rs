@@ -5,10 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use borealis_types::{GroupId, Lsn};
+use borealis_quorum::Promise;
+use borealis_types::{GroupId, Lsn, VolumeEpoch, WriterId};
 
 use super::records::{TestEffect, Writer, block, create, environment, fork, identity, open, options};
 use crate::disk::memory::{MemoryDisk, Operation};
+use crate::disk::{Disk, OpenMode};
+use crate::log::position::LogPosition;
 use crate::{Environment, Origin, Policy, Store, StoreError};
 
 /// Writes `rounds` versions of three blocks, each round materialized.
@@ -175,6 +178,80 @@ fn assert_promises_nothing(store: &Store, writer: &Writer, batch: &[u8]) {
     assert!(store.failure().unwrap().contains("a planted fault"));
 }
 
+/// A store of one group whose newest log entry is a fence that was acknowledged, and where that entry ends.
+fn fenced(disk: &MemoryDisk) -> (Environment, LogPosition) {
+    let environment = Environment { disk: Arc::new(disk.clone()), ..environment() };
+    let store = Store::create_in(&environment, Path::new("/node"), identity(1), options()).unwrap();
+    filled(&store, 1);
+    store.fence(Promise { epoch: VolumeEpoch(2), writer: WriterId(9) }).unwrap();
+    let end = store.lock().log.end();
+    (environment, end)
+}
+
+#[test]
+fn damage_to_the_last_promise_does_not_pass_for_a_torn_tail() {
+    let disk = MemoryDisk::default();
+    let (environment, end) = fenced(&disk);
+    let path = format!("/node/log/{:010}.log", end.file());
+    let file = disk.open(Path::new(&path), OpenMode::Write).unwrap();
+    let mut byte = [0];
+    let at = u64::from(end.offset()) - 9;
+    file.read_at(&mut byte, at).unwrap();
+    file.write_at(&[byte[0] ^ 1], at).unwrap();
+    for _ in 0..2 {
+        let error = Store::open_in(&environment, Path::new("/node"), options()).unwrap_err();
+        assert!(error.to_string().contains("an entry that was acknowledged is damaged"), "{error}");
+    }
+    file.write_at(&byte, at).unwrap();
+    let store = Store::open_in(&environment, Path::new("/node"), options()).unwrap();
+    assert_eq!(
+        store.summaries().unwrap()[0].promised_writer,
+        WriterId(9),
+        "the refusal left the log as it was"
+    );
+}
+
+#[test]
+fn what_a_failed_sync_left_in_the_cache_is_written_again_before_it_is_believed() {
+    let disk = MemoryDisk::default();
+    let environment = Environment { disk: Arc::new(disk.clone()), ..environment() };
+    let path = Path::new("/node");
+    let store = Store::create_in(&environment, path, identity(1), options()).unwrap();
+    let mut writer = filled(&store, 1);
+    writer.write(vec![], false);
+    let batch = writer.batch(&writer.records[3..]);
+    let appended = store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+    disk.fail(Operation::Sync, "log", 0);
+    assert!(store.sync(appended.sequence).is_err());
+    drop(store);
+    // The process is started again; the machine is not.
+    let store = Store::open_in(&environment, path, options()).unwrap();
+    let told = store.summaries().unwrap()[0].segment_complete_lsn;
+    assert_eq!(told, writer.last().end, "the cache has it");
+    drop(store);
+    disk.lose_power(|_| 0);
+    let store = Store::open_in(&environment, path, options()).unwrap();
+    assert_eq!(store.summaries().unwrap()[0].segment_complete_lsn, told, "it was told, and is lost");
+    drop(store);
+    // A disk that does not take it: nothing is opened, so nothing is told.
+    let store = Store::open_in(&environment, path, options()).unwrap();
+    writer.write(vec![], false);
+    store.append(&writer.batch(&writer.records[4..]), Origin::Writer(writer.promise)).unwrap();
+    drop(store);
+    disk.fail(Operation::Sync, ".log", 0);
+    assert!(Store::open_in(&environment, path, options()).is_err());
+}
+
+#[test]
+fn each_opening_is_a_boot_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    assert_eq!(create(&path, 1).boot(), 1);
+    for boot in [2, 3] {
+        assert_eq!(open(&path).unwrap().boot(), boot);
+    }
+}
+
 #[test]
 fn a_directory_is_opened_once_and_only_if_it_is_whole() {
     let folder = tempfile::tempdir().unwrap();
@@ -184,7 +261,7 @@ fn a_directory_is_opened_once_and_only_if_it_is_whole() {
     assert!(matches!(open(&path), Err(StoreError::InUse(_))));
     drop(store);
     assert!(open(folder.path()).unwrap_err().to_string().contains("holds no store"));
-    for missing in ["checkpoint", "segments/0/pages.0000", "log/0000000001.log"] {
+    for missing in ["checkpoint", "synced", "segments/0/pages.0000", "log/0000000001.log"] {
         let hidden = folder.path().join("hidden");
         std::fs::rename(path.join(missing), &hidden).unwrap();
         let error = open(&path).unwrap_err().to_string();
@@ -208,7 +285,7 @@ fn a_store_of_an_older_format_is_refused_with_what_to_do() {
     // Version 2 knew no releases.
     file.write_all_at(&[2], 7).unwrap();
     let error = open(&path).expect_err("it must not be opened").to_string();
-    for part in ["identity", "format version 2", "knows 3", "pg_dump"] {
+    for part in ["identity", "format version 2", "knows 4", "pg_dump"] {
         assert!(error.contains(part), "{part} is missing from: {error}");
     }
 }

@@ -5,5 +5,6 @@ mod damage;
 mod invariants;
 mod model;
 mod pace;
+mod passing;
 mod records;
 mod redo;

@@ -179,6 +179,9 @@ pub(super) fn options() -> Options {
         log_file_bytes: 4 << 10,
         log_retention_bytes: 1 << 30,
         materialize_after_bytes: 16 << 10,
+        // Fewer than there are log files.
+        open_files_max: 2,
+        free_space_min_bytes: None,
     }
 }
 

@@ -1,0 +1,207 @@
+//! Whether this node may vote: a node whose disk was put back to an earlier state has less than it acknowledged.
+//!
+//! It cannot know that from its disk. Its peers can tell: each remembers in which boot (the store counts its openings) it
+//! last heard every other node, durably, and how far that node's segments were complete and what they had promised, in
+//! memory. After every start, a node asks each peer what it remembers, and if two of them remember more than there is, it
+//! votes no more. One alone is not enough: a peer that lies, or that was put back itself, must not disable others.
+//!
+//! What is remembered of a node was asked of it at its configured address, and what peers remember is asked of them at
+//! theirs: nobody's word about a third node counts, nor what a caller claims to be.
+//!
+//! Until two peers have answered, for at most [`WORDS_WITHIN`] after a start, callers wait for their introduction. A node
+//! whose peers are all down must serve, too, or six nodes that start together could wait for each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use borealis_store::Store;
+use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch};
+use borealis_wire::{Boot, Remembered, RememberedSegment, SegmentSummary};
+
+/// How many peers must say it before a node votes no more.
+const ACCUSERS_NEEDED: usize = 2;
+/// The boot of a store's first start, after the one of its creation: nobody can remember more.
+const FIRST_START: u64 = 2;
+/// How many peers must have answered before a started node is used, or else [`WORDS_WITHIN`] have passed.
+const WORDS_NEEDED: usize = 2;
+const WORDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// What this node knows of boots: its own, and its peers'.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    store: Arc<Store>,
+    boot: Boot,
+    /// Every other node of the volume.
+    peers: BTreeSet<NodeId>,
+    began: Instant,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Peers that have answered since the start.
+    answered: BTreeSet<NodeId>,
+    /// What each peer remembers that is not there.
+    accusations: BTreeMap<NodeId, String>,
+    /// The most that was heard of each peer's segments.
+    heard: BTreeMap<NodeId, BTreeMap<GroupId, RememberedSegment>>,
+}
+
+/// What `remembered` says that this node had and has no more, if anything.
+fn what_is_lost(boot: &Boot, remembered: &Remembered, ours: &[RememberedSegment]) -> Option<String> {
+    let then = remembered.boot;
+    if then.incarnation != boot.incarnation {
+        return None;
+    }
+    if then.number > boot.number || (then.number == boot.number && then.nonce != boot.nonce) {
+        return Some(format!(
+            "it was heard in boot {} of this store, which is now in boot {}",
+            then.number, boot.number
+        ));
+    }
+    remembered.segments.iter().find_map(|then| {
+        let now = ours.iter().find(|now| now.group == then.group)?;
+        let group = then.group;
+        if then.promised_epoch > now.promised_epoch {
+            return Some(format!(
+                "group {group} had promised epoch {}, and now {}",
+                then.promised_epoch, now.promised_epoch
+            ));
+        }
+        let lost = then.complete > now.complete;
+        lost.then(|| {
+            format!("group {group} had durable records to {}, and now to {}", then.complete, now.complete)
+        })
+    })
+}
+
+impl Standing {
+    pub(crate) fn new(store: Arc<Store>, peers: impl Iterator<Item = NodeId>) -> Standing {
+        // Tells two boots of the same number apart: a store that was put back counts again.
+        let nonce = RandomState::new().build_hasher().finish();
+        let boot = Boot { incarnation: store.identity().incarnation, number: store.boot(), nonce };
+        Standing {
+            store,
+            boot,
+            peers: peers.collect(),
+            began: Instant::now(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// This node's boot.
+    pub(crate) fn boot(&self) -> Boot {
+        self.boot
+    }
+
+    /// What is remembered of a peer.
+    pub(crate) fn remembered_of(&self, peer: NodeId) -> Option<Remembered> {
+        let boot = self.store.peer_boot(peer)?;
+        let segments = self.lock().heard.get(&peer).map(|heard| heard.values().copied().collect());
+        Some(Remembered { boot, segments: segments.unwrap_or_default() })
+    }
+
+    /// Notes what a peer said of one of its segments, which is durable there. Only the most counts, and of its records only
+    /// those that no recovery can truncate.
+    pub(crate) fn note_segment(&self, peer: NodeId, summary: &SegmentSummary) {
+        if !self.peers.contains(&peer) {
+            return;
+        }
+        let mut state = self.lock();
+        let heard = state.heard.entry(peer).or_default().entry(summary.group).or_insert(RememberedSegment {
+            group: summary.group,
+            complete: Lsn::ZERO,
+            promised_epoch: VolumeEpoch(0),
+        });
+        heard.complete = heard.complete.max(summary.segment_complete_lsn.min(summary.known_durable.end));
+        heard.promised_epoch = heard.promised_epoch.max(summary.promised_epoch);
+    }
+
+    /// Notes a peer's answer: its boot, and what it remembers of this node.
+    pub(crate) fn note_answer(&self, peer: NodeId, boot: Boot, remembered: Option<&Remembered>) {
+        if let Err(error) = self.store.remember_peer_boot(peer, boot) {
+            tracing::warn!(%peer, %error, "cannot remember durably in which boot the peer is");
+        }
+        // Asked after the peer answered: what it remembers was durable here before. A store that failed has said enough.
+        let lost = match (remembered, self.own_segments()) {
+            (Some(remembered), Some(ours)) => what_is_lost(&self.boot, remembered, &ours),
+            _ => None,
+        };
+        let mut state = self.lock();
+        state.answered.insert(peer);
+        match lost {
+            Some(lost) => {
+                tracing::warn!(%peer, "the peer remembers more of this node than there is: {lost}");
+                state.accusations.insert(peer, lost);
+            }
+            None => drop(state.accusations.remove(&peer)),
+        }
+        if state.accusations.len() >= ACCUSERS_NEEDED {
+            let accusers: Vec<String> = state.accusations.keys().map(ToString::to_string).collect();
+            let what = state.accusations.values().next().cloned().unwrap_or_default();
+            self.store.renounce(&format!(
+                "this node's disk was put back to an earlier state: nodes {} remember more of it than there is ({what}). It \
+                 has lost what it acknowledged and votes no more; give it its newest disk back, or rebuild it",
+                accusers.join(" and ")
+            ));
+        }
+        self.changed.notify_all();
+    }
+
+    fn own_segments(&self) -> Option<Vec<RememberedSegment>> {
+        let summaries = self.store.summaries().ok()?;
+        let segment = |summary: &SegmentSummary| RememberedSegment {
+            group: summary.group,
+            complete: summary.segment_complete_lsn,
+            promised_epoch: summary.promised_epoch,
+        };
+        Some(summaries.iter().map(segment).collect())
+    }
+
+    /// Waits until enough peers have answered, or a while after the start.
+    pub(crate) fn wait_for_words(&self) {
+        let needed = WORDS_NEEDED.min(self.peers.len());
+        if self.boot.number <= FIRST_START {
+            return;
+        }
+        let left = WORDS_WITHIN.saturating_sub(self.began.elapsed());
+        let waited =
+            self.changed.wait_timeout_while(self.lock(), left, |state| state.answered.len() < needed);
+        drop(waited.expect("nothing panics while it holds this lock"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOT: Boot = Boot { incarnation: 7, number: 5, nonce: 1 };
+
+    fn segment(complete: u64, epoch: u64) -> RememberedSegment {
+        RememberedSegment { group: GroupId(0), complete: Lsn(complete), promised_epoch: VolumeEpoch(epoch) }
+    }
+
+    #[test]
+    fn a_store_that_was_put_back_is_known_by_its_boot_its_promise_or_its_records() {
+        let lost = |boot: Boot, then: RememberedSegment| {
+            what_is_lost(&BOOT, &Remembered { boot, segments: vec![then] }, &[segment(100, 3)])
+        };
+        let earlier = Boot { number: 4, nonce: 9, ..BOOT };
+        assert_eq!(lost(BOOT, segment(100, 3)), None);
+        assert_eq!(lost(earlier, segment(90, 2)), None, "it restarted");
+        assert!(lost(Boot { number: 6, ..BOOT }, segment(0, 0)).is_some_and(|lost| lost.contains("boot 6")));
+        assert!(lost(Boot { nonce: 2, ..BOOT }, segment(0, 0)).is_some(), "the same number twice");
+        assert!(lost(earlier, segment(101, 3)).is_some_and(|lost| lost.contains("durable records")));
+        assert!(lost(earlier, segment(0, 4)).is_some_and(|lost| lost.contains("epoch 4")));
+        let another = Boot { incarnation: 8, number: 9, nonce: 9 };
+        assert_eq!(lost(another, segment(900, 9)), None, "another store had this number before");
+    }
+}

@@ -52,6 +52,9 @@ pub struct NodeState {
     /// What stopped it from storing anything more; left out if nothing did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// What is damaged or in quarantine on it and not repaired yet, while it goes on; left out if nothing is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
     /// Its counters and gauges, by the names the node gives them.
     pub metrics: serde_json::Map<String, serde_json::Value>,
 }
@@ -152,6 +155,9 @@ impl Status {
             );
             if let Some(failure) = &node.failure {
                 text += &format!("      {failure}\n");
+            }
+            if let Some(damage) = &node.damage {
+                text += &format!("      {damage}\n");
             }
         }
         text += "\ngroup  complete to      segments\n";
@@ -274,6 +280,7 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
                         .ok()
                     });
                     let failure = answer.as_ref().and_then(|status| status.failure.clone());
+                    let damage = answer.as_ref().and_then(|status| status.damage.clone());
                     let state = match (&process, &answer, &failure) {
                         (None, ..) => "down",
                         (Some(_), None, _) => "unresponsive",
@@ -292,6 +299,7 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
                         state,
                         address: node.address.to_string(),
                         failure,
+                        damage,
                         metrics,
                     };
                     (state, answer)

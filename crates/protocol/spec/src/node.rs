@@ -48,6 +48,9 @@ pub struct NodeConfig {
     /// Redo log kept for peers that are behind; one that is further behind has to be rebuilt.
     #[serde(default = "default_log_retention_bytes")]
     pub log_retention_bytes: u64,
+    /// Everything on disk is read once in this time, to find damage while peers have good copies.
+    #[serde(default = "default_scrub_period_seconds")]
+    pub scrub_period_seconds: u64,
     /// Started in the background: an interrupt from a terminal (SIGINT) is not meant for it.
     #[serde(default)]
     pub detached: bool,
@@ -62,6 +65,11 @@ fn default_memory_limit_bytes() -> u64 {
 
 fn default_log_retention_bytes() -> u64 {
     2 << 30
+}
+
+/// A week.
+fn default_scrub_period_seconds() -> u64 {
+    7 * 24 * 3600
 }
 
 impl NodeConfig {
@@ -90,6 +98,7 @@ impl NodeConfig {
             postgres_version: PostgresVersion::NEWEST,
             memory_limit_bytes: default_memory_limit_bytes(),
             log_retention_bytes: default_log_retention_bytes(),
+            scrub_period_seconds: default_scrub_period_seconds(),
             detached: false,
             directory,
         }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
@@ -229,6 +229,8 @@ pub struct NodeStatus {
     pub process_id: u32,
     /// `None` while it keeps its promises, else why it does not.
     pub failure: Option<String>,
+    /// What is damaged or in quarantine on it and not repaired yet, while it keeps its promises; `None` if nothing is.
+    pub damage: Option<String>,
     /// The state of every segment it has; none once it failed.
     pub segments: Vec<SegmentSummary>,
     /// Named counters and gauges, documented in `borealis-node`.

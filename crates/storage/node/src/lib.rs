@@ -24,6 +24,8 @@ pub mod node;
 mod open_connections;
 mod process;
 mod refusals;
+mod scrubber;
 
+pub use borealis_store::abort_on_panic;
 pub use node::{Node, create};
 pub use process::run;

@@ -4,19 +4,21 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::Context;
 use borealis_spec::NodeConfig;
 use borealis_store::{Identity, Options, Store};
 use borealis_wire::NodeStatus;
 
-use crate::catch_up::{CatchUp, Known, Puller};
+use crate::catch_up::{CatchUp, Known, Mender, Puller};
 use crate::connections::{AppendPath, Host, Listener, Requests};
 use crate::line_throttle::LineThrottle;
 use crate::materializer::Materializer;
 use crate::metrics::Metrics;
 use crate::open_connections::OpenConnections;
 use crate::refusals::Refusals;
+use crate::scrubber::Scrubber;
 
 fn identity_of(config: &NodeConfig) -> Identity {
     Identity {
@@ -62,6 +64,7 @@ struct Parts {
     connections: Arc<OpenConnections>,
     known: Arc<Known>,
     materializer: Arc<Materializer>,
+    scrubber: Arc<Scrubber>,
 }
 
 impl Parts {
@@ -73,6 +76,7 @@ impl Parts {
                 Arc::clone(&metrics),
                 Arc::clone(&refusals),
             )),
+            scrubber: Arc::new(Scrubber::new(&store, Duration::from_secs(config.scrub_period_seconds))),
             store,
             metrics,
             refusals,
@@ -173,6 +177,10 @@ impl Node {
         };
         // From here on dropping the node stops whatever was started.
         node.threads.push(spawn("materializer".to_owned(), move || materializer.run_until_stopped())?);
+        let scrubber = Arc::clone(&node.parts.scrubber);
+        node.threads.push(spawn("scrubber".to_owned(), move || scrubber.run_until_stopped())?);
+        let mender = Mender::new(&config, &node.parts.store, &node.parts.known);
+        node.threads.push(spawn("mender".to_owned(), move || mender.run_until_stopped())?);
         for peer in config.peers {
             let catch_up = Arc::clone(&catch_up);
             let name = format!("gossip-{}", peer.node);
@@ -210,6 +218,7 @@ impl Node {
         self.parts.known.stop();
         self.parts.store.end_materialization();
         self.parts.materializer.stop();
+        self.parts.scrubber.stop();
         self.parts.connections.close_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();

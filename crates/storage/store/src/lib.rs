@@ -21,6 +21,7 @@ mod disk;
 mod environment;
 mod error;
 mod log;
+mod log_repair;
 mod maintenance;
 mod materialize;
 mod metrics;
@@ -31,6 +32,8 @@ mod poison;
 mod promises;
 mod read;
 mod redo_engine;
+mod redo_guard;
+mod scrub;
 mod segment;
 mod store;
 
@@ -39,10 +42,14 @@ pub use append::offer::Origin;
 pub use disk::{Disk, DiskFile, DiskLock, FileSystem, OpenMode};
 pub use environment::{Clock, Environment, SystemClock};
 pub use error::StoreError;
+pub use log_repair::EntryToRepair;
+pub use materialize::mend::PageToHeal;
 pub use materialize::{Policy, Progress};
 pub use options::{Identity, Options};
 pub use read::tail::Tail;
 pub use redo_engine::{CountersReplay, PostgresRedo, RedoEngine};
+pub use redo_guard::abort_on_panic;
+pub use scrub::{ScrubCursor, Scrubbed};
 pub use store::{Sequence, Store};
 
 #[cfg(test)]

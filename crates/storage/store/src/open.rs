@@ -123,7 +123,14 @@ impl Store {
             return Err(StoreError::directory(&directory.checkpoint(), "names other groups than `identity`"));
         }
         let files = log.files();
-        let mut state = State { log, segments, batch_locations, replay_from, peer_floors: BTreeMap::new() };
+        let mut state = State {
+            log,
+            segments,
+            batch_locations,
+            replay_from,
+            peer_floors: BTreeMap::new(),
+            damaged_entries: BTreeMap::new(),
+        };
         let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
         replay(&mut state, context, incarnation, replay_from, log_end)?;
         // The entries just read may never have been synced before the crash, and are acknowledged from here
@@ -144,7 +151,6 @@ impl Store {
             cache: Mutex::new(cache),
             counters: Metrics::default(),
             poison: OnceLock::new(),
-            damage: OnceLock::new(),
             _lock: lock,
         })
     }

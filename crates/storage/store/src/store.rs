@@ -35,8 +35,6 @@ pub struct Store {
     pub(crate) cache: Mutex<PageCache>,
     pub(crate) counters: Metrics,
     pub(crate) poison: OnceLock<String>,
-    /// The first damage found in what is on disk.
-    pub(crate) damage: OnceLock<String>,
     /// Releases the directory when the store is dropped.
     pub(crate) _lock: DiskLock,
 }
@@ -134,6 +132,9 @@ impl Store {
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
             ("extents", extents),
+            ("pages_in_trouble", state.segments.values().map(|hosted| hosted.troubles.pages.len() as u64).sum()),
+            ("quarantine_bytes", state.segments.values().map(|hosted| hosted.materialized.held_bytes()).sum()),
+            ("log_entries_damaged", state.damaged_entries.len() as u64),
             ("log_files", self.files.numbers().len() as u64),
             ("log_file_bytes", self.files.total_bytes()),
         ]);

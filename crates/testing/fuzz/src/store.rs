@@ -52,6 +52,7 @@ fn options() -> Options {
         log_file_bytes: 32 << 10,
         log_retention_bytes: 1 << 20,
         materialize_after_bytes: 16 << 10,
+        ..Options::default()
     }
 }
 

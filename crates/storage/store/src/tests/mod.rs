@@ -2,6 +2,7 @@
 
 mod damage;
 mod invariants;
+mod mend;
 mod model;
 mod pace;
 mod records;

@@ -1,4 +1,4 @@
-//! Bytes that rot on the disks of nodes: it heals by itself, nothing is lost, and nobody but the page is concerned.
+//! Bytes that rot on the disks of nodes, in pages and in the log: it heals by itself, nothing is lost, and nobody but the page is concerned.
 
 mod harness;
 
@@ -120,4 +120,61 @@ fn damaged_pages_of_two_nodes_come_back_from_their_peers_under_load() {
     ledger.assert_nothing_lost(&cluster);
     cluster.assert_balances_agree();
     cluster.assert_amcheck_clean();
+}
+
+/// Lets a node read everything it has within seconds.
+fn scrub_quickly(cluster: &TestCluster, node: u16) {
+    cluster.ok(&["node", "kill", &node.to_string()]);
+    let path = cluster.dir().join(format!("nodes/{node}/node.json"));
+    let text = std::fs::read_to_string(&path).expect("the node's configuration");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    config["scrub_period_seconds"] = 4.into();
+    std::fs::write(&path, config.to_string()).expect("changed");
+    cluster.ok(&["node", "start", &node.to_string()]);
+}
+
+/// Flips bytes in the middle of each log file of a node but the newest; returns how many files that were.
+fn damage_log(cluster: &TestCluster, node: u16) -> usize {
+    let folder = cluster.dir().join(format!("nodes/{node}/store/log"));
+    let files = std::fs::read_dir(&folder).expect("the node has a log").flatten().map(|file| file.path());
+    let mut files: Vec<PathBuf> =
+        files.filter(|file| file.extension().is_some_and(|extension| extension == "log")).collect();
+    files.sort();
+    files.pop();
+    for path in &files {
+        let file = OpenOptions::new().read(true).write(true).open(path).expect("a log file");
+        // Entries fill it from the front; a file that was rolled is nearly full.
+        let offset = file.metadata().expect("its size").len() / 3;
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, offset).expect("bytes");
+        file.write_all_at(&bytes.map(|byte| byte ^ 0x11), offset).expect("damaged");
+    }
+    files.len()
+}
+
+#[test]
+fn a_damaged_log_is_found_by_the_scrubber_and_replaced_while_the_node_serves() {
+    let (cluster, pgbench) = under_load(30);
+    scrub_quickly(&cluster, 3);
+    let mut ledger = Ledger::start(&cluster, 2);
+    cluster.eventually("node 3 has more than one log file", Duration::from_secs(60), || {
+        metric(&cluster, 3, "store_log_files") > 1
+    });
+    let damaged = damage_log(&cluster, 3);
+    assert!(damaged > 0);
+    cluster.eventually("the damaged entries are replaced", Duration::from_secs(90), || {
+        let status = node_status(&cluster, 3);
+        let repaired = status["metrics"]["store_log_entries_repaired"].as_u64();
+        repaired.is_some_and(|repaired| repaired > 0) && status["damage"].is_null()
+    });
+    println!("{} log entries replaced in {damaged} files", metric(&cluster, 3, "store_log_entries_repaired"));
+    ends_well(&cluster, pgbench);
+    ledger.stop();
+    assert_eq!(ledger.failures(), 0);
+    // The log connects: a node with a gap in it would not open.
+    cluster.ok(&["node", "kill", "3"]);
+    cluster.ok(&["node", "start", "3"]);
+    verified(&cluster);
+    ledger.assert_nothing_lost(&cluster);
+    cluster.assert_balances_agree();
 }

@@ -96,8 +96,7 @@ impl Store {
             for record in reader.flatten() {
                 if self.environment.redo.verify(record.bytes, record.span.start).is_ok() {
                     let key = (record.span.start, record.span.end);
-                    let one =
-                        Found { epoch: header.volume_epoch, links: record.links, bytes: record.bytes };
+                    let one = Found { epoch: header.volume_epoch, links: record.links, bytes: record.bytes };
                     found.entry(key).or_default().push(one);
                 }
             }

@@ -150,7 +150,11 @@ impl Store {
         };
         let Some(file) = self.files.get(number) else { return Ok((0, None)) };
         let seed = file_seed(self.identity.incarnation, number);
-        let start = if number == from.file() { from.offset().max(FILE_HEADER_BYTES as u32) } else { FILE_HEADER_BYTES as u32 };
+        let start = if number == from.file() {
+            from.offset().max(FILE_HEADER_BYTES as u32)
+        } else {
+            FILE_HEADER_BYTES as u32
+        };
         let mut offset = start;
         while u64::from(offset - start) < budget_bytes && LogPosition::new(number, offset) < durable {
             match check_entry(&file, seed, offset)? {

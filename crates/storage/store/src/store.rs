@@ -132,8 +132,14 @@ impl Store {
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
             ("extents", extents),
-            ("pages_in_trouble", state.segments.values().map(|hosted| hosted.troubles.pages.len() as u64).sum()),
-            ("quarantine_bytes", state.segments.values().map(|hosted| hosted.materialized.held_bytes()).sum()),
+            (
+                "pages_in_trouble",
+                state.segments.values().map(|hosted| hosted.troubles.pages.len() as u64).sum(),
+            ),
+            (
+                "quarantine_bytes",
+                state.segments.values().map(|hosted| hosted.materialized.held_bytes()).sum(),
+            ),
             ("log_entries_damaged", state.damaged_entries.len() as u64),
             ("log_files", self.files.numbers().len() as u64),
             ("log_file_bytes", self.files.total_bytes()),

@@ -106,7 +106,10 @@ impl Store {
     /// Whether a round would write pages that could not be made before.
     pub(super) fn has_pages_to_mend(&self) -> bool {
         let state = self.lock();
-        state.segments.values().any(|hosted| !hosted.pages_to_mend(hosted.materialization_target()).is_empty())
+        state
+            .segments
+            .values()
+            .any(|hosted| !hosted.pages_to_mend(hosted.materialization_target()).is_empty())
     }
 
     /// Leaves a segment where it is until what a round found is repaired.
@@ -184,7 +187,9 @@ impl State {
         }
         if let Some((_, reason)) = self.damaged_entries.first_key_value() {
             let count = self.damaged_entries.len();
-            return Some(format!("{count} log entries are damaged and wait for their peers' copies: {reason}"));
+            return Some(format!(
+                "{count} log entries are damaged and wait for their peers' copies: {reason}"
+            ));
         }
         let stuck = self.segments.values().find_map(|hosted| Some((hosted.group(), hosted.why_stuck()?)));
         stuck.map(|(group, reason)| format!("group {group} is materialized no further: {reason}"))

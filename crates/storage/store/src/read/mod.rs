@@ -24,11 +24,11 @@ use crate::metrics::count;
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::in_database;
 use crate::pages::page_files::{PageFiles, SlotAddress};
+use crate::read::hold::note_failure;
+use crate::redo_guard::guarded;
 use crate::segment::hosted::{HostedSegment, release_of};
 use crate::segment::index::relations::PriorContent;
 use crate::segment::record_effects::changes_only_existing_pages;
-use crate::read::hold::note_failure;
-use crate::redo_guard::guarded;
 use crate::segment::state::State;
 use crate::{Store, StoreError};
 
@@ -323,7 +323,13 @@ impl Store {
             if !replaced {
                 let records = hosted.index.page_records(key, since, lsn);
                 let steps = records.map(|reference| (*key, reference)).collect();
-                return PageRecipe { source: Source::Healed(healed.page.clone()), steps, lsn, history, version };
+                return PageRecipe {
+                    source: Source::Healed(healed.page.clone()),
+                    steps,
+                    lsn,
+                    history,
+                    version,
+                };
             }
         }
         let mut steps = Vec::new();

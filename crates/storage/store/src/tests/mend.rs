@@ -9,7 +9,9 @@ use borealis_types::{GroupId, Lsn, MetaKey, PageBytes, PageKey};
 use borealis_wal::{Effect, EffectError, Record, RecordError};
 use borealis_wire::Refusal;
 
-use super::records::{TestEffect, TestRedo, Writer, block, environment, fork, identity, mix, options, page_of};
+use super::records::{
+    TestEffect, TestRedo, Writer, block, environment, fork, identity, mix, options, page_of,
+};
 use crate::disk::memory::MemoryDisk;
 use crate::disk::{Disk, OpenMode};
 use crate::{
@@ -276,7 +278,11 @@ fn a_page_whose_redo_fails_or_panics_is_kept_as_it_was_and_others_go_on() {
             fixture.materialize();
         }
         assert!(fixture.materialized().iter().all(|lsn| *lsn == fixture.writer.durable.end && *lsn > good));
-        assert!(fixture.metric("log_files") < 10, "the log is kept for it: {} files", fixture.metric("log_files"));
+        assert!(
+            fixture.metric("log_files") < 10,
+            "the log is kept for it: {} files",
+            fixture.metric("log_files")
+        );
         for number in [0, 2, 299] {
             fixture.assert_reads(number);
         }
@@ -401,7 +407,8 @@ fn a_damaged_log_entry_gets_its_records_again_before_it_is_made_void() {
         fixture.scrub();
         assert_eq!(fixture.store().damage(), None, "the void entry is whole");
         let tail = |fixture: &Fixture| -> usize {
-            let all = [GroupId(0), GroupId(1)].map(|group| fixture.store().read_tail(group, Lsn::ZERO, 1 << 20).unwrap());
+            let all = [GroupId(0), GroupId(1)]
+                .map(|group| fixture.store().read_tail(group, Lsn::ZERO, 1 << 20).unwrap());
             all.iter().flat_map(|tail| &tail.batches).map(|batch| batch.len()).sum()
         };
         let before = tail(&fixture);

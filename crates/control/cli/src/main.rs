@@ -212,6 +212,7 @@ fn end_with_the_reader() {
 }
 
 fn main() -> ExitCode {
+    borealis_node::abort_on_panic();
     end_with_the_reader();
     let line = CommandLine::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("BOREALIS_LOG")

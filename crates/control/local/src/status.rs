@@ -55,6 +55,9 @@ pub struct NodeState {
     /// What keeps it from some of its work for now, such as a disk that is nearly full; left out if nothing does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hindrance: Option<String>,
+    /// What is damaged or in quarantine on it and not repaired yet, while it goes on; left out if nothing is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
     /// Its counters and gauges, by the names the node gives them.
     pub metrics: serde_json::Map<String, serde_json::Value>,
 }
@@ -155,6 +158,9 @@ impl Status {
             );
             for complaint in node.failure.iter().chain(&node.hindrance) {
                 text += &format!("      {complaint}\n");
+            }
+            if let Some(damage) = &node.damage {
+                text += &format!("      {damage}\n");
             }
         }
         text += "\ngroup  complete to      segments\n";
@@ -277,6 +283,7 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
                         .ok()
                     });
                     let failure = answer.as_ref().and_then(|status| status.failure.clone());
+                    let damage = answer.as_ref().and_then(|status| status.damage.clone());
                     let state = match (&process, &answer, &failure) {
                         (None, ..) => "down",
                         (Some(_), None, _) => "unresponsive",
@@ -296,6 +303,7 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
                         address: node.address.to_string(),
                         failure,
                         hindrance: answer.as_ref().and_then(|status| status.hindrance.clone()),
+                        damage,
                         metrics,
                     };
                     (state, answer)

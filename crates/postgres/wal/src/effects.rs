@@ -59,7 +59,7 @@ use sink::{Sink, unknown};
 pub fn effects(record: &Record<'_>, out: &mut Vec<Effect>) -> Result<(), EffectError> {
     let first = out.len();
     let mut sink = Sink { out, first, has_listed: false };
-    let result = collect(record, &mut sink);
+    let result = collect(record, &mut sink).and_then(|()| refuse_unlisted(record, &sink));
     if result.is_err() {
         sink.out.truncate(first);
     } else {
@@ -68,8 +68,14 @@ pub fn effects(record: &Record<'_>, out: &mut Vec<Effect>) -> Result<(), EffectE
     result
 }
 
+/// A record of a resource manager whose records list no blocks, and which lists some, is one that nobody here knows. Its
+/// blocks would be left as they are without a word (invariant 9).
+fn refuse_unlisted(record: &Record<'_>, sink: &Sink<'_>) -> Result<(), EffectError> {
+    if record.blocks.is_empty() || sink.has_listed { Ok(()) } else { Err(unknown(record)) }
+}
+
 /// A node that is not sent a record cannot apply it: whatever block a record of an access method lists, redo is asked
-/// about. (Records of the others list none, and if one came that does, redo would not look at it.)
+/// about. (Records of the others list none; one that does is refused.)
 fn assert_covered(record: &Record<'_>, sink: &Sink<'_>) {
     let of_access_method = matches!(
         record.resource_manager,
@@ -132,6 +138,25 @@ mod tests {
     use crate::encode::RecordBuilder;
     use crate::layout;
     use borealis_types::{RecordSpan, ServerVersion};
+
+    #[test]
+    fn a_record_that_lists_blocks_where_none_belong_is_unknown() {
+        let relation_fork = borealis_types::RelationFork {
+            locator: borealis_types::RelationLocator { tablespace: 1663, database: 5, relation: 16_384 },
+            fork: borealis_types::Fork::Main,
+        };
+        let key = borealis_types::BlockKey { relation_fork, block: 3 };
+        let commit = |record: RecordBuilder| record.xid(700).main_data(&[0; 8]).finish();
+        let plain = RecordBuilder::new(ResourceManager::Transaction, 0);
+        let block = crate::BlockReference { id: 0, key, will_init: false, image: None, data: &[1, 2, 3] };
+        let with_block = RecordBuilder::new(ResourceManager::Transaction, 0).block(block);
+        for (bytes, is_known) in [(commit(plain), true), (commit(with_block), false)] {
+            let record = Record::parse(ServerVersion::NEWEST_TESTED, RecordSpan::NONE, &bytes).unwrap();
+            let mut out = Vec::new();
+            assert_eq!(effects(&record, &mut out).is_ok(), is_known);
+            assert_eq!(out.is_empty(), !is_known, "nothing of it is half known: {out:?}");
+        }
+    }
 
     #[test]
     #[should_panic(expected = "invariant effects-cover-listed-blocks is broken")]

@@ -52,6 +52,9 @@ pub struct NodeConfig {
     /// system if that is less; zero for no such limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_space_min_bytes: Option<u64>,
+    /// Everything on disk is read once in this time, to find damage while peers have good copies.
+    #[serde(default = "default_scrub_period_seconds")]
+    pub scrub_period_seconds: u64,
     /// Started in the background: an interrupt from a terminal (SIGINT) is not meant for it.
     #[serde(default)]
     pub detached: bool,
@@ -66,6 +69,11 @@ fn default_memory_limit_bytes() -> u64 {
 
 fn default_log_retention_bytes() -> u64 {
     2 << 30
+}
+
+/// A week.
+fn default_scrub_period_seconds() -> u64 {
+    7 * 24 * 3600
 }
 
 impl NodeConfig {
@@ -95,6 +103,7 @@ impl NodeConfig {
             memory_limit_bytes: default_memory_limit_bytes(),
             log_retention_bytes: default_log_retention_bytes(),
             free_space_min_bytes: None,
+            scrub_period_seconds: default_scrub_period_seconds(),
             detached: false,
             directory,
         }

@@ -265,6 +265,8 @@ pub struct NodeStatus {
     pub process_id: u32,
     /// `None` while it keeps its promises, else why it does not.
     pub failure: Option<String>,
+    /// What is damaged or in quarantine on it and not repaired yet, while it keeps its promises; `None` if nothing is.
+    pub damage: Option<String>,
     /// The state of every segment it has; none once it failed.
     pub segments: Vec<SegmentSummary>,
     /// Named counters and gauges, documented in `borealis-node`.

@@ -26,7 +26,9 @@ pub mod node;
 mod open_connections;
 mod process;
 mod refusals;
+mod scrubber;
 mod standing;
 
+pub use borealis_store::abort_on_panic;
 pub use node::{Node, copy, create};
 pub use process::run;

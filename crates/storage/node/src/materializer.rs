@@ -72,7 +72,7 @@ impl Materializer {
     }
     /// The body of the materializer's thread.
     pub(crate) fn run_until_stopped(&self) {
-        lower_priority();
+        lower_priority(NICENESS);
         let mut pause = Duration::ZERO;
         while self.wait(pause) {
             pause = Duration::ZERO;
@@ -98,13 +98,13 @@ impl Materializer {
 const NICENESS: libc::c_int = 10;
 
 /// Lowers the priority of the calling thread, and only of it.
-fn lower_priority() {
+pub(crate) fn lower_priority(niceness: libc::c_int) {
     // SAFETY: the call takes no pointers and only changes this thread's share of the processor: on Linux, zero
     // names the calling thread.
     #[allow(unsafe_code)]
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) };
     if result != 0 {
         let error = std::io::Error::last_os_error();
-        tracing::debug!(%error, "the materializer keeps its priority");
+        tracing::debug!(%error, "a thread keeps its priority");
     }
 }

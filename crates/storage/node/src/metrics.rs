@@ -23,6 +23,10 @@
 //! | `gossip_pulled_bytes` | bytes of batches pulled from peers |
 //! | `gossip_pulled_batches` | batches pulled from peers |
 //! | `materializations` | rounds of materialization that did something |
+//! | `store_pages_in_trouble` | pages that cannot be made here now: damaged, or in quarantine |
+//! | `store_pages_healed`, `store_pages_mended` | pages that peers brought; pages that a round could write again |
+//! | `store_log_entries_damaged`, `store_log_entries_repaired` | damaged log entries now; replaced since start |
+//! | `store_scrubbed_bytes`, `store_scrub_passes` | what the scrubber has read, and how often everything |
 //! | `resident_bytes` | resident memory of the process |
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

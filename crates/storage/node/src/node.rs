@@ -5,13 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::Context;
 use borealis_spec::NodeConfig;
 use borealis_store::{Identity, Options, Store};
 use borealis_wire::NodeStatus;
 
-use crate::catch_up::{CatchUp, Known, Puller};
+use crate::catch_up::{CatchUp, Known, Mender, Puller};
 use crate::connections::{AppendPath, Host, Listener, Requests};
 use crate::descriptors;
 use crate::housekeeping::Housekeeping;
@@ -20,6 +21,7 @@ use crate::materializer::Materializer;
 use crate::metrics::Metrics;
 use crate::open_connections::OpenConnections;
 use crate::refusals::Refusals;
+use crate::scrubber::Scrubber;
 use crate::standing::Standing;
 
 fn identity_of(config: &NodeConfig) -> Identity {
@@ -82,6 +84,7 @@ struct Parts {
     materializer: Arc<Materializer>,
     standing: Arc<Standing>,
     housekeeping: Arc<Housekeeping>,
+    scrubber: Arc<Scrubber>,
 }
 
 impl Parts {
@@ -95,6 +98,7 @@ impl Parts {
             )),
             standing: Arc::new(Standing::new(Arc::clone(&store), config.peers.iter().map(|peer| peer.node))),
             housekeeping: Arc::new(Housekeeping::new(Arc::clone(&store))),
+            scrubber: Arc::new(Scrubber::new(&store, Duration::from_secs(config.scrub_period_seconds))),
             store,
             metrics,
             refusals,
@@ -200,6 +204,10 @@ impl Node {
         node.threads.push(spawn("materializer".to_owned(), move || materializer.run_until_stopped())?);
         let housekeeping = Arc::clone(&node.parts.housekeeping);
         node.threads.push(spawn("housekeeping".to_owned(), move || housekeeping.run_until_stopped())?);
+        let scrubber = Arc::clone(&node.parts.scrubber);
+        node.threads.push(spawn("scrubber".to_owned(), move || scrubber.run_until_stopped())?);
+        let mender = Mender::new(&config, &node.parts.store, &node.parts.known);
+        node.threads.push(spawn("mender".to_owned(), move || mender.run_until_stopped())?);
         for peer in config.peers {
             let catch_up = Arc::clone(&catch_up);
             let name = format!("gossip-{}", peer.node);
@@ -238,6 +246,7 @@ impl Node {
         self.parts.store.end_materialization();
         self.parts.materializer.stop();
         self.parts.housekeeping.stop();
+        self.parts.scrubber.stop();
         self.parts.connections.close_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();

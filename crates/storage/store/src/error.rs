@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use borealis_types::{GroupId, Lsn, VolumeEpoch};
+use borealis_types::{GroupId, Lsn, PageKey, VolumeEpoch};
 use borealis_wire::Refusal;
 
 /// Why a store did not do what it was asked.
@@ -52,6 +52,21 @@ pub enum StoreError {
     Redo {
         /// The group of the segment that has the record.
         group: GroupId,
+        /// Position of the record's end.
+        lsn: Lsn,
+        /// What the redo engine reported.
+        reason: String,
+    },
+    /// A record could not be applied to one page, which is kept as it was before; other pages go on.
+    #[error(
+        "page {key} of group {group} is in quarantine: redo of the record ending at {lsn} failed ({reason}); the page is \
+         kept as it was before; report this with the record, and start the node with a release that can apply it"
+    )]
+    RedoOfPage {
+        /// The group of the segment that has the page.
+        group: GroupId,
+        /// The page.
+        key: PageKey,
         /// Position of the record's end.
         lsn: Lsn,
         /// What the redo engine reported.

@@ -50,6 +50,18 @@ counters! {
     checkpoint_bytes,
     /// Log files released although a peer may lack redo in them.
     log_files_lost_to_peers,
+    /// Pages taken from peers, because they could not be made here.
+    pages_healed,
+    /// Pages that could not be made before, written by a round.
+    pages_mended,
+    /// Log entries that were found damaged and whose records were got again.
+    log_entries_repaired,
+    /// Bytes that the scrubber has read.
+    scrubbed_bytes,
+    /// Times that the scrubber has read everything.
+    scrub_passes,
+    /// Appends refused because too much redo waits behind a record that cannot be applied.
+    appends_refused_for_backlog,
     /// Appends delayed by back pressure.
     appends_held_back,
 }

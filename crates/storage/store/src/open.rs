@@ -133,7 +133,14 @@ impl Store {
             return Err(StoreError::directory(&directory.checkpoint(), "names other groups than `identity`"));
         }
         let files = log.files();
-        let mut state = State { log, segments, batch_locations, replay_from, peer_floors: BTreeMap::new() };
+        let mut state = State {
+            log,
+            segments,
+            batch_locations,
+            replay_from,
+            peer_floors: BTreeMap::new(),
+            damaged_entries: BTreeMap::new(),
+        };
         let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
         replay(&mut state, context, seal, replay_from, log_end)?;
         // `Log::open` made durable whatever it found, so this is true, and acknowledged from here on.
@@ -154,7 +161,6 @@ impl Store {
             cache: Mutex::new(cache),
             counters: Metrics::default(),
             poison: renounced.map_or_else(OnceLock::new, OnceLock::from),
-            damage: OnceLock::new(),
             note: Mutex::new(note),
             hindrances: Mutex::default(),
             peer_boots: Mutex::new(peer_boots),

@@ -32,6 +32,9 @@ pub struct Options {
     pub log_file_bytes: u64,
     /// Most log kept for lagging peers, in bytes. A peer that needs older log must be rebuilt.
     pub log_retention_bytes: u64,
+    /// Most bytes that records of pages in quarantine may take, those whose redo fails. They are kept in the
+    /// checkpoint, which each round writes.
+    pub quarantine_limit_bytes: u64,
     /// Materialization is due when this many bytes of records are not applied.
     pub materialize_after_bytes: u64,
     /// Most page files and old log files that are open at a time.
@@ -47,6 +50,7 @@ impl Default for Options {
             memory_limit_bytes: 256 << 20,
             log_file_bytes: 64 << 20,
             log_retention_bytes: 2 << 30,
+            quarantine_limit_bytes: 64 << 20,
             materialize_after_bytes: 128 << 20,
             open_files_max: 128,
             free_space_min_bytes: None,

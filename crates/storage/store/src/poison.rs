@@ -1,4 +1,4 @@
-//! What happens when a write or `fdatasync` fails, or damage is found.
+//! What happens when a write or `fdatasync` fails.
 //!
 //! A failed write or sync of what promises depend on poisons the store ([`Store::poisoned`]): every append, fence and
 //! summary is refused from then on, so nothing more is acknowledged, until the node is started again; the opening then
@@ -8,7 +8,8 @@
 //! Everything else passes with its cause and is refused or tried again: a failed open or read; a lack of descriptors or
 //! of space while room for an entry is made ([`Store::reserve`]), before anything was changed; and whatever fails in a
 //! round of materialization before its checkpoint is in place, because the next round writes all of its pages again, also
-//! those whose sync failed. Damage found by a read is reported and makes that read fail, nothing else.
+//! those whose sync failed. Damage is another matter: it concerns the
+//! page or the log entry that it is found in (`materialize/mend.rs`).
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -52,22 +53,11 @@ impl Store {
         StoreError::Poisoned(reason.clone())
     }
 
-    /// Records damage found on disk, for [`Store::failure`]. The store goes on: other pages are well.
-    pub(crate) fn note_damage(&self, error: &StoreError) {
-        // An error of the system says nothing about the bytes: it passes with its cause.
-        if matches!(error, StoreError::Corrupt { .. }) {
-            self.damage.get_or_init(|| {
-                tracing::error!(node = self.identity.node.0, %error, "the store is damaged");
-                error.to_string()
-            });
-        }
-    }
-
-    /// What is wrong with the store, if anything: a failed write or sync, damage on disk, or redo that cannot
-    /// be applied.
+    /// What keeps the store from its work, if anything: a failed write or sync, or a segment's redo that cannot be
+    /// applied. Damage that concerns single pages or log entries is in [`Store::damage`].
     #[must_use]
     pub fn failure(&self) -> Option<String> {
-        if let Some(reason) = self.poison.get().or_else(|| self.damage.get()) {
+        if let Some(reason) = self.poison.get() {
             return Some(reason.clone());
         }
         let state = self.lock();

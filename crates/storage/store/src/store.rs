@@ -40,8 +40,6 @@ pub struct Store {
     pub(crate) cache: Mutex<PageCache>,
     pub(crate) counters: Metrics,
     pub(crate) poison: OnceLock<String>,
-    /// The first damage found in what is on disk.
-    pub(crate) damage: OnceLock<String>,
     /// The boots that peers were last heard in.
     pub(crate) peer_boots: Mutex<PeerBoots>,
     /// What keeps it from some of its work for now.
@@ -171,6 +169,15 @@ impl Store {
             ("records_held", held),
             ("extents", extents),
             ("boot", self.boot()),
+            (
+                "pages_in_trouble",
+                state.segments.values().map(|hosted| hosted.troubles.pages.len() as u64).sum(),
+            ),
+            (
+                "quarantine_bytes",
+                state.segments.values().map(|hosted| hosted.materialized.held_bytes()).sum(),
+            ),
+            ("log_entries_damaged", state.damaged_entries.len() as u64),
             ("log_files", self.files.numbers().len() as u64),
             ("log_file_bytes", self.files.total_bytes()),
         ]);

@@ -2,12 +2,14 @@
 //!
 //! One thread for each peer ([`exchange`]) compares summaries. Where the peer is ahead it takes what is missing from the
 //! peer's log: first the epoch history, so that no record is taken that a recovery truncated, then the records ([`pull`]).
-//! What the threads learn of the peers, and whom they must not ask again, is in one place ([`known`]).
+//! What is damaged here is brought back by another thread ([`mend`]). What the threads learn of the peers, and whom they must not ask again, is in one place ([`known`]).
 
 mod exchange;
 mod known;
+mod mend;
 mod pull;
 
 pub(crate) use exchange::CatchUp;
 pub(crate) use known::{Known, has_hole};
+pub(crate) use mend::Mender;
 pub(crate) use pull::Puller;

@@ -117,6 +117,7 @@ impl Requests {
             node: self.node,
             zone: self.zone.clone(),
             process_id: std::process::id(),
+            damage: self.store.damage(),
             failure: self.store.failure().or_else(|| self.known.rebuild_needed(&segments)),
             hindrance: self.store.hindrance(),
             segments,

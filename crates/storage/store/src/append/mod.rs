@@ -48,6 +48,7 @@ impl Store {
         let (mut batch, mut state) = loop {
             let batch = self.parse_batch(batch)?;
             self.wait_for_room()?;
+            self.check_stuck_backlog(origin)?;
             let state = self.lock_to_change()?;
             // The epoch may have been installed after the batch was parsed without knowing its release.
             if batch.server_version.is_some() || state.release_in(batch.header.volume_epoch).is_none() {

@@ -67,6 +67,15 @@ impl BatchLocations {
         }
     }
 
+    /// The batch whose payload has the byte at a position.
+    pub(crate) fn containing(&self, position: LogPosition) -> Option<BatchLocation> {
+        let batches = self.files.get(&position.file())?.batches.as_deref()?;
+        let holds = |entry: &&BatchLocation| {
+            (entry.position.0..entry.position.0 + u64::from(entry.length)).contains(&position.0)
+        };
+        batches.iter().find(holds).copied()
+    }
+
     /// The first batch with a record that some segment has not materialized.
     pub(crate) fn first_needed(&self, materialized: impl Fn(GroupId) -> Lsn) -> Option<LogPosition> {
         for file in self.files.values() {

@@ -38,6 +38,8 @@ pub(crate) enum EntryKind {
     Positions = 4,
     /// A history adopted for a recovery that is still under way.
     Adopt = 5,
+    /// Nothing: in the place of a damaged entry whose records were appended again.
+    Void = 6,
 }
 
 impl EntryKind {
@@ -48,6 +50,7 @@ impl EntryKind {
             3 => Some(EntryKind::Install),
             4 => Some(EntryKind::Positions),
             5 => Some(EntryKind::Adopt),
+            6 => Some(EntryKind::Void),
             _ => None,
         }
     }

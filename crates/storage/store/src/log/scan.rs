@@ -66,6 +66,56 @@ pub(super) fn scan_entries(
     Ok(offset)
 }
 
+/// What stands at an offset of a log file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Checked {
+    /// An undamaged entry; the next one is at `next`.
+    Whole { next: u32 },
+    /// A damaged entry. There is a later one, at `next`.
+    Damaged { next: u32 },
+    /// No entry, and none after it.
+    End,
+}
+
+/// Bytes read at once when searching for the entry after a damaged header.
+const SEARCH_BYTES: usize = 64 << 10;
+
+/// Checks the entry at an offset.
+pub(crate) fn check_entry(file: &LogFile, seed: u32, offset: u32) -> Result<Checked, StoreError> {
+    if let Some((_, payload)) = read_entry(file, seed, u64::from(offset))? {
+        let next = u64::from(offset) + entry::entry_bytes(payload.len());
+        return Ok(u32::try_from(next).map_or(Checked::End, |next| Checked::Whole { next }));
+    }
+    let mut header = [0; ENTRY_HEADER_BYTES];
+    if read_up_to(file, &mut header, u64::from(offset))? == header.len()
+        && let Some(header) = decode_entry_header(seed, offset, &header)
+    {
+        let next = u64::from(offset) + entry::entry_bytes(header.payload_length as usize);
+        return Ok(u32::try_from(next).map_or(Checked::End, |next| Checked::Damaged { next }));
+    }
+    Ok(next_header(file, seed, offset)?.map_or(Checked::End, |next| Checked::Damaged { next }))
+}
+
+/// Where the first entry after `offset` begins, at which there is none whose header is undamaged.
+fn next_header(file: &LogFile, seed: u32, offset: u32) -> Result<Option<u32>, StoreError> {
+    let mut buffer = vec![0; SEARCH_BYTES + ENTRY_HEADER_BYTES];
+    let mut at = u64::from(offset) + 8;
+    loop {
+        let filled = read_up_to(file, &mut buffer, at)?;
+        if filled < ENTRY_HEADER_BYTES {
+            return Ok(None);
+        }
+        for start in (0..=(filled - ENTRY_HEADER_BYTES).min(SEARCH_BYTES - 8)).step_by(8) {
+            let Ok(small_offset) = u32::try_from(at + start as u64) else { return Ok(None) };
+            let header = buffer[start..].first_chunk().expect("the buffer is longer by a header");
+            if decode_entry_header(seed, small_offset, header).is_some() {
+                return Ok(Some(small_offset));
+            }
+        }
+        at += SEARCH_BYTES as u64;
+    }
+}
+
 pub(super) fn read_file_header(file: &LogFile, incarnation: u128) -> Result<u32, StoreError> {
     let mut header = [0; FILE_HEADER_BYTES as usize];
     read_up_to(file, &mut header, 0)?;

@@ -16,7 +16,7 @@ use crate::{Store, StoreError};
 
 impl Store {
     /// Writes a checkpoint with the next states. Returns the position from which it needs the log.
-    pub(super) fn write_checkpoint(
+    pub(crate) fn write_checkpoint(
         &self,
         next: &BTreeMap<GroupId, NextState>,
     ) -> Result<LogPosition, StoreError> {
@@ -114,6 +114,8 @@ impl Store {
             hosted.index.drop_through(target);
             hosted.indexed_through = hosted.indexed_through.max(target);
             hosted.index.check_above(target);
+            let mended = hosted.troubles.end_mended(&next.mended, target);
+            count(&self.counters.pages_mended, mended);
             // The replaced state is returned to be dropped outside of the lock.
             std::mem::swap(&mut hosted.materialized, &mut next.materialized);
             hosted.version += 1;

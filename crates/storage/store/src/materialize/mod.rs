@@ -9,6 +9,7 @@
 mod changes;
 pub(crate) mod checkpoint;
 mod log_release;
+pub(crate) mod mend;
 pub(crate) mod pace;
 pub(crate) mod page_writer;
 mod prepare;
@@ -73,10 +74,7 @@ impl Store {
             self.note_round(round.as_ref().err());
             let round = round.map_err(|error| match error {
                 StoreError::Poisoned(_) => self.poisoned(&error),
-                error => {
-                    self.note_damage(&error);
-                    error
-                }
+                error => error,
             })?;
             progress.pages_written += round.pages_written;
             progress.log_files_freed += round.log_files_freed;
@@ -88,7 +86,7 @@ impl Store {
     }
 
     fn is_due(&self) -> bool {
-        self.backlog().is_due(&self.options)
+        self.backlog().is_due(&self.options) || self.has_pages_to_mend()
     }
 
     pub(crate) fn backlog(&self) -> Backlog {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use borealis_types::{Lsn, PageBytes, PageKey, invariant};
 
 use crate::StoreError;
+use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::{
     Extent, MaterializedState, PAGES_PER_EXTENT, extent_of, next_generation,
 };
@@ -18,6 +19,8 @@ pub(crate) struct NextState {
     pub freed_regions: Vec<u32>,
     pub written_regions: BTreeSet<u32>,
     pub pages_written: u64,
+    /// Pages that were in trouble before and are as of the target now.
+    pub mended: Vec<PageKey>,
     /// Everything in `written_regions` is durable.
     pub synced: bool,
 }
@@ -29,6 +32,8 @@ pub(crate) struct PageWriter {
     pub checkpointed: Arc<MaterializedState>,
     pub target: Lsn,
     pub run: SlotRun,
+    /// Pages that could not be made when the round began.
+    pub in_trouble: BTreeSet<PageKey>,
     /// Pages written since the last sync.
     pub unsynced_pages: u64,
 }
@@ -66,6 +71,32 @@ impl PageWriter {
             self.next.files.write_run(&mut self.run)?;
             self.next.files.sync(std::iter::once(address.region))?;
         }
+        Ok(())
+    }
+
+    /// Writes or erases a page that is as of the target.
+    pub(crate) fn put(&mut self, key: &PageKey, page: Option<&PageBytes>) -> Result<(), StoreError> {
+        Arc::make_mut(&mut self.next.materialized).held.remove(key);
+        match page {
+            Some(page) => self.write(key, page)?,
+            None => self.erase(key),
+        }
+        if self.in_trouble.contains(key) {
+            self.next.mended.push(*key);
+        }
+        Ok(())
+    }
+
+    /// Keeps a page that could not be made. It gets a slot in any case, so that whatever is done to the pages of a
+    /// relation finds it.
+    pub(crate) fn hold(
+        &mut self,
+        key: &PageKey,
+        held: HeldPage,
+        image: &PageBytes,
+    ) -> Result<(), StoreError> {
+        self.write(key, image)?;
+        Arc::make_mut(&mut self.next.materialized).held.insert(*key, held);
         Ok(())
     }
 

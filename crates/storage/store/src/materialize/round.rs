@@ -12,6 +12,7 @@ use crate::materialize::page_writer::{NextState, PageWriter};
 use crate::metrics::count;
 use crate::pages::page_files::SlotRun;
 use crate::read::Overtaken;
+use crate::read::hold::{RoundPage, is_damage};
 use crate::segment::index::relations::DatabaseEvent;
 use crate::{Policy, Store, StoreError};
 
@@ -33,7 +34,7 @@ impl Store {
                 Some(at) => at,
                 None => target,
             };
-            if target > materialized {
+            if target > materialized || !hosted.pages_to_mend(target).is_empty() {
                 targets.push((hosted.group(), target));
             }
         }
@@ -66,6 +67,8 @@ impl Store {
                 Ok(None) => return Ok(Progress::default()),
                 // The segment has noted the failure, and its next target is below the failed record.
                 Err(StoreError::Redo { .. }) => {}
+                // The segment stays where it is until the damage is repaired. Others go on.
+                Err(error) if is_damage(&error) => self.note_stalled(group, &error),
                 Err(error) => return Err(error),
             }
             part_done += part;
@@ -97,9 +100,14 @@ impl Store {
         target: Lsn,
         keep_pace: impl Fn(f64),
     ) -> Result<Option<NextState>, StoreError> {
-        let mut changes = {
+        let (mut changes, in_trouble) = {
             let state = self.lock();
-            changes(Store::hosted(&state, group)?, target)
+            let hosted = Store::hosted(&state, group)?;
+            let mut changes = changes(hosted, target);
+            changes.pages.extend(hosted.pages_to_mend(target));
+            let troubles = &hosted.troubles;
+            let in_trouble = troubles.pages.keys().chain(troubles.healed.keys()).copied().collect();
+            (changes, in_trouble)
         };
         changes.pages.sort_unstable();
         changes.pages.dedup();
@@ -110,11 +118,13 @@ impl Store {
                 freed_regions: Vec::new(),
                 written_regions: BTreeSet::new(),
                 pages_written: 0,
+                mended: Vec::new(),
                 synced: false,
             },
             checkpointed: Arc::clone(&changes.materialized),
             target,
             run: SlotRun::default(),
+            in_trouble,
             unsynced_pages: 0,
         };
         for (at, key) in changes.pages.iter().enumerate() {
@@ -124,11 +134,12 @@ impl Store {
                     return Ok(None);
                 }
             }
-            let page =
-                self.page_version(group, key, target, Overtaken::Fail, &|state| Store::hosted(state, group))?;
-            match page {
-                Some(page) => writer.write(key, &page)?,
-                None => writer.erase(key),
+            match self.page_of_round(group, key, target)? {
+                RoundPage::Made(page) => writer.put(key, page.as_deref())?,
+                RoundPage::Held(held, image) => {
+                    self.check_quarantine(group, key, &held, &writer)?;
+                    writer.hold(key, held, &image)?;
+                }
             }
         }
         let mut next = writer.finish()?;

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use borealis_types::{BlockKey, DatabaseKey, Lsn, MetaKey, PageKey, RelationFork, RelationLocator};
 use serde::{Deserialize, Serialize};
 
+use crate::pages::held::HeldPage;
+
 /// Pages in an extent.
 pub(crate) const PAGES_PER_EXTENT: u32 = 128;
 
@@ -79,6 +81,8 @@ pub(crate) struct MaterializedState {
     /// Every fork that exists, with its size in blocks as this group knows it.
     pub relations: BTreeMap<RelationFork, u32>,
     pub meta: BTreeMap<MetaKey, Vec<u8>>,
+    /// Pages whose image is of an earlier state than this one, and why.
+    pub held: BTreeMap<PageKey, HeldPage>,
 }
 
 mod extent_map {
@@ -187,7 +191,12 @@ impl MaterializedState {
     /// About how much memory it takes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let meta: usize = self.meta.values().map(|value| value.len() + 96).sum();
-        (self.extents.len() * 208 + self.relations.len() * 32 + meta) as u64
+        (self.extents.len() * 208 + self.relations.len() * 32 + meta) as u64 + self.held_bytes()
+    }
+
+    /// About how much of a checkpoint the pages take that are behind.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held.values().map(HeldPage::size_bytes).sum()
     }
 }
 

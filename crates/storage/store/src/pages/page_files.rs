@@ -27,7 +27,7 @@ use crate::disk::{Disk, DiskFile, OpenMode, read_exact_at};
 use crate::pages::materialized_state::{Generation, PAGES_PER_EXTENT};
 
 const SLOT_HEADER_BYTES: usize = 64;
-const SLOT_BYTES: usize = SLOT_HEADER_BYTES + PAGE_SIZE;
+pub(crate) const SLOT_BYTES: usize = SLOT_HEADER_BYTES + PAGE_SIZE;
 const REGION_BYTES: u64 = SLOT_BYTES as u64 * 2 * PAGES_PER_EXTENT as u64;
 /// Keeps a page file below 1 GiB.
 const REGIONS_PER_FILE: u32 = 508;

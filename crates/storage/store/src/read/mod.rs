@@ -5,6 +5,7 @@
 //! and log files reused only after that number has changed, so an unchanged number proves that the right
 //! bytes were read.
 
+pub(crate) mod hold;
 mod listing;
 pub(crate) mod tail;
 
@@ -20,8 +21,11 @@ use borealis_wire::Refusal;
 use crate::log::position::RecordRef;
 use crate::log::record_reader::RecordReader;
 use crate::metrics::count;
+use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::in_database;
 use crate::pages::page_files::{PageFiles, SlotAddress};
+use crate::read::hold::note_failure;
+use crate::redo_guard::guarded;
 use crate::segment::hosted::{HostedSegment, release_of};
 use crate::segment::index::relations::PriorContent;
 use crate::segment::record_effects::changes_only_existing_pages;
@@ -46,8 +50,20 @@ const CACHE_FROM_RECORDS: usize = 16;
 /// The stored version that a page is made from.
 enum Source {
     Nothing,
-    Slot { files: Arc<PageFiles>, key: PageKey, address: SlotAddress, not_after: Lsn },
+    Slot {
+        files: Arc<PageFiles>,
+        key: PageKey,
+        address: SlotAddress,
+        not_after: Lsn,
+    },
     Cached(Arc<PageBytes>),
+    /// Peers brought it; `None` if it did not exist.
+    Healed(Option<Arc<PageBytes>>),
+    /// It is behind the materialized state; the slot has what is known of it.
+    Held {
+        held: HeldPage,
+        slot: Box<Source>,
+    },
 }
 
 /// How to make a version of a page.
@@ -82,12 +98,16 @@ fn add_page(
     let (source, above) = match hosted.index.relations.prior_page(key, lsn) {
         PriorContent::Materialized => {
             let located = hosted.materialized.locate(key);
-            let source = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
+            let slot = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
                 files: Arc::clone(&hosted.pages),
                 key: *key,
                 address: SlotAddress { region, place, generation },
                 not_after: hosted.materialized.lsn,
             });
+            let source = match hosted.materialized.held.get(key) {
+                Some(held) => Source::Held { held: held.clone(), slot: Box::new(slot) },
+                None => slot,
+            };
             (source, Lsn::ZERO)
         }
         PriorContent::Nothing { since } => (Source::Nothing, since),
@@ -151,8 +171,32 @@ pub(crate) fn check_steps<K>(steps: &[(K, RecordRef)], lsn: Lsn) {
 
 /// Why a version could not be made.
 enum MakeError {
-    Redo { lsn: Lsn, reason: String },
-    Other(StoreError),
+    Redo {
+        lsn: Lsn,
+        reason: String,
+    },
+    /// Bytes that it is made from are damaged: the image if there is no `record`, else that record's in the log.
+    Damaged {
+        record: Option<RecordRef>,
+        error: StoreError,
+    },
+}
+
+impl MakeError {
+    fn in_image(error: StoreError) -> MakeError {
+        MakeError::Damaged { record: None, error }
+    }
+
+    fn in_record(reference: &RecordRef) -> impl FnOnce(StoreError) -> MakeError + '_ {
+        move |error| MakeError::Damaged { record: Some(*reference), error }
+    }
+}
+
+/// What is being made, for what is noted when it cannot be.
+#[derive(Clone, Copy)]
+enum Subject<'a> {
+    Page(&'a PageKey),
+    Meta,
 }
 
 impl Store {
@@ -210,10 +254,16 @@ impl Store {
     ) -> Result<Option<Box<PageBytes>>, StoreError> {
         self.consistent(
             group,
+            Subject::Page(key),
             overtaken,
             || {
                 let state = self.lock();
-                Ok(self.page_recipe(look(&state)?, key, lsn))
+                let hosted = look(&state)?;
+                if let Some(failure) = hosted.known_failure(key, lsn) {
+                    let (lsn, reason) = (failure.since, failure.reason.clone());
+                    return Err(StoreError::RedoOfPage { group, key: *key, lsn, reason });
+                }
+                Ok(self.page_recipe(hosted, key, lsn))
             },
             |recipe| recipe.version,
             |recipe| {
@@ -263,31 +313,82 @@ impl Store {
                 return PageRecipe { source: Source::Cached(page), steps, lsn, history, version };
             }
         }
+        if let Some(healed) = hosted.healed_page(key, lsn) {
+            let since = healed.lsn;
+            hosted.check_certain("a healed page", since);
+            let replaced = match hosted.index.relations.prior_page(key, lsn) {
+                PriorContent::Materialized => false,
+                PriorContent::Nothing { since: at } | PriorContent::Copy { at, .. } => at > since,
+            };
+            if !replaced {
+                let records = hosted.index.page_records(key, since, lsn);
+                let steps = records.map(|reference| (*key, reference)).collect();
+                return PageRecipe {
+                    source: Source::Healed(healed.page.clone()),
+                    steps,
+                    lsn,
+                    history,
+                    version,
+                };
+            }
+        }
         let mut steps = Vec::new();
         let source = add_page(hosted, key, lsn, &mut steps);
         PageRecipe { source, steps, lsn, history, version }
     }
 
-    fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, MakeError> {
-        let mut page = match &recipe.source {
-            Source::Nothing => None,
+    /// The page that a recipe begins with, after what a held page kept.
+    fn first_version(
+        &self,
+        source: &Source,
+        history: &EpochHistory,
+    ) -> Result<Option<Box<PageBytes>>, MakeError> {
+        match source {
+            Source::Nothing => Ok(None),
             Source::Slot { files, key, address, not_after } => {
-                Some(files.read(key, *address, *not_after).map_err(MakeError::Other)?)
+                files.read(key, *address, *not_after).map(Some).map_err(MakeError::in_image)
             }
-            Source::Cached(page) => Some(Box::new(**page)),
-        };
+            Source::Cached(page) => Ok(Some(Box::new(**page))),
+            Source::Healed(page) => Ok(page.as_ref().map(|page| Box::new(**page))),
+            Source::Held { held: HeldPage::Damaged { reason }, .. } => {
+                let error = StoreError::corrupt("what a page was made from", reason.clone());
+                Err(MakeError::in_image(error))
+            }
+            Source::Held { held: HeldPage::Failed { existed, steps, .. }, slot } => {
+                let mut page = self.first_version(slot, history)?.filter(|_| *existed);
+                for step in steps {
+                    let record = self.parse_kept(history, step).map_err(MakeError::in_image)?;
+                    self.apply(&record, &step.key, &mut page)?;
+                }
+                Ok(page)
+            }
+        }
+    }
+
+    /// Applies a record to a page. A panic of redo is a failure like any other.
+    fn apply(
+        &self,
+        record: &Record<'_>,
+        key: &PageKey,
+        page: &mut Option<Box<PageBytes>>,
+    ) -> Result<(), MakeError> {
+        if page.is_none() && changes_only_existing_pages(record) {
+            return Ok(());
+        }
+        let page = page.get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
+        let applied = guarded(|| self.environment.redo.apply_page(record, key, page));
+        let applied = applied.and_then(|applied| applied.map_err(|error| error.to_string()));
+        applied.map_err(|reason| MakeError::Redo { lsn: record.span.end, reason })
+    }
+
+    fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, MakeError> {
+        let mut page = self.first_version(&recipe.source, &recipe.history)?;
         let mut reader = RecordReader::new(&self.files);
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
-            let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
-            if page.is_none() && changes_only_existing_pages(&record) {
-                continue;
-            }
-            let page = page.get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
-            let applied = self.environment.redo.apply_page(&record, key, page);
-            applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
+            let record = self.parse(&recipe.history, reference, bytes);
+            self.apply(&record.map_err(MakeError::in_record(reference))?, key, &mut page)?;
         }
         Ok(page)
     }
@@ -310,6 +411,7 @@ impl Store {
     fn consistent<L, T>(
         &self,
         group: GroupId,
+        subject: Subject<'_>,
         overtaken: Overtaken,
         look: impl Fn() -> Result<L, StoreError>,
         version: impl Fn(&L) -> u64,
@@ -327,18 +429,7 @@ impl Store {
             if hosted.version != version(&looked) {
                 continue;
             }
-            return match made {
-                Ok(made) => Ok(made),
-                Err((_, MakeError::Other(error))) => {
-                    drop(state);
-                    self.note_damage(&error);
-                    Err(error)
-                }
-                Err((_, MakeError::Redo { lsn, reason })) => {
-                    hosted.fail(lsn, reason.clone());
-                    Err(StoreError::Redo { group, lsn, reason })
-                }
-            };
+            return made.map_err(|(_, error)| note_failure(&mut state, group, subject, error));
         }
         drop(waited);
         // Every attempt was overtaken by a change of the segment: recoveries in quick succession, or redo that keeps
@@ -365,6 +456,7 @@ impl Store {
     ) -> Result<Option<Vec<u8>>, StoreError> {
         self.consistent(
             META_GROUP,
+            Subject::Meta,
             overtaken,
             || {
                 let state = self.lock();
@@ -390,11 +482,13 @@ impl Store {
         let mut reader = RecordReader::new(&self.files);
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (_, reference)) in recipe.steps.iter().enumerate() {
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
-            counters
-                .apply(&record)
-                .map_err(|error| MakeError::Redo { lsn: reference.span.end, reason: error.to_string() })?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
+            let record = self.parse(&recipe.history, reference, bytes);
+            let record = record.map_err(MakeError::in_record(reference))?;
+            let applied = guarded(|| counters.apply(&record).map_err(|error| error.to_string()));
+            applied
+                .and_then(|applied| applied)
+                .map_err(|reason| MakeError::Redo { lsn: reference.span.end, reason })?;
         }
         Ok(counters.finish())
     }
@@ -405,10 +499,12 @@ impl Store {
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
-            let applied = self.environment.redo.apply_meta(&record, key, value);
-            value = applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
+            let record = self.parse(&recipe.history, reference, bytes);
+            let record = record.map_err(MakeError::in_record(reference))?;
+            let applied = guarded(|| self.environment.redo.apply_meta(&record, key, value));
+            let applied = applied.and_then(|applied| applied.map_err(|error| error.to_string()));
+            value = applied.map_err(|reason| MakeError::Redo { lsn, reason })?;
         }
         Ok(value)
     }

@@ -10,6 +10,7 @@ use crate::log::batch_locations::{BatchLocation, BatchLocations};
 use crate::log::entry::EntryKind;
 use crate::log::payload::{BatchPrefix, decode_entry};
 use crate::log::scan::{read_payload, scan_old_file};
+use crate::read::hold::is_damage;
 use crate::store::Sequence;
 use crate::{Store, StoreError};
 
@@ -108,9 +109,13 @@ impl Store {
             if entry.first_start >= unread_start {
                 break;
             }
-            let Some(payload) = read_payload(&self.files, self.seal, entry.position)? else {
-                continue;
-            };
+            let payload = read_payload(&self.files, self.seal, entry.position);
+            if let Err(error) = &payload
+                && is_damage(error)
+            {
+                self.lock().note_damaged_entry(entry.position, error);
+            }
+            let Some(payload) = payload? else { continue };
             collect(&payload, group, above, holding, &mut found);
             // Entries are sorted by their first record, so no later entry has a record before this one's
             // successor.

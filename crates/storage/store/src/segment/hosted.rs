@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_quorum::segment::{Installed, Segment};
-use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, RecordSpan, ServerVersion, invariant};
+use borealis_types::{
+    EpochHistory, GroupId, Lsn, MetaKey, PageKey, Placement, RecordSpan, ServerVersion, invariant,
+};
 use borealis_wal::Effect;
 
 use crate::StoreError;
 use crate::log::position::RecordRef;
+use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::MaterializedState;
 use crate::pages::page_files::PageFiles;
 use crate::redo_engine::RedoContext;
 use crate::segment::index::Index;
+use crate::segment::index::relations::PriorContent;
 use crate::segment::record_effects::RecordEffects;
+use crate::segment::trouble::{HealedPage, Trouble, Troubles};
 
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,8 +58,13 @@ pub(crate) struct HostedSegment {
     pub materialized: Arc<MaterializedState>,
     /// Incremented whenever something that a reader may have looked up could be gone or different.
     pub version: u64,
-    /// A record whose effects are unknown: nothing at or after it is served (invariant 9).
+    /// A record whose effects are unknown, or that a small value cannot be changed by: nothing at or after it is
+    /// served (invariant 9).
     pub failure: Option<RedoFailure>,
+    /// Single pages that cannot be made.
+    pub troubles: Troubles,
+    /// Why the last round left this segment where it was, if it did so because of damage.
+    pub stalled: Option<String>,
     pub pages: Arc<PageFiles>,
     /// The counters as of a durable LSN, so that reading them need not begin at the materialized state.
     pub prepared_counters: Option<(Lsn, Vec<u8>)>,
@@ -74,6 +84,8 @@ impl HostedSegment {
             materialized,
             version: 0,
             failure: None,
+            troubles: Troubles::default(),
+            stalled: None,
             pages: Arc::new(pages),
             prepared_counters: None,
         }
@@ -120,7 +132,8 @@ impl HostedSegment {
     /// Checks what holds whenever this segment is about to be materialized through `target`.
     pub(crate) fn check_next(&self, target: Lsn) {
         let now = self.materialized.lsn;
-        invariant!("materialized-never-goes-back", target > now, "from {now} to {target}");
+        // A round that only writes pages which peers brought stays where it is.
+        invariant!("materialized-never-goes-back", target >= now, "from {now} to {target}");
         let read_point = self.segment.minimum_read_point();
         invariant!(
             "materialized-below-reads",
@@ -176,6 +189,47 @@ impl HostedSegment {
         }
     }
 
+    /// Notes that a page cannot be made. Others go on.
+    pub(crate) fn note_trouble(&mut self, key: &PageKey, trouble: Trouble) {
+        let (group, since, reason) = (self.group().0, trouble.since, trouble.reason.clone());
+        let cause = trouble.cause;
+        if self.troubles.note(key, trouble) {
+            tracing::error!(group, page = %key, %since, ?cause, reason, "a page cannot be made here");
+        }
+    }
+
+    /// The page that peers brought, if it says what the page is as of `lsn`.
+    pub(crate) fn healed_page(&self, key: &PageKey, lsn: Lsn) -> Option<&HealedPage> {
+        let healed = self.troubles.healed.get(key)?;
+        (self.materialized.lsn..=lsn).contains(&healed.lsn).then_some(healed)
+    }
+
+    /// The failure of redo that a page as of `lsn` still suffers from.
+    pub(crate) fn known_failure(&self, key: &PageKey, lsn: Lsn) -> Option<&Trouble> {
+        let failure = self.troubles.known_failure(key, lsn)?;
+        // A page that peers brought is good although redo failed here.
+        if self.healed_page(key, lsn).is_some() {
+            return None;
+        }
+        match self.index.relations.prior_page(key, lsn) {
+            PriorContent::Nothing { since } | PriorContent::Copy { at: since, .. } => {
+                (since <= failure.since).then_some(failure)
+            }
+            PriorContent::Materialized => Some(failure),
+        }
+    }
+
+    /// The pages that a round through `target` writes although no record may have changed them: those that peers
+    /// brought, and those that a release held back which may have known less than this one.
+    pub(crate) fn pages_to_mend(&self, target: Lsn) -> Vec<PageKey> {
+        let healed = self.troubles.healed.iter().filter(|(_, healed)| healed.lsn <= target);
+        let held = self.materialized.held.iter();
+        let untried = held.filter(|(key, held)| {
+            matches!(held, HeldPage::Failed { .. }) && !self.troubles.pages.contains_key(key)
+        });
+        healed.map(|(key, _)| *key).chain(untried.map(|(key, _)| *key)).collect()
+    }
+
     /// Drops the records that a new history truncated.
     pub(crate) fn drop_truncated(&mut self, installed: &Installed) {
         let Some(kept) = installed.cut.iter().map(|record| record.link.previous_end).min() else { return };
@@ -206,6 +260,7 @@ impl HostedSegment {
         if self.failure.as_ref().is_some_and(|failure| failure.lsn > kept) {
             self.failure = None;
         }
+        self.troubles.drop_above(kept);
         self.version += 1;
     }
 
@@ -248,14 +303,21 @@ impl HostedSegment {
         }
     }
 
+    /// Why this segment is materialized no further, if it is not.
+    pub(crate) fn why_stuck(&self) -> Option<&str> {
+        let failed = self.failure.as_ref().map(|failure| failure.reason.as_str());
+        failed.or(self.stalled.as_deref())
+    }
+
     /// The LSN up to which this segment may be materialized. Nobody reads below it, and no record below it is
     /// missing, can be truncated, or failed to apply.
     pub(crate) fn materialization_target(&self) -> Lsn {
         let durable = self.segment.known_durable().volume.end;
         let target = self.segment.minimum_read_point().min(self.segment.readable_through()).min(durable);
-        match &self.failure {
-            Some(failure) => target.min(Lsn(failure.lsn.0 - 1)),
-            None => target,
+        match (&self.failure, &self.stalled) {
+            (_, Some(_)) => self.materialized.lsn,
+            (Some(failure), None) => target.min(Lsn(failure.lsn.0 - 1)),
+            (None, None) => target,
         }
     }
 }

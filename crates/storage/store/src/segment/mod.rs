@@ -5,3 +5,4 @@ pub(crate) mod index;
 pub(crate) mod record_effects;
 pub(crate) mod replay;
 pub(crate) mod state;
+pub(crate) mod trouble;

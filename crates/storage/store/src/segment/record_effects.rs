@@ -6,6 +6,7 @@ use borealis_types::{RecordSpan, ServerVersion};
 use borealis_wal::{Effect, Record, ResourceManager};
 
 use crate::redo_engine::RedoContext;
+use crate::redo_guard::guarded;
 
 /// What the index needs to know about a record. All records of a batch share one list of effects, which saves
 /// an allocation for each.
@@ -24,11 +25,11 @@ impl RecordEffects {
         effects: &mut Vec<Effect>,
     ) -> RecordEffects {
         let first = effects.len();
-        let known = context.redo.effects(record, effects);
-        let range = known.map(|()| first..effects.len()).map_err(|error| {
+        let known = guarded(|| context.redo.effects(record, effects).map_err(|error| error.to_string()));
+        let range = known.and_then(|known| known).map(|()| first..effects.len());
+        if range.is_err() {
             effects.truncate(first);
-            error.to_string()
-        });
+        }
         RecordEffects { effects: range, changes_only_existing_pages: changes_only_existing_pages(record) }
     }
 

@@ -84,6 +84,7 @@ fn replay_entry(state: &mut State, context: RedoContext<'_>, entry: &ScannedEntr
     let files = state.log.files();
     let path = std::path::PathBuf::from(format!("log entry at {:?}", entry.position));
     match entry.kind {
+        EntryKind::Void => Ok(()),
         EntryKind::Batch => state.replay_batch(context, &files, entry.position, &entry.payload),
         EntryKind::Positions => {
             let positions: PositionsEntry = decode(&entry.payload, &path)?;

@@ -28,6 +28,8 @@ pub(crate) struct State {
     pub replay_from: LogPosition,
     /// The SCL of the slowest peer of each group, as far as gossip knows. Log above it is kept for that peer.
     pub peer_floors: BTreeMap<GroupId, Lsn>,
+    /// Log entries that cannot be read back, by the position of their payload, and what was found.
+    pub damaged_entries: BTreeMap<LogPosition, String>,
 }
 
 /// A record whose bytes are in the log.

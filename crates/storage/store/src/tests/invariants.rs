@@ -56,6 +56,7 @@ fn next(store: &Store) -> NextState {
         freed_regions: Vec::new(),
         written_regions: BTreeSet::new(),
         pages_written: 0,
+        mended: Vec::new(),
         synced: true,
     }
 }
@@ -143,7 +144,14 @@ fn a_page_is_written_once_between_two_checkpoints() {
     let next = next(&store);
     let checkpointed = Arc::clone(&next.materialized);
     let target = writer.minimum_read_point;
-    let mut pages = PageWriter { next, checkpointed, target, run: SlotRun::default(), unsynced_pages: 0 };
+    let mut pages = PageWriter {
+        next,
+        checkpointed,
+        target,
+        run: SlotRun::default(),
+        unsynced_pages: 0,
+        in_trouble: BTreeSet::new(),
+    };
     for _ in 0..2 {
         let _ = pages.write(&block(fork(1, 16_384), 0), &[0; PAGE_SIZE]);
     }

@@ -3,6 +3,7 @@
 mod copy;
 mod damage;
 mod invariants;
+mod mend;
 mod model;
 mod pace;
 mod passing;

@@ -178,6 +178,7 @@ pub(super) fn options() -> Options {
         memory_limit_bytes: 8 << 20,
         log_file_bytes: 4 << 10,
         log_retention_bytes: 1 << 30,
+        quarantine_limit_bytes: 64 << 20,
         materialize_after_bytes: 16 << 10,
         // Fewer than there are log files.
         open_files_max: 2,

@@ -10,10 +10,13 @@ mod record_list;
 pub(crate) mod relations;
 pub(crate) mod slru;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use borealis_types::{Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RelationFork, invariant};
 use borealis_wal::Effect;
 
-use crate::log::position::RecordRef;
+use crate::log::position::{LogPosition, RecordRef};
 use crate::pages::materialized_state::MaterializedState;
 use crate::segment::index::forget::Forget;
 use crate::segment::index::key_map::KeyMap;
@@ -219,6 +222,20 @@ impl Index {
         lsn: Lsn,
     ) -> impl ExactSizeIterator<Item = RecordRef> {
         self.between(self.meta.get(key), above, lsn)
+    }
+
+    /// The records whose bytes are in a part of the log.
+    pub(crate) fn records_in(&self, range: &Range<LogPosition>) -> impl Iterator<Item = RecordRef> {
+        self.records.iter().filter(|reference| range.contains(&reference.position)).copied()
+    }
+
+    /// Notes that the bytes of some records are elsewhere in the log now.
+    pub(crate) fn repoint(&mut self, moved: &BTreeMap<LogPosition, LogPosition>) {
+        for reference in &mut self.records {
+            if let Some(position) = moved.get(&reference.position) {
+                reference.position = *position;
+            }
+        }
     }
 
     /// All records that end after `above` and not after `lsn`: in the meta group, those that change counters.

@@ -1,0 +1,192 @@
+//! What happens when a version cannot be made: what is noted, and how a round keeps a page that it leaves behind.
+
+use std::collections::btree_map::Entry;
+
+use borealis_types::{EpochHistory, GroupId, Lsn, PAGE_SIZE, PageBytes, PageKey};
+use borealis_wal::Record;
+
+use super::{MakeError, Overtaken, PageRecipe, Source, Subject, check_steps};
+use crate::log::record_reader::RecordReader;
+use crate::pages::held::{HeldPage, HeldStep};
+use crate::segment::hosted::release_of;
+use crate::segment::state::State;
+use crate::segment::trouble::{Cause, Trouble};
+use crate::{Store, StoreError};
+
+/// A page as a round writes it.
+pub(crate) enum RoundPage {
+    /// As of the target; `None` if it does not exist then.
+    Made(Option<Box<PageBytes>>),
+    /// It could not be made. The image is what its slot shall have.
+    Held(HeldPage, Box<PageBytes>),
+}
+
+/// Notes why a version could not be made, and returns the error for whoever asked for it.
+pub(super) fn note_failure(
+    state: &mut State,
+    group: GroupId,
+    subject: Subject<'_>,
+    error: MakeError,
+) -> StoreError {
+    if let MakeError::Damaged { record: Some(reference), error } = &error {
+        state.note_damaged_record(reference, error);
+    }
+    let Some(hosted) = state.segments.get_mut(&group) else {
+        return borealis_wire::Refusal::NoSegment(group).into();
+    };
+    match (subject, error) {
+        (Subject::Page(key), MakeError::Redo { lsn, reason }) => {
+            hosted.note_trouble(key, Trouble { cause: Cause::Redo, since: lsn, reason: reason.clone() });
+            StoreError::RedoOfPage { group, key: *key, lsn, reason }
+        }
+        (Subject::Page(key), MakeError::Damaged { record, error }) => {
+            let since = record.map_or(hosted.materialized.lsn, |reference| reference.span.end);
+            hosted.note_trouble(key, Trouble { cause: Cause::Damage, since, reason: error.to_string() });
+            error
+        }
+        (Subject::Meta, MakeError::Redo { lsn, reason }) => {
+            hosted.fail(lsn, reason.clone());
+            StoreError::Redo { group, lsn, reason }
+        }
+        (Subject::Meta, MakeError::Damaged { error, .. }) => error,
+    }
+}
+
+/// Whether an error says that bytes on disk are lost, and not that the disk was not asked.
+pub(crate) fn is_damage(error: &StoreError) -> bool {
+    match error {
+        StoreError::Corrupt { .. } => true,
+        StoreError::Io { operation, .. } => *operation == "read",
+        _ => false,
+    }
+}
+
+impl Store {
+    /// A page as a round through `target` writes it. Neither damage nor failing redo of one page ends the round.
+    pub(crate) fn page_of_round(
+        &self,
+        group: GroupId,
+        key: &PageKey,
+        target: Lsn,
+    ) -> Result<RoundPage, StoreError> {
+        let made =
+            self.page_version(group, key, target, Overtaken::Fail, &|state| Store::hosted(state, group));
+        let made = match made {
+            Err(StoreError::RedoOfPage { lsn, reason, .. }) => {
+                return match self.hold_before(group, key, target, lsn, &reason) {
+                    Ok((held, page)) => Ok(RoundPage::Held(held, page)),
+                    Err(error) if is_damage(&error) => Ok(damaged(&error)),
+                    Err(error) => Err(error),
+                };
+            }
+            made => made,
+        };
+        match made {
+            Ok(page) => Ok(RoundPage::Made(page)),
+            Err(error) if is_damage(&error) => Ok(damaged(&error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A page as it was before the record that ends at `failed`, and the records from that one through `target`.
+    fn hold_before(
+        &self,
+        group: GroupId,
+        key: &PageKey,
+        target: Lsn,
+        failed: Lsn,
+        reason: &str,
+    ) -> Result<(HeldPage, Box<PageBytes>), StoreError> {
+        self.consistent(
+            group,
+            Subject::Page(key),
+            Overtaken::Fail,
+            || {
+                let state = self.lock();
+                Ok(self.page_recipe(Store::hosted(&state, group)?, key, target))
+            },
+            |recipe| recipe.version,
+            |recipe| {
+                let held = self.split_recipe(recipe, failed);
+                let (page, steps) = held.map_err(|error| (recipe.version, error))?;
+                let existed = page.is_some();
+                let held = HeldPage::Failed { reason: reason.to_owned(), existed, steps };
+                Ok((held, page.unwrap_or_else(|| Box::new([0; PAGE_SIZE]))))
+            },
+        )
+    }
+
+    /// Makes a page through the last record before `failed`, and collects the records after that.
+    fn split_recipe(
+        &self,
+        recipe: &PageRecipe,
+        failed: Lsn,
+    ) -> Result<(Option<Box<PageBytes>>, Vec<HeldStep>), MakeError> {
+        let mut steps = Vec::new();
+        let mut page = match &recipe.source {
+            Source::Held { held: HeldPage::Failed { existed, steps: kept, .. }, slot } => {
+                let mut page = self.first_version(slot, &recipe.history)?.filter(|_| *existed);
+                for step in kept {
+                    if step.span.end < failed {
+                        let record = self.parse_kept(&recipe.history, step).map_err(MakeError::in_image)?;
+                        self.apply(&record, &step.key, &mut page)?;
+                    } else {
+                        steps.push(step.clone());
+                    }
+                }
+                page
+            }
+            source => self.first_version(source, &recipe.history)?,
+        };
+        let mut reader = RecordReader::new(&self.files);
+        check_steps(&recipe.steps, recipe.lsn);
+        for (at, (key, reference)) in recipe.steps.iter().enumerate() {
+            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
+            let record = self.parse(&recipe.history, reference, bytes);
+            let record = record.map_err(MakeError::in_record(reference))?;
+            if reference.span.end < failed {
+                self.apply(&record, key, &mut page)?;
+            } else {
+                steps.push(HeldStep { key: *key, span: reference.span, bytes: bytes.to_vec() });
+            }
+        }
+        Ok((page, steps))
+    }
+
+    /// Verifies and parses a record that a held page kept.
+    pub(super) fn parse_kept<'a>(
+        &self,
+        history: &EpochHistory,
+        step: &'a HeldStep,
+    ) -> Result<Record<'a>, StoreError> {
+        let place = || format!("the record kept for page {} at {}", step.key, step.span.start);
+        let damaged = |error: borealis_wal::RecordError| StoreError::corrupt(place(), error.to_string());
+        self.environment.redo.verify(&step.bytes, step.span.start).map_err(damaged)?;
+        Record::parse(release_of(history, step.span), step.span, &step.bytes).map_err(damaged)
+    }
+}
+
+/// A page that only peers know. Its slot gets zeros, so that the damage is not found there again.
+fn damaged(error: &StoreError) -> RoundPage {
+    RoundPage::Held(HeldPage::Damaged { reason: error.to_string() }, Box::new([0; PAGE_SIZE]))
+}
+
+impl State {
+    /// Notes that a record cannot be read back from the log.
+    fn note_damaged_record(&mut self, reference: &crate::log::position::RecordRef, error: &StoreError) {
+        let Some(location) = self.batch_locations.containing(reference.position) else { return };
+        self.note_damaged_entry(location.position, error);
+    }
+
+    /// Notes that the entry whose payload is at `position` is damaged.
+    pub(crate) fn note_damaged_entry(
+        &mut self,
+        position: crate::log::position::LogPosition,
+        error: &StoreError,
+    ) {
+        if let Entry::Vacant(entry) = self.damaged_entries.entry(position) {
+            tracing::error!(file = position.file(), offset = position.offset(), %error, "a log entry is damaged");
+            entry.insert(error.to_string());
+        }
+    }
+}

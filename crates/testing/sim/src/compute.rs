@@ -129,7 +129,9 @@ impl Compute {
         match &mut self.role {
             Role::Recovering(recovery) => {
                 let event = match message {
-                    Message::Fenced(summaries) => Event::Fenced { node, summaries },
+                    Message::Fenced(promised_before, summaries) => {
+                        Event::Fenced { node, promised_before, summaries }
+                    }
                     Message::Refused(current) => Event::Refused { node, current },
                     Message::Tail { group, above, records, more } => {
                         let records = records.iter().map(to_tail_record).collect();
@@ -139,7 +141,9 @@ impl Compute {
                     Message::Installed(_) => Event::Installed { node },
                     _ => return effects,
                 };
+                let left_out = recovery.left_out().len();
                 let commands = recovery.handle(event, Duration::from_millis(now_ms));
+                effects.left_out = recovery.left_out().len() - left_out;
                 self.carry_out(commands, &mut effects);
             }
             Role::Writing(writer) => {

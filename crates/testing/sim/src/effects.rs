@@ -24,6 +24,8 @@ pub struct Effects {
     pub send: Vec<(NodeId, Message)>,
     /// The recovery completed.
     pub recovered: Option<Outcome>,
+    /// Members whose words the recovery ruled out just now.
+    pub left_out: usize,
     /// The recovery gave up.
     pub failed: Option<Failure>,
     /// The record that PostgreSQL wrote, if it did.

@@ -1,8 +1,8 @@
 //! Deterministic simulation of the quorum protocol and of the compute side under faults.
 //!
 //! One [`run`] is one history of a small volume: six storage nodes, one to four protection groups, writers
-//! that come and go (some go on after they were replaced), recoveries (some die half way, some compete), and
-//! a network and machines that fail in every way they can. The machines under test are the product's: segments and
+//! that come and go (some go on after they were replaced), recoveries (some die half way, some compete), in some runs a
+//! node that says what is not true to its peers and to recoveries, and a network and machines that fail in every way they can. The machines under test are the product's: segments and
 //! recovery of `borealis-quorum`, the shipper, the reads and the greeting of nodes of `borealis-compute`, batches and
 //! frames of `borealis-wire`. Only what surrounds them is a model: a log that loses what was not synced; a network that
 //! delays, loses, repeats and reorders single messages; connections that deliver in order until they break.
@@ -67,6 +67,10 @@ pub enum Defect {
     FirstOfEqualOpeningsCounts,
     /// A node applies every record by the release of the newest epoch it knows.
     NewestReleaseForAll,
+    /// A node takes over a history that a single peer says it has.
+    HistoryOnOneWord,
+    /// A node takes a durable point for true that a single peer claims.
+    DurableOnOneWord,
 }
 
 /// How a run is set up.

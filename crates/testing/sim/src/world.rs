@@ -60,6 +60,8 @@ pub struct World {
     oracle: Oracle,
     coverage: Coverage,
     trace: DefaultHasher,
+    /// A node has said what is not true.
+    has_lied: bool,
     /// Who cannot reach whom: hosts on different sides, in one or in both directions.
     sides: Option<(u64, bool)>,
     /// Connections that broke: nothing arrives on them any more.
@@ -101,6 +103,7 @@ impl World {
             oracle: Oracle::default(),
             coverage: Coverage::default(),
             trace: DefaultHasher::new(),
+            has_lied: false,
             sides: None,
             broken: BTreeSet::new(),
             arrivals: BTreeMap::new(),
@@ -325,7 +328,7 @@ impl World {
         }
         let peer = self.random.below(u64::from(NODES)) as usize;
         if peer != position {
-            let summaries = self.nodes[position].summaries();
+            let summaries = self.nodes[position].told_summaries();
             let (from, to) = (self.nodes[position].id, self.nodes[peer].id);
             self.send(Host::Node(from), Host::Node(to), Message::GossipSummary(summaries));
         }
@@ -347,6 +350,10 @@ impl World {
             });
             self.oracle.shipped(record);
         }
+        self.coverage.add("members left out by a recovery", effects.left_out as u64);
+        if effects.left_out > 0 && !self.has_lied {
+            return Err(format!("the recovery of epoch {epoch} left a member out, and nobody lied"));
+        }
         if let Some(outcome) = &effects.recovered {
             self.coverage.count("recoveries completed");
             self.oracle.recovered(outcome, &self.nodes, &mut self.coverage)?;
@@ -358,6 +365,8 @@ impl World {
                     self.last_epoch = self.last_epoch.max(*current);
                 }
                 Failure::NoQuorum { .. } => self.coverage.count("recoveries without quorum"),
+                // With a liar among those that answer, it is right to refuse: nothing is cut.
+                _ if self.has_lied => self.coverage.count("recoveries that refused contradictory words"),
                 other => return Err(format!("recovery of epoch {epoch}: {other}")),
             }
         }

@@ -3,6 +3,7 @@
 use borealis_types::VolumeEpoch;
 
 use super::{Event, NODES, World};
+use crate::node::lies::Lie;
 use crate::random::Random;
 
 /// How bad this run's world is, per thousand.
@@ -17,6 +18,7 @@ pub(super) struct Faults {
     pub(super) partition: u64,
     pub(super) compete: u64,
     pub(super) lose_nodes: u64,
+    pub(super) lie: u64,
 }
 
 impl Faults {
@@ -33,6 +35,7 @@ impl Faults {
             partition: level(50),
             compete: level(150),
             lose_nodes: level(8),
+            lie: level(20),
         }
     }
 }
@@ -57,6 +60,17 @@ impl World {
                 self.coverage.count("nodes lost for ever");
             }
             self.lost[position] = true;
+        }
+        if self.random.chance(self.faults.lie) {
+            // One at a time: its lies end before another's begin, or with the faults.
+            let lying = self.nodes.iter().position(|node| node.lie.is_some());
+            let position = lying.unwrap_or_else(|| self.random.below(u64::from(NODES)) as usize);
+            let lie = lying.is_none().then(|| Lie::draw(&mut self.random));
+            if lie.is_some() {
+                self.coverage.count("nodes that lie");
+                self.has_lied = true;
+            }
+            self.nodes[position].lie = lie;
         }
         if self.random.chance(self.faults.crash_compute) {
             let alive: Vec<u32> = self.computes.values().filter(|c| !c.is_stopped()).map(|c| c.id).collect();
@@ -93,6 +107,9 @@ impl World {
 
     pub(super) fn heal(&mut self) {
         self.sides = None;
+        for node in &mut self.nodes {
+            node.lie = None;
+        }
         for position in 0..usize::from(NODES) {
             if !self.nodes[position].running && !self.lost[position] {
                 self.nodes[position].restart();

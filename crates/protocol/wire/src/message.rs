@@ -2,7 +2,8 @@
 //!
 //! A payload is `request_id: u64 (little-endian) | kind: u8 | body`. Kind [`KIND_APPEND`] carries a redo
 //! batch as its body (see [`crate::batch`]); kind [`KIND_MESSAGE`] carries a postcard-encoded [`Request`] or
-//! [`Reply`]. Every reply repeats its request's id; [`Reply::Progress`] has id zero and comes unasked.
+//! [`Reply`]. Every reply repeats its request's id. Two have id zero and come unasked, to writers: [`Reply::Progress`], and
+//! [`Refusal::Fenced`] when the node was promised to a newer one.
 //!
 //! The first request on a connection is [`Request::Hello`]; a node closes a connection that starts otherwise.
 
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
@@ -164,6 +165,12 @@ pub enum Request {
     },
     /// The node's own state, for people and scripts.
     Status,
+    /// Whether no segment of the node is promised to an epoch newer than this one; answered with [`Reply::Confirmed`], or
+    /// refused as fenced. A writer asks it to go on showing what it has in its caches.
+    Confirm {
+        /// The epoch of the writer that asks.
+        epoch: VolumeEpoch,
+    },
 }
 
 /// What one segment promises and holds.
@@ -325,6 +332,8 @@ pub enum Reply {
     Status(NodeStatus),
     /// The node refuses, and why.
     Refused(Refusal),
+    /// To [`Request::Confirm`]: nobody newer was promised anything here.
+    Confirmed,
 }
 
 /// A payload that breaks the protocol.

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use borealis_compute::read::Answer;
+use borealis_compute::ship::TenureEnd;
 use borealis_quorum::recovery::{Failure, Outcome};
 use borealis_types::{GroupId, Lsn, NodeId};
 
@@ -34,6 +35,17 @@ pub struct Effects {
     pub durable: Option<Lsn>,
     /// Reads that came to an end.
     pub answered: Vec<(Asked, Answer)>,
+    /// The writer ended by itself: why, and how many nodes took its batches then.
+    pub ended: Option<(TenureEnd, usize)>,
+    /// What happened, for the coverage.
+    pub counted: Vec<&'static str>,
     /// A contradiction that a correct protocol rules out.
     pub impossible: Option<String>,
+}
+
+impl Effects {
+    /// Counts something for the coverage.
+    pub fn count(&mut self, what: &'static str) {
+        self.counted.push(what);
+    }
 }

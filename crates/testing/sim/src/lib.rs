@@ -14,6 +14,8 @@
 //! * what a recovery cut never comes back,
 //! * a segment that allows a read holds exactly the records of its group up to that position, and is not promised to
 //!   a newer writer than the reader,
+//! * an instance ends neither while it has a write quorum nor because one node says that it was replaced, and it does not
+//!   go on beyond its lease once another has opened the volume,
 //! * a page that an instance gets is that of the position it says, and shows all that was durable when it was asked for,
 //! * a node would apply every record it holds as the release of PostgreSQL does that its writer ran: each writer runs a
 //!   random one.
@@ -71,6 +73,14 @@ pub enum Defect {
     HistoryOnOneWord,
     /// A node takes a durable point for true that a single peer claims.
     DurableOnOneWord,
+    /// A recovery does not ask whether anybody was ever promised the epoch of a history that one member has.
+    RecoveryIgnoresPromises,
+    /// A writer ends when the first node refuses it because of a newer promise.
+    EndsAtFirstRefusal,
+    /// A writer takes one node's word that another has replaced it.
+    ReplacedOnOneWord,
+    /// A writer goes on showing what it has whether or not anybody confirms that it has no successor.
+    LeaseIgnored,
 }
 
 /// How a run is set up.

@@ -12,7 +12,7 @@ use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::segment::{InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source};
 use borealis_quorum::{DurablePoint, Promise};
 use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId};
-use borealis_wire::{Caller, Reply, SegmentProgress};
+use borealis_wire::{Caller, Refusal, Reply, SegmentProgress};
 
 use self::lies::Lie;
 use crate::message::{Host, LineId, Message, SimRecord, durable_point};
@@ -118,6 +118,8 @@ pub struct SimNode {
     members: QuorumSets,
     /// What was last heard of each other node's segments, in group order.
     claims: Vec<Claims>,
+    /// What it was promised to before each recovery, by the recovery's epoch.
+    promised_before: BTreeMap<VolumeEpoch, VolumeEpoch>,
     /// How it lies to its peers and to recoveries, if it does.
     pub lie: Option<Lie>,
 }
@@ -155,6 +157,7 @@ impl SimNode {
             lines: BTreeMap::new(),
             members: QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).expect("six different nodes"),
             claims: vec![Claims::new(); usize::from(group_count)],
+            promised_before: BTreeMap::new(),
             lie: None,
         }
     }
@@ -451,7 +454,9 @@ impl SimNode {
     fn fence(&mut self, from: Host, promise: Promise, effects: &mut Effects, coverage: &mut Coverage) {
         let mut summaries = Vec::new();
         let mut refused = None;
-        let promised_before = self.segment(GroupId(0)).promise().epoch;
+        // What an instance was told when it introduced itself, before its first question.
+        let promised = self.segment(GroupId(0)).promise().epoch;
+        let promised_before = *self.promised_before.entry(promise.epoch).or_insert(promised);
         for group in self.groups() {
             let before = self.segment(group).clone();
             match self.segment_mut(group).fence(promise) {
@@ -469,6 +474,9 @@ impl SimNode {
                 Err(fenced) => refused = refused.max(Some(fenced.current.epoch)),
             }
         }
+        if refused.is_none() {
+            self.tell_fenced(promise.epoch, effects, coverage);
+        }
         let answer = match refused {
             None => Message::Fenced(promised_before, summaries),
             Some(current) => {
@@ -477,6 +485,16 @@ impl SimNode {
             }
         };
         self.answer(from, answer, effects);
+    }
+
+    /// Tells connected writers of older epochs, unasked.
+    fn tell_fenced(&mut self, promised: VolumeEpoch, effects: &mut Effects, coverage: &mut Coverage) {
+        for (line, (host, caller)) in self.lines.clone() {
+            if matches!(caller, Caller::Writer { epoch, .. } if epoch < promised) {
+                coverage.count("writers told of a fence");
+                self.reply(host, line, 0, Reply::Refused(Refusal::Fenced(promised)), effects);
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one message, and where results go")]

@@ -20,6 +20,7 @@ fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
         "durable points learned from peers",
         "durable points of peers without proof",
         "duplicate records",
+        "epochs confirmed",
         "fences refused",
         "histories adopted for a repair",
         "histories learned from peers",
@@ -54,6 +55,11 @@ fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
         "releases of records checked",
         "stale records refused",
         "unacknowledged records kept by a recovery",
+        "refusals that a writer heard",
+        "writers that ended as outvoted",
+        "writers that ended as replaced",
+        "writers told of a fence",
+        "writers whose lease was over",
         "written records cut by a recovery",
         "writers crashed",
         "writers replaced while alive",
@@ -102,6 +108,10 @@ fn every_deliberate_defect_is_caught() {
         (Defect::NewestReleaseForAll, 20, "as release"),
         (Defect::HistoryOnOneWord, 50, ""),
         (Defect::DurableOnOneWord, 50, ""),
+        (Defect::RecoveryIgnoresPromises, 400, ""),
+        (Defect::EndsAtFirstRefusal, 50, "nodes left to it"),
+        (Defect::ReplacedOnOneWord, 50, "ended as replaced"),
+        (Defect::LeaseIgnored, 400, "goes on, though"),
     ] {
         let caught = seeds_until_caught(defect, at_most);
         println!("{defect:?}: {caught:?}");

@@ -143,3 +143,19 @@ fn nobody_is_told_to_forget_by_one_peer() {
     assert_eq!(point(&segment, 2), None);
     assert_eq!(point(&segment, 3), Some(Lsn(80)), "never above the durable point");
 }
+
+#[test]
+fn an_epoch_that_one_member_alone_has_heard_of_is_not_installed() {
+    let claim = |node, promised, installed| {
+        let (promised, installed) = (VolumeEpoch(promised), VolumeEpoch(installed));
+        EpochClaim { node: NodeId(node), promised, installed }
+    };
+    let honest = [claim(1, 4, 4), claim(2, 4, 4), claim(3, 4, 3)];
+    assert_eq!(newest_installed(&honest), VolumeEpoch(4));
+    let forged = [claim(1, 4, 4), claim(2, 4, 4), claim(3, 9, 9)];
+    assert_eq!(newest_installed(&forged), VolumeEpoch(4));
+    // A recovery of epoch 5 that died after its first installation.
+    let abandoned = [claim(1, 5, 5), claim(2, 5, 4), claim(3, 4, 4)];
+    assert_eq!(newest_installed(&abandoned), VolumeEpoch(5));
+    assert_eq!(newest_installed(&[]), VolumeEpoch(0));
+}

@@ -6,7 +6,8 @@
 //!
 //! * **The newest history.** One that two members have is believed. One that a single member has may be of a recovery that
 //!   died while it installed; then a write quorum was promised that epoch before, so at least one more of any four. If
-//!   none of the others ever was, nobody made this history, and the member is left out. Otherwise it is passed over as
+//!   none of the others ever was, or two of them know more to be durable than it keeps, nobody made this history, and the
+//!   member is left out. Otherwise it is passed over as
 //!   soon as a write quorum has answered beside that member: had its recovery completed, two of them would have it. Only
 //!   when no fifth member answers for a while is it believed.
 //! * **Known durable points.** What was durable when it was said is complete on four members of each group, two of which
@@ -70,7 +71,7 @@ impl<Handle: Clone> Recovery<Handle> {
             if nodes.len() >= 2 {
                 return Ok(Newest::Believed(chosen.clone()));
             }
-            if !self.others_were_promised(epoch, alone) {
+            if !self.others_were_promised(epoch, alone) || self.is_contradicted(chosen, alone) {
                 return Ok(Newest::Invented(alone));
             }
             let is_other = |group: &Group<Handle>, node| node != alone && group.summaries.contains_key(&node);
@@ -115,6 +116,18 @@ impl<Handle: Clone> Recovery<Handle> {
         answered
             .filter(|node| **node != alone)
             .any(|node| self.promised_before.get(node).is_none_or(|before| *before >= epoch))
+    }
+
+    /// Whether a history cuts what two other members, with older ones, know to be durable.
+    fn is_contradicted(&self, history: &EpochHistory, alone: NodeId) -> bool {
+        let Some(newest) = history.newest() else { return false };
+        let knows_more = |(node, summary): (&NodeId, &SegmentSummary)| {
+            let is_older = summary.history.newest_epoch() < newest.epoch;
+            let more = summary.known_durable.volume.end > newest.last.end;
+            (*node != alone && is_older && more).then_some(*node)
+        };
+        let summaries = self.groups.iter().flat_map(|group| &group.summaries);
+        summaries.filter_map(knows_more).collect::<BTreeSet<_>>().len() >= 2
     }
 
     /// The durable point of a group that the walk begins at: the second highest that members know, so that one of them

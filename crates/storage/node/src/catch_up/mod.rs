@@ -2,10 +2,12 @@
 //!
 //! One thread for each peer ([`exchange`]) compares summaries. Where the peer is ahead it takes what is missing from the
 //! peer's log: first the epoch history, so that no record is taken that a recovery truncated, then the records ([`pull`]).
-//! What the threads learn of the peers, and whom they must not ask again, is in one place ([`known`]).
+//! Histories, durable points and read points are not taken on one peer's word, but when enough members say the same
+//! ([`proof`]). What the threads learn of the peers, and whom they must not ask again, is in one place ([`known`]).
 
 mod exchange;
 mod known;
+mod proof;
 mod pull;
 
 pub(crate) use exchange::CatchUp;

@@ -49,6 +49,7 @@ impl Requests {
             Request::Fence { epoch, writer } => {
                 let summaries = store.fence(Promise { epoch, writer }).map_err(refuse)?;
                 tracing::info!(%epoch, "promised a new writer");
+                self.connections.tell_fenced(epoch);
                 Ok(Reply::Summaries(summaries))
             }
             Request::Repair { epoch, writer, group, history, batches } => {
@@ -95,6 +96,16 @@ impl Requests {
                 store.page_checksums(group, at, after.as_ref(), list(limit)).map_err(refuse)?,
             )),
             Request::Status => Ok(Reply::Status(self.status())),
+            Request::Confirm { epoch } => {
+                let promise = |group| store.with_segment(group, |segment| segment.promise().epoch);
+                for &group in &store.identity().groups {
+                    let promised = promise(group).map_err(refuse)?;
+                    if promised > epoch {
+                        return Err(Refusal::Fenced(promised));
+                    }
+                }
+                Ok(Reply::Confirmed)
+            }
         }
     }
 

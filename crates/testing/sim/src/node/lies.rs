@@ -15,9 +15,9 @@ pub enum Lie {
     DurableFar,
     /// That another record ends where the durable ones do.
     DurableElsewhere,
-    /// That a recovery opened the next epoch where this node knows all to be durable, and cut what comes after.
+    /// That a recovery opened an epoch where this node knows all to be durable, and cut what comes after.
     HistoryThatCuts,
-    /// That a recovery opened the next epoch far beyond the volume's end.
+    /// That a recovery opened an epoch far beyond the volume's end.
     HistoryFar,
     /// That it has nothing and knows of nothing, as after a disk was rolled back.
     RolledBack,
@@ -64,11 +64,11 @@ fn durable_far(told: &mut SegmentSummary) {
     told.minimum_read_point = end;
 }
 
-/// Adds an opening of the next epoch, unless that is the one that the hearer is promised: it would know better.
+/// Adds an opening of an epoch that nobody was ever promised: before the one of the recovery that asks, if one does.
 fn open_next(told: &mut SegmentSummary, last: RecordSpan) {
-    let epoch = VolumeEpoch(told.history.newest_epoch().0 + 1);
-    let follows = told.history.newest().is_none_or(|newest| newest.last.end <= last.end);
-    if follows && (told.promised.epoch > epoch || told.promised.epoch == told.history.newest_epoch()) {
+    let (promised, newest) = (told.promised.epoch.0, told.history.newest_epoch().0);
+    let epoch = VolumeEpoch(if promised > newest { promised - 1 } else { newest + 1 });
+    if told.history.newest().is_none_or(|newest| newest.last.end <= last.end) && epoch.0 > newest {
         told.history.push(EpochOpening { epoch, last, server_version: ServerVersion::NEWEST_TESTED });
         told.promised.epoch = told.promised.epoch.max(epoch);
     }

@@ -2,7 +2,7 @@
 
 use borealis_types::VolumeEpoch;
 
-use super::{Event, NODES, World};
+use super::{EPOCH_STEP, Event, NODES, World};
 use crate::node::lies::Lie;
 use crate::random::Random;
 
@@ -62,13 +62,11 @@ impl World {
             self.lost[position] = true;
         }
         if self.random.chance(self.faults.lie) {
-            // One at a time: its lies end before another's begin, or with the faults.
-            let lying = self.nodes.iter().position(|node| node.lie.is_some());
-            let position = lying.unwrap_or_else(|| self.random.below(u64::from(NODES)) as usize);
-            let lie = lying.is_none().then(|| Lie::draw(&mut self.random));
+            // One node of a run, now and then, until the faults end.
+            let position = *self.liar.get_or_insert(self.random.below(u64::from(NODES)) as usize);
+            let lie = self.nodes[position].lie.is_none().then(|| Lie::draw(&mut self.random));
             if lie.is_some() {
                 self.coverage.count("nodes that lie");
-                self.has_lied = true;
             }
             self.nodes[position].lie = lie;
         }
@@ -92,7 +90,7 @@ impl World {
             } else {
                 self.coverage.count("writers replaced while alive");
             }
-            self.start_compute(VolumeEpoch(self.last_epoch.0 + u64::from(!compete)));
+            self.start_compute(VolumeEpoch(self.last_epoch.0 + if compete { 0 } else { EPOCH_STEP }));
         }
         if self.random.chance(self.faults.partition) {
             self.sides = match self.sides {

@@ -8,6 +8,7 @@
 
 mod peers;
 mod server;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use borealis_compute::read::{ReadCounters, Reads, Transport};
-use borealis_compute::ship::{Router, ShipCounters, Shipper, ShipperLimits};
+use borealis_compute::ship::{Router, ShipCounters, Shipper, ShipperLimits, Tenure, TenureLimits};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_quorum::recovery::Outcome;
@@ -60,6 +61,18 @@ pub enum EngineError {
     /// A newer writer took the volume over.
     #[error("this instance was fenced by a newer writer (epoch {0})")]
     Fenced(VolumeEpoch),
+    /// Newer promises took the write quorum, and no recovery of them finished.
+    #[error(
+        "storage nodes are promised to epoch {0}, of which no recovery finished, so that no write quorum is left; a \
+         recovery above it brings them back"
+    )]
+    Outvoted(VolumeEpoch),
+    /// A read quorum could not be asked whether a newer writer has the volume.
+    #[error(
+        "no read quorum of the storage nodes has confirmed for {} s that there is no newer writer, so nothing is shown \
+         any more; it passes when they can be reached", .0.as_secs()
+    )]
+    LeaseOver(Duration),
     /// The log cannot be read on.
     #[error("the log stream stopped: {0}")]
     Feed(#[from] FeedError),
@@ -83,6 +96,8 @@ pub struct MemberView {
     pub segment_complete_lsn: Lsn,
     /// Whether the node is connected.
     pub connected: bool,
+    /// The newer epoch that the node is promised to, if it is: it takes nothing from this writer.
+    pub fenced_by: Option<VolumeEpoch>,
 }
 
 /// The one owner of everything while a server runs: sockets, shared memory and the pure machines.
@@ -104,6 +119,9 @@ pub struct Engine {
     router: Router,
     read_router: ReadRouter,
     reads: Reads<SlotIndex>,
+    tenure: Tenure,
+    /// When the tenure was looked at last.
+    tenure_checked: Duration,
     server: Option<ServerSide>,
     started: Instant,
     last_shipped_at: Instant,
@@ -159,8 +177,13 @@ impl Engine {
             .history
             .server_version_of(epoch)
             .expect("invariant \"one release per record\": a recovery's history ends with its own opening");
-        let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
         let tuning = &config.tuning;
+        let tenure_limits = TenureLimits {
+            lease: Duration::from_millis(tuning.lease_ms),
+            outvoted: Duration::from_millis(tuning.outvoted_ms),
+        };
+        let tenure = Tenure::new(epoch, members.clone(), tenure_limits, Duration::ZERO);
+        let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
         let limits = ShipperLimits {
             batches_in_flight: tuning.batches_in_flight,
             batch_bytes: tuning.batch_bytes,
@@ -205,6 +228,8 @@ impl Engine {
             shipper,
             read_router: ReadRouter::new(),
             reads,
+            tenure,
+            tenure_checked: Duration::ZERO,
             server: None,
             started: now,
             last_shipped_at: now,
@@ -266,6 +291,7 @@ impl Engine {
             node,
             segment_complete_lsn: self.shipper.tracker().segment_complete(node, group),
             connected: peer.append.is_ready(),
+            fenced_by: self.tenure.fenced_by(node),
         })
     }
 
@@ -344,7 +370,7 @@ impl Engine {
         self.take_events()?;
         self.publish();
         self.run_timers();
-        Ok(())
+        self.look_at_tenure()
     }
 
     fn sleep_time(&self, wait: Duration) -> Duration {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_quorum::Promise;
+use borealis_quorum::evidence::{EpochClaim, newest_installed};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use borealis_spec::NodeAddress;
@@ -29,6 +30,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const STRAGGLERS: Duration = Duration::from_millis(100);
 /// Bytes of one page of a tail.
 const TAIL_PAGE_BYTES: u32 = 4 << 20;
+/// Of a node that counts as absent, see `borealis_quorum::recovery::Recovery::left_out`.
+const LEFT_OUT: &str = "left out of account: what it says of the volume is ruled out by the others; look at its disk, or rebuild it";
 /// The size goal of a repair's batches.
 const REPAIR_BATCH_BYTES: usize = 1 << 20;
 
@@ -201,6 +204,7 @@ impl<'a> Attempt<'a> {
                 report: report.clone(),
                 client: None,
                 writer_client: None,
+                promised_before: None,
             };
             let name = format!("recover-{}", node.node);
             // A thread that cannot be started counts as a node that does not answer.
@@ -230,7 +234,7 @@ impl<'a> Attempt<'a> {
         self.wait_for_welcomes(deadline)?;
         let connect = self.begun.elapsed();
         let summaries = || self.welcomes.values().flatten();
-        let installed = summaries().map(|s| s.history.newest_epoch()).max().unwrap_or_default();
+        let installed = newest_installed(&epoch_claims(&self.welcomes));
         match newest_history {
             // A writer that finished its recovery while ours was running is newer than we are.
             Some(known) if installed > *known => return Err(RecoverError::TakenOver(installed)),
@@ -260,10 +264,17 @@ impl<'a> Attempt<'a> {
             for command in std::mem::take(&mut commands) {
                 match command {
                     Command::Done(outcome) => {
+                        for node in recovery.left_out() {
+                            tracing::warn!(node = node.0, "{LEFT_OUT}");
+                        }
                         let protocol = self.begun.elapsed() - connect;
                         return Ok(Recovered { outcome, phases: RecoveryPhases { connect, protocol } });
                     }
                     Command::Failed(Failure::NoQuorum { groups }) => {
+                        for &node in recovery.left_out() {
+                            self.welcomes.remove(&node);
+                            self.unreachable.insert(node, LEFT_OUT.to_owned());
+                        }
                         return Err(self.no_quorum(&groups));
                     }
                     Command::Failed(failure) => return Err(RecoverError::Failed(failure)),
@@ -360,11 +371,23 @@ impl<'a> Attempt<'a> {
             let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
             let _ = write!(text, "; start one or more of node {}", names.join(", "));
         }
-        if let Some((node, why)) = self.unreachable.iter().next() {
+        let left_out = self.unreachable.iter().find(|(_, why)| *why == LEFT_OUT);
+        if let Some((node, why)) = left_out.or_else(|| self.unreachable.iter().next()) {
             let _ = write!(text, " (node {node}: {why})");
         }
         RecoverError::NoQuorum(text)
     }
+}
+
+/// What the nodes say of epochs.
+fn epoch_claims(welcomes: &BTreeMap<NodeId, Vec<SegmentSummary>>) -> Vec<EpochClaim> {
+    let newest = |epochs: &mut dyn Iterator<Item = VolumeEpoch>| epochs.max().unwrap_or_default();
+    let claim = |(&node, segments): (&NodeId, &Vec<SegmentSummary>)| EpochClaim {
+        node,
+        promised: newest(&mut segments.iter().map(|segment| segment.promised_epoch)),
+        installed: newest(&mut segments.iter().map(|segment| segment.history.newest_epoch())),
+    };
+    welcomes.iter().map(claim).collect()
 }
 
 /// Carries out the commands for one node.
@@ -376,6 +399,8 @@ struct Worker {
     client: Option<NodeClient>,
     /// For repairs: introduced as the writer.
     writer_client: Option<NodeClient>,
+    /// The newest epoch that the node said to be promised to when it introduced itself first.
+    promised_before: Option<VolumeEpoch>,
 }
 
 impl Worker {
@@ -433,6 +458,8 @@ impl Worker {
 
     fn introduce(&mut self) -> Result<(), ClientError> {
         let client = self.connect(Caller::Client)?;
+        let promised = client.welcome().iter().map(|segment| segment.promised_epoch).max();
+        self.promised_before = self.promised_before.or(promised);
         // The owner may be gone; the next command tells.
         let _ = self.report.send(Report::Welcome(self.address.node, client.welcome().to_vec()));
         self.client = Some(client);
@@ -451,7 +478,9 @@ impl Worker {
         match command {
             Command::Fence { promise, .. } => {
                 let summaries = self.client()?.fence(promise.epoch, promise.writer)?;
-                Ok(Event::Fenced { node, summaries: summaries.iter().map(Into::into).collect() })
+                let promised_before = self.promised_before.unwrap_or(promise.epoch);
+                let summaries = summaries.iter().map(Into::into).collect();
+                Ok(Event::Fenced { node, promised_before, summaries })
             }
             Command::ReadTail { group, above, .. } => {
                 let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;

@@ -80,10 +80,20 @@ fn newer_writer(error: &anyhow::Error) -> Option<VolumeEpoch> {
     if let Some(RecoverError::TakenOver(epoch)) = error.downcast_ref() {
         return Some(*epoch);
     }
+    None
+}
+
+/// Whether a run ended for a cause that passes by itself, so that the next one may well succeed.
+fn may_pass(error: &anyhow::Error, has_opened: bool) -> bool {
     match error.downcast_ref() {
-        Some(ContentsError::Fenced(epoch)) => Some(*epoch),
-        _ => None,
+        Some(RecoverError::NoQuorum(_)) => return has_opened,
+        Some(_) => return false,
+        None => {}
     }
+    // Promises alone do not say that another writer began: the next recovery finds out.
+    let fenced = matches!(error.downcast_ref(), Some(ContentsError::Fenced(_)));
+    let tenure = matches!(error.downcast_ref(), Some(EngineError::Outvoted(_) | EngineError::LeaseOver(_)));
+    fenced || tenure
 }
 
 /// Runs the instance until it is told to stop by a signal (`SIGTERM`, `SIGINT`) or over its socket.
@@ -206,6 +216,7 @@ impl Supervisor {
                     self.shared.update(|status| status.state = "fenced");
                     return Err(DriverError::Fenced(epoch).into());
                 }
+                Err(error) if may_pass(&error, self.epoch > VolumeEpoch(0)) => explained(&error),
                 Err(error) => match error.downcast_ref::<EngineError>() {
                     // A restart would only bring the next such record.
                     Some(EngineError::Effect(refused @ EffectError::Custom { .. })) => {

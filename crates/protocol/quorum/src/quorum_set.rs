@@ -101,6 +101,13 @@ impl QuorumSets {
         if self.lost.is_empty() { of_six } else { self.present(set).count() }
     }
 
+    /// How many members must say something before it is believed of a write quorum. Of any four that answer two were among
+    /// any four; of three survivors perhaps one, and whoever opens a volume through them has to believe it.
+    #[must_use]
+    pub fn witnesses_needed(&self) -> usize {
+        if self.lost.is_empty() { WRITE_QUORUM * 2 - SEGMENTS_PER_GROUP } else { 1 }
+    }
+
     /// How many of the set's members that are present must answer for a write.
     #[must_use]
     pub fn write_quorum_size(&self) -> usize {

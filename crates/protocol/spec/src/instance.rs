@@ -36,6 +36,12 @@ pub struct Tuning {
     pub read_timeout_ms: u64,
     /// How long a recovery waits for enough nodes before it gives up.
     pub recovery_timeout_ms: u64,
+    /// How long an instance shows what it has cached without a read quorum's word that no newer writer was promised
+    /// anything: the most that its answers can be behind a successor's.
+    pub lease_ms: u64,
+    /// How long newer promises may take the write quorum away before the instance takes the volume over again, if no
+    /// recovery of them finishes.
+    pub outvoted_ms: u64,
     /// Spins of a waiting backend before it sleeps.
     pub spin: u32,
     /// Restarts of an instance that keeps failing, in a row, before the driver gives up.
@@ -56,6 +62,8 @@ impl Default for Tuning {
             quiet_ms: 20,
             read_timeout_ms: 30_000,
             recovery_timeout_ms: 10_000,
+            lease_ms: 10_000,
+            outvoted_ms: 5_000,
             spin: 0,
             restarts_max: 5,
         }

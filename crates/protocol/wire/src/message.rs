@@ -2,7 +2,8 @@
 //!
 //! A payload is `request_id: u64 (little-endian) | kind: u8 | body`. Kind [`KIND_APPEND`] carries a redo
 //! batch as its body (see [`crate::batch`]); kind [`KIND_MESSAGE`] carries a postcard-encoded [`Request`] or
-//! [`Reply`]. Every reply repeats its request's id; [`Reply::Progress`] has id zero and comes unasked.
+//! [`Reply`]. Every reply repeats its request's id. Two have id zero and come unasked, to writers: [`Reply::Progress`], and
+//! [`Refusal::Fenced`] when the node was promised to a newer one.
 //!
 //! The first request on a connection is [`Request::Hello`]; a node closes a connection that starts otherwise.
 
@@ -168,6 +169,12 @@ pub enum Request {
     Acquaint {
         /// The node that asks.
         node: NodeId,
+    },
+    /// Whether no segment of the node is promised to an epoch newer than this one; answered with [`Reply::Confirmed`], or
+    /// refused as fenced. A writer asks it to go on showing what it has in its caches.
+    Confirm {
+        /// The epoch of the writer that asks.
+        epoch: VolumeEpoch,
     },
 }
 
@@ -376,6 +383,8 @@ pub enum Reply {
         /// What it remembers of the node that asks; `None` if it never heard it.
         remembered: Option<Remembered>,
     },
+    /// To [`Request::Confirm`]: nobody newer was promised anything here.
+    Confirmed,
 }
 
 /// A payload that breaks the protocol.

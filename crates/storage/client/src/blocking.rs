@@ -153,6 +153,7 @@ pub struct NodeClient {
     /// After a failure an answer could be matched to the wrong request, so nothing more is asked.
     broken: bool,
     progress: Vec<SegmentProgress>,
+    fenced_by: Option<VolumeEpoch>,
     welcome: Vec<SegmentSummary>,
 }
 
@@ -195,6 +196,7 @@ impl NodeClient {
             outstanding: 0,
             broken: false,
             progress: Vec::new(),
+            fenced_by: None,
             welcome: Vec::new(),
         };
         let introduction = Introduction { volume, node, caller };
@@ -225,6 +227,12 @@ impl NodeClient {
     /// Progress the node reported unasked since the last call of this function.
     pub fn take_progress(&mut self) -> Vec<SegmentProgress> {
         std::mem::take(&mut self.progress)
+    }
+
+    /// The newer epoch that the node was promised to since it was connected to as a writer, if it said so unasked.
+    #[must_use]
+    pub fn fenced_by(&self) -> Option<VolumeEpoch> {
+        self.fenced_by
     }
 
     /// Sends a request without waiting; [`NodeClient::receive`] returns the replies in the same order.
@@ -292,6 +300,9 @@ impl NodeClient {
             };
             match decoded {
                 Ok((0, Reply::Progress(progress))) => self.progress.extend(progress),
+                Ok((0, Reply::Refused(Refusal::Fenced(newer)))) => {
+                    self.fenced_by = self.fenced_by.max(Some(newer));
+                }
                 Ok((request_id, reply)) if request_id == expected => {
                     self.outstanding -= 1;
                     return match reply {

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
 use borealis_quorum::Promise;
-use borealis_types::{WriterId, invariant};
+use borealis_types::{VolumeEpoch, WriterId, invariant};
 use borealis_wire::frame::frame_header;
 use borealis_wire::message::encode_message;
-use borealis_wire::{Reply, SegmentProgress};
+use borealis_wire::{Refusal, Reply, SegmentProgress};
 
 /// Connections open at one time.
 const CONNECTIONS_MAX: usize = 256;
@@ -59,6 +59,11 @@ impl Connection {
         self.writer.get().is_some_and(|writer| {
             *writer == promise || (writer.epoch == promise.epoch && promise.writer == WriterId(0))
         })
+    }
+
+    /// Whether it is the connection of a writer of an epoch before this one.
+    fn is_of_writer_before(&self, epoch: VolumeEpoch) -> bool {
+        self.writer.get().is_some_and(|writer| writer.epoch < epoch)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -168,6 +173,28 @@ impl OpenConnections {
         }
     }
 
+    /// Tells every writer of an older epoch, unasked, that this node is promised to a newer one: it may have nothing to
+    /// send, and would not hear of it. In a thread of its own, for a writer that does not read must not hold up a fence.
+    pub(crate) fn tell_fenced(&self, promised: VolumeEpoch) {
+        let older = |connection: &&Arc<Connection>| connection.is_of_writer_before(promised);
+        let older: Vec<Arc<Connection>> = self.lock().open.values().filter(older).cloned().collect();
+        if older.is_empty() {
+            return;
+        }
+        let mut frame = Vec::new();
+        push_frame(&mut frame, &encode_message(0, &Reply::Refused(Refusal::Fenced(promised))));
+        let tell = move || {
+            for connection in older {
+                if let Err(error) = connection.send(&frame) {
+                    tracing::debug!(address = %connection.address, %error, "a fenced writer does not listen");
+                    connection.close();
+                }
+            }
+        };
+        // Without the thread it hears of it when it asks.
+        let _ = std::thread::Builder::new().name("tell-fenced".to_owned()).spawn(tell);
+    }
+
     /// Ends every connection and waits for their threads.
     pub(crate) fn close_all(&self) {
         let threads = {
@@ -216,7 +243,7 @@ impl Drop for Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_types::{GroupId, Lsn, VolumeEpoch};
+    use borealis_types::{GroupId, Lsn};
 
     fn connection() -> (Arc<Connection>, TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

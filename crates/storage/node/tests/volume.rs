@@ -156,6 +156,7 @@ fn a_fenced_writer_is_not_told_of_its_successors_progress() {
     let client = old.clients.get_mut(&5).unwrap();
     client.summaries().unwrap();
     assert_eq!(client.take_progress(), []);
+    assert_eq!(client.fenced_by(), Some(new.epoch), "it is told of its successor, unasked");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::PoisonError;
 
+use borealis_quorum::evidence::{Implausible, check_epoch, check_history};
 use borealis_quorum::{DurablePoint, Promise};
 use borealis_types::{EpochHistory, GroupId, WriterId, invariant};
 use borealis_wire::{GroupTail, Refusal, SegmentSummary};
@@ -30,6 +31,8 @@ impl Store {
             if let Some(newest) = newest {
                 return Err(Refusal::Fenced(newest.epoch).into());
             }
+            let known = standing.clone().map(|standing| standing.epoch).max().unwrap_or_default();
+            check_epoch(known, promise.epoch).map_err(implausible)?;
             if standing.clone().any(|standing| standing != promise) {
                 let entry = encode(&promise);
                 self.reserve(&mut state, entry.len(), Purpose::Promise)?;
@@ -48,6 +51,8 @@ impl Store {
     /// Installs the outcome of a recovery in every segment: truncates the records that the history does not
     /// admit, and accepts its writer. `tails` says where each group ends at the newest opening; a group that
     /// is not listed becomes readable only when the writer says where it ends. Durable on return.
+    ///
+    /// The epoch must have been promised before ([`Store::fence`]).
     ///
     /// # Errors
     /// [`Refusal::Fenced`] when a newer writer was promised; [`StoreError::Install`] when the history
@@ -72,23 +77,33 @@ impl Store {
         self.install_items(items.collect())
     }
 
-    /// Installs a newer history that came from a peer of one group (see
-    /// `borealis_quorum::segment::GossipPlan`). Durable on return.
+    /// Installs a newer history that the members of one group have proven (`borealis_quorum::evidence`). Durable on
+    /// return.
     ///
     /// # Errors
     /// As [`Store::install`].
-    pub fn install_from_peer(
+    pub fn install_from_peers(
         &self,
         group: GroupId,
         history: &EpochHistory,
-        durable: DurablePoint,
     ) -> Result<Vec<SegmentSummary>, StoreError> {
+        let durable = DurablePoint::default();
         self.install_items(vec![InstallEntry { group, writer: None, history: history.clone(), durable }])
     }
 
     fn install_items(&self, items: Vec<InstallEntry>) -> Result<Vec<SegmentSummary>, StoreError> {
         let (summaries, sequence, failed) = {
             let mut state = self.lock_to_change()?;
+            for item in &items {
+                let Some(hosted) = state.segments.get(&item.group) else { continue };
+                let promised = hosted.segment.promise().epoch;
+                check_history(promised, &item.history).map_err(implausible)?;
+                // What a write quorum of peers has was promised by a write quorum before.
+                if item.writer.is_some() && promised < item.history.newest_epoch() {
+                    let what = "a history is installed only after its epoch was promised; fence first";
+                    return Err(Refusal::Misuse(what.to_owned()).into());
+                }
+            }
             self.reserve(&mut state, encode(&items).len(), Purpose::Promise)?;
             let mut failed = None;
             let mut changed = Vec::new();
@@ -148,6 +163,7 @@ impl Store {
         let entry = encode(&AdoptEntry { group, promise, history: history.clone() });
         self.reserve(&mut state, entry.len(), Purpose::Promise)?;
         let hosted = state.segments.get_mut(&group).ok_or(Refusal::NoSegment(group))?;
+        check_history(hosted.segment.promise().epoch, history).map_err(implausible)?;
         let installed = hosted.segment.adopt_for_recovery(promise, history);
         let installed = installed.map_err(|error| StoreError::Install { group, error })?;
         if installed.changed {
@@ -192,6 +208,11 @@ impl Store {
             self.cache.lock().unwrap_or_else(PoisonError::into_inner).forget_above(group, through);
         }
     }
+}
+
+/// What is beyond the bounds of any volume is refused before it reaches a segment or the log.
+fn implausible(what: Implausible) -> StoreError {
+    Refusal::Misuse(what.to_string()).into()
 }
 
 /// Checks that a fence which is about to be reported holds in every segment: a writer counts it for all of them.

@@ -64,7 +64,7 @@ impl Compute {
         let role = Role::Recovering(Box::new(recovery));
         let mut compute = Compute { id, promise, server_version, stubborn: false, members, defect, role };
         let mut effects = Effects::default();
-        compute.carry_out(commands, &mut effects);
+        compute.carry_out(commands, now_ms, &mut effects);
         (compute, effects)
     }
 
@@ -94,7 +94,7 @@ impl Compute {
         }
     }
 
-    fn carry_out(&mut self, commands: Vec<Command<Rc<SimRecord>>>, effects: &mut Effects) {
+    fn carry_out(&mut self, commands: Vec<Command<Rc<SimRecord>>>, now_ms: u64, effects: &mut Effects) {
         for command in commands {
             match command {
                 Command::Fence { node, promise } => effects.send.push((node, Message::Fence(promise))),
@@ -111,7 +111,14 @@ impl Compute {
                 Command::Done(outcome) => {
                     effects.recovered = Some(outcome.clone());
                     let members = self.members.clone();
-                    let mut writer = Writer::new(self.id, outcome, self.server_version, members, self.defect);
+                    let mut writer = Writer::new(
+                        self.id,
+                        outcome,
+                        self.server_version,
+                        members,
+                        Duration::from_millis(now_ms),
+                        self.defect,
+                    );
                     writer.set_stubborn(self.stubborn);
                     self.role = Role::Writing(Box::new(writer));
                 }
@@ -129,7 +136,13 @@ impl Compute {
         match &mut self.role {
             Role::Recovering(recovery) => {
                 let event = match message {
-                    Message::Fenced(summaries) => Event::Fenced { node, summaries },
+                    Message::Fenced(promised_before, summaries) => {
+                        let promised_before = match self.defect {
+                            Defect::RecoveryIgnoresPromises => self.promise.epoch,
+                            _ => promised_before,
+                        };
+                        Event::Fenced { node, promised_before, summaries }
+                    }
                     Message::Refused(current) => Event::Refused { node, current },
                     Message::Tail { group, above, records, more } => {
                         let records = records.iter().map(to_tail_record).collect();
@@ -139,8 +152,10 @@ impl Compute {
                     Message::Installed(_) => Event::Installed { node },
                     _ => return effects,
                 };
+                let left_out = recovery.left_out().len();
                 let commands = recovery.handle(event, Duration::from_millis(now_ms));
-                self.carry_out(commands, &mut effects);
+                effects.left_out = recovery.left_out().len() - left_out;
+                self.carry_out(commands, now_ms, &mut effects);
             }
             Role::Writing(writer) => {
                 if let Message::Line(line, content) = message
@@ -162,9 +177,13 @@ impl Compute {
         match &mut self.role {
             Role::Recovering(recovery) => {
                 let commands = recovery.handle(Event::Tick, now);
-                self.carry_out(commands, &mut effects);
+                self.carry_out(commands, now_ms, &mut effects);
             }
-            Role::Writing(writer) => writer.tick(now, &mut effects),
+            Role::Writing(writer) => {
+                if !writer.tick(now, &mut effects) {
+                    self.role = Role::Stopped;
+                }
+            }
             Role::Stopped => {}
         }
         self.go_on(now_ms, &mut effects);

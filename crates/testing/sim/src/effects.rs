@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use borealis_compute::read::Answer;
+use borealis_compute::ship::TenureEnd;
 use borealis_quorum::recovery::{Failure, Outcome};
 use borealis_types::{GroupId, Lsn, NodeId};
 
@@ -24,6 +25,8 @@ pub struct Effects {
     pub send: Vec<(NodeId, Message)>,
     /// The recovery completed.
     pub recovered: Option<Outcome>,
+    /// Members whose words the recovery ruled out just now.
+    pub left_out: usize,
     /// The recovery gave up.
     pub failed: Option<Failure>,
     /// The record that PostgreSQL wrote, if it did.
@@ -32,6 +35,17 @@ pub struct Effects {
     pub durable: Option<Lsn>,
     /// Reads that came to an end.
     pub answered: Vec<(Asked, Answer)>,
+    /// The writer ended by itself: why, and how many nodes took its batches then.
+    pub ended: Option<(TenureEnd, usize)>,
+    /// What happened, for the coverage.
+    pub counted: Vec<&'static str>,
     /// A contradiction that a correct protocol rules out.
     pub impossible: Option<String>,
+}
+
+impl Effects {
+    /// Counts something for the coverage.
+    pub fn count(&mut self, what: &'static str) {
+        self.counted.push(what);
+    }
 }

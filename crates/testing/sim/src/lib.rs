@@ -1,8 +1,8 @@
 //! Deterministic simulation of the quorum protocol and of the compute side under faults.
 //!
 //! One [`run`] is one history of a small volume: six storage nodes, one to four protection groups, writers
-//! that come and go (some go on after they were replaced), recoveries (some die half way, some compete), and
-//! a network and machines that fail in every way they can. The machines under test are the product's: segments and
+//! that come and go (some go on after they were replaced), recoveries (some die half way, some compete), in some runs a
+//! node that says what is not true to its peers and to recoveries, and a network and machines that fail in every way they can. The machines under test are the product's: segments and
 //! recovery of `borealis-quorum`, the shipper, the reads and the greeting of nodes of `borealis-compute`, batches and
 //! frames of `borealis-wire`. Only what surrounds them is a model: a log that loses what was not synced; a network that
 //! delays, loses, repeats and reorders single messages; connections that deliver in order until they break.
@@ -14,6 +14,8 @@
 //! * what a recovery cut never comes back,
 //! * a segment that allows a read holds exactly the records of its group up to that position, and is not promised to
 //!   a newer writer than the reader,
+//! * an instance ends neither while it has a write quorum nor because one node says that it was replaced, and it does not
+//!   go on beyond its lease once another has opened the volume,
 //! * a page that an instance gets is that of the position it says, and shows all that was durable when it was asked for,
 //! * a node would apply every record it holds as the release of PostgreSQL does that its writer ran: each writer runs a
 //!   random one.
@@ -71,6 +73,18 @@ pub enum Defect {
     FirstOfEqualOpeningsCounts,
     /// A node applies every record by the release of the newest epoch it knows.
     NewestReleaseForAll,
+    /// A node takes over a history that a single peer says it has.
+    HistoryOnOneWord,
+    /// A node takes a durable point for true that a single peer claims.
+    DurableOnOneWord,
+    /// A recovery does not ask whether anybody was ever promised the epoch of a history that one member has.
+    RecoveryIgnoresPromises,
+    /// A writer ends when the first node refuses it because of a newer promise.
+    EndsAtFirstRefusal,
+    /// A writer takes one node's word that another has replaced it.
+    ReplacedOnOneWord,
+    /// A writer goes on showing what it has whether or not anybody confirms that it has no successor.
+    LeaseIgnored,
 }
 
 /// How a run is set up.

@@ -1,15 +1,20 @@
 //! A simulated storage node: real segments over a log that loses what was not synced.
 
+mod gossip;
+pub mod lies;
 mod lines;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use borealis_quorum::evidence::Claims;
+use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::segment::{InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source};
 use borealis_quorum::{DurablePoint, Promise};
 use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId};
-use borealis_wire::{Caller, Reply, SegmentProgress};
+use borealis_wire::{Caller, Refusal, Reply, SegmentProgress};
 
+use self::lies::Lie;
 use crate::message::{Host, LineId, Message, SimRecord, durable_point};
 use crate::random::Random;
 use crate::{Coverage, Defect};
@@ -109,6 +114,14 @@ pub struct SimNode {
     answers: Vec<(usize, Host, Message)>,
     /// Open connections. Writers among them hear of progress they did not cause.
     lines: BTreeMap<LineId, (Host, Caller)>,
+    /// The members of every group.
+    members: QuorumSets,
+    /// What was last heard of each other node's segments, in group order.
+    claims: Vec<Claims>,
+    /// What it was promised to before each recovery, by the recovery's epoch.
+    promised_before: BTreeMap<VolumeEpoch, VolumeEpoch>,
+    /// How it lies to its peers and to recoveries, if it does.
+    pub lie: Option<Lie>,
 }
 
 /// What a node does in answer to something.
@@ -142,6 +155,10 @@ impl SimNode {
             synced: 0,
             answers: Vec::new(),
             lines: BTreeMap::new(),
+            members: QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).expect("six different nodes"),
+            claims: vec![Claims::new(); usize::from(group_count)],
+            promised_before: BTreeMap::new(),
+            lie: None,
         }
     }
 
@@ -202,6 +219,10 @@ impl SimNode {
             synced: self.synced,
             answers: Vec::new(),
             lines: BTreeMap::new(),
+            members: self.members.clone(),
+            claims: vec![Claims::new(); self.claims.len()],
+            promised_before: self.promised_before.clone(),
+            lie: None,
         };
         copy.restart();
         copy
@@ -256,6 +277,7 @@ impl SimNode {
         self.log.truncate(survive);
         self.answers.clear();
         self.lines.clear();
+        self.claims.iter_mut().for_each(Claims::clear);
         self.running = false;
         self.syncing = false;
         self.life += 1;
@@ -291,6 +313,19 @@ impl SimNode {
     #[must_use]
     pub fn summaries(&self) -> Vec<SegmentSummary> {
         self.state.segments.iter().map(Segment::summary).collect()
+    }
+
+    /// What it says of itself to peers, true or not.
+    #[must_use]
+    pub fn told_summaries(&self) -> Vec<SegmentSummary> {
+        self.summaries().into_iter().map(|summary| self.told(summary)).collect()
+    }
+
+    fn told(&self, summary: SegmentSummary) -> SegmentSummary {
+        match self.lie {
+            Some(lie) => lie.told(summary),
+            None => summary,
+        }
     }
 
     fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
@@ -450,11 +485,17 @@ impl SimNode {
     fn fence(&mut self, from: Host, promise: Promise, effects: &mut Effects, coverage: &mut Coverage) {
         let mut summaries = Vec::new();
         let mut refused = None;
+        // What an instance was told when it introduced itself, before its first question.
+        let promised = self.segment(GroupId(0)).promise().epoch;
+        let promised_before = *self.promised_before.entry(promise.epoch).or_insert(promised);
         for group in self.groups() {
             let before = self.segment(group).clone();
             match self.segment_mut(group).fence(promise) {
                 Ok(summary) => {
-                    summaries.push(summary);
+                    summaries.push(match self.lie {
+                        Some(lie) => lie.told(summary),
+                        None => summary,
+                    });
                     if self.defect == Defect::NoFence {
                         *self.segment_mut(group) = before;
                     } else if *self.segment(group) != before {
@@ -464,14 +505,27 @@ impl SimNode {
                 Err(fenced) => refused = refused.max(Some(fenced.current.epoch)),
             }
         }
+        if refused.is_none() {
+            self.tell_fenced(promise.epoch, effects, coverage);
+        }
         let answer = match refused {
-            None => Message::Fenced(summaries),
+            None => Message::Fenced(promised_before, summaries),
             Some(current) => {
                 coverage.count("fences refused");
                 Message::Refused(current)
             }
         };
         self.answer(from, answer, effects);
+    }
+
+    /// Tells connected writers of older epochs, unasked.
+    fn tell_fenced(&mut self, promised: VolumeEpoch, effects: &mut Effects, coverage: &mut Coverage) {
+        for (line, (host, caller)) in self.lines.clone() {
+            if matches!(caller, Caller::Writer { epoch, .. } if epoch < promised) {
+                coverage.count("writers told of a fence");
+                self.reply(host, line, 0, Reply::Refused(Refusal::Fenced(promised)), effects);
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one message, and where results go")]
@@ -509,33 +563,6 @@ impl SimNode {
             }
         }
         self.answer(from, Message::Repaired(group), effects);
-    }
-
-    fn gossip(
-        &mut self,
-        from: Host,
-        summaries: &[SegmentSummary],
-        effects: &mut Effects,
-        coverage: &mut Coverage,
-    ) {
-        for summary in summaries {
-            let group = summary.group;
-            let plan = self.segment(group).plan_gossip(summary);
-            if plan.install_history {
-                coverage.count("histories learned from peers");
-                let installed =
-                    self.install(group, None, &summary.history, summary.known_durable, effects, coverage);
-                if installed.is_err() {
-                    effects.impossible = Some(format!("node {} planned a fenced history", self.id));
-                }
-            }
-            if plan.observe_durable {
-                self.observe(group, summary.history.newest_epoch(), summary.known_durable);
-            }
-            if let Some(gap) = plan.ask {
-                effects.send.push((from, Message::GossipAsk(group, gap)));
-            }
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod faults;
 mod network;
 mod rescue;
+mod tenure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,7 +31,9 @@ const NODES: u16 = 6;
 /// Writers run one of this many releases, so that volumes often move between two and back.
 const RELEASES: u64 = 3;
 /// In so many of a thousand runs, three nodes are lost for good at once.
-const RESCUES: u64 = 300;
+const RESCUES: u64 = 400;
+/// Between the epochs of instances: nobody is ever promised what lies between, and only a liar speaks of it.
+const EPOCH_STEP: u64 = 2;
 /// Faults happen until here.
 const CHAOS_MS: u64 = 4_000;
 /// After the faults, the volume must be well again before this.
@@ -66,6 +69,10 @@ pub struct World {
     oracle: Oracle,
     coverage: Coverage,
     trace: DefaultHasher,
+    /// When the recovery of each epoch completed, the newest of its time.
+    opened: BTreeMap<VolumeEpoch, u64>,
+    /// The node that has said what is not true, if one has.
+    liar: Option<usize>,
     /// Who cannot reach whom: hosts on different sides, in one or in both directions.
     sides: Option<(u64, bool)>,
     /// Connections that broke: nothing arrives on them any more.
@@ -108,6 +115,8 @@ impl World {
             oracle: Oracle::default(),
             coverage: Coverage::default(),
             trace: DefaultHasher::new(),
+            opened: BTreeMap::new(),
+            liar: None,
             sides: None,
             broken: BTreeSet::new(),
             arrivals: BTreeMap::new(),
@@ -202,6 +211,7 @@ impl World {
                 if let Some(compute) = self.computes.get_mut(&id).filter(|compute| !compute.is_stopped()) {
                     let effects = compute.tick(self.now);
                     self.finish_compute(id, effects)?;
+                    self.check_lease(id)?;
                     let delay = self.random.between(60, 120);
                     self.schedule(delay, Event::ComputeTick(id));
                 }
@@ -337,7 +347,7 @@ impl World {
         }
         let peer = self.random.below(u64::from(NODES)) as usize;
         if peer != position {
-            let summaries = self.nodes[position].summaries();
+            let summaries = self.nodes[position].told_summaries();
             let (from, to) = (self.nodes[position].id, self.nodes[peer].id);
             self.send(Host::Node(from), Host::Node(to), Message::GossipSummary(summaries));
         }
@@ -359,8 +369,15 @@ impl World {
             });
             self.oracle.shipped(record);
         }
+        self.coverage.add("members left out by a recovery", effects.left_out as u64);
+        if effects.left_out > 0 && self.liar.is_none() {
+            return Err(format!("the recovery of epoch {epoch} left a member out, and nobody lied"));
+        }
         if let Some(outcome) = &effects.recovered {
             self.coverage.count("recoveries completed");
+            if epoch > self.oracle.newest_epoch() {
+                self.opened.entry(epoch).or_insert(self.now);
+            }
             let survivors = self.rescue.as_ref().and_then(|rescue| rescue.copies_needed(id));
             let copies = survivors.unwrap_or(WRITE_QUORUM);
             self.oracle.recovered(outcome, copies, &self.nodes, &mut self.coverage)?;
@@ -374,6 +391,12 @@ impl World {
                 }
             }
         }
+        if let Some((end, ready)) = effects.ended {
+            self.check_end(epoch, end, ready)?;
+        }
+        for what in &effects.counted {
+            self.coverage.count(what);
+        }
         if let Some(failure) = &effects.failed {
             match failure {
                 Failure::Superseded { current } => {
@@ -381,6 +404,10 @@ impl World {
                     self.last_epoch = self.last_epoch.max(*current);
                 }
                 Failure::NoQuorum { .. } => self.coverage.count("recoveries without quorum"),
+                // With a liar among those that answer, it is right to refuse: nothing is cut.
+                _ if self.liar.is_some() => {
+                    self.coverage.count("recoveries that refused contradictory words")
+                }
                 other => return Err(format!("recovery of epoch {epoch}: {other}")),
             }
         }
@@ -440,7 +467,7 @@ impl World {
         self.schedule(delay, Event::Supervise);
         if self.chaos() {
             if self.computes.values().all(Compute::is_stopped) {
-                self.start_compute(VolumeEpoch(self.last_epoch.0 + 1));
+                self.start_compute(VolumeEpoch(self.last_epoch.0 + EPOCH_STEP));
             }
             return Ok(false);
         }
@@ -461,14 +488,14 @@ impl World {
             self.stuck = (durable, self.now);
         } else if self.now > self.stuck.1 + 3_000 {
             self.stuck.1 = self.now;
-            self.start_compute(VolumeEpoch(self.last_epoch.0 + 1));
+            self.start_compute(VolumeEpoch(self.last_epoch.0 + EPOCH_STEP));
         }
         if self.now > self.unwell_since + 15_000 {
             // A recovery that died after it fenced a minority leaves those segments waiting for the next one,
             // while the writer goes on with the others.
             self.coverage.count("takeovers to release a fenced minority");
             self.unwell_since = self.now;
-            self.start_compute(VolumeEpoch(self.last_epoch.0 + 1));
+            self.start_compute(VolumeEpoch(self.last_epoch.0 + EPOCH_STEP));
         }
         let newest = self.oracle.newest_epoch();
         let current = self.computes.values().find(|c| c.promise.epoch == newest && !c.is_stopped());

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use borealis_compute::read::{Reads, Transport};
-use borealis_compute::ship::{Greeted, Shipper, ShipperLimits, UnexpectedAcknowledgement, greet};
+use borealis_compute::ship::{
+    Greeted, Shipper, ShipperLimits, Tenure, TenureEnd, TenureLimits, UnexpectedAcknowledgement, greet,
+};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_quorum::recovery::Outcome;
@@ -53,6 +55,14 @@ const BLOCKS: u64 = 4096;
 /// Ids of a connection's first requests, beyond those of batches and reads.
 const HELLO_ID: u64 = u64::MAX;
 const INSTALL_ID: u64 = u64::MAX - 1;
+const FENCE_ID: u64 = u64::MAX - 2;
+/// Ids of questions whether the epoch still holds: this bit, and when they were sent, in milliseconds.
+const CONFIRM_BIT: u64 = 1 << 62;
+
+/// How long an instance shows what it has without a read quorum's word that it has no successor.
+pub const LEASE: Duration = Duration::from_millis(1500);
+/// How long newer promises may take its write quorum away.
+const OUTVOTED: Duration = Duration::from_millis(600);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
@@ -132,6 +142,7 @@ pub struct Writer {
     placement: Placement,
     shipper: Shipper,
     reads: Reads<u64>,
+    tenure: Tenure,
     router: ReadRouter,
     links: BTreeMap<NodeId, NodeLinks>,
     next_line: u64,
@@ -148,6 +159,7 @@ impl Writer {
         outcome: Outcome,
         server_version: ServerVersion,
         members: Vec<QuorumSets>,
+        now: Duration,
         defect: Defect,
     ) -> Writer {
         let epoch = outcome.promise.epoch;
@@ -161,6 +173,9 @@ impl Writer {
             retained_bytes: tuning.between(100, 4000) as usize,
             in_rounds: tuning.chance(500),
         };
+        let lease = if defect == Defect::LeaseIgnored { Duration::MAX / 2 } else { LEASE };
+        let limits_of_tenure = TenureLimits { lease, outvoted: OUTVOTED };
+        let tenure = Tenure::new(epoch, members.clone(), limits_of_tenure, now);
         let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
         let groups = placement.all();
         let all = nodes.iter().map(|&node| (node, groups));
@@ -173,6 +188,7 @@ impl Writer {
             placement,
             shipper: Shipper::new(tracker, epoch, outcome.durable, all, limits),
             reads: Reads::new(epoch, placement, READ_TIMEOUT, PREFETCH_BYTES),
+            tenure,
             router: ReadRouter::new(),
             links: nodes.iter().map(|&node| (node, NodeLinks { append: down, read: down })).collect(),
             next_line: 0,
@@ -250,9 +266,16 @@ impl Writer {
         effects: &mut Effects,
     ) -> bool {
         match (stage, reply) {
-            (_, Reply::Refused(Refusal::Fenced(newer))) if newer > self.epoch() && !self.stubborn => {
-                return false;
+            (_, Reply::Refused(Refusal::Fenced(newer))) if newer > self.epoch() => {
+                effects.count("refusals that a writer heard");
+                self.tenure.refused(node, newer, now);
+                self.disconnect(node, Which::Append, now, effects);
+                if self.defect == Defect::EndsAtFirstRefusal {
+                    return self.end(TenureEnd::Outvoted(newer), effects);
+                }
             }
+            // The promise before the history, which a competitor of the recovery may have.
+            (Stage::Installing, Reply::Summaries(_) | Reply::Refused(_)) if id == FENCE_ID => {}
             (_, Reply::Refused(_)) => self.disconnect(node, Which::Append, now, effects),
             (Stage::Greeting, Reply::Welcome { segments, .. }) => {
                 return self.welcome(node, &segments, false, now, effects);
@@ -303,10 +326,17 @@ impl Writer {
         now: Duration,
         effects: &mut Effects,
     ) -> bool {
-        let stage = match greet(self.epoch(), self.placement.all(), segments) {
-            Greeted::Fenced(_) if !self.stubborn => return false,
-            Greeted::Fenced(_) => {
+        let greeted = greet(self.epoch(), self.placement.all(), segments);
+        if !matches!(greeted, Greeted::Fenced { .. }) {
+            self.tenure.introduced(node, self.epoch(), self.epoch(), now);
+        }
+        let stage = match greeted {
+            Greeted::Fenced { promised, installed } => {
+                self.tenure.introduced(node, promised, installed, now);
                 self.disconnect(node, Which::Append, now, effects);
+                if self.defect == Defect::ReplacedOnOneWord && installed > self.epoch() {
+                    return self.end(TenureEnd::Replaced(installed), effects);
+                }
                 return true;
             }
             Greeted::Behind if installing => {
@@ -314,9 +344,11 @@ impl Writer {
                 return true;
             }
             Greeted::Behind => {
+                let (epoch, writer) = (self.epoch(), self.outcome.promise.writer);
+                self.send_request(node, FENCE_ID, Request::Fence { epoch, writer }, effects);
                 let request = Request::Install {
-                    epoch: self.epoch(),
-                    writer: self.outcome.promise.writer,
+                    epoch,
+                    writer,
                     history: self.outcome.history.clone(),
                     tails: self.outcome.tails.clone(),
                 };
@@ -356,7 +388,16 @@ impl Writer {
         now: Duration,
         effects: &mut Effects,
     ) {
+        if let Reply::Refused(Refusal::Fenced(newer)) = &reply {
+            self.tenure.refused(node, *newer, now);
+        }
         match (stage, reply) {
+            (Stage::Ready, reply) if id & (CONFIRM_BIT << 1 | CONFIRM_BIT) == CONFIRM_BIT => {
+                if reply == Reply::Confirmed {
+                    effects.count("epochs confirmed");
+                    self.tenure.confirmed(node, Duration::from_millis(id & (CONFIRM_BIT - 1)));
+                }
+            }
             (Stage::Greeting, Reply::Welcome { .. }) => self.set_stage(node, Which::Read, Stage::Ready),
             (Stage::Greeting, _) => self.disconnect(node, Which::Read, now, effects),
             (_, reply) => self.with_reads(effects, |reads, router, lines| {
@@ -387,8 +428,42 @@ impl Writer {
         }
     }
 
-    /// Time passed.
-    pub fn tick(&mut self, now: Duration, effects: &mut Effects) {
+    /// Notes that it ends, unless it is stubborn; whether it goes on.
+    fn end(&self, end: TenureEnd, effects: &mut Effects) -> bool {
+        if !self.stubborn {
+            effects.ended = Some((end, self.ready_nodes()));
+        }
+        self.stubborn
+    }
+
+    /// Nodes that take its batches.
+    fn ready_nodes(&self) -> usize {
+        let is_ready = |links: &&NodeLinks| matches!(links.append, Link::Up { stage: Stage::Ready, .. });
+        self.links.values().filter(is_ready).count()
+    }
+
+    fn look_at_tenure(&mut self, now: Duration, effects: &mut Effects) -> bool {
+        if self.tenure.take_ask(now) {
+            let id = CONFIRM_BIT | now.as_millis() as u64;
+            for (&node, links) in &self.links {
+                if let Link::Up { line, stage: Stage::Ready, .. } = links.read {
+                    let request = Request::Confirm { epoch: self.epoch() };
+                    effects.send.push((node, Message::Line(line, OnLine::Request(id, request))));
+                }
+            }
+        }
+        let links = &self.links;
+        let is_ready = |node: NodeId| {
+            links.get(&node).is_some_and(|l| matches!(l.append, Link::Up { stage: Stage::Ready, .. }))
+        };
+        match self.tenure.check(is_ready, now) {
+            Ok(()) => true,
+            Err(end) => self.end(end, effects),
+        }
+    }
+
+    /// Time passed. `false` when it has to end.
+    pub fn tick(&mut self, now: Duration, effects: &mut Effects) -> bool {
         let silent: Vec<NodeId> = self.shipper.silent_since(now.saturating_sub(SILENCE_MAX)).collect();
         for node in silent {
             self.disconnect(node, Which::Append, now, effects);
@@ -404,6 +479,7 @@ impl Writer {
         self.with_reads(effects, |reads, router, lines| {
             reads.tick(router, lines, now);
         });
+        self.look_at_tenure(now, effects)
     }
 
     /// Makes one more record, unless the log is too far ahead.

@@ -10,7 +10,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use borealis_quorum::quorum_set::replaced_by;
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_types::server_request::{self, MAX_RELATION_ENTRIES};
 use borealis_types::{
@@ -123,9 +122,6 @@ pub struct Reads<Slot> {
     next_id: u64,
     counters: ReadCounters,
     done: Vec<(Slot, Answer)>,
-    /// For each group, the nodes that refused because they are promised to a newer epoch, and to which. A promise is
-    /// never taken back, so nothing leaves.
-    fenced: BTreeMap<GroupId, BTreeMap<NodeId, VolumeEpoch>>,
 }
 
 impl<Slot: Copy> Reads<Slot> {
@@ -151,7 +147,6 @@ impl<Slot: Copy> Reads<Slot> {
             next_id: 1,
             counters: ReadCounters::default(),
             done: Vec::new(),
-            fenced: BTreeMap::new(),
         }
     }
 
@@ -408,11 +403,6 @@ impl<Slot: Copy> Reads<Slot> {
                 router.forget_segment(node, part.group);
             }
             self.counters.failures += 1;
-            if let Reply::Refused(Refusal::Fenced(newer)) = reply
-                && newer > self.epoch
-            {
-                self.fenced.entry(part.group).or_default().insert(node, newer);
-            }
             part.last_failure = match reply {
                 Reply::Refused(refusal) => format!("node {node}: {refusal}"),
                 _ => format!("node {node} gave an answer of the wrong kind"),
@@ -424,13 +414,6 @@ impl<Slot: Copy> Reads<Slot> {
         }
         router.answered(node, waited);
         self.finish_part(id, Some(reply), router, now);
-    }
-
-    /// The newest epoch of a writer that took the volume over; `None` unless so many members of one group have refused a
-    /// read as fenced that no write quorum of it is left to this instance. One that only reads learns it from here.
-    #[must_use]
-    pub fn fenced_by(&self) -> Option<VolumeEpoch> {
-        self.fenced.values().filter_map(|nodes| replaced_by(nodes.values().copied())).max()
     }
 
     /// A node's read connection is gone, and with it every answer that was due on it.

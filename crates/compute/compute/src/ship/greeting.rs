@@ -6,8 +6,13 @@ use borealis_wire::{SegmentProgress, SegmentSummary};
 /// What to do with a node that introduced itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Greeted {
-    /// A segment of it is promised to a newer writer, of this epoch: this instance has to stop.
-    Fenced(VolumeEpoch),
+    /// A segment of it is promised to a newer epoch. It takes nothing from this writer; see [`super::tenure`].
+    Fenced {
+        /// The newest epoch that a segment is promised to.
+        promised: VolumeEpoch,
+        /// The newest epoch that a segment has the history of.
+        installed: VolumeEpoch,
+    },
     /// It missed the recovery that made this writer: it has to install the history first. Its SCLs may count records
     /// which that recovery cut, so none of them may be believed yet.
     Behind,
@@ -23,9 +28,10 @@ pub enum Greeted {
 /// What the writer of `epoch` does with a node that has `groups` and says this of its segments.
 #[must_use]
 pub fn greet(epoch: VolumeEpoch, groups: GroupSet, segments: &[SegmentSummary]) -> Greeted {
-    if let Some(newer) = segments.iter().map(|s| s.promised_epoch).filter(|promised| *promised > epoch).max()
-    {
-        return Greeted::Fenced(newer);
+    let promised = segments.iter().map(|s| s.promised_epoch).max().unwrap_or_default();
+    let installed = segments.iter().map(|s| s.history.newest_epoch()).max().unwrap_or_default();
+    if promised > epoch {
+        return Greeted::Fenced { promised, installed };
     }
     let is_behind = |s: &SegmentSummary| {
         (groups.contains(s.group) && s.history.newest_epoch() < epoch) || s.promised_epoch < epoch
@@ -72,7 +78,8 @@ mod tests {
     #[test]
     fn only_a_node_with_the_history_of_the_writers_epoch_is_ready() {
         let groups = GroupSet::EMPTY.with(GroupId(0));
-        assert_eq!(greet(EPOCH, groups, &[segment(7, 7), segment(8, 7)]), Greeted::Fenced(VolumeEpoch(8)));
+        let fenced = Greeted::Fenced { promised: VolumeEpoch(8), installed: EPOCH };
+        assert_eq!(greet(EPOCH, groups, &[segment(7, 7), segment(8, 7)]), fenced);
         assert_eq!(greet(EPOCH, groups, &[segment(7, 7), segment(7, 5)]), Greeted::Behind);
         assert_eq!(greet(EPOCH, groups, &[segment(6, 6)]), Greeted::Behind);
         let progress = vec![SegmentProgress { group: GroupId(0), segment_complete_lsn: Lsn(80) }];

@@ -21,6 +21,7 @@ pub(super) const TOKEN_FIRST_PEER: usize = 16;
 /// Request ids of a connection's first requests, beyond those of batches and reads.
 const HELLO_ID: u64 = u64::MAX;
 const INSTALL_ID: u64 = u64::MAX - 1;
+const FENCE_ID: u64 = u64::MAX - 2;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,7 +153,13 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let outcome = match (stage, reply) {
             (_, Reply::Refused(Refusal::Fenced(epoch))) if epoch > self.epoch => {
-                return Err(EngineError::Fenced(epoch));
+                Err(self.note_fenced(node, epoch))
+            }
+            // The promise of this epoch before its history: a competitor of the recovery may have it, who lost.
+            (Stage::Installing, Reply::Summaries(_) | Reply::Refused(Refusal::Fenced(_)))
+                if request_id == FENCE_ID =>
+            {
+                Ok(())
             }
             (_, Reply::Refused(refusal)) => Err(refusal.to_string()),
             (Stage::Greeting, reply @ Reply::Welcome { .. }) if request_id == HELLO_ID => {
@@ -198,21 +205,34 @@ impl Engine {
     /// A node introduced itself, or answered an installation.
     pub(super) fn welcome(&mut self, node: NodeId, segments: &[SegmentSummary]) -> Result<(), EngineError> {
         let installing = matches!(self.peer(node).append, Link::Up { stage: Stage::Installing, .. });
-        let (progress, known_durable) = match greet(self.epoch, self.peer(node).groups, segments) {
-            Greeted::Fenced(newer) => return Err(EngineError::Fenced(newer)),
+        let greeted = greet(self.epoch, self.peer(node).groups, segments);
+        let now = self.now();
+        if !matches!(greeted, Greeted::Fenced { .. }) {
+            self.tenure.introduced(node, self.epoch, self.epoch, now);
+        }
+        let (progress, known_durable) = match greeted {
+            Greeted::Fenced { promised, installed } => {
+                self.tenure.introduced(node, promised, installed, now);
+                let why = format!("it is promised to the newer epoch {promised}");
+                self.disconnect(node, Line::Append, &why);
+                return Ok(());
+            }
             Greeted::Ready { progress, known_durable } => (progress, known_durable),
             Greeted::Behind if installing => {
                 self.disconnect(node, Line::Append, "the node did not take the volume's history");
                 return Ok(());
             }
             Greeted::Behind => {
+                let (epoch, writer) = (self.epoch, self.outcome.promise.writer);
+                let fence = Request::Fence { epoch, writer };
                 let request = Request::Install {
-                    epoch: self.epoch,
-                    writer: self.outcome.promise.writer,
+                    epoch,
+                    writer,
                     history: self.outcome.history.clone(),
                     tails: self.outcome.tails.clone(),
                 };
                 if let Link::Up { connection, stage, .. } = &mut self.peer(node).append {
+                    connection.send(FENCE_ID, &fence);
                     connection.send(INSTALL_ID, &request);
                     *stage = Stage::Installing;
                 }
@@ -253,15 +273,12 @@ impl Engine {
                 }
             }
             (Stage::Ready, reply) => {
+                let Some(reply) = self.take_confirmation(node, request_id, reply) else { return Ok(()) };
                 let now = self.now();
                 let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };
                 self.reads.answered(node, request_id, reply, &mut self.read_router, &mut lines, now);
                 self.answer_done();
                 self.reads_due = self.reads.next_due();
-                // An instance that only reads hears of a newer writer here alone.
-                if let Some(newer) = self.reads.fenced_by() {
-                    return Err(EngineError::Fenced(newer));
-                }
             }
             (_, other) => {
                 let why = format!("an answer that nobody asked for: {}", kind_of(&other));

@@ -32,7 +32,11 @@ impl Supervisor {
                     .map(|member| MemberStatus {
                         node: member.node.0,
                         scl: member.segment_complete_lsn.to_string(),
-                        state: if member.connected { "up" } else { "down" },
+                        state: match member.fenced_by {
+                            Some(_) => "fenced",
+                            None if member.connected => "up",
+                            None => "down",
+                        },
                     })
                     .collect(),
             })

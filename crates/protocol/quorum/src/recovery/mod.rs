@@ -4,7 +4,7 @@
 //!    reach a write quorum.
 //! 2. **Read the tails** of the fenced segments above what each group knows to be durable, from a write quorum
 //!    of every group. (Three of six would find every acknowledged record; the fourth is needed for step 4.)
-//! 3. **Decide.** Only records that the newest history admits count. From the highest known durable record,
+//! 3. **Decide.** Only records that the newest history admits count. From a durable record that two members know,
 //!    follow `xl_prev` as long as every group of a record has it, connected to that group's chain. Where the
 //!    walk stops is the new VDL. An acknowledged record never stops it: it was complete on four segments of
 //!    each of its groups, and two of them are among those read.
@@ -13,20 +13,24 @@
 //!
 //! Every step may be repeated, and a new recovery (with a higher epoch) may start at any point of an older
 //! one. Two recoveries with one epoch cannot both finish step 1. Members that answer late join in, so a
-//! recovery goes on as long as any four of six members of each group answer.
+//! recovery goes on as long as any four of six members of each group answer. What is done about a member whose words
+//! are not true is in `witness.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use borealis_types::{EpochHistory, EpochOpening, GroupId, Lsn, NodeId, RecordSpan, VolumeEpoch, invariant};
 
+use crate::GroupTail;
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
-use crate::{DurablePoint, GroupTail};
 
 #[cfg(test)]
 mod tests;
 mod types;
+mod witness;
+
+use witness::Newest;
 
 pub use types::{Command, Event, Failure, Outcome, RecoveryOptions, TailRecord};
 
@@ -85,6 +89,12 @@ pub struct Recovery<Handle> {
     installed: BTreeSet<NodeId>,
     /// Requests under way, and when they were last sent.
     outstanding: BTreeMap<Request, Duration>,
+    /// What each member was promised to before it was asked first, as far as that is known.
+    promised_before: BTreeMap<NodeId, VolumeEpoch>,
+    /// When a write quorum of every group had answered.
+    quorum_since: Option<Duration>,
+    /// Members that count as absent, because what they say cannot be true.
+    left_out: BTreeSet<NodeId>,
     deadline: Option<Duration>,
     finished: bool,
 }
@@ -113,6 +123,9 @@ impl<Handle: Clone> Recovery<Handle> {
             installing: false,
             installed: BTreeSet::new(),
             outstanding: BTreeMap::new(),
+            promised_before: BTreeMap::new(),
+            quorum_since: None,
+            left_out: BTreeSet::new(),
             deadline,
             finished: false,
         };
@@ -146,8 +159,14 @@ impl<Handle: Clone> Recovery<Handle> {
         commands: &mut Vec<Command<Handle>>,
     ) -> Result<(), Failure> {
         match event {
-            Event::Fenced { node, summaries } => {
+            Event::Fenced { node, promised_before, summaries } => {
                 self.outstanding.remove(&Request::Fence(node));
+                if self.left_out.contains(&node) {
+                    return Ok(());
+                }
+                if promised_before < self.options.promise.epoch {
+                    self.promised_before.entry(node).or_insert(promised_before);
+                }
                 for summary in summaries {
                     let Some(group) = self.groups.get_mut(usize::from(summary.group.0)) else { continue };
                     if group.members.contains(node) && summary.promised == self.options.promise {
@@ -236,21 +255,24 @@ impl<Handle: Clone> Recovery<Handle> {
 
     /// Does whatever has become possible.
     fn advance(&mut self, now: Duration, commands: &mut Vec<Command<Handle>>) -> Result<(), Failure> {
-        if self.base_history.is_none() {
-            if !self.groups.iter().all(|g| g.members.is_write_quorum(|node| g.summaries.contains_key(&node)))
-            {
+        while self.decision.is_none() {
+            if !self.find_base_history(now)? {
                 return Ok(());
             }
-            self.base_history = Some(self.newest_history()?);
-        }
-        self.request_tails(now, commands);
-        if self.decision.is_none() {
+            self.request_tails(now, commands);
             let is_read = |g: &Group<Handle>, node| g.tails.get(&node).is_some_and(|tail| tail.complete);
             if !self.groups.iter().all(|g| g.members.is_write_quorum(|node| is_read(g, node))) {
                 return Ok(());
             }
-            self.decision = Some(self.decide()?);
+            let decision = self.decide()?;
+            if let Some(node) = self.implausible_member(&decision) {
+                self.leave_out(node);
+                continue;
+            }
+            self.check_group_ends(&decision)?;
+            self.decision = Some(decision);
         }
+        self.request_tails(now, commands);
         self.compare_tails();
         self.request_repairs(now, commands);
         if !self.installing {
@@ -275,6 +297,24 @@ impl<Handle: Clone> Recovery<Handle> {
         Ok(())
     }
 
+    /// Whether the history is known by which records count. Finds it when a write quorum of every group has answered.
+    fn find_base_history(&mut self, now: Duration) -> Result<bool, Failure> {
+        while self.base_history.is_none() {
+            let answered =
+                |g: &Group<Handle>| g.members.is_write_quorum(|node| g.summaries.contains_key(&node));
+            if !self.groups.iter().all(answered) {
+                return Ok(false);
+            }
+            let since = *self.quorum_since.get_or_insert(now);
+            match self.newest_history(now >= since.saturating_add(self.options.retry_after))? {
+                Newest::Believed(history) => self.base_history = Some(history),
+                Newest::Unclear => return Ok(false),
+                Newest::Invented(node) => self.leave_out(node),
+            }
+        }
+        Ok(true)
+    }
+
     fn outcome(&self) -> Outcome {
         let decision = self.decision.as_ref().expect("installing follows the decision");
         for (id, group) in self.group_ids().zip(&self.groups) {
@@ -297,35 +337,6 @@ impl<Handle: Clone> Recovery<Handle> {
 
     fn group(&self, id: GroupId) -> &Group<Handle> {
         &self.groups[usize::from(id.0)]
-    }
-
-    fn newest_history(&self) -> Result<EpochHistory, Failure> {
-        let mut newest = EpochHistory::default();
-        for (id, group) in self.group_ids().zip(&self.groups) {
-            for summary in group.summaries.values() {
-                let (theirs, ours) = (summary.history.newest_epoch(), newest.newest_epoch());
-                // Nobody opens an epoch without a promise of it, and this one was promised to us, who have not yet.
-                // Only of the write quorum that answered first: a later member may have our own opening from a peer.
-                if theirs >= self.options.promise.epoch {
-                    let position = summary.complete.end;
-                    let what = "a history as new as the promise";
-                    return Err(Failure::Contradiction { group: id, position, what });
-                }
-                if theirs > ours {
-                    newest = summary.history.clone();
-                } else if theirs == ours && summary.history != newest {
-                    let position = summary.complete.end;
-                    return Err(Failure::Contradiction { group: id, position, what: "history" });
-                }
-            }
-        }
-        Ok(newest)
-    }
-
-    /// The highest durable point any fenced member of the group knows.
-    fn known_durable(&self, id: GroupId) -> DurablePoint {
-        let points = self.group(id).summaries.values().map(|summary| summary.known_durable);
-        points.max_by_key(|point| point.volume.end).unwrap_or_default()
     }
 
     fn request_tails(&mut self, now: Duration, commands: &mut Vec<Command<Handle>>) {
@@ -361,7 +372,7 @@ impl<Handle: Clone> Recovery<Handle> {
             .unwrap_or(RecordSpan::NONE);
         let known_tails: Vec<Lsn> = self.group_ids().map(|id| self.known_durable(id).group_tail).collect();
         for (group, &tail) in self.group_ids().zip(&known_tails) {
-            // Nobody's group ends after the durable point it is told with; a node that says so is damaged.
+            // Nobody's group ends after the durable point it is told with; nodes that say so are damaged.
             if tail > known.end {
                 let what = "a durable point below the group's own end";
                 return Err(Failure::Contradiction { group, position: tail, what });

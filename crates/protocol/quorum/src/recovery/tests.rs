@@ -22,6 +22,8 @@ struct Cluster {
     segments: Vec<Vec<Segment>>,
     records: Vec<Vec<BTreeMap<Lsn, Record>>>,
     down: BTreeSet<u16>,
+    /// Lost for good, so that the others are opened as survivors.
+    lost: BTreeSet<NodeId>,
 }
 
 impl Cluster {
@@ -31,11 +33,13 @@ impl Cluster {
             segments: ALL.map(|_| segments()).into(),
             records: vec![vec![BTreeMap::new(); usize::from(groups)]; 6],
             down: BTreeSet::new(),
+            lost: BTreeSet::new(),
         }
     }
 
     fn members(&self) -> Vec<QuorumSets> {
         let set = QuorumSets::new(vec![ALL.map(NodeId)]).expect("six different nodes");
+        let set = set.survivors(&self.lost).expect("enough are left");
         vec![set; self.segments[0].len()]
     }
 
@@ -54,9 +58,10 @@ impl Cluster {
         match command {
             Command::Fence { node, promise } => {
                 let all = self.segments.get_mut(usize::from(node.0))?;
+                let promised_before = all[0].promise().epoch;
                 let summaries: Result<Vec<_>, _> = all.iter_mut().map(|s| s.fence(promise)).collect();
                 Some(match summaries {
-                    Ok(summaries) => Event::Fenced { node, summaries },
+                    Ok(summaries) => Event::Fenced { node, promised_before, summaries },
                     Err(fenced) => Event::Refused { node, current: fenced.current.epoch },
                 })
             }
@@ -360,9 +365,11 @@ fn a_durable_record_that_nobody_has_is_reported_not_skipped() {
     for node in 0..6 {
         cluster.records[node][0].remove(&second.span.start);
     }
-    // One segment knows that the third is durable, so the second must exist.
+    // Segments know that the third is durable, so the second must exist.
     let point = DurablePoint { volume: third.span, group_tail: Lsn(0) };
-    cluster.segments[2][0].observe_durable(VolumeEpoch(1), point);
+    for node in [1, 2] {
+        cluster.segments[node][0].observe_durable(VolumeEpoch(1), point);
+    }
     let failed = cluster.recover(2, |_| true).expect("it ends");
     assert!(matches!(failed, Err(Failure::DurableRecordMissing { .. })), "{failed:?}");
 }
@@ -392,7 +399,9 @@ fn a_segment_that_claims_an_opening_as_new_as_the_promise_is_refused() {
             let mut commands = Vec::new();
             for node in 0..5 {
                 let summaries = if node == liar { &lie } else { &summaries };
-                let event = Event::Fenced { node: NodeId(node), summaries: summaries.clone() };
+                let promised_before = VolumeEpoch(1);
+                let summaries = summaries.clone();
+                let event = Event::Fenced { node: NodeId(node), promised_before, summaries };
                 commands.extend(recovery.handle(event, Duration::ZERO));
             }
             commands
@@ -415,12 +424,125 @@ fn a_durable_point_that_contradicts_itself_is_refused() {
     let mut writer = Writer::first(&mut cluster);
     let first = writer.ship(&mut cluster, &[(0, &ALL), (1, &ALL)], 1);
     let point = DurablePoint { volume: first.span, group_tail: Lsn(first.span.end.0 + 800) };
-    cluster.segments[3][1].observe_durable(VolumeEpoch(1), point);
+    for node in [2, 3] {
+        cluster.segments[node][1].observe_durable(VolumeEpoch(1), point);
+    }
     let failed = cluster.recover(2, |_| true).expect("it ends");
     assert!(
         matches!(failed, Err(Failure::Contradiction { group: GroupId(1), .. })),
         "group 1 cannot end after the durable point: {failed:?}"
     );
+}
+
+/// Six nodes with three acknowledged records, of which every one knows the first to be durable.
+fn written() -> (Cluster, [Record; 3]) {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    let records = [1, 2, 3].map(|content| writer.ship(&mut cluster, &[(0, &ALL)], content));
+    let point = DurablePoint { volume: records[0].span, group_tail: records[0].span.end };
+    for node in 0..6 {
+        assert!(cluster.segments[node][0].observe_durable(VolumeEpoch(1), point));
+    }
+    (cluster, records)
+}
+
+#[test]
+fn one_survivor_of_a_write_quorum_is_believed() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    writer.ship(&mut cluster, &[(0, &ALL)], 1);
+    // The second recovery, its records and what is known of them reach four nodes, of which one will be left.
+    cluster.down = BTreeSet::from([4, 5]);
+    let outcome = cluster.recover_up(2);
+    let mut writer = Writer::new(&cluster, &outcome);
+    let records = [2, 3].map(|content| writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], content));
+    let point = DurablePoint { volume: records[0].span, group_tail: records[0].span.end };
+    assert!(cluster.segments[3][0].observe_durable(VolumeEpoch(2), point));
+    cluster.records[3][0].remove(&records[0].span.start).expect("it is in pages, and its log was released");
+    cluster.down = BTreeSet::from([0, 1, 2]);
+    cluster.lost = [0, 1, 2].map(NodeId).into();
+    let outcome = cluster.recover_up(3);
+    assert_eq!(outcome.durable, records[1].span, "what only node 3 has was acknowledged");
+    let epochs: Vec<u64> = outcome.history.openings().iter().map(|opening| opening.epoch.0).collect();
+    assert_eq!(epochs, [1, 2, 3]);
+    // All that are left are needed: any two of them may not have it.
+    cluster.down.insert(4);
+    let failed = cluster.recover(4, |_| true).expect("it ends");
+    assert_eq!(failed, Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
+}
+
+fn forge(cluster: &mut Cluster, node: usize, epoch: u64, last: RecordSpan) {
+    let mut history = cluster.segments[node][0].history().clone();
+    history.push(EpochOpening { epoch: VolumeEpoch(epoch), last, server_version: release(epoch) });
+    cluster.install(node as u16, 0, WriterId(666), &history, last.end).expect("nothing stands against it");
+}
+
+#[test]
+fn a_history_that_one_member_has_and_nobody_else_was_promised_is_left_out() {
+    // Of each node in turn, so that it also is among the first four.
+    for liar in 0..6 {
+        for end in [0x100, 104] {
+            let (mut cluster, records) = written();
+            let last = if end == 104 { records[2].span } else { RecordSpan { start: Lsn(8), end: Lsn(end) } };
+            forge(&mut cluster, liar, 5, last);
+            let outcome = cluster.recover_up(6);
+            assert_eq!(outcome.durable, records[2].span, "node {liar} up to {end}");
+            let epochs: Vec<u64> = outcome.history.openings().iter().map(|opening| opening.epoch.0).collect();
+            assert_eq!(epochs, [1, 6], "node {liar}");
+        }
+    }
+}
+
+#[test]
+fn a_forged_history_that_cuts_acknowledged_records_makes_nobody_cut_them() {
+    let (mut cluster, records) = written();
+    forge(&mut cluster, 2, 5, records[0].span);
+    assert_eq!(cluster.recover_up(6).durable, records[2].span);
+    // With four members of which one lies, the recovery waits for another and cuts nothing.
+    let (mut cluster, _) = written();
+    forge(&mut cluster, 2, 5, RecordSpan { start: Lsn(8), end: Lsn(40) });
+    cluster.down = BTreeSet::from([4, 5]);
+    let failed = cluster.recover(6, |_| true).expect("it ends");
+    assert_eq!(failed, Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
+    cluster.down.clear();
+    assert_eq!(cluster.recover_up(7).durable.end, Lsn(104));
+}
+
+#[test]
+fn a_durable_point_that_one_member_claims_and_no_record_reaches_is_left_out() {
+    for liar in 0..6 {
+        let (mut cluster, records) = written();
+        let point =
+            DurablePoint { volume: RecordSpan { start: Lsn(8), end: Lsn(0x100) }, group_tail: Lsn(0x100) };
+        cluster.segments[liar][0].observe_durable(VolumeEpoch(1), point);
+        assert_eq!(cluster.recover_up(2).durable, records[2].span, "node {liar}");
+    }
+}
+
+#[test]
+fn a_durable_point_with_another_start_does_not_end_the_walk_early() {
+    for liar in 0..6 {
+        let (mut cluster, records) = written();
+        // As durable as the second record, but another record is said to be there.
+        let volume = RecordSpan { start: Lsn(48), end: records[1].span.end };
+        let point = DurablePoint { volume, group_tail: volume.end };
+        cluster.segments[liar][0].observe_durable(VolumeEpoch(1), point);
+        assert_eq!(cluster.recover_up(2).durable, records[2].span, "node {liar}");
+    }
+}
+
+#[test]
+fn a_group_does_not_end_before_a_record_that_stays() {
+    let (mut cluster, _) = written();
+    for node in 0..6 {
+        let third = cluster.records[node][0].keys().last().copied().expect("three records");
+        cluster.records[node][0].remove(&third);
+        let volume = RecordSpan { start: Lsn(72), end: Lsn(104) };
+        let point = DurablePoint { volume, group_tail: Lsn(72) };
+        cluster.segments[node][0].observe_durable(VolumeEpoch(1), point);
+    }
+    let failed = cluster.recover(2, |_| true).expect("it ends");
+    assert!(matches!(failed, Err(Failure::Contradiction { what: "the group's end", .. })), "{failed:?}");
 }
 
 /// A recovery of one group that nobody has answered yet.

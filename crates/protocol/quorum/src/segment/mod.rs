@@ -130,6 +130,13 @@ impl Segment {
         self.recent.iter().chain(self.held.values()).copied()
     }
 
+    /// The last record of the unbroken chain that is above the known durable position and not after `through`.
+    #[must_use]
+    pub fn last_uncertain_through(&self, through: Lsn) -> Option<RecordSpan> {
+        let count = self.recent.partition_point(|record| record.link.span.end <= through);
+        self.recent.get(count.checked_sub(1)?).map(|record| record.link.span)
+    }
+
     /// What this segment says about itself.
     #[must_use]
     pub fn summary(&self) -> SegmentSummary {
@@ -292,7 +299,7 @@ impl Segment {
         if epoch < self.promised.epoch.max(self.history.newest_epoch()) {
             return Err(Fenced { current: self.promised }.into());
         }
-        let mut installed = self.replace_history(history)?;
+        let mut installed = self.replace_history(history, true)?;
         let same_epoch_writer = (epoch == self.promised.epoch).then_some(self.promised.writer);
         let promised = Promise { epoch, writer: writer.or(same_epoch_writer).unwrap_or_default() };
         installed.changed |= self.promised != promised;
@@ -320,12 +327,17 @@ impl Segment {
         if promise != self.promised || installed || history.newest_epoch() >= promise.epoch {
             return Err(Fenced { current: self.promised }.into());
         }
-        let installed = self.replace_history(history)?;
+        let installed = self.replace_history(history, false)?;
         self.assert_consistent();
         Ok(installed)
     }
 
-    fn replace_history(&mut self, history: &EpochHistory) -> Result<Installed, InstallError> {
+    /// `is_outcome`: it is what a recovery ended with, not what one that goes on found.
+    fn replace_history(
+        &mut self,
+        history: &EpochHistory,
+        is_outcome: bool,
+    ) -> Result<Installed, InstallError> {
         let epoch = history.newest_epoch();
         if epoch == self.history.newest_epoch() {
             return if *history == self.history {
@@ -343,6 +355,9 @@ impl Segment {
         // A durable record may be applied already, by what its writer's release does: that never changes.
         if !history.same_releases_through(&self.history, durable) {
             return Err(InstallError::ChangesRelease { epoch, durable });
+        }
+        if is_outcome && !same_openings_below(history, &self.history, durable) {
+            return Err(InstallError::RewritesDurable { epoch, durable });
         }
         let admitted = |record: &SegmentRecord| history.admits(record.epoch, record.link.span.end);
         // Records of later epochs lie after every truncation of an earlier one, so what is truncated is a suffix.
@@ -563,4 +578,12 @@ impl Segment {
         segment.assert_consistent();
         Ok(segment)
     }
+}
+
+/// Whether two histories have the same openings below a position that is known to be durable: a record after each of
+/// them is durable, so its writer's recovery completed, and every later history continues it.
+fn same_openings_below(a: &EpochHistory, b: &EpochHistory, durable: Lsn) -> bool {
+    let below =
+        |history: &EpochHistory| history.openings().partition_point(|opening| opening.last.end < durable);
+    a.openings()[..below(a)] == b.openings()[..below(b)]
 }

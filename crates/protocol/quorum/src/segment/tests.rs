@@ -386,6 +386,26 @@ fn a_history_that_rewrites_an_older_opening_is_refused() {
 }
 
 #[test]
+fn a_history_with_other_openings_below_the_durable_position_is_refused() {
+    let mut segment = first_epoch();
+    segment.offer(Source::Writer, FIRST, link(0, 8, 40));
+    segment.offer(Source::Writer, FIRST, link(40, 40, 80));
+    let two = history(&[(1, RecordSpan::NONE), (2, span(8, 40))]);
+    segment.install(None, &two, durable(span(8, 40), 40)).expect("newer");
+    segment.offer(Source::Writer, VolumeEpoch(2), link(40, 40, 72));
+    segment.observe_durable(VolumeEpoch(2), durable(span(40, 72), 72));
+    let before = segment.clone();
+    // As if epoch 2 had never been, though a record of it is durable.
+    let other = history(&[(1, RecordSpan::NONE), (3, span(40, 72))]);
+    let refused = segment.install(None, &other, DurablePoint::default());
+    assert!(
+        matches!(refused, Err(InstallError::RewritesDurable { .. } | InstallError::ChangesRelease { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(segment, before);
+}
+
+#[test]
 fn a_history_that_says_another_release_wrote_what_stays_is_refused() {
     let mut segment = first_epoch();
     segment.offer(Source::Writer, FIRST, link(0, 8, 40));

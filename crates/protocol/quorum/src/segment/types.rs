@@ -93,6 +93,14 @@ pub enum InstallError {
         /// What this segment knows to be durable.
         durable: Lsn,
     },
+    /// The history has other openings below the durable position than are known here, so it is not of this volume.
+    #[error("the history of volume epoch {epoch} has other openings below the durable position {durable}")]
+    RewritesDurable {
+        /// The newest epoch of the history.
+        epoch: VolumeEpoch,
+        /// What this segment knows to be durable.
+        durable: Lsn,
+    },
     /// A history without any opening opens no epoch.
     #[error("the history is empty")]
     Empty,

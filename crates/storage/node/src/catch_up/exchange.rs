@@ -12,12 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use borealis_client::{NodeClient, Timeouts};
-use borealis_quorum::DurablePoint;
 use borealis_quorum::segment::{InstallError, Segment};
 use borealis_spec::NodeAddress;
 use borealis_store::{Store, StoreError};
 use borealis_types::{GroupId, Lsn, NodeId, VolumeId, invariant};
-use borealis_wire::{BatchHeader, Caller, GroupTail, SegmentSummary};
+use borealis_wire::{Caller, SegmentSummary};
 
 use super::known::{Known, has_hole};
 use super::pull::{CatchUpError, Puller};
@@ -215,8 +214,9 @@ impl Exchanges<'_> {
     ) -> Result<Exchanged, CatchUpError> {
         let CatchUp { store, known, .. } = self.parts;
         let group = theirs.group;
+        known.proof.note(self.peer.node, theirs);
         let plan = store.with_segment(group, |segment| segment.plan_gossip(&theirs.into()))?;
-        if plan.install_history && !self.install_history(theirs)? {
+        if plan.install_history && !self.install_history(group)? {
             return Ok(Exchanged::Moving);
         }
         let before = self.ends.get(&group).copied();
@@ -231,13 +231,11 @@ impl Exchanges<'_> {
         let fed = before.is_some_and(|before| now.moved_since(&before));
         // A segment that the writer feeds learns the durable position with every batch; take the peer's only if it is
         // not fed.
-        if plan.observe_durable && !fed {
-            store.note_positions(&BatchHeader {
-                volume_epoch: theirs.history.newest_epoch(),
-                durable: theirs.known_durable,
-                minimum_read_point: theirs.minimum_read_point,
-                tails: vec![GroupTail { group, last_end: theirs.known_durable_tail }],
-            })?;
+        if plan.observe_durable
+            && !fed
+            && let Some(positions) = store.with_segment(group, |segment| known.proof.positions(segment))?
+        {
+            store.note_positions(&positions)?;
         }
         self.parts.standing.note_segment(self.peer.node, theirs);
         if let Some(floor) = known.note_peer(self.peer.node, theirs) {
@@ -263,13 +261,18 @@ impl Exchanges<'_> {
         Ok(if agreed { otherwise } else { Exchanged::Moving })
     }
 
-    /// Installs the peer's newer history; false if that has to wait for a recovery under way.
-    fn install_history(&self, theirs: &SegmentSummary) -> Result<bool, CatchUpError> {
-        let durable = DurablePoint { volume: theirs.known_durable, group_tail: theirs.known_durable_tail };
-        match self.parts.store.install_from_peer(theirs.group, &theirs.history, durable) {
+    /// Installs a newer history that a write quorum of members has; false if there is none yet, or it has to wait for a
+    /// recovery under way. The writer brings its own without waiting for that.
+    fn install_history(&self, group: GroupId) -> Result<bool, CatchUpError> {
+        let CatchUp { store, known, .. } = self.parts;
+        let Some(history) = store.with_segment(group, |segment| known.proof.history(segment))? else {
+            return Ok(false);
+        };
+        match store.install_from_peers(group, &history) {
             Ok(_) => {
-                let (group, epoch) = (theirs.group, theirs.history.newest_epoch());
+                let epoch = history.newest_epoch();
                 tracing::info!(%group, %epoch, peer = %self.peer.node, "learned of a recovery");
+                self.parts.puller.connections.tell_fenced(epoch);
                 Ok(true)
             }
             Err(StoreError::Install { error: InstallError::Fenced(_), .. }) => Ok(false),

@@ -10,6 +10,8 @@ use borealis_spec::NodeConfig;
 use borealis_types::{GroupId, Lsn, NodeId, invariant};
 use borealis_wire::SegmentSummary;
 
+use super::proof::Proof;
+
 /// A peer that did not keep the log we need is asked again after this, in case it was a misunderstanding.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
@@ -20,6 +22,8 @@ pub(crate) struct Known {
     changed: Condvar,
     /// Whether a thread pulls the records of each group we have, so that no two ask for the same ones.
     pulling: BTreeMap<GroupId, AtomicBool>,
+    /// What of the peers' words may be taken over.
+    pub(super) proof: Proof,
 }
 
 #[derive(Debug)]
@@ -59,6 +63,7 @@ impl Known {
             state: Mutex::new(State { stopping: false, wakes: 0, members, collected: BTreeMap::new() }),
             changed: Condvar::new(),
             pulling: own.into_iter().map(|group| (group, AtomicBool::new(false))).collect(),
+            proof: Proof::new(config),
         }
     }
 

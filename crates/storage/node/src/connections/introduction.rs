@@ -10,12 +10,13 @@ use borealis_quorum::Promise;
 use borealis_store::Store;
 use borealis_types::{NodeId, VolumeId};
 use borealis_wire::frame::MAX_PAYLOAD_BYTES;
-use borealis_wire::message::{decode_payload, encode_message};
+use borealis_wire::message::decode_payload;
 use borealis_wire::{Caller, FrameError, Payload, Reply, Request};
 
 use super::ended::Ended;
 use super::receiver::Receiver;
-use crate::open_connections::{Connection, push_frame};
+use super::session::push_reply;
+use crate::open_connections::Connection;
 use crate::refusals::Refusals;
 use crate::standing::Standing;
 
@@ -95,7 +96,7 @@ pub(super) fn introduce(
     };
     let reply = host.answer((protocol, volume, node), caller);
     let mut frames = Vec::new();
-    push_frame(&mut frames, &encode_message(request_id, &reply));
+    push_reply(&mut frames, request_id, &reply);
     connection.send(&frames)?;
     if !matches!(reply, Reply::Welcome { .. }) {
         return Ok(None);

@@ -51,6 +51,7 @@ impl Requests {
             Request::Fence { epoch, writer } => {
                 let summaries = store.fence(Promise { epoch, writer }).map_err(refuse)?;
                 tracing::info!(%epoch, "promised a new writer");
+                self.connections.tell_fenced(epoch);
                 Ok(Reply::Summaries(summaries))
             }
             Request::Repair { epoch, writer, group, history, batches } => {
@@ -101,6 +102,16 @@ impl Requests {
                 boot: self.standing.boot(),
                 remembered: self.standing.remembered_of(node),
             }),
+            Request::Confirm { epoch } => {
+                let promise = |group| store.with_segment(group, |segment| segment.promise().epoch);
+                for &group in &store.identity().groups {
+                    let promised = promise(group).map_err(refuse)?;
+                    if promised > epoch {
+                        return Err(Refusal::Fenced(promised));
+                    }
+                }
+                Ok(Reply::Confirmed)
+            }
         }
     }
 

@@ -109,7 +109,7 @@ impl<'a> Session<'a> {
 }
 
 /// Adds a reply to those that will be sent. One that fits no frame becomes a refusal: the caller asked for too much.
-fn push_reply(out: &mut Vec<u8>, request_id: u64, reply: &Reply) {
+pub(super) fn push_reply(out: &mut Vec<u8>, request_id: u64, reply: &Reply) {
     let mut payload = encode_message(request_id, reply);
     if payload.len() > MAX_PAYLOAD_BYTES {
         let what = format!("the answer has {} bytes, more than a frame holds; ask for less", payload.len());

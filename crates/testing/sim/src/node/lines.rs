@@ -2,15 +2,17 @@
 
 use std::rc::Rc;
 
+use borealis_quorum::Promise;
 use borealis_quorum::segment::Segment;
 use borealis_quorum::segment::Source;
-use borealis_types::{EpochOpening, GroupId, Lsn, ReadPoint, ServerVersion};
+use borealis_types::{EpochOpening, GroupId, Lsn, ReadPoint, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wire::message::decode_payload;
 use borealis_wire::{
     BatchFrame, BatchHeader, BatchReader, FrameBuffer, Payload, Refusal, Reply, Request, SegmentProgress,
     SegmentSummary,
 };
 
+use super::lies::Lie;
 use super::{Effects, Entry, SimNode};
 use crate::message::{Host, LineId, Message, OnLine, SimRecord, durable_point, page_of};
 use crate::{Coverage, Defect};
@@ -57,6 +59,9 @@ impl SimNode {
         let segment = self.segment(group);
         let mut summary = wire_summary(segment);
         let promised = segment.promise().epoch;
+        if matches!(self.lie, Some(Lie::HistoryThatCuts | Lie::HistoryFar)) {
+            claim_successor(&mut summary);
+        }
         if self.defect == Defect::AcknowledgeWhileFenced && promised > summary.history.newest_epoch() {
             let (opened, complete) = (summary.history.newest().map(|newest| newest.last), segment.complete());
             let last = opened.filter(|opened| opened.end > complete.end).unwrap_or(complete);
@@ -76,6 +81,32 @@ impl SimNode {
         coverage: &mut Coverage,
     ) -> Result<(), String> {
         match request {
+            Request::Fence { epoch, writer } => {
+                let promise = Promise { epoch, writer };
+                let mut refused = None;
+                for group in self.groups() {
+                    let before = self.segment(group).promise();
+                    match self.segment_mut(group).fence(promise) {
+                        Ok(_) if before != promise => self.log.push(Entry::Fence(group, promise)),
+                        Ok(_) => {}
+                        Err(fenced) => refused = refused.max(Some(fenced.current.epoch)),
+                    }
+                }
+                let segments = self.groups().map(|group| wire_summary(self.segment(group))).collect();
+                let reply = match refused {
+                    None => Reply::Summaries(segments),
+                    Some(current) => Reply::Refused(Refusal::Fenced(current)),
+                };
+                self.reply(from, line, id, reply, effects);
+            }
+            Request::Confirm { epoch } => {
+                let promised = self.groups().map(|group| self.segment(group).promise().epoch).max();
+                let reply = match promised.filter(|promised| *promised > epoch) {
+                    Some(promised) => Reply::Refused(Refusal::Fenced(promised)),
+                    None => Reply::Confirmed,
+                };
+                effects.send.push((from, Message::Line(line, OnLine::Reply(id, reply))));
+            }
             Request::Install { writer, history, tails, .. } => {
                 let last = history.newest().ok_or("an empty history to install")?.last;
                 let mut result = Ok(());
@@ -202,6 +233,15 @@ impl SimNode {
             }
         }
     }
+}
+
+/// Says that another writer has the volume.
+fn claim_successor(summary: &mut SegmentSummary) {
+    let epoch = VolumeEpoch(summary.promised_epoch.0 + 1);
+    let opened = summary.history.newest().map(|newest| newest.last).unwrap_or(RecordSpan::NONE);
+    summary.promised_epoch = epoch;
+    let server_version = ServerVersion::NEWEST_TESTED;
+    summary.history.push(EpochOpening { epoch, last: opened, server_version });
 }
 
 fn wire_summary(segment: &Segment) -> SegmentSummary {

@@ -2,7 +2,8 @@
 
 use borealis_types::VolumeEpoch;
 
-use super::{Event, NODES, World};
+use super::{EPOCH_STEP, Event, NODES, World};
+use crate::node::lies::Lie;
 use crate::random::Random;
 
 /// How bad this run's world is, per thousand.
@@ -17,6 +18,7 @@ pub(super) struct Faults {
     pub(super) partition: u64,
     pub(super) compete: u64,
     pub(super) lose_nodes: u64,
+    pub(super) lie: u64,
 }
 
 impl Faults {
@@ -33,6 +35,7 @@ impl Faults {
             partition: level(50),
             compete: level(150),
             lose_nodes: level(8),
+            lie: level(20),
         }
     }
 }
@@ -58,6 +61,15 @@ impl World {
             }
             self.lost[position] = true;
         }
+        if self.random.chance(self.faults.lie) && self.rescue.is_none() {
+            // One node of a run, now and then, until the faults end.
+            let position = *self.liar.get_or_insert(self.random.below(u64::from(NODES)) as usize);
+            let lie = self.nodes[position].lie.is_none().then(|| Lie::draw(&mut self.random));
+            if lie.is_some() {
+                self.coverage.count("nodes that lie");
+            }
+            self.nodes[position].lie = lie;
+        }
         if self.random.chance(self.faults.crash_compute) {
             let alive: Vec<u32> = self.computes.values().filter(|c| !c.is_stopped()).map(|c| c.id).collect();
             if !alive.is_empty() {
@@ -78,7 +90,7 @@ impl World {
             } else {
                 self.coverage.count("writers replaced while alive");
             }
-            self.start_compute(VolumeEpoch(self.last_epoch.0 + u64::from(!compete)));
+            self.start_compute(VolumeEpoch(self.last_epoch.0 + if compete { 0 } else { EPOCH_STEP }));
         }
         if self.random.chance(self.faults.partition) {
             self.sides = match self.sides {
@@ -93,6 +105,9 @@ impl World {
 
     pub(super) fn heal(&mut self) {
         self.sides = None;
+        for node in &mut self.nodes {
+            node.lie = None;
+        }
         for position in 0..usize::from(NODES) {
             if !self.nodes[position].running && !self.lost[position] {
                 self.nodes[position].restart();

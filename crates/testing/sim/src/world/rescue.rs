@@ -8,7 +8,7 @@ use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::{GroupId, Lsn, NodeId, READ_QUORUM, VolumeEpoch};
 use borealis_wire::GroupTail;
 
-use super::{Event, NODES, World};
+use super::{EPOCH_STEP, Event, NODES, World};
 use crate::Defect;
 use crate::node::SimNode;
 
@@ -41,6 +41,10 @@ impl World {
     /// If an acknowledged record is on too few nodes after it.
     pub(super) fn rescue_step(&mut self) -> Result<(), String> {
         if self.rescue.is_none() {
+            // Three cannot tell which one of them lies: a rescue trusts all that are left.
+            if self.liar.is_some() {
+                return Ok(());
+            }
             self.lose_all_but_a_read_quorum();
         }
         let delay = self.random.between(40, 150);
@@ -54,7 +58,7 @@ impl World {
         } else if attempt.and_then(|id| self.computes.get(&id)).is_none_or(|compute| compute.is_stopped()) {
             let members = self.members.iter().map(|sets| sets.survivors(&lost));
             let members: Vec<QuorumSets> = members.map(|sets| sets.expect("a read quorum is left")).collect();
-            let id = self.start_compute_through(VolumeEpoch(self.last_epoch.0 + 1), members);
+            let id = self.start_compute_through(VolumeEpoch(self.last_epoch.0 + EPOCH_STEP), members);
             if let Some(rescue) = &mut self.rescue {
                 rescue.attempt = Some(id);
             }

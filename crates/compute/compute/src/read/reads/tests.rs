@@ -328,38 +328,3 @@ mod broken {
         reads.answered(node, id, Reply::Page(Some(page(1))), &mut router, &mut lines, 2 * MS);
     }
 }
-
-#[test]
-fn an_instance_that_only_reads_learns_from_three_refusals_that_it_was_replaced() {
-    let (mut reads, mut router, mut lines) = setup(1);
-    reads.begin(3, Wanted::ReadBlock(block(1, 0)), &mut router, &mut lines, MS);
-    let mut refused = 0;
-    while let Some((node, id, _)) = lines.sent.pop() {
-        assert_eq!(reads.fenced_by(), None, "two members may have promised a writer that never began");
-        let newer = Reply::Refused(Refusal::Fenced(VolumeEpoch(8)));
-        reads.answered(node, id, newer, &mut router, &mut lines, MS);
-        refused += 1;
-        if refused == 3 {
-            break;
-        }
-    }
-    assert_eq!((refused, reads.fenced_by()), (3, Some(VolumeEpoch(8))));
-}
-
-#[test]
-fn refusals_of_different_groups_or_of_an_older_epoch_replace_nobody() {
-    let (mut reads, mut router, mut lines) = setup(4);
-    for relation in 0..4 {
-        for number in 0..64 {
-            let key = block(relation, number * 128);
-            reads.begin(number, Wanted::ReadBlock(key), &mut router, &mut lines, MS);
-        }
-    }
-    // Two members of every group, and a third that knows of nobody newer.
-    for (node, id, _) in std::mem::take(&mut lines.sent) {
-        let promised = if node.0 < 2 { 9 } else { 7 };
-        let refusal = Reply::Refused(Refusal::Fenced(VolumeEpoch(promised)));
-        reads.answered(node, id, refusal, &mut router, &mut lines, MS);
-    }
-    assert_eq!(reads.fenced_by(), None);
-}

@@ -1,0 +1,306 @@
+//! Whether an instance still is the volume's writer, from what the nodes say of their promises.
+//!
+//! A node that is promised to a newer epoch takes nothing from this writer any more. One such node says little: the
+//! recovery that asked for the promise may have died, or the node may be broken. So the writer goes on with the others,
+//! and ends only
+//!
+//! * as **replaced**, when two nodes have the history of a newer epoch. A recovery that completed has stored it at four
+//!   of six of each group, two of which are among any four that a writer needs; a single node can claim it falsely;
+//! * as **outvoted**, when newer promises have taken its write quorum for a while, and no such history has come. Then the
+//!   recovery that asked for them did not finish, and one with a higher epoch brings those nodes back;
+//! * when its **lease** is over: no read quorum has confirmed for so long that it is not promised to anyone newer. Until
+//!   then no successor can have begun, for it must first be promised by a write quorum, which meets that read quorum.
+//!   What this instance shows of its pages, from whatever cache, is so at most one lease older than a successor's first
+//!   change.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_types::{NodeId, VolumeEpoch};
+
+/// Of a lease: how often the nodes are asked to confirm it.
+const ASKS_IN_A_LEASE: u32 = 4;
+
+/// How long things may last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TenureLimits {
+    /// Without confirmation by a read quorum for longer than this, the instance ends.
+    pub lease: Duration,
+    /// Without a write quorum for longer than this, because of newer promises, it ends: long enough for a recovery that
+    /// is under way to finish, and to be heard of.
+    pub outvoted: Duration,
+}
+
+/// Why a writer has to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TenureEnd {
+    /// A newer writer has the volume: starting again would take it back.
+    Replaced(VolumeEpoch),
+    /// Nodes are promised to this newer epoch, of which no recovery finished. A recovery above it brings them back.
+    Outvoted(VolumeEpoch),
+    /// Too few nodes have confirmed for so long. It passes when they can be reached again.
+    LeaseOver(Duration),
+}
+
+/// The last that a node said.
+#[derive(Clone, Copy, Debug)]
+struct Word {
+    /// The newer epoch that it is promised to, if any.
+    promised: Option<VolumeEpoch>,
+    /// The newer epoch that it has the history of, if any.
+    installed: Option<VolumeEpoch>,
+    /// When it said that.
+    heard: Duration,
+    /// When the last question was sent that it answered with a confirmation.
+    confirmed: Duration,
+}
+
+/// One writer's tenure.
+#[derive(Debug)]
+pub struct Tenure {
+    epoch: VolumeEpoch,
+    members: Vec<QuorumSets>,
+    limits: TenureLimits,
+    words: BTreeMap<NodeId, Word>,
+    outvoted_since: Option<Duration>,
+    asked: Option<Duration>,
+    looked: Duration,
+    /// Not before this is the lease over: this instance itself stood still, and has to ask first.
+    excused_until: Duration,
+}
+
+impl Tenure {
+    /// That of the writer whose recovery just completed: all its nodes were promised to it then.
+    #[must_use]
+    pub fn new(epoch: VolumeEpoch, members: Vec<QuorumSets>, limits: TenureLimits, now: Duration) -> Tenure {
+        let word = Word { promised: None, installed: None, heard: now, confirmed: now };
+        let words = members.iter().flat_map(QuorumSets::members).map(|node| (node, word)).collect();
+        Tenure {
+            epoch,
+            members,
+            limits,
+            words,
+            outvoted_since: None,
+            asked: None,
+            looked: now,
+            excused_until: now,
+        }
+    }
+
+    /// A node refused something because it is promised to this epoch.
+    pub fn refused(&mut self, node: NodeId, promised: VolumeEpoch, now: Duration) {
+        if promised > self.epoch
+            && let Some(word) = self.words.get_mut(&node)
+        {
+            word.promised = word.promised.max(Some(promised));
+            word.heard = now;
+        }
+    }
+
+    /// A node introduced itself: it is promised to `promised`, and has the history of `installed`.
+    pub fn introduced(&mut self, node: NodeId, promised: VolumeEpoch, installed: VolumeEpoch, now: Duration) {
+        let newer = |epoch: VolumeEpoch| (epoch > self.epoch).then_some(epoch);
+        let (promised, installed) = (newer(promised), newer(installed));
+        if let Some(word) = self.words.get_mut(&node) {
+            *word = Word { promised, installed, heard: now, ..*word };
+        }
+    }
+
+    /// A node confirmed, in answer to a question that was sent at `asked`.
+    pub fn confirmed(&mut self, node: NodeId, asked: Duration) {
+        if let Some(word) = self.words.get_mut(&node) {
+            word.confirmed = word.confirmed.max(asked);
+        }
+    }
+
+    /// The newer epoch that a node is promised to, if it is.
+    #[must_use]
+    pub fn fenced_by(&self, node: NodeId) -> Option<VolumeEpoch> {
+        self.words.get(&node)?.promised
+    }
+
+    /// Whether the nodes are to be asked to confirm now.
+    pub fn take_ask(&mut self, now: Duration) -> bool {
+        let due = self.asked.is_none_or(|asked| now >= asked + self.limits.lease / ASKS_IN_A_LEASE);
+        if due {
+            self.asked = Some(now);
+        }
+        due
+    }
+
+    /// Since when the lease runs: a read quorum of each group confirmed a question that was sent then or later.
+    #[must_use]
+    pub fn lease_begun(&self) -> Duration {
+        let of_group = |members: &QuorumSets| {
+            let mut times: Vec<Duration> = members
+                .members()
+                .filter_map(|node| self.words.get(&node))
+                .map(|word| word.confirmed)
+                .collect();
+            times.sort_unstable();
+            let is_since = |time: &Duration| {
+                members.is_read_quorum(|node| self.words.get(&node).is_some_and(|w| w.confirmed >= *time))
+            };
+            times.into_iter().rev().find(is_since).unwrap_or_default()
+        };
+        self.members.iter().map(of_group).min().unwrap_or_default()
+    }
+
+    /// Looks whether it is over. `is_connected`: whether a node takes batches.
+    ///
+    /// # Errors
+    /// Why this writer has to end.
+    pub fn check(&mut self, is_connected: impl Fn(NodeId) -> bool, now: Duration) -> Result<(), TenureEnd> {
+        let step = self.limits.lease / ASKS_IN_A_LEASE;
+        if now.saturating_sub(self.looked) > step {
+            self.excused_until = now + 2 * step;
+        }
+        self.looked = now;
+        let mut installed: Vec<VolumeEpoch> = self.words.values().filter_map(|word| word.installed).collect();
+        installed.sort_unstable();
+        // The second highest: what one node alone claims is not believed.
+        if let Some(&epoch) = installed.iter().rev().nth(1) {
+            return Err(TenureEnd::Replaced(epoch));
+        }
+        if let Some(epoch) = self.taken_by(&is_connected, now) {
+            let since = *self.outvoted_since.get_or_insert(now);
+            if now.saturating_sub(since) >= self.limits.outvoted {
+                return Err(TenureEnd::Outvoted(epoch));
+            }
+        } else {
+            self.outvoted_since = None;
+        }
+        let unconfirmed = now.saturating_sub(self.lease_begun());
+        if unconfirmed > self.limits.lease && now >= self.excused_until {
+            return Err(TenureEnd::LeaseOver(unconfirmed));
+        }
+        Ok(())
+    }
+
+    /// The newest epoch of the promises that take the write quorum of some group, if they do: the nodes left do not
+    /// suffice, and would with those.
+    fn taken_by(&self, is_connected: &impl Fn(NodeId) -> bool, now: Duration) -> Option<VolumeEpoch> {
+        let word = |node: NodeId| self.words.get(&node);
+        let is_ours = |node| is_connected(node) && word(node).is_some_and(|word| word.promised.is_none());
+        let is_fenced = |node| {
+            word(node).is_some_and(|word| {
+                word.promised.is_some() && now.saturating_sub(word.heard) <= self.limits.outvoted
+            })
+        };
+        let is_taken = |members: &QuorumSets| {
+            !members.is_write_quorum(is_ours)
+                && members.is_write_quorum(|node| is_ours(node) || is_fenced(node))
+        };
+        if !self.members.iter().any(is_taken) {
+            return None;
+        }
+        self.words.values().filter_map(|word| word.promised).max()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EPOCH: VolumeEpoch = VolumeEpoch(7);
+    const LIMITS: TenureLimits =
+        TenureLimits { lease: Duration::from_millis(1000), outvoted: Duration::from_millis(300) };
+
+    fn at(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn tenure() -> Tenure {
+        let set = QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).unwrap();
+        Tenure::new(EPOCH, vec![set; 2], LIMITS, at(0))
+    }
+
+    /// Checks at every 50 ms; `nodes` confirm each time. The first end, and when.
+    fn run(tenure: &mut Tenure, ms: std::ops::Range<u64>, nodes: &[u16]) -> Option<(u64, TenureEnd)> {
+        ms.step_by(50).find_map(|now| {
+            for &node in nodes {
+                tenure.confirmed(NodeId(node), at(now));
+            }
+            tenure.check(|_| true, at(now)).err().map(|end| (now, end))
+        })
+    }
+
+    #[test]
+    fn a_minority_that_is_promised_to_a_newer_epoch_ends_nothing() {
+        let mut tenure = tenure();
+        tenure.refused(NodeId(1), VolumeEpoch(8), at(0));
+        tenure.introduced(NodeId(4), VolumeEpoch(9), VolumeEpoch(9), at(0));
+        assert_eq!(run(&mut tenure, 0..5000, &[0, 2, 3, 5]), None);
+        assert_eq!(tenure.fenced_by(NodeId(1)), Some(VolumeEpoch(8)));
+        assert_eq!(tenure.fenced_by(NodeId(0)), None);
+        // A node whose store was made anew, say.
+        tenure.introduced(NodeId(1), VolumeEpoch(0), VolumeEpoch(0), at(5000));
+        assert_eq!(tenure.fenced_by(NodeId(1)), None);
+    }
+
+    #[test]
+    fn two_nodes_with_a_newer_history_end_it_for_good() {
+        let mut tenure = tenure();
+        tenure.introduced(NodeId(4), VolumeEpoch(8), VolumeEpoch(8), at(0));
+        assert_eq!(tenure.check(|_| true, at(1)), Ok(()));
+        tenure.introduced(NodeId(2), VolumeEpoch(9), VolumeEpoch(9), at(0));
+        assert_eq!(tenure.check(|_| true, at(2)), Err(TenureEnd::Replaced(VolumeEpoch(8))));
+    }
+
+    #[test]
+    fn promises_that_take_the_write_quorum_end_it_when_no_history_follows() {
+        let mut tenure = tenure();
+        for now in (0..).step_by(50) {
+            for node in [1, 2, 3] {
+                tenure.refused(NodeId(node), VolumeEpoch(8), at(now));
+            }
+            [0, 4, 5].map(|node| tenure.confirmed(NodeId(node), at(now)));
+            match tenure.check(|_| true, at(now)) {
+                Ok(()) => assert!(now < 300, "{now} ms"),
+                Err(end) => {
+                    assert_eq!((now, end), (300, TenureEnd::Outvoted(VolumeEpoch(8))));
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nodes_that_are_down_do_not_outvote_but_a_promise_among_the_four_left_does() {
+        let mut tenure = tenure();
+        let down = |node: NodeId| node.0 > 2;
+        for now in (0..2000).step_by(50) {
+            [0, 1, 2].map(|node| tenure.confirmed(NodeId(node), at(now)));
+            assert_eq!(tenure.check(down, at(now)), Ok(()), "three are down: it waits for one");
+        }
+        let mut tenure = self::tenure();
+        let is_up = |node: NodeId| node.0 > 1;
+        let ends = (0..2000).step_by(50).find(|&now| {
+            [2, 3, 4].map(|node| tenure.confirmed(NodeId(node), at(now)));
+            tenure.refused(NodeId(5), VolumeEpoch(8), at(now));
+            tenure.check(is_up, at(now)).is_err()
+        });
+        assert_eq!(ends, Some(300));
+    }
+
+    #[test]
+    fn a_lease_is_confirmed_by_three_and_counts_from_the_question() {
+        let mut tenure = tenure();
+        assert!(tenure.take_ask(at(0)) && !tenure.take_ask(at(200)) && tenure.take_ask(at(250)));
+        assert_eq!(run(&mut tenure, 0..2000, &[0, 3, 5]), None);
+        let over = run(&mut tenure, 2000..9000, &[0, 3]);
+        assert_eq!(over, Some((3000, TenureEnd::LeaseOver(at(1050)))));
+    }
+
+    #[test]
+    fn an_instance_that_stood_still_asks_before_it_ends() {
+        let mut tenure = tenure();
+        assert_eq!(run(&mut tenure, 0..500, &[0, 1, 2]), None);
+        assert_eq!(tenure.check(|_| true, at(60_000)), Ok(()), "nobody was asked meanwhile");
+        assert_eq!(run(&mut tenure, 60_050..70_000, &[0, 1, 2]), None);
+        assert_eq!(tenure.check(|_| true, at(90_000)), Ok(()));
+        let over = run(&mut tenure, 90_050..99_000, &[]).map(|(now, _)| now);
+        assert_eq!(over, Some(90_500), "and does not wait longer than for the answers");
+    }
+}

@@ -1,0 +1,187 @@
+//! What may be believed of what the members of a group say of themselves.
+//!
+//! A member may be damaged, or may have been lied to by a stranger. So what it says is a *claim*, and a segment takes
+//! over from its peers only what so many of them claim that a write quorum must have stored it:
+//!
+//! * a **history**, when a write quorum of members has it (or one that continues it). That is what the recovery that
+//!   made it had to reach before its writer could start. With fewer the writer itself brings it, which is authorized
+//!   by its promise and needs nobody's word;
+//! * a **durable point**, when a read quorum of members claims the very same point under the very same history, and has
+//!   the group's records up to it. While the stream moves they rarely agree on one; then a read quorum that is at least
+//!   as far makes durable what this segment has itself: the point is then a record of its own chain.
+//!
+//! Two liars of six can so make no honest segment believe anything. What is not defended: three liars for durable
+//! points, four for histories.
+
+use std::collections::BTreeMap;
+
+use borealis_types::{EpochHistory, Lsn, NodeId, VolumeEpoch};
+
+use crate::DurablePoint;
+use crate::quorum_set::QuorumSets;
+use crate::segment::{Segment, SegmentSummary};
+
+/// Openings of a history at most. A history of this length, once for each of a volume's groups, fits into one frame and
+/// one log entry.
+pub const HISTORY_OPENINGS_MAX: usize = 16_384;
+
+/// How far an epoch may lie above the one known before. Each start of an instance takes one.
+pub const EPOCH_STEP_MAX: u64 = 1 << 20;
+
+/// What was last heard of each member but this one.
+pub type Claims = BTreeMap<NodeId, SegmentSummary>;
+
+/// Why a history cannot be of a volume, whoever sent it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Implausible {
+    /// It has more openings than any node keeps.
+    #[error("a history of {0} openings; a volume has at most {HISTORY_OPENINGS_MAX}")]
+    TooLong(usize),
+    /// Its epoch is far above what is known.
+    #[error("epoch {wanted} after epoch {known}: no volume opens so many at once")]
+    TooFar {
+        /// The epoch of the request.
+        wanted: VolumeEpoch,
+        /// The newest one known here.
+        known: VolumeEpoch,
+    },
+}
+
+/// Checks that an epoch is one that a volume which knows `known` can have reached.
+///
+/// # Errors
+/// If it is not.
+pub fn check_epoch(known: VolumeEpoch, wanted: VolumeEpoch) -> Result<(), Implausible> {
+    if wanted.0.saturating_sub(known.0) > EPOCH_STEP_MAX {
+        return Err(Implausible::TooFar { wanted, known });
+    }
+    Ok(())
+}
+
+/// Checks the bounds of a history that came from outside, at a segment that knows of epoch `known`.
+///
+/// # Errors
+/// If it is beyond one of them.
+pub fn check_history(known: VolumeEpoch, history: &EpochHistory) -> Result<(), Implausible> {
+    let count = history.openings().len();
+    if count > HISTORY_OPENINGS_MAX {
+        return Err(Implausible::TooLong(count));
+    }
+    check_epoch(known, history.newest_epoch())
+}
+
+/// Whether a history is an earlier one, or that one with more openings behind it.
+#[must_use]
+pub fn continues(history: &EpochHistory, earlier: &EpochHistory) -> bool {
+    history.openings().starts_with(earlier.openings())
+}
+
+/// What a member says of epochs: the newest it is promised to, and the newest it has the history of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EpochClaim {
+    /// Who says it.
+    pub node: NodeId,
+    /// The newest epoch that it is promised to.
+    pub promised: VolumeEpoch,
+    /// The newest epoch that it has the history of.
+    pub installed: VolumeEpoch,
+}
+
+/// The newest epoch of which one member has the history and another at least the promise: nobody installs what a write
+/// quorum was not promised before, so what one member alone has heard of does not count.
+#[must_use]
+pub fn newest_installed(claims: &[EpochClaim]) -> VolumeEpoch {
+    let is_known = |claim: &&EpochClaim| {
+        claims.iter().any(|other| other.node != claim.node && other.promised >= claim.installed)
+    };
+    claims.iter().filter(is_known).map(|claim| claim.installed).max().unwrap_or_default()
+}
+
+/// The newest history that is above what the segment of `own` has and that a write quorum of members has stored.
+#[must_use]
+pub fn credible_history(
+    members: &QuorumSets,
+    own: NodeId,
+    segment: &Segment,
+    claims: &Claims,
+) -> Option<EpochHistory> {
+    let (known, promised) = (segment.history().newest_epoch(), segment.promise().epoch);
+    let mut candidates: Vec<&EpochHistory> = claims.values().map(|claim| &claim.history).collect();
+    candidates.sort_by_key(|history| std::cmp::Reverse(history.newest_epoch()));
+    candidates
+        .into_iter()
+        .take_while(|history| history.newest_epoch() > known)
+        // The recovery that a newer promise was given to decides about all that is older.
+        .take_while(|history| history.newest_epoch() >= promised)
+        .filter(|history| check_history(promised, history).is_ok())
+        .find(|candidate| {
+            // Our own does not count: it is older.
+            members.is_write_quorum(|node| {
+                node != own && claims.get(&node).is_some_and(|claim| continues(&claim.history, candidate))
+            })
+        })
+        .cloned()
+}
+
+/// The furthest durable point that a read quorum of other members vouches for, if it is news to the segment of `own`.
+#[must_use]
+pub fn credible_durable(
+    members: &QuorumSets,
+    own: NodeId,
+    segment: &Segment,
+    claims: &Claims,
+) -> Option<DurablePoint> {
+    let known = segment.known_durable().volume.end;
+    let vouched: BTreeMap<NodeId, DurablePoint> = claims
+        .iter()
+        .filter(|(node, claim)| **node != own && claim.history == *segment.history() && is_possible(claim))
+        .map(|(&node, claim)| (node, claim.known_durable))
+        .filter(|(_, point)| point.volume.end > known)
+        .collect();
+    let mut ends: Vec<Lsn> = vouched.values().map(|point| point.volume.end).collect();
+    ends.sort_unstable();
+    let reached = |end: Lsn| {
+        members.is_read_quorum(|node| vouched.get(&node).is_some_and(|point| point.volume.end >= end))
+    };
+    let through = ends.into_iter().rev().find(|&end| reached(end))?;
+    let same = |point: &DurablePoint| members.is_read_quorum(|node| vouched.get(&node) == Some(point));
+    let agreed = vouched.values().copied().filter(same).max_by_key(|point| point.volume.end);
+    // All up to there is durable, so also our own last record that is not after it: and that one we know exactly.
+    let of_chain = segment
+        .last_uncertain_through(through)
+        .map(|span| DurablePoint { volume: span, group_tail: span.end });
+    agreed.into_iter().chain(of_chain).max_by_key(|point| point.volume.end)
+}
+
+/// The highest position below which nobody reads any more, as a read quorum of other members says; never above what the
+/// segment of `own` knows to be durable.
+#[must_use]
+pub fn credible_minimum_read_point(
+    members: &QuorumSets,
+    own: NodeId,
+    segment: &Segment,
+    claims: &Claims,
+) -> Option<Lsn> {
+    let said = |node: NodeId| {
+        let claim = claims.get(&node).filter(|_| node != own)?;
+        (claim.history == *segment.history()).then_some(claim.minimum_read_point)
+    };
+    let mut points: Vec<Lsn> = claims.keys().filter_map(|&node| said(node)).collect();
+    points.sort_unstable();
+    points
+        .into_iter()
+        .rev()
+        .find(|&point| members.is_read_quorum(|node| said(node).is_some_and(|own| own >= point)))
+        .map(|point| point.min(segment.known_durable().volume.end))
+        .filter(|&point| point > segment.minimum_read_point())
+}
+
+/// Whether a member can truthfully vouch for its durable point: it has the group's records up to there, and the group
+/// does not end after the volume.
+fn is_possible(claim: &SegmentSummary) -> bool {
+    let DurablePoint { volume, group_tail } = claim.known_durable;
+    group_tail <= volume.end && volume.start <= volume.end && claim.complete.end >= group_tail
+}
+
+#[cfg(test)]
+mod tests;

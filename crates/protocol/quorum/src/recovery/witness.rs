@@ -1,0 +1,213 @@
+//! Which of the fenced members' words a recovery goes by.
+//!
+//! With all members honest every word of each is true, and the most that anyone knows would do. One of them may be broken
+//! or may have been lied to, though. So what decides is vouched for by a second member, and who says what all others
+//! rule out is left out of account, as if it had not answered:
+//!
+//! * **The newest history.** One that two members have is believed. One that a single member has may be of a recovery that
+//!   died while it installed; then a write quorum was promised that epoch before, so at least one more of any four. If
+//!   none of the others ever was, or two of them know more to be durable than it keeps, nobody made this history, and the
+//!   member is left out. Otherwise it is passed over as
+//!   soon as a write quorum has answered beside that member: had its recovery completed, two of them would have it. Only
+//!   when no fifth member answers for a while is it believed.
+//! * **Known durable points.** What was durable when it was said is complete on four members of each group, two of which
+//!   are among any four. So the walk starts at the second highest point, and must reach the highest. If it does not, whoever
+//!   said it is left out, and the rest is asked anew: four members are enough without it.
+//! * **Where a group ends.** No member whose history is the one believed may have a record of the group between that end
+//!   and the volume's.
+//!
+//! A volume that is opened through the survivors of a greater loss ([`QuorumSets::survivors`]) has no second witness to
+//! ask for: perhaps one of three survivors is all that is left of a write quorum. There each member is believed.
+//!
+//! A member that is left out makes the recovery wait for another; it never makes it cut. What is not defended: two broken
+//! members of those that answer; one of just four that lies about a newer history after another recovery, of an epoch at
+//! least as high, began and failed; and records that a broken member invents after the last one that is durable.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use borealis_types::{EpochHistory, GroupId, NodeId, VolumeEpoch};
+
+use super::{Decision, Failure, Group, Recovery, Request};
+use crate::DurablePoint;
+use crate::evidence::continues;
+#[cfg(doc)]
+use crate::quorum_set::QuorumSets;
+use crate::segment::SegmentSummary;
+
+/// What the fenced members' histories come to.
+pub(super) enum Newest {
+    /// The history by which records count.
+    Believed(EpochHistory),
+    /// A single member has a newer one; a fifth member would decide.
+    Unclear,
+    /// This member has one that nobody can have made.
+    Invented(NodeId),
+}
+
+impl<Handle: Clone> Recovery<Handle> {
+    /// The newest history that is believed. `waited`: whether those who have not answered had their time.
+    pub(super) fn newest_history(&self, waited: bool) -> Result<Newest, Failure> {
+        self.refuse_premature_openings()?;
+        let mut owners: BTreeMap<VolumeEpoch, Vec<(&EpochHistory, GroupId)>> = BTreeMap::new();
+        for (id, group) in self.group_ids().zip(&self.groups) {
+            for summary in group.summaries.values() {
+                let known = owners.entry(summary.history.newest_epoch()).or_default();
+                if !known.iter().any(|(history, _)| **history == summary.history) {
+                    known.push((&summary.history, id));
+                }
+            }
+        }
+        for (epoch, histories) in owners.into_iter().rev() {
+            if epoch == VolumeEpoch(0) {
+                break;
+            }
+            let of = |history| self.nodes_with(history);
+            let vouched: Vec<_> = histories
+                .iter()
+                .filter(|(history, _)| of(history).len() >= self.witnesses_needed())
+                .collect();
+            let (chosen, group) = match (vouched.as_slice(), histories.as_slice()) {
+                ([one], _) => **one,
+                ([], [one]) => *one,
+                (_, several) => {
+                    let group = several.first().map_or(GroupId(0), |(_, group)| *group);
+                    return Err(self.contradiction(group, "history"));
+                }
+            };
+            let nodes = of(chosen);
+            let Some(&alone) = nodes.first() else { return Err(self.contradiction(group, "history")) };
+            if nodes.len() >= self.witnesses_needed() {
+                return Ok(Newest::Believed(chosen.clone()));
+            }
+            if !self.others_were_promised(epoch, alone) || self.is_contradicted(chosen, alone) {
+                return Ok(Newest::Invented(alone));
+            }
+            let is_other = |group: &Group<Handle>, node| node != alone && group.summaries.contains_key(&node);
+            if self.groups.iter().all(|group| group.members.is_write_quorum(|node| is_other(group, node))) {
+                continue;
+            }
+            return Ok(if waited { Newest::Believed(chosen.clone()) } else { Newest::Unclear });
+        }
+        Ok(Newest::Believed(EpochHistory::default()))
+    }
+
+    /// Nobody opens an epoch without a promise of it, and this one was promised to us, who have not yet.
+    fn refuse_premature_openings(&self) -> Result<(), Failure> {
+        // Only of the write quorum that answered first: a later member may have our own opening from a peer.
+        for (id, group) in self.group_ids().zip(&self.groups) {
+            let premature =
+                |summary: &&SegmentSummary| summary.history.newest_epoch() >= self.options.promise.epoch;
+            if let Some(summary) = group.summaries.values().find(premature) {
+                let position = summary.complete.end;
+                let what = "a history as new as the promise";
+                return Err(Failure::Contradiction { group: id, position, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// How many members must say what is to be believed.
+    fn witnesses_needed(&self) -> usize {
+        self.groups.iter().map(|group| group.members.witnesses_needed()).min().unwrap_or(1)
+    }
+
+    fn contradiction(&self, group: GroupId, what: &'static str) -> Failure {
+        let ends = self.group(group).summaries.values().map(|summary| summary.complete.end);
+        Failure::Contradiction { group, position: ends.max().unwrap_or_default(), what }
+    }
+
+    /// The members that have this history in some group, or one that continues it.
+    fn nodes_with(&self, history: &EpochHistory) -> BTreeSet<NodeId> {
+        let summaries = self.groups.iter().flat_map(|group| &group.summaries);
+        summaries.filter(|(_, summary)| continues(&summary.history, history)).map(|(&node, _)| node).collect()
+    }
+
+    /// Whether a member other than `alone` was promised `epoch` or a newer one before this recovery asked it; one whose
+    /// earlier promise is not known may have been.
+    fn others_were_promised(&self, epoch: VolumeEpoch, alone: NodeId) -> bool {
+        let answered = self.groups.iter().flat_map(|group| group.summaries.keys());
+        answered
+            .filter(|node| **node != alone)
+            .any(|node| self.promised_before.get(node).is_none_or(|before| *before >= epoch))
+    }
+
+    /// Whether a history cuts what two other members, with older ones, know to be durable.
+    fn is_contradicted(&self, history: &EpochHistory, alone: NodeId) -> bool {
+        let Some(newest) = history.newest() else { return false };
+        let knows_more = |(node, summary): (&NodeId, &SegmentSummary)| {
+            let is_older = summary.history.newest_epoch() < newest.epoch;
+            let more = summary.known_durable.volume.end > newest.last.end;
+            (*node != alone && is_older && more).then_some(*node)
+        };
+        let summaries = self.groups.iter().flat_map(|group| &group.summaries);
+        summaries.filter_map(knows_more).collect::<BTreeSet<_>>().len() >= 2
+    }
+
+    /// The durable point of a group that the walk begins at: the second highest that members know, so that one of them
+    /// alone cannot raise it; of survivors, the highest.
+    pub(super) fn known_durable(&self, id: GroupId) -> DurablePoint {
+        let points = known_points(self.group(id));
+        let witnessed = self.witnesses_needed() - 1;
+        let second = points.get(witnessed).or(points.first()).copied().unwrap_or_default();
+        let alike = |point: &DurablePoint| points.iter().filter(|other| *other == point).count();
+        let candidates = points.iter().filter(|point| point.volume.end == second.volume.end);
+        candidates.copied().max_by_key(|point| (alike(point), point.group_tail)).unwrap_or_default()
+    }
+
+    /// A member whose word about what is durable is ruled out by what was decided from the others'.
+    pub(super) fn implausible_member(&self, decision: &Decision) -> Option<NodeId> {
+        self.group_ids().zip(&self.groups).find_map(|(id, group)| {
+            let base = self.known_durable(id);
+            let is_ruled_out = |summary: &SegmentSummary| {
+                let said = summary.known_durable;
+                let differs = said.volume.end == base.volume.end && said != base;
+                said.volume.end > decision.durable.end || said.group_tail > said.volume.end || differs
+            };
+            group.summaries.iter().find(|(_, summary)| is_ruled_out(summary)).map(|(&node, _)| node)
+        })
+    }
+
+    /// Refuses a decision by which a group ends before a record of it that stays.
+    pub(super) fn check_group_ends(&self, decision: &Decision) -> Result<(), Failure> {
+        let Some(base) = &self.base_history else { return Ok(()) };
+        for (id, group) in self.group_ids().zip(&self.groups) {
+            let tail = decision.tails[usize::from(id.0)];
+            let has_more = |summary: &&SegmentSummary| {
+                let end = summary.complete.end;
+                summary.history == *base && end > tail && end <= decision.durable.end
+            };
+            if let Some(summary) = group.summaries.values().find(has_more) {
+                let position = summary.complete.end;
+                return Err(Failure::Contradiction { group: id, position, what: "the group's end" });
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on as if this member had not answered, from the first step after the fence.
+    pub(super) fn leave_out(&mut self, node: NodeId) {
+        self.left_out.insert(node);
+        self.base_history = None;
+        self.decision = None;
+        for group in &mut self.groups {
+            group.summaries.remove(&node);
+            group.tails.clear();
+            group.union.clear();
+        }
+        self.outstanding.retain(|request, _| matches!(request, Request::Fence(_)));
+    }
+
+    /// Members whose words the others' rule out: they count as absent, and need a person's look.
+    #[must_use]
+    pub fn left_out(&self) -> &BTreeSet<NodeId> {
+        &self.left_out
+    }
+}
+
+/// The durable points that members of a group know, highest first.
+fn known_points<Handle>(group: &Group<Handle>) -> Vec<DurablePoint> {
+    let mut points: Vec<DurablePoint> =
+        group.summaries.values().map(|summary| summary.known_durable).collect();
+    points.sort_by_key(|point| std::cmp::Reverse(point.volume.end));
+    points
+}

@@ -1,0 +1,75 @@
+//! A node whose words are not true: broken, or lied to by a stranger.
+
+use borealis_quorum::segment::SegmentSummary;
+use borealis_types::{EpochHistory, EpochOpening, Lsn, RecordSpan, ServerVersion, VolumeEpoch};
+
+use crate::random::Random;
+
+/// Beyond everything that a run writes.
+const FAR: u64 = 1 << 32;
+
+/// What one node tells its peers and recoveries of its segments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lie {
+    /// That the volume is durable far beyond its end.
+    DurableFar,
+    /// That another record ends where the durable ones do.
+    DurableElsewhere,
+    /// That a recovery opened an epoch where this node knows all to be durable, and cut what comes after.
+    HistoryThatCuts,
+    /// That a recovery opened an epoch far beyond the volume's end.
+    HistoryFar,
+    /// That it has nothing and knows of nothing, as after a disk was rolled back.
+    RolledBack,
+}
+
+impl Lie {
+    /// Any of them.
+    pub fn draw(random: &mut Random) -> Lie {
+        let all =
+            [Lie::DurableFar, Lie::DurableElsewhere, Lie::HistoryThatCuts, Lie::HistoryFar, Lie::RolledBack];
+        all[random.below(all.len() as u64) as usize]
+    }
+
+    /// What it makes of the truth.
+    #[must_use]
+    pub fn told(self, truth: SegmentSummary) -> SegmentSummary {
+        let mut told = truth;
+        let known = told.known_durable.volume;
+        match self {
+            Lie::DurableFar => durable_far(&mut told),
+            Lie::DurableElsewhere => told.known_durable.volume.start = Lsn(known.start.0 + 1),
+            Lie::HistoryThatCuts => open_next(&mut told, known),
+            Lie::HistoryFar => {
+                durable_far(&mut told);
+                let far = told.known_durable.volume;
+                open_next(&mut told, far);
+            }
+            Lie::RolledBack => {
+                told.history = EpochHistory::default();
+                told.complete = RecordSpan::NONE;
+                told.known_durable = Default::default();
+                told.minimum_read_point = Lsn::ZERO;
+            }
+        }
+        told
+    }
+}
+
+fn durable_far(told: &mut SegmentSummary) {
+    let end = Lsn(told.known_durable.volume.end.0 + FAR);
+    told.known_durable.volume = RecordSpan { start: Lsn(end.0 - 8), end };
+    told.known_durable.group_tail = end;
+    told.complete = told.known_durable.volume;
+    told.minimum_read_point = end;
+}
+
+/// Adds an opening of an epoch that nobody was ever promised: before the one of the recovery that asks, if one does.
+fn open_next(told: &mut SegmentSummary, last: RecordSpan) {
+    let (promised, newest) = (told.promised.epoch.0, told.history.newest_epoch().0);
+    let epoch = VolumeEpoch(if promised > newest { promised - 1 } else { newest + 1 });
+    if told.history.newest().is_none_or(|newest| newest.last.end <= last.end) && epoch.0 > newest {
+        told.history.push(EpochOpening { epoch, last, server_version: ServerVersion::NEWEST_TESTED });
+        told.promised.epoch = told.promised.epoch.max(epoch);
+    }
+}

@@ -1,0 +1,60 @@
+//! Whether instances end when they have to, and not otherwise.
+
+use borealis_compute::ship::TenureEnd;
+use borealis_types::{VolumeEpoch, WRITE_QUORUM};
+
+use super::World;
+use crate::writer::LEASE;
+
+/// From the end of a lease until the instance looks at the clock.
+const LOOK_MS: u64 = 300;
+
+impl World {
+    /// An instance of `epoch` ended by itself while `ready` nodes took its batches.
+    pub(super) fn check_end(
+        &mut self,
+        epoch: VolumeEpoch,
+        end: TenureEnd,
+        ready: usize,
+    ) -> Result<(), String> {
+        match end {
+            TenureEnd::Replaced(by) => {
+                self.coverage.count("writers that ended as replaced");
+                let group_ids = || self.nodes[0].summaries().into_iter().map(|summary| summary.group);
+                let is_newer = |node: &&crate::node::SimNode| {
+                    group_ids().any(|group| node.segment(group).history().newest_epoch() > epoch)
+                };
+                let count = self.nodes.iter().filter(is_newer).count();
+                if count < 2 {
+                    return Err(format!("epoch {epoch} ended as replaced by {by}, which {count} nodes know"));
+                }
+            }
+            TenureEnd::Outvoted(by) => {
+                self.coverage.count("writers that ended as outvoted");
+                if ready >= WRITE_QUORUM {
+                    return Err(format!(
+                        "epoch {epoch} ended because of {by}, with {ready} nodes left to it"
+                    ));
+                }
+            }
+            TenureEnd::LeaseOver(_) => self.coverage.count("writers whose lease was over"),
+        }
+        Ok(())
+    }
+
+    /// An instance that is alive must not have had a successor for longer than its lease.
+    pub(super) fn check_lease(&self, id: u32) -> Result<(), String> {
+        let Some(compute) = self.computes.get(&id) else { return Ok(()) };
+        if compute.stubborn || compute.is_stopped() || compute.positions().is_none() {
+            return Ok(());
+        }
+        let epoch = compute.promise.epoch;
+        let Some((newer, since)) = self.opened.iter().find(|(newer, _)| **newer > epoch) else {
+            return Ok(());
+        };
+        if self.now > since + LEASE.as_millis() as u64 + LOOK_MS {
+            return Err(format!("epoch {epoch} goes on, though epoch {newer} was opened at {since} ms"));
+        }
+        Ok(())
+    }
+}

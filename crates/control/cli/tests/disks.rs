@@ -75,6 +75,9 @@ fn a_disk_that_fills_up_stops_its_node_from_taking_redo_and_nothing_is_lost() {
         Command::new("sh").args(["-c", "cat /dev/zero > \"$0\" 2> /dev/null || true"]).arg(&filler).status();
     assert!(full.expect("sh runs").success());
     cluster.eventually("the node says that its disk is full", Duration::from_secs(10), say_full);
+    let why = node_field(&cluster, NODE, "hindrance").to_string();
+    let is_as_configured = why.contains("64 are kept free") || why.contains("80 are kept free");
+    assert!(is_as_configured, "64 MiB, and a quarter more to go on: {why}");
     let before = ledger.acknowledged();
     cluster.client_program("pgbench", &["-i", "-q", "-s", "3"]);
     let pgbench = cluster.client_program("pgbench", &["-n", "-c", "4", "-T", "5"]);

@@ -179,6 +179,7 @@ impl Cluster {
         config.detached = true;
         config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
         config.groups = self.membership();
+        config.free_space_min_bytes = kept_free_space(&config);
         Ok(config)
     }
 
@@ -339,6 +340,13 @@ fn shim_library() -> anyhow::Result<PathBuf> {
             program.display()
         )
     })
+}
+
+/// How much space an operator wants to be kept free, from the configuration of before: the catalog does not know it.
+fn kept_free_space(config: &NodeConfig) -> Option<u64> {
+    let text = std::fs::read(config.file()).ok()?;
+    let before: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    before.get("free_space_min_bytes")?.as_u64()
 }
 
 /// Writes a node's configuration into the node's folder; returns the file's name.

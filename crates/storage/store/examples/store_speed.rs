@@ -4,6 +4,7 @@
 //! one line a figure to standard output.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -68,6 +69,47 @@ fn block(number: u32) -> PageKey {
 fn report(what: &str, count: u64, took: Duration) {
     let each = took.as_secs_f64() / count as f64;
     println!("{what}: {:.0} a second, {:.1} microseconds each", 1.0 / each, each * 1e6);
+}
+
+/// Commits one after the other, with and without a thread that notes once a second how far the log is durable, as a node
+/// does.
+fn measure_notes(store: &Store, writer: &mut Writer, origin: Origin) -> Result<()> {
+    const ARM: Duration = Duration::from_secs(4);
+    for is_noting in [false, true, false, true, false, true] {
+        let mut latencies_us = Vec::new();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| -> Result<()> {
+            if is_noting {
+                scope.spawn(|| {
+                    while !ended.load(Ordering::Relaxed) {
+                        let _ = store.note_synced();
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                });
+            }
+            let begin = Instant::now();
+            while begin.elapsed() < ARM {
+                let commit = Instant::now();
+                let appended = store.append(&writer.commits(1), origin)?;
+                store.sync(appended.sequence)?;
+                writer.durable = writer.last;
+                latencies_us.push(commit.elapsed().as_micros());
+            }
+            ended.store(true, Ordering::Relaxed);
+            Ok(())
+        })?;
+        latencies_us.sort_unstable();
+        let at = |share: f64| latencies_us[(latencies_us.len() as f64 * share) as usize];
+        println!(
+            "commits {} notes: {:.0} a second, p50 {} us, p99 {} us, p99.9 {} us",
+            if is_noting { "with" } else { "without" },
+            latencies_us.len() as f64 / ARM.as_secs_f64(),
+            at(0.5),
+            at(0.99),
+            at(0.999)
+        );
+    }
+    Ok(())
 }
 
 #[expect(clippy::too_many_lines, reason = "one measurement after the other")]
@@ -141,6 +183,7 @@ fn main() -> Result<()> {
         report(&format!("batches of {count} commits, appended and synced"), rounds, begin.elapsed());
         report("  of that, in the sync", rounds, synced);
     }
+    measure_notes(&store, &mut writer, origin)?;
     let begin = Instant::now();
     let rounds = 1000;
     let mut taken = 0;

@@ -109,25 +109,8 @@ impl Store {
         )?;
         let mut segments = BTreeMap::new();
         for segment in stored {
-            let chain = checkpoint::restore_chain(&directory, segment.chain)?;
-            let group = chain.group();
-            let certain = chain.known_durable().volume.end.min(chain.minimum_read_point());
-            if segment.materialized.lsn > certain {
-                let what = format!(
-                    "group {group} is materialized through {}, where somebody may read or records may be truncated",
-                    segment.materialized.lsn
-                );
-                return Err(StoreError::corrupt(directory.checkpoint().display().to_string(), what));
-            }
-            let pages = PageFiles::new(
-                Arc::clone(directory.disk()),
-                directory.segment(group),
-                identity.node,
-                group,
-                seal,
-            );
-            pages.check_present(segment.materialized.extents.values().map(|extent| extent.region))?;
-            segments.insert(group, HostedSegment::new(chain, segment.materialized, pages));
+            let hosted = restore_segment(&directory, &identity, seal, segment)?;
+            segments.insert(hosted.group(), hosted);
         }
         if !segments.keys().eq(&identity.groups) {
             return Err(StoreError::directory(&directory.checkpoint(), "names other groups than `identity`"));
@@ -167,4 +150,27 @@ impl Store {
             _lock: lock,
         })
     }
+}
+
+/// A segment as its checkpoint has it.
+fn restore_segment(
+    directory: &Directory,
+    identity: &Identity,
+    seal: u128,
+    segment: CheckpointedSegment,
+) -> Result<HostedSegment, StoreError> {
+    let chain = checkpoint::restore_chain(directory, segment.chain)?;
+    let group = chain.group();
+    let certain = chain.known_durable().volume.end.min(chain.minimum_read_point());
+    if segment.materialized.lsn > certain {
+        let what = format!(
+            "group {group} is materialized through {}, where somebody may read or records may be truncated",
+            segment.materialized.lsn
+        );
+        return Err(StoreError::corrupt(directory.checkpoint().display().to_string(), what));
+    }
+    let disk = Arc::clone(directory.disk());
+    let pages = PageFiles::new(disk, directory.segment(group), identity.node, group, seal);
+    pages.check_present(segment.materialized.extents.values().map(|extent| extent.region))?;
+    Ok(HostedSegment::new(chain, segment.materialized, pages))
 }

@@ -91,10 +91,7 @@ impl Store {
             };
             count(&self.counters.log_syncs, 1);
             // Earlier files were synced before the active one began.
-            let synced = active.file.sync_data().map_err(StoreError::io("sync", &active.path));
-            synced.map_err(|error| self.poisoned(&error))?;
-            // The kernel tells one of those who sync at the same time, and not the others.
-            self.check_poison()?;
+            active.sync().map_err(|error| self.poisoned(&error))?;
             Ok(end)
         })
     }

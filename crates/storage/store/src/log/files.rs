@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use borealis_types::invariant;
 
@@ -19,9 +19,30 @@ pub(crate) struct LogFile {
     pub file: Arc<dyn DiskFile>,
     /// Entries end at or before this offset; the file may be shorter.
     pub(super) size: u64,
+    /// A sync of it failed. Held during a sync.
+    sync_failed: Mutex<bool>,
 }
 
 impl LogFile {
+    pub(super) fn new(number: u32, path: PathBuf, file: Arc<dyn DiskFile>, size: u64) -> LogFile {
+        LogFile { number, path, file, size, sync_failed: Mutex::new(false) }
+    }
+
+    /// Makes what was written durable. Once it failed it fails for ever, for everybody: of those who sync at the same time
+    /// the kernel tells one, and the others succeed.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`].
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        let mut failed = self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *failed {
+            return Err(StoreError::Poisoned(format!("an earlier sync of {} failed", self.path.display())));
+        }
+        let synced = self.file.sync_data().map_err(StoreError::lost("sync", &self.path));
+        *failed = synced.is_err();
+        synced
+    }
+
     /// Reads `length` bytes into `bytes`, replacing what it held.
     pub(crate) fn read_into(
         &self,
@@ -92,13 +113,33 @@ impl LogFiles {
         if let Some(before) = files.get_mut(&(file.number.wrapping_sub(1)))
             && let Ok(reopened) = self.disk.open_one_of_many(&before.path, OpenMode::Write)
         {
-            let LogFile { number, ref path, size, .. } = **before;
-            *before = Arc::new(LogFile { number, path: path.clone(), file: reopened, size });
+            *before = Arc::new(LogFile::new(before.number, before.path.clone(), reopened, before.size));
         }
         files.insert(file.number, file);
     }
 
     pub(super) fn remove(&self, number: u32) -> Option<Arc<LogFile>> {
         self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::disk::memory::{MemoryDisk, Operation};
+
+    #[test]
+    fn a_sync_that_failed_for_one_fails_for_all() {
+        let disk = MemoryDisk::default();
+        disk.create_folder(Path::new("/log")).unwrap();
+        let path = PathBuf::from("/log/1");
+        let file = disk.open(&path, OpenMode::Create).unwrap();
+        let file = LogFile::new(1, path, file, 4096);
+        file.sync().unwrap();
+        disk.fail(Operation::Sync, "/log/1", 0);
+        assert!(file.sync().is_err());
+        assert!(file.sync().is_err(), "the kernel tells only one of two");
     }
 }

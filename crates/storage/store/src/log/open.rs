@@ -29,7 +29,7 @@ fn open_file(
     };
     let file = opened.map_err(StoreError::io("open", &path))?;
     let length = file.size_bytes().map_err(StoreError::io("stat", &path))?;
-    Ok(Arc::new(LogFile { number, path, file, size: length.max(file_bytes) }))
+    Ok(Arc::new(LogFile::new(number, path, file, length.max(file_bytes))))
 }
 
 /// The numbers of the log files in a folder.

@@ -218,7 +218,7 @@ impl Log {
     /// # Errors
     /// [`StoreError::Poisoned`] when a sync failed. After any other error nothing has happened.
     pub(super) fn roll(&mut self, bytes_needed: u64) -> Result<(), StoreError> {
-        self.active.file.sync_data().map_err(StoreError::lost("sync", &self.active.path))?;
+        self.active.sync()?;
         let number = self.active.number + 1;
         let size = self.file_bytes.max(FILE_HEADER_BYTES + bytes_needed);
         let mut spare = self.spare.take();
@@ -296,7 +296,7 @@ fn begin_file(
     };
     let file = make().map_err(StoreError::io("create", &path))?;
     disk.sync_folder(folder).map_err(StoreError::lost("sync", folder))?;
-    Ok(Arc::new(LogFile { number, path, file, size }))
+    Ok(Arc::new(LogFile::new(number, path, file, size)))
 }
 
 #[cfg(test)]
@@ -397,8 +397,9 @@ mod tests {
     #[should_panic(expected = "invariant log-files-ascend is broken")]
     fn no_log_file_is_left_out() {
         let (_, log) = log();
-        let LogFile { number, path, file, size } = &*log.active();
-        let (path, file) = (path.clone(), Arc::clone(file));
-        log.files().insert(Arc::new(LogFile { number: number + 2, path, file, size: *size }));
+        let active = log.active();
+        let beyond =
+            LogFile::new(active.number + 2, active.path.clone(), Arc::clone(&active.file), active.size);
+        log.files().insert(Arc::new(beyond));
     }
 }

@@ -177,6 +177,11 @@ impl Cluster {
         config.detached = true;
         config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
         config.groups = self.membership();
+        // The one value that a person may set in the node's own file.
+        let kept = std::fs::read(config.file()).ok();
+        if let Some(kept) = kept.and_then(|text| serde_json::from_slice::<NodeConfig>(&text).ok()) {
+            config.scrub_period_seconds = kept.scrub_period_seconds;
+        }
         Ok(config)
     }
 

@@ -17,6 +17,8 @@ use crate::segment::state::State;
 use crate::segment::trouble::{Cause, HealedPage};
 use crate::{Store, StoreError};
 
+/// Most pages of a segment that are kept in memory because peers brought them and no round has written them.
+const HEALED_MAX: usize = 1024;
 /// When this many rounds' worth of redo waits behind a record that cannot be applied, no more is taken.
 const STUCK_ROUNDS_MAX: u64 = 8;
 
@@ -49,6 +51,9 @@ impl Store {
             let lowest = segment.minimum_read_point().max(hosted.materialized.lsn);
             let lowest = if newest { certain.max(lowest) } else { lowest };
             let epoch = segment.history().newest_epoch();
+            if hosted.troubles.healed.len() >= HEALED_MAX {
+                continue;
+            }
             for (key, trouble) in &hosted.troubles.pages {
                 let lsn = lowest.max(trouble.since);
                 let is_healed = hosted.troubles.healed.contains_key(key);
@@ -129,12 +134,11 @@ impl Store {
         held: &HeldPage,
         writer: &PageWriter,
     ) -> Result<(), StoreError> {
+        let HeldPage::Failed { reason, steps, .. } = held else { return Ok(()) };
         let replaced = writer.next.materialized.held.get(key).map_or(0, HeldPage::size_bytes);
-        let needed = writer.next.materialized.held_bytes() - replaced + held.size_bytes();
-        if needed <= self.options.quarantine_limit_bytes {
+        if writer.held_bytes - replaced + held.size_bytes() <= self.options.quarantine_limit_bytes {
             return Ok(());
         }
-        let HeldPage::Failed { reason, steps, .. } = held else { return Ok(()) };
         let lsn = steps.first().map_or(Lsn::ZERO, |step| step.span.end);
         let limit = self.options.quarantine_limit_bytes;
         let reason = format!(

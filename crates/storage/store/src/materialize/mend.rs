@@ -13,8 +13,9 @@ use crate::append::offer::Origin;
 use crate::materialize::page_writer::PageWriter;
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
+use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
-use crate::segment::trouble::{Cause, HealedPage};
+use crate::segment::trouble::{Cause, HealedPage, Trouble};
 use crate::{Store, StoreError};
 
 /// Most pages of a segment that are kept in memory because peers brought them and no round has written them.
@@ -46,30 +47,22 @@ impl Store {
         let state = self.lock();
         let mut pages = Vec::new();
         for hosted in state.segments.values() {
-            let segment = &hosted.segment;
-            let certain = segment.known_durable().volume.end.min(segment.readable_through());
-            let lowest = segment.minimum_read_point().max(hosted.materialized.lsn);
-            let lowest = if newest { certain.max(lowest) } else { lowest };
-            let epoch = segment.history().newest_epoch();
             if hosted.troubles.healed.len() >= HEALED_MAX {
                 continue;
             }
-            for (key, trouble) in &hosted.troubles.pages {
-                let lsn = lowest.max(trouble.since);
-                let is_healed = hosted.troubles.healed.contains_key(key);
-                // A page that cannot be made as of an LSN which is not durable yet has to wait for that.
-                if is_healed || lsn > certain || pages.len() >= limit {
-                    continue;
-                }
-                pages.push(PageToHeal {
-                    group: hosted.group(),
-                    key: *key,
-                    at: ReadPoint { epoch, lsn },
-                    is_quarantined: trouble.cause == Cause::Redo,
-                });
-            }
+            let wanted = hosted.troubles.pages.iter();
+            let wanted = wanted.filter_map(|(key, trouble)| to_heal(hosted, key, trouble, newest));
+            pages.extend(wanted.take(limit - pages.len()));
         }
         pages
+    }
+
+    /// The same for one page, now: under load peers answer at an LSN for some milliseconds only.
+    #[must_use]
+    pub fn page_to_heal(&self, group: GroupId, key: &PageKey, newest: bool) -> Option<PageToHeal> {
+        let state = self.lock();
+        let hosted = state.segments.get(&group)?;
+        to_heal(hosted, key, hosted.troubles.pages.get(key)?, newest)
     }
 
     /// Takes a page as peers have it as of `at`; `None` if it does not exist then. Returns whether it was taken: not if
@@ -170,6 +163,24 @@ impl Store {
         ))
         .into())
     }
+}
+
+/// What to ask peers for instead of a page that cannot be made, if they can replace it now.
+fn to_heal(hosted: &HostedSegment, key: &PageKey, trouble: &Trouble, newest: bool) -> Option<PageToHeal> {
+    let segment = &hosted.segment;
+    let certain = segment.known_durable().volume.end.min(segment.readable_through());
+    let lowest = segment.minimum_read_point().max(hosted.materialized.lsn);
+    let lsn = trouble.since.max(if newest { certain.max(lowest) } else { lowest });
+    // A page that cannot be made as of an LSN which is not durable yet has to wait for that.
+    if hosted.troubles.healed.contains_key(key) || lsn > certain {
+        return None;
+    }
+    Some(PageToHeal {
+        group: hosted.group(),
+        key: *key,
+        at: ReadPoint { epoch: segment.history().newest_epoch(), lsn },
+        is_quarantined: trouble.cause == Cause::Redo,
+    })
 }
 
 impl State {

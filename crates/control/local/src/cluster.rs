@@ -179,7 +179,7 @@ impl Cluster {
         config.detached = true;
         config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
         config.groups = self.membership();
-        config.free_space_min_bytes = kept_free_space(&config);
+        keep_what_a_person_set(&mut config);
         Ok(config)
     }
 
@@ -342,11 +342,14 @@ fn shim_library() -> anyhow::Result<PathBuf> {
     })
 }
 
-/// How much space an operator wants to be kept free, from the configuration of before: the catalog does not know it.
-fn kept_free_space(config: &NodeConfig) -> Option<u64> {
-    let text = std::fs::read(config.file()).ok()?;
-    let before: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    before.get("free_space_min_bytes")?.as_u64()
+/// The values that a person may set in the node's own file stay as they are there.
+fn keep_what_a_person_set(config: &mut NodeConfig) {
+    let kept = std::fs::read(config.file()).ok();
+    let kept = kept.and_then(|text| serde_json::from_slice::<NodeConfig>(&text).ok());
+    if let Some(kept) = kept {
+        config.free_space_min_bytes = kept.free_space_min_bytes;
+        config.scrub_period_seconds = kept.scrub_period_seconds;
+    }
 }
 
 /// Writes a node's configuration into the node's folder; returns the file's name.

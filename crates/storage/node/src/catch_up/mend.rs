@@ -21,6 +21,8 @@ use crate::line_throttle::LineThrottle;
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Pages asked for before the next look: a round writes them, and then they take no memory.
 const PAGES_AT_ONCE: usize = 256;
+/// How often a page is asked for at another LSN before the next page.
+const ATTEMPTS: usize = 6;
 /// Peers of the same release fail at the same record, so a page in quarantine is asked for seldom.
 const QUARANTINE_INTERVAL: Duration = Duration::from_secs(60);
 /// Redo asked for at a time.
@@ -59,11 +61,9 @@ impl Mender {
     /// The body of the thread.
     pub(crate) fn run_until_stopped(&self) {
         let mut quarantined_asked: BTreeMap<(GroupId, PageKey), Instant> = BTreeMap::new();
-        let (mut seen_wakes, mut newest) = (0, false);
+        let mut seen_wakes = 0;
         while self.known.wait(&mut seen_wakes, INTERVAL, false) {
-            // The two LSNs that peers can be asked at have different weaknesses, so they take turns.
-            newest = !newest;
-            let mut pages = self.store.pages_to_heal(PAGES_AT_ONCE, newest);
+            let mut pages = self.store.pages_to_heal(PAGES_AT_ONCE, true);
             pages.retain(|page| {
                 let asked = quarantined_asked.get(&(page.group, page.key));
                 !page.is_quarantined || asked.is_none_or(|asked| asked.elapsed() >= QUARANTINE_INTERVAL)
@@ -83,6 +83,17 @@ impl Mender {
     }
 
     fn heal(&self, peers: &mut Peers<'_>, page: &PageToHeal) {
+        // The two LSNs that peers can be asked at have different weaknesses, so they take turns.
+        for newest in [true, false].into_iter().cycle().take(ATTEMPTS) {
+            match self.store.page_to_heal(page.group, &page.key, newest) {
+                Some(now) if !self.heal_now(peers, &now) => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// Asks peers at one LSN; returns whether two agreed.
+    fn heal_now(&self, peers: &mut Peers<'_>, page: &PageToHeal) -> bool {
         let mut answers: Vec<Answer> = Vec::new();
         let mut refusals = Vec::new();
         for peer in self.members(page.group) {
@@ -91,7 +102,7 @@ impl Mender {
                 Ok(answer) => {
                     if answers.contains(&answer) {
                         self.take(page, answer);
-                        return;
+                        return true;
                     }
                     answers.push(answer);
                 }
@@ -104,6 +115,7 @@ impl Mender {
                 why = refusals.first(), "no two peers gave the same copy of a damaged page yet"
             );
         }
+        false
     }
 
     fn take(&self, page: &PageToHeal, answer: Answer) {

@@ -13,10 +13,13 @@ use crate::append::offer::Origin;
 use crate::materialize::page_writer::PageWriter;
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
+use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
-use crate::segment::trouble::{Cause, HealedPage};
+use crate::segment::trouble::{Cause, HealedPage, Trouble};
 use crate::{Store, StoreError};
 
+/// Most pages of a segment that are kept in memory because peers brought them and no round has written them.
+const HEALED_MAX: usize = 1024;
 /// When this many rounds' worth of redo waits behind a record that cannot be applied, no more is taken.
 const STUCK_ROUNDS_MAX: u64 = 8;
 
@@ -44,27 +47,22 @@ impl Store {
         let state = self.lock();
         let mut pages = Vec::new();
         for hosted in state.segments.values() {
-            let segment = &hosted.segment;
-            let certain = segment.known_durable().volume.end.min(segment.readable_through());
-            let lowest = segment.minimum_read_point().max(hosted.materialized.lsn);
-            let lowest = if newest { certain.max(lowest) } else { lowest };
-            let epoch = segment.history().newest_epoch();
-            for (key, trouble) in &hosted.troubles.pages {
-                let lsn = lowest.max(trouble.since);
-                let is_healed = hosted.troubles.healed.contains_key(key);
-                // A page that cannot be made as of an LSN which is not durable yet has to wait for that.
-                if is_healed || lsn > certain || pages.len() >= limit {
-                    continue;
-                }
-                pages.push(PageToHeal {
-                    group: hosted.group(),
-                    key: *key,
-                    at: ReadPoint { epoch, lsn },
-                    is_quarantined: trouble.cause == Cause::Redo,
-                });
+            if hosted.troubles.healed.len() >= HEALED_MAX {
+                continue;
             }
+            let wanted = hosted.troubles.pages.iter();
+            let wanted = wanted.filter_map(|(key, trouble)| to_heal(hosted, key, trouble, newest));
+            pages.extend(wanted.take(limit - pages.len()));
         }
         pages
+    }
+
+    /// The same for one page, now: under load peers answer at an LSN for some milliseconds only.
+    #[must_use]
+    pub fn page_to_heal(&self, group: GroupId, key: &PageKey, newest: bool) -> Option<PageToHeal> {
+        let state = self.lock();
+        let hosted = state.segments.get(&group)?;
+        to_heal(hosted, key, hosted.troubles.pages.get(key)?, newest)
     }
 
     /// Takes a page as peers have it as of `at`; `None` if it does not exist then. Returns whether it was taken: not if
@@ -129,12 +127,11 @@ impl Store {
         held: &HeldPage,
         writer: &PageWriter,
     ) -> Result<(), StoreError> {
+        let HeldPage::Failed { reason, steps, .. } = held else { return Ok(()) };
         let replaced = writer.next.materialized.held.get(key).map_or(0, HeldPage::size_bytes);
-        let needed = writer.next.materialized.held_bytes() - replaced + held.size_bytes();
-        if needed <= self.options.quarantine_limit_bytes {
+        if writer.held_bytes - replaced + held.size_bytes() <= self.options.quarantine_limit_bytes {
             return Ok(());
         }
-        let HeldPage::Failed { reason, steps, .. } = held else { return Ok(()) };
         let lsn = steps.first().map_or(Lsn::ZERO, |step| step.span.end);
         let limit = self.options.quarantine_limit_bytes;
         let reason = format!(
@@ -166,6 +163,24 @@ impl Store {
         ))
         .into())
     }
+}
+
+/// What to ask peers for instead of a page that cannot be made, if they can replace it now.
+fn to_heal(hosted: &HostedSegment, key: &PageKey, trouble: &Trouble, newest: bool) -> Option<PageToHeal> {
+    let segment = &hosted.segment;
+    let certain = segment.known_durable().volume.end.min(segment.readable_through());
+    let lowest = segment.minimum_read_point().max(hosted.materialized.lsn);
+    let lsn = trouble.since.max(if newest { certain.max(lowest) } else { lowest });
+    // A page that cannot be made as of an LSN which is not durable yet has to wait for that.
+    if hosted.troubles.healed.contains_key(key) || lsn > certain {
+        return None;
+    }
+    Some(PageToHeal {
+        group: hosted.group(),
+        key: *key,
+        at: ReadPoint { epoch: segment.history().newest_epoch(), lsn },
+        is_quarantined: trouble.cause == Cause::Redo,
+    })
 }
 
 impl State {

@@ -34,6 +34,8 @@ pub(crate) struct PageWriter {
     pub run: SlotRun,
     /// Pages that could not be made when the round began.
     pub in_trouble: BTreeSet<PageKey>,
+    /// What the held pages of the next state take.
+    pub held_bytes: u64,
     /// Pages written since the last sync.
     pub unsynced_pages: u64,
 }
@@ -43,6 +45,32 @@ pub(crate) struct PageWriter {
 const SYNC_EVERY_PAGES: u64 = 1024;
 
 impl PageWriter {
+    /// Begins the next state of a segment.
+    pub(crate) fn new(
+        checkpointed: &Arc<MaterializedState>,
+        files: &Arc<PageFiles>,
+        target: Lsn,
+        in_trouble: BTreeSet<PageKey>,
+    ) -> PageWriter {
+        PageWriter {
+            next: NextState {
+                materialized: Arc::new((**checkpointed).clone()),
+                files: Arc::clone(files),
+                freed_regions: Vec::new(),
+                written_regions: BTreeSet::new(),
+                pages_written: 0,
+                mended: Vec::new(),
+                synced: false,
+            },
+            checkpointed: Arc::clone(checkpointed),
+            target,
+            run: SlotRun::default(),
+            in_trouble,
+            held_bytes: checkpointed.held_bytes(),
+            unsynced_pages: 0,
+        }
+    }
+
     pub(crate) fn write(&mut self, key: &PageKey, page: &PageBytes) -> Result<(), StoreError> {
         let (first, place) = extent_of(key);
         let materialized = Arc::make_mut(&mut self.next.materialized);
@@ -76,7 +104,9 @@ impl PageWriter {
 
     /// Writes or erases a page that is as of the target.
     pub(crate) fn put(&mut self, key: &PageKey, page: Option<&PageBytes>) -> Result<(), StoreError> {
-        Arc::make_mut(&mut self.next.materialized).held.remove(key);
+        if let Some(held) = Arc::make_mut(&mut self.next.materialized).held.remove(key) {
+            self.held_bytes -= held.size_bytes();
+        }
         match page {
             Some(page) => self.write(key, page)?,
             None => self.erase(key),
@@ -96,7 +126,10 @@ impl PageWriter {
         image: &PageBytes,
     ) -> Result<(), StoreError> {
         self.write(key, image)?;
-        Arc::make_mut(&mut self.next.materialized).held.insert(*key, held);
+        self.held_bytes += held.size_bytes();
+        if let Some(before) = Arc::make_mut(&mut self.next.materialized).held.insert(*key, held) {
+            self.held_bytes -= before.size_bytes();
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! One round: each segment goes from its materialized state to a later one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_types::{GroupId, Lsn};
@@ -10,7 +10,6 @@ use crate::materialize::changes::changes;
 use crate::materialize::pace::PIECE_PAGES;
 use crate::materialize::page_writer::{NextState, PageWriter};
 use crate::metrics::count;
-use crate::pages::page_files::SlotRun;
 use crate::read::Overtaken;
 use crate::read::hold::{RoundPage, is_damage};
 use crate::segment::index::relations::DatabaseEvent;
@@ -111,22 +110,7 @@ impl Store {
         };
         changes.pages.sort_unstable();
         changes.pages.dedup();
-        let mut writer = PageWriter {
-            next: NextState {
-                materialized: Arc::new((*changes.materialized).clone()),
-                files: Arc::clone(&changes.files),
-                freed_regions: Vec::new(),
-                written_regions: BTreeSet::new(),
-                pages_written: 0,
-                mended: Vec::new(),
-                synced: false,
-            },
-            checkpointed: Arc::clone(&changes.materialized),
-            target,
-            run: SlotRun::default(),
-            in_trouble,
-            unsynced_pages: 0,
-        };
+        let mut writer = PageWriter::new(&changes.materialized, &changes.files, target, in_trouble);
         for (at, key) in changes.pages.iter().enumerate() {
             if at > 0 && at % PIECE_PAGES == 0 {
                 keep_pace(at as f64 / changes.pages.len() as f64);

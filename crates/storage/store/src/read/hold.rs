@@ -28,7 +28,10 @@ pub(super) fn note_failure(
     subject: Subject<'_>,
     error: MakeError,
 ) -> StoreError {
-    if let MakeError::Damaged { record: Some(reference), error } = &error {
+    // If the disk was not asked at all, nothing is known of what is on it.
+    if let MakeError::Damaged { record: Some(reference), error } = &error
+        && is_damage(error)
+    {
         state.note_damaged_record(reference, error);
     }
     let Some(hosted) = state.segments.get_mut(&group) else {
@@ -39,7 +42,7 @@ pub(super) fn note_failure(
             hosted.note_trouble(key, Trouble { cause: Cause::Redo, since: lsn, reason: reason.clone() });
             StoreError::RedoOfPage { group, key: *key, lsn, reason }
         }
-        (Subject::Page(key), MakeError::Damaged { record, error }) => {
+        (Subject::Page(key), MakeError::Damaged { record, error }) if is_damage(&error) => {
             let since = record.map_or(hosted.materialized.lsn, |reference| reference.span.end);
             hosted.note_trouble(key, Trouble { cause: Cause::Damage, since, reason: error.to_string() });
             error
@@ -48,7 +51,7 @@ pub(super) fn note_failure(
             hosted.fail(lsn, reason.clone());
             StoreError::Redo { group, lsn, reason }
         }
-        (Subject::Meta, MakeError::Damaged { error, .. }) => error,
+        (_, MakeError::Damaged { error, .. }) => error,
     }
 }
 

@@ -151,6 +151,7 @@ fn a_page_is_written_once_between_two_checkpoints() {
         run: SlotRun::default(),
         unsynced_pages: 0,
         in_trouble: BTreeSet::new(),
+        held_bytes: 0,
     };
     for _ in 0..2 {
         let _ = pages.write(&block(fork(1, 16_384), 0), &[0; PAGE_SIZE]);

@@ -12,7 +12,7 @@ use borealis_wire::Refusal;
 use super::records::{
     TestEffect, TestRedo, Writer, block, environment, fork, identity, mix, options, page_of,
 };
-use crate::disk::memory::MemoryDisk;
+use crate::disk::memory::{MemoryDisk, Operation};
 use crate::disk::{Disk, OpenMode};
 use crate::{
     CountersReplay, Environment, Options, Origin, Policy, RedoEngine, ScrubCursor, Store, StoreError,
@@ -422,4 +422,18 @@ fn a_damaged_log_entry_gets_its_records_again_before_it_is_made_void() {
         fixture.reopen();
         (0..10).for_each(|number| fixture.assert_reads(number));
     }
+}
+
+#[test]
+fn a_disk_that_was_not_asked_is_not_taken_for_damaged() {
+    let mut fixture = Fixture::new(options());
+    fixture.write(10).unwrap();
+    fixture.materialize();
+    fixture.reopen();
+    // As when the process has no file descriptor left.
+    fixture.disk.fail(Operation::Open, "pages", 0);
+    assert!(matches!(fixture.read(1), Err(StoreError::Io { operation: "open", .. })));
+    assert_eq!(fixture.disk.heal(), 1);
+    assert_eq!(fixture.store().damage(), None);
+    fixture.assert_reads(1);
 }

@@ -15,9 +15,10 @@ use super::records::{
     TestEffect, Writer, Written, block, database, environment, fork, identity, mix, options, page_of,
 };
 use crate::disk::memory::{MemoryDisk, Operation};
-use crate::pages::materialized_state::{database_of, in_database};
+use crate::disk::{Disk, OpenMode};
+use crate::pages::materialized_state::{MaterializedState, database_of, in_database};
 use crate::segment::index::slru::slru_page_is_gone;
-use crate::{Environment, Origin, Policy, Store};
+use crate::{Environment, Origin, Policy, Store, StoreError};
 
 struct Random(u64);
 
@@ -139,6 +140,8 @@ struct Coverage {
     recoveries: u64,
     materialized: u64,
     copies: u64,
+    pages_damaged: u64,
+    pages_healed: u64,
     log_files_freed: u64,
 }
 
@@ -310,16 +313,25 @@ impl Run {
         let here = |key: &PageKey| self.writer.placement.group_of(key) == group;
         let ever: BTreeSet<PageKey> =
             self.versions.iter().flat_map(|(_, world)| world.pages.keys()).copied().collect();
+        let mut hidden = Vec::new();
         for key in ever.iter().filter(|key| here(key)) {
-            let page = store.read_page(group, key, lsn).unwrap();
+            let page = match store.read_page(group, key, lsn) {
+                // Damage may hide a page, and never changes one.
+                Err(StoreError::Corrupt { .. }) if self.coverage.pages_damaged > 0 => {
+                    hidden.push((*key, None));
+                    continue;
+                }
+                page => page.unwrap(),
+            };
             let expected = world.pages.get(key).map(|hash| page_of(*hash));
             assert_eq!(page, expected, "page {key} of group {group} as of {lsn}");
         }
         let checksums = store.page_checksums(group, lsn, None, 100_000).unwrap();
         let checksums: BTreeMap<_, _> = checksums.into_iter().map(|sum| (sum.key, sum.checksum)).collect();
         let expected = world.pages.iter().filter(|(key, _)| here(key));
-        let expected: BTreeMap<_, _> =
+        let mut expected: BTreeMap<_, _> =
             expected.map(|(key, hash)| (*key, Some(crc32c::crc32c(&page_of(*hash)[..])))).collect();
+        expected.extend(hidden);
         assert_eq!(checksums, expected, "checksums of group {group} as of {lsn}");
         for number in 1..=DATABASES as u32 {
             let listed = store.list_relations(group, database(number), lsn, None, 1000).unwrap();
@@ -543,8 +555,46 @@ impl Run {
         }
     }
 
+    /// A page's newest image rots on the disk.
+    fn damage(&mut self) {
+        let slots: Vec<(GroupId, u32, usize, u8)> = {
+            let state = self.store().lock();
+            let of_group = state.segments.values().flat_map(|hosted| {
+                let pages = hosted.materialized.extents.iter();
+                let keys = pages.flat_map(|(first, extent)| MaterializedState::pages_of(first, extent));
+                keys.filter_map(|key| {
+                    let (region, place, generation) = hosted.materialized.locate(&key)?;
+                    Some((hosted.group(), region, place, generation))
+                })
+            });
+            of_group.collect()
+        };
+        if slots.is_empty() {
+            return;
+        }
+        let (group, region, place, generation) = slots[self.random.below(slots.len() as u64) as usize];
+        let path = format!("{PATH}/segments/{}/pages.0000", group.0);
+        let file = self.disk.open(Path::new(&path), OpenMode::Write).unwrap();
+        let slot = u64::from(region) * 256 + u64::from(generation % 2) * 128 + place as u64;
+        file.write_at(&[0xA5; 16], slot * 8256 + self.random.below(8000)).unwrap();
+        self.coverage.pages_damaged += 1;
+    }
+
+    /// Peers bring what is known to be damaged, as the model has it.
+    fn heal(&mut self) {
+        let newest = self.random.chance(2);
+        for page in self.store().pages_to_heal(100, newest) {
+            let world = self.world(page.at.lsn);
+            let answer = world.pages.get(&page.key).map(|hash| page_of(*hash));
+            let taken = self.store().heal_page(page.group, &page.key, page.at, answer);
+            self.coverage.pages_healed += u64::from(taken);
+        }
+    }
+
     fn step(&mut self) {
-        match self.random.below(24) {
+        match self.random.below(26) {
+            24 => self.damage(),
+            25 => self.heal(),
             0..7 => self.write(),
             7..13 => self.deliver(),
             13..15 => self.sync(),
@@ -573,6 +623,8 @@ fn remember(total: &mut Coverage, run: &Coverage) {
     total.recoveries += run.recoveries;
     total.materialized += run.materialized;
     total.copies += run.copies;
+    total.pages_damaged += run.pages_damaged;
+    total.pages_healed += run.pages_healed;
     total.log_files_freed += run.log_files_freed;
 }
 
@@ -608,6 +660,8 @@ fn random_histories_read_as_the_model_does() {
         recoveries,
         materialized,
         copies,
+        pages_damaged,
+        pages_healed,
         log_files_freed,
     } = total;
     let poisoned = disk_failures - disk_failures_passed;
@@ -620,6 +674,8 @@ fn random_histories_read_as_the_model_does() {
         recoveries,
         materialized,
         copies,
+        pages_damaged,
+        pages_healed,
         log_files_freed,
     ] {
         assert!(happened > 0, "the runs do not cover everything");

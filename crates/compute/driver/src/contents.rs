@@ -26,8 +26,8 @@ pub enum ContentsError {
     Fenced(VolumeEpoch),
     /// A value that every volume has is not there or not readable.
     #[error(
-        "the volume has no usable {0}: its creation was interrupted. Nothing was ever stored in it; remove its \
-         nodes' directories and create it again"
+        "the volume has no usable {0}, and no import of it is under way: a store is damaged, or of another build. \
+         Nothing was changed"
     )]
     Missing(&'static str),
 }
@@ -83,8 +83,30 @@ fn read_from(
     durable: Lsn,
     tail: Lsn,
 ) -> Result<Values, ClientError> {
+    let (mut client, at) = connect(config, node, epoch, durable, tail)?;
+    let counters = client.read_meta(MetaKey::Counters, at)?;
+    let template = client.read_meta(MetaKey::ControlFileTemplate, at)?;
+    let mut values: Vec<(MetaKey, Vec<u8>)> = Vec::new();
+    loop {
+        let after = values.last().map(|(key, _)| key.clone());
+        let page = client.list_meta(at, after, VALUES_PER_PAGE)?;
+        if page.is_empty() {
+            return Ok((counters, template, values));
+        }
+        values.extend(page);
+    }
+}
+
+/// A connection to a node that has the recovery's history, and where to read on it.
+pub(crate) fn connect(
+    config: &DriverConfig,
+    node: &NodeAddress,
+    epoch: VolumeEpoch,
+    durable: Lsn,
+    tail: Lsn,
+) -> Result<(NodeClient, ReadPoint), ClientError> {
     let timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(5) };
-    let mut client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts)?;
+    let client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts)?;
     let segment = client.welcome().iter().find(|segment| segment.group == META_GROUP);
     if let Some(promised) = segment.map(|segment| segment.promised_epoch).filter(|promised| *promised > epoch)
     {
@@ -98,15 +120,5 @@ fn read_from(
     // same. The node can answer at the durable point it knows, if the group's redo does not end later.
     let known = segment.map_or(Lsn::ZERO, |segment| segment.known_durable.end);
     let at = ReadPoint { epoch, lsn: known.min(durable).max(tail) };
-    let counters = client.read_meta(MetaKey::Counters, at)?;
-    let template = client.read_meta(MetaKey::ControlFileTemplate, at)?;
-    let mut values: Vec<(MetaKey, Vec<u8>)> = Vec::new();
-    loop {
-        let after = values.last().map(|(key, _)| key.clone());
-        let page = client.list_meta(at, after, VALUES_PER_PAGE)?;
-        if page.is_empty() {
-            return Ok((counters, template, values));
-        }
-        values.extend(page);
-    }
+    Ok((client, at))
 }

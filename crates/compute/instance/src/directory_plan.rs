@@ -25,7 +25,7 @@ use borealis_wal::encode;
 use borealis_wal::layout::{CheckPointRecord, FIRST_NORMAL_XID};
 use borealis_wal::page::WalLayout;
 
-use crate::import::KEPT_FILES;
+use crate::import::{IMPORT_MARK, KEPT_FILES};
 use crate::{InstanceError, Settings};
 
 /// PostgreSQL's only time line here: an instance never branches, volumes do.
@@ -256,6 +256,8 @@ impl<'a> Layout<'a> {
                     return Err(unexpected(format!("{key:?} is no transaction")));
                 }
                 MetaKey::PreparedTransaction(xid) => self.file(&format!("pg_twophase/{xid:08X}"), bytes)?,
+                // The import was interrupted after all that counts.
+                MetaKey::SmallFile(name) if name == IMPORT_MARK => {}
                 MetaKey::SmallFile(name) if !KEPT_FILES.contains(&name.as_str()) => {
                     return Err(unexpected(format!("`{name}` is no file that is kept")));
                 }

@@ -39,12 +39,20 @@ pub struct Database {
     pub subscriptions: i64,
 }
 
-/// A prepared transaction that inserted rows.
+/// What a prepared transaction did, which only the model knows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Rows in a table.
+    Insert(String, i64),
+    /// A table of its own.
+    Create(String, Relation),
+    Unknown,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Prepared {
     pub database: String,
-    /// Only the model knows what it did.
-    pub insert: Option<(String, i64)>,
+    pub change: Change,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -132,7 +140,7 @@ pub fn observe(cluster: &Cluster) -> (Model, Vec<String>) {
         model.tablespaces.insert(row.get(0), TablespaceKind::Folder);
     }
     for row in ask("SELECT gid, database::text FROM pg_prepared_xacts ORDER BY 1") {
-        model.prepared.insert(row.get(0), Prepared { database: row.get(1), insert: None });
+        model.prepared.insert(row.get(0), Prepared { database: row.get(1), change: Change::Unknown });
     }
     let databases = ask("SELECT datname::text, spcname::text, datconnlimit FROM pg_database d \
                          JOIN pg_tablespace s ON s.oid = dattablespace WHERE d.oid >= 16384 ORDER BY 1");
@@ -173,7 +181,18 @@ fn observe_database(cluster: &Cluster, name: &str, tablespace: String) -> Databa
                 ask(&format!("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {relation}"))[0]
                     .get(0)
             }
-            _ => ask(&format!("SELECT count(*) FROM {relation}"))[0].get(0),
+            RelationKind::MaterializedView => ask(&format!("SELECT count(*) FROM {relation}"))[0].get(0),
+            RelationKind::Table | RelationKind::Unlogged => {
+                // By the table, and by an index if it has one.
+                let count = format!("SELECT count(*) FROM {relation} WHERE a > 0");
+                let mut by = |settings: &str| -> i64 {
+                    ask(&format!("SET enable_seqscan = {settings}"));
+                    ask(&count)[0].get(0)
+                };
+                let counts = [by("on"), by("off")];
+                assert_eq!(counts[0], counts[1], "{name}: {relation}: by the table, by an index");
+                counts[0]
+            }
         };
         relations.insert(relation, Relation { kind, rows, tablespace: row.get(3) });
     }

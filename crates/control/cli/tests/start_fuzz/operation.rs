@@ -1,6 +1,6 @@
 //! What the fuzzer does to a cluster: one statement, or one transaction, each, and what it comes to.
 
-use crate::model::{Database, Model, Prepared, Relation, RelationKind, TablespaceKind};
+use crate::model::{Change, Database, Model, Prepared, Relation, RelationKind, TablespaceKind};
 use crate::random::Random;
 
 /// A statement, or a transaction, and what it changes if it is committed.
@@ -64,7 +64,8 @@ fn create_database(model: &Model, random: &mut Random) -> Option<Operation> {
         false => ("create database, wal_log", "wal_log"),
     };
     let (clause, tablespace) = somewhere(model, random);
-    let from = template.as_deref().unwrap_or("template1");
+    let base = if random.chance(80) { "template1" } else { "template0" };
+    let from = template.as_deref().unwrap_or(base);
     let sql = format!("CREATE DATABASE {name} TEMPLATE {from} STRATEGY {strategy}{clause}");
     let mut after = model.clone();
     let mut database = template.map_or_else(Database::default, |template| model.databases[&template].clone());
@@ -223,7 +224,7 @@ fn on_table(model: &Model, random: &mut Random) -> Option<Operation> {
     let (table, relation) = random.pick(&mut database.relations)?;
     let table = table.clone();
     let is_table = matches!(relation.kind, RelationKind::Table | RelationKind::Unlogged);
-    let (kind, sql) = match (relation.kind, random.below(10)) {
+    let (kind, sql) = match (relation.kind, random.below(12)) {
         (RelationKind::Sequence, _) => {
             relation.rows += 3;
             ("nextval", format!("SELECT nextval('{table}') FROM generate_series(1, 3)"))
@@ -261,6 +262,21 @@ fn on_table(model: &Model, random: &mut Random) -> Option<Operation> {
             let what = if kind == RelationKind::MaterializedView { "MATERIALIZED VIEW" } else { "TABLE" };
             ("rename a relation", format!("ALTER {what} {table} RENAME TO {new}"))
         }
+        (kind @ (RelationKind::Table | RelationKind::Unlogged), 9) => {
+            let (to, word) = match kind {
+                RelationKind::Table => (RelationKind::Unlogged, "UNLOGGED"),
+                _ => (RelationKind::Table, "LOGGED"),
+            };
+            relation.kind = to;
+            ("alter table, logged or not", format!("ALTER TABLE {table} SET {word}"))
+        }
+        (_, 10) if is_table => {
+            let sql = format!(
+                "BEGIN; SELECT count(*) FROM (SELECT 1 FROM {table} FOR KEY SHARE) locked; SAVEPOINT s; \
+                 UPDATE {table} SET b = 'multi' WHERE a < 20; COMMIT"
+            );
+            ("multixacts", sql)
+        }
         (kind, _) => {
             database.relations.remove(&table);
             let what = if kind == RelationKind::MaterializedView { "MATERIALIZED VIEW" } else { "TABLE" };
@@ -280,8 +296,11 @@ fn prepared(model: &Model, random: &mut Random) -> Option<Operation> {
             let sql = format!("ROLLBACK PREPARED '{gid}'");
             return Some(operation("rollback prepared", &prepared.database, sql, after));
         }
-        if let Some((table, rows)) = prepared.insert {
-            after.databases.get_mut(&prepared.database)?.relations.get_mut(&table)?.rows += rows;
+        let relations = &mut after.databases.get_mut(&prepared.database)?.relations;
+        match prepared.change {
+            Change::Insert(table, rows) => relations.get_mut(&table)?.rows += rows,
+            Change::Create(table, relation) => drop(relations.insert(table, relation)),
+            Change::Unknown => {}
         }
         let sql = format!("COMMIT PREPARED '{gid}'");
         return Some(operation("commit prepared", &prepared.database, sql, after));
@@ -290,16 +309,30 @@ fn prepared(model: &Model, random: &mut Random) -> Option<Operation> {
         return None;
     }
     let name = random.pick(model.databases.keys())?;
-    let relations = model.databases[name].relations.iter();
-    let tables: Vec<&String> =
-        relations.filter(|(_, it)| it.kind == RelationKind::Table).map(|(table, _)| table).collect();
-    let table = random.pick(tables)?;
     let gid = fresh(random, 'g');
     let rows = 1 + i64::from(random.below(2000));
+    let relations = &model.databases[name].relations;
+    if random.chance(30) && relations.len() < 7 {
+        let new = fresh(random, 'r');
+        let (clause, tablespace) = somewhere(model, random);
+        let own = tablespace == model.databases[name].tablespace;
+        let tablespace = if own { String::new() } else { tablespace };
+        let sql = format!(
+            "BEGIN; CREATE TABLE {new} (a int, b text){clause}; CREATE INDEX {new}_a ON {new} (a); INSERT INTO {new} \
+             SELECT n, 'p' FROM generate_series(1, {rows}) n; PREPARE TRANSACTION '{gid}'"
+        );
+        let change = Change::Create(new, Relation { kind: RelationKind::Table, rows, tablespace });
+        after.prepared.insert(gid, Prepared { database: name.clone(), change });
+        return Some(operation("prepare transaction, with a new table", name, sql, after));
+    }
+    let tables: Vec<&String> =
+        relations.iter().filter(|(_, it)| it.kind == RelationKind::Table).map(|(table, _)| table).collect();
+    let table = random.pick(tables)?;
     let sql = format!(
         "BEGIN; INSERT INTO {table} SELECT n, 'p' FROM generate_series(1, {rows}) n; PREPARE TRANSACTION '{gid}'"
     );
-    after.prepared.insert(gid, Prepared { database: name.clone(), insert: Some((table.clone(), rows)) });
+    let change = Change::Insert(table.clone(), rows);
+    after.prepared.insert(gid, Prepared { database: name.clone(), change });
     Some(operation("prepare transaction", name, sql, after))
 }
 

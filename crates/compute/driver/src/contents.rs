@@ -5,9 +5,10 @@ use std::time::Duration;
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::Contents;
 use borealis_quorum::quorum_set::replaced_by;
+use borealis_redo::control_file::ControlFile;
 use borealis_redo::counters::Counters;
 use borealis_spec::NodeAddress;
-use borealis_types::{Lsn, META_GROUP, MetaKey, ReadPoint, VolumeEpoch};
+use borealis_types::{Lsn, META_GROUP, MetaKey, PostgresVersion, ReadPoint, VolumeEpoch};
 use borealis_wire::{Caller, Refusal};
 
 use crate::config::DriverConfig;
@@ -26,8 +27,8 @@ pub enum ContentsError {
     Fenced(VolumeEpoch),
     /// A value that every volume has is not there or not readable.
     #[error(
-        "the volume has no usable {0}: its creation was interrupted. Nothing was ever stored in it; remove its \
-         nodes' directories and create it again"
+        "the volume has no usable {0}, and no import of it is under way: a store is damaged, or of another build. \
+         Nothing was changed"
     )]
     Missing(&'static str),
 }
@@ -47,31 +48,39 @@ pub fn read(
 ) -> Result<Contents, ContentsError> {
     let mut failures = Vec::new();
     let mut newer = Vec::new();
+    let mut missing = None;
+    let mut unanswered = 0;
     for node in config.nodes.iter().filter(|node| config.groups.is_member(node.node, META_GROUP)) {
         match read_from(config, node, epoch, durable, tail) {
-            Ok((Some(counters), Some(template), values)) => {
-                let counters = Counters::decode(&counters).ok_or(ContentsError::Missing("counters"))?;
-                return Ok(Contents {
-                    version: config.version,
-                    counters,
-                    control_file_template: template,
-                    values,
-                });
-            }
-            Ok((None, _, _)) => return Err(ContentsError::Missing("counters")),
-            Ok((_, None, _)) => return Err(ContentsError::Missing("control file")),
+            Ok(found) => match usable(config.version, found) {
+                Ok(contents) => return Ok(contents),
+                // One node's word does not keep a volume from starting: another may have what this one lost.
+                Err(what) => {
+                    missing = Some(what);
+                    failures.push(format!("node {} has no usable {what}", node.node));
+                }
+            },
             Err(error) => {
                 if let Some(Refusal::Fenced(promised)) = error.refusal() {
                     newer.push(*promised);
                 }
+                unanswered += 1;
                 failures.push(error.to_string());
             }
         }
     }
-    Err(match replaced_by(newer) {
-        Some(newest) => ContentsError::Fenced(newest),
-        None => ContentsError::Unavailable(failures.join("; ")),
+    Err(match (replaced_by(newer), missing) {
+        (Some(newest), _) => ContentsError::Fenced(newest),
+        (None, Some(what)) if unanswered == 0 => ContentsError::Missing(what),
+        (None, _) => ContentsError::Unavailable(failures.join("; ")),
     })
+}
+
+/// What a node answered, if a server can be started from it; else what is wrong with it.
+fn usable(version: PostgresVersion, (counters, template, values): Values) -> Result<Contents, &'static str> {
+    let counters = counters.and_then(|bytes| Counters::decode(&bytes)).ok_or("counters")?;
+    let template = template.filter(|bytes| ControlFile::decode(bytes).is_ok()).ok_or("control file")?;
+    Ok(Contents { version, counters, control_file_template: template, values })
 }
 
 type Values = (Option<Vec<u8>>, Option<Vec<u8>>, Vec<(MetaKey, Vec<u8>)>);
@@ -83,8 +92,30 @@ fn read_from(
     durable: Lsn,
     tail: Lsn,
 ) -> Result<Values, ClientError> {
+    let (mut client, at) = connect(config, node, epoch, durable, tail)?;
+    let counters = client.read_meta(MetaKey::Counters, at)?;
+    let template = client.read_meta(MetaKey::ControlFileTemplate, at)?;
+    let mut values: Vec<(MetaKey, Vec<u8>)> = Vec::new();
+    loop {
+        let after = values.last().map(|(key, _)| key.clone());
+        let page = client.list_meta(at, after, VALUES_PER_PAGE)?;
+        if page.is_empty() {
+            return Ok((counters, template, values));
+        }
+        values.extend(page);
+    }
+}
+
+/// A connection to a node that has the recovery's history, and where to read on it.
+pub(crate) fn connect(
+    config: &DriverConfig,
+    node: &NodeAddress,
+    epoch: VolumeEpoch,
+    durable: Lsn,
+    tail: Lsn,
+) -> Result<(NodeClient, ReadPoint), ClientError> {
     let timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(5) };
-    let mut client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts)?;
+    let client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts)?;
     let segment = client.welcome().iter().find(|segment| segment.group == META_GROUP);
     if let Some(promised) = segment.map(|segment| segment.promised_epoch).filter(|promised| *promised > epoch)
     {
@@ -98,15 +129,22 @@ fn read_from(
     // same. The node can answer at the durable point it knows, if the group's redo does not end later.
     let known = segment.map_or(Lsn::ZERO, |segment| segment.known_durable.end);
     let at = ReadPoint { epoch, lsn: known.min(durable).max(tail) };
-    let counters = client.read_meta(MetaKey::Counters, at)?;
-    let template = client.read_meta(MetaKey::ControlFileTemplate, at)?;
-    let mut values: Vec<(MetaKey, Vec<u8>)> = Vec::new();
-    loop {
-        let after = values.last().map(|(key, _)| key.clone());
-        let page = client.list_meta(at, after, VALUES_PER_PAGE)?;
-        if page.is_empty() {
-            return Ok((counters, template, values));
-        }
-        values.extend(page);
+    Ok((client, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_node_has_lost_is_asked_of_the_next() {
+        let counters = Counters::default().encode();
+        let found = |counters: &[u8], template: Option<&[u8]>| {
+            let found = (Some(counters.to_vec()), template.map(<[u8]>::to_vec), Vec::new());
+            usable(PostgresVersion::NEWEST, found).map(|_| ())
+        };
+        assert_eq!(found(&[], None), Err("counters"));
+        assert_eq!(found(&counters, None), Err("control file"));
+        assert_eq!(found(&counters, Some(&[0; 8192])), Err("control file"));
     }
 }

@@ -29,6 +29,7 @@ use crate::config::DriverConfig;
 use crate::contents::{self, ContentsError};
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
+use crate::import_state;
 use crate::instance_socket::{self, StartPhases, StatusBoard};
 use crate::recover::{self, RecoverError};
 use crate::release;
@@ -306,7 +307,7 @@ impl Supervisor {
         let waker = Arc::new(engine.waker()?);
         self.shared.set_waker(Some(waker));
 
-        if outcome.durable == RecordSpan::NONE {
+        if self.needs_import(&engine) {
             let import_begun = Instant::now();
             self.shared.update(|status| status.state = "importing");
             if !self.import(&mut engine)? {
@@ -369,15 +370,30 @@ impl Supervisor {
         Ok(Some((control, data_directory)))
     }
 
+    /// Whether the volume is empty, or holds only a part of an import that was interrupted.
+    fn needs_import(&self, engine: &Engine) -> bool {
+        let (shipper, durable) = (engine.shipper(), engine.shipper().durable());
+        let tail = shipper.tracker().durable_point(META_GROUP).group_tail;
+        if durable == RecordSpan::NONE {
+            return true;
+        }
+        let again = import_state::was_interrupted(&self.config, shipper.epoch(), durable.end, tail);
+        if again {
+            tracing::info!("the first start was interrupted while it filled the volume; it is filled anew");
+        }
+        again
+    }
+
     /// Ships a fresh `initdb`. `false` when the driver was told to stop before all of it was durable: the volume
-    /// is then only partly filled, and opening it again fails for want of the values that are shipped last.
+    /// is then only partly filled, and the next start begins again.
     fn import(&mut self, engine: &mut Engine) -> anyhow::Result<bool> {
         let directory = self.config.memory_dir.join("initdb");
         run_initdb(&self.binaries, &self.user, &directory)?;
         let import = Import::read(self.config.version, &directory)?;
         let ahead_max = self.config.tuning.shipped_ahead_bytes;
         let mut records = 0u64;
-        import.for_each_record(|record| -> anyhow::Result<()> {
+        let after = engine.shipper().durable();
+        import.for_each_record(after, |record| -> anyhow::Result<()> {
             engine.ship(record.span, &record.bytes)?;
             records += 1;
             // Nodes work while the rest is read; memory stays bounded.

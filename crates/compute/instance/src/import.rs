@@ -15,7 +15,9 @@ use borealis_types::{
     MetaKey, PAGE_SIZE, PageBytes, PageKey, PostgresVersion, RecordSpan, RelationFork, RelationLocator,
     SlruKind, invariant,
 };
-use borealis_wal::encode;
+use borealis_wal::ResourceManager;
+use borealis_wal::encode::{self, RecordBuilder};
+use borealis_wal::layout::database::DROP;
 use borealis_wal::layout::slru::PAGES_PER_SEGMENT;
 use borealis_wal::native::{CreatedRelation, Native};
 use borealis_wal::page::WalLayout;
@@ -27,6 +29,16 @@ use crate::{Binaries, InstanceError, OperatingSystemUser, on};
 const BLOCKS_PER_RECORD: usize = 16;
 /// Configuration files of `initdb` that are kept as small values.
 pub(crate) const KEPT_FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+
+/// The small file that the first record of an import makes and the last one removes. A volume that has it and no control
+/// file template holds nothing but a part of an import.
+pub const IMPORT_MARK: &str = "borealis.importing";
+
+/// The key of [`IMPORT_MARK`].
+#[must_use]
+pub fn import_mark() -> MetaKey {
+    MetaKey::SmallFile(IMPORT_MARK.to_owned())
+}
 
 /// One record of the import.
 #[derive(Debug, Clone)]
@@ -172,18 +184,29 @@ impl Import {
         Ok(())
     }
 
-    /// Calls `ship` with every record, in stream order.
+    /// Calls `ship` with every record, in stream order. `after` is the volume's last record: [`RecordSpan::NONE`] if it
+    /// has none, else the last one of an import that was interrupted, of which nothing stays.
     ///
     /// # Errors
     /// When a file cannot be read, or what `ship` returns.
     pub fn for_each_record<E: From<InstanceError>>(
         &self,
+        after: RecordSpan,
         mut ship: impl FnMut(ImportedRecord) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut stream = Stream { layout: self.layout, next: self.first_lsn, previous_start: Lsn::ZERO };
-        // Counters first: everything after sees a volume that knows its next transaction id.
+        let next = self.first_lsn.max(after.end);
+        let mut stream = Stream { layout: self.layout, next, previous_start: after.start };
+        // Whoever finds this and no control file template knows that the import has to begin again.
+        ship(stream.native(&Native::PutMeta { key: import_mark(), value: Some(&[]) }))?;
+        // Counters before the rest: everything after sees a volume that knows its next transaction id.
         let counters = self.counters.encode();
         ship(stream.native(&Native::PutMeta { key: MetaKey::Counters, value: Some(&counters) }))?;
+        if after != RecordSpan::NONE {
+            // Another release's initdb may have made other files, or longer ones.
+            for database in self.databases() {
+                ship(stream.drop_database(database))?;
+            }
+        }
         for (key, value) in &self.values {
             ship(stream.native(&Native::PutMeta { key: key.clone(), value: Some(value) }))?;
         }
@@ -227,10 +250,19 @@ impl Import {
                 ship(stream.full_page_images(&batch))?;
             }
         }
-        // Last: a volume without it is one whose import did not finish, and is refused instead of opened with
-        // pages missing.
+        // A volume without it is one whose import did not finish, and is not opened with pages missing.
         let template = Native::PutMeta { key: MetaKey::ControlFileTemplate, value: Some(&self.control_file) };
-        ship(stream.native(&template))
+        ship(stream.native(&template))?;
+        // After it, so that a volume has one of both at every moment.
+        ship(stream.native(&Native::PutMeta { key: import_mark(), value: None }))
+    }
+
+    /// Every folder with relations, the shared one included.
+    fn databases(&self) -> impl Iterator<Item = DatabaseKey> {
+        self.values.iter().filter_map(|(key, _)| match key {
+            MetaKey::RelationMap(database) => Some(*database),
+            _ => None,
+        })
     }
 }
 
@@ -259,6 +291,16 @@ impl Stream {
 
     fn native(&mut self, record: &Native<'_>) -> ImportedRecord {
         self.place(record.encode(self.previous_start))
+    }
+
+    /// Nothing of the database stays, as after PostgreSQL's own `DROP DATABASE`.
+    fn drop_database(&mut self, key: DatabaseKey) -> ImportedRecord {
+        // `xl_dbase_drop_rec`: the database, and a list of one tablespace.
+        let data: Vec<u8> =
+            [key.database, 1, key.tablespace].into_iter().flat_map(u32::to_le_bytes).collect();
+        let record = RecordBuilder::new(ResourceManager::Database, DROP).main_data(&data);
+        let bytes = record.previous_start(self.previous_start).finish();
+        self.place(bytes)
     }
 
     fn full_page_images(&mut self, pages: &[(BlockKey, Box<PageBytes>)]) -> ImportedRecord {

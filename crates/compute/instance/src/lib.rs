@@ -6,6 +6,7 @@
 pub mod binaries;
 pub mod confinement;
 pub mod data_directory;
+pub mod directory_plan;
 pub mod import;
 pub mod leftovers;
 mod libraries;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use borealis_types::{PostgresVersion, ServerVersion};
 
 pub use binaries::{Binaries, OperatingSystemUser};
-pub use data_directory::{Contents, SynthesizedCheckpoint};
+pub use directory_plan::{Contents, SynthesizedCheckpoint};
 pub use import::{Import, ImportedRecord};
 pub use program_file::ProgramFile;
 pub use server::{Server, ServerConfig};

@@ -1,7 +1,7 @@
 //! A real `initdb` becomes a chain of records.
 
 use borealis_instance::{Binaries, Import, InstanceError, OperatingSystemUser, import};
-use borealis_types::{Lsn, MetaKey, PageKey};
+use borealis_types::{DatabaseKey, GLOBAL_TABLESPACE, Lsn, MetaKey, PageKey, RecordSpan};
 use borealis_wal::{Effect, Record, effects, verify_checksum};
 
 #[test]
@@ -19,7 +19,7 @@ fn an_initdb_becomes_an_unbroken_chain_of_records() {
     let (mut previous, mut last_effect) = (None, None);
     let (mut blocks, mut databases, mut status_pages, mut bytes) = (0, 0, 0, 0);
     import
-        .for_each_record(|record| -> Result<(), InstanceError> {
+        .for_each_record(RecordSpan::NONE, |record| -> Result<(), InstanceError> {
             verify_checksum(&record.bytes, record.span.start).expect("checksum");
             let parsed =
                 Record::parse(binaries.server_version, record.span, &record.bytes).expect("well-formed");
@@ -45,7 +45,37 @@ fn an_initdb_becomes_an_unbroken_chain_of_records() {
         .expect("imported");
     println!("{blocks} blocks, {bytes} bytes");
     assert!(blocks > 2000, "only {blocks} blocks");
-    assert_eq!(last_effect, Some(Effect::Meta(MetaKey::ControlFileTemplate)), "marks a finished import");
+    assert_eq!(last_effect, Some(Effect::Meta(import::import_mark())), "marks a finished import");
     assert_eq!(databases, 3, "template1, template0 and postgres");
     assert!(status_pages >= 3, "transactions, multixact offsets and members");
+    resumed_import_is_linked_to_what_is_there(&import, binaries.server_version);
+}
+
+fn resumed_import_is_linked_to_what_is_there(import: &Import, version: borealis_types::ServerVersion) {
+    let last = RecordSpan { start: Lsn(0x900_0028), end: Lsn(0x900_0060) };
+    let mut previous = last;
+    let mut dropped = Vec::new();
+    let mut meta = Vec::new();
+    let mut ship = |record: borealis_instance::ImportedRecord| -> Result<(), InstanceError> {
+        let parsed = Record::parse(version, record.span, &record.bytes).expect("well-formed");
+        assert_eq!(parsed.previous_start, previous.start);
+        assert!(record.span.start >= previous.end);
+        previous = record.span;
+        let mut found = Vec::new();
+        effects(&parsed, &mut found).expect("known effects");
+        for effect in found {
+            match effect {
+                Effect::DropDatabase(database) => dropped.push(database),
+                Effect::CreateRelation(_) => assert_eq!(dropped.len(), 4, "dropped before anything is made"),
+                Effect::Meta(key) => meta.push(key),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    import.for_each_record(last, &mut ship).expect("imported");
+    assert!(dropped.contains(&DatabaseKey { tablespace: GLOBAL_TABLESPACE, database: 0 }));
+    // At every moment the volume has the mark, or the template.
+    assert_eq!(meta.first(), Some(&import::import_mark()));
+    assert_eq!(meta[meta.len() - 2..], [MetaKey::ControlFileTemplate, import::import_mark()]);
 }

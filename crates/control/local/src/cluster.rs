@@ -236,9 +236,9 @@ impl Cluster {
             }
             let config_file = save_node_config(&config)?;
             let log = config.directory.join(NODE_LOG_NAME);
-            let identity = process::spawn_detached(&["internal", "node"], &config_file, &log)
+            let process_file = config.directory.join(NODE_PROCESS_NAME);
+            let identity = process::spawn_detached(&["internal", "node"], &config_file, &log, &process_file)
                 .with_context(|| format!("cannot start node {id}"))?;
-            process::write_process_file(&config.directory.join(NODE_PROCESS_NAME), identity)?;
             started.push((node, identity, log));
         }
         for (node, identity, log) in started {

@@ -3,12 +3,14 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use borealis_types::invariant;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -146,20 +148,42 @@ pub fn read_process_file(path: &Path) -> Option<ProcessIdentity> {
     runs.then_some(identity)
 }
 
-/// Writes a process file.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write_process_file(path: &Path, identity: ProcessIdentity) -> io::Result<()> {
-    fs::write(path, format!("{} {}\n", identity.process_id, identity.start_ticks))
+/// Writes the calling process into its process file. Only makes system calls and allocates nothing, as a process
+/// between fork and exec has to.
+fn record_self(file: BorrowedFd<'_>) -> io::Result<()> {
+    use std::io::Write;
+    let stat = nix::fcntl::open(
+        c"/proc/self/stat",
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )?;
+    let mut text = [0; 1024];
+    let length = nix::unistd::read(&stat, &mut text)?;
+    let ticks = str::from_utf8(&text[..length]).ok().and_then(start_ticks_in);
+    let ticks = ticks.ok_or(io::ErrorKind::InvalidData)?;
+    let mut line = [0; 64];
+    let mut rest = &mut line[..];
+    writeln!(rest, "{} {ticks}", nix::unistd::getpid())?;
+    let written = 64 - rest.len();
+    nix::unistd::write(file, &line[..written])?;
+    Ok(())
 }
 
 /// Starts this program again in the background, in a session of its own, with output to `log_file`.
 ///
+/// It is in `process_file` before it does anything: one that is started and not recorded, because who started it was
+/// killed at that moment, would keep its folder, and no command would find it.
+///
 /// # Errors
-/// When the log cannot be opened or the process not be started.
-pub fn spawn_detached(arguments: &[&str], config: &Path, log_file: &Path) -> io::Result<ProcessIdentity> {
+/// When a file cannot be opened or the process not be started.
+pub fn spawn_detached(
+    arguments: &[&str],
+    config: &Path,
+    log_file: &Path,
+    process_file: &Path,
+) -> io::Result<ProcessIdentity> {
     let log = File::options().create(true).append(true).open(log_file)?;
+    let process_file = File::create(process_file)?;
     let mut command = Command::new(own_program()?);
     command
         .args(arguments)
@@ -171,9 +195,10 @@ pub fn spawn_detached(arguments: &[&str], config: &Path, log_file: &Path) -> io:
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    // SAFETY: setsid and sigprocmask are async-signal-safe and the closure does nothing else.
+    // SAFETY: setsid, sigprocmask, open, read and write are async-signal-safe and the closure does nothing else.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
+            record_self(process_file.as_fd())?;
             nix::unistd::setsid()?;
             // The caller may hold back Ctrl-C for itself; the new process must hear its own signals.
             nix::sys::signal::SigSet::empty().thread_set_mask()?;
@@ -258,11 +283,20 @@ mod tests {
         let identity = ProcessIdentity::of(child.id()).expect("running");
         let directory = tempfile::tempdir().expect("temporary folder");
         let file = directory.path().join("process");
-        write_process_file(&file, identity).expect("written");
+        let recorded = format!("{} {}\n", identity.process_id, identity.start_ticks);
+        fs::write(&file, recorded).expect("written");
         assert_eq!(read_process_file(&file), Some(identity));
         identity.kill_and_wait().expect("killed");
         child.wait().expect("reaped");
         assert_eq!(read_process_file(&file), None);
+    }
+
+    #[test]
+    fn a_process_records_itself_as_others_would() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let path = directory.path().join("process");
+        record_self(File::create(&path).expect("made").as_fd()).expect("recorded");
+        assert_eq!(read_process_file(&path), ProcessIdentity::of(std::process::id()));
     }
 
     #[test]

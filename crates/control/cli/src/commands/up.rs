@@ -13,7 +13,7 @@ use borealis_local::catalog::{CatalogLock, InstanceEntry};
 use borealis_local::cluster::{
     Cluster, CreateOptions, InstanceDefaults, WRITER, check_machine, rebuild_catalog,
 };
-use borealis_local::driver_socket::ask_driver;
+use borealis_local::driver_socket::{ask_driver, server_runs};
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
 use nix::sys::signal::{SigSet, Signal};
 
@@ -78,6 +78,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
             instance.postgres_user.as_deref().unwrap_or("postgres")
         );
     }
+    let earlier_config = cluster.instance_config(WRITER);
     let step = Step::begin("starting six storage nodes in three availability zones");
     let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
     let outcome = cluster.start_nodes(&nodes);
@@ -92,16 +93,10 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
         Ok(elapsed) => elapsed,
         Err(error) => {
             // What was started is stopped again: a failed `up` leaves nothing running, and its wishes, which may
-            // be why it failed, are forgotten where there were others before.
+            // be why it failed, are forgotten.
             let stopped = stop(&cluster);
-            match earlier_catalog {
-                Some(earlier) => earlier.save(cluster.directory())?,
-                None => eprintln!(
-                    "the new cluster in {} keeps the options it was made with: give others to the next `borealis up`, or \
-                     remove the directory",
-                    dir.display()
-                ),
-            }
+            earlier_catalog.save(cluster.directory())?;
+            cluster.restore_instance_config(WRITER, earlier_config.as_deref())?;
             return Err(match stopped {
                 Ok(()) => error,
                 Err(again) => error.context(format!("and what was started could not be stopped: {again:#}")),
@@ -125,8 +120,8 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
 struct Prepared {
     cluster: Cluster,
     lock: CatalogLock,
-    /// The catalog before this command's wishes; `None` for a new cluster.
-    earlier_catalog: Option<Catalog>,
+    /// The catalog without this command's wishes.
+    earlier_catalog: Catalog,
 }
 
 /// Opens or creates the cluster, with this command's wishes applied.
@@ -206,7 +201,28 @@ fn create(
         },
     );
     step.done();
-    Ok(Prepared { cluster: cluster?, lock, earlier_catalog: None })
+    let cluster = cluster?;
+    let earlier_catalog = without_wishes(&cluster.catalog);
+    Ok(Prepared { cluster, lock, earlier_catalog })
+}
+
+/// The catalog of a new cluster as if nobody had asked for anything but what can never change.
+fn without_wishes(catalog: &Catalog) -> Catalog {
+    let mut catalog = catalog.clone();
+    for instance in &mut catalog.instances {
+        instance.port = DEFAULT_PORT;
+        instance.postgres_user = None;
+        instance.cache_limit_bytes = None;
+        instance.settings = BTreeMap::new();
+        // What is not there is no better than what was asked for.
+        if let Ok(found) = Binaries::find(None) {
+            instance.postgres_bin_dir = found.folder;
+        }
+        if let Ok(root) = Path::new(DEFAULT_MEMORY_ROOT).canonicalize() {
+            instance.memory_root = root;
+        }
+    }
+    catalog
 }
 
 /// Opens a cluster that does not run, and changes its catalog as the arguments say.
@@ -218,6 +234,10 @@ fn reopen(
 ) -> anyhow::Result<Prepared> {
     let mut cluster = Cluster::open(dir)?;
     let lock = Catalog::lock(dir)?;
+    if cluster.driver_process(WRITER).is_some() && !server_runs(&cluster.instance_directory(WRITER)) {
+        // Whoever started it was killed before it served, or somebody would hold the lock. This command starts another.
+        cluster.stop_instance(WRITER)?;
+    }
     if cluster.driver_process(WRITER).is_some() {
         bail!(
             "the cluster in {} is already running at {}; stop it with `borealis down --dir {}`",
@@ -234,7 +254,7 @@ fn reopen(
             );
         }
     }
-    let earlier_catalog = Some(cluster.catalog.clone());
+    let earlier_catalog = cluster.catalog.clone();
     if arguments.memory_dir.is_some() {
         // Nobody would look for it there any more.
         cluster.clear_memory(WRITER)?;

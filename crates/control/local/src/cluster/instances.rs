@@ -28,6 +28,26 @@ impl Cluster {
         Ok(())
     }
 
+    /// What an instance's folder says it was started with; `None` if it never was, or the folder was removed.
+    #[must_use]
+    pub fn instance_config(&self, id: InstanceId) -> Option<Vec<u8>> {
+        fs::read(self.instance_directory(id).join(super::INSTANCE_CONFIG_NAME)).ok()
+    }
+
+    /// Takes back what a start that failed has written there: a catalog that is lost is made anew from it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn restore_instance_config(&self, id: InstanceId, earlier: Option<&[u8]>) -> anyhow::Result<()> {
+        let path = self.instance_directory(id).join(super::INSTANCE_CONFIG_NAME);
+        let result = match earlier {
+            Some(bytes) => fs::write(&path, bytes),
+            None if path.exists() => fs::remove_file(&path),
+            None => Ok(()),
+        };
+        result.with_context(|| format!("cannot restore {}", path.display()))
+    }
+
     /// Gives back the memory of an instance that does not run, and ends what is left of it.
     ///
     /// # Errors
@@ -67,9 +87,9 @@ impl Cluster {
             .with_context(|| format!("cannot write {}", config_file.display()))?;
         let log = config.instance_dir.join("driver.log");
         let log_begin = log.metadata().map_or(0, |metadata| metadata.len());
-        let identity = process::spawn_detached(&["internal", "driver"], &config_file, &log)
+        let process_file = config.instance_dir.join("process");
+        let identity = process::spawn_detached(&["internal", "driver"], &config_file, &log, &process_file)
             .context("cannot start the driver")?;
-        process::write_process_file(&config.instance_dir.join("process"), identity)?;
         let deadline = begin + INSTANCE_START_TIMEOUT;
         loop {
             let answered = if driver_socket::server_runs(&config.instance_dir) {

@@ -42,6 +42,12 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    /// Run any program with the server's view of its files, read-only.
+    Exec {
+        /// The program and its arguments, after `--`; its exit code is the command's.
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// Storage nodes.
     #[command(subcommand)]
     Node(NodeCommand),
@@ -205,6 +211,7 @@ fn main() -> ExitCode {
         Command::Down => commands::up::down(&dir),
         Command::Status { json } => commands::status::status(&dir, json),
         Command::Psql { arguments } => commands::psql::psql(&dir, &arguments),
+        Command::Exec { command } => commands::exec::exec(&dir, &command),
         Command::Node(NodeCommand::Kill { ids }) => commands::parts::kill_nodes(&dir, &ids),
         Command::Node(NodeCommand::Start { ids }) => commands::parts::start_nodes(&dir, &ids),
         Command::Node(NodeCommand::List) => commands::status::list_nodes(&dir),

@@ -304,6 +304,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// The installed shim.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn shim_library(&self) -> anyhow::Result<PathBuf> {
+        shim_library()
+    }
+
     fn driver_config(&self, instance: &InstanceEntry) -> anyhow::Result<DriverConfig> {
         Ok(DriverConfig {
             volume: self.catalog.volume_id(),

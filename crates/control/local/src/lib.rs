@@ -14,6 +14,7 @@ pub mod log;
 pub mod ports;
 pub mod probe;
 pub mod process;
+pub mod replication_pass;
 pub mod status;
 mod whole_file;
 

@@ -1,6 +1,7 @@
 //! One module for each group of commands.
 
 pub mod bench;
+pub mod exec;
 pub mod internal;
 pub mod manual;
 pub mod parts;

@@ -7,6 +7,7 @@ pub mod manual;
 pub mod parts;
 pub mod psql;
 pub mod redo_check;
+pub mod serve;
 pub mod status;
 pub mod up;
 pub mod verify;

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use borealis_shm::{BUILD_FINGERPRINT, fingerprint_in};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-/// The copy's name in the memory folder.
-const FILE_NAME: &str = "libborealis_shim.so";
+/// The name of the copy in the instance's memory folder.
+pub const FILE_NAME: &str = "libborealis_shim.so";
 
 /// `e_machine` of this program's own processor (`elf.h`).
 const OWN_MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };

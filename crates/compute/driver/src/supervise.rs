@@ -325,6 +325,7 @@ impl Supervisor {
         if let Some(end) = &server.end {
             engine.watch(end.as_raw_fd())?;
         }
+        engine.watch(server.wake.as_raw_fd())?;
         let limit_bytes =
             self.config.tuning.cache_limit_bytes.unwrap_or_else(|| default_limit_bytes(memory_bytes));
         let evictor =

@@ -20,6 +20,10 @@ pub struct Settings {
     pairs: Vec<(String, String)>,
 }
 
+/// Why nothing may read the server's own log to keep it.
+const NO_ARCHIVE: &str = "the server has only the log since its last start, so an archive of it would have gaps and zeros \
+                          where acknowledged rows were; the log is kept by the storage nodes";
+
 /// Forced on the command line: name, value, and why.
 const FORCED: &[(&str, &str, &str)] = &[
     ("fsync", "on", "a commit waits for the storage in the server's own fdatasync call"),
@@ -35,6 +39,7 @@ const FORCED: &[(&str, &str, &str)] = &[
     ("shared_memory_type", "mmap", "System V memory would outlive the instance"),
     ("dynamic_shared_memory_type", "mmap", "it keeps dynamic shared memory inside the instance's directory"),
     ("track_commit_timestamp", "off", "commit timestamps are not stored yet"),
+    ("archive_mode", "off", NO_ARCHIVE),
 ];
 
 /// Settings that are refused whatever their value, and why.
@@ -48,6 +53,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("ignore_invalid_pages", "the instance never replays"),
     ("recovery_target", "the instance never replays"),
     ("restore_command", "the instance never replays"),
+    ("archive_command", NO_ARCHIVE),
+    ("archive_library", NO_ARCHIVE),
     ("primary_conninfo", "the instance is not a standby"),
 ];
 
@@ -148,6 +155,9 @@ mod tests {
             ("full_page_writes", "on"),
             ("wal_level", "minimal"),
             ("wal_sync_method", "open_datasync"),
+            ("archive_mode", "on"),
+            ("archive_mode", "always"),
+            ("archive_command", "cp %p /archive/%f"),
             ("data_directory", "/tmp/x"),
             ("shared buffers", "1"),
         ] {

@@ -4,7 +4,9 @@
 //! are the local page cache: they appear, sparse, when PostgreSQL first touches them, and their blocks when it
 //! first reads them. WAL files are real; writing them tells the driver, syncing them waits until storage has
 //! them. Every other file passes through untouched. A program that the server starts and that is not
-//! `postgres` is kept from reading cached files, whose holes it would take for zeros (see `bystander`).
+//! `postgres` is kept from reading cached files, whose holes it would take for zeros (see `bystander`). Physical
+//! replication and base backups are refused (see `replication`). A program of
+//! `borealis exec` sees the files as the server does (see `view`).
 //!
 //! Invariant: a sync of the log succeeds only after the driver said that what was written before it is durable.
 //!
@@ -28,22 +30,27 @@ mod blocks;
 mod bystander;
 mod descriptors;
 mod exports;
+mod loading;
 mod local_file;
 mod messages;
+mod path_buffer;
 mod real;
+mod replication;
 mod shim;
 mod tablespace;
+mod view;
 mod wal;
 
 /// Runs when the library is loaded, before the program.
 extern "C" fn loaded() {
     real::find_all();
-    shim::load();
+    loading::load();
 }
 
 /// Runs when a process ends in an orderly way.
 extern "C" fn unloaded() {
     shim::unload();
+    view::end();
 }
 
 // The section names are the ELF standard's for functions that run at loading and at exit.

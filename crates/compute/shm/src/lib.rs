@@ -48,5 +48,8 @@ pub use served::ServedDirectory;
 /// Environment variable with the path of the shared memory file. The shim is inactive without it.
 pub const ENVIRONMENT_SHM: &str = "BOREALIS_SHM";
 
+/// Environment variable that gives a program which is no server the server's view of its files; its value does not matter.
+pub const ENVIRONMENT_VIEW: &str = "BOREALIS_VIEW";
+
 /// Environment variable with the number of the inherited eventfd that wakes the driver.
 pub const ENVIRONMENT_EVENT_FD: &str = "BOREALIS_EVENT_FD";

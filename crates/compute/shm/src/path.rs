@@ -11,6 +11,17 @@ use borealis_types::{
 /// The name of PostgreSQL's control file beside the data directory.
 pub const CONTROL_FILE_NAME: &str = "pg_control";
 
+/// The name of the pass beside the data directory: the number of the process that may use physical replication while it
+/// runs. The server refuses everybody else, who would take its log, which begins at its last start, for whole.
+pub const REPLICATION_PASS_NAME: &str = "replication.pass";
+
+/// The name of the shared memory's file beside the data directory.
+pub const SHARED_MEMORY_NAME: &str = "shm";
+
+/// The name of the pipe beside the data directory that wakes the driver, for programs that did not inherit its event
+/// descriptor.
+pub const WAKE_PIPE_NAME: &str = "wake";
+
 /// Where PostgreSQL's control file really is: beside the data directory, where only a server with the shim finds it.
 ///
 /// A server opens `global/pg_control` before anything else and ends if it is not there. So one whose shim was not

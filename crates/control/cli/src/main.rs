@@ -42,6 +42,12 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    /// Run any program with the server's view of its files, read-only.
+    Exec {
+        /// The program and its arguments, after `--`; its exit code is the command's.
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
     /// Storage nodes.
     #[command(subcommand)]
     Node(NodeCommand),
@@ -191,6 +197,12 @@ enum InternalCommand {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Starts again what dies of a cluster that nobody serves in the foreground.
+    Supervise {
+        /// Its catalog.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Write the manual pages; for packages.
     Manual {
         /// Into which folder.
@@ -205,10 +217,21 @@ fn end_with_the_reader() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // The nodes and the driver have sockets whose peers go away at any time.
     if std::env::args_os().nth(1).is_some_and(|word| word == "internal") {
+        // They have no terminal and no configuration file that could be read again.
+        // SAFETY: ignoring runs no code of ours.
+        let _ = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
         return;
     }
     // SAFETY: the default action runs no code of ours.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}
+
+/// An error with its causes, and what confines this process if that may be one.
+fn in_words(error: &anyhow::Error) -> String {
+    match confinement::as_cause_of(error.chain()) {
+        Some(confinement) => format!("{error:#} ({confinement})"),
+        None => format!("{error:#}"),
+    }
 }
 
 fn main() -> ExitCode {
@@ -224,6 +247,7 @@ fn main() -> ExitCode {
         Command::Down => commands::up::down(&dir),
         Command::Status { json } => commands::status::status(&dir, json),
         Command::Psql { arguments } => commands::psql::psql(&dir, &arguments),
+        Command::Exec { command } => commands::exec::exec(&dir, &command),
         Command::Node(NodeCommand::Kill { ids }) => commands::parts::kill_nodes(&dir, &ids),
         Command::Node(NodeCommand::Start { ids }) => commands::parts::start_nodes(&dir, &ids),
         Command::Node(NodeCommand::List) => commands::status::list_nodes(&dir),
@@ -245,15 +269,13 @@ fn main() -> ExitCode {
             commands::internal::copy_node(&config, &from)
         }
         Command::Internal(InternalCommand::Node { config }) => commands::internal::node(&config),
+        Command::Internal(InternalCommand::Supervise { config }) => commands::serve::supervise(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            match confinement::as_cause_of(error.chain()) {
-                Some(confinement) => eprintln!("borealis: {error:#} ({confinement})"),
-                None => eprintln!("borealis: {error:#}"),
-            }
+            eprintln!("borealis: {}", in_words(&error));
             ExitCode::FAILURE
         }
     }

@@ -15,7 +15,7 @@ use crate::whole_file::write_whole;
 
 /// Raised with every change that an older binary would misread.
 const FORMAT: u32 = 1;
-const FILE_NAME: &str = "cluster.json";
+pub(crate) const FILE_NAME: &str = "cluster.json";
 const LOCK_NAME: &str = "cluster.lock";
 /// There from before the first node is made until the catalog is written: only where it stands may nodes without a
 /// catalog be removed, for they never held anything.

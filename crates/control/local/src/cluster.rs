@@ -19,6 +19,7 @@ use crate::catalog::{Catalog, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, N
 use crate::log::log_tail;
 use crate::ports;
 use crate::process::{self, ProcessIdentity};
+use crate::supervision::{Ended, Restarts};
 use crate::whole_file::write_whole;
 
 pub use create::{CreateOptions, check_machine};
@@ -29,6 +30,8 @@ pub use replace::{Replaced, Replacement};
 const ZONES: [&str; 3] = ["az1", "az2", "az3"];
 /// The name of an instance's configuration in its folder.
 const INSTANCE_CONFIG_NAME: &str = "instance.json";
+/// The name of the file with an instance's process.
+const PROCESS_NAME: &str = "process";
 /// The one instance of a local cluster, which writes.
 pub const WRITER: InstanceId = InstanceId(1);
 /// Longest wait for a node to answer; a node that has much log to read needs a while.
@@ -130,13 +133,23 @@ impl Cluster {
     /// The process of a node, if it runs.
     #[must_use]
     pub fn node_process(&self, node: NodeId) -> Option<ProcessIdentity> {
-        process::read_process_file(&self.node_directory(node).join("process"))
+        process::read_process_file(&self.node_directory(node).join(NODE_PROCESS_NAME))
+    }
+
+    /// The process number that a node has, or had before it died.
+    pub(crate) fn last_node_process(&self, node: NodeId) -> Option<u32> {
+        process::recorded_process_id(&self.node_directory(node).join(NODE_PROCESS_NAME))
     }
 
     /// The process of an instance's driver, if it runs.
     #[must_use]
     pub fn driver_process(&self, instance: InstanceId) -> Option<ProcessIdentity> {
-        process::read_process_file(&self.instance_directory(instance).join("process"))
+        process::read_process_file(&self.instance_directory(instance).join(PROCESS_NAME))
+    }
+
+    /// The process number that an instance's driver has, or had before it died.
+    pub(crate) fn last_driver_process(&self, instance: InstanceId) -> Option<u32> {
+        process::recorded_process_id(&self.instance_directory(instance).join(PROCESS_NAME))
     }
 
     /// Whether any process of the cluster runs.
@@ -144,6 +157,19 @@ impl Cluster {
     pub fn anything_runs(&self) -> bool {
         self.catalog.nodes.iter().any(|node| self.node_process(node.id).is_some())
             || self.catalog.instances.iter().any(|instance| self.driver_process(instance.id).is_some())
+    }
+
+    /// Whether any process of the cluster is to run: it does, or has died and was not told to.
+    #[must_use]
+    pub fn anything_is_wanted(&self) -> bool {
+        let nodes =
+            self.catalog.nodes.iter().map(|node| self.node_directory(node.id).join(NODE_PROCESS_NAME));
+        let instances = self
+            .catalog
+            .instances
+            .iter()
+            .map(|instance| self.instance_directory(instance.id).join(PROCESS_NAME));
+        nodes.chain(instances).any(|file| file.exists())
     }
 
     /// Chooses new addresses for the nodes if another program has taken one of theirs. Only for a cluster
@@ -207,7 +233,7 @@ impl Cluster {
         }
     }
 
-    /// Starts nodes and waits until each answers.
+    /// Starts nodes and waits until each answers. Those that run already are left alone.
     ///
     /// # Errors
     /// When one of them is not of this cluster any more, or ends or does not answer; the end of its log is
@@ -219,35 +245,48 @@ impl Cluster {
             if self.node_process(id).is_some() {
                 continue;
             }
-            let config = self.node_config(node)?;
-            if !config.store_directory().is_dir() {
-                bail!(
-                    "node {id} has lost its data: {} is missing. An empty node must not take the old one's place; nothing was \
-                     started in its stead. If it is lost for good, `borealis node replace {id}` says how to replace it",
-                    config.store_directory().display()
-                );
-            }
-            if config.incarnation == 0 {
-                bail!(
-                    "the catalog was made anew while node {id} was not there, and does not know it. Now that it is, \
-                     remove {} and run `borealis up` again; nothing was changed",
-                    self.directory.join("cluster.json").display()
-                );
-            }
-            let config_file = save_node_config(&config)?;
-            let log = config.directory.join(NODE_LOG_NAME);
-            let process_file = config.directory.join(NODE_PROCESS_NAME);
-            let identity = process::spawn_detached(&["internal", "node"], &config_file, &log, &process_file)
-                .with_context(|| format!("cannot start node {id}"))?;
-            started.push((node, identity, log));
+            Restarts::clear(&self.node_directory(id))?;
+            started.push((node, self.spawn_node(id)?));
         }
-        for (node, identity, log) in started {
-            self.wait_for_node(node, identity, &log)?;
+        for (node, identity) in started {
+            if let Err(error) = self.wait_for_node(node, identity) {
+                if !identity.is_alive() {
+                    // Whoever asked for it has the reason, and it is not tried again behind their back.
+                    process::remove_process_file(&self.node_directory(node.id).join(NODE_PROCESS_NAME))?;
+                }
+                return Err(error);
+            }
         }
         Ok(())
     }
 
-    fn wait_for_node(&self, node: &NodeEntry, process: ProcessIdentity, log: &Path) -> anyhow::Result<()> {
+    /// Starts a node that does not run, and does not wait for it.
+    pub(crate) fn spawn_node(&self, id: NodeId) -> anyhow::Result<ProcessIdentity> {
+        let config = self.node_config(self.node(id)?)?;
+        if !config.store_directory().is_dir() {
+            bail!(
+                "node {id} has lost its data: {} is missing. An empty node must not take the old one's place; nothing was \
+                 started in its stead. If it is lost for good, `borealis node replace {id}` says how to replace it",
+                config.store_directory().display()
+            );
+        }
+        if config.incarnation == 0 {
+            bail!(
+                "the catalog was made anew while node {id} was not there, and does not know it. Now that it is, \
+                 remove {} and run `borealis up` again; nothing was changed",
+                self.directory.join("cluster.json").display()
+            );
+        }
+        let config_file = save_node_config(&config)?;
+        let log = config.directory.join(NODE_LOG_NAME);
+        Ended::clear(&config.directory)?;
+        let process_file = config.directory.join(NODE_PROCESS_NAME);
+        process::spawn_detached(&["internal", "node"], &config_file, &log, &process_file)
+            .with_context(|| format!("cannot start node {id}"))
+    }
+
+    fn wait_for_node(&self, node: &NodeEntry, process: ProcessIdentity) -> anyhow::Result<()> {
+        let log = &self.node_directory(node.id).join(NODE_LOG_NAME);
         let deadline = Instant::now() + NODE_START_TIMEOUT;
         loop {
             let error = match NodeClient::connect(
@@ -278,7 +317,11 @@ impl Cluster {
         let mut killed = Vec::new();
         for &id in nodes {
             self.node(id)?;
-            if let Some(process) = self.node_process(id) {
+            let process = self.node_process(id);
+            // Before it dies: a node without the file is not started again.
+            process::remove_process_file(&self.node_directory(id).join(NODE_PROCESS_NAME))?;
+            Restarts::clear(&self.node_directory(id))?;
+            if let Some(process) = process {
                 process.signal(Signal::SIGKILL);
                 killed.push((id, process));
             }
@@ -289,13 +332,16 @@ impl Cluster {
         Ok(killed.into_iter().map(|(id, _)| id).collect())
     }
 
-    /// Stops every node in order.
+    /// Stops nodes in order.
     ///
     /// # Errors
     /// When one does not end even when killed.
-    pub fn stop_nodes(&self) -> anyhow::Result<()> {
-        let running: Vec<ProcessIdentity> =
-            self.catalog.nodes.iter().filter_map(|node| self.node_process(node.id)).collect();
+    pub fn stop_nodes(&self, nodes: &[NodeId]) -> anyhow::Result<()> {
+        let running: Vec<ProcessIdentity> = nodes.iter().filter_map(|&id| self.node_process(id)).collect();
+        for &id in nodes {
+            process::remove_process_file(&self.node_directory(id).join(NODE_PROCESS_NAME))?;
+            Restarts::clear(&self.node_directory(id))?;
+        }
         for process in &running {
             process.signal(Signal::SIGTERM);
         }
@@ -305,6 +351,14 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// The installed shim.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn shim_library(&self) -> anyhow::Result<PathBuf> {
+        shim_library()
     }
 
     fn driver_config(&self, instance: &InstanceEntry) -> anyhow::Result<DriverConfig> {

@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::driver_socket::named_timeout;
+
 /// What a server says that is still starting or already stopping (`ERRCODE_CANNOT_CONNECT_NOW`).
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
@@ -14,6 +16,10 @@ const CANNOT_CONNECT_NOW: &str = "57P03";
 /// # Errors
 /// When the server does not answer within `timeout`, or says that it cannot be connected to now.
 pub fn answers_sql(port: u16, timeout: Duration) -> std::io::Result<()> {
+    ask(port, timeout).map_err(|error| named_timeout(error, "the server", timeout))
+}
+
+fn ask(port: u16, timeout: Duration) -> std::io::Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;
     stream.set_read_timeout(Some(timeout))?;

@@ -148,6 +148,29 @@ pub fn read_process_file(path: &Path) -> Option<ProcessIdentity> {
     runs.then_some(identity)
 }
 
+/// The process number in a process file, whether or not it still runs.
+#[must_use]
+pub fn recorded_process_id(path: &Path) -> Option<u32> {
+    fs::read_to_string(path).ok()?.split_once(' ')?.0.parse().ok()
+}
+
+/// Whether a process file is there and this user may not read it, so that nothing is known of its process.
+#[must_use]
+pub fn is_closed_to_us(path: &Path) -> bool {
+    File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// Removes a process file: nobody wants its process to run any more, and nobody is to start it again.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_process_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes the calling process into its process file. Only makes system calls and allocates nothing, as a process
 /// between fork and exec has to.
 fn record_self(file: BorrowedFd<'_>) -> io::Result<()> {

@@ -1,14 +1,21 @@
 //! The state of a cluster, for people and scripts.
 
+mod volume;
+
+use std::io;
+use std::path::Path;
+
 use borealis_client::{NodeClient, Timeouts};
 use borealis_quorum::quorum_set::QuorumSets;
-use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch};
+use borealis_types::{GroupId, Lsn, NodeId};
 use borealis_wire::{Caller, NodeStatus};
 use serde::Serialize;
 
-use crate::catalog::InstanceEntry;
+use crate::catalog::{InstanceEntry, NODE_PROCESS_NAME, NodeEntry};
 use crate::cluster::Cluster;
-use crate::driver_socket::ask_driver;
+use crate::driver_socket::driver_status;
+use crate::process::is_closed_to_us;
+use crate::supervision::{Ended, Restarts, detached};
 
 /// State of everything. Field names are part of the command-line contract.
 #[derive(Debug, Clone, Serialize)]
@@ -21,6 +28,8 @@ pub struct Status {
     pub protection_groups: Vec<GroupState>,
     /// Every instance of the catalog, also those that are down.
     pub instances: Vec<InstanceState>,
+    /// The process that starts again what dies, if it is one of its own: `borealis up` without `--detach` does it itself.
+    pub supervisor_pid: Option<u32>,
 }
 
 /// The volume, as the writer knows it, or as the nodes do when there is none.
@@ -28,28 +37,34 @@ pub struct Status {
 pub struct VolumeState {
     /// Its identity, as 32 hexadecimal digits.
     pub id: String,
-    /// The newest epoch a node promised.
-    pub epoch: u64,
-    /// Volume durable LSN, like `0/1A2B3C`.
-    pub vdl: String,
-    /// Volume complete LSN, like `0/1A2B3C`.
-    pub vcl: String,
+    /// `up`, `degraded`, `no write quorum`, `no read quorum`, `down` or `unknown`.
+    pub state: &'static str,
+    /// What is not as it should be; left out while it is `up`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The newest epoch a node promised; `None` if no node answers.
+    pub epoch: Option<u64>,
+    /// Volume durable LSN, like `0/1A2B3C`; `None` if neither the writer nor a node answers.
+    pub vdl: Option<String>,
+    /// Volume complete LSN, like `0/1A2B3C`; as above.
+    pub vcl: Option<String>,
 }
 
 /// A storage node, and what it says of itself.
 #[derive(Debug, Clone, Serialize)]
 pub struct NodeState {
-    /// Number of the protection group, from 0.
+    /// Number of the node, from 1.
     pub id: u16,
     /// Name of its availability zone.
     pub az: String,
     /// Its process id; none if it does not run.
     pub pid: Option<u32>,
-    /// `up`, `down`, `unresponsive` or `failed`.
+    /// `up`; `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; or `unknown`: this
+    /// user may not ask.
     pub state: &'static str,
     /// TCP address on which it listens.
     pub address: String,
-    /// What stopped it from storing anything more; left out if nothing did.
+    /// Why it is not `up`, if that is known; or why it was started again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
     /// What keeps it from some of its work for now, such as a disk that is nearly full; left out if nothing does.
@@ -65,10 +80,10 @@ pub struct NodeState {
 /// A protection group, over what its segments say.
 #[derive(Debug, Clone, Serialize)]
 pub struct GroupState {
-    /// Number of the node, from 1.
+    /// Number of the protection group, from 0.
     pub id: u16,
-    /// Four of six have everything up to here.
-    pub pgcl: String,
+    /// Four of six have everything up to here; `None` if fewer answer and the writer does not know, either.
+    pub pgcl: Option<String>,
     /// One entry for each of its six segments.
     pub members: Vec<MemberState>,
 }
@@ -80,7 +95,8 @@ pub struct MemberState {
     pub node: u16,
     /// It has everything of its group up to here.
     pub scl: Option<String>,
-    /// `up`, `behind` (less than the group's PGCL) or `down`.
+    /// `up`, `behind` (less than the group's PGCL), or why the node says nothing of it: `down`, `failed`, `unresponsive`,
+    /// `unknown`.
     pub state: &'static str,
 }
 
@@ -91,8 +107,12 @@ pub struct InstanceState {
     pub id: u16,
     /// What it does: `writer`.
     pub role: &'static str,
-    /// `up`, `starting`, `down` or what the driver says.
+    /// `up`; `waiting`: it runs, and commits wait for the write quorum; `starting`; `down`; `failed`: it has died and is
+    /// not started again; `unresponsive`; `unknown`: this user may not ask; or what the driver says.
     pub state: String,
+    /// Why it is not `up`, or was started again; left out if there is nothing to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// TCP port of its database.
     pub port: u16,
     /// The release of its server, like `15.18`.
@@ -116,35 +136,52 @@ impl Status {
     #[must_use]
     pub fn collect(cluster: &Cluster) -> Status {
         let answers = ask_nodes(cluster);
-        let instances: Vec<InstanceState> =
-            cluster.catalog.instances.iter().map(|instance| instance_state(cluster, instance)).collect();
-        let groups = group_states(cluster, &answers);
+        let condition = volume::condition(&answers, cluster.catalog.protection_groups.groups());
+        let instances: Vec<InstanceState> = cluster
+            .catalog
+            .instances
+            .iter()
+            .map(|instance| instance_state(cluster, instance, &condition))
+            .collect();
+        let driver = instances.iter().find(|instance| matches!(instance.state.as_str(), "up" | "waiting"));
+        let driver = driver.map(|instance| &instance.driver);
+        let groups = group_states(cluster, &answers, driver);
+        let answered = answers.iter().any(|(_, answer)| answer.is_some());
         let segments = || answers.iter().filter_map(|(_, answer)| answer.as_ref()).flat_map(|a| &a.segments);
-        let known_durable = segments().map(|segment| segment.known_durable.end).max().unwrap_or_default();
-        let epoch = segments().map(|segment| segment.promised_epoch).max().unwrap_or(VolumeEpoch::default());
-        let from_driver = |name: &str| {
-            let driver = instances.iter().find(|instance| instance.state == "up")?;
-            Some(driver.driver.get(name)?.as_str()?.to_owned())
+        let known_durable = segments().map(|segment| segment.known_durable.end).max();
+        let epoch = segments().map(|segment| segment.promised_epoch).max();
+        let position = |name: &str| {
+            let said = driver.and_then(|driver| Some(driver.get(name)?.as_str()?.to_owned()));
+            said.or_else(|| known_durable.map(|lsn| lsn.to_string()))
         };
         Status {
             volume: VolumeState {
                 id: cluster.catalog.volume.clone(),
-                epoch: epoch.0,
-                vdl: from_driver("vdl").unwrap_or_else(|| known_durable.to_string()),
-                vcl: from_driver("vcl").unwrap_or_else(|| known_durable.to_string()),
+                state: condition.state,
+                reason: condition.reason,
+                epoch: epoch.filter(|_| answered).map(|epoch| epoch.0),
+                vdl: position("vdl"),
+                vcl: position("vcl"),
             },
             nodes: answers.into_iter().map(|(node, _)| node).collect(),
             protection_groups: groups,
             instances,
+            supervisor_pid: detached::process(cluster.directory()).map(|process| process.process_id),
         }
     }
 
     /// The status for a person.
     #[must_use]
     pub fn text(&self) -> String {
+        let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
+        let volume = &self.volume;
         let mut text = format!(
-            "volume {}  epoch {}  durable to {}\n\nnode  zone  state         address            process\n",
-            self.volume.id, self.volume.epoch, self.volume.vdl
+            "volume {}  epoch {}  durable to {}\nstate  {}{}\n\nnode  zone  state         address            process\n",
+            volume.id,
+            or_unknown(volume.epoch.map(|epoch| epoch.to_string())),
+            or_unknown(volume.vdl.clone()),
+            volume.state,
+            volume.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"))
         );
         let or_dash = |id: Option<u64>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         for node in &self.nodes {
@@ -167,7 +204,8 @@ impl Status {
         for group in &self.protection_groups {
             let members: Vec<String> =
                 group.members.iter().map(|member| format!("{}:{}", member.node, member.state)).collect();
-            text += &format!("{:<6} {:<16} {}\n", group.id, group.pgcl, members.join(" "));
+            text +=
+                &format!("{:<6} {:<16} {}\n", group.id, or_unknown(group.pgcl.clone()), members.join(" "));
         }
         text += "\ninstance  role    state     port   PostgreSQL  process   driver   last recovery\n";
         for instance in &self.instances {
@@ -183,6 +221,9 @@ impl Status {
                 or_dash(instance.postgres_pid),
                 or_dash(instance.driver_pid.map(u64::from)),
             );
+            if let Some(reason) = &instance.reason {
+                text += &format!("          {reason}\n");
+            }
             for warning in &instance.warnings {
                 text += &format!("          warning: {warning}\n");
             }
@@ -192,20 +233,47 @@ impl Status {
 }
 
 /// An instance, as its driver says.
-fn instance_state(cluster: &Cluster, instance: &InstanceEntry) -> InstanceState {
+fn instance_state(cluster: &Cluster, instance: &InstanceEntry, volume: &volume::Condition) -> InstanceState {
+    let folder = cluster.instance_directory(instance.id);
     let process = cluster.driver_process(instance.id);
-    let answer = ask_driver(&cluster.instance_directory(instance.id)).filter(|_| process.is_some());
+    let (answer, silence) = match driver_status(&folder) {
+        Ok(answer) if process.is_some() => (Some(answer), None),
+        Ok(_) => (None, None),
+        Err(error) => (None, Some(error)),
+    };
     let text = |name: &str| Some(answer.as_ref()?.get(name)?.as_str()?.to_owned());
-    let state = match (&process, text("state")) {
-        (None, _) => "down".to_owned(),
-        (Some(_), Some(state)) if state == "running" => "up".to_owned(),
-        (Some(_), Some(state)) => state,
-        (Some(_), None) => "starting".to_owned(),
+    let restarts = Restarts::load(&folder);
+    let history = || restarts.as_ref().map(Restarts::sentence);
+    let may_not_ask = |error: &io::Error| Some(format!("you may not ask its driver: {error}"));
+    let (state, reason) = match (&process, text("state"), silence) {
+        (None, ..) if is_closed_to_us(&folder.join("process")) => {
+            ("unknown".to_owned(), Some(format!("you may not read {}", folder.display())))
+        }
+        (None, ..) => (dead_state(&folder).to_owned(), history().or_else(|| left_reason(&folder))),
+        (Some(_), Some(state), _) if state == "running" => match volume.has_write_quorum {
+            true => ("up".to_owned(), history()),
+            false => (
+                "waiting".to_owned(),
+                Some("commits wait for a write quorum; what is cached can be read".to_owned()),
+            ),
+        },
+        (Some(_), Some(state), _) => (state, text("last_failure")),
+        (Some(_), None, Some(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            ("unknown".to_owned(), may_not_ask(&error))
+        }
+        // Its socket is made a moment after the process.
+        (Some(_), None, Some(error))
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            ("starting".to_owned(), history())
+        }
+        (Some(_), None, error) => ("unresponsive".to_owned(), error.map(|error| error.to_string())),
     };
     InstanceState {
         id: instance.id.0,
         role: "writer",
         state,
+        reason,
         port: instance.port,
         server_version: text("server_version"),
         warnings: answer
@@ -223,8 +291,22 @@ fn instance_state(cluster: &Cluster, instance: &InstanceEntry) -> InstanceState 
     }
 }
 
-/// Every group, over what the nodes say of their segments.
-fn group_states(cluster: &Cluster, answers: &[(NodeState, Option<NodeStatus>)]) -> Vec<GroupState> {
+/// The word for a part without a process.
+fn dead_state(folder: &Path) -> &'static str {
+    if Restarts::load(folder).is_some_and(|restarts| restarts.given_up) { "failed" } else { "down" }
+}
+
+/// Why a part ended that ended by itself.
+fn left_reason(folder: &Path) -> Option<String> {
+    Ended::load(folder).map(|ended| ended.reason)
+}
+
+/// Every group, over what the nodes say of their segments, and what the writer's driver says where too few do.
+fn group_states(
+    cluster: &Cluster,
+    answers: &[(NodeState, Option<NodeStatus>)],
+    driver: Option<&serde_json::Value>,
+) -> Vec<GroupState> {
     let state = |group: GroupId| {
         let complete: Vec<(u16, Option<Lsn>)> = answers
             .iter()
@@ -236,82 +318,90 @@ fn group_states(cluster: &Cluster, answers: &[(NodeState, Option<NodeStatus>)]) 
             })
             .collect();
         let group_complete = write_quorum_lsn(&complete);
+        let said_by_driver = || {
+            let groups = driver?.get("groups")?.as_array()?;
+            let own = groups.iter().find(|known| known.get("id").is_some_and(|id| *id == group.0))?;
+            Some(own.get("pgcl")?.as_str()?.to_owned())
+        };
+        let nodes = answers.iter().map(|(node, _)| node.state);
         let members = complete
             .into_iter()
-            .map(|(node, lsn)| MemberState {
+            .zip(nodes)
+            .map(|((node, lsn), node_state)| MemberState {
                 node,
                 scl: lsn.map(|lsn| lsn.to_string()),
                 state: match lsn {
-                    None => "down",
-                    Some(lsn) if lsn < group_complete => "behind",
+                    // It answers, and has no segment to speak of.
+                    None if node_state == "up" => "failed",
+                    None => node_state,
+                    Some(lsn) if group_complete.is_some_and(|complete| lsn < complete) => "behind",
                     Some(_) => "up",
                 },
             })
             .collect();
-        GroupState { id: group.0, pgcl: group_complete.to_string(), members }
+        let pgcl = group_complete.map(|lsn| lsn.to_string()).or_else(said_by_driver);
+        GroupState { id: group.0, pgcl, members }
     };
     cluster.catalog.protection_groups.groups().map(state).collect()
 }
 
-/// The highest LSN that a write quorum has reached, given each node's own; zero if too few answered.
-fn write_quorum_lsn(complete: &[(u16, Option<Lsn>)]) -> Lsn {
+/// The highest LSN that a write quorum has reached, given each node's own; `None` if too few answered to know.
+fn write_quorum_lsn(complete: &[(u16, Option<Lsn>)]) -> Option<Lsn> {
     let nodes: Vec<NodeId> = complete.iter().map(|(node, _)| NodeId(*node)).collect();
-    let sets = nodes.try_into().ok().and_then(|nodes| QuorumSets::new(vec![nodes]).ok());
+    let sets = QuorumSets::new(vec![nodes.try_into().ok()?]).ok()?;
     let reached = |node: NodeId| complete.iter().find(|(id, _)| *id == node.0).and_then(|(_, lsn)| *lsn);
-    sets.map_or(Lsn::ZERO, |sets| sets.write_quorum_reached(|node| reached(node).unwrap_or_default()))
+    let answered = sets.is_write_quorum(|node| reached(node).is_some());
+    answered.then(|| sets.write_quorum_reached(|node| reached(node).unwrap_or_default()))
+}
+
+/// Asks some nodes how they are, all at the same time.
+pub fn ask_some_nodes(cluster: &Cluster, ids: &[NodeId]) -> Vec<NodeState> {
+    let answers = ask_nodes(cluster).into_iter().map(|(node, _)| node);
+    answers.filter(|node| ids.contains(&NodeId(node.id))).collect()
 }
 
 fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
     // In parallel: one that hangs must not add its time-out to every other's.
     std::thread::scope(|scope| {
-        let questions: Vec<_> = cluster
-            .catalog
-            .nodes
-            .iter()
-            .map(|node| {
-                scope.spawn(move || {
-                    let process = cluster.node_process(node.id);
-                    let answer = process.and_then(|_| {
-                        NodeClient::connect(
-                            node.address,
-                            cluster.catalog.volume_id(),
-                            node.id,
-                            Caller::Client,
-                            Timeouts::default(),
-                        )
-                        .and_then(|mut client| client.status())
-                        .ok()
-                    });
-                    let failure = answer.as_ref().and_then(|status| status.failure.clone());
-                    let damage = answer.as_ref().and_then(|status| status.damage.clone());
-                    let state = match (&process, &answer, &failure) {
-                        (None, ..) => "down",
-                        (Some(_), None, _) => "unresponsive",
-                        (Some(_), Some(_), Some(_)) => "failed",
-                        (Some(_), Some(_), None) => "up",
-                    };
-                    let metrics = answer
-                        .iter()
-                        .flat_map(|status| &status.metrics)
-                        .map(|(name, value)| (name.clone(), (*value).into()))
-                        .collect();
-                    let state = NodeState {
-                        id: node.id.0,
-                        az: node.zone.0.clone(),
-                        pid: process.map(|process| process.process_id),
-                        state,
-                        address: node.address.to_string(),
-                        failure,
-                        hindrance: answer.as_ref().and_then(|status| status.hindrance.clone()),
-                        damage,
-                        metrics,
-                    };
-                    (state, answer)
-                })
-            })
-            .collect();
+        let questions: Vec<_> =
+            cluster.catalog.nodes.iter().map(|node| scope.spawn(move || ask_node(cluster, node))).collect();
         questions.into_iter().map(|question| question.join().expect("asking a node does not panic")).collect()
     })
+}
+
+/// Asks one node how it is.
+fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatus>) {
+    let folder = cluster.node_directory(node.id);
+    let process = cluster.node_process(node.id);
+    let is_hidden = is_closed_to_us(&folder.join(NODE_PROCESS_NAME));
+    let asked = (process.is_some() || is_hidden).then(|| {
+        let (volume, timeouts) = (cluster.catalog.volume_id(), Timeouts::default());
+        NodeClient::connect(node.address, volume, node.id, Caller::Client, timeouts)
+            .and_then(|mut client| client.status())
+    });
+    let restarts = Restarts::load(&folder);
+    let history = || restarts.as_ref().map(Restarts::sentence);
+    let (state, failure) = match &asked {
+        None => (dead_state(&folder), history().or_else(|| left_reason(&folder))),
+        Some(Ok(status)) if status.failure.is_some() => ("failed", status.failure.clone()),
+        Some(Ok(_)) => ("up", history()),
+        Some(Err(error)) if is_hidden => ("unknown", Some(format!("you may not see its process; {error}"))),
+        Some(Err(error)) => ("unresponsive", Some(error.to_string())),
+    };
+    let answer = asked.and_then(Result::ok);
+    let metrics = answer
+        .iter()
+        .flat_map(|status| &status.metrics)
+        .map(|(name, value)| (name.clone(), (*value).into()))
+        .collect();
+    let said_by_itself = answer.as_ref().map(|status| status.process_id);
+    let pid = process.map(|process| process.process_id).or(said_by_itself);
+    let address = node.address.to_string();
+    let (id, az) = (node.id.0, node.zone.0.clone());
+    let hindrance = answer.as_ref().and_then(|status| status.hindrance.clone());
+    let damage = answer.as_ref().and_then(|status| status.damage.clone());
+    let state = NodeState { id, az, pid, state, address, failure, hindrance, damage, metrics };
+    (state, answer)
 }
 
 #[cfg(test)]
@@ -325,8 +415,8 @@ mod tests {
             let answers = list.iter().map(|&lsn| Some(Lsn(lsn))).chain(std::iter::repeat(None));
             write_quorum_lsn(&(1..=6).zip(answers).collect::<Vec<_>>())
         };
-        assert_eq!(lsns(&[10, 20, 30, 40, 50, 60]), Lsn(30));
-        assert_eq!(lsns(&[50, 50, 50, 50]), Lsn(50));
-        assert_eq!(lsns(&[50, 50, 50]), Lsn(0));
+        assert_eq!(lsns(&[10, 20, 30, 40, 50, 60]), Some(Lsn(30)));
+        assert_eq!(lsns(&[50, 50, 50, 50]), Some(Lsn(50)));
+        assert_eq!(lsns(&[50, 50, 50]), None, "zero would be a claim");
     }
 }

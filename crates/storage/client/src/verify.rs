@@ -5,6 +5,7 @@
 //! every step, because a volume that is being written to forgets old versions while we read.
 
 mod compare;
+mod pace;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,12 +22,9 @@ use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
 use crate::blocking::{ClientError, NodeClient, Timeouts};
 use compare::{PeerList, compare};
-pub use report::{Difference, Finding, NotCompared, Report, Subject, Unreachable};
+use pace::Pace;
+pub use report::{Difference, Finding, NotCompared, Report, Subject, Unreachable, Verdict};
 
-/// Keys asked for in one step.
-const STEP_ENTRIES: u32 = 1024;
-/// The least, when a busy volume keeps outrunning the step.
-const STEP_ENTRIES_MIN: u32 = 16;
 /// How long peers may take to have an LSN in common before the ones behind are left out.
 const COMMON_LSN_PATIENCE: Duration = Duration::from_secs(5);
 /// The tablespace and database of shared relations (`pg_global`).
@@ -60,7 +58,7 @@ pub fn verify_volume(target: &Target) -> Report {
         clients: BTreeMap::new(),
         left_out: BTreeSet::new(),
         refusing: BTreeSet::new(),
-        report: Report::default(),
+        report: Report { nodes: target.nodes.len(), ..Report::default() },
     };
     verifier.connect();
     let mut databases = BTreeSet::from([SHARED_RELATIONS]);
@@ -104,6 +102,8 @@ struct Question<'q, K, V> {
 enum StepFailure {
     /// The peers' readable ranges moved past the LSN; another one may work.
     Moved,
+    /// A peer did not answer in time, and was connected to again.
+    Slow,
     /// No peer is left to compare.
     NobodyLeft,
 }
@@ -114,21 +114,26 @@ enum OnRefusal {
     Excuse,
     /// The peer cannot be compared any more in this group.
     LeaveOut,
-    /// Something is wrong with what was asked for.
-    Report(Subject),
+    /// The peer says nothing about what was asked for, which says nothing about its copy either.
+    NotCompared(Subject),
 }
 
 impl Verifier<'_> {
     fn connect(&mut self) {
-        for &(node, address) in &self.target.nodes {
-            match NodeClient::connect(address, self.target.volume, node, Caller::Client, self.target.timeouts)
-            {
+        for &(node, _) in &self.target.nodes {
+            match self.connection_to(node) {
                 Ok(client) => {
                     self.clients.insert(node, client);
                 }
                 Err(error) => self.report.unreachable.push(Unreachable { node, why: error.to_string() }),
             }
         }
+    }
+
+    fn connection_to(&self, node: NodeId) -> Result<NodeClient, ClientError> {
+        let address = self.target.nodes.iter().find(|(known, _)| *known == node).map(|(_, address)| *address);
+        let address = address.expect("only the target's nodes are connected to");
+        NodeClient::connect(address, self.target.volume, node, Caller::Client, self.target.timeouts)
     }
 
     /// Compares the small values of the meta group and collects the databases they name.
@@ -237,11 +242,14 @@ impl Verifier<'_> {
         self.refusing.clear();
         let mut keys = Vec::new();
         let mut after: Option<K> = None;
-        let mut limit = STEP_ENTRIES;
+        let mut pace = Pace::new();
         let mut patience_until = Instant::now() + COMMON_LSN_PATIENCE;
         loop {
-            match self.step(question, after.clone(), limit, Instant::now() >= patience_until) {
+            let begun = Instant::now();
+            let out_of_patience = begun >= patience_until;
+            match self.step(question, after.clone(), &mut pace, out_of_patience) {
                 Ok((step_keys, ended)) => {
+                    thread::sleep(pace.completed(begun.elapsed()));
                     patience_until = Instant::now() + COMMON_LSN_PATIENCE;
                     after = step_keys.last().cloned().or(after);
                     let moved = !step_keys.is_empty();
@@ -250,10 +258,8 @@ impl Verifier<'_> {
                         return keys;
                     }
                 }
-                Err(StepFailure::Moved) => {
-                    limit = (limit / 2).max(STEP_ENTRIES_MIN);
-                    thread::sleep(Duration::from_millis(20));
-                }
+                Err(StepFailure::Moved) => thread::sleep(pace.outrun()),
+                Err(StepFailure::Slow) => patience_until = Instant::now() + COMMON_LSN_PATIENCE,
                 Err(StepFailure::NobodyLeft) => return keys,
             }
         }
@@ -264,10 +270,11 @@ impl Verifier<'_> {
         &mut self,
         question: &Question<'_, K, V>,
         after: Option<K>,
-        limit: u32,
+        pace: &mut Pace,
         out_of_patience: bool,
     ) -> Result<(Vec<K>, bool), StepFailure> {
         let group = question.group;
+        let limit = pace.entries();
         let summaries = self.ask_all(
             group,
             &Request::Summaries,
@@ -275,8 +282,9 @@ impl Verifier<'_> {
                 Reply::Summaries(summaries) => summaries.into_iter().find(|summary| summary.group == group),
                 _ => None,
             },
-            |_| OnRefusal::Report(Subject::Segment),
-        );
+            |_| OnRefusal::NotCompared(Subject::Segment),
+            pace,
+        )?;
         let lsn = self.choose_lsn(group, &summaries, out_of_patience)?;
         let request = (question.request)(lsn, after.clone(), limit);
         let mut moved = false;
@@ -290,9 +298,10 @@ impl Verifier<'_> {
                     moved = true;
                     OnRefusal::Excuse
                 }
-                _ => OnRefusal::Report(question.whole.clone()),
+                _ => OnRefusal::NotCompared(question.whole.clone()),
             },
-        );
+            pace,
+        )?;
         if moved {
             return Err(StepFailure::Moved);
         }
@@ -352,7 +361,7 @@ impl Verifier<'_> {
 
     fn leave_out(&mut self, node: NodeId, group: GroupId, why: String) {
         if self.left_out.insert((node, group)) {
-            self.report.not_compared.push(NotCompared { node, group, why });
+            self.report.add_not_compared(NotCompared { node, group, subject: Subject::Segment, why });
         }
     }
 
@@ -365,14 +374,16 @@ impl Verifier<'_> {
             .collect()
     }
 
-    /// Asks every participant at once. One whose connection breaks is unreachable from here on.
+    /// Asks every participant at once. One whose connection breaks is unreachable from here on; one that is only slow is
+    /// asked again for less, some times.
     fn ask_all<T>(
         &mut self,
         group: GroupId,
         request: &Request,
         read: impl Fn(Reply) -> Option<T>,
         mut on_refusal: impl FnMut(&Refusal) -> OnRefusal,
-    ) -> Vec<(NodeId, T)> {
+        pace: &mut Pace,
+    ) -> Result<Vec<(NodeId, T)>, StepFailure> {
         let participants = self.participants(group);
         let mut failures: Vec<(NodeId, ClientError)> = Vec::new();
         for node in &participants {
@@ -399,20 +410,31 @@ impl Verifier<'_> {
                 Err(ClientError::Refused { refusal, .. }) => match on_refusal(&refusal) {
                     OnRefusal::Excuse => {}
                     OnRefusal::LeaveOut => self.leave_out(node, group, refusal.to_string()),
-                    OnRefusal::Report(subject) => {
-                        let difference = Difference::Refused { why: refusal.to_string() };
-                        self.report.add_once(Finding { node, group, subject, difference });
+                    OnRefusal::NotCompared(subject) => {
+                        let why = format!("the node refuses to answer: {refusal}");
+                        self.report.add_not_compared(NotCompared { node, group, subject, why });
                         self.refusing.insert(node);
                     }
                 },
                 Err(error) => failures.push((node, error)),
             }
         }
+        let is_slow = |error: &ClientError| matches!(error, ClientError::NoAnswer { .. });
+        let ask_again = failures.iter().any(|(_, error)| is_slow(error)) && pace.timed_out();
+        let mut slow = false;
         for (node, error) in failures {
             self.clients.remove(&node);
+            if ask_again
+                && is_slow(&error)
+                && let Ok(client) = self.connection_to(node)
+            {
+                self.clients.insert(node, client);
+                slow = true;
+                continue;
+            }
             self.report.unreachable.push(Unreachable { node, why: error.to_string() });
         }
-        answers
+        if slow { Err(StepFailure::Slow) } else { Ok(answers) }
     }
 }
 

@@ -81,6 +81,7 @@ impl Supervisor {
                 continue;
             }
             progress.last_looked = Instant::now();
+            server.drain_wakes();
             if let Some(how) = server.poll() {
                 return self.after_end(engine, server, &how, progress.stopping.is_some());
             }

@@ -1,7 +1,9 @@
 //! The server's process: what it is given, how it is started, watched and ended.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use anyhow::Context as _;
 use borealis_instance::server::{ShimConfig, describe_exit};
 use borealis_instance::{InstanceError, Server, ServerConfig};
 use borealis_redo::control_file::ControlFile;
+use borealis_shm::path::{SHARED_MEMORY_NAME, WAKE_PIPE_NAME};
 use borealis_shm::{Config as ShmConfig, DriverSide};
 
 use super::Supervisor;
@@ -31,6 +34,8 @@ pub(super) struct RunningServer {
     _shim: InstalledShim,
     /// Readable when the server has ended.
     pub(super) end: Option<OwnedFd>,
+    /// Readable when a program of `borealis exec` has a request.
+    pub(super) wake: File,
     ended: bool,
 }
 
@@ -38,6 +43,7 @@ impl RunningServer {
     fn start(
         config: &ServerConfig,
         shim: InstalledShim,
+        wake: File,
         memory_directory: &Path,
     ) -> Result<RunningServer, InstanceError> {
         let log = LogSince::now(&config.log_file);
@@ -60,8 +66,15 @@ impl RunningServer {
             gate,
             _shim: shim,
             end,
+            wake,
             ended: false,
         })
+    }
+
+    /// Empties the pipe that woke the loop; the requests themselves are in the shared memory.
+    pub(super) fn drain_wakes(&mut self) {
+        let mut bytes = [0; 4096];
+        while matches!(self.wake.read(&mut bytes), Ok(length) if length > 0) {}
     }
 
     /// How it ended, if it has.
@@ -86,6 +99,19 @@ impl Drop for RunningServer {
         // Processes that waited for a lock of one that died never notice that the postmaster is gone.
         borealis_instance::leftovers::clear(&self.memory_directory);
     }
+}
+
+/// The pipe that programs which did not inherit the event descriptor wake the driver by. It is open for writing, too, so
+/// that it has no end while nobody else writes.
+fn wake_pipe(memory_directory: &Path, owner: Option<(u32, u32)>) -> anyhow::Result<File> {
+    let path = memory_directory.join(WAKE_PIPE_NAME);
+    let action = || format!("cannot make {}", path.display());
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
+        .with_context(action)?;
+    if let Some((user, group)) = owner {
+        std::os::unix::fs::chown(&path, Some(user), Some(group)).with_context(action)?;
+    }
+    File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path).with_context(action)
 }
 
 /// A descriptor that becomes readable when the process ends; `None` where the kernel has none, and then its end
@@ -114,7 +140,7 @@ impl Supervisor {
     ) -> anyhow::Result<RunningServer> {
         let tuning = &self.config.tuning;
         let shm = DriverSide::create(
-            &self.config.memory_dir.join("shm"),
+            &self.config.memory_dir.join(SHARED_MEMORY_NAME),
             &ShmConfig {
                 data_directory: data_directory.to_path_buf(),
                 wal_segment_size_bytes: u64::from(control.wal_segment_bytes),
@@ -125,6 +151,10 @@ impl Supervisor {
                 slot_count: self.slot_count(),
                 owner: self.user.switch.then_some((self.user.user_id, self.user.group_id)),
             },
+        )?;
+        let wake = wake_pipe(
+            &self.config.memory_dir,
+            self.user.switch.then_some((self.user.user_id, self.user.group_id)),
         )?;
         let installed = self.shim_library.install(&self.config.memory_dir)?;
         let shim = ShimConfig {
@@ -143,7 +173,7 @@ impl Supervisor {
             shim,
             log_file: self.config.instance_dir.join("postgres.log"),
         };
-        Ok(RunningServer::start(&config, installed, &self.config.memory_dir)?)
+        Ok(RunningServer::start(&config, installed, wake, &self.config.memory_dir)?)
     }
 
     /// Where the server's local socket goes: in the memory directory, for the server's user must be able to

@@ -22,9 +22,9 @@ use borealis_shm::path::PathClass;
 use libc::{c_char, c_int};
 
 use crate::descriptors::{self, OpenFile};
-use crate::local_file;
 use crate::real::{errno, set_errno};
 use crate::shim::{self, Shim};
+use crate::{local_file, view};
 
 /// The state and the path's class, when the library is active and the path is of ours.
 ///
@@ -63,7 +63,8 @@ unsafe fn real_path(path: *const c_char) -> *const c_char {
     match shim::get() {
         // SAFETY: the caller's promise.
         Some(shim) if !path.is_null() => shim.real_path(unsafe { CStr::from_ptr(path) }).as_ptr(),
-        _ => path,
+        // SAFETY: as above.
+        _ => unsafe { view::control_file(path) }.unwrap_or(path),
     }
 }
 
@@ -78,6 +79,10 @@ unsafe fn with_file(path: *const c_char, call: impl Fn() -> c_int) -> c_int {
     }
     // SAFETY: the caller's promise.
     let Some((shim, path, class)) = (unsafe { ours(path) }) else {
+        // SAFETY: as above.
+        if unsafe { view::makes(path) } {
+            return call();
+        }
         set_errno(libc::ENOENT);
         return result;
     };

@@ -3,16 +3,18 @@
 use std::ffi::CStr;
 
 use borealis_shm::path::FolderClass;
-use libc::{c_char, c_int};
+use libc::{c_char, c_int, c_uint};
 
 use super::{real_path, with_file};
 use crate::real::set_errno;
-use crate::{local_file, real, shim, tablespace};
+use crate::{local_file, real, replication, shim, tablespace, view};
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
     // SAFETY: the caller keeps the contract of unlink(2).
-    unsafe { with_file(path, || real::unlink(path)) }
+    unsafe {
+        if view::refuses_change(libc::AT_FDCWD, path) { -1 } else { with_file(path, || real::unlink(path)) }
+    }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -34,13 +36,63 @@ pub unsafe extern "C" fn symlink(target: *const c_char, path: *const c_char) -> 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn rename(old: *const c_char, new: *const c_char) -> c_int {
     // SAFETY: the caller keeps the contract of rename(2).
-    unsafe { with_file(old, || real::rename(old, new)) }
+    unsafe {
+        if view::refuses_change(libc::AT_FDCWD, old) || view::refuses_change(libc::AT_FDCWD, new) {
+            return -1;
+        }
+        with_file(old, || real::rename(old, new))
+    }
+}
+
+/// PostgreSQL removes and renames by the functions above; `rm` and `mv` by these.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn unlinkat(folder: c_int, path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: the caller keeps the contract of unlinkat(2).
+    unsafe {
+        if view::refuses_change(folder, path) {
+            return -1;
+        }
+        libc::syscall(libc::SYS_unlinkat, folder, path, flags) as c_int
+    }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn renameat(
+    old_folder: c_int,
+    old: *const c_char,
+    new_folder: c_int,
+    new: *const c_char,
+) -> c_int {
+    // SAFETY: the same as renameat2 without flags.
+    unsafe { renameat2(old_folder, old, new_folder, new, 0) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn renameat2(
+    old_folder: c_int,
+    old: *const c_char,
+    new_folder: c_int,
+    new: *const c_char,
+    flags: c_uint,
+) -> c_int {
+    // SAFETY: the caller keeps the contract of renameat2(2).
+    unsafe {
+        if view::refuses_change(old_folder, old) || view::refuses_change(new_folder, new) {
+            return -1;
+        }
+        libc::syscall(libc::SYS_renameat2, old_folder, old, new_folder, new, flags) as c_int
+    }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn link(old: *const c_char, new: *const c_char) -> c_int {
     // SAFETY: the caller keeps the contract of link(2).
-    unsafe { with_file(old, || real::link(old, new)) }
+    unsafe {
+        if view::refuses_change(libc::AT_FDCWD, old) || view::refuses_change(libc::AT_FDCWD, new) {
+            return -1;
+        }
+        with_file(old, || real::link(old, new))
+    }
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -81,6 +133,9 @@ pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut libc::DIR {
             && !path.is_null()
         {
             let name = CStr::from_ptr(path);
+            if replication::refuses_folder(name) {
+                return std::ptr::null_mut();
+            }
             let class = shim.classify_folder(name);
             // The postmaster lists every database's folder when it starts, for temporary files left behind,
             // of which a new data directory has none.
@@ -91,6 +146,9 @@ pub unsafe extern "C" fn opendir(path: *const c_char) -> *mut libc::DIR {
                 set_errno(error);
                 return std::ptr::null_mut();
             }
+        }
+        if !view::prepares_folder(path) {
+            return std::ptr::null_mut();
         }
         real::opendir(path)
     }

@@ -6,7 +6,7 @@ use libc::{c_char, c_int, off_t};
 use super::{is_cached, ours, ours_open, with_file};
 use crate::descriptors::{OpenFile, WRITABLE};
 use crate::real::{errno, set_errno};
-use crate::{blocks, real};
+use crate::{blocks, real, view};
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn ftruncate(descriptor: c_int, length: off_t) -> c_int {
@@ -42,6 +42,7 @@ pub unsafe extern "C" fn truncate(path: *const c_char, length: off_t) -> c_int {
                 set_errno(error);
                 status
             }
+            _ if view::refuses_change(libc::AT_FDCWD, path) => -1,
             _ => real::truncate(path, length),
         }
     }

@@ -1,12 +1,14 @@
 //! Streams of the C library, which read and write where this library does not see it.
 
+use std::ffi::CStr;
+
 use borealis_shm::path::PathClass;
 use libc::c_char;
 
 use super::{ours, real_path, with_file};
 use crate::descriptors::{OpenFile, WRITABLE};
 use crate::real::set_errno;
-use crate::{blocks, bystander, real};
+use crate::{blocks, bystander, real, view};
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut libc::FILE {
@@ -25,6 +27,12 @@ pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut
                     return std::ptr::null_mut();
                 }
             }
+        }
+        let writes =
+            !mode.is_null() && CStr::from_ptr(mode).to_bytes().iter().any(|byte| b"wa+".contains(byte));
+        let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY };
+        if let Some(opened) = view::open(libc::AT_FDCWD, path, flags) {
+            return if opened < 0 { std::ptr::null_mut() } else { libc::fdopen(opened, mode) };
         }
         if bystander::refuses(libc::AT_FDCWD, path) {
             return std::ptr::null_mut();

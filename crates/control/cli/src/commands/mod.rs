@@ -1,12 +1,14 @@
 //! One module for each group of commands.
 
 pub mod bench;
+pub mod exec;
 pub mod internal;
 pub mod manual;
 pub mod parts;
 pub mod psql;
 pub mod redo_check;
 pub mod replace;
+pub mod serve;
 pub mod status;
 pub mod up;
 pub mod verify;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use borealis_local::Catalog;
 use borealis_local::cluster::Cluster;
+use borealis_local::status::ask_some_nodes;
 use borealis_types::{InstanceId, NodeId};
 
 use crate::progress::Step;
@@ -61,10 +62,23 @@ fn report_started(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode>
     let step = Step::begin("starting nodes");
     cluster.start_nodes(ids)?;
     step.done();
-    for id in ids {
-        println!("node {id} up");
+    // A process that runs and answers may have failed all the same, now or long ago.
+    let mut all_up = true;
+    for node in ask_some_nodes(cluster, ids) {
+        println!("node {} {}", node.id, node.state);
+        if node.state != "up" {
+            all_up = false;
+            eprintln!(
+                "borealis: node {} {}: {}. It keeps no promise any more: end it with `borealis node kill {}`, mend the \
+                 cause, and start it again",
+                node.id,
+                node.state,
+                node.failure.as_deref().unwrap_or("it does not say why"),
+                node.id
+            );
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if all_up { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// SIGKILLs an instance.

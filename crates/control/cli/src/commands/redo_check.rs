@@ -10,6 +10,7 @@ use anyhow::Context;
 use borealis_instance::Binaries;
 use borealis_local::cluster::{Cluster, WRITER};
 use borealis_local::driver_socket::ask_driver;
+use borealis_local::replication_pass::ReplicationPass;
 use borealis_redo_check::{
     CheckError, Files, Memory, Progress, Release, Report, Stream, check_files, check_stream,
 };
@@ -121,6 +122,10 @@ fn follow(
             let folder = arguments.pg_bin.clone().unwrap_or_else(|| instance.postgres_bin_dir.clone());
             (Cluster::url(instance), Some(folder))
         }
+    };
+    let _pass = match &arguments.connect {
+        Some(_) => None,
+        None => Some(ReplicationPass::take(&Cluster::open(dir)?, WRITER)?),
     };
     let program = |name: &str| match folder.as_ref().map(|folder| folder.join(name)) {
         Some(own) if own.is_file() => Ok(own),

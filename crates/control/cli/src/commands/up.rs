@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use borealis_instance::{Binaries, OperatingSystemUser, Settings};
@@ -14,11 +12,11 @@ use borealis_local::cluster::{
     Cluster, CreateOptions, InstanceDefaults, WRITER, check_machine, rebuild_catalog,
 };
 use borealis_local::driver_socket::{ask_driver, server_runs};
+use borealis_local::supervision::detached;
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
-use nix::sys::signal::{SigSet, Signal};
 
+use super::serve::{own_signals, serve, stop};
 use crate::UpArguments;
-use crate::notify::ServiceManager;
 use crate::progress::Step;
 
 const DEFAULT_PORT: u16 = 5432;
@@ -62,13 +60,12 @@ pub fn parse_cache_limit(text: &str) -> Result<CacheLimit, String> {
 
 /// Creates the cluster if it is new, starts it, and serves.
 pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
-    let mut stop_signals = SigSet::empty();
-    stop_signals.add(Signal::SIGINT);
-    stop_signals.add(Signal::SIGTERM);
-    stop_signals.add(Signal::SIGHUP);
+    let signals = own_signals();
     if !arguments.detach {
         // Held back until everything is up, then answered by an orderly stop.
-        stop_signals.thread_block().context("cannot hold back signals")?;
+        signals.thread_block().context("cannot hold back signals")?;
+    } else if let Some(cluster) = started_again(dir, arguments) {
+        return report_started_again(dir, &cluster);
     }
     let Prepared { cluster, lock, earlier_catalog } = prepare(dir, arguments)?;
     let instance = cluster.instance(WRITER)?;
@@ -103,6 +100,9 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
             });
         }
     };
+    if arguments.detach {
+        detached::start(&cluster)?;
+    }
     drop(lock);
     eprintln!("first query answered after {} ms", elapsed.as_millis());
     let said = ask_driver(&cluster.instance_directory(WRITER)).unwrap_or_default();
@@ -114,7 +114,38 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     if arguments.detach {
         return Ok(ExitCode::SUCCESS);
     }
-    serve(&cluster, stop_signals)
+    serve(&cluster, signals)
+}
+
+/// The cluster, if all that is wished is that it runs, and its supervisor has begun to start it again after a death.
+fn started_again(dir: &Path, arguments: &UpArguments) -> Option<Cluster> {
+    let cluster = Cluster::open(dir).ok()?;
+    let instance = cluster.instance(WRITER).ok()?;
+    let UpArguments {
+        port,
+        detach: _,
+        protection_groups: None,
+        pg_bin: None,
+        pg_user: None,
+        pg_set,
+        memory_dir: None,
+        cache_limit: None,
+    } = arguments
+    else {
+        return None;
+    };
+    let is_as_wished = port.is_none_or(|port| port == instance.port) && pg_set.is_empty();
+    (is_as_wished && cluster.was_started_again(WRITER)).then_some(cluster)
+}
+
+fn report_started_again(dir: &Path, cluster: &Cluster) -> anyhow::Result<ExitCode> {
+    let _lock = Catalog::lock(dir)?;
+    let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
+    cluster.start_nodes(&nodes)?;
+    cluster.start_instance(WRITER)?;
+    eprintln!("the cluster's supervisor has started the instance again already");
+    println!("{}", Cluster::url(cluster.instance(WRITER)?));
+    Ok(ExitCode::SUCCESS)
 }
 
 struct Prepared {
@@ -254,6 +285,8 @@ fn reopen(
             );
         }
     }
+    // One that was left from before would be a second one beside this command, or of an older program.
+    detached::stop(&cluster)?;
     let earlier_catalog = cluster.catalog.clone();
     if arguments.memory_dir.is_some() {
         // Nobody would look for it there any more.
@@ -270,6 +303,8 @@ fn reopen(
     instance.settings.retain(|name, _| !forgotten.contains(name));
     let binaries = Binaries::find(Some(&instance.postgres_bin_dir))?;
     Settings::check(instance.settings.clone())?.check_libraries(&binaries)?;
+    // Before anything is saved: a command that fails leaves no wishes behind.
+    OperatingSystemUser::choose(instance.postgres_user.as_deref())?;
     let port = instance.port;
     cluster.clear_the_way(WRITER)?;
     require_free_port(port)?;
@@ -309,62 +344,6 @@ fn require_free_port(port: u16) -> anyhow::Result<()> {
     bail!("port {port} on 127.0.0.1 is taken by another program; stop it or choose another with --port")
 }
 
-/// Waits for Ctrl-C, then stops everything. Ends by itself when another command has stopped everything; an
-/// instance alone may end and start again.
-fn serve(cluster: &Cluster, stop_signals: SigSet) -> anyhow::Result<ExitCode> {
-    let manager = ServiceManager::from_environment();
-    let url = Cluster::url(cluster.instance(WRITER)?);
-    manager.ready(&format!("serving {url}"));
-    eprintln!("press Ctrl-C to stop");
-    #[expect(clippy::disallowed_methods, reason = "carries one signal, then the sender ends")]
-    let (sender, receiver) = mpsc::channel();
-    std::thread::Builder::new().name("stop-signal".to_owned()).spawn(move || {
-        let _ = sender.send(stop_signals.wait());
-    })?;
-    let mut instance_ran = true;
-    loop {
-        match receiver.recv_timeout(Duration::from_millis(500)) {
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                if !cluster.anything_runs() {
-                    eprintln!("everything was stopped");
-                    return Ok(ExitCode::SUCCESS);
-                }
-                let instance_runs = cluster.driver_process(WRITER).is_some();
-                if instance_ran && !instance_runs {
-                    let log = cluster.instance_directory(WRITER).join("driver.log");
-                    eprintln!(
-                        "the instance ended; the storage nodes go on. Start it again with `borealis instance start \
-                         --dir {}`. {} ends with:\n{}",
-                        cluster.directory().display(),
-                        log.display(),
-                        borealis_local::log::log_tail(&log)
-                    );
-                    manager.status("the instance ended; the storage nodes go on");
-                }
-                if !instance_ran && instance_runs {
-                    manager.status(&format!("serving {url}"));
-                }
-                instance_ran = instance_runs;
-            }
-            Ok(_) | Err(mpsc::RecvTimeoutError::Disconnected) => {
-                manager.stopping();
-                stop(cluster)?;
-                return Ok(ExitCode::SUCCESS);
-            }
-        }
-    }
-}
-
-fn stop(cluster: &Cluster) -> anyhow::Result<()> {
-    let step = Step::begin("stopping PostgreSQL");
-    cluster.stop_instance(WRITER)?;
-    step.done();
-    let step = Step::begin("stopping the storage nodes");
-    cluster.stop_nodes()?;
-    step.done();
-    Ok(())
-}
-
 /// Stops everything in order.
 pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::open(dir)?;
@@ -372,6 +351,8 @@ pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
     if !cluster.anything_runs() {
         eprintln!("the cluster in {} is not running", dir.display());
     }
+    // First: it must not start again what is stopped.
+    detached::stop(&cluster)?;
     // Also when nothing runs: what was killed may have left memory behind.
     stop(&cluster)?;
     Ok(ExitCode::SUCCESS)

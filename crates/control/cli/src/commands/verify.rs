@@ -3,23 +3,33 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use borealis_client::verify::{Report, verify_volume};
+use borealis_client::verify::{Report, Verdict, verify_volume};
 use borealis_local::cluster::Cluster;
 
 use crate::progress::Step;
 
-/// Verifies the volume. Exit code 1 if anything differs, is damaged, or could not be compared.
+/// The exit code when nothing that was compared differs, but not everything could be compared on every node.
+const EXIT_INCOMPLETE: u8 = 3;
+
+/// Verifies the volume. Exit code 1 if anything differs or is damaged, else [`EXIT_INCOMPLETE`] if a node could not be
+/// asked or did not answer everything.
 pub fn verify(dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::open(dir)?;
     let step = Step::begin("reading every page from every peer");
     let report = verify_volume(&cluster.verification_target());
     step.done();
     if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        let mut object = serde_json::to_value(&report)?;
+        object["verdict"] = serde_json::to_value(report.verdict())?;
+        println!("{}", serde_json::to_string_pretty(&object)?);
     } else {
         print(&report);
     }
-    Ok(if report.is_clean() && report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match report.verdict() {
+        Verdict::Equal => ExitCode::SUCCESS,
+        Verdict::Different => ExitCode::FAILURE,
+        Verdict::Incomplete => ExitCode::from(EXIT_INCOMPLETE),
+    })
 }
 
 /// One line for each finding, then what was looked at.
@@ -34,18 +44,13 @@ fn print(report: &Report) {
         println!("node {} could not be asked: {}", unreachable.node, unreachable.why);
     }
     for left_out in &report.not_compared {
-        println!("node {} was not compared in group {}: {}", left_out.node, left_out.group, left_out.why);
+        println!(
+            "node {}, group {}: {} not compared: {}",
+            left_out.node, left_out.group, left_out.subject, left_out.why
+        );
     }
-    println!(
-        "{} pages, {} relation sizes and {} small values compared on every node{}: {}",
-        report.pages_compared,
-        report.relation_parts_compared,
-        report.values_compared,
-        match report.lsn_range {
-            Some((first, last)) if first == last => format!(" as of {first}"),
-            Some((first, last)) => format!(" as of {first} to {last}"),
-            None => String::new(),
-        },
-        if report.is_clean() { "no difference" } else { "DIFFERENT" }
-    );
+    if report.not_compared_not_listed > 0 {
+        println!("and {} more not compared", report.not_compared_not_listed);
+    }
+    println!("{}", report.summary());
 }

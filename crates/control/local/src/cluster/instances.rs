@@ -8,10 +8,13 @@ use borealis_instance::{leftovers, memory_directory};
 use borealis_types::InstanceId;
 use nix::sys::signal::Signal;
 
-use super::{Cluster, STOP_TIMEOUT};
-use crate::log::{last_word, log_tail};
-use crate::{driver_socket, ports, probe, process};
+use super::{Cluster, PROCESS_NAME, STOP_TIMEOUT};
+use crate::log::log_tail;
+use crate::process::{self, ProcessIdentity};
+use crate::supervision::{Ended, Restarts};
+use crate::{driver_socket, ports, probe};
 
+const DRIVER_LOG_NAME: &str = "driver.log";
 /// Longest wait for the first answered query.
 const INSTANCE_START_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -67,10 +70,36 @@ impl Cluster {
     /// message.
     pub fn start_instance(&self, id: InstanceId) -> anyhow::Result<Duration> {
         let begin = Instant::now();
-        let instance = self.instance(id)?;
-        if self.driver_process(id).is_some() {
-            bail!("instance {id} is already running at {}", Self::url(instance));
+        if let Some(identity) = self.driver_process(id) {
+            if !self.was_started_again(id) {
+                bail!("instance {id} is already running at {}", Self::url(self.instance(id)?));
+            }
+            // It died, and the supervisor was faster.
+            self.wait_for_instance(id, identity, begin)?;
+            return Ok(begin.elapsed());
         }
+        Restarts::clear(&self.instance_directory(id))?;
+        let identity = self.spawn_instance(id)?;
+        if let Err(error) = self.wait_for_instance(id, identity, begin) {
+            if !identity.is_alive() {
+                // Whoever asked for it has the reason, and it is not tried again behind their back.
+                process::remove_process_file(&self.instance_directory(id).join(PROCESS_NAME))?;
+            }
+            return Err(error);
+        }
+        Ok(begin.elapsed())
+    }
+
+    /// Whether the instance runs because the supervisor started it after a death, a short while ago.
+    #[must_use]
+    pub fn was_started_again(&self, id: InstanceId) -> bool {
+        let restarts = Restarts::load(&self.instance_directory(id)).unwrap_or_default();
+        restarts.in_a_row > 0 && self.driver_process(id).is_some()
+    }
+
+    /// Starts the driver of an instance that does not run, and does not wait for it.
+    pub(crate) fn spawn_instance(&self, id: InstanceId) -> anyhow::Result<ProcessIdentity> {
+        let instance = self.instance(id)?;
         self.clear_the_way(id)?;
         if !ports::is_free(instance.port) {
             bail!(
@@ -85,27 +114,42 @@ impl Cluster {
         let config_file = config.instance_dir.join(super::INSTANCE_CONFIG_NAME);
         fs::write(&config_file, serde_json::to_vec_pretty(&config)?)
             .with_context(|| format!("cannot write {}", config_file.display()))?;
-        let log = config.instance_dir.join("driver.log");
-        let log_begin = log.metadata().map_or(0, |metadata| metadata.len());
-        let process_file = config.instance_dir.join("process");
-        let identity = process::spawn_detached(&["internal", "driver"], &config_file, &log, &process_file)
-            .context("cannot start the driver")?;
+        Ended::clear(&config.instance_dir)?;
+        let log = config.instance_dir.join(DRIVER_LOG_NAME);
+        let process_file = config.instance_dir.join(PROCESS_NAME);
+        process::spawn_detached(&["internal", "driver"], &config_file, &log, &process_file)
+            .context("cannot start the driver")
+    }
+
+    /// Waits until SQL is answered.
+    ///
+    /// # Errors
+    /// When the driver ends, or nothing is answered in time.
+    fn wait_for_instance(
+        &self,
+        id: InstanceId,
+        identity: ProcessIdentity,
+        begin: Instant,
+    ) -> anyhow::Result<()> {
+        let port = self.instance(id)?.port;
+        let folder = self.instance_directory(id);
         let deadline = begin + INSTANCE_START_TIMEOUT;
         loop {
-            let answered = if driver_socket::server_runs(&config.instance_dir) {
-                probe::answers_sql(instance.port, Duration::from_secs(5))
+            let answered = if driver_socket::server_runs(&folder) {
+                probe::answers_sql(port, Duration::from_secs(5))
             } else {
                 Err(std::io::Error::other("its driver does not say that the server runs"))
             };
             match answered {
-                Ok(()) => return Ok(begin.elapsed()),
+                Ok(()) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
                     bail!("instance {id} does not answer SQL: {error}\n{}", self.instance_logs(id));
                 }
                 Err(_) => {}
             }
             if !identity.is_alive() {
-                let why = last_word(&log, log_begin);
+                let why =
+                    Ended::load(&folder).map_or_else(String::new, |ended| format!(": {}", ended.reason));
                 bail!("instance {id} ended while starting{why}\n{}", self.instance_logs(id));
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -129,13 +173,14 @@ impl Cluster {
     /// # Errors
     /// When one of them does not end.
     pub fn kill_instance(&self, id: InstanceId) -> anyhow::Result<bool> {
-        let instance = self.instance(id)?;
+        let memory = self.memory_directory(self.instance(id)?);
         let driver = self.driver_process(id);
+        self.no_longer_wanted(id)?;
         // The driver first: it would begin to restart a server that died alone.
         if let Some(driver) = driver {
             driver.kill_and_wait()?;
         }
-        let server = leftovers::clear(&self.memory_directory(instance));
+        let server = leftovers::clear(&memory);
         Ok(driver.is_some() || server > 0)
     }
 
@@ -144,14 +189,25 @@ impl Cluster {
     /// # Errors
     /// When it does not end even when killed.
     pub fn stop_instance(&self, id: InstanceId) -> anyhow::Result<bool> {
+        let memory = self.memory_directory(self.instance(id)?);
         let driver = self.driver_process(id);
+        self.no_longer_wanted(id)?;
         if let Some(driver) = driver {
             driver.signal(Signal::SIGTERM);
             if !driver.wait_gone(STOP_TIMEOUT) {
-                self.kill_instance(id)?;
+                driver.kill_and_wait()?;
+                leftovers::clear(&memory);
             }
         }
         self.clear_memory(id)?;
         Ok(driver.is_some())
+    }
+
+    /// Before a process is ended: nobody is to start it again.
+    fn no_longer_wanted(&self, id: InstanceId) -> anyhow::Result<()> {
+        let folder = self.instance_directory(id);
+        process::remove_process_file(&folder.join(PROCESS_NAME))?;
+        Restarts::clear(&folder)?;
+        Ok(())
     }
 }

@@ -13,7 +13,7 @@ use borealis_driver::rescue::agree_without;
 use borealis_types::{Lsn, NodeId, READ_QUORUM};
 
 use super::create::random_number;
-use super::{Cluster, STOP_TIMEOUT, WRITER, save_node_config};
+use super::{Cluster, WRITER, save_node_config};
 use crate::process;
 
 /// Nodes to replace, and those that must answer for it.
@@ -76,27 +76,21 @@ impl Cluster {
     /// When a node that is left does not start, those that are left cannot agree, or a copy cannot be made. No node's
     /// data is removed in any case.
     pub fn replace_nodes(&mut self, replacement: &Replacement) -> anyhow::Result<Replaced> {
+        // Whoever watches over the cluster must not start them, or the instance, in between.
+        self.stop_nodes(&replacement.lost)?;
+        self.stop_instance(WRITER)?;
         self.start_nodes(&replacement.left)?;
         let config = self.driver_config(self.instance(WRITER)?)?;
         let lost: BTreeSet<NodeId> = replacement.lost.iter().copied().collect();
         let agreed = agree_without(&config, &lost)?;
         let source = *agreed.complete.first().context("a node that has everything was just found")?;
-        self.stop_node(source)?;
+        self.stop_nodes(&[source])?;
         let made = self.copy_and_exchange(&replacement.lost, source);
         // Whatever became of the copies, the source goes on.
         self.start_nodes(&[source])?;
         let set_aside = made?;
         self.start_nodes(&replacement.lost)?;
         Ok(Replaced { source, end: agreed.durable.end, set_aside })
-    }
-
-    fn stop_node(&self, id: NodeId) -> anyhow::Result<()> {
-        let Some(process) = self.node_process(id) else { return Ok(()) };
-        process.signal(nix::sys::signal::Signal::SIGTERM);
-        if !process.wait_gone(STOP_TIMEOUT) {
-            process.kill_and_wait()?;
-        }
-        Ok(())
     }
 
     /// Makes all copies beside the nodes' folders, then puts them in their places.

@@ -6,6 +6,7 @@
 //! Invariant: nothing is published as durable but through [`Shipper::take_publishable`], and after the stream
 //! stopped (fenced, or poisoned) nothing is published at all.
 
+mod cut;
 mod peers;
 mod server;
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::{Identity, StoreError};
 
 /// The last byte is the format version of the whole store. A store of another version is refused when it is
 /// opened.
-const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x03";
+const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x04";
 const HEADER_BYTES: usize = 20;
 
 /// The paths of a store, and the disk they are on.

@@ -142,6 +142,7 @@ impl Store {
             commit,
             maintenance: Maintenance::default(),
             cache: Mutex::new(cache),
+            assembling: Mutex::new(()),
             counters: Metrics::default(),
             poison: OnceLock::new(),
             damage: OnceLock::new(),

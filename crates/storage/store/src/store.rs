@@ -33,6 +33,8 @@ pub struct Store {
     /// Held by whoever changes materialized states.
     pub(crate) maintenance: Maintenance,
     pub(crate) cache: Mutex<PageCache>,
+    /// Held by whoever has a record in memory that came in pieces: such records are long.
+    pub(crate) assembling: Mutex<()>,
     pub(crate) counters: Metrics,
     pub(crate) poison: OnceLock<String>,
     /// The first damage found in what is on disk.

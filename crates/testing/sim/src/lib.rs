@@ -67,6 +67,8 @@ pub enum Defect {
     FirstOfEqualOpeningsCounts,
     /// A node applies every record by the release of the newest epoch it knows.
     NewestReleaseForAll,
+    /// A node applies a record although a recovery cut its last piece.
+    CutRecordsApply,
 }
 
 /// How a run is set up.

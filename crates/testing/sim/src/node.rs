@@ -1,6 +1,7 @@
 //! A simulated storage node: real segments over a log that loses what was not synced.
 
 mod lines;
+mod pieces;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

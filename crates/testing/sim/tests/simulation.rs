@@ -38,8 +38,10 @@ fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
         "records acknowledged",
         "records cut",
         "records held for a predecessor",
+        "records in pieces read",
         "records repaired",
         "records taken from peers",
+        "records whose end was cut, read past",
         "records of another release than the newest",
         "records written by replaced writers",
         "recoveries competing for one epoch",
@@ -95,6 +97,7 @@ fn every_deliberate_defect_is_caught() {
         (Defect::ReleaseBoundaryOffByOne, 20, "as release"),
         (Defect::FirstOfEqualOpeningsCounts, 100, "as release"),
         (Defect::NewestReleaseForAll, 20, "as release"),
+        (Defect::CutRecordsApply, 200, "is not the volume's"),
     ] {
         let caught = seeds_until_caught(defect, at_most);
         println!("{defect:?}: {caught:?}");

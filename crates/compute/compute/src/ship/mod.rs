@@ -9,5 +9,5 @@ pub mod route;
 pub mod shipper;
 
 pub use greeting::{Greeted, greet};
-pub use route::Router;
+pub use route::{Router, body_matters};
 pub use shipper::{ShipCounters, Shipper, ShipperLimits, UnexpectedAcknowledgement};

@@ -8,7 +8,7 @@
 mod listing;
 pub(crate) mod tail;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use borealis_types::{
     BlockKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey, ReadPoint,
@@ -18,10 +18,11 @@ use borealis_wal::Record;
 use borealis_wire::Refusal;
 
 use crate::log::position::RecordRef;
-use crate::log::record_reader::RecordReader;
+use crate::log::record_reader::{RecordReader, assemble};
 use crate::metrics::count;
 use crate::pages::materialized_state::in_database;
 use crate::pages::page_files::{PageFiles, SlotAddress};
+use crate::segment::cut_records::Pieces;
 use crate::segment::hosted::{HostedSegment, release_of};
 use crate::segment::index::relations::PriorContent;
 use crate::segment::record_effects::changes_only_existing_pages;
@@ -55,6 +56,8 @@ struct PageRecipe {
     source: Source,
     /// Records to apply, each as a change of this page: a copied page first gets those of its original.
     steps: Vec<(PageKey, RecordRef)>,
+    /// Of those that came in pieces.
+    pieces: Pieces,
     /// As of which LSN the version is.
     lsn: Lsn,
     /// Says which release wrote each of them.
@@ -66,6 +69,8 @@ struct PageRecipe {
 struct MetaRecipe {
     value: Option<Vec<u8>>,
     steps: Vec<(MetaKey, RecordRef)>,
+    /// Of those that came in pieces.
+    pieces: Pieces,
     /// As of which LSN the value is.
     lsn: Lsn,
     /// Says which release wrote each of them.
@@ -147,6 +152,22 @@ pub(crate) fn check_steps<K>(steps: &[(K, RecordRef)], lsn: Lsn) {
         before <= lsn,
         "a record that ends at {before}, for a version as of {lsn}"
     );
+}
+
+/// The bytes of a record that is about to be applied.
+enum StepBytes<'b> {
+    Read(&'b [u8]),
+    /// Put together from pieces, by whoever's turn it is.
+    Assembled(Vec<u8>, #[expect(dead_code, reason = "held for as long as the bytes are")] MutexGuard<'b, ()>),
+}
+
+impl AsRef<[u8]> for StepBytes<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            StepBytes::Read(bytes) => bytes,
+            StepBytes::Assembled(bytes, _) => bytes,
+        }
+    }
 }
 
 /// Why a version could not be made.
@@ -260,12 +281,13 @@ impl Store {
                 count(&self.counters.page_cache_hits, 1);
                 let records = hosted.index.page_records(key, since, lsn);
                 let steps = records.map(|reference| (*key, reference)).collect();
-                return PageRecipe { source: Source::Cached(page), steps, lsn, history, version };
+                let pieces = hosted.cut.pieces().clone();
+                return PageRecipe { source: Source::Cached(page), steps, pieces, lsn, history, version };
             }
         }
         let mut steps = Vec::new();
         let source = add_page(hosted, key, lsn, &mut steps);
-        PageRecipe { source, steps, lsn, history, version }
+        PageRecipe { source, steps, pieces: hosted.cut.pieces().clone(), lsn, history, version }
     }
 
     fn make_page(&self, recipe: &PageRecipe) -> Result<Option<Box<PageBytes>>, MakeError> {
@@ -280,8 +302,8 @@ impl Store {
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
+            let bytes = self.step_bytes(&mut reader, &recipe.pieces, &recipe.steps[at..])?;
+            let record = self.parse(&recipe.history, reference, bytes.as_ref()).map_err(MakeError::Other)?;
             if page.is_none() && changes_only_existing_pages(&record) {
                 continue;
             }
@@ -290,6 +312,28 @@ impl Store {
             applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
         }
         Ok(page)
+    }
+
+    /// The bytes of the record that the first of `steps` is.
+    fn step_bytes<'b, K>(
+        &'b self,
+        reader: &'b mut RecordReader<'_>,
+        pieces: &Pieces,
+        steps: &[(K, RecordRef)],
+    ) -> Result<StepBytes<'b>, MakeError> {
+        let reference = &steps[0].1;
+        if !reference.part.is_piece() {
+            return Ok(StepBytes::Read(reader.read(steps).map_err(MakeError::Other)?));
+        }
+        let Some(pieces) = pieces.get(&reference.span.end) else {
+            let what =
+                StoreError::corrupt(format!("record at {}", reference.span.start), "its pieces are gone");
+            return Err(MakeError::Other(what));
+        };
+        // One at a time: each may be as long as PostgreSQL lets a record be.
+        let turn = self.assembling.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = assemble(&self.files, pieces).map_err(MakeError::Other)?;
+        Ok(StepBytes::Assembled(bytes, turn))
     }
 
     /// Verifies and parses a record read back from the log.
@@ -372,7 +416,8 @@ impl Store {
                 let mut steps = Vec::new();
                 let value = add_meta(hosted, key, lsn, &mut steps);
                 let history = hosted.segment.history().clone();
-                Ok(MetaRecipe { value, steps, lsn, history, version: hosted.version })
+                let pieces = hosted.cut.pieces().clone();
+                Ok(MetaRecipe { value, steps, pieces, lsn, history, version: hosted.version })
             },
             |recipe| recipe.version,
             |recipe| {
@@ -390,8 +435,8 @@ impl Store {
         let mut reader = RecordReader::new(&self.files);
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (_, reference)) in recipe.steps.iter().enumerate() {
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
+            let bytes = self.step_bytes(&mut reader, &recipe.pieces, &recipe.steps[at..])?;
+            let record = self.parse(&recipe.history, reference, bytes.as_ref()).map_err(MakeError::Other)?;
             counters
                 .apply(&record)
                 .map_err(|error| MakeError::Redo { lsn: reference.span.end, reason: error.to_string() })?;
@@ -405,8 +450,8 @@ impl Store {
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::Other)?;
-            let record = self.parse(&recipe.history, reference, bytes).map_err(MakeError::Other)?;
+            let bytes = self.step_bytes(&mut reader, &recipe.pieces, &recipe.steps[at..])?;
+            let record = self.parse(&recipe.history, reference, bytes.as_ref()).map_err(MakeError::Other)?;
             let applied = self.environment.redo.apply_meta(&record, key, value);
             value = applied.map_err(|error| MakeError::Redo { lsn, reason: error.to_string() })?;
         }

@@ -45,6 +45,9 @@ struct World {
 
 impl World {
     fn apply(&mut self, record: &Written, writer: &Writer) {
+        if !record.form.part.ends_record() {
+            return;
+        }
         let lsn = record.span.end;
         let placement = writer.placement;
         let value =
@@ -139,6 +142,10 @@ struct Coverage {
     materialized: u64,
     copies: u64,
     log_files_freed: u64,
+    /// Records that came in pieces.
+    cut_records: u64,
+    /// Recoveries that left the first pieces of a record and not its last.
+    records_cut_by_a_recovery: u64,
 }
 
 struct Run {
@@ -241,11 +248,18 @@ impl Run {
                     break;
                 }
             }
-            let record = self.writer.write(effects, existing_only).clone();
-            let mut world = self.versions.last().map_or_else(World::default, |(_, world)| world.clone());
-            world.apply(&record, &self.writer);
-            self.versions.push((record.span.end, world));
-            self.delayed.push(record);
+            let before = self.writer.records.len();
+            self.writer.write(effects, existing_only);
+            if self.random.chance(6) {
+                self.writer.cut_last(2 + self.random.below(4) as usize);
+                self.coverage.cut_records += 1;
+            }
+            for record in self.writer.records[before..].to_vec() {
+                let mut world = self.versions.last().map_or_else(World::default, |(_, world)| world.clone());
+                world.apply(&record, &self.writer);
+                self.versions.push((record.span.end, world));
+                self.delayed.push(record);
+            }
         }
     }
 
@@ -414,7 +428,7 @@ impl Run {
                 ..Default::default()
             });
             for record in run {
-                builder.push(record.span, &record.links, &record.bytes);
+                builder.push_form(record.span, record.form, &record.links, &record.bytes);
             }
             let batch = builder.finish();
             for group in self.writer.placement.groups() {
@@ -443,9 +457,11 @@ impl Run {
             ..Default::default()
         });
         if let Some(record) = writer.records.iter().find(|record| record.epoch == old.epoch) {
-            builder.push(record.span, &record.links, &record.bytes);
+            builder.push_form(record.span, record.form, &record.links, &record.bytes);
             assert!(store.append(&builder.finish(), Origin::Writer(old)).is_err(), "fenced, and not refused");
         }
+        let inside = writer.records.get(kept).is_some_and(|record| !record.form.part.begins_record());
+        self.coverage.records_cut_by_a_recovery += u64::from(inside);
         writer.records.truncate(kept);
         self.versions.truncate(kept);
         writer.durable = writer.last();
@@ -561,6 +577,8 @@ fn remember(total: &mut Coverage, run: &Coverage) {
     total.materialized += run.materialized;
     total.copies += run.copies;
     total.log_files_freed += run.log_files_freed;
+    total.cut_records += run.cut_records;
+    total.records_cut_by_a_recovery += run.records_cut_by_a_recovery;
 }
 
 fn runs(seeds: std::ops::Range<u64>, steps: usize) -> Coverage {
@@ -595,10 +613,21 @@ fn random_histories_read_as_the_model_does() {
         materialized,
         copies,
         log_files_freed,
+        cut_records,
+        records_cut_by_a_recovery,
     } = total;
-    for happened in
-        [reads, crashes, power_losses, disk_failures, recoveries, materialized, copies, log_files_freed]
-    {
+    for happened in [
+        reads,
+        crashes,
+        power_losses,
+        disk_failures,
+        recoveries,
+        materialized,
+        copies,
+        log_files_freed,
+        cut_records,
+        records_cut_by_a_recovery,
+    ] {
         assert!(happened > 0, "the runs do not cover everything");
     }
 }

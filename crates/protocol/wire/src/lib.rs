@@ -14,5 +14,5 @@ pub use batch_frame::BatchFrame;
 pub use frame::{FrameBuffer, FrameError, read_frame, write_frame};
 pub use message::{
     Caller, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Reply, Request, SegmentProgress,
-    SegmentSummary,
+    SegmentSummary, ValuePart,
 };

@@ -143,6 +143,7 @@ impl Store {
             maintenance: Maintenance::default(),
             cache: Mutex::new(cache),
             assembling: Mutex::new(()),
+            long_value: Mutex::new(None),
             counters: Metrics::default(),
             poison: OnceLock::new(),
             damage: OnceLock::new(),

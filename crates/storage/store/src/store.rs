@@ -16,6 +16,7 @@ use crate::log::position::LogPosition;
 use crate::maintenance::Maintenance;
 use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
+use crate::read::listing::LongValue;
 use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
 use crate::{Environment, Identity, Options, StoreError};
@@ -35,6 +36,8 @@ pub struct Store {
     pub(crate) cache: Mutex<PageCache>,
     /// Held by whoever has a record in memory that came in pieces: such records are long.
     pub(crate) assembling: Mutex<()>,
+    /// A value that a client reads in parts.
+    pub(crate) long_value: Mutex<Option<LongValue>>,
     pub(crate) counters: Metrics,
     pub(crate) poison: OnceLock<String>,
     /// The first damage found in what is on disk.

@@ -5,7 +5,7 @@
 //! and log files reused only after that number has changed, so an unchanged number proves that the right
 //! bytes were read.
 
-mod listing;
+pub(crate) mod listing;
 pub(crate) mod tail;
 
 use std::sync::{Arc, MutexGuard, PoisonError};

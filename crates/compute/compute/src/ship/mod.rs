@@ -1,13 +1,15 @@
 //! The write path: from a record of PostgreSQL's log to four of six nodes of each of its groups.
 //!
 //! [`greeting`] decides whether a node may be shipped to, [`route`] which groups get a record, [`retained`] keeps it until every node has it, [`shipper`] gives each node
-//! its batches and publishes what became durable.
+//! its batches and publishes what became durable, [`standstill`] notices when nothing does.
 
 pub mod greeting;
 pub mod retained;
 pub mod route;
 pub mod shipper;
+pub mod standstill;
 
 pub use greeting::{Greeted, greet};
 pub use route::{Router, body_matters};
 pub use shipper::{ShipCounters, Shipper, ShipperLimits, UnexpectedAcknowledgement};
+pub use standstill::{Standstill, Word};

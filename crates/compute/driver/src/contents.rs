@@ -98,11 +98,19 @@ fn read_from(
     let mut values: Vec<(MetaKey, Vec<u8>)> = Vec::new();
     loop {
         let after = values.last().map(|(key, _)| key.clone());
-        let page = client.list_meta(at, after, VALUES_PER_PAGE)?;
-        if page.is_empty() {
+        let (page, more) = client.list_meta(at, after, VALUES_PER_PAGE)?;
+        let is_empty = page.is_empty();
+        for (key, part) in page {
+            let value = match part.is_whole() {
+                true => Some(part.bytes),
+                // The state of a large prepared transaction, say.
+                false => client.read_meta(key.clone(), at)?,
+            };
+            values.extend(value.map(|value| (key, value)));
+        }
+        if is_empty || !more {
             return Ok((counters, template, values));
         }
-        values.extend(page);
     }
 }
 

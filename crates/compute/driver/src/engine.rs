@@ -6,9 +6,11 @@
 //! Invariant: nothing is published as durable but through [`Shipper::take_publishable`], and after the stream
 //! stopped (fenced, or poisoned) nothing is published at all.
 
+mod cut;
 mod peers;
 mod server;
 mod standing;
+mod standstill;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +22,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use borealis_compute::read::{ReadCounters, Reads, Transport};
-use borealis_compute::ship::{Router, ShipCounters, Shipper, ShipperLimits, Tenure, TenureLimits};
+use borealis_compute::ship::{
+    Router, ShipCounters, Shipper, ShipperLimits, Standstill, Tenure, TenureLimits,
+};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::read_routing::ReadRouter;
 use borealis_quorum::recovery::Outcome;
@@ -127,6 +131,7 @@ pub struct Engine {
     last_shipped_at: Instant,
     /// When reads are due for a look at the clock.
     reads_due: Option<Duration>,
+    standstill: Standstill,
     /// A watched descriptor became readable.
     watched: bool,
     stopped: bool,
@@ -234,6 +239,7 @@ impl Engine {
             started: now,
             last_shipped_at: now,
             reads_due: None,
+            standstill: Standstill::default(),
             watched: false,
             stopped: false,
         })
@@ -461,6 +467,7 @@ impl Engine {
 
     /// Does what time has made due.
     fn run_timers(&mut self) {
+        self.watch_progress();
         let now = self.now();
         if self.reads_due.is_some_and(|due| due <= now) {
             let mut lines = ReadLines { peers: &mut self.peers, shipper: &self.shipper };

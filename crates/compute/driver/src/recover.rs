@@ -17,10 +17,13 @@ use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use borealis_spec::NodeAddress;
 use borealis_types::{
-    EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId,
+    EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordForm, ServerVersion, VolumeEpoch,
+    WRITE_QUORUM, WriterId,
 };
 use borealis_wal::record::previous_start;
-use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, Caller, Refusal, Request, SegmentSummary};
+use borealis_wire::{
+    BatchBuilder, BatchHeader, BatchReader, BatchRecord, Caller, Refusal, Request, SegmentSummary,
+};
 
 use crate::config::DriverConfig;
 
@@ -76,7 +79,12 @@ pub enum RecoverError {
     Configuration(String),
 }
 
-type Handle = Arc<[u8]>;
+/// A record as it is sent to whom it lacks.
+#[derive(Clone, Debug)]
+struct Handle {
+    form: RecordForm,
+    bytes: Arc<[u8]>,
+}
 
 /// What a node's thread reports.
 enum Report {
@@ -542,9 +550,9 @@ fn repair_batch(epoch: VolumeEpoch, mut records: &[TailRecord<Handle>]) -> (Vec<
     let mut batch = BatchBuilder::new(&BatchHeader { volume_epoch: epoch, ..BatchHeader::default() });
     while let Some((record, rest)) = records.split_first()
         && record.epoch == epoch
-        && (batch.record_count() == 0 || batch.size_bytes() + record.handle.len() <= REPAIR_BATCH_BYTES)
+        && (batch.record_count() == 0 || batch.size_bytes() + record.handle.bytes.len() <= REPAIR_BATCH_BYTES)
     {
-        batch.push(record.span, &record.links, &record.handle);
+        batch.push_form(record.span, record.handle.form, &record.links, &record.handle.bytes);
         records = rest;
     }
     (batch.finish(), records)
@@ -564,18 +572,28 @@ fn read_batch(
         if record.span.end <= above || record.link(group).is_none() {
             continue;
         }
-        let sound = borealis_wal::verify_checksum(record.bytes, record.span.start)
-            .and_then(|()| previous_start(version, record.span, record.bytes));
-        let Ok(previous_start) = sound else { return false };
+        let Some(previous_start) = sound_record(version, &record) else { return false };
         records.push(TailRecord {
             epoch: header.volume_epoch,
             span: record.span,
             previous_start,
             links: record.links,
-            handle: Arc::from(record.bytes),
+            handle: Handle { form: record.form, bytes: Arc::from(record.bytes) },
         });
     }
     true
+}
+
+/// Start of the entry before a record in the volume, if the record's bytes are those that were written.
+fn sound_record(version: PostgresVersion, record: &BatchRecord<'_>) -> Option<Lsn> {
+    let start = record.span.start;
+    if record.form.part.is_piece() {
+        borealis_wal::piece::open(record.bytes, start).ok()?;
+        return record.form.previous_start;
+    }
+    borealis_wal::verify_checksum(record.bytes, start).ok()?;
+    let named = previous_start(version, record.span, record.bytes).ok()?;
+    Some(record.form.previous_start.unwrap_or(named))
 }
 
 #[cfg(test)]
@@ -590,7 +608,7 @@ mod tests {
             span: RecordSpan { start: Lsn(number << 32), end: Lsn((number << 32) + length as u64) },
             previous_start: Lsn((number - 1) << 32),
             links: vec![GroupLink { group: GroupId(0), previous_end: Lsn((number - 1) << 32) }],
-            handle: Arc::from(vec![0; length]),
+            handle: Handle { form: RecordForm::default(), bytes: Arc::from(vec![0; length]) },
         }
     }
 

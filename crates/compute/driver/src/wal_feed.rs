@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use borealis_types::{Lsn, RecordSpan, ServerVersion};
 use borealis_wal::Record;
 use borealis_wal::page::{WAL_PAGE_BYTES, page_start};
-use borealis_wal::stream::{Next, RecordDecoder, StreamError, WalWindow};
+use borealis_wal::piece::PIECE_BYTES;
+use borealis_wal::stream::{Next, NextPiece, Piece, RecordDecoder, StreamError, WalWindow};
 
 /// How much is read at a time, unless one record needs more.
 const WINDOW_BYTES: u64 = 256 << 10;
 
-/// The longest record that can be shipped: it must fit into a frame together with its batch's header.
-pub const SHIPPED_RECORD_BYTES_MAX: usize = borealis_wire::frame::MAX_PAYLOAD_BYTES - (64 << 10);
+/// How much is read at a time at most: enough for the longest record that is not cut, and for several pieces of one that is.
+const WINDOW_BYTES_MAX: u64 = 4 << 20;
 
 /// Why the log cannot be read on. The stream must stop: nothing after this point may be acknowledged.
 #[derive(Debug, thiserror::Error)]
@@ -30,11 +31,16 @@ pub enum FeedError {
     /// The bytes are not this stream's.
     #[error(transparent)]
     Stream(#[from] StreamError),
-    /// A record is longer than can be shipped.
-    #[error("the log record at {at} is longer than the {SHIPPED_RECORD_BYTES_MAX} bytes that can be shipped")]
-    TooLong {
-        /// Position of the record's first byte.
+    /// More than any record or piece takes is written after a position, and none begins there.
+    #[error(
+        "no log record begins at {at}, although the server has written on ({why}): what is in its log is not what it wrote. \
+         Nothing from there on was acknowledged; start the instance again"
+    )]
+    Stuck {
+        /// Where a record should begin or go on.
         at: Lsn,
+        /// What was missing or wrong there.
+        why: &'static str,
     },
 }
 
@@ -46,6 +52,10 @@ pub struct WalFeed {
     timeline: u32,
     decoder: RecordDecoder,
     buffer: Vec<u8>,
+    /// The decoder stands inside a record that is being cut.
+    is_cutting: bool,
+    /// There is nothing new before the log is written up to here.
+    wanted_until: Lsn,
     open_file: Option<(u64, File)>,
 }
 
@@ -58,6 +68,16 @@ pub enum Fed {
     Paused,
 }
 
+/// What the log is handed out in.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a record is the usual case, and boxing it would allocate")]
+pub enum Fragment<'r> {
+    /// A whole record.
+    Record(Record<'r>),
+    /// A piece of one that is too long to be shipped whole.
+    Piece(Piece<'r>),
+}
+
 /// What the receiver of a record says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flow {
@@ -65,6 +85,12 @@ pub enum Flow {
     More,
     /// Take no more records in this turn: what was taken is sent first.
     Pause,
+}
+
+/// Why no more can be had of a window.
+enum Drained {
+    Paused,
+    Incomplete(&'static str),
 }
 
 impl WalFeed {
@@ -87,56 +113,92 @@ impl WalFeed {
             decoder: RecordDecoder::new(server_version, last.end, last.start)
                 .with_segment_bytes(segment_bytes),
             buffer: Vec::new(),
+            is_cutting: false,
+            wanted_until: Lsn::ZERO,
             open_file: None,
         }
     }
 
-    /// Hands out every complete record in the bytes up to `written`, in order.
+    /// Hands out every complete record in the bytes up to `written`, in order; of a long record every piece that is complete.
     ///
     /// # Errors
     /// See [`FeedError`]; or what `receive` returns.
     pub fn read<E: From<FeedError>>(
         &mut self,
         written: Lsn,
-        mut receive: impl FnMut(&Record<'_>) -> Result<Flow, E>,
+        mut receive: impl FnMut(Fragment<'_>) -> Result<Flow, E>,
     ) -> Result<Fed, E> {
         let mut window_bytes = WINDOW_BYTES;
         loop {
             let position = self.decoder.position();
             let start = page_start(position);
-            if written <= position {
+            if written <= position || written < self.wanted_until {
                 return Ok(Fed::Everything);
+            }
+            if self.is_cutting {
+                window_bytes = WINDOW_BYTES_MAX;
             }
             let end = written.min(Lsn(start.0 + window_bytes));
             self.fill(start, end)?;
-            let window = WalWindow { start, bytes: &self.buffer };
-            while let Next::Record(record) = self.decoder.next(&window).map_err(FeedError::from)? {
-                if record.bytes.len() > SHIPPED_RECORD_BYTES_MAX {
-                    return Err(FeedError::TooLong { at: record.span.start }.into());
-                }
-                if receive(&record)? == Flow::Pause {
-                    return Ok(Fed::Paused);
-                }
-            }
+            let why = match self.drain(start, &mut receive)? {
+                Drained::Paused => return Ok(Fed::Paused),
+                Drained::Incomplete(why) => why,
+            };
             if end == written {
                 return Ok(Fed::Everything);
             }
-            if self.decoder.position() == position {
-                // The record is longer than the window, or only its last part is not written yet.
-                if window_bytes > 2 * SHIPPED_RECORD_BYTES_MAX as u64 {
-                    return Err(FeedError::TooLong { at: position }.into());
-                }
+            if self.decoder.position() != position {
+                window_bytes = WINDOW_BYTES;
+            } else if window_bytes < WINDOW_BYTES_MAX {
+                // The record is longer than the window.
                 window_bytes *= 4;
             } else {
-                window_bytes = WINDOW_BYTES;
+                return Err(FeedError::Stuck { at: position, why }.into());
             }
         }
     }
 
-    /// Gives memory back that one long record needed.
-    pub fn trim(&mut self) {
-        self.buffer.clear();
-        self.buffer.shrink_to(WINDOW_BYTES as usize);
+    /// Hands out what is complete in the buffer, which begins at `start`.
+    fn drain<E: From<FeedError>>(
+        &mut self,
+        start: Lsn,
+        receive: &mut impl FnMut(Fragment<'_>) -> Result<Flow, E>,
+    ) -> Result<Drained, E> {
+        let window = WalWindow { start, bytes: &self.buffer };
+        loop {
+            let mut why = "";
+            if !self.is_cutting {
+                match self.decoder.next(&window).map_err(FeedError::from)? {
+                    Next::Record(record) => {
+                        if receive(Fragment::Record(record))? == Flow::Pause {
+                            return Ok(Drained::Paused);
+                        }
+                        continue;
+                    }
+                    Next::Incomplete(reason) => why = reason.why,
+                }
+            }
+            match self.decoder.next_piece(&window, PIECE_BYTES).map_err(FeedError::from)? {
+                NextPiece::Piece(piece) => {
+                    self.is_cutting = !piece.part.ends_record();
+                    self.wanted_until = Lsn::ZERO;
+                    if receive(Fragment::Piece(piece))? == Flow::Pause {
+                        return Ok(Drained::Paused);
+                    }
+                }
+                NextPiece::Incomplete { reason, until } => {
+                    self.is_cutting = true;
+                    self.wanted_until = until;
+                    return Ok(Drained::Incomplete(reason.why));
+                }
+                // The record that was being cut was never finished; another may begin where the decoder stands now.
+                NextPiece::NotCut if self.is_cutting => {
+                    self.is_cutting = false;
+                    self.wanted_until = Lsn::ZERO;
+                }
+                NextPiece::NotCut => return Ok(Drained::Incomplete(why)),
+            }
+        }
     }
 
     /// Reads the bytes from `start` to `end` into the buffer.
@@ -168,4 +230,5 @@ impl WalFeed {
     }
 }
 
+const _: () = assert!(WINDOW_BYTES < PIECE_BYTES as u64, "no window has a record whole that is to be cut");
 const _: () = assert!(WINDOW_BYTES.is_multiple_of(WAL_PAGE_BYTES), "windows are whole pages");

@@ -18,6 +18,7 @@ pub mod layout;
 pub mod native;
 pub mod page;
 mod pglz;
+pub mod piece;
 pub mod record;
 mod resource_manager;
 pub mod stream;

@@ -6,6 +6,8 @@
 //! is wrong: it is [`Next::Incomplete`], the position stays, and the same bytes are read again when there are
 //! more. Only what no later write can mend is an error.
 
+mod pieces;
+
 use borealis_types::{Lsn, RecordSpan, ServerVersion, invariant};
 
 use crate::bytes::Reader;
@@ -15,6 +17,8 @@ use crate::layout::xlog;
 use crate::page::{PageHeader, WalLayout, is_segment_start, page_magic, page_start, segment_end};
 use crate::record::{RecordHeader, verify_checksum};
 use crate::{Record, RecordError, ResourceManager};
+
+pub use pieces::{CutRecord, NextPiece, Piece};
 
 /// Where the bytes of the log come from.
 pub trait WalSource<'w> {
@@ -90,8 +94,10 @@ pub struct RecordDecoder {
     timeline: u32,
     position: Lsn,
     previous_start: Lsn,
-    /// Holds the record in one piece when it stands on more than one page.
+    /// Holds the record in one piece when it stands on more than one page; or a piece of one that is cut.
     assembled: Vec<u8>,
+    /// The record that is being cut into pieces.
+    cutting: Option<pieces::Cutting>,
 }
 
 /// The last page that is looked at: no position on it, nor the end of it, overflows.
@@ -143,6 +149,7 @@ impl RecordDecoder {
             position: start.align_up(),
             previous_start,
             assembled: Vec::new(),
+            cutting: None,
         }
     }
 

@@ -6,6 +6,7 @@ mod history;
 mod invariant;
 mod key;
 mod lsn;
+mod part;
 mod placement;
 mod postgres_version;
 mod read_point;
@@ -19,6 +20,7 @@ pub use key::{
     UnknownFork,
 };
 pub use lsn::{Lsn, ParseLsnError, RecordSpan};
+pub use part::{Part, RecordForm};
 pub use placement::{GroupSet, MAX_GROUPS, META_GROUP, Placement};
 pub use postgres_version::{MajorVersion, PostgresVersion};
 pub use read_point::ReadPoint;

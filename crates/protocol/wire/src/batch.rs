@@ -6,11 +6,16 @@
 //! record = postcard(RecordHeader) bytes
 //! ```
 //!
+//! A record is a whole one of PostgreSQL's or a piece of one ([`Part`]). A piece's bytes begin with a checksum of their
+//! own (`borealis_wal::piece`); to this encoding they are bytes.
+//!
 //! Positions are differences to the record before, written as variable-length integers: an ordinary record
 //! costs about eight bytes more than PostgreSQL's own bytes of it. All records of a batch were written in
 //! one volume epoch.
 
-use borealis_types::{GroupId, GroupSet, Lsn, MAX_GROUPS, RecordSpan, VolumeEpoch, invariant};
+use borealis_types::{
+    GroupId, GroupSet, Lsn, MAX_GROUPS, Part, RecordForm, RecordSpan, VolumeEpoch, invariant,
+};
 use serde::{Deserialize, Serialize};
 
 /// Where a group's redo ends as of some volume position.
@@ -51,7 +56,9 @@ pub struct BatchRecord<'a> {
     pub span: RecordSpan,
     /// The groups that have it, in group order, and its place in each.
     pub links: Vec<GroupLink>,
-    /// Its bytes as PostgreSQL wrote them, without page headers.
+    /// What part of a record it is, and what its bytes do not say of its place.
+    pub form: RecordForm,
+    /// Its bytes as PostgreSQL wrote them, without page headers; of a piece, after its checksum.
     pub bytes: &'a [u8],
 }
 
@@ -69,24 +76,21 @@ impl BatchRecord<'_> {
     }
 }
 
-#[derive(Serialize)]
+/// Links follow it, each as the group and how far before `start` its previous record ended; then, if the form says so, how
+/// far before `start` the entry before it in the volume starts.
+#[derive(Serialize, Deserialize)]
 struct RecordHeader {
     /// From the end of the record before (from zero for the first).
     start_delta: i64,
     span_length: u64,
     byte_length: u32,
-    /// Group and how far before `start` its previous record ended.
-    links: Vec<(GroupId, i64)>,
+    /// How many links follow, times [`LINK_COUNT_UNIT`], with the record's form in the low bits.
+    links_and_form: u64,
 }
 
-/// The front of a [`RecordHeader`]: a list begins with its length.
-#[derive(Deserialize)]
-struct RecordHeaderFront {
-    start_delta: i64,
-    span_length: u64,
-    byte_length: u32,
-    link_count: usize,
-}
+/// The low bits of a record header's number of links are its form: two for the part, one for a start of the entry before.
+const LINK_COUNT_UNIT: u64 = 8;
+const HAS_PREVIOUS_START: u8 = 4;
 
 /// Bytes that are not a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -110,11 +114,19 @@ impl BatchBuilder {
         BatchBuilder { bytes, last_end: Lsn::ZERO, record_count: 0 }
     }
 
+    /// Adds a whole record whose bytes say where the one before it starts. `links` are in group order.
+    ///
+    /// # Panics
+    /// As [`BatchBuilder::push_form`].
+    pub fn push(&mut self, span: RecordSpan, links: &[GroupLink], record: &[u8]) {
+        self.push_form(span, RecordForm::default(), links, record);
+    }
+
     /// Adds a record. `links` are in group order.
     ///
     /// # Panics
     /// If a reader would refuse the record: what is asserted here it checks ([`BatchReader::next_into`]).
-    pub fn push(&mut self, span: RecordSpan, links: &[GroupLink], record: &[u8]) {
+    pub fn push_form(&mut self, span: RecordSpan, form: RecordForm, links: &[GroupLink], record: &[u8]) {
         invariant!(
             "record-fits-its-span",
             !record.is_empty() && span.end.0.saturating_sub(span.start.0) >= record.len() as u64,
@@ -128,21 +140,37 @@ impl BatchBuilder {
                 && links.windows(2).all(|pair| pair[0].group < pair[1].group),
             "{links:?} at {span:?}"
         );
+        invariant!(
+            "piece-names-the-entry-before",
+            (form.previous_start.is_some() || !form.part.is_piece())
+                && form.previous_start.is_none_or(|previous| previous < span.start),
+            "{form:?} at {span:?}"
+        );
+        let before = |lsn: Lsn| span.start.0.wrapping_sub(lsn.0) as i64;
+        let has_previous = if form.previous_start.is_some() { HAS_PREVIOUS_START } else { 0 };
         let header = RecordHeader {
             start_delta: span.start.0.wrapping_sub(self.last_end.0) as i64,
             span_length: span.end.0 - span.start.0,
             byte_length: record.len() as u32,
-            links: links
-                .iter()
-                .map(|link| (link.group, span.start.0.wrapping_sub(link.previous_end.0) as i64))
-                .collect(),
+            links_and_form: links.len() as u64 * LINK_COUNT_UNIT
+                + u64::from(form.part.number() | has_previous),
         };
-        let bytes = std::mem::take(&mut self.bytes);
-        self.bytes = postcard::to_extend(&header, bytes)
-            .expect("plain numbers and lists always encode into a growing buffer");
+        self.encode(&header);
+        for link in links {
+            self.encode(&(link.group, before(link.previous_end)));
+        }
+        if let Some(previous_start) = form.previous_start {
+            self.encode(&before(previous_start));
+        }
         self.bytes.extend_from_slice(record);
         self.last_end = span.end;
         self.record_count += 1;
+    }
+
+    fn encode(&mut self, value: &impl Serialize) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.bytes = postcard::to_extend(value, bytes)
+            .expect("plain numbers and lists always encode into a growing buffer");
     }
 
     /// Size of the encoding so far, header included.
@@ -193,15 +221,15 @@ impl<'a> BatchReader<'a> {
         self.whole.len() - self.rest.len()
     }
 
-    /// Reads the next record and appends its links to `links`: where it stands, and its bytes. For those who
-    /// read many and keep all links in one list; everyone else iterates.
+    /// Reads the next record and appends its links to `links`: where it stands, its form, and its bytes. For those
+    /// who read many and keep all links in one list; everyone else iterates.
     ///
     /// # Errors
     /// When the record is malformed; nothing more is read then.
     pub fn next_into(
         &mut self,
         links: &mut Vec<GroupLink>,
-    ) -> Option<Result<(RecordSpan, &'a [u8]), BatchError>> {
+    ) -> Option<Result<(RecordSpan, RecordForm, &'a [u8]), BatchError>> {
         if self.failed || self.rest.is_empty() {
             return None;
         }
@@ -210,19 +238,24 @@ impl<'a> BatchReader<'a> {
         Some(record)
     }
 
-    fn read_record(&mut self, links: &mut Vec<GroupLink>) -> Result<(RecordSpan, &'a [u8]), BatchError> {
-        let (header, mut rest): (RecordHeaderFront, _) =
+    fn read_record(
+        &mut self,
+        links: &mut Vec<GroupLink>,
+    ) -> Result<(RecordSpan, RecordForm, &'a [u8]), BatchError> {
+        let (header, mut rest): (RecordHeader, _) =
             postcard::take_from_bytes(self.rest).map_err(|_| BatchError("record header"))?;
         let start = Lsn(self.last_end.0.wrapping_add(header.start_delta as u64));
         let end = start.checked_add(header.span_length).ok_or(BatchError("record end"))?;
         if header.span_length < u64::from(header.byte_length) || header.byte_length == 0 {
             return Err(BatchError("record length"));
         }
-        if header.link_count == 0 {
+        let link_count = header.links_and_form / LINK_COUNT_UNIT;
+        let form_bits = (header.links_and_form % LINK_COUNT_UNIT) as u8;
+        if link_count == 0 {
             return Err(BatchError("record without a group"));
         }
         let mut last_group = None;
-        for _ in 0..header.link_count {
+        for _ in 0..link_count {
             let ((group, delta), after): ((GroupId, i64), _) =
                 postcard::take_from_bytes(rest).map_err(|_| BatchError("record header"))?;
             rest = after;
@@ -234,10 +267,23 @@ impl<'a> BatchReader<'a> {
             last_group = Some(group);
             links.push(GroupLink { group, previous_end });
         }
+        let mut form = RecordForm { part: Part::from_bits(form_bits), previous_start: None };
+        if form_bits & HAS_PREVIOUS_START != 0 {
+            let (delta, after): (i64, _) =
+                postcard::take_from_bytes(rest).map_err(|_| BatchError("record header"))?;
+            rest = after;
+            let previous_start = Lsn(start.0.wrapping_sub(delta as u64));
+            if previous_start >= start {
+                return Err(BatchError("start of the record before"));
+            }
+            form.previous_start = Some(previous_start);
+        } else if form.part.is_piece() {
+            return Err(BatchError("a piece that does not name the entry before it"));
+        }
         let bytes = rest.get(..header.byte_length as usize).ok_or(BatchError("record bytes"))?;
         self.rest = &rest[bytes.len()..];
         self.last_end = end;
-        Ok((RecordSpan { start, end }, bytes))
+        Ok((RecordSpan { start, end }, form, bytes))
     }
 }
 
@@ -247,7 +293,7 @@ impl<'a> Iterator for BatchReader<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let mut links = Vec::new();
         let record = self.next_into(&mut links)?;
-        Some(record.map(|(span, bytes)| BatchRecord { span, links, bytes }))
+        Some(record.map(|(span, form, bytes)| BatchRecord { span, links, form, bytes }))
     }
 }
 
@@ -267,26 +313,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_pushed_is_read(records in prop::collection::vec((0u64..1000, prop::collection::vec(any::<u8>(), 1..200), prop::collection::btree_map(0u16..64, 0u64..5000, 1..5)), 0..20)) {
+        fn what_is_pushed_is_read(records in prop::collection::vec((0u64..1000, prop::collection::vec(any::<u8>(), 1..200), prop::collection::btree_map(0u16..64, 0u64..5000, 1..5), (0u8..4, prop::option::of(1u64..5000))), 0..20)) {
             let mut builder = BatchBuilder::new(&header());
             let mut position = 1 << 24;
             let mut expected = Vec::new();
-            for (gap, bytes, groups) in &records {
+            for (gap, bytes, groups, (part, previous)) in &records {
                 let start = Lsn(position + gap);
                 let end = Lsn(start.0 + bytes.len() as u64).align_up();
                 let links: Vec<_> = groups
                     .iter()
                     .map(|(&group, back)| GroupLink { group: GroupId(group), previous_end: Lsn(start.0 - back) })
                     .collect();
-                builder.push(RecordSpan { start, end }, &links, bytes);
-                expected.push((RecordSpan { start, end }, links, bytes.clone()));
+                let part = Part::from_bits(*part);
+                let previous_start = previous.or(part.is_piece().then_some(7)).map(|back| Lsn(start.0 - back));
+                let form = RecordForm { part, previous_start };
+                builder.push_form(RecordSpan { start, end }, form, &links, bytes);
+                expected.push((RecordSpan { start, end }, links, form, bytes.clone()));
                 position = end.0;
             }
             let encoded = builder.finish();
             let (read_header, reader) = BatchReader::new(&encoded).unwrap();
             prop_assert_eq!(read_header, header());
             let read: Vec<_> = reader
-                .map(|record| record.map(|r| (r.span, r.links, r.bytes.to_vec())))
+                .map(|record| record.map(|r| (r.span, r.links, r.form, r.bytes.to_vec())))
                 .collect::<Result<_, _>>()
                 .unwrap();
             prop_assert_eq!(read, expected);
@@ -327,6 +376,15 @@ mod tests {
     #[should_panic(expected = "invariant record-fits-its-span is broken: 60 bytes at")]
     fn a_record_longer_than_its_span_is_not_sent() {
         push(200, 240, &[(1, 80)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant piece-names-the-entry-before is broken")]
+    fn a_piece_that_does_not_name_the_entry_before_is_not_sent() {
+        let link = GroupLink { group: GroupId(1), previous_end: Lsn(80) };
+        let form = RecordForm { part: Part::Last, previous_start: None };
+        let span = RecordSpan { start: Lsn(200), end: Lsn(264) };
+        BatchBuilder::new(&header()).push_form(span, form, &[link], &[1; 60]);
     }
 
     #[test]

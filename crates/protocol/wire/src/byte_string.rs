@@ -1,6 +1,20 @@
 //! Byte strings in messages, copied at once: as a list of numbers, which encodes the same, each byte of a page
 //! would be handled by itself.
 
+/// For `#[serde(with)]` of a byte string.
+pub(crate) mod plain {
+    use serde::de::{Deserialize, Deserializer};
+    use serde::ser::Serializer;
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        super::optional::Owned::deserialize(deserializer).map(|owned| owned.0)
+    }
+}
+
 /// For `#[serde(with)]` of an optional byte string.
 pub(crate) mod optional {
     use std::fmt;
@@ -20,7 +34,7 @@ pub(crate) mod optional {
         }
     }
 
-    struct Owned(Vec<u8>);
+    pub(super) struct Owned(pub(super) Vec<u8>);
 
     impl<'de> Deserialize<'de> for Owned {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Owned, D::Error> {

@@ -11,8 +11,8 @@ use borealis_types::invariant;
 /// Bytes before the payload: its length and its checksum.
 pub const FRAME_HEADER_BYTES: usize = 8;
 
-/// The largest payload either side accepts. A batch carries at most one record beyond its size goal, and a
-/// record is limited by PostgreSQL to 1 GiB in theory; Borealis stops at this bound and says so.
+/// The largest payload either side accepts. A batch carries at most one record beyond its size goal, and longer records
+/// than a mebibyte come in pieces (decision 21); values and lists come in parts.
 pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 
 /// Why a frame was refused.

@@ -14,5 +14,5 @@ pub use batch_frame::BatchFrame;
 pub use frame::{FrameBuffer, FrameError, read_frame, write_frame};
 pub use message::{
     Boot, Caller, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Remembered, RememberedSegment,
-    Reply, Request, SegmentProgress, SegmentSummary,
+    Reply, Request, SegmentProgress, SegmentSummary, ValuePart,
 };

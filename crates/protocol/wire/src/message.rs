@@ -135,13 +135,19 @@ pub enum Request {
         kind: SlruKind,
         /// Epoch and LSN as of which to answer.
         at: ReadPoint,
+        /// Pages before this one are left out.
+        from: u32,
+        /// Pages of the answer at most; the node has a limit of its own, too.
+        limit: u32,
     },
-    /// A small value as of a position.
+    /// A part of a value as of a position.
     ReadMeta {
         /// The name of the value.
         key: MetaKey,
         /// Epoch and LSN as of which to answer.
         at: ReadPoint,
+        /// Where in the value the part begins, in bytes.
+        offset: u64,
     },
     /// Every small value as of a position, in key order, except counters and the control file template.
     ListMeta {
@@ -149,7 +155,7 @@ pub enum Request {
         at: ReadPoint,
         /// Keys up to and including this one are left out; `None` begins with the first.
         after: Option<MetaKey>,
-        /// Entries of the answer at most; the node has a limit of its own, too.
+        /// Entries of the answer at most; the node has limits of its own, of entries and of bytes, too.
         limit: u32,
     },
     /// Checksums of a group's pages as of a position, in key order.
@@ -241,6 +247,47 @@ pub struct SegmentProgress {
     pub group: GroupId,
     /// Its SCL, durable on the node.
     pub segment_complete_lsn: Lsn,
+}
+
+/// The longest part of a value in one answer, in bytes. The state of a prepared transaction can be as long as a log record,
+/// a gibibyte; everything else is far shorter than this.
+pub const VALUE_PART_BYTES_MAX: usize = 4 << 20;
+
+/// As many bytes of values as a listing has when it ends early, in bytes: an answer is at most this and one more part.
+pub const LIST_BYTES_MAX: usize = 4 << 20;
+
+/// A part of a value.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ValuePart {
+    /// Length of the whole value.
+    pub total_bytes: u64,
+    /// CRC-32C of the whole value.
+    pub checksum: u32,
+    /// The part, of at most [`VALUE_PART_BYTES_MAX`].
+    #[serde(with = "crate::byte_string::plain")]
+    pub bytes: Vec<u8>,
+}
+
+impl ValuePart {
+    /// The part of `value` that begins at `offset`.
+    #[must_use]
+    pub fn of(value: &[u8], offset: u64) -> ValuePart {
+        let rest = usize::try_from(offset).ok().and_then(|offset| value.get(offset..)).unwrap_or_default();
+        let bytes = rest.get(..VALUE_PART_BYTES_MAX).unwrap_or(rest).to_vec();
+        ValuePart { total_bytes: value.len() as u64, checksum: crc32c::crc32c(value), bytes }
+    }
+
+    /// Whether `value`, put together from parts, is the one that this is the last part of.
+    #[must_use]
+    pub fn completes(&self, value: &[u8]) -> bool {
+        value.len() as u64 == self.total_bytes && crc32c::crc32c(value) == self.checksum
+    }
+
+    /// Whether it is all of the value, if it begins at its beginning.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.bytes.len() as u64 == self.total_bytes
+    }
 }
 
 /// A fork as one group knows it.
@@ -364,12 +411,17 @@ pub enum Reply {
     RelationSize(Option<u32>),
     /// To [`Request::ListRelations`]: forks in key order, fewer than asked for at the end.
     Relations(Vec<RelationSize>),
-    /// To [`Request::SlruPages`]: page numbers, ascending.
+    /// To [`Request::SlruPages`]: page numbers, ascending, fewer than asked for at the end.
     SlruPages(Vec<u32>),
-    /// To [`Request::ReadMeta`]: the value; `None` if there is none at that position.
-    Meta(Option<Vec<u8>>),
-    /// To [`Request::ListMeta`]: values in key order, fewer than asked for at the end.
-    MetaList(Vec<(MetaKey, Vec<u8>)>),
+    /// To [`Request::ReadMeta`]: the part of the value from there on; `None` if there is no value at that position.
+    Meta(Option<ValuePart>),
+    /// To [`Request::ListMeta`].
+    MetaList {
+        /// Values in key order; of a long one, its first part.
+        values: Vec<(MetaKey, ValuePart)>,
+        /// A limit cut the answer short: ask again after the last key.
+        more: bool,
+    },
     /// To [`Request::PageChecksums`]: checksums in key order, fewer than asked for at the end.
     PageChecksums(Vec<PageChecksum>),
     /// To [`Request::Status`]: the node's own view of itself.

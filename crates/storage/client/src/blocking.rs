@@ -14,13 +14,15 @@ use borealis_types::{
 use borealis_wire::message::{append_header, decode_payload, encode_message};
 use borealis_wire::{
     Boot, Caller, FrameError, GroupTail, NodeStatus, PageChecksum, Payload, Refusal, RelationSize,
-    Remembered, Reply, Request, SegmentProgress, SegmentSummary, read_frame, write_frame,
+    Remembered, Reply, Request, SegmentProgress, SegmentSummary, ValuePart, read_frame, write_frame,
 };
 
 use crate::handshake::{Introduction, kind_of};
 
 /// The most entries a node puts into one list it answers with; a larger `limit` is lowered to this.
 pub const MAX_LIST_ENTRIES: u32 = 4096;
+/// The most pages of a transaction-status store that a node names in one answer; a larger `limit` is lowered to this.
+pub const MAX_SLRU_PAGES: u32 = 1 << 16;
 
 /// How long to wait for a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -490,27 +492,48 @@ impl NodeClient {
         typed_reply!(self, request, Reply::Relations(relations) => relations)
     }
 
-    /// The pages of a transaction-status store.
+    /// The pages of a transaction-status store from page `from` on, at most `limit`.
     ///
     /// # Errors
     /// When the node refused or the connection is or gets broken.
-    pub fn slru_pages(&mut self, kind: SlruKind, at: impl Into<ReadPoint>) -> Result<Vec<u32>, ClientError> {
-        typed_reply!(self, Request::SlruPages { kind, at: at.into() }, Reply::SlruPages(pages) => pages)
+    pub fn slru_pages(
+        &mut self,
+        kind: SlruKind,
+        at: impl Into<ReadPoint>,
+        from: u32,
+        limit: u32,
+    ) -> Result<Vec<u32>, ClientError> {
+        let request = Request::SlruPages { kind, at: at.into(), from, limit };
+        typed_reply!(self, request, Reply::SlruPages(pages) => pages)
     }
 
-    /// A small value as of an LSN; `None` if it does not exist then.
+    /// A value as of an LSN, part by part; `None` if it does not exist then.
     ///
     /// # Errors
-    /// When the node refused or the connection is or gets broken.
+    /// When the node refused or the connection is or gets broken, or the parts are not of one value.
     pub fn read_meta(
         &mut self,
         key: MetaKey,
         at: impl Into<ReadPoint>,
     ) -> Result<Option<Vec<u8>>, ClientError> {
-        typed_reply!(self, Request::ReadMeta { key, at: at.into() }, Reply::Meta(value) => value)
+        let at = at.into();
+        let mut value: Vec<u8> = Vec::new();
+        loop {
+            let request = Request::ReadMeta { key: key.clone(), at, offset: value.len() as u64 };
+            let part = typed_reply!(self, request, Reply::Meta(part) => part)?;
+            let Some(part) = part else { return Ok(None) };
+            value.extend_from_slice(&part.bytes);
+            if (value.len() as u64) < part.total_bytes && !part.bytes.is_empty() {
+                continue;
+            }
+            if !part.completes(&value) {
+                return Err(self.protocol_error(format!("parts of {key:?} that do not make one value")));
+            }
+            return Ok(Some(value));
+        }
     }
 
-    /// One page of the list of small values.
+    /// One page of the list of values, of a long one its first part; and whether there is more after it.
     ///
     /// # Errors
     /// When the node refused or the connection is or gets broken.
@@ -519,8 +542,9 @@ impl NodeClient {
         at: impl Into<ReadPoint>,
         after: Option<MetaKey>,
         limit: u32,
-    ) -> Result<Vec<(MetaKey, Vec<u8>)>, ClientError> {
-        typed_reply!(self, Request::ListMeta { at: at.into(), after, limit }, Reply::MetaList(values) => values)
+    ) -> Result<(Vec<(MetaKey, ValuePart)>, bool), ClientError> {
+        let request = Request::ListMeta { at: at.into(), after, limit };
+        typed_reply!(self, request, Reply::MetaList { values, more } => (values, more))
     }
 
     /// One page of the list of a group's page checksums.

@@ -143,11 +143,8 @@ impl Verifier<'_> {
         let values = self.compare_all(&Question {
             group,
             request: &|lsn, after, limit| Request::ListMeta { at: lsn.into(), after, limit },
-            entries: &|reply, limit| match reply {
-                Reply::MetaList(values) => {
-                    let ended = values.len() < limit as usize;
-                    Some((values, ended))
-                }
+            entries: &|reply, _| match reply {
+                Reply::MetaList { values, more } => Some((values, !more)),
                 _ => None,
             },
             subject: &subject,
@@ -163,7 +160,7 @@ impl Verifier<'_> {
             compared += self
                 .compare_all(&Question {
                     group,
-                    request: &|lsn, _, _| Request::ReadMeta { key: key.clone(), at: lsn.into() },
+                    request: &|lsn, _, _| Request::ReadMeta { key: key.clone(), at: lsn.into(), offset: 0 },
                     entries: &|reply, _| match reply {
                         Reply::Meta(value) => Some((vec![(key.clone(), value)], true)),
                         _ => None,
@@ -178,10 +175,16 @@ impl Verifier<'_> {
         for kind in SlruKind::ALL {
             self.compare_all(&Question {
                 group,
-                request: &|lsn, _, _| Request::SlruPages { kind, at: lsn.into() },
-                entries: &|reply, _| match reply {
+                request: &|lsn, after, limit| Request::SlruPages {
+                    kind,
+                    at: lsn.into(),
+                    from: after.map_or(0, |page: u32| page.saturating_add(1)),
+                    limit,
+                },
+                entries: &|reply, limit| match reply {
                     Reply::SlruPages(pages) => {
-                        Some((pages.into_iter().map(|page| (page, ())).collect(), true))
+                        let ended = pages.len() < limit as usize;
+                        Some((pages.into_iter().map(|page| (page, ())).collect(), ended))
                     }
                     _ => None,
                 },

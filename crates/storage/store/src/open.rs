@@ -142,6 +142,8 @@ impl Store {
             commit,
             maintenance: Maintenance::default(),
             cache: Mutex::new(cache),
+            assembling: Mutex::new(()),
+            long_value: Mutex::new(None),
             counters: Metrics::default(),
             poison: renounced.map_or_else(OnceLock::new, OnceLock::from),
             note: Mutex::new(note),

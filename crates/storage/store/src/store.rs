@@ -18,6 +18,7 @@ use crate::log::position::LogPosition;
 use crate::maintenance::Maintenance;
 use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
+use crate::read::listing::LongValue;
 use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
 use crate::synced_note::SyncedNote;
@@ -38,6 +39,10 @@ pub struct Store {
     /// Held by whoever changes materialized states.
     pub(crate) maintenance: Maintenance,
     pub(crate) cache: Mutex<PageCache>,
+    /// Held by whoever has a record in memory that came in pieces: such records are long.
+    pub(crate) assembling: Mutex<()>,
+    /// A value that a client reads in parts.
+    pub(crate) long_value: Mutex<Option<LongValue>>,
     pub(crate) counters: Metrics,
     pub(crate) poison: OnceLock<String>,
     /// The boots that peers were last heard in.

@@ -282,7 +282,7 @@ fn use_store(store: &Store, last: Lsn) {
         let _ = store.relation_size(GROUP, MAIN, lsn);
         let database = DatabaseKey { tablespace: 1663, database: 5 };
         let _ = store.list_relations(GROUP, database, lsn, None, 10);
-        let _ = store.slru_pages(SlruKind::Transactions, lsn);
+        let _ = store.slru_pages(SlruKind::Transactions, lsn, 0, 100);
         let _ = store.page_checksums(GROUP, lsn, None, 10);
     }
     let _ = store.read_tail(GROUP, Lsn::ZERO, 1 << 20);

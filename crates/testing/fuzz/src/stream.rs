@@ -4,7 +4,8 @@ use borealis_types::{Lsn, PostgresVersion, RecordSpan, ServerVersion};
 use borealis_wal::encode::lay_out;
 use borealis_wal::layout::wal_record::{CHECKSUM_OFFSET, RECORD_HEADER_BYTES};
 use borealis_wal::page::{FIRST_IS_OVERWRITE, WAL_PAGE_BYTES, WalLayout, page_start};
-use borealis_wal::stream::{Next, RecordDecoder, WalWindow};
+use borealis_wal::piece::{self, Assembly};
+use borealis_wal::stream::{Next, NextPiece, RecordDecoder, WalWindow};
 use borealis_wal::{ResourceManager, highest_xid};
 
 use crate::redo::check_effects;
@@ -15,6 +16,8 @@ use crate::{Input, Sample};
 const STREAM_BYTES_MAX: usize = 2 << 20;
 /// Items of one stream.
 const ITEMS_MAX: usize = 64;
+/// Content of a piece, at least.
+const PIECE_BYTES: usize = 9000;
 /// Changed bytes of one stream.
 const CHANGES_MAX: u8 = 15;
 
@@ -53,6 +56,36 @@ fn seal(record: &mut Vec<u8>) {
     record[CHECKSUM_OFFSET..RECORD_HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
 }
 
+/// Cuts every record that is longer than a page or two: pieces open where they stand, without a gap, and together they are
+/// records with the right checksum.
+fn check_pieces(decoder: &mut RecordDecoder, window: &WalWindow<'_>) {
+    let mut assembly = Assembly::default();
+    let mut end = None;
+    while let Ok(next) = decoder.next_piece(window, PIECE_BYTES) {
+        match next {
+            NextPiece::Piece(piece) => {
+                let RecordSpan { start, .. } = piece.span;
+                assert!(end.is_none_or(|end| end == start), "a gap before {start}");
+                end = (!piece.part.ends_record()).then_some(piece.span.end);
+                let content = piece::open(piece.bytes, start).expect("a piece opens where it stands");
+                if assembly.take(piece.span, piece.part, content) {
+                    let (span, bytes) = assembly.record();
+                    borealis_wal::verify_checksum(bytes, span.start)
+                        .expect("the last piece is of a sound record");
+                }
+            }
+            NextPiece::Incomplete { .. } => return,
+            NextPiece::NotCut => {
+                end = None;
+                match decoder.next(window) {
+                    Ok(Next::Record(_)) => {}
+                    Ok(Next::Incomplete(_)) | Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
 /// Decoding a stream, in one go and as it grows.
 ///
 /// # Panics
@@ -66,6 +99,7 @@ pub fn wal_stream(data: &[u8]) {
     let mut decoder = decoder(&stream);
     let (whole, whole_failed) = decode_all(&mut decoder, &window);
     check_continuation(&stream, &window);
+    check_pieces(&mut self::decoder(&stream), &window);
 
     let mut decoder = self::decoder(&stream);
     let (mut grown, mut failed) = (Vec::new(), false);

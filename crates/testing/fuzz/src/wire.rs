@@ -82,7 +82,7 @@ pub fn redo_batch(data: &[u8]) {
     let mut builder = BatchBuilder::new(&header);
     for record in &records {
         assert!(!record.groups().is_empty(), "a record of no group");
-        builder.push(record.span, &record.links, record.bytes);
+        builder.push_form(record.span, record.form, &record.links, record.bytes);
     }
     let encoded = builder.finish();
     let (again, reader) = BatchReader::new(&encoded).expect("what was encoded decodes");

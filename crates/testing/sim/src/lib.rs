@@ -85,6 +85,8 @@ pub enum Defect {
     ReplacedOnOneWord,
     /// A writer goes on showing what it has whether or not anybody confirms that it has no successor.
     LeaseIgnored,
+    /// A node applies a record although a recovery cut its last piece.
+    CutRecordsApply,
 }
 
 /// How a run is set up.

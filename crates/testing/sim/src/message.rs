@@ -5,7 +5,9 @@ use std::rc::Rc;
 use borealis_quorum::recovery::TailRecord;
 use borealis_quorum::segment::{Gap, SegmentSummary};
 use borealis_quorum::{ChainLink, DurablePoint, GroupLink, GroupTail, Promise};
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, PAGE_SIZE, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_types::{
+    EpochHistory, GroupId, Lsn, NodeId, PAGE_SIZE, Part, RecordSpan, ServerVersion, VolumeEpoch,
+};
 use borealis_wire::{BatchFrame, BatchRecord, Reply, Request};
 
 /// A simulated record. `content` is unique, so two records for one position can be told apart.
@@ -19,7 +21,9 @@ pub struct SimRecord {
     pub previous_start: Lsn,
     /// Its place in the chain of each of its groups.
     pub links: Vec<GroupLink>,
-    /// Stands for what it changes.
+    /// What part of a record it is.
+    pub part: Part,
+    /// Stands for what it changes; of a piece, unless it is the last, for nothing.
     pub content: u64,
     /// The release its writer ran. It travels in the bytes for the oracle alone: a node must know it from its history.
     pub truth: ServerVersion,
@@ -53,11 +57,15 @@ impl SimRecord {
         let [content, previous_start] =
             [0, 8].map(|at| bytes[at..].first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word)));
         let truth = bytes.last_chunk::<4>().map(|word| u32::from_le_bytes(*word))?;
+        if record.form.previous_start.is_some_and(|said| said != Lsn(previous_start)) {
+            return None;
+        }
         Some(SimRecord {
             epoch,
             span: record.span,
             previous_start: Lsn(previous_start),
             links: record.links.clone(),
+            part: record.form.part,
             content,
             truth: ServerVersion::new(truth).ok()?,
         })

@@ -3,6 +3,7 @@
 mod gossip;
 pub mod lies;
 mod lines;
+mod pieces;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

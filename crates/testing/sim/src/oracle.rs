@@ -239,7 +239,9 @@ impl Oracle {
         };
         let (lsn, Asked { group, durable }) = (page_lsn(page), asked);
         let all = || self.durable.values().map(Rc::as_ref).filter(|r| r.link(group).is_some());
-        if *page != page_of(lsn, all().filter(|r| r.span.end <= lsn)) {
+        // A record in pieces is there with its last piece; what a recovery left of one never is.
+        let effective = all().filter(|r| r.span.end <= lsn && r.part.ends_record());
+        if *page != page_of(lsn, effective) {
             return Err(format!("a page of group {group} as of {lsn} is not the volume's"));
         }
         match all().find(|r| r.span.end > lsn && r.span.end <= durable) {

@@ -16,7 +16,7 @@ use borealis_quorum::recovery::Outcome;
 use borealis_quorum::writer::WriterTracker;
 use borealis_types::server_request;
 use borealis_types::{
-    BlockKey, Fork, GroupId, GroupSet, Lsn, NodeId, PageKey, Placement, RecordSpan, RelationFork,
+    BlockKey, Fork, GroupId, GroupSet, Lsn, NodeId, PageKey, Part, Placement, RecordSpan, RelationFork,
     RelationLocator, ServerVersion, VolumeEpoch, VolumeId,
 };
 use borealis_wal::Effect;
@@ -145,6 +145,8 @@ pub struct Writer {
     tenure: Tenure,
     router: ReadRouter,
     links: BTreeMap<NodeId, NodeLinks>,
+    /// The groups of the record whose pieces are being written, and how many are left.
+    cutting: (GroupSet, u64),
     next_line: u64,
     last_shipped_at: Duration,
     asked: BTreeMap<u64, Asked>,
@@ -191,6 +193,7 @@ impl Writer {
             tenure,
             router: ReadRouter::new(),
             links: nodes.iter().map(|&node| (node, NodeLinks { append: down, read: down })).collect(),
+            cutting: (GroupSet::EMPTY, 0),
             next_line: 0,
             last_shipped_at: Duration::ZERO,
             asked: BTreeMap::new(),
@@ -492,9 +495,11 @@ impl Writer {
         while random.chance(300) {
             groups = groups.with(GroupId(random.below(group_count) as u16));
         }
+        let part = self.next_part(random, &mut groups);
         let previous = self.shipper.last_shipped();
         // Now and then a page header lies between two records; the first record is never at zero.
-        let skip = if previous == RecordSpan::NONE || random.chance(100) { 24 } else { 0 };
+        let may_skip = part.begins_record();
+        let skip = if previous == RecordSpan::NONE || (may_skip && random.chance(100)) { 24 } else { 0 };
         let start = Lsn(previous.end.0 + skip);
         let span = RecordSpan { start, end: Lsn(start.0 + 8 * random.between(3, 12)) };
         // Every page of its groups.
@@ -502,7 +507,7 @@ impl Writer {
             self.reads.invalidate(&[Effect::CreateRelation(RELATION)], span.end);
         }
         let bytes = SimRecord::bytes(content, previous.start, self.server_version);
-        self.shipper.ship(span, groups, &bytes);
+        self.shipper.ship_part(span, part, groups, &bytes);
         self.shipper.decoded(span.end.0);
         self.last_shipped_at = now;
         effects.shipped = Some(
@@ -511,11 +516,27 @@ impl Writer {
                 span,
                 previous_start: previous.start,
                 links: self.shipper.last_links().to_vec(),
+                part,
                 content,
                 truth: self.server_version,
             }
             .into(),
         );
+    }
+
+    /// What part of a record the next entry is; `groups` become those of the record that it goes on with.
+    fn next_part(&mut self, random: &mut Random, groups: &mut GroupSet) -> Part {
+        let (of_record, left) = self.cutting;
+        if left > 0 {
+            *groups = of_record;
+            self.cutting.1 = left - 1;
+            return if left == 1 { Part::Last } else { Part::Middle };
+        }
+        if !random.chance(120) {
+            return Part::Whole;
+        }
+        self.cutting = (*groups, random.between(1, 3));
+        Part::First
     }
 
     /// Asks for a page, or hints that it will.

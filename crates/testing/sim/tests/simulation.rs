@@ -44,8 +44,10 @@ fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
         "records acknowledged",
         "records cut",
         "records held for a predecessor",
+        "records in pieces read",
         "records repaired",
         "records taken from peers",
+        "records whose end was cut, read past",
         "records of another release than the newest",
         "records written by replaced writers",
         "recoveries competing for one epoch",
@@ -116,6 +118,7 @@ fn every_deliberate_defect_is_caught() {
         (Defect::EndsAtFirstRefusal, 50, "nodes left to it"),
         (Defect::ReplacedOnOneWord, 50, "ended as replaced"),
         (Defect::LeaseIgnored, 400, "goes on, though"),
+        (Defect::CutRecordsApply, 200, "is not the volume's"),
     ] {
         let caught = seeds_until_caught(defect, at_most);
         println!("{defect:?}: {caught:?}");

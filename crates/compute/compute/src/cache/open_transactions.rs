@@ -24,15 +24,20 @@ pub struct OpenTransactions {
 }
 
 impl OpenTransactions {
-    /// Takes the next record of the log.
-    pub fn see(&mut self, record: &Record<'_>) {
-        let xid = record.xid;
+    /// Takes a transaction that logs a record whose first piece ends at `end`. The whole record is seen too, unless it ends
+    /// nothing.
+    pub fn begin(&mut self, xid: u32, end: Lsn) {
         if xid >= FIRST_NORMAL_XID && xid != self.last_seen {
             self.last_seen = xid;
             if self.open.insert(xid) {
-                self.begun.push_back((record.span.end, xid));
+                self.begun.push_back((end, xid));
             }
         }
+    }
+
+    /// Takes the next record of the log.
+    pub fn see(&mut self, record: &Record<'_>) {
+        self.begin(record.xid, record.span.end);
         let (open, last_seen) = (&mut self.open, &mut self.last_seen);
         ended_transactions(record, |over| {
             open.remove(&over);

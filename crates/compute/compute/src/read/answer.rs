@@ -16,8 +16,13 @@ use borealis_wire::{RelationSize, Reply, Request};
 pub(super) enum Ask {
     Page(PageKey),
     Size(RelationFork),
-    List { database: DatabaseKey, after: Option<RelationFork>, limit: u32 },
-    SlruPages(SlruKind),
+    List {
+        database: DatabaseKey,
+        after: Option<RelationFork>,
+        limit: u32,
+    },
+    /// Pages from this one on, at most so many.
+    SlruPages(SlruKind, u32, u32),
 }
 
 impl Ask {
@@ -28,7 +33,7 @@ impl Ask {
             Ask::List { database, after, limit } => {
                 Request::ListRelations { group, database, at, after, limit }
             }
-            Ask::SlruPages(kind) => Request::SlruPages { kind, at },
+            Ask::SlruPages(kind, from, limit) => Request::SlruPages { kind, at, from, limit },
         }
     }
 
@@ -37,7 +42,7 @@ impl Ask {
             (Ask::Page(_), Reply::Page(page)) => page.as_ref().is_none_or(|page| page.len() == PAGE_SIZE),
             (Ask::Size(_), Reply::RelationSize(_))
             | (Ask::List { .. }, Reply::Relations(_))
-            | (Ask::SlruPages(_), Reply::SlruPages(_)) => true,
+            | (Ask::SlruPages(..), Reply::SlruPages(_)) => true,
             _ => false,
         }
     }
@@ -120,6 +125,17 @@ pub(super) fn answer(what: server_request::Request, collected: Collected) -> Ans
             slru_answer(entries, next)
         }
     }
+}
+
+/// What tells how many pages a segment file has.
+pub(super) fn ask_slru_segment(kind: SlruKind, segment: u32) -> Ask {
+    Ask::SlruPages(kind, segment.saturating_mul(SLRU_PAGES_PER_SEGMENT), SLRU_PAGES_PER_SEGMENT)
+}
+
+/// What tells of all segment files from this one on that fit an answer, and of one more.
+pub(super) fn ask_slru_segments(kind: SlruKind, first_segment: u32) -> Ask {
+    let limit = (MAX_SLRU_ENTRIES as u32 + 1) * SLRU_PAGES_PER_SEGMENT;
+    Ask::SlruPages(kind, first_segment.saturating_mul(SLRU_PAGES_PER_SEGMENT), limit)
 }
 
 /// Segment files and how many pages each has, counted to its last one.

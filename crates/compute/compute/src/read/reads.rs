@@ -19,7 +19,9 @@ use borealis_types::{
 use borealis_wal::Effect;
 use borealis_wire::{Refusal, Reply, Request};
 
-use super::answer::{Answer, Ask, Collected, answer, collect, list_cursor_to_fork};
+use super::answer::{
+    Answer, Ask, Collected, answer, ask_slru_segment, ask_slru_segments, collect, list_cursor_to_fork,
+};
 use super::prefetch::{PrefetchCache, RecentChanges};
 
 /// Hints that may be under way at a time.
@@ -226,13 +228,14 @@ impl<Slot: Copy> Reads<Slot> {
             server_request::Request::SlruSegment { kind, segment } => {
                 let collected =
                     Collected::SlruPages { first_segment: Some(segment), only: true, pages: Vec::new() };
-                let asks = meta.map(|group| (group, Ask::SlruPages(kind))).to_vec();
+                let asks = meta.map(|group| (group, ask_slru_segment(kind, segment))).to_vec();
                 self.start(waiter, what, collected, asks, router, transport, now);
             }
             server_request::Request::ListSlruSegments { kind, cursor } => {
                 let first_segment = u32::try_from(cursor).ok();
                 let collected = Collected::SlruPages { first_segment, only: false, pages: Vec::new() };
-                let asks = meta.map(|group| (group, Ask::SlruPages(kind))).to_vec();
+                let ask = ask_slru_segments(kind, first_segment.unwrap_or(u32::MAX));
+                let asks = meta.map(|group| (group, ask)).to_vec();
                 self.start(waiter, what, collected, asks, router, transport, now);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use borealis_types::{GroupSet, Lsn, RecordSpan, invariant};
+use borealis_types::{GroupSet, Lsn, RecordForm, RecordSpan, invariant};
 use borealis_wire::GroupLink;
 
 /// Bytes of an ordinary chunk. A chunk is freed when all its records are gone, so this is also the grain in
@@ -18,7 +18,9 @@ pub struct RetainedRecord<'a> {
     pub groups: GroupSet,
     /// Its place in each group's chain, in group order.
     pub links: &'a [GroupLink],
-    /// What PostgreSQL wrote, without page headers.
+    /// What part of a record it is.
+    pub form: RecordForm,
+    /// What PostgreSQL wrote, without page headers; of a piece, after its checksum.
     pub bytes: &'a [u8],
 }
 
@@ -26,6 +28,7 @@ pub struct RetainedRecord<'a> {
 struct Entry {
     span: RecordSpan,
     groups: GroupSet,
+    form: RecordForm,
     /// Number of the chunk, counted from the first chunk ever.
     chunk: u64,
     bytes: (u32, u32),
@@ -73,7 +76,14 @@ impl RetainedQueue {
     }
 
     /// Adds a record after all others.
-    pub fn push(&mut self, span: RecordSpan, groups: GroupSet, links: &[GroupLink], bytes: &[u8]) {
+    pub fn push(
+        &mut self,
+        span: RecordSpan,
+        groups: GroupSet,
+        links: &[GroupLink],
+        form: RecordForm,
+        bytes: &[u8],
+    ) {
         let fits = self
             .chunks
             .back()
@@ -88,6 +98,7 @@ impl RetainedQueue {
         let entry = Entry {
             span,
             groups,
+            form,
             chunk: chunk_number,
             bytes: (chunk.bytes.len() as u32, bytes.len() as u32),
             links: (chunk.links.len() as u32, links.len() as u16),
@@ -114,6 +125,7 @@ impl RetainedQueue {
         Some(RetainedRecord {
             span: entry.span,
             groups: entry.groups,
+            form: entry.form,
             links: &chunk.links[links.0 as usize..links.0 as usize + usize::from(links.1)],
             bytes: &chunk.bytes[bytes.0 as usize..(bytes.0 + bytes.1) as usize],
         })
@@ -197,7 +209,7 @@ mod tests {
         let mut queue = RetainedQueue::default();
         let span = RecordSpan { start: Lsn(8), end: Lsn(40) };
         let link = GroupLink { group: GroupId(0), previous_end: Lsn(0) };
-        queue.push(span, GroupSet::EMPTY.with(GroupId(0)), &[link], &[7; 30]);
+        queue.push(span, GroupSet::EMPTY.with(GroupId(0)), &[link], RecordForm::default(), &[7; 30]);
         queue
     }
 
@@ -234,7 +246,7 @@ mod tests {
                             .map(|g| GroupLink { group: GroupId(g), previous_end: Lsn(model.len() as u64) })
                             .collect();
                         let groups = links.iter().fold(GroupSet::EMPTY, |set, link| set.with(link.group));
-                        queue.push(span, groups, &links, &bytes);
+                        queue.push(span, groups, &links, RecordForm::default(), &bytes);
                         model.push((span, links, bytes));
                     }
                     Step::Release { durable_records, acknowledged_records, limit_bytes } => {

@@ -1,8 +1,9 @@
 //! Which protection groups get a record.
 
 use borealis_types::{GroupSet, META_GROUP, Placement, invariant};
-use borealis_wal::layout::FIRST_NORMAL_XID;
-use borealis_wal::{Effect, EffectError, Record, effects, highest_xid, xid_precedes};
+use borealis_wal::layout::{FIRST_NORMAL_XID, transaction};
+use borealis_wal::stream::CutRecord;
+use borealis_wal::{Effect, EffectError, Record, ResourceManager, effects, highest_xid, xid_precedes};
 
 /// Decides for every record where it goes.
 ///
@@ -46,10 +47,39 @@ impl Router {
         Ok(groups)
     }
 
+    /// The groups of all pieces of a record that is cut, by what its header says: the first piece goes before the rest of
+    /// the record is known. They are at least those of [`Router::route`].
+    ///
+    /// # Errors
+    /// When the record's effects cannot be known.
+    pub fn route_cut(&mut self, record: &CutRecord) -> Result<GroupSet, EffectError> {
+        let CutRecord { start, info, resource_manager, .. } = *record;
+        if let ResourceManager::Other(number) = resource_manager {
+            return Err(EffectError::Custom { start, number, info });
+        }
+        if record.xid >= FIRST_NORMAL_XID && !xid_precedes(record.xid, self.next_xid) {
+            self.next_xid = successor(record.xid);
+        }
+        // Others are few: ends of transactions with very many subtransactions or dropped relations above all.
+        let groups = if body_matters(record) { self.placement.all() } else { GroupSet::EMPTY };
+        Ok(groups.with(META_GROUP))
+    }
+
     /// What the record routed last changes.
     #[must_use]
     pub fn last_effects(&self) -> &[Effect] {
         &self.effects
+    }
+}
+
+/// Whether what a record that is cut changes outside of the meta group, or which transactions it ends, stands in its body:
+/// whoever asks then needs all of it.
+#[must_use]
+pub fn body_matters(record: &CutRecord) -> bool {
+    match record.resource_manager {
+        ResourceManager::LogicalMessage => false,
+        ResourceManager::Transaction => record.info & transaction::OPERATION_MASK != transaction::PREPARE,
+        _ => true,
     }
 }
 
@@ -76,6 +106,21 @@ mod tests {
         let record = Record::parse(ServerVersion::NEWEST_TESTED, span, &bytes).expect("a well-formed record");
         let error = Router::new(placement, 100).route(&record).expect_err("it cannot be stored");
         assert!(matches!(error, EffectError::Custom { number: 128, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn pieces_go_where_the_whole_record_may_have_to() {
+        let placement = Placement::new(4).expect("a placement");
+        let mut router = Router::new(placement, 100);
+        let mut of = |resource_manager, info| {
+            let record = CutRecord { start: Lsn(80), total_bytes: 2 << 20, resource_manager, info, xid: 99 };
+            router.route_cut(&record)
+        };
+        let meta = GroupSet::EMPTY.with(META_GROUP);
+        assert_eq!(of(ResourceManager::LogicalMessage, 0), Ok(meta));
+        assert_eq!(of(ResourceManager::Transaction, transaction::PREPARE), Ok(meta));
+        assert_eq!(of(ResourceManager::Transaction, transaction::COMMIT), Ok(placement.all()));
+        assert!(of(ResourceManager::Other(128), 0).is_err());
     }
 
     #[test]

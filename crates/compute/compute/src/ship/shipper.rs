@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use borealis_quorum::writer::{ImpossibleAcknowledgement, WriterTracker};
-use borealis_types::{GroupId, GroupSet, Lsn, NodeId, RecordSpan, VolumeEpoch, invariant};
+use borealis_types::{GroupId, GroupSet, Lsn, NodeId, Part, RecordForm, RecordSpan, VolumeEpoch, invariant};
 use borealis_wire::{BatchBuilder, BatchFrame, BatchHeader, GroupLink, SegmentProgress};
 
 use super::retained::RetainedQueue;
@@ -93,6 +93,7 @@ pub struct Shipper {
     retained: RetainedQueue,
     peers: BTreeMap<NodeId, Peer>,
     last_shipped: RecordSpan,
+    last_form: RecordForm,
     /// The current round: number of the record after its last, and where that record ends.
     round: (u64, Lsn),
     /// The durable point when something was published last.
@@ -151,6 +152,7 @@ impl Shipper {
             retained: RetainedQueue::default(),
             peers: nodes.into_iter().map(peer).collect(),
             last_shipped: last,
+            last_form: RecordForm::default(),
             round: (0, last.end),
             published: Lsn::ZERO,
             unpublished: VecDeque::new(),
@@ -176,11 +178,19 @@ impl Shipper {
         self.peers.get_mut(&node).expect("a shipper is asked about nodes it was made with")
     }
 
-    /// Takes the next record of the stream.
+    /// Takes the next record of the stream, a whole one.
+    ///
+    /// # Panics
+    /// As [`Shipper::ship_part`].
+    pub fn ship(&mut self, span: RecordSpan, groups: GroupSet, bytes: &[u8]) {
+        self.ship_part(span, Part::Whole, groups, bytes);
+    }
+
+    /// Takes the next record of the stream, or the next piece of one: to everything here a piece is a record.
     ///
     /// # Panics
     /// If it does not follow the last one: order is what the whole system rests on.
-    pub fn ship(&mut self, span: RecordSpan, groups: GroupSet, bytes: &[u8]) {
+    pub fn ship_part(&mut self, span: RecordSpan, part: Part, groups: GroupSet, bytes: &[u8]) {
         let last = self.last_shipped.end;
         invariant!(
             "shipped-in-order",
@@ -190,8 +200,12 @@ impl Shipper {
         );
         invariant!("every-record-has-a-group", !groups.is_empty(), "the record at {}", span.start);
         self.tracker.ship(span, groups, &mut self.links);
-        self.retained.push(span, groups, &self.links, bytes);
+        // A record after a piece names the start of the whole record that the piece is of, not that of the piece.
+        let is_named = !part.is_piece() && !self.last_form.part.is_piece();
+        let form = RecordForm { part, previous_start: (!is_named).then_some(self.last_shipped.start) };
+        self.retained.push(span, groups, &self.links, form, bytes);
         self.last_shipped = span;
+        self.last_form = form;
         self.counters.records += 1;
         self.counters.record_bytes += bytes.len() as u64;
     }
@@ -273,6 +287,12 @@ impl Shipper {
     #[must_use]
     pub fn last_links(&self) -> &[GroupLink] {
         &self.links
+    }
+
+    /// The form of the last record shipped.
+    #[must_use]
+    pub fn last_form(&self) -> RecordForm {
+        self.last_form
     }
 
     /// The end of the stream: the last record shipped, durable or not.
@@ -569,7 +589,7 @@ impl Shipper {
                     full = true;
                     break;
                 }
-                builder.push(record.span, record.links, record.bytes);
+                builder.push_form(record.span, record.form, record.links, record.bytes);
             }
             through += 1;
         }

@@ -10,19 +10,29 @@ use borealis_types::{Lsn, PAGE_SIZE, PageBytes, invariant};
 use mio::Interest;
 use mio::unix::SourceFd;
 
+use super::cut::{CutRecords, Told};
 use super::{Engine, EngineError, ReadLines, TOKEN_SHM};
 use crate::shim_gate;
-use crate::wal_feed::{Fed, Flow, WalFeed};
+use crate::wal_feed::{Fed, Flow, Fragment, WalFeed};
+
+/// What becomes durable in the middle of what the server wrote at once is published in steps of this many bytes. Nobody
+/// waits for such a place, but whoever is held back because too much is on its way goes on.
+const PUBLISHED_BEHIND_BYTES_MAX: u64 = 1 << 20;
 
 /// The running server's side: its shared memory and its log.
 pub(super) struct ServerSide {
     pub(super) shm: DriverSide,
     pub(super) feed: WalFeed,
     pub(super) transactions: OpenTransactions,
+    pub(super) cut: CutRecords,
     /// The last sequence whose bytes were read completely.
     pub(super) seen_sequence: u64,
     /// The last sequence that was looked at: what is new after it is worth waking for.
     pub(super) looked_sequence: u64,
+    /// The last sequence that was published as durable.
+    pub(super) published_sequence: u64,
+    /// Where the volume was durable when that was published last.
+    pub(super) published_durable: Lsn,
     /// The process that was started, once it was.
     pub(super) started: Option<u32>,
     /// It is the server that it must be, and has its shim. Nothing is shipped or answered before.
@@ -53,8 +63,11 @@ impl Engine {
             shm,
             feed,
             transactions: OpenTransactions::default(),
+            cut: CutRecords::default(),
             seen_sequence: 0,
             looked_sequence: 0,
+            published_sequence: 0,
+            published_durable: self.shipper.durable().end,
             started: None,
             is_served: false,
         });
@@ -130,12 +143,16 @@ impl Engine {
             return Ok(());
         }
         let before = shipper.last_shipped();
-        let transactions = &mut server.transactions;
-        let fed = server.feed.read::<EngineError>(position.lsn, |record| {
-            let groups = router.route(record)?;
-            reads.invalidate(router.last_effects(), record.span.end);
-            transactions.see(record);
-            shipper.ship(record.span, groups, record.bytes);
+        let mut told = Told { router, reads, transactions: &mut server.transactions };
+        let (cut, server_version) = (&mut server.cut, self.server_version);
+        let fed = server.feed.read::<EngineError>(position.lsn, |fragment| {
+            match fragment {
+                Fragment::Record(record) => {
+                    let groups = told.of(&record)?;
+                    shipper.ship(record.span, groups, record.bytes);
+                }
+                Fragment::Piece(piece) => cut.ship(server_version, &piece, &mut told, shipper)?,
+            }
             let ahead = shipper.tracker().log_ahead_bytes();
             Ok(if ahead >= ahead_max { Flow::Pause } else { Flow::More })
         })?;
@@ -181,11 +198,16 @@ impl Engine {
 
     pub(super) fn publish(&mut self) {
         invariant!("stopped-stream-rests", !self.stopped);
-        let Some(server) = &self.server else { return };
+        let Some(server) = &mut self.server else { return };
+        let durable = self.shipper.durable().end;
         if let Some(sequence) = self.shipper.take_publishable() {
-            server.shm.publish_oldest_open(server.transactions.oldest());
-            server.shm.publish_durable(sequence, self.shipper.durable().end);
+            server.published_sequence = sequence;
+        } else if durable.0 - server.published_durable.0 < PUBLISHED_BEHIND_BYTES_MAX {
+            return;
         }
+        server.published_durable = durable;
+        server.shm.publish_oldest_open(server.transactions.oldest());
+        server.shm.publish_durable(server.published_sequence, durable);
     }
 }
 

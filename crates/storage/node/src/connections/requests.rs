@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use borealis_client::blocking::MAX_LIST_ENTRIES;
+use borealis_client::blocking::{MAX_LIST_ENTRIES, MAX_SLRU_PAGES};
 use borealis_quorum::Promise;
 use borealis_store::{Store, StoreError};
 use borealis_types::{AvailabilityZone, NodeId};
@@ -87,12 +87,16 @@ impl Requests {
             Request::ListRelations { group, database, at, after, limit } => Ok(Reply::Relations(
                 store.list_relations(group, database, at, after, list(limit)).map_err(refuse)?,
             )),
-            Request::SlruPages { kind, at } => {
-                Ok(Reply::SlruPages(store.slru_pages(kind, at).map_err(refuse)?))
+            Request::SlruPages { kind, at, from, limit } => {
+                let limit = limit.min(MAX_SLRU_PAGES) as usize;
+                Ok(Reply::SlruPages(store.slru_pages(kind, at, from, limit).map_err(refuse)?))
             }
-            Request::ReadMeta { key, at } => Ok(Reply::Meta(store.read_meta(&key, at).map_err(refuse)?)),
+            Request::ReadMeta { key, at, offset } => {
+                Ok(Reply::Meta(store.read_meta_part(&key, at, offset).map_err(refuse)?))
+            }
             Request::ListMeta { at, after, limit } => {
-                Ok(Reply::MetaList(store.list_meta(at, after.as_ref(), list(limit)).map_err(refuse)?))
+                let (values, more) = store.list_meta(at, after.as_ref(), list(limit)).map_err(refuse)?;
+                Ok(Reply::MetaList { values, more })
             }
             Request::PageChecksums { group, at, after, limit } => Ok(Reply::PageChecksums(
                 store.page_checksums(group, at, after.as_ref(), list(limit)).map_err(refuse)?,

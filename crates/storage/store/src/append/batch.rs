@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use borealis_types::{GroupSet, RecordSpan, ServerVersion};
+use borealis_types::{GroupSet, RecordForm, RecordSpan, ServerVersion};
 use borealis_wal::{Effect, Record};
 use borealis_wire::{BatchHeader, BatchReader, GroupLink, Refusal};
 
@@ -34,6 +34,7 @@ pub(super) struct OfferedBatch<'a> {
 /// A record of an [`OfferedBatch`].
 pub(super) struct OfferedRecord<'a> {
     pub span: RecordSpan,
+    pub form: RecordForm,
     pub bytes: &'a [u8],
     /// Offset of `bytes` in the batch.
     pub offset: usize,
@@ -78,13 +79,19 @@ impl Store {
         loop {
             let first_link = links.len();
             let Some(record) = reader.next_into(&mut links) else { break };
-            let (span, bytes) = record.map_err(|error| misuse(error.to_string()))?;
+            let (span, form, bytes) = record.map_err(|error| misuse(error.to_string()))?;
             if links[first_link..].iter().any(|link| link.group.0 >= group_count) {
                 let start = span.start;
                 return Err(misuse(format!("the record at {start} is of a group the volume does not have")));
             }
-            self.environment.redo.verify(bytes, span.start).map_err(|error| misuse(error.to_string()))?;
+            let is_piece = form.part.is_piece();
+            let verified = match is_piece {
+                true => borealis_wal::piece::open(bytes, span.start).map(|_| ()),
+                false => self.environment.redo.verify(bytes, span.start),
+            };
+            verified.map_err(|error| misuse(error.to_string()))?;
             let record_effects = match server_version {
+                Some(_) if is_piece => RecordEffects::of_piece(),
                 Some(server_version) => {
                     let parsed = Record::parse(server_version, span, bytes);
                     let parsed = parsed.map_err(|error| misuse(error.to_string()))?;
@@ -96,6 +103,7 @@ impl Store {
             let links = first_link..links.len();
             records.push(OfferedRecord {
                 span,
+                form,
                 bytes,
                 offset,
                 links,

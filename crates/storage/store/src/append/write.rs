@@ -51,7 +51,8 @@ impl Store {
                 let mut builder = BatchBuilder::new(&batch.header);
                 let mut offsets = Vec::with_capacity(members.len());
                 for &at in &members {
-                    builder.push(batch.records[at].span, batch.links(at), batch.records[at].bytes);
+                    let record = &batch.records[at];
+                    builder.push_form(record.span, record.form, batch.links(at), record.bytes);
                     offsets.push(builder.size_bytes() - batch.records[at].bytes.len());
                 }
                 let start = self.write_entry(state, groups, positions_count, &builder.finish(), || {
@@ -68,7 +69,12 @@ impl Store {
         let records = batch.records.into_iter().zip(positions).filter(|(record, _)| !record.taken.is_empty());
         let entered: Vec<EnteredRecord> = records
             .map(|(record, position)| EnteredRecord {
-                reference: RecordRef { span: record.span, position, length: record.bytes.len() as u32 },
+                reference: RecordRef {
+                    span: record.span,
+                    position,
+                    length: record.bytes.len() as u32,
+                    part: record.form.part,
+                },
                 groups: record.taken,
                 record_effects: record.record_effects,
             })

@@ -120,6 +120,7 @@ pub(crate) fn decode_batch(
             span: record.span,
             position: position.plus(reader.offset() - record.bytes.len()),
             length: record.bytes.len() as u32,
+            part: record.form.part,
         };
         let taken = record.links.iter().filter(|link| groups.contains(link.group));
         let previous_ends: Vec<_> = taken.map(|link| (link.group, link.previous_end)).collect();

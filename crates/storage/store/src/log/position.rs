@@ -1,6 +1,6 @@
 //! Places in the log.
 
-use borealis_types::RecordSpan;
+use borealis_types::{Part, RecordSpan};
 use serde::{Deserialize, Serialize};
 
 /// Bytes before the first entry of a file.
@@ -42,4 +42,7 @@ pub(crate) struct RecordRef {
     /// Where the record's bytes begin.
     pub position: LogPosition,
     pub length: u32,
+    /// What part of a record it is. [`Part::First`] in the index stands for a record with all its pieces (see
+    /// [`crate::segment::cut_records`]).
+    pub part: Part,
 }

@@ -64,12 +64,39 @@ fn run_bytes<'r>(mut records: impl Iterator<Item = &'r RecordRef>) -> u64 {
     for record in records {
         let next_end = record.position.0 + u64::from(record.length);
         let is_near = (end..=end + GAP_BYTES_MAX).contains(&record.position.0);
-        if record.position.file() != first.position.file() || !is_near || next_end - start > RUN_BYTES_MAX {
+        // The pieces of a record stand apart, and are read by `assemble`.
+        let is_apart = record.part.is_piece() || record.position.file() != first.position.file();
+        if is_apart || !is_near || next_end - start > RUN_BYTES_MAX {
             break;
         }
         end = next_end;
     }
     end - start
+}
+
+/// Puts a record together from its pieces, which are read back from the log and verified one by one. The record's own
+/// checksum is left to the caller, as with a whole one.
+///
+/// Of a message for logical decoding only the front is read: see [`borealis_wal::piece::without_body`].
+pub(crate) fn assemble(files: &LogFiles, pieces: &[RecordRef]) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = Vec::new();
+    let mut piece = Vec::new();
+    for reference in pieces {
+        let RecordRef { position, length, span, .. } = *reference;
+        files.needed(position.file())?.read_into(&mut piece, position.offset(), length as usize)?;
+        let content = borealis_wal::piece::open(&piece, span.start).map_err(|error| {
+            let place = format!("log file {} at offset {}", position.file(), position.offset());
+            StoreError::corrupt(place, error.to_string())
+        })?;
+        if bytes.is_empty() {
+            if let Some(front) = borealis_wal::piece::without_body(content) {
+                return Ok(front);
+            }
+            bytes.reserve_exact(pieces.iter().map(|piece| piece.length as usize).sum());
+        }
+        bytes.extend_from_slice(content);
+    }
+    Ok(bytes)
 }
 
 /// Reads a record's bytes back from the log and verifies them.
@@ -89,13 +116,13 @@ pub(crate) fn read_record(
 
 #[cfg(test)]
 mod tests {
-    use borealis_types::{Lsn, RecordSpan};
+    use borealis_types::{Lsn, Part, RecordSpan};
 
     use super::*;
 
     fn record(file: u32, offset: u32, length: u32) -> RecordRef {
         let span = RecordSpan { start: Lsn(u64::from(offset)), end: Lsn(u64::from(offset + length)) };
-        RecordRef { span, position: LogPosition::new(file, offset), length }
+        RecordRef { span, position: LogPosition::new(file, offset), length, part: Part::Whole }
     }
 
     fn run(records: &[RecordRef]) -> u64 {

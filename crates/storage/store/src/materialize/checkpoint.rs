@@ -112,6 +112,7 @@ impl Store {
                 next.freed_regions
             );
             hosted.index.drop_through(target);
+            hosted.cut.drop_through(target);
             hosted.indexed_through = hosted.indexed_through.max(target);
             hosted.index.check_above(target);
             let mended = hosted.troubles.end_mended(&next.mended, target);

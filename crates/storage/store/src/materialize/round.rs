@@ -27,10 +27,10 @@ impl Store {
                 .filter(|(.., event)| matches!(event, DatabaseEvent::CopyOf(_)))
                 .map(|(at, ..)| at)
                 .next();
-            let target = match copy {
+            let target = match copy.map(|at| (at, hosted.outside_records(Lsn(at.0 - 1)))) {
                 // First everything before the copy, then the copy alone.
-                Some(at) if materialized.0 < at.0 - 1 => Lsn(at.0 - 1),
-                Some(at) => at,
+                Some((_, before)) if materialized < before => before,
+                Some((at, _)) => at,
                 None => target,
             };
             if target > materialized || !hosted.pages_to_mend(target).is_empty() {

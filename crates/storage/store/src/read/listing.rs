@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::sync::PoisonError;
 
 use borealis_types::{
     BlockKey, DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, PageKey, ReadPoint, RelationFork, SlruKind,
 };
-use borealis_wire::{PageChecksum, RelationSize};
+use borealis_wire::message::{LIST_BYTES_MAX, VALUE_PART_BYTES_MAX};
+use borealis_wire::{PageChecksum, RelationSize, ValuePart};
 
 use crate::pages::materialized_state::{MaterializedState, database_of, in_database};
 use crate::segment::hosted::HostedSegment;
@@ -15,7 +17,8 @@ use crate::segment::index::relations::{DatabaseEvent, PriorContent};
 use crate::{Store, StoreError};
 
 impl Store {
-    /// Every small value as of an LSN after `after`, in key order, except counters and the control file.
+    /// Every value as of an LSN after `after`, in key order, except counters and the control file; of a long one its first
+    /// part. And whether a limit, of entries or of bytes, cut the list short.
     ///
     /// # Errors
     /// As [`Store::read_page`].
@@ -24,7 +27,7 @@ impl Store {
         at: impl Into<ReadPoint>,
         after: Option<&MetaKey>,
         limit: usize,
-    ) -> Result<Vec<(MetaKey, Vec<u8>)>, StoreError> {
+    ) -> Result<(Vec<(MetaKey, ValuePart)>, bool), StoreError> {
         let at = at.into();
         let lsn = at.lsn;
         let keys: BTreeSet<MetaKey> = {
@@ -40,15 +43,50 @@ impl Store {
                 .collect()
         };
         let mut values = Vec::new();
+        // Counted whole, for each long value takes time to make.
+        let mut made_bytes = 0;
         for key in keys {
-            if values.len() >= limit {
-                break;
+            if values.len() >= limit || made_bytes >= LIST_BYTES_MAX {
+                return Ok((values, true));
             }
             if let Some(value) = self.read_meta(&key, at)? {
-                values.push((key, value));
+                made_bytes += value.len();
+                values.push((key, ValuePart::of(&value, 0)));
             }
         }
-        Ok(values)
+        Ok((values, false))
+    }
+
+    /// A part of a value as of an LSN; `None` if the value does not exist then. A value that is longer than a part is kept
+    /// in memory until its last part was read, or another long value is: one at a time.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn read_meta_part(
+        &self,
+        key: &MetaKey,
+        at: impl Into<ReadPoint>,
+        offset: u64,
+    ) -> Result<Option<ValuePart>, StoreError> {
+        let at = at.into();
+        let mut kept = self.long_value.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(long) = kept.as_ref().filter(|long| long.at == at && long.key == *key) {
+            // Admitted anew each time: the reader may be fenced by now.
+            Store::readable(&self.lock(), META_GROUP, at)?;
+            let part = long.part(offset);
+            if offset.saturating_add(part.bytes.len() as u64) >= part.total_bytes {
+                *kept = None;
+            }
+            return Ok(Some(part));
+        }
+        drop(kept);
+        let Some(value) = self.read_meta(key, at)? else { return Ok(None) };
+        let part = ValuePart::of(&value, offset);
+        if offset.saturating_add(part.bytes.len() as u64) < part.total_bytes {
+            let long = LongValue { key: key.clone(), at, checksum: part.checksum, value };
+            *self.long_value.lock().unwrap_or_else(PoisonError::into_inner) = Some(long);
+        }
+        Ok(Some(part))
     }
 
     /// A fork's size in blocks in one group's part, as of an LSN; `None` if the group does not know it.
@@ -93,11 +131,17 @@ impl Store {
         Ok(sizes.take(limit).collect())
     }
 
-    /// The pages of a transaction-status store as of an LSN, ascending.
+    /// The pages of a transaction-status store as of an LSN from page `from` on, ascending, at most `limit`.
     ///
     /// # Errors
     /// As [`Store::read_page`].
-    pub fn slru_pages(&self, kind: SlruKind, at: impl Into<ReadPoint>) -> Result<Vec<u32>, StoreError> {
+    pub fn slru_pages(
+        &self,
+        kind: SlruKind,
+        at: impl Into<ReadPoint>,
+        from: u32,
+        limit: usize,
+    ) -> Result<Vec<u32>, StoreError> {
         let at = at.into();
         let lsn = at.lsn;
         let state = self.lock();
@@ -127,7 +171,7 @@ impl Store {
             PageKey::Slru { page, .. } => Some(page),
             PageKey::Block(_) => None,
         });
-        Ok(numbers.collect())
+        Ok(numbers.filter(|page| *page >= from).take(limit).collect())
     }
 
     /// Checksums of a group's pages as of an LSN, after `after`, in key order, each made from what is on disk.
@@ -170,6 +214,24 @@ impl Store {
             }
         }
         Ok(checksums)
+    }
+}
+
+/// A value that is being read in parts.
+#[derive(Debug)]
+pub(crate) struct LongValue {
+    key: MetaKey,
+    at: ReadPoint,
+    checksum: u32,
+    value: Vec<u8>,
+}
+
+impl LongValue {
+    fn part(&self, offset: u64) -> ValuePart {
+        let rest =
+            usize::try_from(offset).ok().and_then(|offset| self.value.get(offset..)).unwrap_or_default();
+        let bytes = rest.get(..VALUE_PART_BYTES_MAX).unwrap_or(rest).to_vec();
+        ValuePart { total_bytes: self.value.len() as u64, checksum: self.checksum, bytes }
     }
 }
 

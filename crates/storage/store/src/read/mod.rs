@@ -6,10 +6,10 @@
 //! bytes were read.
 
 pub(crate) mod hold;
-mod listing;
+pub(crate) mod listing;
 pub(crate) mod tail;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use borealis_types::{
     BlockKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey, ReadPoint,
@@ -19,13 +19,14 @@ use borealis_wal::Record;
 use borealis_wire::Refusal;
 
 use crate::log::position::RecordRef;
-use crate::log::record_reader::RecordReader;
+use crate::log::record_reader::{RecordReader, assemble};
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::in_database;
 use crate::pages::page_files::{PageFiles, SlotAddress};
 use crate::read::hold::note_failure;
 use crate::redo_guard::guarded;
+use crate::segment::cut_records::Pieces;
 use crate::segment::hosted::{HostedSegment, release_of};
 use crate::segment::index::relations::PriorContent;
 use crate::segment::record_effects::changes_only_existing_pages;
@@ -71,6 +72,8 @@ struct PageRecipe {
     source: Source,
     /// Records to apply, each as a change of this page: a copied page first gets those of its original.
     steps: Vec<(PageKey, RecordRef)>,
+    /// Of those that came in pieces.
+    pieces: Pieces,
     /// As of which LSN the version is.
     lsn: Lsn,
     /// Says which release wrote each of them.
@@ -82,6 +85,8 @@ struct PageRecipe {
 struct MetaRecipe {
     value: Option<Vec<u8>>,
     steps: Vec<(MetaKey, RecordRef)>,
+    /// Of those that came in pieces.
+    pieces: Pieces,
     /// As of which LSN the value is.
     lsn: Lsn,
     /// Says which release wrote each of them.
@@ -167,6 +172,22 @@ pub(crate) fn check_steps<K>(steps: &[(K, RecordRef)], lsn: Lsn) {
         before <= lsn,
         "a record that ends at {before}, for a version as of {lsn}"
     );
+}
+
+/// The bytes of a record that is about to be applied.
+enum StepBytes<'b> {
+    Read(&'b [u8]),
+    /// Put together from pieces, by whoever's turn it is.
+    Assembled(Vec<u8>, #[expect(dead_code, reason = "held for as long as the bytes are")] MutexGuard<'b, ()>),
+}
+
+impl AsRef<[u8]> for StepBytes<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            StepBytes::Read(bytes) => bytes,
+            StepBytes::Assembled(bytes, _) => bytes,
+        }
+    }
 }
 
 /// Why a version could not be made.
@@ -310,7 +331,8 @@ impl Store {
                 count(&self.counters.page_cache_hits, 1);
                 let records = hosted.index.page_records(key, since, lsn);
                 let steps = records.map(|reference| (*key, reference)).collect();
-                return PageRecipe { source: Source::Cached(page), steps, lsn, history, version };
+                let pieces = hosted.cut.pieces().clone();
+                return PageRecipe { source: Source::Cached(page), steps, pieces, lsn, history, version };
             }
         }
         if let Some(healed) = hosted.healed_page(key, lsn) {
@@ -326,6 +348,7 @@ impl Store {
                 return PageRecipe {
                     source: Source::Healed(healed.page.clone()),
                     steps,
+                    pieces: hosted.cut.pieces().clone(),
                     lsn,
                     history,
                     version,
@@ -334,7 +357,7 @@ impl Store {
         }
         let mut steps = Vec::new();
         let source = add_page(hosted, key, lsn, &mut steps);
-        PageRecipe { source, steps, lsn, history, version }
+        PageRecipe { source, steps, pieces: hosted.cut.pieces().clone(), lsn, history, version }
     }
 
     /// The page that a recipe begins with, after what a held page kept.
@@ -386,11 +409,34 @@ impl Store {
         let mut reader = RecordReader::new(&self.files);
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
-            let record = self.parse(&recipe.history, reference, bytes);
+            let bytes = self.step_bytes(&mut reader, &recipe.pieces, &recipe.steps[at..]);
+            let bytes = bytes.map_err(MakeError::in_record(reference))?;
+            let record = self.parse(&recipe.history, reference, bytes.as_ref());
             self.apply(&record.map_err(MakeError::in_record(reference))?, key, &mut page)?;
         }
         Ok(page)
+    }
+
+    /// The bytes of the record that the first of `steps` is.
+    fn step_bytes<'b, K>(
+        &'b self,
+        reader: &'b mut RecordReader<'_>,
+        pieces: &Pieces,
+        steps: &[(K, RecordRef)],
+    ) -> Result<StepBytes<'b>, StoreError> {
+        let reference = &steps[0].1;
+        if !reference.part.is_piece() {
+            return Ok(StepBytes::Read(reader.read(steps)?));
+        }
+        let Some(pieces) = pieces.get(&reference.span.end) else {
+            let what =
+                StoreError::corrupt(format!("record at {}", reference.span.start), "its pieces are gone");
+            return Err(what);
+        };
+        // One at a time: each may be as long as PostgreSQL lets a record be.
+        let turn = self.assembling.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = assemble(&self.files, pieces)?;
+        Ok(StepBytes::Assembled(bytes, turn))
     }
 
     /// Verifies and parses a record read back from the log.
@@ -464,7 +510,8 @@ impl Store {
                 let mut steps = Vec::new();
                 let value = add_meta(hosted, key, lsn, &mut steps);
                 let history = hosted.segment.history().clone();
-                Ok(MetaRecipe { value, steps, lsn, history, version: hosted.version })
+                let pieces = hosted.cut.pieces().clone();
+                Ok(MetaRecipe { value, steps, pieces, lsn, history, version: hosted.version })
             },
             |recipe| recipe.version,
             |recipe| {
@@ -482,8 +529,9 @@ impl Store {
         let mut reader = RecordReader::new(&self.files);
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (_, reference)) in recipe.steps.iter().enumerate() {
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
-            let record = self.parse(&recipe.history, reference, bytes);
+            let bytes = self.step_bytes(&mut reader, &recipe.pieces, &recipe.steps[at..]);
+            let bytes = bytes.map_err(MakeError::in_record(reference))?;
+            let record = self.parse(&recipe.history, reference, bytes.as_ref());
             let record = record.map_err(MakeError::in_record(reference))?;
             let applied = guarded(|| counters.apply(&record).map_err(|error| error.to_string()));
             applied
@@ -499,8 +547,9 @@ impl Store {
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
             let lsn = reference.span.end;
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
-            let record = self.parse(&recipe.history, reference, bytes);
+            let bytes = self.step_bytes(&mut reader, &recipe.pieces, &recipe.steps[at..]);
+            let bytes = bytes.map_err(MakeError::in_record(reference))?;
+            let record = self.parse(&recipe.history, reference, bytes.as_ref());
             let record = record.map_err(MakeError::in_record(reference))?;
             let applied = guarded(|| self.environment.redo.apply_meta(&record, key, value));
             let applied = applied.and_then(|applied| applied.map_err(|error| error.to_string()));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use borealis_quorum::segment::Segment;
-use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch, invariant};
+use borealis_types::{EpochHistory, GroupId, Lsn, RecordForm, RecordSpan, VolumeEpoch, invariant};
 use borealis_wire::{BatchBuilder, BatchHeader, BatchReader, GroupLink, Refusal};
 
 use crate::log::batch_locations::{BatchLocation, BatchLocations};
@@ -36,6 +36,7 @@ pub(crate) struct TailKey {
 
 struct TailRecord {
     span: RecordSpan,
+    form: RecordForm,
     links: Vec<GroupLink>,
     bytes: Vec<u8>,
 }
@@ -248,6 +249,7 @@ fn collect(
         let key = TailKey { start: span.start, epoch };
         found.entry(key).or_insert_with(|| TailRecord {
             span,
+            form: record.form,
             links: record.links.clone(),
             bytes: record.bytes.to_vec(),
         });
@@ -260,7 +262,7 @@ fn encode(records: &[(VolumeEpoch, TailRecord)]) -> Vec<Vec<u8>> {
         let mut builder =
             BatchBuilder::new(&BatchHeader { volume_epoch: run[0].0, ..BatchHeader::default() });
         for (_, record) in run {
-            builder.push(record.span, &record.links, &record.bytes);
+            builder.push_form(record.span, record.form, &record.links, &record.bytes);
         }
         builder.finish()
     })
@@ -293,8 +295,12 @@ mod tests {
     #[test]
     #[should_panic(expected = "invariant tail-ascends is broken")]
     fn a_record_is_not_handed_out_after_a_later_one() {
-        let record =
-            |start| TailRecord { span: span(start, start + 8), links: Vec::new(), bytes: Vec::new() };
+        let record = |start| TailRecord {
+            span: span(start, start + 8),
+            form: RecordForm::default(),
+            links: Vec::new(),
+            bytes: Vec::new(),
+        };
         let mut chosen = Vec::new();
         hand_out(&mut chosen, VolumeEpoch(1), record(200));
         hand_out(&mut chosen, VolumeEpoch(1), record(100));

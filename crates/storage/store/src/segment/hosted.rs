@@ -10,11 +10,14 @@ use borealis_types::{
 use borealis_wal::Effect;
 
 use crate::StoreError;
+use crate::log::files::LogFiles;
 use crate::log::position::RecordRef;
+use crate::log::record_reader::{assemble, read_record};
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::MaterializedState;
 use crate::pages::page_files::PageFiles;
 use crate::redo_engine::RedoContext;
+use crate::segment::cut_records::{CutRecords, Next};
 use crate::segment::index::Index;
 use crate::segment::index::relations::PriorContent;
 use crate::segment::record_effects::RecordEffects;
@@ -44,9 +47,6 @@ pub(crate) fn release_of(history: &EpochHistory, span: RecordSpan) -> ServerVers
     known.expect("it was just asserted")
 }
 
-/// Reads the bytes of a record.
-pub(crate) type ReadRecord<'a> = dyn Fn(&RecordRef) -> Result<Vec<u8>, StoreError> + 'a;
-
 /// A segment of this node.
 pub(crate) struct HostedSegment {
     pub segment: Segment,
@@ -55,6 +55,8 @@ pub(crate) struct HostedSegment {
     /// Every record of the group up to here is in the index or in the materialized state.
     pub indexed_through: Lsn,
     pub index: Index,
+    /// Records that came in pieces.
+    pub cut: CutRecords,
     pub materialized: Arc<MaterializedState>,
     /// Incremented whenever something that a reader may have looked up could be gone or different.
     pub version: u64,
@@ -81,6 +83,7 @@ impl HostedSegment {
             pending: BTreeMap::new(),
             indexed_through: materialized.lsn,
             index: Index::default(),
+            cut: CutRecords::default(),
             materialized,
             version: 0,
             failure: None,
@@ -104,7 +107,7 @@ impl HostedSegment {
     pub(crate) fn index_pending(
         &mut self,
         context: RedoContext<'_>,
-        read: &ReadRecord<'_>,
+        files: &LogFiles,
     ) -> Result<(), StoreError> {
         let complete = self.segment.segment_complete_lsn();
         let mut effects = Vec::new();
@@ -118,13 +121,18 @@ impl HostedSegment {
                 let what = "the checkpoint or another record of the log covers it already";
                 return Err(StoreError::corrupt(place, what));
             }
-            let bytes = read(&reference)?;
+            if reference.part.is_piece() {
+                first.remove();
+                self.index_record(context, files, reference, &RecordEffects::of_piece(), &[])?;
+                continue;
+            }
+            let bytes = read_record(files, context.redo, &reference)?;
             first.remove();
             effects.clear();
             let server_version = self.release_of(reference.span);
             let record_effects =
                 RecordEffects::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
-            self.index_record(context.placement, reference, &record_effects, &effects);
+            self.index_record(context, files, reference, &record_effects, &effects)?;
         }
         Ok(())
     }
@@ -148,14 +156,16 @@ impl HostedSegment {
         );
     }
 
-    /// Adds the next record of the chain to the index. `effects` is the list that `record_effects` refers to.
+    /// Adds the next record of the chain to the index. `effects` is the list that `record_effects` refers to. A record
+    /// whose last piece this is, is put together from the log to learn its effects.
     pub(crate) fn index_record(
         &mut self,
-        placement: Placement,
+        context: RedoContext<'_>,
+        files: &LogFiles,
         reference: RecordRef,
         record_effects: &RecordEffects,
         effects: &[Effect],
-    ) {
+    ) -> Result<(), StoreError> {
         let RecordSpan { end, .. } = reference.span;
         invariant!(
             "records-indexed-in-order",
@@ -170,13 +180,49 @@ impl HostedSegment {
             "a record that ends at {end}, and the chain is complete through {complete}"
         );
         self.indexed_through = end;
+        match self.cut.next(reference) {
+            Next::Whole => self.insert(context.placement, reference, record_effects, effects, end),
+            Next::Piece => {}
+            Next::Loose => {
+                self.fail(end, format!("the piece at {} goes on with nothing", reference.span.start))
+            }
+            Next::Record(record, pieces) => {
+                let bytes = assemble(files, &pieces)?;
+                let (server_version, mut effects) = (self.release_of(record.span), Vec::new());
+                let sound = context.redo.verify(&bytes, record.span.start);
+                let record_effects = match sound {
+                    Ok(()) => {
+                        RecordEffects::of_bytes(context, server_version, record.span, &bytes, &mut effects)
+                    }
+                    Err(error) => {
+                        RecordEffects { effects: Err(error.to_string()), ..RecordEffects::of_piece() }
+                    }
+                };
+                // All of its pieces are needed if it cannot be applied now, so not even the first is applied.
+                let fails_at = pieces.first().map_or(end, |first| first.span.end);
+                self.cut.indexed(record, pieces);
+                self.insert(context.placement, record, &record_effects, &effects, fails_at);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a whole record to the index, or notes a failure at `fails_at` if its effects are unknown.
+    fn insert(
+        &mut self,
+        placement: Placement,
+        reference: RecordRef,
+        record_effects: &RecordEffects,
+        effects: &[Effect],
+        fails_at: Lsn,
+    ) {
         match &record_effects.effects {
             Ok(range) => {
                 let (group, existing) = (self.group(), record_effects.changes_only_existing_pages);
                 let effects = &effects[range.clone()];
                 self.index.insert(&self.materialized, group, placement, reference, effects, existing);
             }
-            Err(reason) => self.fail(end, reason.clone()),
+            Err(reason) => self.fail(fails_at, reason.clone()),
         }
     }
 
@@ -248,6 +294,7 @@ impl HostedSegment {
         self.prepared_counters.take_if(|(at, _)| *at > kept);
         if kept < self.indexed_through {
             self.index.drop_above(kept);
+            self.cut.drop_above(kept);
             self.indexed_through = kept;
         }
         let complete = self.segment.segment_complete_lsn();
@@ -314,10 +361,23 @@ impl HostedSegment {
     pub(crate) fn materialization_target(&self) -> Lsn {
         let durable = self.segment.known_durable().volume.end;
         let target = self.segment.minimum_read_point().min(self.segment.readable_through()).min(durable);
-        match (&self.failure, &self.stalled) {
-            (_, Some(_)) => self.materialized.lsn,
+        let target = match (&self.failure, &self.stalled) {
+            (_, Some(_)) => return self.materialized.lsn,
             (Some(failure), None) => target.min(Lsn(failure.lsn.0 - 1)),
             (None, None) => target,
-        }
+        };
+        self.outside_records(target)
+    }
+
+    /// `target`, or the start of the record that it is inside of.
+    pub(crate) fn outside_records(&self, target: Lsn) -> Lsn {
+        self.cut.outside(target, |end| self.is_given_up(end))
+    }
+
+    /// Whether what stood after `end` can never come back: a recovery opened an epoch there, and something after it is
+    /// durable.
+    fn is_given_up(&self, end: Lsn) -> bool {
+        let opened_there = self.segment.history().openings().iter().any(|opening| opening.last.end == end);
+        opened_there && self.segment.known_durable().volume.end > end
     }
 }

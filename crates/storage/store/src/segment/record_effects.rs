@@ -42,6 +42,11 @@ impl RecordEffects {
         }
     }
 
+    /// For a piece of a record: it has no effect, and its record has one with its last piece.
+    pub(crate) fn of_piece() -> RecordEffects {
+        RecordEffects { effects: Ok(0..0), changes_only_existing_pages: false }
+    }
+
     /// Like [`RecordEffects::of`], from the bytes of a record that a server of this release wrote.
     pub(crate) fn of_bytes(
         context: RedoContext<'_>,

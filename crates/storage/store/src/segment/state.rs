@@ -13,7 +13,6 @@ use crate::log::batch_locations::{BatchLocation, BatchLocations};
 use crate::log::files::LogFiles;
 use crate::log::payload::decode_entry;
 use crate::log::position::{LogPosition, RecordRef};
-use crate::log::record_reader::read_record;
 use crate::log::writer::Log;
 use crate::redo_engine::RedoContext;
 use crate::segment::hosted::HostedSegment;
@@ -92,7 +91,7 @@ impl State {
                 let complete = span.end <= hosted.segment.segment_complete_lsn();
                 let next = hosted.pending.first_key_value().is_none_or(|(start, _)| span.start < *start);
                 if complete && next {
-                    hosted.index_record(context.placement, record.reference, &record.record_effects, effects);
+                    hosted.index_record(context, files, record.reference, &record.record_effects, effects)?;
                 } else {
                     hosted.pending.insert(span.start, record.reference);
                 }
@@ -111,8 +110,7 @@ impl State {
         group: GroupId,
     ) -> Result<(), StoreError> {
         let Some(hosted) = self.segments.get_mut(&group) else { return Ok(()) };
-        let read = |reference: &RecordRef| read_record(files, context.redo, reference);
-        hosted.index_pending(context, &read)
+        hosted.index_pending(context, files)
     }
 
     /// Replays a batch entry after the checkpoint.
@@ -158,8 +156,12 @@ impl State {
                 continue;
             };
             let span = record.reference.span;
-            let record_effects =
-                RecordEffects::of_bytes(context, taker.release_of(span), span, record.bytes, &mut effects);
+            let record_effects = match record.reference.part.is_piece() {
+                true => RecordEffects::of_piece(),
+                false => {
+                    RecordEffects::of_bytes(context, taker.release_of(span), span, record.bytes, &mut effects)
+                }
+            };
             entered.push(EnteredRecord { reference: record.reference, groups, record_effects });
         }
         let spans = records.iter().map(|record| record.reference.span);

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use borealis_quorum::segment::{Installed, SegmentRecord};
 use borealis_quorum::{ChainLink, Promise};
-use borealis_types::{EpochHistory, GroupId, GroupSet, Lsn, PAGE_SIZE, RecordSpan, VolumeEpoch, WriterId};
+use borealis_types::{
+    EpochHistory, GroupId, GroupSet, Lsn, PAGE_SIZE, Part, RecordSpan, VolumeEpoch, WriterId,
+};
 
 use super::records::{TestEffect, Writer, block, environment, fork, identity, options};
 use crate::checkpoint::Checkpoint;
@@ -69,14 +71,13 @@ fn checkpoint(store: &Store, log_end: LogPosition) -> Checkpoint {
 /// A record that does nothing, at this place.
 fn record(span: RecordSpan, position: LogPosition) -> (RecordRef, RecordEffects) {
     let effects = RecordEffects { effects: Ok(0..0), changes_only_existing_pages: false };
-    (RecordRef { span, position, length: 8 }, effects)
+    (RecordRef { span, position, length: 8, part: Part::Whole }, effects)
 }
 
 fn index(store: &Store, span: RecordSpan) {
-    let placement = store.identity().placement;
     with_segment(store, |hosted| {
         let (reference, effects) = record(span, LogPosition::new(1, 64));
-        hosted.index_record(placement, reference, &effects, &[]);
+        hosted.index_record(store.context(), &store.files, reference, &effects, &[]).unwrap();
     });
 }
 

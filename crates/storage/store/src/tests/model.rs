@@ -46,6 +46,9 @@ struct World {
 
 impl World {
     fn apply(&mut self, record: &Written, writer: &Writer) {
+        if !record.form.part.ends_record() {
+            return;
+        }
         let lsn = record.span.end;
         let placement = writer.placement;
         let value =
@@ -143,6 +146,10 @@ struct Coverage {
     pages_damaged: u64,
     pages_healed: u64,
     log_files_freed: u64,
+    /// Records that came in pieces.
+    cut_records: u64,
+    /// Recoveries that left the first pieces of a record and not its last.
+    records_cut_by_a_recovery: u64,
 }
 
 struct Run {
@@ -245,11 +252,18 @@ impl Run {
                     break;
                 }
             }
-            let record = self.writer.write(effects, existing_only).clone();
-            let mut world = self.versions.last().map_or_else(World::default, |(_, world)| world.clone());
-            world.apply(&record, &self.writer);
-            self.versions.push((record.span.end, world));
-            self.delayed.push(record);
+            let before = self.writer.records.len();
+            self.writer.write(effects, existing_only);
+            if self.random.chance(6) {
+                self.writer.cut_last(2 + self.random.below(4) as usize);
+                self.coverage.cut_records += 1;
+            }
+            for record in self.writer.records[before..].to_vec() {
+                let mut world = self.versions.last().map_or_else(World::default, |(_, world)| world.clone());
+                world.apply(&record, &self.writer);
+                self.versions.push((record.span.end, world));
+                self.delayed.push(record);
+            }
         }
     }
 
@@ -358,8 +372,9 @@ impl Run {
             let listed = store.list_meta(lsn, None, 1000).unwrap();
             let expected = world.meta.iter().filter(|(key, _)| **key != MetaKey::Counters);
             let expected: Vec<_> = expected.map(|(key, hash)| (key.clone(), bytes(hash))).collect();
+            let listed: Vec<_> = listed.0.into_iter().map(|(key, part)| (key, part.bytes)).collect();
             assert_eq!(listed, expected, "small values as of {lsn}");
-            let pages = store.slru_pages(SlruKind::Transactions, lsn).unwrap();
+            let pages = store.slru_pages(SlruKind::Transactions, lsn, 0, usize::MAX).unwrap();
             let expected = world.pages.keys().filter_map(|key| match key {
                 PageKey::Slru { page, .. } => Some(*page),
                 PageKey::Block(_) => None,
@@ -438,7 +453,7 @@ impl Run {
                 ..Default::default()
             });
             for record in run {
-                builder.push(record.span, &record.links, &record.bytes);
+                builder.push_form(record.span, record.form, &record.links, &record.bytes);
             }
             let batch = builder.finish();
             for group in self.writer.placement.groups() {
@@ -467,9 +482,11 @@ impl Run {
             ..Default::default()
         });
         if let Some(record) = writer.records.iter().find(|record| record.epoch == old.epoch) {
-            builder.push(record.span, &record.links, &record.bytes);
+            builder.push_form(record.span, record.form, &record.links, &record.bytes);
             assert!(store.append(&builder.finish(), Origin::Writer(old)).is_err(), "fenced, and not refused");
         }
+        let inside = writer.records.get(kept).is_some_and(|record| !record.form.part.begins_record());
+        self.coverage.records_cut_by_a_recovery += u64::from(inside);
         writer.records.truncate(kept);
         self.versions.truncate(kept);
         writer.durable = writer.last();
@@ -626,6 +643,8 @@ fn remember(total: &mut Coverage, run: &Coverage) {
     total.pages_damaged += run.pages_damaged;
     total.pages_healed += run.pages_healed;
     total.log_files_freed += run.log_files_freed;
+    total.cut_records += run.cut_records;
+    total.records_cut_by_a_recovery += run.records_cut_by_a_recovery;
 }
 
 fn runs(seeds: std::ops::Range<u64>, steps: usize) -> Coverage {
@@ -663,6 +682,8 @@ fn random_histories_read_as_the_model_does() {
         pages_damaged,
         pages_healed,
         log_files_freed,
+        cut_records,
+        records_cut_by_a_recovery,
     } = total;
     let poisoned = disk_failures - disk_failures_passed;
     for happened in [
@@ -677,6 +698,8 @@ fn random_histories_read_as_the_model_does() {
         pages_damaged,
         pages_healed,
         log_files_freed,
+        cut_records,
+        records_cut_by_a_recovery,
     ] {
         assert!(happened > 0, "the runs do not cover everything");
     }

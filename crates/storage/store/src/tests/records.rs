@@ -9,8 +9,8 @@ use borealis_quorum::Promise;
 use borealis_redo::RedoError;
 use borealis_types::{
     AvailabilityZone, BlockKey, DatabaseKey, EpochHistory, EpochOpening, Fork, GroupId, GroupSet, Lsn,
-    META_GROUP, MetaKey, NodeId, PAGE_SIZE, PageBytes, PageKey, Placement, PostgresVersion, RecordSpan,
-    RelationFork, RelationLocator, ServerVersion, SlruKind, VolumeEpoch, VolumeId, WriterId,
+    META_GROUP, MetaKey, NodeId, PAGE_SIZE, PageBytes, PageKey, Part, Placement, PostgresVersion, RecordForm,
+    RecordSpan, RelationFork, RelationLocator, ServerVersion, SlruKind, VolumeEpoch, VolumeId, WriterId,
 };
 use borealis_wal::{Effect, EffectError, Record, RecordError};
 use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail};
@@ -205,7 +205,9 @@ pub(super) struct Written {
     pub epoch: VolumeEpoch,
     pub span: RecordSpan,
     pub links: Vec<GroupLink>,
+    pub form: RecordForm,
     pub bytes: Vec<u8>,
+    /// Of a record that was cut: those of its last piece.
     pub effects: Vec<TestEffect>,
     pub existing_only: bool,
 }
@@ -272,8 +274,44 @@ impl Writer {
             .map(|group| GroupLink { group, previous_end: self.tail_at(group, Lsn::MAX) })
             .collect();
         let epoch = self.promise.epoch;
-        self.records.push(Written { epoch, span, links, bytes, effects, existing_only });
+        // After a piece the bytes name another place than that of the entry before.
+        let after_piece = self.records.last().is_some_and(|record| record.form.part.is_piece());
+        let form = RecordForm { part: Part::Whole, previous_start: after_piece.then_some(last.start) };
+        self.records.push(Written { epoch, span, links, form, bytes, effects, existing_only });
         self.records.last().unwrap()
+    }
+
+    /// Cuts the record written last into so many pieces, at least two.
+    pub(super) fn cut_last(&mut self, count: usize) {
+        let whole = self.records.pop().expect("a record was written");
+        let mut last = self.last();
+        let mut start = whole.span.start;
+        let contents: Vec<&[u8]> = whole.bytes.chunks(whole.bytes.len().div_ceil(count)).collect();
+        for (at, content) in contents.iter().enumerate() {
+            let ends = at + 1 == contents.len();
+            let part = match at {
+                0 => Part::First,
+                _ if ends => Part::Last,
+                _ => Part::Middle,
+            };
+            let mut bytes = vec![0; borealis_wal::piece::PIECE_PREFIX_BYTES];
+            bytes.extend_from_slice(content);
+            borealis_wal::piece::seal(&mut bytes, start);
+            let span = RecordSpan { start, end: Lsn(start.0 + bytes.len() as u64 + 24).align_up() };
+            let links = whole.links.iter().map(|link| match at {
+                0 => *link,
+                _ => GroupLink { previous_end: start, ..*link },
+            });
+            self.records.push(Written {
+                span,
+                links: links.collect(),
+                form: RecordForm { part, previous_start: Some(last.start) },
+                bytes,
+                effects: if ends { whole.effects.clone() } else { Vec::new() },
+                ..whole.clone()
+            });
+            (last, start) = (span, span.end);
+        }
     }
 
     pub(super) fn header(&self) -> BatchHeader {
@@ -292,7 +330,7 @@ impl Writer {
     pub(super) fn batch(&self, records: &[Written]) -> Vec<u8> {
         let mut builder = BatchBuilder::new(&self.header());
         for record in records {
-            builder.push(record.span, &record.links, &record.bytes);
+            builder.push_form(record.span, record.form, &record.links, &record.bytes);
         }
         builder.finish()
     }

@@ -13,6 +13,7 @@ use borealis_wire::{
 };
 
 use super::lies::Lie;
+use super::pieces::effective;
 use super::{Effects, Entry, SimNode};
 use crate::message::{Host, LineId, Message, OnLine, SimRecord, durable_point, page_of};
 use crate::{Coverage, Defect};
@@ -127,7 +128,8 @@ impl SimNode {
                     Ok(()) => {
                         effects.read.push((group, at));
                         let records = self.records(group).values().filter(|record| record.span.end <= at.lsn);
-                        Reply::Page(Some(page_of(at.lsn, records.map(Rc::as_ref))))
+                        let effective = effective(records, self.defect, coverage);
+                        Reply::Page(Some(page_of(at.lsn, effective.into_iter())))
                     }
                     Err(refusal) => {
                         coverage.count(match refusal {

@@ -356,3 +356,23 @@ mod broken {
         shipper.send_batch(NodeId(0), Lsn::ZERO, Duration::ZERO);
     }
 }
+
+#[test]
+fn pieces_and_the_record_after_them_name_the_entry_before() {
+    let mut shipper = shipper(1, limits());
+    connect_all(&mut shipper);
+    let mut previous = RecordSpan::NONE;
+    let parts = [Part::Whole, Part::First, Part::Middle, Part::Last, Part::Whole, Part::Whole];
+    for (number, part) in (1..).zip(parts) {
+        shipper.ship_part(span(number), part, groups(&[0]), &[number as u8; 60]);
+    }
+    let frame = next(&mut shipper, 0).unwrap();
+    let (_, reader) = BatchReader::new(frame.batch()).unwrap();
+    for (record, part) in reader.map(Result::unwrap).zip(parts) {
+        // What its own bytes say is of the record, not of the entry.
+        let is_said = part != Part::Whole || previous == span(4);
+        let expected = RecordForm { part, previous_start: is_said.then_some(previous.start) };
+        assert_eq!(record.form, expected, "the entry at {}", record.span.start);
+        previous = record.span;
+    }
+}

@@ -1,0 +1,198 @@
+//! Records that the writer cut into pieces, as one segment has them.
+//!
+//! Each piece is a record of the chain, and has no effect. With the last piece the record itself enters the index, under the
+//! place of all its pieces together ([`RecordRef`] with [`Part::First`]); it is put together from the log whenever it is
+//! applied, and never kept. What was begun and is followed by anything else has no effect, ever: its rest was truncated by
+//! a recovery.
+//!
+//! A piece's bytes are needed until its record is materialized, so no segment is materialized to a place inside a record:
+//! then every piece stays above the materialized LSN, where the log is kept and replayed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use borealis_types::{Lsn, Part, RecordSpan};
+
+use crate::log::position::RecordRef;
+
+/// The pieces of indexed records, by the end of the record.
+pub(crate) type Pieces = BTreeMap<Lsn, Arc<[RecordRef]>>;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct CutRecords {
+    /// Pieces of the record that the chain ends with and whose last piece is not there.
+    begun: Vec<RecordRef>,
+    indexed: Pieces,
+}
+
+/// What the next entry of the chain is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Next {
+    /// A whole record.
+    Whole,
+    /// A piece whose record is not all there.
+    Piece,
+    /// The last piece of this record.
+    Record(RecordRef, Arc<[RecordRef]>),
+    /// A piece that goes on with nothing.
+    Loose,
+}
+
+impl CutRecords {
+    /// Takes the next entry of the chain.
+    pub(crate) fn next(&mut self, reference: RecordRef) -> Next {
+        let before = self.begun.last().map(|before| (before.part, before.span.end));
+        if reference.part.begins_record() {
+            self.begun.clear();
+        } else if before.is_none_or(|(part, end)| !reference.part.continues(part, end, reference.span.start))
+        {
+            self.begun.clear();
+            return Next::Loose;
+        }
+        if reference.part == Part::Whole {
+            return Next::Whole;
+        }
+        self.begun.push(reference);
+        if !reference.part.ends_record() {
+            return Next::Piece;
+        }
+        let pieces: Arc<[RecordRef]> = std::mem::take(&mut self.begun).into();
+        Next::Record(whole(&pieces), pieces)
+    }
+
+    /// The record with these pieces was indexed.
+    pub(crate) fn indexed(&mut self, record: RecordRef, pieces: Arc<[RecordRef]>) {
+        self.indexed.insert(record.span.end, pieces);
+    }
+
+    /// The pieces of every indexed record that has some.
+    pub(crate) fn pieces(&self) -> &Pieces {
+        &self.indexed
+    }
+
+    /// Where to stop instead of at `target`, so as not to stop inside a record. `is_given_up` says whether the rest of a
+    /// record of which pieces through a place are here can never come.
+    pub(crate) fn outside(&self, target: Lsn, is_given_up: impl Fn(Lsn) -> bool) -> Lsn {
+        let mut target = target;
+        if let (Some(first), Some(last)) = (self.begun.first(), self.begun.last())
+            && !is_given_up(last.span.end)
+        {
+            target = target.min(first.span.start);
+        }
+        match self.indexed.range(Lsn(target.0.saturating_add(1))..).next() {
+            Some((_, pieces)) => target.min(whole(pieces).span.start),
+            None => target,
+        }
+    }
+
+    /// Forgets what is materialized through `lsn`.
+    pub(crate) fn drop_through(&mut self, lsn: Lsn) {
+        self.indexed = self.indexed.split_off(&Lsn(lsn.0.saturating_add(1)));
+        if self.begun.first().is_some_and(|first| first.span.start < lsn) {
+            self.begun.clear();
+        }
+    }
+
+    /// Drops what ends above `lsn`: a recovery truncated it. What stays of a record is begun, for the next recovery may
+    /// know the rest.
+    pub(crate) fn drop_above(&mut self, lsn: Lsn) {
+        let mut dropped = self.indexed.split_off(&Lsn(lsn.0.saturating_add(1)));
+        if let Some((_, pieces)) = dropped.pop_first()
+            && whole(&pieces).span.start < lsn
+        {
+            self.begun = pieces.to_vec();
+        }
+        self.begun.retain(|piece| piece.span.end <= lsn);
+    }
+}
+
+/// The record that these pieces are.
+fn whole(pieces: &[RecordRef]) -> RecordRef {
+    let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+        unreachable!("a record has a piece: it is made from what was begun and the piece that ends it")
+    };
+    let length = pieces.iter().map(|piece| u64::from(piece.length)).sum::<u64>();
+    RecordRef {
+        span: RecordSpan { start: first.span.start, end: last.span.end },
+        position: first.position,
+        // PostgreSQL's own lengths have as many bits.
+        length: u32::try_from(length).unwrap_or(u32::MAX),
+        part: Part::First,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::position::LogPosition;
+
+    fn entry(start: u64, part: Part) -> RecordRef {
+        let span = RecordSpan { start: Lsn(start), end: Lsn(start + 100) };
+        RecordRef { span, position: LogPosition::new(1, start as u32), length: 90, part }
+    }
+
+    fn take(cut: &mut CutRecords, entries: &[(u64, Part)]) -> Vec<Option<RecordSpan>> {
+        let taken = entries.iter().map(|&(start, part)| match cut.next(entry(start, part)) {
+            Next::Record(record, pieces) => {
+                cut.indexed(record, pieces);
+                Some(record.span)
+            }
+            Next::Whole => Some(entry(start, part).span),
+            Next::Piece | Next::Loose => None,
+        });
+        taken.collect()
+    }
+
+    #[test]
+    fn a_record_takes_effect_with_its_last_piece_only() {
+        use Part::{First, Last, Middle, Whole};
+        let whole = |start, end| Some(RecordSpan { start: Lsn(start), end: Lsn(end) });
+        let mut cut = CutRecords::default();
+        let log = [(100, Whole), (200, First), (300, Middle), (400, Last), (500, Whole)];
+        assert_eq!(take(&mut cut, &log), [whole(100, 200), None, None, whole(200, 500), whole(500, 600)]);
+        // A recovery cut the record after its second piece.
+        let mut cut = CutRecords::default();
+        assert_eq!(
+            take(&mut cut, &[(200, First), (300, Middle), (400, Whole)]),
+            [None, None, whole(400, 500)]
+        );
+        assert_eq!(take(&mut cut, &[(500, Last)]), [None], "the rest of nothing");
+        assert_eq!(take(&mut cut, &[(600, First), (800, Last)]), [None, None], "a gap");
+    }
+
+    #[test]
+    fn nothing_is_materialized_to_a_place_inside_a_record() {
+        use Part::{First, Last, Middle, Whole};
+        let mut cut = CutRecords::default();
+        let never = |_| false;
+        take(&mut cut, &[(100, Whole), (200, First), (300, Middle)]);
+        assert_eq!(cut.outside(Lsn(350), never), Lsn(200));
+        assert_eq!(cut.outside(Lsn(900), never), Lsn(200), "the last piece may come");
+        assert_eq!(cut.outside(Lsn(900), |end| end == Lsn(400)), Lsn(900), "it was truncated");
+        assert_eq!(cut.outside(Lsn(150), never), Lsn(150));
+        take(&mut cut, &[(400, Last), (500, Whole)]);
+        assert_eq!(cut.outside(Lsn(350), never), Lsn(200));
+        assert_eq!(cut.outside(Lsn(499), never), Lsn(200));
+        assert_eq!(cut.outside(Lsn(500), never), Lsn(500));
+        cut.drop_through(Lsn(500));
+        assert_eq!(cut.outside(Lsn(499), never), Lsn(499));
+    }
+
+    #[test]
+    fn what_a_truncation_leaves_of_a_record_is_begun() {
+        use Part::{First, Last, Middle};
+        let mut cut = CutRecords::default();
+        take(&mut cut, &[(200, First), (300, Middle), (400, Last)]);
+        cut.drop_above(Lsn(400));
+        assert!(cut.pieces().is_empty());
+        assert_eq!(cut.outside(Lsn(400), |_| false), Lsn(200));
+        assert_eq!(
+            take(&mut cut, &[(400, Last)]),
+            [Some(RecordSpan { start: Lsn(200), end: Lsn(500) })],
+            "a later recovery knew the rest"
+        );
+        cut.drop_above(Lsn(200));
+        assert_eq!(cut.outside(Lsn(900), |_| false), Lsn(900));
+    }
+}

@@ -101,7 +101,7 @@ fn every_deliberate_defect_is_caught() {
         (Defect::ProgressToFencedWriter, 400, ""),
         (Defect::ReadIgnoresHistory, 200, "read at"),
         (Defect::ReadIgnoresPromise, 20, "after its promise to"),
-        (Defect::PrefetchIgnoresChanges, 100, "does not show"),
+        (Defect::PrefetchIgnoresChanges, 400, "does not show"),
         (Defect::RecoveryRecordsOldRelease, 20, "as release"),
         (Defect::ReleaseBoundaryOffByOne, 20, "as release"),
         (Defect::FirstOfEqualOpeningsCounts, 100, "as release"),

@@ -60,9 +60,9 @@ const FENCE_ID: u64 = u64::MAX - 2;
 const CONFIRM_BIT: u64 = 1 << 62;
 
 /// How long an instance shows what it has without a read quorum's word that it has no successor.
-pub const LEASE: Duration = Duration::from_millis(1500);
+pub const LEASE: Duration = Duration::from_millis(700);
 /// How long newer promises may take its write quorum away.
-const OUTVOTED: Duration = Duration::from_millis(600);
+const OUTVOTED: Duration = Duration::from_millis(400);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {

@@ -105,7 +105,7 @@ fn every_deliberate_defect_is_caught() {
         (Defect::ProgressToFencedWriter, 400, ""),
         (Defect::ReadIgnoresHistory, 200, "read at"),
         (Defect::ReadIgnoresPromise, 20, "after its promise to"),
-        (Defect::PrefetchIgnoresChanges, 100, "does not show"),
+        (Defect::PrefetchIgnoresChanges, 400, "does not show"),
         (Defect::RescueCopiesAnyone, 200, "counts as durable with"),
         (Defect::RescueWithoutAgreement, 100, ""),
         (Defect::RecoveryRecordsOldRelease, 20, "as release"),

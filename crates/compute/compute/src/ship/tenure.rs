@@ -4,8 +4,9 @@
 //! recovery that asked for the promise may have died, or the node may be broken. So the writer goes on with the others,
 //! and ends only
 //!
-//! * as **replaced**, when two nodes have the history of a newer epoch. A recovery that completed has stored it at four
-//!   of six of each group, two of which are among any four that a writer needs; a single node can claim it falsely;
+//! * as **replaced**, when two nodes have the history of a newer epoch, and newer promises leave no write quorum. A
+//!   recovery that completed has stored it at four of six of each group, two of which are among any four that a writer
+//!   needs; a single node can claim it falsely;
 //! * as **outvoted**, when newer promises have taken its write quorum for a while, and no such history has come. Then the
 //!   recovery that asked for them did not finish, and one with a higher epoch brings those nodes back;
 //! * when its **lease** is over: no read quorum has confirmed for so long that it is not promised to anyone newer. Until
@@ -160,7 +161,12 @@ impl Tenure {
         let mut installed: Vec<VolumeEpoch> = self.words.values().filter_map(|word| word.installed).collect();
         installed.sort_unstable();
         // The second highest: what one node alone claims is not believed.
-        if let Some(&epoch) = installed.iter().rev().nth(1) {
+        if let Some(&epoch) = installed.iter().rev().nth(1)
+            && !self
+                .members
+                .iter()
+                .all(|members| members.is_write_quorum(|node| self.fenced_by(node).is_none()))
+        {
             return Err(TenureEnd::Replaced(epoch));
         }
         if let Some(epoch) = self.taken_by(&is_connected, now) {
@@ -240,11 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_with_a_newer_history_end_it_for_good() {
+    fn two_nodes_with_a_newer_history_end_it_for_good_if_no_write_quorum_is_left() {
         let mut tenure = tenure();
         tenure.introduced(NodeId(4), VolumeEpoch(8), VolumeEpoch(8), at(0));
         assert_eq!(tenure.check(|_| true, at(1)), Ok(()));
         tenure.introduced(NodeId(2), VolumeEpoch(9), VolumeEpoch(9), at(0));
+        assert_eq!(tenure.check(|_| true, at(1)), Ok(()), "four are left to it");
+        tenure.refused(NodeId(3), VolumeEpoch(9), at(1));
         assert_eq!(tenure.check(|_| true, at(2)), Err(TenureEnd::Replaced(VolumeEpoch(8))));
     }
 
@@ -255,7 +263,9 @@ mod tests {
             for node in [1, 2, 3] {
                 tenure.refused(NodeId(node), VolumeEpoch(8), at(now));
             }
-            [0, 4, 5].map(|node| tenure.confirmed(NodeId(node), at(now)));
+            for node in [0, 4, 5] {
+                tenure.confirmed(NodeId(node), at(now));
+            }
             match tenure.check(|_| true, at(now)) {
                 Ok(()) => assert!(now < 300, "{now} ms"),
                 Err(end) => {
@@ -271,13 +281,17 @@ mod tests {
         let mut tenure = tenure();
         let down = |node: NodeId| node.0 > 2;
         for now in (0..2000).step_by(50) {
-            [0, 1, 2].map(|node| tenure.confirmed(NodeId(node), at(now)));
+            for node in [0, 1, 2] {
+                tenure.confirmed(NodeId(node), at(now));
+            }
             assert_eq!(tenure.check(down, at(now)), Ok(()), "three are down: it waits for one");
         }
         let mut tenure = self::tenure();
         let is_up = |node: NodeId| node.0 > 1;
         let ends = (0..2000).step_by(50).find(|&now| {
-            [2, 3, 4].map(|node| tenure.confirmed(NodeId(node), at(now)));
+            for node in [2, 3, 4] {
+                tenure.confirmed(NodeId(node), at(now));
+            }
             tenure.refused(NodeId(5), VolumeEpoch(8), at(now));
             tenure.check(is_up, at(now)).is_err()
         });

@@ -1,7 +1,7 @@
 //! The scrubber: reads everything once in a while, behind everybody else.
 
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use borealis_store::{ScrubCursor, Store};
 
@@ -14,6 +14,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const PIECE_BYTES_MAX: u64 = 32 << 20;
 /// Fewest, so that a nearly empty node has its passes, too.
 const PIECE_BYTES_MIN: u64 = 64 << 10;
+/// The longest period: ten years.
+const PERIOD_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How much less of a busy processor it gets: nobody waits for it.
 const NICENESS: libc::c_int = 19;
 
@@ -31,7 +33,8 @@ impl Scrubber {
     pub(crate) fn new(store: &Arc<Store>, period: Duration) -> Scrubber {
         Scrubber {
             store: Arc::clone(store),
-            period,
+            // Longer than any node lives, so that times can be added up.
+            period: period.min(PERIOD_MAX),
             stopping: Mutex::default(),
             wake: Condvar::new(),
             failed_lines: LineThrottle::default(),
@@ -48,8 +51,12 @@ impl Scrubber {
     pub(crate) fn run_until_stopped(&self) {
         lower_priority(NICENESS);
         let mut cursor = ScrubCursor::default();
-        let mut pass_bytes = 0;
+        let (mut pass_bytes, mut next_pass) = (0, Instant::now());
         while self.wait() {
+            // What was read sooner than it had to be is not read again before the next period.
+            if pass_bytes == 0 && Instant::now() < next_pass {
+                continue;
+            }
             let budget = piece_bytes(self.store.scrub_bytes(), self.period);
             match self.store.scrub(&mut cursor, budget) {
                 Ok(done) => {
@@ -58,6 +65,7 @@ impl Scrubber {
                         let damage = self.store.damage();
                         tracing::info!(bytes = pass_bytes, damage, "the scrubber has read everything");
                         pass_bytes = 0;
+                        next_pass = (next_pass + self.period).max(Instant::now());
                     }
                 }
                 Err(error) => {

@@ -110,8 +110,7 @@ impl Store {
             },
             |recipe| recipe.version,
             |recipe| {
-                let held = self.split_recipe(recipe, failed);
-                let (page, steps) = held.map_err(|error| (recipe.version, error))?;
+                let (page, steps) = self.split_recipe(recipe, failed)?;
                 let existed = page.is_some();
                 let held = HeldPage::Failed { reason: reason.to_owned(), existed, steps };
                 Ok((held, page.unwrap_or_else(|| Box::new([0; PAGE_SIZE]))))

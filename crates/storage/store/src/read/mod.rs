@@ -288,7 +288,7 @@ impl Store {
             },
             |recipe| recipe.version,
             |recipe| {
-                let page = self.make_page(recipe).map_err(|spoiled| (recipe.version, spoiled))?;
+                let page = self.make_page(recipe)?;
                 count(&self.counters.records_applied_for_reads, recipe.steps.len() as u64);
                 Ok((page, recipe.steps.len()))
             },
@@ -461,7 +461,7 @@ impl Store {
         overtaken: Overtaken,
         look: impl Fn() -> Result<L, StoreError>,
         version: impl Fn(&L) -> u64,
-        make: impl Fn(&L) -> Result<T, (u64, MakeError)>,
+        make: impl Fn(&L) -> Result<T, MakeError>,
     ) -> Result<T, StoreError> {
         let mut waited = None;
         for attempt in 0..2 * ATTEMPTS {
@@ -475,7 +475,7 @@ impl Store {
             if hosted.version != version(&looked) {
                 continue;
             }
-            return made.map_err(|(_, error)| note_failure(&mut state, group, subject, error));
+            return made.map_err(|error| note_failure(&mut state, group, subject, error));
         }
         drop(waited);
         // Every attempt was overtaken by a change of the segment: recoveries in quick succession, or redo that keeps
@@ -514,12 +514,9 @@ impl Store {
                 Ok(MetaRecipe { value, steps, pieces, lsn, history, version: hosted.version })
             },
             |recipe| recipe.version,
-            |recipe| {
-                let made = match key {
-                    MetaKey::Counters => self.make_counters(recipe),
-                    _ => self.make_meta(recipe),
-                };
-                made.map_err(|spoiled| (recipe.version, spoiled))
+            |recipe| match key {
+                MetaKey::Counters => self.make_counters(recipe),
+                _ => self.make_meta(recipe),
             },
         )
     }

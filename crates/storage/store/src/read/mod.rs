@@ -5,7 +5,8 @@
 //! and log files reused only after that number has changed, so an unchanged number proves that the right
 //! bytes were read.
 
-pub(crate) mod listing;
+mod listing;
+pub(crate) mod long_value;
 pub(crate) mod tail;
 
 use std::sync::{Arc, MutexGuard, PoisonError};

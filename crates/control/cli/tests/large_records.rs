@@ -216,3 +216,26 @@ fn an_instance_killed_in_the_middle_of_a_message_starts_again() {
     cluster
         .eventually("complete peers", Duration::from_secs(60), || cluster.run(&["verify"]).status.success());
 }
+
+#[test]
+fn a_log_that_stands_still_is_said_in_the_drivers_log() {
+    let cluster = TestCluster::start(&[]);
+    cluster.connect().batch_execute("CREATE TABLE t (n int)").expect("a table");
+    let said = |what: &str| {
+        let log = std::fs::read_to_string(cluster.dir().join("instances/1/driver.log")).unwrap_or_default();
+        log.contains(what)
+    };
+    for node in ["1", "3", "5"] {
+        cluster.ok(&["node", "kill", node]);
+    }
+    let mut client = cluster.connect();
+    let commit = std::thread::Builder::new()
+        .name("commit".to_owned())
+        .spawn(move || client.batch_execute("INSERT INTO t VALUES (1)"))
+        .expect("a thread");
+    cluster.eventually("a line", Duration::from_secs(30), || said("the log stands still"));
+    assert!(said("node 3 is not connected"), "{}", cluster.logs());
+    cluster.ok(&["node", "start", "3"]);
+    commit.join().expect("it ends").expect("a commit");
+    cluster.eventually("its end", Duration::from_secs(10), || said("the log goes on"));
+}

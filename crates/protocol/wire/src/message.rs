@@ -552,6 +552,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn parts_of_a_long_value_make_the_value() {
+        let value: Vec<u8> = (0..VALUE_PART_BYTES_MAX * 2 + 77).map(|at| (at % 251) as u8).collect();
+        let (mut whole, mut parts) = (Vec::new(), 0);
+        loop {
+            let part = ValuePart::of(&value, whole.len() as u64);
+            assert!(!part.is_whole() && part.bytes.len() <= VALUE_PART_BYTES_MAX);
+            whole.extend_from_slice(&part.bytes);
+            parts += 1;
+            if part.completes(&whole) {
+                break;
+            }
+        }
+        assert_eq!((parts, whole), (3, value));
+        assert!(ValuePart::of(&[1, 2], 0).is_whole() && ValuePart::of(&[], 0).is_whole());
+        assert!(ValuePart::of(&[1, 2], 900).bytes.is_empty(), "past the end");
+    }
+
     proptest! {
         #[test]
         fn hostile_payloads_are_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {

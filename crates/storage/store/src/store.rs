@@ -18,7 +18,7 @@ use crate::log::position::LogPosition;
 use crate::maintenance::Maintenance;
 use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
-use crate::read::listing::LongValue;
+use crate::read::long_value::LongValue;
 use crate::redo_engine::RedoContext;
 use crate::segment::state::State;
 use crate::synced_note::SyncedNote;

@@ -8,10 +8,11 @@ use std::sync::PoisonError;
 use borealis_types::{
     BlockKey, DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, PageKey, ReadPoint, RelationFork, SlruKind,
 };
-use borealis_wire::message::{LIST_BYTES_MAX, VALUE_PART_BYTES_MAX};
+use borealis_wire::message::LIST_BYTES_MAX;
 use borealis_wire::{PageChecksum, RelationSize, ValuePart};
 
 use crate::pages::materialized_state::{MaterializedState, database_of, in_database};
+use crate::read::long_value::LongValue;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::index::relations::{DatabaseEvent, PriorContent};
 use crate::{Store, StoreError};
@@ -70,7 +71,7 @@ impl Store {
     ) -> Result<Option<ValuePart>, StoreError> {
         let at = at.into();
         let mut kept = self.long_value.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(long) = kept.as_ref().filter(|long| long.at == at && long.key == *key) {
+        if let Some(long) = kept.as_ref().filter(|long| long.is(key, at)) {
             // Admitted anew each time: the reader may be fenced by now.
             Store::readable(&self.lock(), META_GROUP, at)?;
             let part = long.part(offset);
@@ -83,7 +84,7 @@ impl Store {
         let Some(value) = self.read_meta(key, at)? else { return Ok(None) };
         let part = ValuePart::of(&value, offset);
         if offset.saturating_add(part.bytes.len() as u64) < part.total_bytes {
-            let long = LongValue { key: key.clone(), at, checksum: part.checksum, value };
+            let long = LongValue::new(key.clone(), at, part.checksum, value);
             *self.long_value.lock().unwrap_or_else(PoisonError::into_inner) = Some(long);
         }
         Ok(Some(part))
@@ -214,24 +215,6 @@ impl Store {
             }
         }
         Ok(checksums)
-    }
-}
-
-/// A value that is being read in parts.
-#[derive(Debug)]
-pub(crate) struct LongValue {
-    key: MetaKey,
-    at: ReadPoint,
-    checksum: u32,
-    value: Vec<u8>,
-}
-
-impl LongValue {
-    fn part(&self, offset: u64) -> ValuePart {
-        let rest =
-            usize::try_from(offset).ok().and_then(|offset| self.value.get(offset..)).unwrap_or_default();
-        let bytes = rest.get(..VALUE_PART_BYTES_MAX).unwrap_or(rest).to_vec();
-        ValuePart { total_bytes: self.value.len() as u64, checksum: self.checksum, bytes }
     }
 }
 

@@ -6,7 +6,8 @@
 //! bytes were read.
 
 pub(crate) mod hold;
-pub(crate) mod listing;
+mod listing;
+pub(crate) mod long_value;
 pub(crate) mod tail;
 
 use std::sync::{Arc, MutexGuard, PoisonError};

@@ -17,11 +17,11 @@ const LEASE: Duration = Duration::from_secs(10);
 const SLACK: Duration = Duration::from_secs(5);
 
 fn epoch(cluster: &TestCluster) -> u64 {
-    cluster.status()["instances"][0]["epoch"].as_u64().expect("the instance runs")
+    cluster.status()["instances"][0]["driver"]["epoch"].as_u64().expect("the instance runs")
 }
 
 fn restarts(cluster: &TestCluster) -> u64 {
-    cluster.status()["instances"][0]["restarts"].as_u64().unwrap_or(0)
+    cluster.status()["instances"][0]["driver"]["restarts"].as_u64().unwrap_or(0)
 }
 
 /// Has these nodes promise an epoch of which no recovery ever comes.
@@ -60,7 +60,7 @@ fn promises_to_an_epoch_that_never_began_do_not_end_an_instance() {
         cluster.try_connect().is_ok_and(|mut client| client.execute("insert into t values (99)", &[]).is_ok())
             && epoch(&cluster) > before + 3
     });
-    let failure = cluster.status()["instances"][0]["last_failure"].to_string();
+    let failure = cluster.status()["instances"][0]["driver"]["last_failure"].to_string();
     assert!(failure.contains("no recovery finished") || failure.contains("postgres ended"), "{failure}");
     let kept = cluster.connect().query_one("select count(*) from t where n < 50", &[]).expect("counted");
     assert_eq!(kept.get::<_, i64>(0), 50);
@@ -97,6 +97,6 @@ fn an_instance_that_reaches_no_read_quorum_stops_to_answer_within_its_lease() {
     cluster.eventually("the instance is back", Duration::from_secs(90), || {
         cluster.try_connect().is_ok_and(|mut client| client.query("select sum(n) from t", &[]).is_ok())
     });
-    let failure = cluster.status()["instances"][0]["last_failure"].to_string();
+    let failure = cluster.status()["instances"][0]["driver"]["last_failure"].to_string();
     assert!(failure.contains("read quorum"), "{failure}");
 }

@@ -3,11 +3,11 @@
 use std::sync::PoisonError;
 
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, WriterId, invariant};
+use borealis_types::{EpochHistory, GroupId, VolumeEpoch, WriterId, check_epoch, invariant};
 use borealis_wire::{GroupTail, Refusal, SegmentSummary};
 
 use crate::directory::encode;
-use crate::log::entry::EntryKind;
+use crate::log::entry::{EntryKind, PAYLOAD_BYTES_MAX};
 use crate::log::payload::{AdoptEntry, InstallEntry};
 use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
@@ -19,7 +19,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Refusal::Fenced`] when a segment is promised to a newer epoch, or to another writer of this one.
-    /// Nothing changes then.
+    /// [`Refusal::Misuse`] for an epoch out of bounds (`borealis_types::check_epoch`). Nothing changes then.
     pub fn fence(&self, promise: Promise) -> Result<Vec<SegmentSummary>, StoreError> {
         let (summaries, sequence) = {
             let mut state = self.lock_to_change()?;
@@ -29,6 +29,7 @@ impl Store {
             if let Some(newest) = newest {
                 return Err(Refusal::Fenced(newest.epoch).into());
             }
+            check_bounds(standing.clone().map(|standing| standing.epoch), promise.epoch)?;
             if standing.clone().any(|standing| standing != promise) {
                 self.append_entry(&mut state, EntryKind::Fence, &[&encode(&promise)])?;
                 for hosted in state.segments.values_mut() {
@@ -84,8 +85,19 @@ impl Store {
     }
 
     fn install_items(&self, items: Vec<InstallEntry>) -> Result<Vec<SegmentSummary>, StoreError> {
+        // All of them become one entry of the log, or fewer; one that the log does not hold would end the process.
+        let entry_bytes = encode(&items).len();
+        if entry_bytes > PAYLOAD_BYTES_MAX {
+            let what = format!("a history that takes {entry_bytes} bytes in all segments of the node");
+            return Err(Refusal::Misuse(what).into());
+        }
         let (summaries, sequence, failed) = {
             let mut state = self.lock_to_change()?;
+            for item in &items {
+                let Some(hosted) = state.segments.get(&item.group) else { continue };
+                let known = [hosted.segment.promise().epoch, hosted.segment.history().newest_epoch()];
+                check_bounds(known.into_iter(), item.history.newest_epoch())?;
+            }
             let mut failed = None;
             let mut changed = Vec::new();
             for item in items {
@@ -185,6 +197,12 @@ impl Store {
             self.cache.lock().unwrap_or_else(PoisonError::into_inner).forget_above(group, through);
         }
     }
+}
+
+/// Checks the epoch that somebody named against the newest of those that are known here.
+fn check_bounds(known: impl Iterator<Item = VolumeEpoch>, wanted: VolumeEpoch) -> Result<(), StoreError> {
+    let standing = known.max().unwrap_or_default();
+    check_epoch(standing, wanted).map_err(|error| Refusal::Misuse(error.to_string()).into())
 }
 
 /// Checks that a fence which is about to be reported holds in every segment: a writer counts it for all of them.

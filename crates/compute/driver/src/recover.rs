@@ -416,12 +416,12 @@ impl Worker {
     }
 
     fn connect(&self, caller: Caller) -> Result<NodeClient, ClientError> {
-        let (address, node) = (self.address.address, self.address.node);
+        let (address, node) = (&self.address.address, self.address.node);
         NodeClient::connect(address, self.config.volume, node, caller, Worker::timeouts())
     }
 
     fn introduce(&mut self) -> Result<(), ClientError> {
-        let client = self.connect(Caller::Client)?;
+        let client = self.connect(Caller::Recovery)?;
         // The owner may be gone; the next command tells.
         let _ = self.report.send(Report::Welcome(self.address.node, client.welcome().to_vec()));
         self.client = Some(client);
@@ -430,7 +430,7 @@ impl Worker {
 
     fn client(&mut self) -> Result<&mut NodeClient, ClientError> {
         if self.client.as_ref().is_none_or(NodeClient::is_broken) {
-            self.client = Some(self.connect(Caller::Client)?);
+            self.client = Some(self.connect(Caller::Recovery)?);
         }
         Ok(self.client.as_mut().expect("it was just put there"))
     }
@@ -447,7 +447,7 @@ impl Worker {
                 let mut records = Vec::new();
                 for batch in &batches {
                     if !read_batch(self.config.version, batch, group, above, &mut records) {
-                        let address = self.address.address;
+                        let address = self.address.address.clone();
                         let what = format!("a malformed tail of group {group}");
                         return Err(ClientError::Protocol { node, address, what });
                     }

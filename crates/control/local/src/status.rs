@@ -137,18 +137,18 @@ impl Status {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = format!(
-            "volume {}  epoch {}  durable to {}\n\nnode  zone  state         address            process\n",
+            "volume {}  epoch {}  durable to {}\n\nnode  zone  state         process   address\n",
             self.volume.id, self.volume.epoch, self.volume.vdl
         );
         let or_dash = |id: Option<u64>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         for node in &self.nodes {
             text += &format!(
-                "{:<5} {:<5} {:<13} {:<18} {}\n",
+                "{:<5} {:<5} {:<13} {:<9} {}\n",
                 node.id,
                 node.az,
                 node.state,
-                node.address,
-                or_dash(node.pid.map(u64::from))
+                or_dash(node.pid.map(u64::from)),
+                node.address
             );
             if let Some(failure) = &node.failure {
                 text += &format!("      {failure}\n");
@@ -264,7 +264,7 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
                     let process = cluster.node_process(node.id);
                     let answer = process.and_then(|_| {
                         NodeClient::connect(
-                            node.address,
+                            &cluster.endpoint(node.id),
                             cluster.catalog.volume_id(),
                             node.id,
                             Caller::Client,
@@ -290,7 +290,7 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
                         az: node.zone.0.clone(),
                         pid: process.map(|process| process.process_id),
                         state,
-                        address: node.address.to_string(),
+                        address: cluster.endpoint(node.id).to_string(),
                         failure,
                         metrics,
                     };

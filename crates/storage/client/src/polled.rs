@@ -2,15 +2,17 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::SocketAddr;
 use std::rc::Rc;
 
+use borealis_spec::Endpoint;
 use borealis_types::invariant;
 use borealis_wire::frame::{FRAME_HEADER_BYTES, frame_header};
 use borealis_wire::message::encode_message;
 use borealis_wire::{BatchFrame, FrameBuffer, FrameError, Request};
-use mio::net::TcpStream;
+use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
+
+use crate::stream::begin_to_connect;
 
 /// The most requests a peer may leave unread before its connection is given up. Batches do not count: their
 /// number is bounded by what may be in flight, a peer that leaves them unread is noticed by its silence, and one
@@ -37,7 +39,7 @@ impl Outgoing {
 /// have become ready, and reads frames until there are none.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: UnixStream,
     /// The socket is connected, not only being connected.
     established: bool,
     inbound: FrameBuffer,
@@ -53,8 +55,8 @@ impl Connection {
     ///
     /// # Errors
     /// When the system refuses at once.
-    pub fn open(address: SocketAddr, registry: &Registry, token: Token) -> io::Result<Connection> {
-        let mut stream = TcpStream::connect(address)?;
+    pub fn open(address: &Endpoint, registry: &Registry, token: Token) -> io::Result<Connection> {
+        let mut stream = begin_to_connect(address)?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Connection {
             stream,
@@ -152,7 +154,6 @@ impl Connection {
         }
         match self.stream.peer_addr() {
             Ok(_) => {
-                self.stream.set_nodelay(true)?;
                 self.established = true;
                 Ok(true)
             }
@@ -201,15 +202,16 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::time::{Duration, Instant};
 
     /// A connection, what keeps it registered, and its peer's end.
-    fn pair() -> (Connection, mio::Poll, std::net::TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn pair() -> (Connection, mio::Poll, UnixStream) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("1");
+        let listener = UnixListener::bind(&path).unwrap();
         let poll = mio::Poll::new().unwrap();
-        let address = listener.local_addr().unwrap();
-        let connection = Connection::open(address, poll.registry(), Token(0)).unwrap();
+        let connection = Connection::open(&Endpoint::Unix(path), poll.registry(), Token(0)).unwrap();
         let (peer, _) = listener.accept().unwrap();
         (connection, poll, peer)
     }

@@ -8,11 +8,10 @@ mod compare;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use borealis_spec::Membership;
+use borealis_spec::{Endpoint, Membership};
 use borealis_types::{
     DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, NodeId, PageKey, Placement, RelationFork, SlruKind,
     VolumeId, invariant,
@@ -39,7 +38,7 @@ pub struct Target {
     /// A node of another volume refuses, and counts as unreachable.
     pub volume: VolumeId,
     /// Every storage node and where it listens.
-    pub nodes: Vec<(NodeId, SocketAddr)>,
+    pub nodes: Vec<(NodeId, Endpoint)>,
     /// Which node has which group.
     pub groups: Membership,
     /// How many groups there are.
@@ -120,7 +119,7 @@ enum OnRefusal {
 
 impl Verifier<'_> {
     fn connect(&mut self) {
-        for &(node, address) in &self.target.nodes {
+        for &(node, ref address) in &self.target.nodes {
             match NodeClient::connect(address, self.target.volume, node, Caller::Client, self.target.timeouts)
             {
                 Ok(client) => {

@@ -13,8 +13,13 @@ pub fn create_node(config: &Path) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs a storage node until it is told to stop.
-pub fn node(config: &Path) -> anyhow::Result<ExitCode> {
-    borealis_node::run(borealis_node::config::load(config)?)?;
+pub fn node(config: &Path, user: Option<&str>) -> anyhow::Result<ExitCode> {
+    let mut config = borealis_node::config::load(config)?;
+    let _held = match user {
+        Some(user) => Some(borealis_node::privileges::become_user(user, &mut config)?),
+        None => None,
+    };
+    borealis_node::run(config)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -183,7 +183,7 @@ impl Exchanges<'_> {
             Some(client) => client,
             None => {
                 let caller = Caller::Peer(self.parts.node);
-                NodeClient::connect(self.peer.address, self.parts.volume, self.peer.node, caller, TIMEOUTS)?
+                NodeClient::connect(&self.peer.address, self.parts.volume, self.peer.node, caller, TIMEOUTS)?
             }
         };
         let mut exchanged = Exchanged::Quiet;

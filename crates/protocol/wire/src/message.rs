@@ -13,7 +13,6 @@ use borealis_types::{
 use serde::{Deserialize, Serialize};
 
 use crate::GroupTail;
-use crate::roles::REPAIR_BATCHES_MAX;
 
 /// Raised with every change that an older peer would misread.
 pub const PROTOCOL_VERSION: u16 = 4;
@@ -22,6 +21,9 @@ pub const PROTOCOL_VERSION: u16 = 4;
 pub const KIND_APPEND: u8 = 1;
 /// The payload's body is a [`Request`] or a [`Reply`].
 pub const KIND_MESSAGE: u8 = 2;
+
+/// The batches of one [`Request::Repair`]; an empty one takes a byte on the wire and 24 bytes of memory.
+pub const REPAIR_BATCHES_MAX: usize = 256;
 
 /// Who opens a connection; it decides which requests are served on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

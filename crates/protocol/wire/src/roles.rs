@@ -30,9 +30,6 @@ pub const ORDINARY_LIMIT_BYTES: usize = 2 << 20;
 /// How much of a payload [`judge`] has to see: its header, and the first byte of its body.
 pub const JUDGED_BYTES: usize = PAYLOAD_HEADER_BYTES + 1;
 
-/// The batches of one [`Request::Repair`]; an empty one takes a byte on the wire and 24 bytes of memory.
-pub const REPAIR_BATCHES_MAX: usize = 256;
-
 /// What a request asks for, without its arguments.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum RequestKind {

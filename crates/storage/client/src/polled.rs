@@ -40,6 +40,12 @@ impl Outgoing {
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    /// The owner's poll, to change what the socket is watched for.
+    registry: Registry,
+    token: Token,
+    /// The poll tells when there is room to write. A Unix socket makes room with every read of its peer, so a writer that
+    /// has nothing to write would be woken for each batch that a node takes.
+    is_watched_for_room: bool,
     /// The socket is connected, not only being connected.
     established: bool,
     inbound: FrameBuffer,
@@ -60,6 +66,9 @@ impl Connection {
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Connection {
             stream,
+            registry: registry.try_clone()?,
+            token,
+            is_watched_for_room: true,
             established: false,
             inbound: FrameBuffer::default(),
             outbound: VecDeque::new(),
@@ -144,6 +153,21 @@ impl Connection {
         }
         if self.request_bytes > REQUEST_BYTES_MAX {
             return Err(io::Error::other("the node does not read what it is sent"));
+        }
+        self.watch()
+    }
+
+    /// Has the poll tell of room to write if there is something to write, and only then.
+    fn watch(&mut self) -> io::Result<()> {
+        let has_outbound = self.has_outbound();
+        if has_outbound != self.is_watched_for_room {
+            let interest = match has_outbound {
+                true => Interest::READABLE | Interest::WRITABLE,
+                false => Interest::READABLE,
+            };
+            // Room that was made meanwhile is told at once: the poll looks when the interest changes.
+            self.registry.reregister(&mut self.stream, self.token, interest)?;
+            self.is_watched_for_room = has_outbound;
         }
         Ok(())
     }
@@ -276,6 +300,34 @@ mod tests {
         connection.send(1, &Request::Status);
         connection.request_bytes = 0;
         let _ = connection.flush();
+    }
+
+    #[test]
+    fn a_node_that_reads_wakes_nobody_who_has_nothing_to_write() {
+        let (mut connection, mut poll, mut peer) = pair();
+        let mut events = mio::Events::with_capacity(8);
+        poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+        connection.flush().unwrap();
+        poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+        for _ in 0..5 {
+            connection.send(1, &Request::Status);
+            connection.flush().unwrap();
+            peer.read_exact(&mut [0; 18]).unwrap();
+            poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+            assert!(events.is_empty(), "{events:?}");
+        }
+        // One that has more to write than there is room for is told when there is.
+        connection.send_batch(Rc::new(BatchFrame::new(1, vec![7; 4_000_000])));
+        connection.flush().unwrap();
+        assert!(connection.has_outbound());
+        peer.read_exact(&mut vec![0; 100_000]).unwrap();
+        let reader = std::thread::spawn(move || peer.read_exact(&mut vec![0; 3_900_000]));
+        while connection.has_outbound() {
+            poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+            assert!(events.iter().any(mio::event::Event::is_writable), "nobody was told");
+            connection.flush().unwrap();
+        }
+        reader.join().unwrap().unwrap();
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub const KIND_APPEND: u8 = 1;
 pub const KIND_MESSAGE: u8 = 2;
 
 /// The batches of one [`Request::Repair`]; an empty one takes a byte on the wire and 24 bytes of memory.
-pub const REPAIR_BATCHES_MAX: usize = 256;
+const REPAIR_BATCHES_MAX: usize = 256;
 
 /// Who opens a connection; it decides which requests are served on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -99,7 +99,7 @@ pub enum Request {
         group: GroupId,
         /// The history the records are admitted by; empty for a volume without one.
         history: EpochHistory,
-        /// Redo batches, one for each run of records of one epoch; at most [`REPAIR_BATCHES_MAX`].
+        /// Redo batches, one for each run of records of one epoch; at most 256.
         #[serde(deserialize_with = "crate::bounded::list::<_, _, REPAIR_BATCHES_MAX>")]
         batches: Vec<Vec<u8>>,
     },

@@ -52,7 +52,7 @@ PURE = ["protocol", "postgres", "compute/compute"]
 # What a pure crate may use from outside the repository.
 PURE_LIBRARIES = {"serde", "thiserror", "postcard", "crc32c", "lz4_flex", "ruzstd", "arrayvec"}
 # Crates that exist to test others: nothing that is delivered may depend on them.
-TEST_ONLY = ["testing/fuzz", "testing/sim"]
+TEST_ONLY = ["testing/fuzz", "testing/hostile", "testing/sim"]
 
 # Whole modules cannot be refused by clippy, which knows functions and types. `super` and `crate` cannot hide these.
 IMPURE = re.compile(

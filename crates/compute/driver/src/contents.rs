@@ -123,7 +123,7 @@ pub(crate) fn connect(
     tail: Lsn,
 ) -> Result<(NodeClient, ReadPoint), ClientError> {
     let timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(5) };
-    let client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts)?;
+    let client = NodeClient::connect(&node.address, config.volume, node.node, Caller::Client, timeouts)?;
     let segment = client.welcome().iter().find(|segment| segment.group == META_GROUP);
     if let Some(promised) = segment.map(|segment| segment.promised_epoch).filter(|promised| *promised > epoch)
     {
@@ -131,7 +131,7 @@ pub(crate) fn connect(
     }
     if segment.is_none_or(|segment| segment.history.newest_epoch() != epoch) {
         let what = format!("it does not know the recovery of epoch {epoch} yet");
-        return Err(ClientError::Protocol { node: node.node, address: node.address, what });
+        return Err(ClientError::Protocol { node: node.node, address: node.address.clone(), what });
     }
     // Between the group's last record and the durable point nothing changes, so every position there shows the
     // same. The node can answer at the durable point it knows, if the group's redo does not end later.

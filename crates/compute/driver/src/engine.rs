@@ -196,7 +196,7 @@ impl Engine {
             in_rounds: tuning.in_rounds,
         };
         let links = |node: &NodeAddress| PeerLinks {
-            address: node.address,
+            address: node.address.clone(),
             groups: config.groups_on(node.node),
             append: Link::new(now),
             read: Link::new(now),

@@ -17,7 +17,7 @@ use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use borealis_spec::NodeAddress;
 use borealis_types::{
-    EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordForm, ServerVersion, VolumeEpoch,
+    EPOCH_LIMIT, EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordForm, ServerVersion, VolumeEpoch,
     WRITE_QUORUM, WriterId,
 };
 use borealis_wal::record::previous_start;
@@ -159,13 +159,10 @@ pub(crate) fn recover_through(
     }
 }
 
-/// No volume opens so many epochs: a start takes milliseconds, and this many of them take thousands of years.
-const PLAUSIBLE_EPOCHS: u64 = 1 << 48;
-
 /// The epoch after one that somebody was promised; `None` if only damage can have promised it. Promising the next one to
 /// everybody would carry that damage on to all nodes.
 fn next_epoch(promised: VolumeEpoch) -> Option<VolumeEpoch> {
-    (promised.0 < PLAUSIBLE_EPOCHS).then(|| VolumeEpoch(promised.0 + 1))
+    promised.0.checked_add(1).map(VolumeEpoch).filter(|next| *next < EPOCH_LIMIT)
 }
 
 /// The newest history that a driver knows before it asks: its own, if it has opened the volume in the epoch `used`. A newer
@@ -460,12 +457,12 @@ impl Worker {
     }
 
     fn connect(&self, caller: Caller) -> Result<NodeClient, ClientError> {
-        let (address, node) = (self.address.address, self.address.node);
+        let (address, node) = (&self.address.address, self.address.node);
         NodeClient::connect(address, self.config.volume, node, caller, Worker::timeouts())
     }
 
     fn introduce(&mut self) -> Result<(), ClientError> {
-        let client = self.connect(Caller::Client)?;
+        let client = self.connect(Caller::Recovery)?;
         let promised = client.welcome().iter().map(|segment| segment.promised_epoch).max();
         self.promised_before = self.promised_before.or(promised);
         // The owner may be gone; the next command tells.
@@ -476,7 +473,7 @@ impl Worker {
 
     fn client(&mut self) -> Result<&mut NodeClient, ClientError> {
         if self.client.as_ref().is_none_or(NodeClient::is_broken) {
-            self.client = Some(self.connect(Caller::Client)?);
+            self.client = Some(self.connect(Caller::Recovery)?);
         }
         Ok(self.client.as_mut().expect("it was just put there"))
     }
@@ -495,7 +492,7 @@ impl Worker {
                 let mut records = Vec::new();
                 for batch in &batches {
                     if !read_batch(self.config.version, batch, group, above, &mut records) {
-                        let address = self.address.address;
+                        let address = self.address.address.clone();
                         let what = format!("a malformed tail of group {group}");
                         return Err(ClientError::Protocol { node, address, what });
                     }

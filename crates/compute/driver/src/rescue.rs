@@ -89,7 +89,7 @@ pub fn agree_without(config: &DriverConfig, lost: &BTreeSet<NodeId>) -> Result<R
 fn ask_all(config: &DriverConfig) -> Result<BTreeMap<NodeId, Vec<SegmentSummary>>, RescueError> {
     let ask = |node: &NodeAddress| {
         let timeouts = Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(5) };
-        let client = NodeClient::connect(node.address, config.volume, node.node, Caller::Client, timeouts);
+        let client = NodeClient::connect(&node.address, config.volume, node.node, Caller::Client, timeouts);
         let summaries = client.and_then(|mut client| client.summaries());
         summaries.map(|summaries| (node.node, summaries)).map_err(RescueError::Unreachable)
     };

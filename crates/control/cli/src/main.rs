@@ -190,6 +190,9 @@ enum InternalCommand {
         /// Its configuration.
         #[arg(long)]
         config: PathBuf,
+        /// The system user to become first, if root started it.
+        #[arg(long)]
+        user: Option<String>,
     },
     /// An instance's driver.
     Driver {
@@ -234,10 +237,29 @@ fn in_words(error: &anyhow::Error) -> String {
     }
 }
 
+/// Files of a cluster are its owner's alone, whatever the umask was. Commands that write what a person asked for, like
+/// `psql` with `\o`, keep theirs.
+fn keep_files_private(command: &Command) {
+    use nix::sys::stat::{Mode, umask};
+    let manages_a_cluster = match command {
+        Command::Up(_) | Command::Down | Command::Node(_) | Command::Az(_) | Command::Instance(_) => true,
+        Command::Internal(part) => !matches!(part, InternalCommand::Manual { .. }),
+        Command::Status { .. }
+        | Command::Psql { .. }
+        | Command::Verify { .. }
+        | Command::Completion { .. } => false,
+        Command::RedoCheck(_) | Command::Bench(_) => false,
+    };
+    if manages_a_cluster {
+        umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    }
+}
+
 fn main() -> ExitCode {
     borealis_node::abort_on_panic();
     end_with_the_reader();
     let line = CommandLine::parse();
+    keep_files_private(&line.command);
     let filter = tracing_subscriber::EnvFilter::try_from_env("BOREALIS_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
@@ -268,7 +290,9 @@ fn main() -> ExitCode {
         Command::Internal(InternalCommand::CopyNode { config, from }) => {
             commands::internal::copy_node(&config, &from)
         }
-        Command::Internal(InternalCommand::Node { config }) => commands::internal::node(&config),
+        Command::Internal(InternalCommand::Node { config, user }) => {
+            commands::internal::node(&config, user.as_deref())
+        }
         Command::Internal(InternalCommand::Supervise { config }) => commands::serve::supervise(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };

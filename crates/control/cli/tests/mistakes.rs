@@ -3,8 +3,9 @@
 mod harness;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -139,7 +140,7 @@ fn a_bad_wish_is_not_remembered() {
 }
 
 #[test]
-fn garbage_on_a_nodes_port_hurts_nobody() {
+fn garbage_on_a_nodes_socket_hurts_nobody() {
     let cluster = TestCluster::start(&[]);
     Ledger::create(&cluster);
     let mut ledger = Ledger::start(&cluster, 1);
@@ -147,7 +148,7 @@ fn garbage_on_a_nodes_port_hurts_nobody() {
     for node in status["nodes"].as_array().expect("nodes") {
         let address = node["address"].as_str().expect("an address");
         for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xFF; 4096], &[0; 64], &(1u32 << 30).to_le_bytes()] {
-            let mut stream = TcpStream::connect(address).expect("connected");
+            let mut stream = UnixStream::connect(address).expect("connected");
             stream.set_read_timeout(Some(Duration::from_secs(15))).expect("set");
             // The node may close while we write; both are fine, a hang is not.
             let _ = stream.write_all(bytes);

@@ -6,12 +6,11 @@
 
 mod harness;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use borealis_client::{NodeClient, Timeouts};
+use borealis_client::{Endpoint, NodeClient, Timeouts};
 use borealis_store::{Options, Policy, Store};
 use borealis_types::{NodeId, ServerVersion, VolumeId};
 use borealis_wire::Caller;
@@ -151,9 +150,9 @@ fn recorded_releases(cluster: &TestCluster) -> Option<Vec<ServerVersion>> {
     let volume = VolumeId(u128::from_str_radix(volume, 16).expect("hexadecimal"));
     let mut histories = Vec::new();
     for node in status["nodes"].as_array().expect("nodes") {
-        let address: SocketAddr = node["address"].as_str().expect("text").parse().expect("an address");
+        let address: Endpoint = node["address"].as_str().expect("text").parse().expect("an address");
         let id = NodeId(node["id"].as_u64().expect("a number") as u16);
-        let client = NodeClient::connect(address, volume, id, Caller::Client, Timeouts::default());
+        let client = NodeClient::connect(&address, volume, id, Caller::Client, Timeouts::default());
         let client = client.expect("the node answers");
         histories.extend(client.welcome().iter().map(|segment| segment.history.clone()));
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -51,8 +50,6 @@ pub struct NodeEntry {
     pub id: NodeId,
     /// The availability zone it stands in for.
     pub zone: AvailabilityZone,
-    /// TCP address on which it listens.
-    pub address: SocketAddr,
     /// The identity of its store, as 32 hexadecimal digits: a folder that was lost and made anew is another
     /// node, and must not vote under the old identity.
     pub incarnation: String,
@@ -338,7 +335,6 @@ mod tests {
         catalog.nodes.push(NodeEntry {
             id: NodeId(1),
             zone: AvailabilityZone("az1".to_owned()),
-            address: "127.0.0.1:7001".parse().expect("an address"),
             incarnation: "ab".to_owned(),
         });
         catalog

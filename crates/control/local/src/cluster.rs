@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use borealis_client::verify::Target;
 use borealis_client::{NodeClient, Timeouts};
-use borealis_spec::{DriverConfig, Membership, NodeAddress, NodeConfig, Tuning};
+use borealis_instance::OperatingSystemUser;
+use borealis_spec::{DriverConfig, Endpoint, Membership, NodeAddress, NodeConfig, Tuning};
 use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
 use crate::catalog::{Catalog, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
 use crate::log::log_tail;
-use crate::ports;
+use crate::node_user;
 use crate::process::{self, ProcessIdentity};
 use crate::supervision::{Ended, Restarts};
 use crate::whole_file::write_whole;
@@ -71,6 +72,18 @@ impl Cluster {
     #[must_use]
     pub fn node_directory(&self, node: NodeId) -> PathBuf {
         self.directory.join("nodes").join(node.to_string())
+    }
+
+    /// The folder of the sockets that the nodes listen on.
+    #[must_use]
+    pub fn sockets_directory(&self) -> PathBuf {
+        self.directory.join("sockets")
+    }
+
+    /// Where a node listens. It follows from where the cluster is, so a cluster that was moved is found again.
+    #[must_use]
+    pub fn endpoint(&self, node: NodeId) -> Endpoint {
+        Endpoint::Unix(self.sockets_directory().join(node.to_string()))
     }
 
     /// The folder of an instance: its configuration and log files. It can be deleted at any time.
@@ -172,21 +185,22 @@ impl Cluster {
         nodes.chain(instances).any(|file| file.exists())
     }
 
-    /// Chooses new addresses for the nodes if another program has taken one of theirs. Only for a cluster
-    /// that is stopped.
+    /// Whom the nodes run as, if root starts them: the user of the server. `None` if we are not root.
     ///
     /// # Errors
-    /// When no port is free or the catalog cannot be written.
-    pub fn renew_taken_addresses(&mut self) -> anyhow::Result<()> {
-        if self.catalog.nodes.iter().all(|node| ports::is_free(node.address.port())) {
-            return Ok(());
+    /// When there is no such user.
+    pub fn node_user(&self) -> anyhow::Result<Option<OperatingSystemUser>> {
+        let instance = self.instance(WRITER)?;
+        let user = OperatingSystemUser::choose(instance.postgres_user.as_deref())?;
+        Ok(user.switch.then_some(user))
+    }
+
+    /// Closes the folders of the cluster to everyone but their owners, and makes the one for sockets.
+    fn close_folders(&self, user: Option<&OperatingSystemUser>) -> anyhow::Result<()> {
+        for folder in ["nodes", "instances"] {
+            node_user::private_folder(&self.directory.join(folder), None)?;
         }
-        let addresses = ports::free_addresses(self.catalog.nodes.len())?;
-        for (node, address) in self.catalog.nodes.iter_mut().zip(addresses) {
-            node.address = address;
-        }
-        self.catalog.save(&self.directory)?;
-        Ok(())
+        node_user::private_folder(&self.sockets_directory(), user)
     }
 
     fn node_config(&self, node: &NodeEntry) -> anyhow::Result<NodeConfig> {
@@ -198,7 +212,7 @@ impl Cluster {
             node.id,
             node.zone.clone(),
             incarnation,
-            node.address,
+            self.endpoint(node.id),
             self.catalog.protection_groups,
         );
         config.postgres_version = self.catalog.postgres_version;
@@ -217,7 +231,11 @@ impl Cluster {
 
     fn node_addresses(&self) -> impl Iterator<Item = NodeAddress> {
         let nodes = self.catalog.nodes.iter();
-        nodes.map(|node| NodeAddress { node: node.id, zone: node.zone.clone(), address: node.address })
+        nodes.map(|node| NodeAddress {
+            node: node.id,
+            zone: node.zone.clone(),
+            address: self.endpoint(node.id),
+        })
     }
 
     /// What a verification of the whole volume has to look at.
@@ -225,7 +243,7 @@ impl Cluster {
     pub fn verification_target(&self) -> Target {
         Target {
             volume: self.catalog.volume_id(),
-            nodes: self.catalog.nodes.iter().map(|node| (node.id, node.address)).collect(),
+            nodes: self.catalog.nodes.iter().map(|node| (node.id, self.endpoint(node.id))).collect(),
             groups: self.membership(),
             placement: self.catalog.protection_groups,
             lsn: None,
@@ -277,11 +295,18 @@ impl Cluster {
                 self.directory.join("cluster.json").display()
             );
         }
+        let user = self.node_user()?;
+        self.close_folders(user.as_ref())?;
+        node_user::prepare_node_folder(&config.directory, &config.store_directory(), user.as_ref())?;
+        let mut arguments = vec!["internal", "node"];
+        if let Some(user) = &user {
+            arguments.extend(["--user", &user.name]);
+        }
         let config_file = save_node_config(&config)?;
         let log = config.directory.join(NODE_LOG_NAME);
         Ended::clear(&config.directory)?;
         let process_file = config.directory.join(NODE_PROCESS_NAME);
-        process::spawn_detached(&["internal", "node"], &config_file, &log, &process_file)
+        process::spawn_detached(&arguments, &config_file, &log, &process_file)
             .with_context(|| format!("cannot start node {id}"))
     }
 
@@ -290,7 +315,7 @@ impl Cluster {
         let deadline = Instant::now() + NODE_START_TIMEOUT;
         loop {
             let error = match NodeClient::connect(
-                node.address,
+                &self.endpoint(node.id),
                 self.catalog.volume_id(),
                 node.id,
                 borealis_wire::Caller::Client,

@@ -11,6 +11,7 @@ pub mod catalog;
 pub mod cluster;
 pub mod driver_socket;
 pub mod log;
+mod node_user;
 pub mod ports;
 pub mod probe;
 pub mod process;

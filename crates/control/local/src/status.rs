@@ -176,7 +176,7 @@ impl Status {
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
         let volume = &self.volume;
         let mut text = format!(
-            "volume {}  epoch {}  durable to {}\nstate  {}{}\n\nnode  zone  state         address            process\n",
+            "volume {}  epoch {}  durable to {}\nstate  {}{}\n\nnode  zone  state         process   address\n",
             volume.id,
             or_unknown(volume.epoch.map(|epoch| epoch.to_string())),
             or_unknown(volume.vdl.clone()),
@@ -186,12 +186,12 @@ impl Status {
         let or_dash = |id: Option<u64>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         for node in &self.nodes {
             text += &format!(
-                "{:<5} {:<5} {:<13} {:<18} {}\n",
+                "{:<5} {:<5} {:<13} {:<9} {}\n",
                 node.id,
                 node.az,
                 node.state,
-                node.address,
-                or_dash(node.pid.map(u64::from))
+                or_dash(node.pid.map(u64::from)),
+                node.address
             );
             for complaint in node.failure.iter().chain(&node.hindrance) {
                 text += &format!("      {complaint}\n");
@@ -376,7 +376,7 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
     let is_hidden = is_closed_to_us(&folder.join(NODE_PROCESS_NAME));
     let asked = (process.is_some() || is_hidden).then(|| {
         let (volume, timeouts) = (cluster.catalog.volume_id(), Timeouts::default());
-        NodeClient::connect(node.address, volume, node.id, Caller::Client, timeouts)
+        NodeClient::connect(&cluster.endpoint(node.id), volume, node.id, Caller::Client, timeouts)
             .and_then(|mut client| client.status())
     });
     let restarts = Restarts::load(&folder);
@@ -396,7 +396,7 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
         .collect();
     let said_by_itself = answer.as_ref().map(|status| status.process_id);
     let pid = process.map(|process| process.process_id).or(said_by_itself);
-    let address = node.address.to_string();
+    let address = cluster.endpoint(node.id).to_string();
     let (id, az) = (node.id.0, node.zone.0.clone());
     let hindrance = answer.as_ref().and_then(|status| status.hindrance.clone());
     let damage = answer.as_ref().and_then(|status| status.damage.clone());

@@ -8,8 +8,8 @@
 pub mod detached;
 mod supervisor;
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -46,6 +46,15 @@ impl Ended {
         save(&folder.join(ENDED_NAME), self)
     }
 
+    /// Opens the file before the process gives up its right to write in the folder. As long as it is empty, nothing was
+    /// left.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn reserve(folder: &Path) -> io::Result<ReservedEnd> {
+        File::create(folder.join(ENDED_NAME)).map(ReservedEnd)
+    }
+
     /// What the part's last process left.
     #[must_use]
     pub fn load(folder: &Path) -> Option<Ended> {
@@ -58,6 +67,20 @@ impl Ended {
     /// When it cannot be removed.
     pub fn clear(folder: &Path) -> io::Result<()> {
         remove(&folder.join(ENDED_NAME))
+    }
+}
+
+/// Where a process will leave how it ended.
+#[derive(Debug)]
+pub struct ReservedEnd(File);
+
+impl ReservedEnd {
+    /// Leaves it there.
+    ///
+    /// # Errors
+    /// When it cannot be written; then the part counts as killed.
+    pub fn write(mut self, ended: &Ended) -> io::Result<()> {
+        self.0.write_all(&serde_json::to_vec(ended)?)
     }
 }
 

@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 
-use borealis_types::{EpochHistory, Lsn, NodeId, VolumeEpoch};
+use borealis_types::{EpochHistory, EpochOutOfBounds, Lsn, NodeId, VolumeEpoch, check_epoch};
 
 use crate::DurablePoint;
 use crate::quorum_set::QuorumSets;
@@ -24,9 +24,6 @@ use crate::segment::{Segment, SegmentSummary};
 /// Openings of a history at most. A history of this length, once for each of a volume's groups, fits into one frame and
 /// one log entry.
 pub const HISTORY_OPENINGS_MAX: usize = 16_384;
-
-/// How far an epoch may lie above the one known before. Each start of an instance takes one.
-pub const EPOCH_STEP_MAX: u64 = 1 << 20;
 
 /// What was last heard of each member but this one.
 pub type Claims = BTreeMap<NodeId, SegmentSummary>;
@@ -37,25 +34,9 @@ pub enum Implausible {
     /// It has more openings than any node keeps.
     #[error("a history of {0} openings; a volume has at most {HISTORY_OPENINGS_MAX}")]
     TooLong(usize),
-    /// Its epoch is far above what is known.
-    #[error("epoch {wanted} after epoch {known}: no volume opens so many at once")]
-    TooFar {
-        /// The epoch of the request.
-        wanted: VolumeEpoch,
-        /// The newest one known here.
-        known: VolumeEpoch,
-    },
-}
-
-/// Checks that an epoch is one that a volume which knows `known` can have reached.
-///
-/// # Errors
-/// If it is not.
-pub fn check_epoch(known: VolumeEpoch, wanted: VolumeEpoch) -> Result<(), Implausible> {
-    if wanted.0.saturating_sub(known.0) > EPOCH_STEP_MAX {
-        return Err(Implausible::TooFar { wanted, known });
-    }
-    Ok(())
+    /// Its epoch is far from what is known.
+    #[error(transparent)]
+    Epoch(#[from] EpochOutOfBounds),
 }
 
 /// Checks the bounds of a history that came from outside, at a segment that knows of epoch `known`.
@@ -67,7 +48,7 @@ pub fn check_history(known: VolumeEpoch, history: &EpochHistory) -> Result<(), I
     if count > HISTORY_OPENINGS_MAX {
         return Err(Implausible::TooLong(count));
     }
-    check_epoch(known, history.newest_epoch())
+    Ok(check_epoch(known, history.newest_epoch())?)
 }
 
 /// Whether a history is an earlier one, or that one with more openings behind it.

@@ -150,7 +150,7 @@ mod tests {
         let address = |node: &NodeId| NodeAddress {
             node: *node,
             zone: AvailabilityZone("az1".into()),
-            address: "127.0.0.1:7001".parse().expect("an address"),
+            address: "/somewhere/sockets/1".parse().expect("an address"),
         };
         DriverConfig {
             volume: VolumeId(1),

@@ -1,5 +1,6 @@
 //! What storage nodes, drivers and the control side must agree on, as plain types with validation.
 //!
+//! * [`endpoint`]: where a node listens.
 //! * [`membership`]: which node is where, and which nodes have which group.
 //! * [`node`]: the file `node.json`, which the control side writes and a node reads.
 //! * [`instance`]: the file `instance.json`, which the control side writes and a driver reads.
@@ -17,10 +18,12 @@
 //!
 //! Invariant: plain data and pure functions only.
 
+pub mod endpoint;
 pub mod instance;
 pub mod membership;
 pub mod node;
 
+pub use endpoint::{Endpoint, ParseEndpointError};
 pub use instance::{DriverConfig, Tuning};
 pub use membership::{GroupMembers, Membership, NodeAddress};
 pub use node::NodeConfig;

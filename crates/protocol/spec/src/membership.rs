@@ -1,11 +1,9 @@
 //! Which node is where, and which nodes have a segment of which protection group.
 
-use core::net::SocketAddr;
-
 use borealis_types::{AvailabilityZone, GroupId, GroupSet, NodeId, Placement};
 use serde::{Deserialize, Serialize};
 
-use crate::{Contradiction, require};
+use crate::{Contradiction, Endpoint, require};
 
 /// A storage node and where it is found.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -15,7 +13,7 @@ pub struct NodeAddress {
     /// Its availability zone: two nodes of a group share one.
     pub zone: AvailabilityZone,
     /// Where it listens for callers and peers.
-    pub address: SocketAddr,
+    pub address: Endpoint,
 }
 
 /// Which nodes have a segment of one group.

@@ -1,12 +1,11 @@
 //! What a node is told about itself and its peers: the file `node.json` in its folder.
 
-use core::net::SocketAddr;
 use std::path::PathBuf;
 
 use borealis_types::{AvailabilityZone, GroupId, NodeId, Placement, PostgresVersion, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Contradiction, Membership, NodeAddress, require};
+use crate::{Contradiction, Endpoint, Membership, NodeAddress, require};
 
 /// The file's name inside the node's folder.
 pub const CONFIG_FILE_NAME: &str = "node.json";
@@ -32,8 +31,8 @@ pub struct NodeConfig {
     /// that an empty disk cannot vote under an old identity.
     #[serde(with = "hexadecimal")]
     pub incarnation: u128,
-    /// Where it listens; port 0 for one that is free.
-    pub listen: SocketAddr,
+    /// Where it listens.
+    pub listen: Endpoint,
     /// Every other node of the volume.
     pub peers: Vec<NodeAddress>,
     /// Which nodes have which group, this one included.
@@ -86,7 +85,7 @@ impl NodeConfig {
         node: NodeId,
         zone: AvailabilityZone,
         incarnation: u128,
-        listen: SocketAddr,
+        listen: Endpoint,
         placement: Placement,
     ) -> NodeConfig {
         NodeConfig {
@@ -193,13 +192,13 @@ mod tests {
             NodeId(2),
             AvailabilityZone("az1".into()),
             u128::MAX,
-            "127.0.0.1:7002".parse().expect("an address"),
+            "/somewhere/sockets/2".parse().expect("an address"),
             Placement::new(2).expect("2 groups"),
         );
         config.peers.push(NodeAddress {
             node: NodeId(1),
             zone: AvailabilityZone("az1".into()),
-            address: "127.0.0.1:7001".parse().expect("an address"),
+            address: "/somewhere/sockets/1".parse().expect("an address"),
         });
         config.groups = Membership::everyone_has_everything(config.placement, &[NodeId(1), NodeId(2)]);
         config

@@ -2,6 +2,7 @@
 //!
 //! Invariant: no I/O, no clock, no randomness; every type is plain data.
 
+mod epoch_bounds;
 mod history;
 mod invariant;
 mod key;
@@ -14,6 +15,7 @@ pub mod server_request;
 mod server_version;
 mod volume;
 
+pub use epoch_bounds::{EPOCH_LIMIT, EPOCH_STEP_MAX, EpochOutOfBounds, check_epoch};
 pub use history::{EpochHistory, EpochOpening, HistoryOrderError};
 pub use key::{
     BlockKey, BlockNumber, DatabaseKey, Fork, MetaKey, PageKey, RelationFork, RelationLocator, SlruKind,

@@ -122,6 +122,16 @@ impl FrameBuffer {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// The announced length of the next payload, and what has come of it. For those who judge a frame before they
+    /// receive all of it.
+    #[must_use]
+    pub fn announced(&self) -> Option<(usize, &[u8])> {
+        let rest = &self.bytes[self.consumed..];
+        let (header, payload) = rest.split_first_chunk::<FRAME_HEADER_BYTES>()?;
+        let (length, _) = split_header(*header);
+        Some((length, &payload[..length.min(payload.len())]))
+    }
+
     /// The next complete payload, if it is all here.
     ///
     /// # Errors
@@ -201,6 +211,22 @@ mod tests {
     fn a_buffer_that_handed_out_what_never_came_is_noticed() {
         let mut buffer = FrameBuffer { bytes: Vec::new(), consumed: 9 };
         buffer.extend(b"more");
+    }
+
+    #[test]
+    fn a_frame_is_announced_before_it_is_whole() {
+        let mut stream = Vec::new();
+        write_frame(&mut stream, b"acknowledge").unwrap();
+        write_frame(&mut stream, b"next").unwrap();
+        let mut buffer = FrameBuffer::default();
+        buffer.extend(&stream[..7]);
+        assert_eq!(buffer.announced(), None);
+        buffer.extend(&stream[7..10]);
+        assert_eq!(buffer.announced(), Some((11, b"ac".as_slice())));
+        buffer.extend(&stream[10..]);
+        assert_eq!(buffer.announced(), Some((11, b"acknowledge".as_slice())));
+        buffer.next_frame().unwrap();
+        assert_eq!(buffer.announced(), Some((4, b"next".as_slice())));
     }
 
     #[test]

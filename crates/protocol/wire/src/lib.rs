@@ -5,9 +5,11 @@
 
 pub mod batch;
 mod batch_frame;
+mod bounded;
 mod byte_string;
 pub mod frame;
 pub mod message;
+pub mod roles;
 
 pub use batch::{BatchBuilder, BatchError, BatchHeader, BatchReader, BatchRecord, GroupLink, GroupTail};
 pub use batch_frame::BatchFrame;

@@ -8,8 +8,8 @@
 //! The first request on a connection is [`Request::Hello`]; a node closes a connection that starts otherwise.
 
 use borealis_types::{
-    AvailabilityZone, DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PageKey, ReadPoint,
-    RecordSpan, RelationFork, SlruKind, VolumeEpoch, VolumeId, WriterId,
+    AvailabilityZone, DatabaseKey, EpochHistory, GroupId, Lsn, MAX_GROUPS, MetaKey, NodeId, PageKey,
+    ReadPoint, RecordSpan, RelationFork, SlruKind, VolumeEpoch, VolumeId, WriterId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,9 @@ pub const KIND_APPEND: u8 = 1;
 /// The payload's body is a [`Request`] or a [`Reply`].
 pub const KIND_MESSAGE: u8 = 2;
 
+/// The batches of one [`Request::Repair`]; an empty one takes a byte on the wire and 24 bytes of memory.
+const REPAIR_BATCHES_MAX: usize = 256;
+
 /// Who opens a connection; it decides which requests are served on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Caller {
@@ -33,10 +36,12 @@ pub enum Caller {
         /// Its identity within the epoch.
         writer: WriterId,
     },
-    /// A recovery, a reader, a tool.
+    /// A reader or a tool: it only looks.
     Client,
     /// Another storage node of the same volume, by its number.
     Peer(NodeId),
+    /// A writer to be: it fences, brings records back and installs, but does not append yet.
+    Recovery,
 }
 
 /// What is asked of a node.
@@ -80,6 +85,7 @@ pub enum Request {
         /// Every opening of the volume; the newest is of `epoch`.
         history: EpochHistory,
         /// Where each group's redo ends at the newest opening (`Segment::install`'s durable point).
+        #[serde(deserialize_with = "crate::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
         tails: Vec<GroupTail>,
     },
     /// A recovery brings records it decided to keep. Each segment named first adopts `history`
@@ -94,7 +100,8 @@ pub enum Request {
         group: GroupId,
         /// The history the records are admitted by; empty for a volume without one.
         history: EpochHistory,
-        /// Redo batches, one for each run of records of one epoch.
+        /// Redo batches, one for each run of records of one epoch; at most 256.
+        #[serde(deserialize_with = "crate::bounded::list::<_, _, REPAIR_BATCHES_MAX>")]
         batches: Vec<Vec<u8>>,
     },
     /// A page as of a position.
@@ -336,14 +343,12 @@ pub enum Refusal {
     /// The caller speaks another protocol version.
     #[error("the node speaks protocol {0}, the caller another; run the same version of Borealis on both")]
     Protocol(u16),
-    /// The node belongs to another volume or has another identity.
-    #[error("this is node {node} of volume {volume}, not the one meant")]
-    Identity {
-        /// The volume that the node was made for.
-        volume: VolumeId,
-        /// The number that the node has there.
-        node: NodeId,
-    },
+    /// The node belongs to another volume or has another number. It does not say which: who knows a volume's identity
+    /// may call its nodes.
+    #[error(
+        "the node is not the one that was meant: its volume or its number is another; its log says which"
+    )]
+    Identity,
     /// A newer writer was promised the segment.
     #[error("fenced: a newer writer has epoch {0}")]
     Fenced(VolumeEpoch),
@@ -373,6 +378,9 @@ pub enum Refusal {
     /// The request breaks a rule of the protocol.
     #[error("protocol error: {0}")]
     Misuse(String),
+    /// The node has no room for it now; nothing is wrong with the request, and it may be asked again.
+    #[error("the node is busy: {0}")]
+    Busy(String),
     /// The node cannot keep its promise (full disk, failed sync, corruption, unknown redo).
     #[error("the node failed: {0}")]
     Failed(String),

@@ -3,9 +3,9 @@
 //! For tools, recoveries and peers. The writer's hot path has its own non-blocking one in the driver.
 
 use std::io::{self, BufReader};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use borealis_spec::Endpoint;
 use borealis_types::invariant;
 use borealis_types::{
     DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PAGE_SIZE, PageKey, ReadPoint, RelationFork,
@@ -18,6 +18,7 @@ use borealis_wire::{
 };
 
 use crate::handshake::{Introduction, kind_of};
+use crate::stream::Stream;
 
 /// The most entries a node puts into one list it answers with; a larger `limit` is lowered to this.
 pub const MAX_LIST_ENTRIES: u32 = 4096;
@@ -48,7 +49,7 @@ pub enum ClientError {
         /// The node that was meant.
         node: NodeId,
         /// Where it was expected to listen.
-        address: SocketAddr,
+        address: Endpoint,
         /// What the operating system said.
         source: io::Error,
     },
@@ -58,7 +59,7 @@ pub enum ClientError {
         /// The node that was asked.
         node: NodeId,
         /// Where it was expected to listen.
-        address: SocketAddr,
+        address: Endpoint,
         /// How long was waited; what [`Timeouts`] says.
         within: Duration,
     },
@@ -68,7 +69,7 @@ pub enum ClientError {
         /// The node that was asked.
         node: NodeId,
         /// Where the connection led.
-        address: SocketAddr,
+        address: Endpoint,
     },
     /// The connection broke in another way, or what came is no frame.
     #[error("the connection to node {node} at {address} broke: {source}")]
@@ -76,7 +77,7 @@ pub enum ClientError {
         /// The node that was asked.
         node: NodeId,
         /// Where the connection leads.
-        address: SocketAddr,
+        address: Endpoint,
         /// What the system said, or what is wrong with the frame.
         source: FrameError,
     },
@@ -86,7 +87,7 @@ pub enum ClientError {
         /// The node that was not asked.
         node: NodeId,
         /// Where the connection leads.
-        address: SocketAddr,
+        address: Endpoint,
     },
     /// The node answered something that is no answer to the request.
     #[error("node {node} at {address} broke the protocol: {what}")]
@@ -94,7 +95,7 @@ pub enum ClientError {
         /// The node that was asked.
         node: NodeId,
         /// Where the connection leads.
-        address: SocketAddr,
+        address: Endpoint,
         /// What is wrong with the answer.
         what: String,
     },
@@ -143,10 +144,10 @@ impl ClientError {
 #[derive(Debug)]
 pub struct NodeClient {
     node: NodeId,
-    address: SocketAddr,
+    address: Endpoint,
     /// How long nothing may move within a call.
     patience: Duration,
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
     /// Memory for the frame that is being received.
     payload: Vec<u8>,
     last_request_id: u64,
@@ -174,23 +175,22 @@ impl NodeClient {
     /// # Errors
     /// When nobody listens, the node is another one or of another volume, or refuses the caller.
     pub fn connect(
-        address: SocketAddr,
+        address: &Endpoint,
         volume: VolumeId,
         node: NodeId,
         caller: Caller,
         timeouts: Timeouts,
     ) -> Result<NodeClient, ClientError> {
         let connect_error = |source| match is_timeout(&source) {
-            true => ClientError::NoAnswer { node, address, within: timeouts.connect },
-            false => ClientError::Connect { node, address, source },
+            true => ClientError::NoAnswer { node, address: address.clone(), within: timeouts.connect },
+            false => ClientError::Connect { node, address: address.clone(), source },
         };
-        let stream = TcpStream::connect_timeout(&address, timeouts.connect).map_err(connect_error)?;
-        stream.set_nodelay(true).map_err(connect_error)?;
+        let stream = Stream::connect(address, timeouts.connect).map_err(connect_error)?;
         stream.set_read_timeout(Some(timeouts.call)).map_err(connect_error)?;
         stream.set_write_timeout(Some(timeouts.call)).map_err(connect_error)?;
         let mut client = NodeClient {
             node,
-            address,
+            address: address.clone(),
             patience: timeouts.call,
             stream: BufReader::with_capacity(32 << 10, stream),
             payload: Vec::new(),
@@ -258,7 +258,7 @@ impl NodeClient {
 
     fn send_payload(&mut self, payload: &[u8]) -> Result<(), ClientError> {
         if self.broken {
-            return Err(ClientError::GivenUp { node: self.node, address: self.address });
+            return Err(ClientError::GivenUp { node: self.node, address: self.address.clone() });
         }
         if let Err(error) = write_frame(self.stream.get_mut(), payload) {
             return Err(self.broken_error(error.into()));
@@ -277,7 +277,7 @@ impl NodeClient {
     /// If no reply is due.
     pub fn receive(&mut self) -> Result<Reply, ClientError> {
         if self.broken {
-            return Err(ClientError::GivenUp { node: self.node, address: self.address });
+            return Err(ClientError::GivenUp { node: self.node, address: self.address.clone() });
         }
         invariant!(
             "awaited-replies-were-asked-for",
@@ -345,7 +345,7 @@ impl NodeClient {
 
     fn broken_error(&mut self, source: FrameError) -> ClientError {
         self.broken = true;
-        let (node, address) = (self.node, self.address);
+        let (node, address) = (self.node, self.address.clone());
         match &source {
             FrameError::Io(error) if is_timeout(error) => {
                 ClientError::NoAnswer { node, address, within: self.patience }
@@ -357,7 +357,7 @@ impl NodeClient {
 
     fn protocol_error(&mut self, what: String) -> ClientError {
         self.broken = true;
-        ClientError::Protocol { node: self.node, address: self.address, what }
+        ClientError::Protocol { node: self.node, address: self.address.clone(), what }
     }
 
     /// Describes a reply of the wrong kind, and gives the connection up.

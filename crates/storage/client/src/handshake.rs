@@ -15,7 +15,7 @@ pub struct Introduction {
     pub volume: VolumeId,
     /// The node it means. Another one refuses, though it may listen where this one used to.
     pub node: NodeId,
-    /// Who calls: only a writer may append.
+    /// Who calls, and so what it may ask (`borealis_wire::roles`).
     pub caller: Caller,
 }
 
@@ -75,7 +75,7 @@ pub fn judge_hello(
         return Err(Refusal::Protocol(PROTOCOL_VERSION));
     }
     if (meant_volume, meant_node) != (volume, node) {
-        return Err(Refusal::Identity { volume, node });
+        return Err(Refusal::Identity);
     }
     Ok(())
 }
@@ -107,8 +107,8 @@ mod tests {
         let judged = |reply| MEANT.judge(reply).map_err(|error| error.to_string());
         assert_eq!(judged(answered_by(VolumeId(1), NodeId(2), PROTOCOL_VERSION)), Ok(Vec::new()));
         for (reply, expected) in [
-            (answered_by(VolumeId(9), NodeId(2), PROTOCOL_VERSION), "not the one meant"),
-            (answered_by(VolumeId(1), NodeId(3), PROTOCOL_VERSION), "this is node 3"),
+            (answered_by(VolumeId(9), NodeId(2), PROTOCOL_VERSION), "not the one that was meant"),
+            (answered_by(VolumeId(1), NodeId(3), PROTOCOL_VERSION), "not the one that was meant"),
             (answered_by(VolumeId(1), NodeId(2), PROTOCOL_VERSION + 1), "run the same version"),
         ] {
             let why = judged(reply).expect_err(expected);

@@ -3,6 +3,7 @@
 //! * [`handshake`]: what a caller says first, and how the answer is judged. The same for every kind of connection.
 //! * [`blocking`]: one request at a time, or a few in a row, with timeouts. For tools, recoveries and peers.
 //! * [`polled`]: never waits; for the driver's event loop.
+//! * [`stream`]: the one way to connect to a node, and the bytes on it.
 //! * [`verify`]: asks every node of a volume for everything, and names what differs.
 //!
 //! Nothing here knows how a node stores anything: a driver links this crate, and no storage.
@@ -12,6 +13,9 @@
 pub mod blocking;
 pub mod handshake;
 pub mod polled;
+pub mod stream;
 pub mod verify;
+
+pub use borealis_spec::Endpoint;
 
 pub use blocking::{ClientError, NodeClient, Timeouts};

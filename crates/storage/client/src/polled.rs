@@ -2,15 +2,17 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::SocketAddr;
 use std::rc::Rc;
 
+use borealis_spec::Endpoint;
 use borealis_types::invariant;
 use borealis_wire::frame::{FRAME_HEADER_BYTES, frame_header};
 use borealis_wire::message::encode_message;
 use borealis_wire::{BatchFrame, FrameBuffer, FrameError, Request};
-use mio::net::TcpStream;
+use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
+
+use crate::stream::begin_to_connect;
 
 /// The most requests a peer may leave unread before its connection is given up. Batches do not count: their
 /// number is bounded by what may be in flight, a peer that leaves them unread is noticed by its silence, and one
@@ -37,7 +39,13 @@ impl Outgoing {
 /// have become ready, and reads frames until there are none.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: UnixStream,
+    /// The owner's poll, to change what the socket is watched for.
+    registry: Registry,
+    token: Token,
+    /// The poll tells when there is room to write. A Unix socket makes room with every read of its peer, so a writer that
+    /// has nothing to write would be woken for each batch that a node takes.
+    is_watched_for_room: bool,
     /// The socket is connected, not only being connected.
     established: bool,
     inbound: FrameBuffer,
@@ -53,11 +61,14 @@ impl Connection {
     ///
     /// # Errors
     /// When the system refuses at once.
-    pub fn open(address: SocketAddr, registry: &Registry, token: Token) -> io::Result<Connection> {
-        let mut stream = TcpStream::connect(address)?;
+    pub fn open(address: &Endpoint, registry: &Registry, token: Token) -> io::Result<Connection> {
+        let mut stream = begin_to_connect(address)?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Connection {
             stream,
+            registry: registry.try_clone()?,
+            token,
+            is_watched_for_room: true,
             established: false,
             inbound: FrameBuffer::default(),
             outbound: VecDeque::new(),
@@ -143,6 +154,21 @@ impl Connection {
         if self.request_bytes > REQUEST_BYTES_MAX {
             return Err(io::Error::other("the node does not read what it is sent"));
         }
+        self.watch()
+    }
+
+    /// Has the poll tell of room to write if there is something to write, and only then.
+    fn watch(&mut self) -> io::Result<()> {
+        let has_outbound = self.has_outbound();
+        if has_outbound != self.is_watched_for_room {
+            let interest = match has_outbound {
+                true => Interest::READABLE | Interest::WRITABLE,
+                false => Interest::READABLE,
+            };
+            // Room that was made meanwhile is told at once: the poll looks when the interest changes.
+            self.registry.reregister(&mut self.stream, self.token, interest)?;
+            self.is_watched_for_room = has_outbound;
+        }
         Ok(())
     }
 
@@ -152,7 +178,6 @@ impl Connection {
         }
         match self.stream.peer_addr() {
             Ok(_) => {
-                self.stream.set_nodelay(true)?;
                 self.established = true;
                 Ok(true)
             }
@@ -201,15 +226,16 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::time::{Duration, Instant};
 
     /// A connection, what keeps it registered, and its peer's end.
-    fn pair() -> (Connection, mio::Poll, std::net::TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn pair() -> (Connection, mio::Poll, UnixStream) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("1");
+        let listener = UnixListener::bind(&path).unwrap();
         let poll = mio::Poll::new().unwrap();
-        let address = listener.local_addr().unwrap();
-        let connection = Connection::open(address, poll.registry(), Token(0)).unwrap();
+        let connection = Connection::open(&Endpoint::Unix(path), poll.registry(), Token(0)).unwrap();
         let (peer, _) = listener.accept().unwrap();
         (connection, poll, peer)
     }
@@ -274,6 +300,34 @@ mod tests {
         connection.send(1, &Request::Status);
         connection.request_bytes = 0;
         let _ = connection.flush();
+    }
+
+    #[test]
+    fn a_node_that_reads_wakes_nobody_who_has_nothing_to_write() {
+        let (mut connection, mut poll, mut peer) = pair();
+        let mut events = mio::Events::with_capacity(8);
+        poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+        connection.flush().unwrap();
+        poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+        for _ in 0..5 {
+            connection.send(1, &Request::Status);
+            connection.flush().unwrap();
+            peer.read_exact(&mut [0; 18]).unwrap();
+            poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+            assert!(events.is_empty(), "{events:?}");
+        }
+        // One that has more to write than there is room for is told when there is.
+        connection.send_batch(Rc::new(BatchFrame::new(1, vec![7; 4_000_000])));
+        connection.flush().unwrap();
+        assert!(connection.has_outbound());
+        peer.read_exact(&mut vec![0; 100_000]).unwrap();
+        let reader = std::thread::spawn(move || peer.read_exact(&mut vec![0; 3_900_000]));
+        while connection.has_outbound() {
+            poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+            assert!(events.iter().any(mio::event::Event::is_writable), "nobody was told");
+            connection.flush().unwrap();
+        }
+        reader.join().unwrap().unwrap();
     }
 
     #[test]

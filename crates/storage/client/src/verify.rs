@@ -9,11 +9,10 @@ mod pace;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use borealis_spec::Membership;
+use borealis_spec::{Endpoint, Membership};
 use borealis_types::{
     DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, NodeId, PageKey, Placement, RelationFork, SlruKind,
     VolumeId, invariant,
@@ -37,7 +36,7 @@ pub struct Target {
     /// A node of another volume refuses, and counts as unreachable.
     pub volume: VolumeId,
     /// Every storage node and where it listens.
-    pub nodes: Vec<(NodeId, SocketAddr)>,
+    pub nodes: Vec<(NodeId, Endpoint)>,
     /// Which node has which group.
     pub groups: Membership,
     /// How many groups there are.
@@ -131,7 +130,7 @@ impl Verifier<'_> {
     }
 
     fn connection_to(&self, node: NodeId) -> Result<NodeClient, ClientError> {
-        let address = self.target.nodes.iter().find(|(known, _)| *known == node).map(|(_, address)| *address);
+        let address = self.target.nodes.iter().find(|(known, _)| *known == node).map(|(_, address)| address);
         let address = address.expect("only the target's nodes are connected to");
         NodeClient::connect(address, self.target.volume, node, Caller::Client, self.target.timeouts)
     }

@@ -1,10 +1,9 @@
 //! What six idle nodes cost: processor time and memory of one process that runs all of them.
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use borealis_node::Node;
-use borealis_spec::{Membership, NodeAddress, NodeConfig};
+use borealis_spec::{Endpoint, Membership, NodeAddress, NodeConfig};
 use borealis_types::{AvailabilityZone, NodeId, Placement, VolumeId};
 
 fn processor_seconds() -> anyhow::Result<f64> {
@@ -18,10 +17,8 @@ fn processor_seconds() -> anyhow::Result<f64> {
 fn main() -> anyhow::Result<()> {
     let seconds = std::env::args().nth(1).and_then(|word| word.parse().ok()).unwrap_or(10);
     let directory = std::env::temp_dir().join(format!("borealis-idle-{}", std::process::id()));
-    let listeners: Vec<TcpListener> =
-        (0..6).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let addresses: Vec<_> = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-    drop(listeners);
+    std::fs::create_dir(&directory)?;
+    let endpoint = |index: usize| Endpoint::Unix(directory.join(format!("socket-{index}")));
     let zone = |index: usize| AvailabilityZone(format!("az{}", index / 2 + 1));
     let mut nodes = Vec::new();
     for index in 0..6 {
@@ -31,12 +28,12 @@ fn main() -> anyhow::Result<()> {
             NodeId(index as u16),
             zone(index),
             index as u128,
-            addresses[index],
+            endpoint(index),
             Placement::new(4).expect("4 is a valid group count"),
         );
         config.peers = (0..6)
             .filter(|peer| *peer != index)
-            .map(|peer| NodeAddress { node: NodeId(peer as u16), zone: zone(peer), address: addresses[peer] })
+            .map(|peer| NodeAddress { node: NodeId(peer as u16), zone: zone(peer), address: endpoint(peer) })
             .collect();
         let everyone: Vec<NodeId> = (0..6).map(NodeId).collect();
         config.groups = Membership::everyone_has_everything(config.placement, &everyone);

@@ -35,7 +35,7 @@ mod tests {
             NodeId(2),
             AvailabilityZone("az1".into()),
             7,
-            "127.0.0.1:7002".parse().unwrap(),
+            "/somewhere/sockets/2".parse().unwrap(),
             Placement::new(2).unwrap(),
         );
         config.groups = Membership::everyone_has_everything(config.placement, &[NodeId(2)]);

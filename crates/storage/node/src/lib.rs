@@ -2,6 +2,7 @@
 //!
 //! * [`node`]: a running node and how it starts and stops; [`run`] is the whole process.
 //! * [`config`]: reads the file `node.json`.
+//! * [`privileges`]: giving root's rights up.
 //! * [`metrics`]: what is counted, and under which name.
 //!
 //! [`node`] puts the parts together, and no part knows the node as a whole: `connections` (serving callers) and `catch_up`
@@ -24,6 +25,7 @@ mod materializer;
 pub mod metrics;
 pub mod node;
 mod open_connections;
+pub mod privileges;
 mod process;
 mod refusals;
 mod scrubber;

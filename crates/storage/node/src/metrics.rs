@@ -17,6 +17,7 @@
 //! | `connections` | connections open now |
 //! | `connections_accepted` | connections accepted since start |
 //! | `connections_refused` | connections closed at once because too many were open |
+//! | `strangers_refused` | connections closed at once because a process of another user called |
 //! | `frames_refused` | connections closed because of garbage, an oversized frame or a missing `Hello` |
 //! | `gossip_exchanges` | summaries fetched from peers |
 //! | `gossip_failures` | exchanges with a peer that failed |
@@ -111,6 +112,7 @@ pub struct Metrics {
     pub(crate) requests_refused: AtomicU64,
     pub(crate) connections_accepted: AtomicU64,
     pub(crate) connections_refused: AtomicU64,
+    pub(crate) strangers_refused: AtomicU64,
     pub(crate) frames_refused: AtomicU64,
     pub(crate) gossip_exchanges: AtomicU64,
     pub(crate) gossip_failures: AtomicU64,
@@ -137,6 +139,7 @@ impl Metrics {
             ("requests_refused", &self.requests_refused),
             ("connections_accepted", &self.connections_accepted),
             ("connections_refused", &self.connections_refused),
+            ("strangers_refused", &self.strangers_refused),
             ("frames_refused", &self.frames_refused),
             ("gossip_exchanges", &self.gossip_exchanges),
             ("gossip_failures", &self.gossip_failures),

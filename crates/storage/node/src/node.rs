@@ -1,19 +1,22 @@
 //! A running node: its store, its threads, and how they start and stop.
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixStream;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
-use borealis_spec::NodeConfig;
+use borealis_client::stream::SocketName;
+use borealis_spec::{Endpoint, NodeConfig};
 use borealis_store::{Identity, Options, Store};
 use borealis_wire::NodeStatus;
 
 use crate::catch_up::{CatchUp, Known, Mender, Puller};
-use crate::connections::{AppendPath, Host, Listener, Requests};
+use crate::connections::{AppendPath, FrameMemory, Host, LargeAnswers, Listener, Requests};
 use crate::descriptors;
 use crate::housekeeping::Housekeeping;
 use crate::line_throttle::LineThrottle;
@@ -116,6 +119,7 @@ impl Parts {
             refusals: Arc::clone(&self.refusals),
             connections: Arc::clone(&self.connections),
             known: Arc::clone(&self.known),
+            large_answers: LargeAnswers::default(),
             standing: Arc::clone(&self.standing),
         }
     }
@@ -125,8 +129,10 @@ impl Parts {
             host: Host {
                 volume: config.volume,
                 node: config.node,
+                peers: config.peers.iter().map(|peer| peer.node).collect(),
                 store: Arc::clone(&self.store),
                 refusals: Arc::clone(&self.refusals),
+                mistaken_lines: LineThrottle::default(),
                 standing: Arc::clone(&self.standing),
             },
             requests: Arc::clone(requests),
@@ -139,6 +145,8 @@ impl Parts {
             },
             connections: Arc::clone(&self.connections),
             metrics: Arc::clone(&self.metrics),
+            frame_memory: FrameMemory::default(),
+            strangers_lines: LineThrottle::default(),
             garbage_lines: LineThrottle::default(),
             refused_lines: LineThrottle::default(),
         }
@@ -169,7 +177,7 @@ impl Parts {
 pub struct Node {
     parts: Parts,
     requests: Arc<Requests>,
-    address: SocketAddr,
+    address: Endpoint,
     /// Dropped to stop accepting: the other end is polled beside the listener.
     stop_accepting: Option<UnixStream>,
     accept_thread: Option<JoinHandle<()>>,
@@ -186,7 +194,8 @@ impl Node {
         config.validate().context("the node's configuration is wrong")?;
         // The store first: a folder in use is the better message when the node runs already.
         let parts = Parts::new(&config, open_store(&config)?);
-        let (socket, address) = listen(&config)?;
+        let socket = listen(&config)?;
+        let address = config.listen.clone();
         let (stop_accepting, stop) = UnixStream::pair().context("cannot make a socket pair")?;
         let requests = Arc::new(parts.requests(&config));
         let listener = Arc::new(parts.listener(&config, &requests));
@@ -195,7 +204,7 @@ impl Node {
         let mut node = Node {
             parts,
             requests,
-            address,
+            address: address.clone(),
             stop_accepting: Some(stop_accepting),
             accept_thread: None,
             threads: Vec::new(),
@@ -219,10 +228,10 @@ impl Node {
         Ok(node)
     }
 
-    /// Where it listens; differs from the configuration if that said port 0.
+    /// Where it listens.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &Endpoint {
+        &self.address
     }
 
     /// Its state, as [`borealis_wire::Request::Status`] returns it.
@@ -264,18 +273,30 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> anyhow::Result<J
     thread::Builder::new().name(name).spawn(body).context("cannot start a thread")
 }
 
-fn listen(config: &NodeConfig) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(config.listen).with_context(|| {
+/// Listens on the node's socket. What an earlier process of the node left there is removed: the store is open, so that
+/// process has ended.
+fn listen(config: &NodeConfig) -> anyhow::Result<UnixListener> {
+    let Endpoint::Unix(path) = &config.listen;
+    let listener = bind(path).with_context(|| {
         format!(
-            "node {} cannot listen on {}; stop whatever uses that port, or change `listen` in {}",
+            "node {} cannot listen on {}; see to it that it may write that folder, or change `listen` in {}",
             config.node,
-            config.listen,
+            path.display(),
             config.file().display()
         )
     })?;
-    let address = listener.local_addr().context("a bound listener has an address")?;
     listener.set_nonblocking(true).context("cannot make the listener non-blocking")?;
-    Ok((listener, address))
+    Ok(listener)
+}
+
+fn bind(path: &std::path::Path) -> io::Result<UnixListener> {
+    let name = SocketName::of(path)?;
+    if fs::symlink_metadata(name.path()).is_ok_and(|found| found.file_type().is_socket()) {
+        fs::remove_file(name.path())?;
+    }
+    let listener = UnixListener::bind(name.path())?;
+    fs::set_permissions(name.path(), fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {

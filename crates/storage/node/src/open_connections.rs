@@ -2,40 +2,59 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use borealis_client::stream::Stream;
 use borealis_quorum::Promise;
 use borealis_types::{VolumeEpoch, WriterId, invariant};
 use borealis_wire::frame::frame_header;
 use borealis_wire::message::encode_message;
 use borealis_wire::{Refusal, Reply, SegmentProgress};
 
-/// Connections open at one time.
-const CONNECTIONS_MAX: usize = 256;
-/// Of these, ones whose caller has not said yet who it is: strangers cannot use up all places.
-const UNINTRODUCED_MAX: usize = 64;
+use crate::connections::places::{self, CONNECTIONS_MAX, Kind, Occupant, Verdict};
+
+/// A caller has this long to take what it is sent, and a second more for each megabyte: answers wait in memory.
+const SEND_MAX: Duration = Duration::from_secs(10);
+const SENT_BYTES_PER_SECOND: usize = 1 << 20;
 
 /// The sending half of a connection, shared with those who have something to say unasked.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: Mutex<TcpStream>,
-    address: SocketAddr,
+    stream: Mutex<Stream>,
+    /// Who it is for people: the process that called.
+    address: String,
     /// Set by a writer's introduction.
     writer: OnceLock<Promise>,
     is_introduced: AtomicBool,
+    accepted: Instant,
+    /// When its last whole request came, in milliseconds since it was accepted.
+    last_request_ms: AtomicU64,
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, address: SocketAddr) -> Connection {
+    pub(crate) fn new(stream: Stream, address: String) -> Connection {
         Connection {
             stream: Mutex::new(stream),
             address,
             writer: OnceLock::new(),
             is_introduced: AtomicBool::new(false),
+            accepted: Instant::now(),
+            last_request_ms: AtomicU64::new(0),
         }
+    }
+
+    /// Notes that a whole request came: the caller is at work.
+    pub(crate) fn note_request(&self) {
+        let since_ms = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_request_ms.store(since_ms, Ordering::Relaxed);
+    }
+
+    fn silent_for(&self) -> Duration {
+        let last = Duration::from_millis(self.last_request_ms.load(Ordering::Relaxed));
+        self.accepted.elapsed().saturating_sub(last)
     }
 
     /// Whether its caller has said who it is.
@@ -66,14 +85,14 @@ impl Connection {
         self.writer.get().is_some_and(|writer| writer.epoch < epoch)
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// Ends the connection; its thread notices at once.
     pub(crate) fn close(&self) {
         // An error means that it is closed already.
-        let _ = self.stream.lock().expect("nothing panics while it holds this lock").shutdown(Shutdown::Both);
+        let _ = self.stream.lock().expect("nothing panics while it holds this lock").shutdown();
     }
 
     /// Says unasked that SCLs of the writer who holds `promise` moved.
@@ -97,7 +116,22 @@ impl Connection {
     /// # Errors
     /// When the caller does not take them in time, or the connection is gone.
     pub(crate) fn send(&self, frames: &[u8]) -> io::Result<()> {
-        self.stream.lock().expect("nothing panics while it holds this lock").write_all(frames)
+        let mut stream = self.stream.lock().expect("nothing panics while it holds this lock");
+        let seconds = (frames.len() / SENT_BYTES_PER_SECOND) as u64;
+        let deadline = Instant::now() + SEND_MAX + Duration::from_secs(seconds);
+        let mut rest = frames;
+        while !rest.is_empty() {
+            match stream.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if !rest.is_empty() && Instant::now() > deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        stream.flush()
     }
 }
 
@@ -116,16 +150,46 @@ pub(crate) struct OpenConnections {
 #[derive(Debug, Default)]
 struct State {
     last_id: u64,
-    open: BTreeMap<u64, Arc<Connection>>,
+    open: BTreeMap<u64, Place>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// There was no place for another connection.
+#[derive(Debug)]
+struct Place {
+    connection: Arc<Connection>,
+    kind: Kind,
+    /// Another one has its place already; its thread is about to end.
+    is_given_up: bool,
+}
+
+/// There was no place for another connection of this kind.
 #[derive(Debug)]
 pub(crate) struct TooMany {
     pub(crate) open: usize,
-    /// Of these, ones whose caller has not introduced itself.
-    pub(crate) unintroduced: usize,
+    pub(crate) kind: Kind,
+}
+
+impl State {
+    /// Makes room for a connection of this kind.
+    fn make_room(&mut self, kind: Kind) -> Result<(), TooMany> {
+        let occupants = self
+            .open
+            .iter()
+            .filter(|(_, place)| !place.is_given_up)
+            .map(|(&id, place)| Occupant { id, kind: place.kind, silent_for: place.connection.silent_for() });
+        match places::find(kind, occupants) {
+            Verdict::Free => Ok(()),
+            Verdict::InsteadOf(id) => {
+                if let Some(place) = self.open.get_mut(&id) {
+                    tracing::debug!(address = %place.connection.address, ?kind, "a silent connection gives way");
+                    place.is_given_up = true;
+                    place.connection.close();
+                }
+                Ok(())
+            }
+            Verdict::Full => Err(TooMany { open: self.open.len(), kind }),
+        }
+    }
 }
 
 impl OpenConnections {
@@ -144,14 +208,14 @@ impl OpenConnections {
     pub(crate) fn list(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<Listed, TooMany> {
         let mut state = self.lock();
         state.threads.retain(|thread| !thread.is_finished());
-        let unintroduced = state.open.values().filter(|connection| !connection.is_introduced()).count();
-        let open = state.open.len();
-        if open >= CONNECTIONS_MAX || unintroduced >= UNINTRODUCED_MAX {
-            return Err(TooMany { open, unintroduced });
+        let kind = Kind::Stranger;
+        if state.open.len() >= CONNECTIONS_MAX {
+            return Err(TooMany { open: state.open.len(), kind });
         }
+        state.make_room(kind)?;
         state.last_id += 1;
         let id = state.last_id;
-        state.open.insert(id, Arc::clone(connection));
+        state.open.insert(id, Place { connection: Arc::clone(connection), kind, is_given_up: false });
         Ok(Listed { connections: Arc::clone(self), id })
     }
 
@@ -165,7 +229,8 @@ impl OpenConnections {
         if progress.is_empty() {
             return;
         }
-        let open: Vec<Arc<Connection>> = self.lock().open.values().cloned().collect();
+        let open: Vec<Arc<Connection>> =
+            self.lock().open.values().map(|place| Arc::clone(&place.connection)).collect();
         for connection in open {
             if connection.is_of_writer(promise) {
                 connection.push_progress(promise, progress);
@@ -176,8 +241,11 @@ impl OpenConnections {
     /// Tells every writer of an older epoch, unasked, that this node is promised to a newer one: it may have nothing to
     /// send, and would not hear of it. In a thread of its own, for a writer that does not read must not hold up a fence.
     pub(crate) fn tell_fenced(&self, promised: VolumeEpoch) {
-        let older = |connection: &&Arc<Connection>| connection.is_of_writer_before(promised);
-        let older: Vec<Arc<Connection>> = self.lock().open.values().filter(older).cloned().collect();
+        let state = self.lock();
+        let open = state.open.values().map(|place| &place.connection);
+        let older: Vec<Arc<Connection>> =
+            open.filter(|connection| connection.is_of_writer_before(promised)).cloned().collect();
+        drop(state);
         if older.is_empty() {
             return;
         }
@@ -199,8 +267,8 @@ impl OpenConnections {
     pub(crate) fn close_all(&self) {
         let threads = {
             let mut state = self.lock();
-            for connection in state.open.values() {
-                connection.close();
+            for place in state.open.values() {
+                place.connection.close();
             }
             std::mem::take(&mut state.threads)
         };
@@ -223,6 +291,19 @@ impl Listed {
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
+
+    /// Gives the connection a place among its own kind, now that it is known who calls.
+    ///
+    /// # Errors
+    /// [`TooMany`] when there is none.
+    pub(crate) fn introduce(&self, kind: Kind) -> Result<(), TooMany> {
+        let mut state = self.connections.lock();
+        state.make_room(kind)?;
+        if let Some(place) = state.open.get_mut(&self.id) {
+            place.kind = kind;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Listed {
@@ -244,13 +325,11 @@ impl Drop for Listed {
 mod tests {
     use super::*;
     use borealis_types::{GroupId, Lsn};
+    use std::os::unix::net::UnixStream;
 
-    fn connection() -> (Arc<Connection>, TcpStream) {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let caller = TcpStream::connect(address).unwrap();
-        let (stream, _) = listener.accept().unwrap();
-        (Arc::new(Connection::new(stream, address)), caller)
+    fn connection() -> (Arc<Connection>, UnixStream) {
+        let (stream, caller) = UnixStream::pair().unwrap();
+        (Arc::new(Connection::new(stream.into(), "a test".to_owned())), caller)
     }
 
     fn promise(epoch: u64, writer: u64) -> Promise {
@@ -281,6 +360,27 @@ mod tests {
         let (connection, _caller) = connection();
         connection.introduce(Some(promise(3, 7)));
         connection.introduce(Some(promise(4, 8)));
+    }
+
+    #[test]
+    fn a_silent_stranger_gives_way_to_the_next_caller() {
+        let connections = Arc::new(OpenConnections::default());
+        let mut there = Vec::new();
+        let refused = loop {
+            let (connection, caller) = connection();
+            match connections.list(&connection) {
+                Ok(listed) => there.push((listed, caller)),
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!((refused.open, there.len(), refused.kind), (64, 64, Kind::Stranger));
+        std::thread::sleep(Duration::from_millis(150));
+        let (newcomer, _caller) = connection();
+        let listed = connections.list(&newcomer).unwrap();
+        assert_eq!(io::Read::read(&mut there[0].1, &mut [0; 1]).unwrap(), 0, "the first was silent longest");
+        listed.introduce(Kind::Client).unwrap();
+        let (another, _caller) = connection();
+        drop(connections.list(&another).unwrap());
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -179,7 +179,7 @@ impl Alone {
 fn connect(config: &NodeConfig, caller: Caller) -> NodeClient {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        match NodeClient::connect(config.listen, VOLUME, config.node, caller, Timeouts::default()) {
+        match NodeClient::connect(&config.listen, VOLUME, config.node, caller, Timeouts::default()) {
             Ok(client) => return client,
             Err(error) => assert!(Instant::now() < deadline, "the node does not serve: {error}"),
         }
@@ -208,8 +208,8 @@ fn missing_descriptors_pass() {
     }
     let mut alone = Alone::start(r#"ulimit -n 80; exec "$0" node "$1""#, 0);
     // Strangers take every descriptor there is.
-    let strangers: Vec<TcpStream> =
-        (0..60).filter_map(|_| TcpStream::connect(alone.config().listen).ok()).collect();
+    let Endpoint::Unix(socket) = &alone.config().listen;
+    let strangers: Vec<UnixStream> = (0..60).filter_map(|_| UnixStream::connect(socket).ok()).collect();
     std::thread::sleep(Duration::from_millis(500));
     // More than may wait to be applied to pages, for which there is no descriptor now.
     let begun = Instant::now();
@@ -237,7 +237,7 @@ fn a_nearly_full_disk_passes() {
     alone.assert_hindered();
     // Not welcome, so that nothing is sent in vain; and reads go on.
     let error = NodeClient::connect(
-        alone.config().listen,
+        &alone.config().listen,
         VOLUME,
         alone.config().node,
         alone.writer.caller(),

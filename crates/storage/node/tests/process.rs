@@ -52,9 +52,13 @@ fn spawn(config: &NodeConfig) -> Child {
 }
 
 fn connect(config: &NodeConfig) -> NodeClient {
+    connect_as(config, Caller::Client)
+}
+
+fn connect_as(config: &NodeConfig, caller: Caller) -> NodeClient {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match NodeClient::connect(config.listen, VOLUME, config.node, Caller::Client, Timeouts::default()) {
+        match NodeClient::connect(&config.listen, VOLUME, config.node, caller, Timeouts::default()) {
             Ok(client) => return client,
             Err(error) => assert!(Instant::now() < deadline, "the node does not serve: {error}"),
         }
@@ -86,12 +90,12 @@ fn a_node_process_keeps_its_promises_through_every_kind_of_end() {
     });
 
     let child = spawn(&config);
-    connect(&config).fence(epoch, writer).unwrap();
+    connect_as(&config, Caller::Recovery).fence(epoch, writer).unwrap();
     signal(&child, Signal::SIGKILL);
     assert_eq!(ended(child).0, None);
 
     let child = spawn(&config);
-    let mut client = connect(&config);
+    let mut client = connect_as(&config, Caller::Recovery);
     assert_eq!(client.welcome()[0].promised_epoch, epoch, "the promise must outlive the process");
     client.install(epoch, writer, &history, &[]).unwrap();
     // A second process on the same folder is turned away and does no harm.

@@ -175,7 +175,7 @@ fn a_fenced_writer_is_refused_by_every_node() {
             other => panic!("node {index} answered a fenced writer with {other:?}"),
         }
         // An older epoch cannot be promised any more, either.
-        let refused = cluster.client(index).fence(old.epoch, WriterId(77)).unwrap_err();
+        let refused = cluster.connect(index, Caller::Recovery).fence(old.epoch, WriterId(77)).unwrap_err();
         assert!(matches!(refused.refusal(), Some(Refusal::Fenced(epoch)) if *epoch == new.epoch));
     }
     new.put_page(block(RELATION, 1), &image(2));
@@ -258,9 +258,9 @@ fn appends_that_wait_together_share_a_sync_and_are_answered_in_order() {
 fn only_a_writer_may_append() {
     let cluster = Cluster::start(1);
     let mut writer = Writer::first(&cluster);
-    writer.put_page(block(RELATION, 0), &image(0));
+    writer.put_meta(MetaKey::SmallFile("small".to_owned()), b"value");
     let batch = writer.take_batch();
-    for caller in [Caller::Client, Caller::Peer(cluster.configs[1].node)] {
+    for caller in [Caller::Client, Caller::Peer(cluster.configs[1].node), Caller::Recovery] {
         let mut client = cluster.connect(0, caller);
         assert!(matches!(client.append(&batch).unwrap_err().refusal(), Some(Refusal::Misuse(_))));
     }

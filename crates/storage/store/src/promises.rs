@@ -2,13 +2,13 @@
 
 use std::sync::PoisonError;
 
-use borealis_quorum::evidence::{Implausible, check_epoch, check_history};
+use borealis_quorum::evidence::{Implausible, check_history};
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, WriterId, invariant};
+use borealis_types::{EpochHistory, GroupId, WriterId, check_epoch, invariant};
 use borealis_wire::{GroupTail, Refusal, SegmentSummary};
 
 use crate::directory::encode;
-use crate::log::entry::EntryKind;
+use crate::log::entry::{EntryKind, PAYLOAD_BYTES_MAX};
 use crate::log::payload::{AdoptEntry, InstallEntry};
 use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
@@ -21,7 +21,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Refusal::Fenced`] when a segment is promised to a newer epoch, or to another writer of this one.
-    /// Nothing changes then.
+    /// [`Refusal::Misuse`] for an epoch out of bounds ([`check_epoch`]). Nothing changes then.
     pub fn fence(&self, promise: Promise) -> Result<Vec<SegmentSummary>, StoreError> {
         let (summaries, sequence) = {
             let mut state = self.lock_to_change()?;
@@ -32,7 +32,7 @@ impl Store {
                 return Err(Refusal::Fenced(newest.epoch).into());
             }
             let known = standing.clone().map(|standing| standing.epoch).max().unwrap_or_default();
-            check_epoch(known, promise.epoch).map_err(implausible)?;
+            check_epoch(known, promise.epoch).map_err(|error| implausible(error.into()))?;
             if standing.clone().any(|standing| standing != promise) {
                 let entry = encode(&promise);
                 self.reserve(&mut state, entry.len(), Purpose::Promise)?;
@@ -92,6 +92,12 @@ impl Store {
     }
 
     fn install_items(&self, items: Vec<InstallEntry>) -> Result<Vec<SegmentSummary>, StoreError> {
+        // All of them become one entry of the log, or fewer; one that the log does not hold would end the process.
+        let entry_bytes = encode(&items).len();
+        if entry_bytes > PAYLOAD_BYTES_MAX {
+            let what = format!("a history that takes {entry_bytes} bytes in all segments of the node");
+            return Err(Refusal::Misuse(what).into());
+        }
         let (summaries, sequence, failed) = {
             let mut state = self.lock_to_change()?;
             for item in &items {

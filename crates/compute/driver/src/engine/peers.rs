@@ -1,8 +1,8 @@
 //! The two connections to every storage node: opened, introduced, and given up.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use borealis_client::Endpoint;
 use borealis_client::handshake::{Introduction, kind_of};
 use borealis_client::polled::Connection;
 use borealis_compute::ship::{Greeted, UnexpectedAcknowledgement, greet};
@@ -66,7 +66,7 @@ pub(super) enum Line {
 
 #[derive(Debug)]
 pub(super) struct PeerLinks {
-    pub(super) address: SocketAddr,
+    pub(super) address: Endpoint,
     pub(super) groups: GroupSet,
     pub(super) append: Link,
     pub(super) read: Link,
@@ -306,8 +306,8 @@ impl Engine {
                     Link::Down { retry_at, pause } if *retry_at <= now => *pause,
                     _ => continue,
                 };
-                let address = self.peer(node).address;
-                let opened = Connection::open(address, self.poll.registry(), Engine::token(node, line));
+                let address = self.peer(node).address.clone();
+                let opened = Connection::open(&address, self.poll.registry(), Engine::token(node, line));
                 match opened {
                     Ok(mut connection) => {
                         connection.send(HELLO_ID, &self.introduction(node, line).hello());

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use borealis_driver::DriverError;
 use borealis_local::supervision::Ended;
+use borealis_spec::NodeConfig;
 
 /// Makes a new storage node's empty store.
 pub fn create_node(config: &Path) -> anyhow::Result<ExitCode> {
@@ -20,23 +21,36 @@ pub fn copy_node(config: &Path, from: &Path) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs a storage node until it is told to stop.
-pub fn node(config: &Path) -> anyhow::Result<ExitCode> {
-    let config = borealis_node::config::load(config)?;
-    let folder = config.directory.clone();
-    let result = borealis_node::run(config).map_err(anyhow::Error::from);
-    leave_reason(&folder, &result, false);
+pub fn node(config: &Path, user: Option<&str>) -> anyhow::Result<ExitCode> {
+    let mut config = borealis_node::config::load(config)?;
+    // Opened while it may be: the folder is root's, and the node's user writes nothing beside its store.
+    let place = Ended::reserve(&config.directory);
+    let result = run_as(user, &mut config);
+    leave_reason(&result, false, |ended| place?.write(ended));
     result.map(|()| ExitCode::SUCCESS)
+}
+
+fn run_as(user: Option<&str>, config: &mut NodeConfig) -> anyhow::Result<()> {
+    let _held = match user {
+        Some(user) => Some(borealis_node::privileges::become_user(user, config)?),
+        None => None,
+    };
+    Ok(borealis_node::run(config.clone())?)
 }
 
 /// Leaves in the part's folder why it ended, for whoever wonders, and for the supervisor, who starts it again if that may
 /// help.
-fn leave_reason(folder: &Path, result: &anyhow::Result<()>, is_final: bool) {
+fn leave_reason(
+    result: &anyhow::Result<()>,
+    is_final: bool,
+    save: impl FnOnce(&Ended) -> std::io::Result<()>,
+) {
     let ended = match result {
         Ok(()) => Ended { is_final: true, reason: "it was told to stop".to_owned() },
         Err(error) => Ended { is_final, reason: crate::in_words(error) },
     };
-    if let Err(error) = ended.save(folder) {
-        eprintln!("borealis: cannot note the reason in {}: {error}", folder.display());
+    if let Err(error) = save(&ended) {
+        eprintln!("borealis: cannot note the reason: {error}");
     }
 }
 
@@ -53,7 +67,7 @@ pub fn driver(config: &Path) -> anyhow::Result<ExitCode> {
             Some(DriverError::Fenced(_) | DriverError::Refused(_) | DriverError::Shim(_))
         )
     });
-    leave_reason(&folder, &result, is_final);
+    leave_reason(&result, is_final, |ended| ended.save(&folder));
     let Err(error) = result else { return Ok(ExitCode::SUCCESS) };
     if is_final {
         // Whoever wonders why the server stopped looks into its own log first.

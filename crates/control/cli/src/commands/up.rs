@@ -71,7 +71,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     let instance = cluster.instance(WRITER)?;
     if OperatingSystemUser::choose(instance.postgres_user.as_deref())?.switch {
         eprintln!(
-            "running as root: PostgreSQL runs as the system user `{}`",
+            "running as root: PostgreSQL and the storage nodes run as the system user `{}`",
             instance.postgres_user.as_deref().unwrap_or("postgres")
         );
     }
@@ -309,9 +309,6 @@ fn reopen(
     cluster.clear_the_way(WRITER)?;
     require_free_port(port)?;
     cluster.catalog.save(cluster.directory())?;
-    if !cluster.anything_runs() {
-        cluster.renew_taken_addresses()?;
-    }
     Ok(Prepared { cluster, lock, earlier_catalog })
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::segment::Source;
 use crate::{ChainLink, Promise};
-use borealis_types::{EpochOpening, GroupId, RecordSpan, ServerVersion, WriterId};
+use borealis_types::{EPOCH_STEP_MAX, EpochOpening, GroupId, RecordSpan, ServerVersion, WriterId};
 
 const OWN: NodeId = NodeId(0);
 

@@ -185,7 +185,7 @@ impl Exchanges<'_> {
             None => {
                 let caller = Caller::Peer(self.parts.node);
                 let mut client = NodeClient::connect(
-                    self.peer.address,
+                    &self.peer.address,
                     self.parts.volume,
                     self.peer.node,
                     caller,

@@ -197,7 +197,7 @@ impl Peers<'_> {
             Some(client) => client,
             None => {
                 let caller = Caller::Peer(self.mender.node);
-                NodeClient::connect(peer.address, self.mender.volume, peer.node, caller, TIMEOUTS)?
+                NodeClient::connect(&peer.address, self.mender.volume, peer.node, caller, TIMEOUTS)?
             }
         };
         let answer = question(&mut client);

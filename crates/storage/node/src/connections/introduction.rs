@@ -1,30 +1,31 @@
 //! The first frame of a connection: who calls, and whether this is the node that is meant.
 
 use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use borealis_client::handshake::judge_hello;
+use borealis_client::stream::Stream;
 use borealis_quorum::Promise;
 use borealis_store::Store;
-use borealis_types::{NodeId, VolumeId};
+use borealis_types::{NodeId, VolumeId, WriterId};
 use borealis_wire::frame::MAX_PAYLOAD_BYTES;
 use borealis_wire::message::decode_payload;
-use borealis_wire::{Caller, FrameError, Payload, Reply, Request};
+use borealis_wire::roles::{HELLO_LIMIT_BYTES, REQUEST_LIMIT_BYTES};
+use borealis_wire::{Caller, FrameError, Payload, Refusal, Reply, Request};
 
 use super::ended::Ended;
+use super::places::Kind;
 use super::receiver::Receiver;
 use super::session::push_reply;
-use crate::open_connections::Connection;
+use crate::line_throttle::LineThrottle;
+use crate::open_connections::{Connection, Listed, TooMany};
 use crate::refusals::Refusals;
 use crate::standing::Standing;
 
 /// A caller that has not introduced itself by then is disconnected, however it drips its bytes.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Larger introductions are refused before they are received.
-const HELLO_LIMIT_BYTES: usize = 1 << 10;
-/// A frame that stops in the middle for this long breaks the connection.
+/// A frame that stops in the middle for this long breaks the connection; the whole of it has a limit of its own.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 /// A caller that does not take its replies for this long is disconnected.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,15 +38,30 @@ const CHUNK_BYTES: usize = 16 << 10;
 pub(crate) struct Host {
     pub(crate) volume: VolumeId,
     pub(crate) node: NodeId,
+    /// The other nodes of the volume; nobody else is a peer.
+    pub(crate) peers: Vec<NodeId>,
     pub(crate) store: Arc<Store>,
     pub(crate) refusals: Arc<Refusals>,
+    pub(crate) mistaken_lines: LineThrottle,
     pub(crate) standing: Arc<Standing>,
 }
 
 impl Host {
     fn answer(&self, hello: (u16, VolumeId, NodeId), caller: Caller) -> Reply {
         if let Err(refusal) = judge_hello(hello, self.volume, self.node) {
+            if refusal == Refusal::Identity
+                && let Some(suppressed) = self.mistaken_lines.admit()
+            {
+                // Told here and not to the caller, who may be anyone.
+                let (_, volume, node) = hello;
+                tracing::warn!(%volume, %node, suppressed, "a caller meant another node than this one");
+            }
             return Reply::Refused(refusal);
+        }
+        if let Caller::Peer(peer) = caller
+            && !self.peers.contains(&peer)
+        {
+            return Reply::Refused(Refusal::Misuse(format!("node {peer} is no peer of this node")));
         }
         // Whoever comes now counts on what this node says that it has.
         if !matches!(caller, Caller::Peer(_)) {
@@ -66,14 +82,35 @@ impl Host {
     }
 }
 
+/// Whether a caller is the writer that this node promised its epoch to, in any of its segments. A promise learned from a
+/// peer does not name the writer; then it is whoever comes in that epoch, as for appends.
+pub(super) fn holds_promise(store: &Store, caller: &Caller) -> bool {
+    let Caller::Writer { epoch, writer } = *caller else { return false };
+    let is_it = |standing: Promise| {
+        standing.epoch == epoch && (standing.writer == writer || standing.writer == WriterId(0))
+    };
+    let mut groups = store.identity().groups.iter();
+    groups.any(|&group| store.with_segment(group, |segment| is_it(segment.promise())).unwrap_or(false))
+}
+
+/// The kind of places that a caller belongs to.
+fn kind_of(store: &Store, caller: &Caller) -> Kind {
+    match caller {
+        Caller::Writer { .. } if holds_promise(store, caller) => Kind::PromisedWriter,
+        Caller::Writer { .. } | Caller::Recovery => Kind::OtherWriter,
+        Caller::Client => Kind::Client,
+        Caller::Peer(node) => Kind::Peer(*node),
+    }
+}
+
 /// Waits for the `Hello` and answers it; returns who calls, and what its requests are received with. `None` when the
 /// caller was refused or said nothing.
 pub(super) fn introduce(
     host: &Host,
     connection: &Connection,
-    stream: TcpStream,
+    listed: &Listed,
+    stream: Stream,
 ) -> Result<Option<(Caller, Receiver)>, Ended> {
-    stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let mut receiver = Receiver::new(stream, HELLO_LIMIT_BYTES, HELLO_LIMIT_BYTES);
     let frame = match receiver.frame_before(Instant::now() + HELLO_TIMEOUT) {
@@ -94,19 +131,29 @@ pub(super) fn introduce(
     let Request::Hello { protocol, volume, node, caller } = hello else {
         return Err(Ended::Garbage("a request before the introduction".to_owned()));
     };
-    let reply = host.answer((protocol, volume, node), caller);
+    let mut reply = host.answer((protocol, volume, node), caller);
+    if matches!(reply, Reply::Welcome { .. })
+        && let Err(TooMany { open, kind }) = listed.introduce(kind_of(&host.store, &caller))
+    {
+        let what = format!("all places for {kind:?} are taken by callers at work; {open} are connected");
+        reply = Reply::Refused(Refusal::Busy(what));
+    }
     let mut frames = Vec::new();
     push_reply(&mut frames, request_id, &reply);
     connection.send(&frames)?;
     if !matches!(reply, Reply::Welcome { .. }) {
         return Ok(None);
     }
-    let (writer, chunk_bytes) = match caller {
-        Caller::Writer { epoch, writer } => (Some(Promise { epoch, writer }), WRITER_CHUNK_BYTES),
-        Caller::Client | Caller::Peer(_) => (None, CHUNK_BYTES),
+    let (writer, chunk_bytes, limit_bytes) = match caller {
+        Caller::Writer { epoch, writer } => {
+            (Some(Promise { epoch, writer }), WRITER_CHUNK_BYTES, MAX_PAYLOAD_BYTES)
+        }
+        Caller::Recovery => (None, CHUNK_BYTES, MAX_PAYLOAD_BYTES),
+        Caller::Client | Caller::Peer(_) => (None, CHUNK_BYTES, REQUEST_LIMIT_BYTES),
     };
     connection.introduce(writer);
-    receiver.set_limits(chunk_bytes, MAX_PAYLOAD_BYTES);
+    // What each request may take is judged when it begins to arrive, see `Session::run`.
+    receiver.set_limits(chunk_bytes, limit_bytes);
     receiver.set_timeout(FRAME_TIMEOUT)?;
     Ok(Some((caller, receiver)))
 }

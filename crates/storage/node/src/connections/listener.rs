@@ -1,26 +1,34 @@
 //! Accepts connections and gives each a thread.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use borealis_client::stream::Stream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Uid;
 
 use super::appends::{AppendPath, Appends};
 use super::ended::Ended;
+use super::frame_memory::FrameMemory;
 use super::introduction::{Host, introduce};
 use super::requests::Requests;
 use super::session::Session;
 use crate::line_throttle::LineThrottle;
 use crate::metrics::{Metrics, add};
-use crate::open_connections::{Connection, OpenConnections, TooMany};
+use crate::open_connections::{Connection, Listed, OpenConnections, TooMany};
 
 /// After the system could not accept (no descriptors left), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether a process of user `caller` may speak to a node of user `own`: the node's own user, and root, who could be
+/// any user. The folder of the sockets keeps others out already; this holds if somebody opens it.
+fn may_call(caller: Uid, own: Uid) -> bool {
+    caller == own || caller.is_root()
+}
 
 /// Accepts callers, and serves them.
 #[derive(Debug)]
@@ -30,13 +38,15 @@ pub(crate) struct Listener {
     pub(crate) append_path: AppendPath,
     pub(crate) connections: Arc<OpenConnections>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) frame_memory: FrameMemory,
+    pub(crate) strangers_lines: LineThrottle,
     pub(crate) garbage_lines: LineThrottle,
     pub(crate) refused_lines: LineThrottle,
 }
 
 impl Listener {
     /// Accepts connections until `stop` becomes readable or its other end closes.
-    pub(crate) fn accept_until(self: &Arc<Self>, listener: &TcpListener, stop: &UnixStream) {
+    pub(crate) fn accept_until(self: &Arc<Self>, listener: &UnixListener, stop: &UnixStream) {
         loop {
             let mut ready = [
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
@@ -49,7 +59,7 @@ impl Listener {
                 return;
             }
             match listener.accept() {
-                Ok((stream, address)) => self.admit(stream, address),
+                Ok((stream, _)) => self.admit(stream),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     if let Some(suppressed) = self.refused_lines.admit() {
@@ -61,20 +71,35 @@ impl Listener {
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) {
-        let prepared = stream
-            .set_nonblocking(false)
-            // A caller that vanished without a word is noticed within hours, not never.
-            .and_then(|()| Ok(setsockopt(&stream, sockopt::KeepAlive, &true)?))
-            .and_then(|()| stream.try_clone());
-        let Ok(sending) = prepared else { return };
+    fn admit(self: &Arc<Self>, socket: UnixStream) {
+        let Ok(caller) = getsockopt(&socket, sockopt::PeerCredentials) else { return };
+        if !may_call(Uid::from_raw(caller.uid()), Uid::effective()) {
+            add(&self.metrics.strangers_refused, 1);
+            if let Some(suppressed) = self.strangers_lines.admit() {
+                let (process, user) = (caller.pid(), caller.uid());
+                tracing::warn!(
+                    process,
+                    user,
+                    suppressed,
+                    "a process of another user called and was not answered"
+                );
+            }
+            return;
+        }
+        let address = format!("process {}", caller.pid());
+        let prepared = socket.set_nonblocking(false).and_then(|()| {
+            let stream = Stream::from(socket);
+            Ok((stream.try_clone()?, stream))
+        });
+        let Ok((sending, stream)) = prepared else { return };
         let connection = Arc::new(Connection::new(sending, address));
         let listed = match self.connections.list(&connection) {
             Ok(listed) => listed,
-            Err(TooMany { open, unintroduced }) => {
+            Err(TooMany { open, .. }) => {
                 add(&self.metrics.connections_refused, 1);
                 if let Some(suppressed) = self.refused_lines.admit() {
-                    tracing::warn!(%address, open, unintroduced, suppressed, "too many connections: one was closed");
+                    let address = connection.address();
+                    tracing::warn!(address, open, suppressed, "too many connections: one was closed");
                 }
                 return;
             }
@@ -82,9 +107,8 @@ impl Listener {
         add(&self.metrics.connections_accepted, 1);
         let listener = Arc::clone(self);
         let spawned = thread::Builder::new().name(format!("connection-{}", listed.id())).spawn(move || {
-            // Given up when the thread ends, also by a panic.
-            let _listed = listed;
-            listener.serve(&connection, stream);
+            // The place is given up when the thread ends, also by a panic.
+            listener.serve(&connection, &listed, stream);
         });
         match spawned {
             Ok(thread) => self.connections.keep_thread(thread),
@@ -93,14 +117,16 @@ impl Listener {
     }
 
     /// Serves a connection until either side ends it.
-    fn serve(&self, connection: &Connection, stream: TcpStream) {
-        let result = introduce(&self.host, connection, stream).and_then(|introduced| match introduced {
-            Some((caller, mut receiver)) => {
-                let appends = Appends::new(&self.append_path, caller);
-                Session::new(&self.requests, appends, connection).run(&mut receiver)
-            }
-            None => Ok(()),
-        });
+    fn serve(&self, connection: &Connection, listed: &Listed, stream: Stream) {
+        let result =
+            introduce(&self.host, connection, listed, stream).and_then(|introduced| match introduced {
+                Some((caller, mut receiver)) => {
+                    let appends = Appends::new(&self.append_path, caller);
+                    Session::new(caller, &self.frame_memory, &self.requests, appends, connection)
+                        .run(&mut receiver)
+                }
+                None => Ok(()),
+            });
         match result {
             Ok(()) => {}
             Err(Ended::Io(error)) => {
@@ -114,5 +140,17 @@ impl Listener {
             }
         }
         connection.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_answers_its_own_user_and_root() {
+        let (own, other, root) = (Uid::from_raw(26), Uid::from_raw(27), Uid::from_raw(0));
+        assert!(may_call(own, own) && may_call(root, own) && may_call(root, root));
+        assert!(!may_call(other, own) && !may_call(other, root));
     }
 }

@@ -7,8 +7,9 @@ use borealis_client::blocking::{MAX_LIST_ENTRIES, MAX_SLRU_PAGES};
 use borealis_quorum::Promise;
 use borealis_store::{Store, StoreError};
 use borealis_types::{AvailabilityZone, NodeId};
-use borealis_wire::{NodeStatus, Refusal, Reply, Request};
+use borealis_wire::{Caller, NodeStatus, Refusal, Reply, Request};
 
+use super::large_answers::LargeAnswers;
 use crate::catch_up::Known;
 use crate::metrics::{Metrics, add};
 use crate::open_connections::OpenConnections;
@@ -29,13 +30,19 @@ pub(crate) struct Requests {
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) connections: Arc<OpenConnections>,
     pub(crate) known: Arc<Known>,
+    pub(crate) large_answers: LargeAnswers,
     pub(crate) standing: Arc<Standing>,
 }
 
 impl Requests {
-    pub(crate) fn answer(&self, request: Request) -> Reply {
+    pub(crate) fn answer(&self, caller: &Caller, request: Request) -> Reply {
         add(&self.metrics.requests, 1);
-        let reply = self.try_answer(request).unwrap_or_else(Reply::Refused);
+        let reply = if request.kind().is_allowed(caller) {
+            self.try_answer(request).unwrap_or_else(Reply::Refused)
+        } else {
+            let what = "only a writer or a recovery may ask this; say so in the introduction";
+            Reply::Refused(Refusal::Misuse(what.to_owned()))
+        };
         if matches!(reply, Reply::Refused(_)) {
             add(&self.metrics.requests_refused, 1);
         }

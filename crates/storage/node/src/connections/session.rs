@@ -6,10 +6,12 @@ use std::time::Instant;
 use borealis_types::invariant;
 use borealis_wire::frame::MAX_PAYLOAD_BYTES;
 use borealis_wire::message::{decode_payload, encode_message};
-use borealis_wire::{Payload, Refusal, Reply, Request};
+use borealis_wire::{Caller, Payload, Refusal, Reply, Request, roles};
 
 use super::appends::Appends;
 use super::ended::Ended;
+use super::frame_memory::FrameMemory;
+use super::introduction::holds_promise;
 use super::receiver::{Fill, Receiver};
 use super::requests::Requests;
 use crate::open_connections::{Connection, push_frame};
@@ -19,6 +21,8 @@ const REPLY_GATHER_BYTES: usize = 128 << 10;
 
 /// The requests of one introduced caller.
 pub(super) struct Session<'a> {
+    caller: Caller,
+    memory: &'a FrameMemory,
     requests: &'a Requests,
     appends: Appends<'a>,
     connection: &'a Connection,
@@ -28,19 +32,24 @@ pub(super) struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub(super) fn new(
+        caller: Caller,
+        memory: &'a FrameMemory,
         requests: &'a Requests,
         appends: Appends<'a>,
         connection: &'a Connection,
     ) -> Session<'a> {
         invariant!("served-after-introduction", connection.is_introduced(), "{}", connection.address());
-        Session { requests, appends, connection, out: Vec::new() }
+        Session { caller, memory, requests, appends, connection, out: Vec::new() }
     }
 
     /// Serves the caller until either side ends the connection.
     pub(super) fn run(&mut self, receiver: &mut Receiver) -> Result<(), Ended> {
         loop {
+            self.judge(receiver)?;
             while let Some(payload) = receiver.next_frame()? {
                 self.handle(payload)?;
+                receiver.handled();
+                self.judge(receiver)?;
             }
             if !self.appends.is_empty() && !self.appends.is_full() {
                 match receiver.poll()? {
@@ -64,8 +73,27 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Judges the frame that is being received before the rest of it is.
+    fn judge(&self, receiver: &mut Receiver) -> Result<(), Ended> {
+        let (caller, store) = (&self.caller, &*self.requests.store);
+        receiver.judge(
+            roles::JUDGED_BYTES,
+            self.memory,
+            &|| holds_promise(store, caller),
+            &mut |length, begin| {
+                // The promise is asked for only if it matters: it takes the store's lock.
+                if roles::judge(caller, false, length, begin).is_ok() {
+                    return Ok(());
+                }
+                roles::judge(caller, holds_promise(store, caller), length, begin)
+                    .map_err(|error| error.to_string())
+            },
+        )
+    }
+
     fn handle(&mut self, payload: &[u8]) -> Result<(), Ended> {
         let received = Instant::now();
+        self.connection.note_request();
         match decode_payload::<Request>(payload) {
             Ok(Payload::Append { request_id, batch }) => {
                 self.appends.take(request_id, batch, received);
@@ -76,13 +104,29 @@ impl<'a> Session<'a> {
             Ok(Payload::Message { request_id, message }) => {
                 self.finish_appends()?;
                 self.appends.assert_none_pending();
-                push_reply(&mut self.out, request_id, &self.requests.answer(message));
+                self.answer(request_id, message)?;
             }
             Err(error) => return Err(Ended::Garbage(error.to_string())),
         }
         if self.out.len() >= REPLY_GATHER_BYTES {
             self.send_replies()?;
         }
+        Ok(())
+    }
+
+    fn answer(&mut self, request_id: u64, request: Request) -> Result<(), Ended> {
+        if !request.kind().has_large_answer() {
+            push_reply(&mut self.out, request_id, &self.requests.answer(&self.caller, request));
+            return Ok(());
+        }
+        let Some(_turn) = self.requests.large_answers.turn(&self.caller) else {
+            let busy = Refusal::Busy("too many large answers are under way; ask again".to_owned());
+            push_reply(&mut self.out, request_id, &Reply::Refused(busy));
+            return Ok(());
+        };
+        push_reply(&mut self.out, request_id, &self.requests.answer(&self.caller, request));
+        // The turn lasts until the answer is no longer in memory.
+        self.send_replies()?;
         Ok(())
     }
 

@@ -1,15 +1,18 @@
 //! Defects that are planted into the order of things on a connection, and noticed.
 
-use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
+use borealis_client::stream::Stream;
 use borealis_spec::{Membership, NodeConfig};
 use borealis_store::{Identity, Options, Store};
 use borealis_types::{AvailabilityZone, NodeId, Placement, PostgresVersion, VolumeId};
 use borealis_wire::{Caller, Refusal, Reply};
 
 use super::appends::{AppendPath, Appends};
+use super::frame_memory::FrameMemory;
+use super::large_answers::LargeAnswers;
 use super::receiver::{Fill, Receiver};
 use super::requests::Requests;
 use super::session::Session;
@@ -31,7 +34,7 @@ fn parts() -> Parts {
     let folder = tempfile::tempdir().unwrap();
     let (volume, node, zone) = (VolumeId(1), NodeId(1), AvailabilityZone("az1".to_owned()));
     let placement = Placement::new(1).unwrap();
-    let address = "127.0.0.1:1".parse().unwrap();
+    let address = "/nowhere/1".parse().unwrap();
     let mut config =
         NodeConfig::new(folder.path().to_owned(), volume, node, zone.clone(), 1, address, placement);
     config.groups = Membership::everyone_has_everything(placement, &[node]);
@@ -58,6 +61,7 @@ fn parts() -> Parts {
         connections: Arc::new(OpenConnections::default()),
         known: known.clone(),
         standing: Arc::new(Standing::new(store.clone(), std::iter::empty())),
+        large_answers: LargeAnswers::default(),
     };
     Parts {
         _folder: folder,
@@ -67,10 +71,9 @@ fn parts() -> Parts {
 }
 
 /// Both ends of a connection.
-fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (listener.accept().unwrap().0, caller)
+fn pair() -> (Stream, UnixStream) {
+    let (stream, caller) = UnixStream::pair().unwrap();
+    (stream.into(), caller)
 }
 
 #[test]
@@ -102,9 +105,10 @@ fn a_request_does_not_overtake_an_append() {
 fn a_stranger_is_not_served() {
     let parts = parts();
     let (stream, _caller) = pair();
-    let connection = Connection::new(stream, "127.0.0.1:1".parse().unwrap());
+    let connection = Connection::new(stream, "a test".to_owned());
     let appends = Appends::new(&parts.append_path, Caller::Client);
-    let _ = Session::new(&parts.requests, appends, &connection);
+    let memory = FrameMemory::default();
+    let _ = Session::new(Caller::Client, &memory, &parts.requests, appends, &connection);
 }
 
 #[test]

@@ -4,12 +4,12 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use borealis_client::{NodeClient, Timeouts, verify};
 use borealis_node::Node;
-use borealis_spec::{Membership, NodeAddress, NodeConfig};
+use borealis_spec::{Endpoint, Membership, NodeAddress, NodeConfig};
 use borealis_types::{
     AvailabilityZone, BlockKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, META_GROUP, MetaKey, NodeId,
     PageBytes, PageKey, Placement, RecordSpan, RelationFork, RelationLocator, ServerVersion, VolumeEpoch,
@@ -30,12 +30,6 @@ pub struct Cluster {
     pub nodes: Vec<Option<Node>>,
 }
 
-/// Addresses nobody listens on just now.
-fn free_addresses(count: usize) -> Vec<SocketAddr> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap()).collect()
-}
-
 impl Cluster {
     /// Makes and starts six nodes.
     pub fn start(group_count: u16) -> Cluster {
@@ -50,7 +44,7 @@ impl Cluster {
     pub fn create(group_count: u16) -> Cluster {
         let directory = tempfile::tempdir().unwrap();
         let placement = Placement::new(group_count).unwrap();
-        let addresses = free_addresses(NODE_COUNT);
+        let endpoint = |index: usize| Endpoint::Unix(directory.path().join(format!("socket-{}", index + 1)));
         let zone = |index: usize| AvailabilityZone(format!("az{}", index / 2 + 1));
         let configs: Vec<NodeConfig> = (0..NODE_COUNT)
             .map(|index| {
@@ -60,7 +54,7 @@ impl Cluster {
                     NodeId(index as u16 + 1),
                     zone(index),
                     0x1000 + index as u128,
-                    addresses[index],
+                    endpoint(index),
                     placement,
                 );
                 config.memory_limit_bytes = 64 << 20;
@@ -69,7 +63,7 @@ impl Cluster {
                     .map(|peer| NodeAddress {
                         node: NodeId(peer as u16 + 1),
                         zone: zone(peer),
-                        address: addresses[peer],
+                        address: endpoint(peer),
                     })
                     .collect();
                 let everyone: Vec<NodeId> = (1..=NODE_COUNT as u16).map(NodeId).collect();
@@ -95,8 +89,14 @@ impl Cluster {
         self.nodes[index].as_ref().expect("the node runs")
     }
 
-    pub fn address(&self, index: usize) -> SocketAddr {
-        self.configs[index].listen
+    pub fn address(&self, index: usize) -> &Endpoint {
+        &self.configs[index].listen
+    }
+
+    /// A connection on which nothing was said.
+    pub fn socket(&self, index: usize) -> UnixStream {
+        let Endpoint::Unix(path) = self.address(index);
+        UnixStream::connect(path).unwrap()
     }
 
     pub fn connect(&self, index: usize, caller: Caller) -> NodeClient {
@@ -126,7 +126,7 @@ impl Cluster {
     pub fn verify_target(&self) -> verify::Target {
         verify::Target {
             volume: VOLUME,
-            nodes: self.configs.iter().map(|config| (config.node, config.listen)).collect(),
+            nodes: self.configs.iter().map(|config| (config.node, config.listen.clone())).collect(),
             groups: self.configs[0].groups.clone(),
             placement: self.placement,
             lsn: None,
@@ -221,7 +221,7 @@ impl Writer {
         });
         let running: Vec<usize> = (0..NODE_COUNT).filter(|index| cluster.nodes[*index].is_some()).collect();
         for &index in &running {
-            cluster.client(index).fence(self.epoch, self.writer).unwrap();
+            cluster.connect(index, Caller::Recovery).fence(self.epoch, self.writer).unwrap();
         }
         for &index in &running {
             self.install(cluster, index);
@@ -231,7 +231,7 @@ impl Writer {
     }
 
     pub fn install(&self, cluster: &Cluster, index: usize) {
-        let mut client = cluster.client(index);
+        let mut client = cluster.connect(index, Caller::Recovery);
         client.install(self.epoch, self.writer, &self.history, &self.durable_tails).unwrap();
     }
 

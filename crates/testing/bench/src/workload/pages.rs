@@ -13,13 +13,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use borealis_client::{NodeClient, Timeouts};
+use borealis_client::{Endpoint, NodeClient, Timeouts};
 use borealis_store::{Options, Policy, Store};
 use borealis_types::{
     BlockKey, Fork, GroupId, Lsn, NodeId, PAGE_SIZE, PageKey, Placement, RelationFork, RelationLocator,
@@ -231,9 +231,9 @@ impl Node {
         let placement = u16::try_from(groups).ok().and_then(Placement::new).context("too many groups")?;
         let nodes = status["nodes"].as_array().context("status lists no nodes")?;
         let node = nodes.iter().find(|node| node["id"] == NODE.0).context("status does not list the node")?;
-        let address: SocketAddr = node["address"].as_str().context("the node has no address")?.parse()?;
+        let address: Endpoint = node["address"].as_str().context("the node has no address")?.parse()?;
         let process = node["pid"].as_u64().context("the node does not run")?;
-        let client = NodeClient::connect(address, volume, NODE, Caller::Client, Timeouts::default())?;
+        let client = NodeClient::connect(&address, volume, NODE, Caller::Client, Timeouts::default())?;
         Ok(Node { client, placement, process, lsn: Lsn::ZERO })
     }
 

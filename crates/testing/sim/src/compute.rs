@@ -137,10 +137,6 @@ impl Compute {
             Role::Recovering(recovery) => {
                 let event = match message {
                     Message::Fenced(promised_before, summaries) => {
-                        let promised_before = match self.defect {
-                            Defect::RecoveryIgnoresPromises => self.promise.epoch,
-                            _ => promised_before,
-                        };
                         Event::Fenced { node, promised_before, summaries }
                     }
                     Message::Refused(current) => Event::Refused { node, current },

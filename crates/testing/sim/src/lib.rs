@@ -77,8 +77,6 @@ pub enum Defect {
     HistoryOnOneWord,
     /// A node takes a durable point for true that a single peer claims.
     DurableOnOneWord,
-    /// A recovery does not ask whether anybody was ever promised the epoch of a history that one member has.
-    RecoveryIgnoresPromises,
     /// A writer ends when the first node refuses it because of a newer promise.
     EndsAtFirstRefusal,
     /// A writer takes one node's word that another has replaced it.

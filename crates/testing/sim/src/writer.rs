@@ -62,7 +62,7 @@ const CONFIRM_BIT: u64 = 1 << 62;
 /// How long an instance shows what it has without a read quorum's word that it has no successor.
 pub const LEASE: Duration = Duration::from_millis(700);
 /// How long newer promises may take its write quorum away.
-const OUTVOTED: Duration = Duration::from_millis(400);
+const OUTVOTED: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {

@@ -114,7 +114,6 @@ fn every_deliberate_defect_is_caught() {
         (Defect::NewestReleaseForAll, 20, "as release"),
         (Defect::HistoryOnOneWord, 50, ""),
         (Defect::DurableOnOneWord, 50, ""),
-        (Defect::RecoveryIgnoresPromises, 400, ""),
         (Defect::EndsAtFirstRefusal, 50, "nodes left to it"),
         (Defect::ReplacedOnOneWord, 50, "ended as replaced"),
         (Defect::LeaseIgnored, 400, "goes on, though"),

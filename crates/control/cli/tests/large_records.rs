@@ -130,8 +130,8 @@ fn messages_of_any_length_are_shipped_while_others_go_on() {
         assert!(selects.1 < 5000, "a select took {} ms beside a message of {mib} MiB", selects.1);
     }
     let (driver, nodes) = peaks(&cluster);
-    assert!(driver < 400, "the driver had {driver} MiB\n{}", cluster.logs());
-    assert!(nodes.iter().all(|node| *node < 400), "the nodes had {nodes:?} MiB");
+    assert!(driver < 160, "the driver had {driver} MiB\n{}", cluster.logs());
+    assert!(nodes.iter().all(|node| *node < 256), "the nodes had {nodes:?} MiB");
     let rows: i64 = client.query_one("SELECT count(*) FROM t", &[]).expect("rows").get(0);
     assert_eq!(rows, 7);
     // The next start reads what is there.

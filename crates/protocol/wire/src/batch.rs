@@ -193,6 +193,9 @@ impl BatchBuilder {
     }
 }
 
+/// Where a record stands, what part of one it is, and its bytes.
+pub type PlacedBytes<'a> = (RecordSpan, RecordForm, &'a [u8]);
+
 /// Reads a batch in place.
 #[derive(Clone, Debug)]
 pub struct BatchReader<'a> {
@@ -227,10 +230,7 @@ impl<'a> BatchReader<'a> {
     ///
     /// # Errors
     /// When the record is malformed; nothing more is read then.
-    pub fn next_into(
-        &mut self,
-        links: &mut Vec<GroupLink>,
-    ) -> Option<Result<(RecordSpan, RecordForm, &'a [u8]), BatchError>> {
+    pub fn next_into(&mut self, links: &mut Vec<GroupLink>) -> Option<Result<PlacedBytes<'a>, BatchError>> {
         if self.failed || self.rest.is_empty() {
             return None;
         }
@@ -239,10 +239,7 @@ impl<'a> BatchReader<'a> {
         Some(record)
     }
 
-    fn read_record(
-        &mut self,
-        links: &mut Vec<GroupLink>,
-    ) -> Result<(RecordSpan, RecordForm, &'a [u8]), BatchError> {
+    fn read_record(&mut self, links: &mut Vec<GroupLink>) -> Result<PlacedBytes<'a>, BatchError> {
         let (header, mut rest): (RecordHeader, _) =
             postcard::take_from_bytes(self.rest).map_err(|_| BatchError("record header"))?;
         let start = Lsn(self.last_end.0.wrapping_add(header.start_delta as u64));

@@ -46,9 +46,6 @@ struct World {
 
 impl World {
     fn apply(&mut self, record: &Written, writer: &Writer) {
-        if !record.form.part.ends_record() {
-            return;
-        }
         let lsn = record.span.end;
         let placement = writer.placement;
         let value =
@@ -258,9 +255,11 @@ impl Run {
                 self.writer.cut_last(2 + self.random.below(4) as usize);
                 self.coverage.cut_records += 1;
             }
-            for record in self.writer.records[before..].to_vec() {
+            for record in self.writer.records[before..].iter().cloned() {
                 let mut world = self.versions.last().map_or_else(World::default, |(_, world)| world.clone());
-                world.apply(&record, &self.writer);
+                if record.form.part.ends_record() {
+                    world.apply(&record, &self.writer);
+                }
                 self.versions.push((record.span.end, world));
                 self.delayed.push(record);
             }

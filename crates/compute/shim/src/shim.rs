@@ -18,6 +18,8 @@ pub(crate) struct Shim {
     /// zero in a stand-alone server. Never null.
     postmaster_pid: *const c_int,
     insert_position: Option<InsertPosition>,
+    /// PostgreSQL's function `ForceSyncCommit`.
+    force_sync_commit: Option<unsafe extern "C" fn()>,
 }
 
 /// PostgreSQL's function `GetXLogInsertRecPtr`: where the next record of the log will be inserted.
@@ -77,6 +79,15 @@ impl Shim {
         }
     }
 
+    /// Makes this process wait for the log at the end of its transaction, whatever the transaction did.
+    pub(crate) fn force_sync_commit(&self) {
+        if let Some(function) = self.force_sync_commit {
+            // SAFETY: the program's function of this name sets a variable of its process, which the next transaction's
+            // start resets; it takes nothing, returns nothing and calls nobody.
+            unsafe { function() }
+        }
+    }
+
     pub(crate) fn classify(&self, path: &CStr) -> PathClass {
         self.layout().classify(path.to_bytes())
     }
@@ -104,7 +115,15 @@ pub(crate) fn begin(client: ClientSide, control_file: PathBuffer, postmaster_pid
     // becomes `None`.
     let insert_position =
         unsafe { std::mem::transmute::<*mut libc::c_void, Option<InsertPosition>>(insert_position) };
-    let shim = Shim { client, slot: ClientSlot::new(), control_file, postmaster_pid, insert_position };
+    // SAFETY: the name is a C string; looking a symbol up has no other precondition.
+    let force_sync_commit = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"ForceSyncCommit".as_ptr()) };
+    // SAFETY: the program's function of this name has this type in every version (`access/xact.h`); a null pointer
+    // becomes `None`.
+    let force_sync_commit = unsafe {
+        std::mem::transmute::<*mut libc::c_void, Option<unsafe extern "C" fn()>>(force_sync_commit)
+    };
+    let slot = ClientSlot::new();
+    let shim = Shim { client, slot, control_file, postmaster_pid, insert_position, force_sync_commit };
     // A second load in one process would find it set, which is as good.
     let _ = SHIM.set(shim);
 }

@@ -33,6 +33,23 @@ pub unsafe extern "C" fn symlink(target: *const c_char, path: *const c_char) -> 
     unsafe { libc::syscall(libc::SYS_symlink, target, path) as c_int }
 }
 
+/// `ALTER DATABASE … SET TABLESPACE` removes the old folder after its commit, and logs that in a transaction that nobody
+/// waits for. A local folder is gone then, whatever becomes of the log; here the log is all there is, and without the
+/// record the old folder would be back after a crash, whole, and in the way of the database's return.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn rmdir(path: *const c_char) -> c_int {
+    // SAFETY: the caller keeps the contract of rmdir(2); a raw call, for nothing else needs the library's own.
+    let status = unsafe { libc::syscall(libc::SYS_rmdir, path) as c_int };
+    if status == 0
+        && let Some(shim) = shim::get()
+        // SAFETY: the call succeeded, so the path is a C string.
+        && let FolderClass::Database(_) = shim.classify_folder(unsafe { CStr::from_ptr(path) })
+    {
+        shim.force_sync_commit();
+    }
+    status
+}
+
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn rename(old: *const c_char, new: *const c_char) -> c_int {
     // SAFETY: the caller keeps the contract of rename(2).

@@ -272,6 +272,7 @@ fn every_state_that_a_crash_leaves_can_be_started() {
                 fuzzer.coverage.print(begun);
             }
         }
+        fuzzer.cluster.fixture.assert_amcheck_clean();
         fuzzer.cluster.fixture.ok(&["verify"]);
         coverage = fuzzer.coverage;
     }

@@ -47,7 +47,9 @@ impl Shim {
     pub(crate) fn of_a_view(client: ClientSide) -> Option<Shim> {
         let control_file = PathBuffer::beside(client.data_directory(), CONTROL_FILE_NAME)?;
         let postmaster_pid = &raw const NO_POSTMASTER;
-        Some(Shim { client, slot: ClientSlot::new(), control_file, postmaster_pid, insert_position: None })
+        let slot = ClientSlot::new();
+        let (insert_position, force_sync_commit) = (None, None);
+        Some(Shim { client, slot, control_file, postmaster_pid, insert_position, force_sync_commit })
     }
 
     fn layout(&self) -> Layout<'_> {

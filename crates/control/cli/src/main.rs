@@ -246,6 +246,7 @@ fn keep_files_private(command: &Command) {
         Command::Internal(part) => !matches!(part, InternalCommand::Manual { .. }),
         Command::Status { .. }
         | Command::Psql { .. }
+        | Command::Exec { .. }
         | Command::Verify { .. }
         | Command::Completion { .. } => false,
         Command::RedoCheck(_) | Command::Bench(_) => false,

@@ -5,7 +5,7 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use borealis_client::{NodeClient, Timeouts};
-use borealis_local::Catalog;
+use borealis_local::cluster::Cluster;
 use borealis_types::{VolumeEpoch, WriterId};
 use borealis_wire::Caller;
 use harness::TestCluster;
@@ -26,11 +26,11 @@ fn restarts(cluster: &TestCluster) -> u64 {
 
 /// Has these nodes promise an epoch of which no recovery ever comes.
 fn fence(cluster: &TestCluster, nodes: &[u16], epoch: u64) {
-    let catalog = Catalog::load(&cluster.dir()).expect("the catalog");
-    for entry in catalog.nodes.iter().filter(|entry| nodes.contains(&entry.id.0)) {
-        let volume = catalog.volume_id();
+    let opened = Cluster::open(&cluster.dir()).expect("the cluster");
+    for entry in opened.catalog.nodes.iter().filter(|entry| nodes.contains(&entry.id.0)) {
+        let (volume, address) = (opened.catalog.volume_id(), opened.endpoint(entry.id));
         let mut client =
-            NodeClient::connect(entry.address, volume, entry.id, Caller::Client, Timeouts::default())
+            NodeClient::connect(&address, volume, entry.id, Caller::Recovery, Timeouts::default())
                 .expect("the node answers");
         client.fence(VolumeEpoch(epoch), WriterId(666)).expect("nothing stands against it");
     }

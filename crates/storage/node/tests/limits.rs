@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use borealis_client::{NodeClient, Timeouts};
-use borealis_spec::NodeConfig;
+use borealis_spec::{Endpoint, NodeConfig};
 use borealis_types::GroupId;
 use borealis_wire::{Caller, GroupTail, Refusal};
 use common::{Cluster, VOLUME, Writer, block, image};

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use borealis_driver::DriverError;
 use borealis_local::supervision::Ended;
-use borealis_spec::NodeConfig;
 
 /// Makes a new storage node's empty store.
 pub fn create_node(config: &Path) -> anyhow::Result<ExitCode> {
@@ -25,17 +24,11 @@ pub fn node(config: &Path, user: Option<&str>) -> anyhow::Result<ExitCode> {
     let mut config = borealis_node::config::load(config)?;
     // Opened while it may be: the folder is root's, and the node's user writes nothing beside its store.
     let place = Ended::reserve(&config.directory);
-    let result = run_as(user, &mut config);
+    let folder_of_sockets =
+        user.map(|user| borealis_node::privileges::become_user(user, &mut config)).transpose();
+    let result = folder_of_sockets.and_then(|_held| Ok(borealis_node::run(config)?));
     leave_reason(&result, false, |ended| place?.write(ended));
     result.map(|()| ExitCode::SUCCESS)
-}
-
-fn run_as(user: Option<&str>, config: &mut NodeConfig) -> anyhow::Result<()> {
-    let _held = match user {
-        Some(user) => Some(borealis_node::privileges::become_user(user, config)?),
-        None => None,
-    };
-    Ok(borealis_node::run(config.clone())?)
 }
 
 /// Leaves in the part's folder why it ended, for whoever wonders, and for the supervisor, who starts it again if that may

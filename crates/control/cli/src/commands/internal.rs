@@ -17,7 +17,7 @@ pub fn create_node(config: &Path) -> anyhow::Result<ExitCode> {
 pub fn node(config: &Path) -> anyhow::Result<ExitCode> {
     let config = borealis_node::config::load(config)?;
     let folder = config.directory.clone();
-    let result = borealis_node::run(config).map_err(anyhow::Error::from);
+    let result = borealis_node::run(config);
     leave_reason(&folder, &result, false);
     result.map(|()| ExitCode::SUCCESS)
 }

@@ -157,11 +157,8 @@ fn ordinary_work_runs_on_files_that_are_not_there() {
     sql("CREATE EXTENSION amcheck");
     server.run("pg_amcheck", &["--heapallindexed", "-d", "postgres"]);
 
-    // A base backup reads many blocks at once, most of which are still in storage. It needs the pass: what it makes is
-    // whole only because this server's log begins where its files do.
-    let pass = instance.data().with_file_name(borealis_shm::path::REPLICATION_PASS_NAME);
-    fs::write(&pass, std::process::id().to_string()).unwrap();
-    let backup = instance.folder("backup");
+    // A base backup reads many blocks at once, most of which are still in storage.
+    let backup = instance.backup_folder();
     server.run("pg_basebackup", &["-D", &backup.display().to_string(), "-c", "fast"]);
     let plain = instance.plain_server(&backup);
     assert_eq!(plain.sql("postgres", balances), "t");

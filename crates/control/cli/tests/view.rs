@@ -7,6 +7,32 @@ use std::process::Command;
 
 use harness::{TestCluster, memory_directory_of, text};
 
+/// Runs a program with the view: its exit code, and everything that was said.
+fn exec(cluster: &TestCluster, words: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_borealis"));
+    command.args(["exec", "--dir"]).arg(cluster.dir()).arg("--").args(words);
+    let output = command.output().expect("it runs");
+    (output.status.code(), text(&output))
+}
+
+/// Ways to the check sum of a file, by whatever function it is opened and read: streams, descriptors, from within the folder,
+/// in a child of a shell, with checks of the compiler's, listed first.
+fn readers(file: &str, absolute: &str) -> Vec<String> {
+    let (folder, name) = file.rsplit_once('/').expect("a folder");
+    vec![
+        format!("sha256sum {file}"),
+        format!("sha256sum {absolute}"),
+        format!("cat {file} | sha256sum"),
+        format!("cd {folder} && sha256sum < {name}"),
+        format!("cd {folder} && ls | grep -qx {name} && sha256sum {name}"),
+        format!(
+            "cat {file} > /tmp/borealis-view-$$ && sha256sum < /tmp/borealis-view-$$; rm /tmp/borealis-view-$$"
+        ),
+        format!("tar cf - {file} | tar xOf - | sha256sum"),
+        format!("perl -MDigest::SHA -e \"print Digest::SHA->new(256)->addfile('{file}')->hexdigest\""),
+    ]
+}
+
 #[test]
 fn a_program_sees_what_is_still_in_storage() {
     let cluster = TestCluster::start(&[]);
@@ -25,46 +51,16 @@ fn a_program_sees_what_is_still_in_storage() {
     let data = memory_directory_of(&cluster.dir()).join("data");
     assert!(!data.join(&file).exists(), "somebody has read it already");
     let absolute = data.join(&file).display().to_string();
-    let (folder, name) = file.rsplit_once('/').expect("a folder");
-
-    let exec = |words: &[&str]| {
-        let mut all = vec!["exec", "--dir", "DIR", "--"];
-        all.extend(words);
-        let directory = cluster.dir().display().to_string();
-        all[2] = &directory;
-        let output = Command::new(env!("CARGO_BIN_EXE_borealis")).args(&all).output().expect("it runs");
-        (output.status.code(), text(&output))
-    };
+    let exec = |words: &[&str]| exec(&cluster, words);
     let (code, said) = exec(&["pg_controldata"]);
     assert!(code == Some(0) && said.contains("in production"), "{said}");
     let mut sums = Vec::new();
-    // By whatever function it opens and reads: streams, descriptors, from within the folder, in a child of a shell, by
-    // mapping the file, looking for holes first.
-    for words in [
-        vec!["sha256sum", &file],
-        vec!["sha256sum", &absolute],
-        vec!["sh", "-c", &format!("cat {file} | sha256sum")],
-        vec!["sh", "-c", &format!("cd {folder} && sha256sum < {name}")],
-        vec!["sh", "-c", &format!("cd {folder} && ls | grep -qx {name} && sha256sum {name}")],
-        vec![
-            "sh",
-            "-c",
-            &format!(
-                "cat {file} > /tmp/borealis-view-$$ && sha256sum < /tmp/borealis-view-$$; rm /tmp/borealis-view-$$"
-            ),
-        ],
-        vec!["sh", "-c", &format!("tar cf - {file} | tar xOf - | sha256sum")],
-        vec![
-            "perl",
-            "-MDigest::SHA",
-            "-e",
-            &format!("print Digest::SHA->new(256)->addfile('{file}')->hexdigest"),
-        ],
-    ] {
+    for script in readers(&file, &absolute) {
+        let words = ["sh", "-c", &script];
         let (code, said) = exec(&words);
         assert_eq!(code, Some(0), "{words:?}: {said}");
         let sum = said.split_whitespace().find(|word| word.len() == 64).expect("a check sum").to_owned();
-        sums.push((words.join(" "), sum));
+        sums.push((script, sum));
     }
     // The server, asked last: it fetches what nobody had fetched, and reads the same.
     let query = "SELECT encode(sha256(pg_read_binary_file(pg_relation_filepath('t'))), 'hex')";

@@ -1,7 +1,8 @@
 //! The log of a running server, through PostgreSQL's own `pg_receivewal`.
 //!
-//! It speaks the replication protocol, which a stock server and an instance of Borealis answer alike. Segment
-//! files appear in a temporary folder, are read while they grow, and go when they have been read.
+//! It speaks the replication protocol, which a stock server and an instance of Borealis answer alike; the latter only to
+//! the holder of a pass (`borealis_local::replication_pass`), for its log is not whole. Segment files appear in a temporary
+//! folder, are read while they grow, and go when they have been read.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};

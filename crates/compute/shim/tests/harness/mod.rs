@@ -362,6 +362,14 @@ impl Instance {
         path
     }
 
+    /// A folder for a base backup, and the pass to make one: it is whole here, because this server's log begins where its
+    /// files do.
+    pub fn backup_folder(&self) -> PathBuf {
+        let pass = self.root.join(borealis_shm::path::REPLICATION_PASS_NAME);
+        fs::write(pass, std::process::id().to_string()).unwrap();
+        self.folder("backup")
+    }
+
     pub fn data(&self) -> PathBuf {
         self.root.join("data")
     }

@@ -26,7 +26,7 @@ pub fn node(config: &Path, user: Option<&str>) -> anyhow::Result<ExitCode> {
     let place = Ended::reserve(&config.directory);
     let folder_of_sockets =
         user.map(|user| borealis_node::privileges::become_user(user, &mut config)).transpose();
-    let result = folder_of_sockets.and_then(|_held| Ok(borealis_node::run(config)?));
+    let result = folder_of_sockets.and_then(|_held| borealis_node::run(config));
     leave_reason(&result, false, |ended| place?.write(ended));
     result.map(|()| ExitCode::SUCCESS)
 }

@@ -32,13 +32,13 @@ fn somewhere(model: &Model, random: &mut Random) -> (String, String) {
 pub fn next(model: &Model, random: &mut Random, mut folder: impl FnMut() -> String) -> Operation {
     loop {
         let found = match random.below(100) {
-            0..5 => create_database(model, random),
-            5..9 => drop_database(model, random),
-            9..15 => move_database(model, random),
-            15..18 => rename_database(model, random),
-            18..24 => Some(create_tablespace(model, random, &mut folder)),
-            24..28 => drop_tablespace(model, random),
-            28..60 => in_database(model, random),
+            0..9 => create_database(model, random),
+            9..17 => drop_database(model, random),
+            17..23 => move_database(model, random),
+            23..25 => rename_database(model, random),
+            25..30 => Some(create_tablespace(model, random, &mut folder)),
+            30..34 => drop_tablespace(model, random),
+            34..60 => in_database(model, random),
             60..76 => on_table(model, random),
             76..86 => prepared(model, random),
             _ => maintenance(model, random),

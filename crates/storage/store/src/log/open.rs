@@ -135,7 +135,6 @@ impl Log {
         if rewritten_bytes > 0 {
             tracing::info!(rewritten_bytes, "wrote the end of the log again: no sync of it was noted");
         }
-        let length = active.file.size_bytes().map_err(StoreError::io("stat", &active.path))?;
         let spare = open_spare(&**disk, folder, file_bytes)?;
         Ok(Log {
             disk: Arc::clone(disk),
@@ -145,7 +144,8 @@ impl Log {
             files,
             active,
             offset,
-            filled: length.max(u64::from(offset)),
+            // Not to its end: a file that was copied may have holes, for which the disk may have no room.
+            filled: u64::from(offset),
             broken: false,
             spare,
             buffer: Vec::new(),

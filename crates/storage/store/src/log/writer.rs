@@ -20,7 +20,7 @@ pub(crate) const FILE_BYTES_MIN: u64 = 4 << 10;
 pub(crate) const FILE_BYTES_MAX: u64 = 2 << 30;
 
 /// Bytes of zeros written ahead of the entries at a time.
-const ZERO_STRETCH_BYTES: u64 = 4 << 20;
+pub(super) const ZERO_STRETCH_BYTES: u64 = 4 << 20;
 
 /// Most bytes written by one system call: zeros here, entries below. ext4 caches what one call writes as one
 /// large folio, and each later small write or sync in it visits every block of the folio. With zeros of 4
@@ -182,7 +182,7 @@ impl Log {
     /// Writes zeros ahead when an entry that ends at `end` would go beyond what is filled. Not for a large
     /// entry: zeros would make the disk write everything twice, and the cost of growing the file is small
     /// beside that of its sync.
-    pub(super) fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
+    fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
         if end <= self.filled {
             return Ok(());
         }

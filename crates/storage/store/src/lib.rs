@@ -15,6 +15,8 @@
 //! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; all file I/O is in `disk/`.
 
 mod append;
+#[cfg(feature = "broken-redo")]
+mod broken_redo;
 mod checkpoint;
 mod directory;
 mod disk;

@@ -111,7 +111,7 @@ impl Cluster {
     }
 
     pub fn client(&self, index: usize) -> NodeClient {
-        self.connect(index, Caller::Client)
+        self.connect(index, Caller::Recovery)
     }
 
     pub fn summary(&self, index: usize, group: GroupId) -> SegmentSummary {

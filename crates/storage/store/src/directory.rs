@@ -5,7 +5,7 @@
 //! lock                held while a process has the store open
 //! checkpoint          the newest checkpoint
 //! log/NNNNNNNNNN.log  the log
-//! segments/<group>/pages.NNNN
+//! segments/<group>/pages.PPP.NNNN
 //! ```
 //!
 //! A small file is `magic [8] | length u64 | crc32c u32 | body`, numbers little-endian, the checksum over
@@ -22,7 +22,7 @@ use crate::{Identity, StoreError};
 
 /// The last byte is the format version of the whole store. A store of another version is refused when it is
 /// opened.
-const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x03";
+const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x04";
 const HEADER_BYTES: usize = 20;
 
 /// The paths of a store, and the disk they are on.
@@ -111,19 +111,34 @@ impl Directory {
 
     /// Replaces a small file durably. After a crash either the old or the new file is there, complete.
     pub(crate) fn replace_file(&self, path: &Path, magic: [u8; 8], body: &[u8]) -> Result<(), StoreError> {
-        let temporary = path.with_extension("new");
+        self.write_replacement(path, magic, body)?;
+        self.take_replacement(path)
+    }
+
+    /// Writes what is to replace a small file beside it, durably. After an error nothing has changed.
+    pub(crate) fn write_replacement(
+        &self,
+        path: &Path,
+        magic: [u8; 8],
+        body: &[u8],
+    ) -> Result<(), StoreError> {
         let mut header = magic.to_vec();
         header.extend_from_slice(&(body.len() as u64).to_le_bytes());
         let checksum = crc32c::crc32c_append(crc32c::crc32c(&header), body);
         header.extend_from_slice(&checksum.to_le_bytes());
         let write = || -> std::io::Result<()> {
-            let file = self.disk.open(&temporary, OpenMode::CreateEmpty)?;
+            let file = self.disk.open(&replacement(path), OpenMode::CreateEmpty)?;
             file.write_at(&header, 0)?;
             file.write_at(body, header.len() as u64)?;
-            file.sync_all()?;
-            self.disk.rename(&temporary, path)
+            file.sync_all()
         };
-        write().map_err(StoreError::io("write", path))?;
+        write().map_err(StoreError::io("write", path))
+    }
+
+    /// Puts what [`Directory::write_replacement`] wrote in the file's place, durably. After an error it is unknown
+    /// which of the two a later opening finds.
+    pub(crate) fn take_replacement(&self, path: &Path) -> Result<(), StoreError> {
+        self.disk.rename(&replacement(path), path).map_err(StoreError::io("replace", path))?;
         self.sync_folder(path.parent().unwrap_or(Path::new(".")))
     }
 
@@ -168,6 +183,11 @@ impl Directory {
         bytes.drain(..HEADER_BYTES);
         Ok(bytes)
     }
+}
+
+/// Where the next version of a small file is written.
+fn replacement(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {

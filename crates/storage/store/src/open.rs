@@ -61,6 +61,7 @@ impl Store {
             files: Vec::new(),
         };
         checkpoint.write(&directory)?;
+        Checkpoint::take(&directory)?;
         drop(log);
         directory.write_identity(&identity)?;
         Store::open_in(environment, path, options)
@@ -144,6 +145,7 @@ impl Store {
             cache: Mutex::new(cache),
             counters: Metrics::default(),
             poison: OnceLock::new(),
+            held_up: Mutex::default(),
             damage: OnceLock::new(),
             _lock: lock,
         })

@@ -1,8 +1,9 @@
 //! What happens when a write or `fdatasync` fails, or damage is found.
 //!
-//! A failed write or sync poisons the store ([`Store::poisoned`]): every append, fence and summary is refused from then
+//! A failed write or sync of the log poisons the store ([`Store::poisoned`]): every append, fence and summary is refused from then
 //! on, so nothing more is acknowledged, until the node is started again. Damage found by a read is reported and makes
-//! that read fail, nothing else.
+//! that read fail, nothing else. Page files that cannot be written hold materialization up, see
+//! `materialize/abandoned.rs`.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -56,12 +57,15 @@ impl Store {
         }
     }
 
-    /// What is wrong with the store, if anything: a failed write or sync, damage on disk, or redo that cannot
-    /// be applied.
+    /// What is wrong with the store, if anything: a failed write or sync, damage on disk, pages that cannot be written
+    /// for now, or redo that cannot be applied.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         if let Some(reason) = self.poison.get().or_else(|| self.damage.get()) {
             return Some(reason.clone());
+        }
+        if let Some(reason) = self.held_up() {
+            return Some(reason);
         }
         let state = self.lock();
         state.segments.values().find_map(|hosted| {

@@ -35,6 +35,8 @@ pub struct Store {
     pub(crate) cache: Mutex<PageCache>,
     pub(crate) counters: Metrics,
     pub(crate) poison: OnceLock<String>,
+    /// Why the last round of materialization was abandoned, until one succeeds.
+    pub(crate) held_up: Mutex<Option<String>>,
     /// The first damage found in what is on disk.
     pub(crate) damage: OnceLock<String>,
     /// Releases the directory when the store is dropped.

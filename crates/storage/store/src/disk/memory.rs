@@ -77,57 +77,54 @@ struct Bytes(Mutex<Content>);
 #[derive(Default)]
 struct Content {
     now: Vec<u8>,
-    /// Not synced, in order.
+    /// What no power loss takes.
+    durable: Vec<u8>,
+    /// Not synced, in order. What was part of a sync that failed is here no more: no later sync makes it durable.
     unsynced: Vec<Change>,
-    /// The first this many of `unsynced` were part of a sync that failed: no later sync makes them durable.
-    doomed: usize,
 }
 
-/// A write, with what is needed to take it back.
+/// A write.
 struct Change {
     offset: usize,
-    before: Vec<u8>,
-    size_before: usize,
-    after: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+fn put(file: &mut Vec<u8>, bytes: &[u8], offset: usize) {
+    let end = offset + bytes.len();
+    if file.len() < end {
+        file.resize(end, 0);
+    }
+    file[offset..end].copy_from_slice(bytes);
 }
 
 impl Content {
     fn write(&mut self, bytes: &[u8], offset: usize) {
-        let size_before = self.now.len();
-        let end = offset + bytes.len();
-        if self.now.len() < end {
-            self.now.resize(end, 0);
+        put(&mut self.now, bytes, offset);
+        self.unsynced.push(Change { offset, bytes: bytes.to_vec() });
+    }
+
+    fn sync(&mut self) {
+        for change in self.unsynced.drain(..) {
+            put(&mut self.durable, &change.bytes, change.offset);
         }
-        let before = self.now[offset..end].to_vec();
-        self.now[offset..end].copy_from_slice(bytes);
-        self.unsynced.push(Change { offset, before, size_before, after: bytes.to_vec() });
     }
 
     fn lose_power(&mut self, below: &mut dyn FnMut(u64) -> u64) {
-        let changes = std::mem::take(&mut self.unsynced);
-        for change in changes.iter().rev() {
-            self.now[change.offset..change.offset + change.before.len()].copy_from_slice(&change.before);
-            self.now.truncate(change.size_before);
-        }
-        let doomed = std::mem::take(&mut self.doomed);
         // Whole changes are kept or lost at least as often as parts of them.
         let style = below(3);
-        for change in &changes[doomed..] {
-            for (at, sector) in change.after.chunks(SECTOR_BYTES).enumerate() {
+        for change in std::mem::take(&mut self.unsynced) {
+            for (at, sector) in change.bytes.chunks(SECTOR_BYTES).enumerate() {
                 let survives = match style {
                     0 => false,
                     1 => true,
                     _ => below(2) == 0,
                 };
-                let start = change.offset + at * SECTOR_BYTES;
                 if survives {
-                    if self.now.len() < start + sector.len() {
-                        self.now.resize(start + sector.len(), 0);
-                    }
-                    self.now[start..start + sector.len()].copy_from_slice(sector);
+                    put(&mut self.durable, sector, change.offset + at * SECTOR_BYTES);
                 }
             }
         }
+        self.now.clone_from(&self.durable);
     }
 }
 
@@ -300,15 +297,14 @@ impl OpenFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let fault = Faults::check(&self.faults, Operation::Sync, &self.path);
         let mut content = self.content();
-        if let Err(error) = Faults::check(&self.faults, Operation::Sync, &self.path) {
+        match fault {
+            Ok(()) => content.sync(),
             // As Linux does it: the pages are marked clean, and a later sync has nothing to do.
-            content.doomed = content.unsynced.len();
-            return Err(error);
+            Err(_) => content.unsynced.clear(),
         }
-        let doomed = content.doomed;
-        content.unsynced.truncate(doomed);
-        Ok(())
+        fault
     }
 }
 

@@ -241,7 +241,7 @@ impl Log {
     /// Releases a file that nobody needs: it becomes the spare, or is removed.
     pub(crate) fn release(&mut self, number: u32) -> Result<(), StoreError> {
         invariant!("active-log-file-kept", number < self.active.number, "file {number} is being written");
-        let Some(file) = self.files.remove(number) else { return Ok(()) };
+        let Some(file) = self.files.get(number) else { return Ok(()) };
         if self.spare.is_none() && file.size == self.file_bytes {
             let spare = spare_path(&self.folder);
             self.disk.rename(&file.path, &spare).map_err(StoreError::io("rename", &file.path))?;
@@ -249,6 +249,9 @@ impl Log {
         } else {
             self.disk.remove(&file.path).map_err(StoreError::io("delete", &file.path))?;
         }
+        // Only now, so that a file that could not be released is tried again before the next one: a file missing
+        // between two others is damage.
+        self.files.remove(number);
         Ok(())
     }
 }

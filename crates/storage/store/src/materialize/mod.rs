@@ -6,6 +6,7 @@
 //! applied in the same round. A database copy gets a round of its own, from the state just before it, so that
 //! the copy has no later change of its template.
 
+mod abandoned;
 mod changes;
 pub(crate) mod checkpoint;
 mod log_release;
@@ -43,8 +44,9 @@ impl Store {
     /// caller works at a time; others wait for it.
     ///
     /// # Errors
-    /// [`StoreError::Poisoned`] when a write or sync failed; [`StoreError::Corrupt`] when what pages are made
-    /// from is damaged. Redo that cannot be applied stops its segment below that record and shows in
+    /// [`StoreError::Io`] when the round was abandoned because page files or the checkpoint cannot be written: nothing
+    /// is lost by it, and the next call tries again. [`StoreError::Poisoned`] when the log failed, or it is unknown which
+    /// checkpoint is the newest; [`StoreError::Corrupt`] when what pages are made from is damaged. Redo that cannot be applied stops its segment below that record and shows in
     /// [`Store::failure`].
     pub fn materialize(&self, policy: Policy) -> Result<Progress, StoreError> {
         self.materialize_while(policy, || policy == Policy::Now || self.is_due())
@@ -65,21 +67,19 @@ impl Store {
                 return Ok(progress);
             }
             let targets = self.targets();
+            if targets.is_empty() {
+                self.note_not_held_up();
+            }
             if targets.is_empty() || self.maintenance.has_ended() {
                 return Ok(progress);
             }
-            let round = self.round(&targets, policy).map_err(|error| match error {
-                StoreError::Io { .. } => self.poisoned(&error),
-                error => {
-                    self.note_damage(&error);
-                    error
-                }
-            })?;
+            let round = self.round(&targets, policy).map_err(|error| self.after_failed_round(error))?;
             progress.pages_written += round.pages_written;
             progress.log_files_freed += round.log_files_freed;
             if !round.advanced {
                 return Ok(progress);
             }
+            self.note_not_held_up();
             progress.advanced = true;
         }
     }

@@ -1,16 +1,16 @@
 //! One round: each segment goes from its materialized state to a later one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use borealis_types::{GroupId, Lsn};
+use borealis_types::{GroupId, Lsn, PageKey};
 
 use crate::materialize::Progress;
 use crate::materialize::changes::changes;
 use crate::materialize::pace::PIECE_PAGES;
 use crate::materialize::page_writer::{NextState, PageWriter};
 use crate::metrics::count;
-use crate::pages::page_files::SlotRun;
+use crate::pages::materialized_state::extent_of;
 use crate::read::Overtaken;
 use crate::segment::index::relations::DatabaseEvent;
 use crate::{Policy, Store, StoreError};
@@ -74,18 +74,23 @@ impl Store {
             return Ok(Progress::default());
         }
         for materialized in next.values_mut() {
-            materialized.files.sync(materialized.written_regions.iter().copied())?;
-            materialized.synced = true;
+            materialized.sync()?;
         }
         let replay_from = self.write_checkpoint(&next)?;
         let pages_written = next.values().map(|materialized| materialized.pages_written).sum();
         count(&self.counters.pages_written, pages_written);
+        count(&self.counters.pages_moved, next.values().map(|materialized| materialized.pages_moved).sum());
         for replaced in self.publish_states(next) {
-            for region in replaced.freed_regions {
-                replaced.files.punch_region(region);
-            }
+            replaced.files.punch(replaced.freed_regions);
         }
-        let log_files_freed = self.release_log(replay_from)?;
+        let log_files_freed = match self.release_log(replay_from) {
+            Ok(freed) => freed,
+            Err(error @ StoreError::Io { .. }) => {
+                tracing::warn!(node = self.identity.node.0, %error, "log that nobody needs is kept until the next round");
+                0
+            }
+            Err(error) => return Err(error),
+        };
         Ok(Progress { advanced: true, pages_written, log_files_freed })
     }
 
@@ -103,20 +108,7 @@ impl Store {
         };
         changes.pages.sort_unstable();
         changes.pages.dedup();
-        let mut writer = PageWriter {
-            next: NextState {
-                materialized: Arc::new((*changes.materialized).clone()),
-                files: Arc::clone(&changes.files),
-                freed_regions: Vec::new(),
-                written_regions: BTreeSet::new(),
-                pages_written: 0,
-                synced: false,
-            },
-            checkpointed: Arc::clone(&changes.materialized),
-            target,
-            run: SlotRun::default(),
-            unsynced_pages: 0,
-        };
+        let mut writer = PageWriter::new(&changes.materialized, &changes.files, target);
         for (at, key) in changes.pages.iter().enumerate() {
             if at > 0 && at % PIECE_PAGES == 0 {
                 keep_pace(at as f64 / changes.pages.len() as f64);
@@ -127,11 +119,11 @@ impl Store {
             let page =
                 self.page_version(group, key, target, Overtaken::Fail, &|state| Store::hosted(state, group))?;
             match page {
-                Some(page) => writer.write(key, &page)?,
+                Some(page) => writer.write(key, last_in_extent(&changes.pages, at), &page)?,
                 None => writer.erase(key),
             }
         }
-        let mut next = writer.finish()?;
+        let mut next = writer.next;
         let materialized = Arc::make_mut(&mut next.materialized);
         for (fork, blocks) in changes.relations {
             match blocks {
@@ -150,9 +142,14 @@ impl Store {
         materialized.lsn = target;
         // Freed regions become available to the next round only: by then the checkpoint that no longer names
         // them is durable, their space is freed, and readers have noticed the new version.
-        materialized.free_regions.extend(&next.freed_regions);
-        // Sorted so that the lowest region is taken first, which keeps the files few.
-        materialized.free_regions.sort_unstable_by(|one, other| other.cmp(one));
+        materialized.regions.release(&next.freed_regions);
         Ok(Some(next))
     }
+}
+
+/// The last page of the same extent as the page at `at`, in a sorted list.
+fn last_in_extent(pages: &[PageKey], at: usize) -> &PageKey {
+    let (first, _) = extent_of(&pages[at]);
+    let count = pages[at..].iter().take_while(|key| extent_of(key).0 == first).count();
+    &pages[at + count - 1]
 }

@@ -82,10 +82,10 @@ fn add_page(
     let (source, above) = match hosted.index.relations.prior_page(key, lsn) {
         PriorContent::Materialized => {
             let located = hosted.materialized.locate(key);
-            let source = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
+            let source = located.map_or(Source::Nothing, |address| Source::Slot {
                 files: Arc::clone(&hosted.pages),
                 key: *key,
-                address: SlotAddress { region, place, generation },
+                address,
                 not_after: hosted.materialized.lsn,
             });
             (source, Lsn::ZERO)

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use borealis_quorum::Promise;
 use borealis_types::{
@@ -16,6 +17,7 @@ use super::records::{
 };
 use crate::disk::memory::{MemoryDisk, Operation};
 use crate::pages::materialized_state::{database_of, in_database};
+use crate::pages::region::Region;
 use crate::segment::index::slru::slru_page_is_gone;
 use crate::{Environment, Origin, Policy, Store};
 
@@ -135,8 +137,10 @@ struct Coverage {
     crashes: u64,
     power_losses: u64,
     disk_failures: u64,
+    rounds_abandoned: u64,
     recoveries: u64,
     materialized: u64,
+    moved: u64,
     copies: u64,
     log_files_freed: u64,
 }
@@ -355,11 +359,14 @@ impl Run {
         }
     }
 
-    /// The disk fails once, in the middle of something: nothing is promised from then on.
+    /// The disk fails once, in the middle of something: nothing is promised from then on, unless it was only pages that
+    /// could not be written.
     fn fail_disk(&mut self) {
         let operations = [Operation::Write, Operation::Sync, Operation::SyncFolder, Operation::Rename];
         let operation = operations[self.random.below(operations.len() as u64) as usize];
-        self.disk.fail(operation, "", self.random.below(4) as u32);
+        let parts = ["", "/log", "/segments", "/checkpoint.new"];
+        let part = parts[self.random.below(parts.len() as u64) as usize];
+        self.disk.fail(operation, part, self.random.below(4) as u32);
         let failed_before = self.coverage.disk_failures;
         let batch = self.writer.batch(&self.delayed);
         let appended = self.store().append(&batch, Origin::Writer(self.writer.promise));
@@ -367,14 +374,39 @@ impl Run {
         let materialized = self.store().materialize(Policy::Now);
         self.coverage.disk_failures = u64::from(self.disk.heal());
         if self.coverage.disk_failures > failed_before {
-            assert!(synced.is_err() || materialized.is_err(), "{operation:?} failed, and nobody said so");
-            // The disk works again, and nobody is told.
-            assert!(self.store().summaries().is_err() && self.store().failure().is_some());
-            // Only a restarted machine may be believed: what a failed sync left in the page cache looks like what is
-            // on disk, and may never get there (hazard 28).
-            self.crash(true);
+            // Log that nobody needs may stay for longer.
+            if operation != Operation::Rename {
+                assert!(synced.is_err() || materialized.is_err(), "{operation:?} failed, and nobody said so");
+                assert!(self.store().failure().is_some());
+            }
+            let is_checkpoint = part.contains("checkpoint") && operation != Operation::Rename;
+            if part.contains("segments") || is_checkpoint {
+                self.after_abandoned_round();
+            } else if self.store().summaries().is_err() {
+                // The disk works again, and nobody is told. Only a restarted machine may be believed: what a failed
+                // sync left in the page cache looks like what is on disk, and may never get there (hazard 28).
+                self.crash(true);
+            } else {
+                let was_promised = part == "/log" && matches!(operation, Operation::Write | Operation::Sync);
+                assert!(!was_promised, "{operation:?} failed in the log, and the store goes on");
+                self.after_abandoned_round();
+            }
         }
         self.sync();
+    }
+
+    /// Pages could not be written, and the log has everything: the next round succeeds, whatever the first one left.
+    fn after_abandoned_round(&mut self) {
+        self.coverage.rounds_abandoned += 1;
+        self.store().summaries().expect("nothing that was promised is affected");
+        if self.random.chance(3) {
+            self.crash(true);
+        }
+        self.store().materialize(Policy::Now).expect("the disk works again");
+        assert_eq!(self.store().failure(), None);
+        if self.random.chance(2) {
+            self.crash(true);
+        }
     }
 
     /// Kills the process, or takes the power from the machine: then what was not synced is lost, in part or in whole.
@@ -513,7 +545,10 @@ impl Run {
                 self.store().set_peer_floor(group, floor);
             }
         }
+        let moved = |store: &Store| store.counters.pages_moved.load(Ordering::Relaxed);
+        let moved_before = moved(self.store());
         let progress = self.store().materialize(Policy::Now).unwrap();
+        self.coverage.moved += moved(self.store()) - moved_before;
         self.coverage.materialized += u64::from(progress.advanced);
         self.coverage.log_files_freed += progress.log_files_freed;
         self.sync();
@@ -523,11 +558,16 @@ impl Run {
     /// Every region that was ever used is in use or free, and not both.
     fn check_regions(&self) {
         for hosted in self.store().lock().segments.values() {
-            let used = hosted.materialized.extents.values().map(|extent| extent.region);
-            let mut regions: Vec<u32> =
-                used.chain(hosted.materialized.free_regions.iter().copied()).collect();
-            regions.sort_unstable();
-            assert!(regions.into_iter().eq(0..hosted.materialized.next_region), "group {}", hosted.group());
+            let state = &hosted.materialized;
+            let mut used: Vec<Region> = state.extents.values().map(|extent| extent.region).collect();
+            used.sort_unstable();
+            let taken = state.regions.all().filter(|(_, is_free)| !is_free).map(|(region, _)| region);
+            assert!(taken.eq(used), "group {}", hosted.group());
+            for (first, extent) in &state.extents {
+                let last = extent.generations.iter().rposition(|&generation| generation != 0);
+                let room = extent.region.class.pages() as usize;
+                assert!(last.is_some_and(|last| last < room), "the extent of {first} in {:?}", extent.region);
+            }
         }
     }
 
@@ -557,8 +597,10 @@ fn remember(total: &mut Coverage, run: &Coverage) {
     total.crashes += run.crashes;
     total.power_losses += run.power_losses;
     total.disk_failures += run.disk_failures;
+    total.rounds_abandoned += run.rounds_abandoned;
     total.recoveries += run.recoveries;
     total.materialized += run.materialized;
+    total.moved += run.moved;
     total.copies += run.copies;
     total.log_files_freed += run.log_files_freed;
 }
@@ -591,14 +633,26 @@ fn random_histories_read_as_the_model_does() {
         crashes,
         power_losses,
         disk_failures,
+        rounds_abandoned,
         recoveries,
         materialized,
+        moved,
         copies,
         log_files_freed,
     } = total;
-    for happened in
-        [reads, crashes, power_losses, disk_failures, recoveries, materialized, copies, log_files_freed]
-    {
+    let happened = [
+        reads,
+        crashes,
+        power_losses,
+        disk_failures,
+        rounds_abandoned,
+        recoveries,
+        materialized,
+        moved,
+        copies,
+        log_files_freed,
+    ];
+    for happened in happened {
         assert!(happened > 0, "the runs do not cover everything");
     }
 }

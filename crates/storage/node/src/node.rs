@@ -173,6 +173,8 @@ impl Node {
         };
         // From here on dropping the node stops whatever was started.
         node.threads.push(spawn("materializer".to_owned(), move || materializer.run_until_stopped())?);
+        let store = Arc::clone(&node.parts.store);
+        node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
         for peer in config.peers {
             let catch_up = Arc::clone(&catch_up);
             let name = format!("gossip-{}", peer.node);

@@ -129,8 +129,11 @@ impl Store {
         replay(&mut state, context, incarnation, replay_from, log_end)?;
         // The entries just read may never have been synced before the crash, and are acknowledged from here
         // on.
-        let active = state.log.active();
-        active.file.sync_data().map_err(StoreError::io("sync", &active.path))?;
+        let (older, active) = state.log.to_sync();
+        for file in older.iter().chain([&active]) {
+            file.file.sync_data().map_err(StoreError::io("sync", &file.path))?;
+        }
+        state.log.note_synced_before(active.number);
         let commit = GroupCommit::new(state.log.end());
         let cache = PageCache::new(options.memory_limit_bytes / 4);
         Ok(Store {
@@ -139,6 +142,7 @@ impl Store {
             directory,
             environment: environment.clone(),
             files,
+            preparation: state.log.preparation(),
             state: Mutex::new(state),
             commit,
             maintenance: Maintenance::default(),

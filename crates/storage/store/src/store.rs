@@ -13,6 +13,7 @@ use crate::log::entry::EntryKind;
 use crate::log::files::LogFiles;
 use crate::log::group_commit::GroupCommit;
 use crate::log::position::LogPosition;
+use crate::log::preparation::Preparation;
 use crate::maintenance::Maintenance;
 use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
@@ -28,6 +29,7 @@ pub struct Store {
     pub(crate) directory: Directory,
     pub(crate) environment: Environment,
     pub(crate) files: Arc<LogFiles>,
+    pub(crate) preparation: Arc<Preparation>,
     pub(crate) state: Mutex<State>,
     pub(crate) commit: GroupCommit,
     /// Held by whoever changes materialized states.
@@ -78,16 +80,26 @@ impl Store {
         self.check_poison()?;
         self.commit.wait(sequence.0, || {
             self.check_poison()?;
-            let (active, end) = {
+            let ((older, active), end) = {
                 let state = self.lock();
-                (state.log.active(), state.log.end())
+                (state.log.to_sync(), state.log.end())
             };
-            count(&self.counters.log_syncs, 1);
-            // Earlier files were synced before the active one began.
-            let synced = active.file.sync_data().map_err(StoreError::io("sync", &active.path));
-            synced.map_err(|error| self.poisoned(&error))?;
+            for file in older.iter().chain([&active]) {
+                count(&self.counters.log_syncs, 1);
+                let synced = file.file.sync_data().map_err(StoreError::io("sync", &file.path));
+                synced.map_err(|error| self.poisoned(&error))?;
+            }
+            if !older.is_empty() {
+                self.lock().log.note_synced_before(active.number);
+            }
             Ok(end)
         })
+    }
+
+    /// Keeps the next log file prepared, so that appends need not wait for it; returns when
+    /// [`Store::end_materialization`] is called. Without it everything works, and appends wait now and then.
+    pub fn prepare_log_files(&self) {
+        self.preparation.run();
     }
 
     /// Appends an entry to the log.

@@ -1,6 +1,6 @@
 //! Opening a log that exists.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::StoreError;
@@ -8,6 +8,7 @@ use crate::disk::{Disk, OpenMode};
 use crate::log::entry;
 use crate::log::files::{LogFile, LogFiles};
 use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
+use crate::log::preparation::{Preparation, PreparedFile};
 use crate::log::scan::{read_file_header, scan_entries};
 use crate::log::torn_tail::truncate_torn_tail;
 use crate::log::writer::{FILE_BYTES_MAX, FILE_BYTES_MIN, Log, file_path, spare_path};
@@ -37,16 +38,16 @@ fn list_files(disk: &dyn Disk, folder: &Path) -> Result<Vec<u32>, StoreError> {
     Ok(numbers)
 }
 
-/// The released file that is kept to become the next one. It is removed if it is longer than files are now.
-fn open_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<Option<PathBuf>, StoreError> {
+/// Whether a released file is kept to become the next one. It is removed if it is longer than files are now.
+fn has_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<bool, StoreError> {
     let spare = spare_path(folder);
     match disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes()) {
-        Ok(size_bytes) if size_bytes <= file_bytes => Ok(Some(spare)),
+        Ok(size_bytes) if size_bytes <= file_bytes => Ok(true),
         Ok(_) => {
             disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
-            Ok(None)
+            Ok(false)
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         // Taken for absent it would be written over, and its old name may still be the durable one.
         Err(error) => Err(StoreError::io("open", &spare)(error)),
     }
@@ -57,7 +58,7 @@ impl Log {
     /// reads them.
     ///
     /// The log ends at the first offset without a valid entry, provided that nothing there was acknowledged.
-    /// A later entry whose `durable_through` is beyond that offset, or a later file, proves the opposite:
+    /// A later entry, in this file or a later one, whose `durable_through` is beyond that offset proves the opposite:
     /// then the log is damaged and is not opened. Otherwise the tail is truncated (see `log/torn_tail.rs`).
     /// Damage to the very last entry looks like a crash while it was written, unless the checkpoint knows
     /// that entry (the caller compares); peers then have what it held.
@@ -84,45 +85,55 @@ impl Log {
             return Err(missing(replay_from.file()));
         }
         let files = Arc::new(LogFiles::default());
-        let mut end_before = None;
-        let mut last = None;
+        let mut last: Option<(Arc<LogFile>, u32)> = None;
+        let mut beyond = Vec::new();
         for number in numbers {
             let file = open_file(&**disk, folder, number, file_bytes)?;
             let previous_end = read_file_header(&file, incarnation)?;
-            if end_before.is_some_and(|end| end != previous_end) {
-                let place = file_path(folder, number - 1).display().to_string();
-                let what =
-                    format!("its entries end at {end_before:?}, but were written up to {previous_end}");
-                return Err(StoreError::corrupt(place, what));
+            if number <= replay_from.file() && previous_end == entry::PREPARED {
+                let what = "its header is damaged: the newest checkpoint knows that it was begun";
+                return Err(StoreError::corrupt(file.path.display().to_string(), what));
+            }
+            let follows = last.as_ref().is_none_or(|(_, end)| *end == previous_end);
+            if !beyond.is_empty() || previous_end == entry::PREPARED || !follows {
+                // Prepared and not begun, or begun before everything in the file before it was durable.
+                beyond.push(file);
+                continue;
             }
             if number >= replay_from.file() {
-                let from = if number == replay_from.file() {
-                    replay_from.offset()
-                } else {
-                    FILE_HEADER_BYTES as u32
-                };
+                let is_first = number == replay_from.file();
+                let from = if is_first { replay_from.offset() } else { FILE_HEADER_BYTES as u32 };
                 let seed = entry::file_seed(incarnation, number);
                 let end = scan_entries(&file, seed, from, &mut |_| Ok(()))?;
-                end_before = Some(end);
                 last = Some((Arc::clone(&file), end));
             }
             files.insert(file);
         }
         let (active, offset) = last.ok_or_else(|| missing(replay_from.file()))?;
-        truncate_torn_tail(&**disk, &active, entry::file_seed(incarnation, active.number), offset)?;
+        truncate_torn_tail(&**disk, incarnation, &active, offset, &beyond)?;
         let length = active.file.size_bytes().map_err(StoreError::io("stat", &active.path))?;
-        let spare = open_spare(&**disk, folder, file_bytes)?;
+        let has_spare = has_spare(&**disk, folder, file_bytes)?;
+        let prepared = beyond.first().map(|next| {
+            let size_bytes = next.file.size_bytes().map_err(StoreError::io("stat", &next.path))?;
+            Ok::<_, StoreError>(PreparedFile { file: Arc::clone(&next.file), size_bytes })
+        });
+        let number = active.number + 1;
+        let folder = folder.to_owned();
+        let preparation =
+            Preparation::new(disk, folder, incarnation, file_bytes, number, has_spare, prepared.transpose()?);
+        // What the files hold was read, and may never have been synced.
+        let unsynced =
+            files.numbers().into_iter().filter(|number| (replay_from.file()..active.number).contains(number));
         Ok(Log {
-            disk: Arc::clone(disk),
-            folder: folder.to_owned(),
+            preparation: Arc::new(preparation),
             incarnation,
             file_bytes,
+            unsynced: unsynced.filter_map(|number| files.get(number)).collect(),
             files,
             active,
             offset,
             filled: length.max(u64::from(offset)),
             broken: false,
-            spare,
             buffer: Vec::new(),
         })
     }
@@ -218,7 +229,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut log, _) = filled(folder.path(), 0..80, true);
         let last = log.end().file();
-        log.release(1).unwrap();
+        let released = log.release(1).unwrap();
+        log.preparation().dispose(vec![released]).unwrap();
         while log.end().file() == last {
             log.append(EntryKind::Batch, LogPosition(0), &[&payload(9)]).unwrap();
         }

@@ -108,9 +108,11 @@ impl Store {
         }
     }
 
-    /// Call it before closing the store: abandons a running round and begins no other. Redo that is not
+    /// Call it before closing the store: abandons a running round and begins no other, and ends
+    /// [`Store::prepare_log_files`]. Redo that is not
     /// materialized then is indexed again when the store is next opened.
     pub fn end_materialization(&self) {
         self.maintenance.end();
+        self.preparation.end();
     }
 }

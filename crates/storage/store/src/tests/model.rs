@@ -572,6 +572,9 @@ impl Run {
     }
 
     fn step(&mut self) {
+        if self.random.chance(10) {
+            self.store().preparation.prepare().unwrap();
+        }
         match self.random.below(24) {
             0..7 => self.write(),
             7..13 => self.deliver(),

@@ -157,6 +157,7 @@ impl HostedSegment {
             "a record that ends at {end}, and the chain is complete through {complete}"
         );
         self.indexed_through = end;
+        self.index.settle(self.segment.known_durable().volume.end);
         match &record_effects.effects {
             Ok(range) => {
                 let (group, existing) = (self.group(), record_effects.changes_only_existing_pages);

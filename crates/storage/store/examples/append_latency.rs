@@ -5,7 +5,7 @@
 //! appends; meanwhile pages are materialized, log files are released, and a reader reads pages from memory every
 //! millisecond. Prints percentiles of the append, of the append with its sync, and of the read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ const READ_EVERY: Duration = Duration::from_millis(1);
 const MATERIALIZE_EVERY: Duration = Duration::from_millis(100);
 const PROMISE: Promise = Promise { epoch: VolumeEpoch(1), writer: WriterId(1) };
 
-fn create(directory: &PathBuf) -> Result<Store> {
+fn create(directory: &Path) -> Result<Store> {
     let identity = Identity {
         volume: VolumeId(1),
         node: NodeId(1),

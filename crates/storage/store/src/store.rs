@@ -96,7 +96,7 @@ impl Store {
         })
     }
 
-    /// Keeps the next log file prepared, so that appends need not wait for it; returns when
+    /// Prepares each next log file in time, so that appends need not wait for it; returns when
     /// [`Store::end_materialization`] is called. Without it everything works, and appends wait now and then.
     pub fn prepare_log_files(&self) {
         self.preparation.run();

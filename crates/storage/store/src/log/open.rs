@@ -225,6 +225,46 @@ mod tests {
     }
 
     #[test]
+    fn a_tail_that_is_torn_in_an_earlier_file_takes_the_later_ones_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, positions) = filled(folder.path(), 0..150, false);
+        assert!(log.end().file() > 3);
+        drop(log);
+        flip(folder.path(), positions[10]);
+        let (mut log, seen) = reopen(folder.path()).unwrap();
+        assert_eq!((seen.len(), log.end().file()), (10, 1));
+        assert_eq!(list_files(&FileSystem, folder.path()).unwrap(), [1, 2], "the next one is prepared");
+        // The same entries again, to the first one of the next file: those behind it must not come back.
+        let mut count = 10;
+        while log.end().file() == 1 {
+            log.append(EntryKind::Batch, LogPosition(0), &[&payload(count)]).unwrap();
+            count += 1;
+        }
+        drop(log);
+        let (log, seen) = reopen(folder.path()).unwrap();
+        assert_eq!(seen, (0..count).map(payload).collect::<Vec<_>>());
+        assert_eq!(log.end().file(), 2);
+    }
+
+    #[test]
+    fn a_header_that_was_written_in_part_is_of_a_file_that_was_not_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, positions) = filled(folder.path(), 0..150, false);
+        let last = log.end().file();
+        drop(log);
+        let kept = positions.iter().filter(|position| position.file() < last).count();
+        // The checksum's last byte.
+        flip(folder.path(), LogPosition::new(last, FILE_HEADER_BYTES as u32 - 1));
+        assert_eq!(reopen(folder.path()).unwrap().1.len(), kept);
+        // If something in that file was acknowledged, it is damage.
+        let folder = tempfile::tempdir().unwrap();
+        let (log, _) = filled(folder.path(), 0..150, true);
+        flip(folder.path(), LogPosition::new(log.end().file(), FILE_HEADER_BYTES as u32 - 1));
+        drop(log);
+        assert!(matches!(reopen(folder.path()), Err(StoreError::Corrupt { .. })));
+    }
+
+    #[test]
     fn a_recycled_file_does_not_show_what_it_held_before() {
         let folder = tempfile::tempdir().unwrap();
         let (mut log, _) = filled(folder.path(), 0..80, true);

@@ -2,7 +2,7 @@
 //!
 //! To begin a file costs syncs of the file and of its folder. Appends wait for whoever holds the store's lock, and all
 //! nodes of a volume come to the end of a file at about the same LSN, so no quorum would hide that time. So a file is
-//! prepared ahead, without that lock: it has its name, its space is written with zeros, and its header says that it is
+//! prepared ahead, when the current one is half full, without that lock: it has its name, its space is written with zeros, and its header says that it is
 //! prepared and holds nothing. To begin it is one write of its header, which the next sync of the log makes durable
 //! together with the first entries. If none is prepared in time, it is made on the spot.
 //!
@@ -60,8 +60,10 @@ pub(crate) struct Preparation {
     incarnation: u128,
     file_bytes: u64,
     next: Mutex<Next>,
-    /// The prepared file was taken, or nobody shall prepare another one.
+    /// The next file is wanted, or nobody shall prepare another one.
     changed: Condvar,
+    /// The current file is half full.
+    is_wanted: AtomicBool,
     /// An append waits: whoever prepares a file shall leave out what can be left out.
     is_urgent: AtomicBool,
     has_ended: AtomicBool,
@@ -86,6 +88,7 @@ impl Preparation {
             file_bytes,
             next: Mutex::new(Next { number, has_spare, named: None, prepared }),
             changed: Condvar::new(),
+            is_wanted: AtomicBool::new(false),
             is_urgent: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
             released: Mutex::default(),
@@ -96,29 +99,38 @@ impl Preparation {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a file prepared until [`Preparation::end`] is called.
+    /// Prepares the next file whenever the current one is half full, until [`Preparation::end`] is called.
     pub(crate) fn run(&self) {
-        while !self.has_ended.load(Ordering::Relaxed) {
-            let failed = self.prepare().inspect_err(|error| {
-                tracing::warn!(%error, "the next log file is not prepared; appends make it if they need it before");
-            });
-            let next = self.next();
-            let is_idle = |next: &mut Next| {
-                let is_wanted = next.prepared.is_none() && failed.is_ok();
+        loop {
+            let mut is_idle = |next: &mut Next| {
+                let is_wanted = self.is_wanted.load(Ordering::Relaxed) && next.prepared.is_none();
                 !is_wanted && !self.has_ended.load(Ordering::Relaxed)
             };
-            if failed.is_ok() {
-                drop(self.changed.wait_while(next, is_idle));
-            } else {
-                drop(self.changed.wait_timeout_while(next, RETRY_PAUSE, is_idle));
+            drop(self.changed.wait_while(self.next(), &mut is_idle));
+            if self.has_ended.load(Ordering::Relaxed) {
+                return;
             }
+            if let Err(error) = self.prepare() {
+                tracing::warn!(%error, "the next log file is not prepared; appends make it if they need it before");
+                let has_not_ended = |_: &mut Next| !self.has_ended.load(Ordering::Relaxed);
+                drop(self.changed.wait_timeout_while(self.next(), RETRY_PAUSE, has_not_ended));
+            }
+        }
+    }
+
+    /// Notes that the next file will be wanted soon.
+    pub(super) fn want(&self) {
+        if !self.is_wanted.swap(true, Ordering::Relaxed) {
+            // Between the check and the wait of whoever prepares, the lock is held. Nobody holds it for long: what
+            // takes long is done only when a file is wanted.
+            drop(self.next());
+            self.changed.notify_all();
         }
     }
 
     /// Makes [`Preparation::run`] return.
     pub(crate) fn end(&self) {
         self.has_ended.store(true, Ordering::Relaxed);
-        // Between the check and the wait of whoever prepares, the lock is held.
         drop(self.next());
         self.changed.notify_all();
     }
@@ -150,7 +162,7 @@ impl Preparation {
         let header = entry::encode_file_header(self.incarnation, number, previous_end);
         file.write_at(&header, 0).map_err(StoreError::io("write", &path))?;
         next.number += 1;
-        self.changed.notify_all();
+        self.is_wanted.store(false, Ordering::Relaxed);
         let filled = size_bytes.max(FILE_HEADER_BYTES);
         Ok((Arc::new(LogFile { number, path, file, size: size.max(size_bytes) }), filled))
     }

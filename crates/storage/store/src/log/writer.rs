@@ -182,6 +182,9 @@ impl Log {
         self.buffer.shrink_to(BUFFER_KEPT_BYTES);
         let position = self.end().plus(ENTRY_HEADER_BYTES);
         self.offset = end as u32;
+        if end >= self.active.size / 2 {
+            self.preparation.want();
+        }
         Ok(position)
     }
 
@@ -308,6 +311,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_next_file_is_prepared_when_the_one_before_is_half_full() {
+        let (memory, mut log) = log();
+        let preparation = log.preparation();
+        let is_there = || memory.exists(&file_path(Path::new(FOLDER), 2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| preparation.run());
+            let mut before_half = true;
+            for _ in 0..1000 {
+                before_half &= u64::from(log.end().offset()) < FILE_BYTES_MIN / 2;
+                if !before_half {
+                    break;
+                }
+                assert!(!is_there(), "nobody needs it yet");
+                append(&mut log).unwrap();
+            }
+            let began = std::time::Instant::now();
+            while !is_there() && began.elapsed() < std::time::Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
+            preparation.end();
+        });
+        assert!(is_there() && log.end().file() == 1);
     }
 
     #[test]

@@ -370,8 +370,9 @@ fn reads_are_exact_while_pages_are_overwritten_and_log_files_reused() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for batch in &batches {
-                store.append(batch, Origin::Writer(writer.promise)).unwrap();
-                std::thread::yield_now();
+                let appended = store.append(batch, Origin::Writer(writer.promise)).unwrap();
+                // The others get their turn meanwhile.
+                store.sync(appended.sequence).unwrap();
             }
             done.store(true, Ordering::Release);
         });

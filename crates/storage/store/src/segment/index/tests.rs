@@ -209,7 +209,7 @@ fn a_truncation_costs_what_it_cuts() {
         let span = borealis_types::RecordSpan { start: Lsn(lsn - 1), end: Lsn(lsn) };
         RecordRef { span, position: crate::log::position::LogPosition(lsn), length: 100 }
     };
-    let mut insert = |index: &mut Index, lsn: u64, relation: u32, block: u32| {
+    let insert = |index: &mut Index, lsn: u64, relation: u32, block: u32| {
         let locator = RelationLocator { tablespace: 1663, database: 5, relation };
         let key = BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block };
         let effects = [Effect::Page(PageKey::Block(key))];

@@ -14,8 +14,8 @@ use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 use crate::log::scan::{Checked, check_entry};
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
-use crate::pages::materialized_state::{MaterializedState, extent_of};
-use crate::pages::page_files::{PageFiles, SLOT_BYTES, SlotAddress};
+use crate::pages::materialized_state::{MaterializedState, SlotAddress, extent_of};
+use crate::pages::page_files::{PageFiles, SLOT_BYTES};
 use crate::read::hold::is_damage;
 use crate::segment::trouble::{Cause, Trouble};
 use crate::{Store, StoreError};
@@ -194,8 +194,8 @@ fn slots_after(materialized: &MaterializedState, after: Option<PageKey>) -> Vec<
             if after.is_some_and(|after| key <= after) {
                 continue;
             }
-            let Some((region, place, generation)) = materialized.locate(&key) else { continue };
-            slots.push(Slot { key, address: SlotAddress { region, place, generation } });
+            let Some(address) = materialized.locate(&key) else { continue };
+            slots.push(Slot { key, address });
         }
         if slots.len() >= PAGES_AT_ONCE {
             break;

@@ -85,10 +85,18 @@ mod tests {
         let zone = AvailabilityZone("az1".to_owned());
         let address: borealis_spec::Endpoint = "/nowhere/1".parse().unwrap();
         let placement = Placement::new(1).unwrap();
-        let mut config =
-            NodeConfig::new("unused".into(), VolumeId(1), NodeId(1), zone.clone(), 1, address.clone(), placement);
-        config.peers =
-            (2..=6).map(|node| NodeAddress { node: NodeId(node), zone: zone.clone(), address: address.clone() }).collect();
+        let mut config = NodeConfig::new(
+            "unused".into(),
+            VolumeId(1),
+            NodeId(1),
+            zone.clone(),
+            1,
+            address.clone(),
+            placement,
+        );
+        config.peers = (2..=6)
+            .map(|node| NodeAddress { node: NodeId(node), zone: zone.clone(), address: address.clone() })
+            .collect();
         config.groups = Membership::everyone_has_everything(placement, &[1, 2, 3, 4, 5, 6].map(NodeId));
         Proof::new(&config)
     }

@@ -94,6 +94,7 @@ impl Store {
     fn wait_for_room(&self) -> Result<(), StoreError> {
         let is_too_much = || self.backlog().share(&self.options) > 1.0;
         if is_too_much() {
+            self.refuse_while_rounds_fail()?;
             count(&self.counters.appends_held_back, 1);
             self.materialize_while(Policy::Now, is_too_much)?;
         }

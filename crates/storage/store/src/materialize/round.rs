@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use borealis_types::{GroupId, Lsn};
+use borealis_types::{GroupId, Lsn, PageKey};
 
 use crate::materialize::Progress;
 use crate::materialize::changes::changes;
 use crate::materialize::pace::PIECE_PAGES;
 use crate::materialize::page_writer::{NextState, PageWriter};
 use crate::metrics::count;
+use crate::pages::materialized_state::extent_of;
 use crate::read::Overtaken;
 use crate::read::hold::{RoundPage, is_damage};
 use crate::segment::index::relations::DatabaseEvent;
@@ -76,18 +77,23 @@ impl Store {
             return Ok(Progress::default());
         }
         for materialized in next.values_mut() {
-            materialized.files.sync(materialized.written_regions.iter().copied())?;
-            materialized.synced = true;
+            materialized.sync()?;
         }
         let replay_from = self.write_checkpoint(&next)?;
         let pages_written = next.values().map(|materialized| materialized.pages_written).sum();
         count(&self.counters.pages_written, pages_written);
+        count(&self.counters.pages_moved, next.values().map(|materialized| materialized.pages_moved).sum());
         for replaced in self.publish_states(next) {
-            for region in replaced.freed_regions {
-                replaced.files.punch_region(region);
-            }
+            replaced.files.punch(replaced.freed_regions);
         }
-        let log_files_freed = self.release_log(replay_from)?;
+        let log_files_freed = match self.release_log(replay_from) {
+            Ok(freed) => freed,
+            Err(error @ StoreError::Io { .. }) => {
+                tracing::warn!(node = self.identity.node.0, %error, "log that nobody needs is kept until the next round");
+                0
+            }
+            Err(error) => return Err(error),
+        };
         Ok(Progress { advanced: true, pages_written, log_files_freed })
     }
 
@@ -118,15 +124,16 @@ impl Store {
                     return Ok(None);
                 }
             }
+            let last = last_in_extent(&changes.pages, at);
             match self.page_of_round(group, key, target)? {
-                RoundPage::Made(page) => writer.put(key, page.as_deref())?,
+                RoundPage::Made(page) => writer.put(key, last, page.as_deref())?,
                 RoundPage::Held(held, image) => {
                     self.check_quarantine(group, key, &held, &writer)?;
-                    writer.hold(key, held, &image)?;
+                    writer.hold(key, last, held, &image)?;
                 }
             }
         }
-        let mut next = writer.finish()?;
+        let mut next = writer.next;
         let materialized = Arc::make_mut(&mut next.materialized);
         for (fork, blocks) in changes.relations {
             match blocks {
@@ -145,9 +152,14 @@ impl Store {
         materialized.lsn = target;
         // Freed regions become available to the next round only: by then the checkpoint that no longer names
         // them is durable, their space is freed, and readers have noticed the new version.
-        materialized.free_regions.extend(&next.freed_regions);
-        // Sorted so that the lowest region is taken first, which keeps the files few.
-        materialized.free_regions.sort_unstable_by(|one, other| other.cmp(one));
+        materialized.regions.release(&next.freed_regions);
         Ok(Some(next))
     }
+}
+
+/// The last page of the same extent as the page at `at`, in a sorted list.
+fn last_in_extent(pages: &[PageKey], at: usize) -> &PageKey {
+    let (first, _) = extent_of(&pages[at]);
+    let count = pages[at..].iter().take_while(|key| extent_of(key).0 == first).count();
+    &pages[at + count - 1]
 }

@@ -180,6 +180,7 @@ impl HostedSegment {
             "a record that ends at {end}, and the chain is complete through {complete}"
         );
         self.indexed_through = end;
+        self.index.settle(self.segment.known_durable().volume.end);
         match self.cut.next(reference) {
             Next::Whole => self.insert(context.placement, reference, record_effects, effects, end),
             Next::Piece => {}

@@ -14,6 +14,7 @@ use super::records::{
 };
 use crate::disk::memory::{MemoryDisk, Operation};
 use crate::disk::{Disk, OpenMode};
+use crate::pages::materialized_state::SlotAddress;
 use crate::{
     CountersReplay, Environment, Options, Origin, Policy, RedoEngine, ScrubCursor, Store, StoreError,
 };
@@ -163,13 +164,13 @@ impl Fixture {
     /// Flips bytes of both slots of a page, whichever is current.
     fn damage(&self, number: u32) {
         let group = self.group(number);
-        let located = self.store().lock().segments[&group].materialized.locate(&page(number));
-        let (region, place, _) = located.expect("the page has a slot");
-        let path = format!("{ROOT}/segments/{}/pages.0000", group.0);
-        let file = self.disk.open(Path::new(&path), OpenMode::Write).unwrap();
-        for slot in 0..2u64 {
-            let offset = u64::from(region) * 256 * 8256 + (slot * 128 + place as u64) * 8256 + 500;
-            file.write_at(&[0xA5; 64], offset).unwrap();
+        let state = self.store().lock();
+        let hosted = &state.segments[&group];
+        let located = hosted.materialized.locate(&page(number)).expect("the page has a slot");
+        for generation in 1..3 {
+            let (path, offset) = hosted.pages.file_and_offset(SlotAddress { generation, ..located });
+            let file = self.disk.open(&path, OpenMode::Write).unwrap();
+            file.write_at(&[0xA5; 64], offset + 500).unwrap();
         }
     }
 

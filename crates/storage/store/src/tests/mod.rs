@@ -1,5 +1,6 @@
 //! Tests that look inside: a model of the whole store, damage, and the taking of redo.
 
+mod abandoned;
 mod copy;
 mod damage;
 mod invariants;

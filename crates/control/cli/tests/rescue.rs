@@ -47,7 +47,10 @@ fn three_intact_copies_are_made_a_volume_again() {
     let said = cluster.fails(&["node", "replace", "1", "2", "5"]);
     assert!(said.contains("node 5 runs"), "{said}");
     let said = cluster.fails(&["node", "replace", "1", "2", "3"]);
-    assert!(said.contains("Nothing was changed") && said.contains("borealis node replace 1 2 3 --yes"), "{said}");
+    assert!(
+        said.contains("Nothing was changed") && said.contains("borealis node replace 1 2 3 --yes"),
+        "{said}"
+    );
     assert!(!node_folder(&cluster, 1).exists(), "nothing was changed");
 
     let said = cluster.ok(&["node", "replace", "1", "2", "3", "--yes"]);

@@ -92,21 +92,23 @@ fn a_history_longer_than_a_node_keeps_is_refused_and_the_node_lives() {
     let (cluster, writer) = volume(2);
     let last = writer.history.newest().unwrap().last;
     let mut long = writer.history.clone();
-    let count = 600_000;
-    for epoch in 2..count {
-        long.push(EpochOpening {
-            epoch: VolumeEpoch(epoch),
-            last,
-            server_version: ServerVersion::NEWEST_TESTED,
-        });
+    // The second does not fit the frame that a recovery may send, and costs it its connection.
+    for (count, is_received) in [(20_000, true), (600_000, false)] {
+        for epoch in long.newest_epoch().0 + 1..count {
+            long.push(EpochOpening {
+                epoch: VolumeEpoch(epoch),
+                last,
+                server_version: ServerVersion::NEWEST_TESTED,
+            });
+        }
+        let mut stranger = cluster.client(1);
+        let epoch = long.newest_epoch();
+        stranger.fence(epoch, WriterId(666)).unwrap();
+        let refused = stranger.install(epoch, WriterId(666), &long, &[]).unwrap_err();
+        assert_eq!(matches!(refused.refusal(), Some(Refusal::Misuse(_))), is_received, "{refused}");
+        assert_eq!(cluster.summary(1, GroupId(0)).history, writer.history);
+        assert!(cluster.client(1).summaries().is_ok(), "the node lives");
     }
-    let mut stranger = cluster.client(1);
-    let epoch = long.newest_epoch();
-    stranger.fence(epoch, WriterId(666)).unwrap();
-    let refused = stranger.install(epoch, WriterId(666), &long, &[]).unwrap_err();
-    assert!(matches!(refused.refusal(), Some(Refusal::Misuse(_))), "{refused}");
-    assert_eq!(cluster.summary(1, GroupId(0)).history, writer.history);
-    assert!(cluster.client(1).summaries().is_ok(), "the node lives");
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Alone {
         command.arg(std::env::current_exe().unwrap()).arg(config.file()).arg(config.store_directory());
         let running = Running(command.spawn().unwrap());
         let writer = Writer::first(&cluster);
-        let mut client = connect(config, Caller::Client);
+        let mut client = connect(config, Caller::Recovery);
         client.fence(writer.epoch, writer.writer).unwrap();
         client.install(writer.epoch, writer.writer, &writer.history, &writer.durable_tails).unwrap();
         let client = connect(config, writer.caller());
@@ -153,7 +153,7 @@ impl Alone {
 
     /// Every page is there, and nothing is said to be wrong.
     fn check(&mut self) {
-        let mut client = connect(self.config(), Caller::Client);
+        let mut client = connect(self.config(), Caller::Recovery);
         for number in (0..self.pages).step_by(17) {
             self.check_page(&mut client, number);
         }
@@ -245,7 +245,7 @@ fn a_nearly_full_disk_passes() {
     )
     .unwrap_err();
     assert!(matches!(error.refusal(), Some(Refusal::NotNow(_))), "{error}");
-    let mut client = connect(alone.config(), Caller::Client);
+    let mut client = connect(alone.config(), Caller::Recovery);
     alone.check_page(&mut client, 5);
     client.fence(alone.writer.epoch, alone.writer.writer).unwrap();
     std::fs::remove_file(&filler).unwrap();

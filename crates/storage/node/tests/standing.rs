@@ -8,8 +8,8 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use borealis_types::{GroupId, VolumeEpoch, WriterId};
-use borealis_wire::Refusal;
+use borealis_types::GroupId;
+use borealis_wire::{Caller, Refusal};
 use common::{ALL, Cluster, Writer, block, image, wait_until};
 
 const GROUP: GroupId = GroupId(0);
@@ -76,9 +76,9 @@ fn assert_votes_no_more(cluster: &mut Cluster) {
             failure.contains("put back to an earlier state") && failure.contains("rebuild it"),
             "{failure}"
         );
-        let mut client = cluster.client(VICTIM);
+        let client = cluster.connect(VICTIM, Caller::Client);
         assert!(client.welcome().is_empty());
-        let error = client.fence(VolumeEpoch(9), WriterId(9)).unwrap_err();
+        let error = cluster.try_connect(VICTIM, Caller::Recovery).unwrap_err();
         assert!(matches!(error.refusal(), Some(Refusal::Failed(_))), "{error}");
         // Nor after a restart, although it is one boot further then.
         drop(client);

@@ -16,6 +16,8 @@
 
 mod append;
 mod boots;
+#[cfg(feature = "broken-redo")]
+mod broken_redo;
 mod checkpoint;
 mod copy;
 mod directory;

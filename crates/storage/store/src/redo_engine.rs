@@ -74,6 +74,8 @@ impl RedoEngine for PostgresRedo {
     }
 
     fn apply_page(&self, record: &Record<'_>, key: &PageKey, page: &mut PageBytes) -> Result<(), RedoError> {
+        #[cfg(feature = "broken-redo")]
+        crate::broken_redo::panic_if_asked(key);
         borealis_redo::apply_page(record, key, page)
     }
 

@@ -1,8 +1,8 @@
 //! Frames that break a rule, and requests with arguments that nobody sends.
 
 use borealis_types::{
-    BlockKey, DatabaseKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, MetaKey, NodeId, PageKey, ReadPoint,
-    RecordSpan, RelationFork, RelationLocator, ServerVersion, SlruKind, VolumeEpoch, WriterId,
+    BlockKey, DatabaseKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, MetaKey, NodeId, PageKey,
+    ReadPoint, RecordSpan, RelationFork, RelationLocator, ServerVersion, SlruKind, VolumeEpoch, WriterId,
 };
 use borealis_wire::frame::frame_header;
 use borealis_wire::message::{append_header, encode_message};

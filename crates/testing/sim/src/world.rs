@@ -411,7 +411,7 @@ impl World {
                 }
                 Failure::NoQuorum { .. } => self.coverage.count("recoveries without quorum"),
                 // With a liar among those that answer, it is right to refuse: nothing is cut.
-                _ if self.liar.is_some() => {
+                _ if self.liar.is_some() || superseded => {
                     self.coverage.count("recoveries that refused contradictory words")
                 }
                 other => return Err(format!("recovery of epoch {epoch}: {other}")),

@@ -55,7 +55,6 @@ fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
         "recoveries crashed",
         "recoveries superseded",
         "releases of records checked",
-        "rescues while a survivor is behind",
         "stale records refused",
         "unacknowledged records kept by a recovery",
         "refusals that a writer heard",

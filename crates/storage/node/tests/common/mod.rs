@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use borealis_client::{NodeClient, Timeouts, verify};
+use borealis_client::{ClientError, NodeClient, Timeouts, verify};
 use borealis_node::Node;
 use borealis_spec::{Endpoint, Membership, NodeAddress, NodeConfig};
 use borealis_types::{
@@ -100,18 +100,16 @@ impl Cluster {
     }
 
     pub fn connect(&self, index: usize, caller: Caller) -> NodeClient {
-        NodeClient::connect(
-            self.address(index),
-            VOLUME,
-            self.configs[index].node,
-            caller,
-            Timeouts::default(),
-        )
-        .unwrap()
+        self.try_connect(index, caller).unwrap()
+    }
+
+    pub fn try_connect(&self, index: usize, caller: Caller) -> Result<NodeClient, ClientError> {
+        let node = self.configs[index].node;
+        NodeClient::connect(self.address(index), VOLUME, node, caller, Timeouts::default())
     }
 
     pub fn client(&self, index: usize) -> NodeClient {
-        self.connect(index, Caller::Client)
+        self.connect(index, Caller::Recovery)
     }
 
     pub fn summary(&self, index: usize, group: GroupId) -> SegmentSummary {

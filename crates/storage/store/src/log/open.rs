@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::StoreError;
 use crate::disk::{Disk, OpenMode};
 use crate::log::entry;
-use crate::log::files::{LogFile, LogFiles, file_path, spare_path};
+use crate::log::files::{LogFile, LogFiles, file_path};
 use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 use crate::log::preparation::{Preparation, PreparedFile};
 use crate::log::rewrite::rewrite;
@@ -36,8 +36,8 @@ fn to_write(disk: &dyn Disk, file: &LogFile) -> Result<Arc<LogFile>, StoreError>
 fn prepared(disk: &dyn Disk, beyond: &[Arc<LogFile>]) -> Result<Option<PreparedFile>, StoreError> {
     let Some(next) = beyond.first() else { return Ok(None) };
     let file = Arc::clone(&to_write(disk, next)?.file);
-    let size_bytes = file.size_bytes().map_err(StoreError::io("stat", &next.path))?;
-    Ok(Some(PreparedFile { file, size_bytes }))
+    // A file that was copied may have holes, for which the disk may have no room.
+    Ok(Some(PreparedFile { file, size_bytes: 0 }))
 }
 
 /// What was found when the files were read in order.
@@ -92,21 +92,6 @@ fn list_files(disk: &dyn Disk, folder: &Path) -> Result<Vec<u32>, StoreError> {
     }
     numbers.sort_unstable();
     Ok(numbers)
-}
-
-/// Whether a released file is kept to become the next one. It is removed if it is longer than files are now.
-fn has_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<bool, StoreError> {
-    let spare = spare_path(folder);
-    match disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes()) {
-        Ok(size_bytes) if size_bytes <= file_bytes => Ok(true),
-        Ok(_) => {
-            disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
-            Ok(false)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        // Taken for absent it would be written over, and its old name may still be the durable one.
-        Err(error) => Err(StoreError::io("open", &spare)(error)),
-    }
 }
 
 impl Log {
@@ -169,12 +154,9 @@ impl Log {
         if rewritten_bytes > 0 {
             tracing::info!(rewritten_bytes, "wrote the end of the log again: no sync of it was noted");
         }
-        let length = active.file.size_bytes().map_err(StoreError::io("stat", &active.path))?;
-        let has_spare = has_spare(&**disk, folder, file_bytes)?;
         let next = prepared(&**disk, &beyond)?;
         let number = active.number + 1;
-        let preparation =
-            Preparation::new(disk, folder.to_owned(), incarnation, file_bytes, number, has_spare, next);
+        let preparation = Preparation::new(disk, folder.to_owned(), incarnation, file_bytes, number, next);
         Ok(Log {
             preparation: Arc::new(preparation),
             incarnation,
@@ -184,7 +166,8 @@ impl Log {
             // What no note vouched for was just written again and synced.
             unsynced: Vec::new(),
             offset,
-            filled: length.max(u64::from(offset)),
+            // Not to its end: a file that was copied may have holes, for which the disk may have no room.
+            filled: u64::from(offset),
             broken: false,
             buffer: Vec::new(),
         })

@@ -47,7 +47,7 @@ enum Spare {
     None,
     /// A released file; its old name may still be the durable one.
     Released,
-    /// A released file whose old name may be the durable one for ever.
+    /// A released file whose old name may be the durable one for ever, or whatever was there when the log was opened.
     Unfit,
 }
 
@@ -66,6 +66,9 @@ pub(crate) struct Preparation {
     folder: PathBuf,
     incarnation: u128,
     file_bytes: u64,
+    /// Files from this number on were filled here. Earlier ones may have been copied with holes, for which the disk may
+    /// have no room: none of them becomes a spare.
+    filled_from: u32,
     next: Mutex<Next>,
     /// The next file is wanted, or nobody shall prepare another one.
     changed: Condvar,
@@ -85,16 +88,15 @@ impl Preparation {
         incarnation: u128,
         file_bytes: u64,
         number: u32,
-        has_spare: bool,
         prepared: Option<PreparedFile>,
     ) -> Preparation {
-        let spare = if has_spare { Spare::Released } else { Spare::None };
         Preparation {
             disk: Arc::clone(disk),
             folder,
             incarnation,
             file_bytes,
-            next: Mutex::new(Next { number, spare, prepared }),
+            filled_from: number + u32::from(prepared.is_some()),
+            next: Mutex::new(Next { number, spare: Spare::Unfit, prepared }),
             changed: Condvar::new(),
             is_wanted: AtomicBool::new(false),
             is_urgent: AtomicBool::new(false),
@@ -201,8 +203,13 @@ impl Preparation {
             self.sync_folder().inspect_err(|_| next.spare = Spare::Unfit)?;
         }
         if next.spare == Spare::Unfit {
-            self.disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
-            next.spare = Spare::None;
+            // Not written over: it may still be another file by its old name.
+            match self.disk.remove(&spare) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("delete", &spare)(error));
+                }
+                _ => next.spare = Spare::None,
+            }
         }
         let made = || -> io::Result<PreparedFile> {
             let mode = if next.spare == Spare::None { OpenMode::CreateEmpty } else { OpenMode::Create };
@@ -261,7 +268,7 @@ impl Preparation {
 
     fn keep_as_spare(&self, file: &LogFile) -> Result<bool, StoreError> {
         let mut next = self.next();
-        if next.spare != Spare::None || file.size != self.file_bytes {
+        if next.spare == Spare::Released || file.number < self.filled_from || file.size != self.file_bytes {
             return Ok(false);
         }
         let spare = spare_path(&self.folder);

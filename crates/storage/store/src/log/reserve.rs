@@ -6,8 +6,7 @@
 
 use crate::StoreError;
 use crate::log::entry;
-use crate::log::position::FILE_HEADER_BYTES;
-use crate::log::writer::{LARGE_ENTRY_BYTES, Log};
+use crate::log::writer::{LARGE_ENTRY_BYTES, Log, ZERO_STRETCH_BYTES};
 
 /// More than what the entries of one batch need beyond the batch, when it is written as several.
 const SLACK_BYTES: u64 = 64 << 10;
@@ -15,7 +14,12 @@ const SLACK_BYTES: u64 = 64 << 10;
 impl Log {
     /// Whether an entry with a payload of this many bytes makes the log take more of the disk.
     pub(crate) fn would_grow(&self, payload_bytes: usize) -> bool {
-        self.end_of(payload_bytes) > self.filled.min(self.active.size)
+        let end = self.end_of(payload_bytes);
+        end > self.active.size || self.with_slack(end) > self.filled
+    }
+
+    fn with_slack(&self, end: u64) -> u64 {
+        (end + SLACK_BYTES).min(self.active.size)
     }
 
     fn end_of(&self, payload_bytes: usize) -> u64 {
@@ -32,10 +36,14 @@ impl Log {
             self.roll(entry::entry_bytes(payload_bytes))?;
         }
         let end = self.end_of(payload_bytes);
-        if end - u64::from(self.offset) >= LARGE_ENTRY_BYTES {
-            return if is_tight { self.write_zeros_to(end) } else { Ok(()) };
+        let with_slack = self.with_slack(end);
+        if with_slack <= self.filled {
+            return Ok(());
         }
-        let with_slack = (end + SLACK_BYTES).min(self.active.size).max(FILE_HEADER_BYTES);
-        if end > self.filled { self.fill_ahead(with_slack) } else { Ok(()) }
+        if end - u64::from(self.offset) >= LARGE_ENTRY_BYTES {
+            return if is_tight { self.write_zeros_to(with_slack) } else { Ok(()) };
+        }
+        let stretch = ZERO_STRETCH_BYTES.min(self.file_bytes / 4).next_multiple_of(8);
+        self.write_zeros_to(with_slack.max(end + stretch).min(self.active.size))
     }
 }

@@ -20,7 +20,7 @@ pub(crate) const FILE_BYTES_MIN: u64 = 4 << 10;
 pub(crate) const FILE_BYTES_MAX: u64 = 2 << 30;
 
 /// Bytes of zeros written ahead of the entries at a time.
-const ZERO_STRETCH_BYTES: u64 = 4 << 20;
+pub(super) const ZERO_STRETCH_BYTES: u64 = 4 << 20;
 
 /// Most bytes of entries written by one system call; as for zeros, `ZERO_PIECE_BYTES`.
 const PIECE_BYTES: usize = 128 << 10;
@@ -60,7 +60,7 @@ impl Log {
         file_bytes: u64,
     ) -> Result<Log, StoreError> {
         let file_bytes = file_bytes.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
-        let preparation = Preparation::new(disk, folder.to_owned(), incarnation, file_bytes, 1, false, None);
+        let preparation = Preparation::new(disk, folder.to_owned(), incarnation, file_bytes, 1, None);
         let (active, filled) = preparation.begin(0, file_bytes)?;
         active.file.sync_data().map_err(StoreError::io("sync", &active.path))?;
         let files = Arc::new(LogFiles::new(Arc::clone(disk)));
@@ -183,7 +183,7 @@ impl Log {
     /// Writes zeros ahead when an entry that ends at `end` would go beyond what is filled. Not for a large
     /// entry: zeros would make the disk write everything twice, and the cost of growing the file is small
     /// beside that of its sync.
-    pub(super) fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
+    fn fill_ahead(&mut self, end: u64) -> Result<(), StoreError> {
         if end <= self.filled {
             return Ok(());
         }

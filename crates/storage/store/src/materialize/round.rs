@@ -114,6 +114,7 @@ impl Store {
             let in_trouble = troubles.pages.keys().chain(troubles.healed.keys()).copied().collect();
             (changes, in_trouble)
         };
+        changes.files.begin_round();
         changes.pages.sort_unstable();
         changes.pages.dedup();
         let mut writer = PageWriter::new(&changes.materialized, &changes.files, target, in_trouble);

@@ -126,6 +126,12 @@ impl PageFiles {
         (self.path(name), offset)
     }
 
+    /// Begins a round: what an abandoned one left unsynced is nobody's, and its fate no reason to abandon this one.
+    pub(crate) fn begin_round(&self) {
+        let closed = std::mem::take(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner).files);
+        drop(closed);
+    }
+
     /// Opens a file for reading; it must exist.
     fn existing(&self, name: FileName) -> Result<Arc<dyn DiskFile>, StoreError> {
         self.file(name, OpenMode::Write)

@@ -31,7 +31,7 @@ use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
 use crate::import_state;
 use crate::instance_socket::{self, StartPhases, StatusBoard};
-use crate::recover::{self, RecoverError};
+use crate::recover::{self, OwnEpochs, RecoverError};
 use crate::release;
 use crate::shim_gate::ShimFault;
 use crate::shim_library::ShimLibrary;
@@ -139,6 +139,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
         signals,
         writer: new_writer()?,
         epoch: VolumeEpoch(0),
+        own_epochs: OwnEpochs::default(),
         has_served: false,
     };
     let result = supervisor.run_until_stopped();
@@ -189,6 +190,8 @@ struct Supervisor {
     writer: WriterId,
     /// That of the last recovery; zero before the first.
     epoch: VolumeEpoch,
+    /// What it asked the nodes for, across its recoveries.
+    own_epochs: OwnEpochs,
     /// The server accepted connections since this was looked at last.
     has_served: bool,
 }
@@ -288,7 +291,7 @@ impl Supervisor {
             memory_directory::prepare(&self.config.memory_dir, &self.user, memory_directory::NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
-        let recovered = recover::recover(&self.config, self.writer, server_version, self.epoch)?;
+        let recovered = recover::recover(&self.config, self.writer, server_version, &mut self.own_epochs)?;
         phases.connect_ms = ms(recovered.phases.connect);
         phases.protocol_ms = ms(recovered.phases.protocol);
         let outcome = recovered.outcome;

@@ -114,6 +114,8 @@ impl Requests {
                 remembered: self.standing.remembered_of(node),
             }),
             Request::Confirm { epoch } => {
+                // The word of a store that keeps no promise any more says nothing of who else was promised what.
+                store.check_poison().map_err(refuse)?;
                 let promise = |group| store.with_segment(group, |segment| segment.promise().epoch);
                 for &group in &store.identity().groups {
                     let promised = promise(group).map_err(refuse)?;

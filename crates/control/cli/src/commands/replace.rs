@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use borealis_local::Catalog;
 use borealis_local::cluster::{Cluster, Replacement};
 use borealis_types::NodeId;
 
@@ -11,8 +10,7 @@ use crate::progress::Step;
 
 /// Replaces nodes by copies of one that is left; without `yes` only says what would be done, and fails.
 pub fn replace_nodes(dir: &Path, ids: &[u16], yes: bool) -> anyhow::Result<ExitCode> {
-    let mut cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (mut cluster, _lock) = Cluster::open_locked(dir)?;
     let ids: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
     let replacement = cluster.plan_replacement(&ids)?;
     if !yes {

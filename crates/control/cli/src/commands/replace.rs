@@ -20,6 +20,9 @@ pub fn replace_nodes(dir: &Path, ids: &[u16], yes: bool) -> anyhow::Result<ExitC
     let step = Step::begin("agreeing with the nodes that are left, and copying one of them");
     let replaced = cluster.replace_nodes(&replacement)?;
     step.done();
+    if let Some(warning) = &replaced.warning {
+        eprintln!("borealis: warning: {warning}");
+    }
     for folder in &replaced.set_aside {
         println!("what was left of a lost node is kept in {}", folder.display());
     }

@@ -16,7 +16,7 @@ use borealis_spec::{DriverConfig, Endpoint, Membership, NodeAddress, NodeConfig,
 use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
-use crate::catalog::{Catalog, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
+use crate::catalog::{Catalog, CatalogLock, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
 use crate::log::log_tail;
 use crate::node_user;
 use crate::process::{self, ProcessIdentity};
@@ -60,6 +60,18 @@ impl Cluster {
         let _ = Catalog::end_creation(directory);
         let directory = directory.canonicalize().context("cannot resolve the cluster's directory")?;
         Ok(Cluster { directory, catalog })
+    }
+
+    /// Opens the cluster in `directory` for a command that changes it, which nobody else does as long as the lock is held.
+    ///
+    /// # Errors
+    /// When there is none, it cannot be read, or another command is changing it.
+    pub fn open_locked(directory: &Path) -> anyhow::Result<(Cluster, CatalogLock)> {
+        // First, so that no lock is left where there is no cluster.
+        Cluster::open(directory)?;
+        let lock = Catalog::lock(directory)?;
+        // Again: what was read before may have been changed by whoever held the lock.
+        Ok((Cluster::open(directory)?, lock))
     }
 
     /// The folder that has `cluster.json`, `nodes` and `instances`.

@@ -36,7 +36,11 @@ impl Store {
         Ok(state)
     }
 
-    pub(crate) fn check_poison(&self) -> Result<(), StoreError> {
+    /// Whether the store still keeps its promises: it has not failed, nor renounced ([`Store::renounce`]).
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`] if it does not.
+    pub fn check_poison(&self) -> Result<(), StoreError> {
         self.poison.get().map_or(Ok(()), |reason| Err(StoreError::Poisoned(reason.clone())))
     }
 

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use borealis_local::Catalog;
 use borealis_local::cluster::Cluster;
 use borealis_local::status::ask_some_nodes;
 use borealis_types::{InstanceId, NodeId};
@@ -13,15 +12,13 @@ use crate::progress::Step;
 /// SIGKILLs nodes.
 pub fn kill_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
     let ids: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     report_killed(&cluster, &ids)
 }
 
 /// SIGKILLs the nodes of a zone.
 pub fn kill_zone(dir: &Path, zone: &str) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     let nodes = cluster.nodes_in_zone(zone)?;
     report_killed(&cluster, &nodes)
 }
@@ -40,8 +37,7 @@ fn report_killed(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode> 
 
 /// Starts nodes; all that are down if none is named.
 pub fn start_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     let ids: Vec<NodeId> = if ids.is_empty() {
         cluster.catalog.nodes.iter().map(|node| node.id).collect()
     } else {
@@ -52,8 +48,7 @@ pub fn start_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
 
 /// Starts the nodes of a zone.
 pub fn start_zone(dir: &Path, zone: &str) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     let nodes = cluster.nodes_in_zone(zone)?;
     report_started(&cluster, &nodes)
 }
@@ -83,8 +78,7 @@ fn report_started(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode>
 
 /// SIGKILLs an instance.
 pub fn kill_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     let killed = cluster.kill_instance(InstanceId(id))?;
     println!("instance {id} {}", if killed { "killed" } else { "was not running" });
     Ok(ExitCode::SUCCESS)
@@ -92,8 +86,7 @@ pub fn kill_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
 
 /// Stops an instance in order.
 pub fn stop_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     let stopped = cluster.stop_instance(InstanceId(id))?;
     println!("instance {id} {}", if stopped { "stopped" } else { "was not running" });
     Ok(ExitCode::SUCCESS)
@@ -101,8 +94,7 @@ pub fn stop_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
 
 /// Starts an instance.
 pub fn start_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     let instance = cluster.instance(InstanceId(id))?;
     let step = Step::begin("recovering and starting PostgreSQL");
     let elapsed = cluster.start_instance(InstanceId(id))?;

@@ -263,8 +263,7 @@ fn reopen(
     settings: BTreeMap<String, String>,
     forgotten: &[String],
 ) -> anyhow::Result<Prepared> {
-    let mut cluster = Cluster::open(dir)?;
-    let lock = Catalog::lock(dir)?;
+    let (mut cluster, lock) = Cluster::open_locked(dir)?;
     if cluster.driver_process(WRITER).is_some() && !server_runs(&cluster.instance_directory(WRITER)) {
         // Whoever started it was killed before it served, or somebody would hold the lock. This command starts another.
         cluster.stop_instance(WRITER)?;
@@ -343,8 +342,7 @@ fn require_free_port(port: u16) -> anyhow::Result<()> {
 
 /// Stops everything in order.
 pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     if !cluster.anything_runs() {
         eprintln!("the cluster in {} is not running", dir.display());
     }

@@ -8,7 +8,7 @@ use borealis_client::handshake::judge_hello;
 use borealis_client::stream::Stream;
 use borealis_quorum::Promise;
 use borealis_store::Store;
-use borealis_types::{NodeId, VolumeId, WriterId};
+use borealis_types::{NodeId, VolumeEpoch, VolumeId, WriterId};
 use borealis_wire::frame::MAX_PAYLOAD_BYTES;
 use borealis_wire::message::decode_payload;
 use borealis_wire::roles::{HELLO_LIMIT_BYTES, REQUEST_LIMIT_BYTES};
@@ -67,7 +67,8 @@ impl Host {
         if !matches!(caller, Caller::Peer(_)) {
             self.standing.wait_for_words();
         }
-        if matches!(caller, Caller::Writer { .. })
+        if let Caller::Writer { epoch, .. } = caller
+            && has_begun(&self.store, epoch)
             && let Err(refusal) = self.store.check_takes_redo()
         {
             // It tries again, and sends redo only once it is welcome.
@@ -80,6 +81,13 @@ impl Host {
             Err(error) => Reply::Refused(self.refusals.of(&error)),
         }
     }
+}
+
+/// Whether the recovery that opened this epoch is over, as far as this node knows: all its segments have that history. What a
+/// writer sends before is that recovery's, which is taken below the watermark of free space, too.
+fn has_begun(store: &Store, epoch: VolumeEpoch) -> bool {
+    let has = |group| store.with_segment(group, |segment| segment.history().newest_epoch() >= epoch);
+    store.identity().groups.iter().all(|&group| has(group).unwrap_or(true))
 }
 
 /// Whether a caller is the writer that this node promised its epoch to, in any of its segments. A promise learned from a

@@ -122,8 +122,8 @@ pub enum CatalogError {
         /// The user, for `sudo`.
         argument: String,
     },
-    /// The catalog's file cannot be read or written.
-    #[error("cannot use {path}: {source}")]
+    /// The catalog's file cannot be read or written; why is the source, which whoever shows an error shows, too.
+    #[error("cannot use {path}")]
     File {
         /// The file or folder of the operation.
         path: PathBuf,
@@ -488,6 +488,16 @@ mod tests {
         let said = Catalog::lock(path).expect_err("somebody else's").to_string();
         assert!(said.contains("belongs to the user `nobody`") && said.contains("sudo -u nobody"), "{said}");
         assert!(!path.join(LOCK_NAME).exists(), "a file was left in it");
+    }
+
+    #[test]
+    fn an_error_is_told_once() {
+        let source = std::io::Error::from_raw_os_error(13);
+        let error = CatalogError::File { path: "/cluster".into(), source };
+        assert_eq!(
+            format!("{:#}", anyhow::Error::from(error)),
+            "cannot use /cluster: Permission denied (os error 13)"
+        );
     }
 
     #[test]

@@ -98,7 +98,8 @@ impl Cluster {
         // A copy of a cluster has the same volume, but another place.
         let mut name = self.catalog.volume.clone().into_bytes();
         name.extend_from_slice(self.directory.as_os_str().as_encoded_bytes());
-        instance.memory_root.join(format!("borealis-{:08x}-{}", crc32c::crc32c(&name), instance.id))
+        let name = format!("{}{:08x}-{}", instances::MEMORY_NAME_PREFIX, crc32c::crc32c(&name), instance.id);
+        instance.memory_root.join(name)
     }
 
     /// A node's entry.

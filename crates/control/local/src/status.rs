@@ -12,7 +12,7 @@ use borealis_wire::{Caller, NodeStatus};
 use serde::Serialize;
 
 use crate::catalog::{InstanceEntry, NODE_PROCESS_NAME, NodeEntry};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, is_not_listening};
 use crate::driver_socket::driver_status;
 use crate::process::is_closed_to_us;
 use crate::supervision::{Ended, Restarts, detached};
@@ -59,7 +59,7 @@ pub struct NodeState {
     pub az: String,
     /// Its process id; none if it does not run.
     pub pid: Option<u32>,
-    /// `up`; `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; or `unknown`: this
+    /// `up`; `starting`: it runs, and does not listen yet; `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; or `unknown`: this
     /// user may not ask.
     pub state: &'static str,
     /// TCP address on which it listens.
@@ -95,8 +95,8 @@ pub struct MemberState {
     pub node: u16,
     /// It has everything of its group up to here.
     pub scl: Option<String>,
-    /// `up`, `behind` (less than the group's PGCL), or why the node says nothing of it: `down`, `failed`, `unresponsive`,
-    /// `unknown`.
+    /// `up`, `behind` (less than the group's PGCL), or why the node says nothing of it: `down`, `starting`, `failed`,
+    /// `unresponsive`, `unknown`.
     pub state: &'static str,
 }
 
@@ -398,6 +398,7 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
     let pid = process.map(|process| process.process_id).or(said_by_itself);
     let address = cluster.endpoint(node.id).to_string();
     let (id, az) = (node.id.0, node.zone.0.clone());
+        Some(Err(error)) if is_not_listening(error) => ("starting", history()),
     let hindrance = answer.as_ref().and_then(|status| status.hindrance.clone());
     let damage = answer.as_ref().and_then(|status| status.damage.clone());
     let state = NodeState { id, az, pid, state, address, failure, hindrance, damage, metrics };

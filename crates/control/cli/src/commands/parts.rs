@@ -68,14 +68,15 @@ fn report_started(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode>
         println!("node {} {}", node.id, node.state);
         if node.state != "up" {
             all_up = false;
-            eprintln!(
-                "borealis: node {} {}: {}. It keeps no promise any more: end it with `borealis node kill {}`, mend the \
-                 cause, and start it again",
-                node.id,
-                node.state,
-                node.failure.as_deref().unwrap_or("it does not say why"),
-                node.id
-            );
+            let advice = match node.state {
+                "failed" => format!(
+                    ". It keeps no promise any more: end it with `borealis node kill {}`, mend the cause, and start it again",
+                    node.id
+                ),
+                _ => "; `borealis status` says how it goes on".to_owned(),
+            };
+            let reason = node.failure.as_deref().unwrap_or("it does not say why");
+            eprintln!("borealis: node {} {}: {reason}{advice}", node.id, node.state);
         }
     }
     Ok(if all_up { ExitCode::SUCCESS } else { ExitCode::FAILURE })

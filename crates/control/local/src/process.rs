@@ -194,6 +194,14 @@ fn record_self(file: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes the calling process into a process file.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn record_own(path: &Path) -> io::Result<()> {
+    record_self(File::create(path)?.as_fd())
+}
+
 /// Starts this program again in the background, in a session of its own, with output to `log_file`.
 ///
 /// It is in `process_file` before it does anything: one that is started and not recorded, because who started it was

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use borealis_local::Catalog;
 use borealis_local::cluster::Cluster;
 use borealis_local::status::ask_some_nodes;
+use borealis_local::supervision::detached;
 use borealis_types::{InstanceId, NodeId};
 
 use crate::progress::Step;
@@ -60,8 +61,13 @@ pub fn start_zone(dir: &Path, zone: &str) -> anyhow::Result<ExitCode> {
 
 fn report_started(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode> {
     let step = Step::begin("starting nodes");
-    cluster.start_nodes(ids)?;
+    let started = cluster.start_nodes(ids);
     step.done();
+    // Also when one of several did not start.
+    if cluster.anything_runs() {
+        detached::start(cluster)?;
+    }
+    started?;
     // A process that runs and answers may have failed all the same, now or long ago.
     let mut all_up = true;
     for node in ask_some_nodes(cluster, ids) {
@@ -108,6 +114,7 @@ pub fn start_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
     let step = Step::begin("recovering and starting PostgreSQL");
     let elapsed = cluster.start_instance(InstanceId(id))?;
     step.done();
+    detached::start(&cluster)?;
     eprintln!("instance {id} answered its first query {} ms after the start", elapsed.as_millis());
     println!("{}", Cluster::url(instance));
     Ok(ExitCode::SUCCESS)

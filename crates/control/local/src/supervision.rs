@@ -6,6 +6,7 @@
 //! in a row ([`Restarts`]). Both are files in the part's folder, so that `borealis status` shows the reason.
 
 pub mod detached;
+pub mod serving;
 mod supervisor;
 
 use std::fs::{self, File};

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use borealis_local::cluster::Cluster;
 use borealis_local::status::ask_some_nodes;
+use borealis_local::supervision::detached;
 use borealis_types::{InstanceId, NodeId};
 
 use crate::progress::Step;
@@ -55,22 +56,28 @@ pub fn start_zone(dir: &Path, zone: &str) -> anyhow::Result<ExitCode> {
 
 fn report_started(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode> {
     let step = Step::begin("starting nodes");
-    cluster.start_nodes(ids)?;
+    let started = cluster.start_nodes(ids);
     step.done();
+    // Also when one of several did not start.
+    if cluster.anything_runs() {
+        detached::start(cluster)?;
+    }
+    started?;
     // A process that runs and answers may have failed all the same, now or long ago.
     let mut all_up = true;
     for node in ask_some_nodes(cluster, ids) {
         println!("node {} {}", node.id, node.state);
         if node.state != "up" {
             all_up = false;
-            eprintln!(
-                "borealis: node {} {}: {}. It keeps no promise any more: end it with `borealis node kill {}`, mend the \
-                 cause, and start it again",
-                node.id,
-                node.state,
-                node.failure.as_deref().unwrap_or("it does not say why"),
-                node.id
-            );
+            let advice = match node.state {
+                "failed" => format!(
+                    ". It keeps no promise any more: end it with `borealis node kill {}`, mend the cause, and start it again",
+                    node.id
+                ),
+                _ => "; `borealis status` says how it goes on".to_owned(),
+            };
+            let reason = node.failure.as_deref().unwrap_or("it does not say why");
+            eprintln!("borealis: node {} {}: {reason}{advice}", node.id, node.state);
         }
     }
     Ok(if all_up { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -99,6 +106,7 @@ pub fn start_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
     let step = Step::begin("recovering and starting PostgreSQL");
     let elapsed = cluster.start_instance(InstanceId(id))?;
     step.done();
+    detached::start(&cluster)?;
     eprintln!("instance {id} answered its first query {} ms after the start", elapsed.as_millis());
     println!("{}", Cluster::url(instance));
     Ok(ExitCode::SUCCESS)

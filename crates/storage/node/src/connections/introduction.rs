@@ -27,8 +27,6 @@ use crate::standing::Standing;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A frame that stops in the middle for this long breaks the connection; the whole of it has a limit of its own.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// A caller that does not take its replies for this long is disconnected.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is asked of the socket at a time: for a writer, and for anyone else.
 const WRITER_CHUNK_BYTES: usize = 256 << 10;
 const CHUNK_BYTES: usize = 16 << 10;
@@ -111,7 +109,6 @@ pub(super) fn introduce(
     listed: &Listed,
     stream: Stream,
 ) -> Result<Option<(Caller, Receiver)>, Ended> {
-    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let mut receiver = Receiver::new(stream, HELLO_LIMIT_BYTES, HELLO_LIMIT_BYTES);
     let frame = match receiver.frame_before(Instant::now() + HELLO_TIMEOUT) {
         Ok(Some(frame)) => frame,

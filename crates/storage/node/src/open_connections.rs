@@ -122,9 +122,13 @@ impl Connection {
     /// # Errors
     /// When the caller does not take them in time, or the connection is gone.
     pub(crate) fn send(&self, frames: &[u8]) -> io::Result<()> {
-        let _alone = self.sending.lock().expect("nothing panics while it holds this lock");
         let seconds = (frames.len() / SENT_BYTES_PER_SECOND) as u64;
-        let deadline = Instant::now() + SEND_MAX + Duration::from_secs(seconds);
+        self.send_within(frames, SEND_MAX + Duration::from_secs(seconds))
+    }
+
+    fn send_within(&self, frames: &[u8], limit: Duration) -> io::Result<()> {
+        let _alone = self.sending.lock().expect("nothing panics while it holds this lock");
+        let deadline = Instant::now() + limit;
         let mut rest = frames;
         while !rest.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -363,6 +367,36 @@ mod tests {
         let (connection, _caller) = connection();
         connection.introduce(Some(promise(3, 7)));
         connection.introduce(Some(promise(4, 8)));
+    }
+
+    #[test]
+    fn a_caller_that_reads_a_little_at_a_time_has_no_more_time_for_it() {
+        let (connection, mut caller) = connection();
+        let reading = std::thread::spawn(move || {
+            while io::Read::read(&mut caller, &mut [0; 16 << 10]).is_ok_and(|count| count > 0) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let began = Instant::now();
+        let error = connection.send_within(&vec![0; 16 << 20], Duration::from_millis(300)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        connection.close();
+        reading.join().unwrap();
+    }
+
+    #[test]
+    fn a_connection_is_ended_while_somebody_waits_to_send_on_it() {
+        let (connection, _caller) = connection();
+        let sending = std::thread::spawn({
+            let connection = Arc::clone(&connection);
+            move || connection.send(&vec![0; 16 << 20]).unwrap_err().kind()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        let began = Instant::now();
+        connection.close();
+        assert_eq!(sending.join().unwrap(), io::ErrorKind::BrokenPipe);
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     }
 
     #[test]

@@ -379,3 +379,23 @@ fn callers_that_do_not_read_hold_up_nobody() {
     });
     assert!(cluster.metric(0, "connections") >= 100, "those who do not read were there all the time");
 }
+
+#[test]
+fn the_writer_reads_although_clients_at_work_have_all_their_places() {
+    let cluster = Cluster::start(1);
+    let writer = Writer::first(&cluster);
+    let mut at_work: Vec<NodeClient> = (0..128).map(|_| attempt(&cluster, Caller::Client).unwrap()).collect();
+    let (epoch, someone) = (writer.epoch, WriterId(writer.writer.0 + 1));
+    for client in &mut at_work {
+        client.status().unwrap();
+    }
+    for caller in [Caller::Client, Caller::Reader { epoch, writer: someone }] {
+        let refused = attempt(&cluster, caller).unwrap_err().to_string();
+        assert!(refused.contains("all places for Client are taken"), "{refused}");
+    }
+    let mut reader = attempt(&cluster, Caller::Reader { epoch, writer: writer.writer }).unwrap();
+    reader.summaries().unwrap();
+    // It looks, and that is all.
+    let refused = reader.fence(VolumeEpoch(epoch.0 + 1), someone).unwrap_err().to_string();
+    assert!(refused.contains("only a writer or a recovery may ask this"), "{refused}");
+}

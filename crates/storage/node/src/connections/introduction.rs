@@ -80,10 +80,10 @@ impl Host {
     }
 }
 
-/// Whether a caller is the writer that this node promised its epoch to, in any of its segments. A promise learned from a
+/// Whether a caller is the writer that this node promised its epoch to, or its reader, in any of its segments. A promise learned from a
 /// peer does not name the writer; then it is whoever comes in that epoch, as for appends.
 pub(super) fn holds_promise(store: &Store, caller: &Caller) -> bool {
-    let Caller::Writer { epoch, writer } = *caller else { return false };
+    let (Caller::Writer { epoch, writer } | Caller::Reader { epoch, writer }) = *caller else { return false };
     let is_it = |standing: Promise| {
         standing.epoch == epoch && (standing.writer == writer || standing.writer == WriterId(0))
     };
@@ -94,9 +94,10 @@ pub(super) fn holds_promise(store: &Store, caller: &Caller) -> bool {
 /// The kind of places that a caller belongs to.
 fn kind_of(store: &Store, caller: &Caller) -> Kind {
     match caller {
-        Caller::Writer { .. } if holds_promise(store, caller) => Kind::PromisedWriter,
+        Caller::Writer { .. } | Caller::Reader { .. } if holds_promise(store, caller) => Kind::PromisedWriter,
         Caller::Writer { .. } | Caller::Recovery => Kind::OtherWriter,
-        Caller::Client => Kind::Client,
+        // Whose writer has no promise here is no more than anyone.
+        Caller::Client | Caller::Reader { .. } => Kind::Client,
         Caller::Peer(node) => Kind::Peer(*node),
     }
 }
@@ -146,7 +147,7 @@ pub(super) fn introduce(
             (Some(Promise { epoch, writer }), WRITER_CHUNK_BYTES, MAX_PAYLOAD_BYTES)
         }
         Caller::Recovery => (None, CHUNK_BYTES, MAX_PAYLOAD_BYTES),
-        Caller::Client | Caller::Peer(_) => (None, CHUNK_BYTES, REQUEST_LIMIT_BYTES),
+        Caller::Client | Caller::Peer(_) | Caller::Reader { .. } => (None, CHUNK_BYTES, REQUEST_LIMIT_BYTES),
     };
     connection.introduce(writer);
     // What each request may take is judged when it begins to arrive, see `Session::run`.

@@ -209,6 +209,8 @@ impl<'a> Attempt<'a> {
                 report: report.clone(),
                 client: None,
                 writer_client: None,
+                promise: None,
+                reader_client: None,
                 promised_before: None,
             };
             let name = format!("recover-{}", node.node);
@@ -404,6 +406,10 @@ struct Worker {
     client: Option<NodeClient>,
     /// For repairs: introduced as the writer.
     writer_client: Option<NodeClient>,
+    /// What the node promised this recovery.
+    promise: Option<Promise>,
+    /// For the ends of logs: introduced as the reader of the writer to be, whose turns nobody else has.
+    reader_client: Option<NodeClient>,
     /// The newest epoch that the node said to be promised to when it introduced itself first.
     promised_before: Option<VolumeEpoch>,
 }
@@ -478,17 +484,27 @@ impl Worker {
         Ok(self.client.as_mut().expect("it was just put there"))
     }
 
+    /// The connection for reading the ends of logs.
+    fn reader(&mut self) -> Result<&mut NodeClient, ClientError> {
+        let Some(Promise { epoch, writer }) = self.promise else { return self.client() };
+        if self.reader_client.as_ref().is_none_or(NodeClient::is_broken) {
+            self.reader_client = Some(self.connect(Caller::Reader { epoch, writer })?);
+        }
+        Ok(self.reader_client.as_mut().expect("it was just put there"))
+    }
+
     fn carry_out(&mut self, command: Command<Handle>) -> Result<Event<Handle>, ClientError> {
         let node = self.address.node;
         match command {
             Command::Fence { promise, .. } => {
                 let summaries = self.client()?.fence(promise.epoch, promise.writer)?;
+                self.promise = Some(promise);
                 let promised_before = self.promised_before.unwrap_or(promise.epoch);
                 let summaries = summaries.iter().map(Into::into).collect();
                 Ok(Event::Fenced { node, promised_before, summaries })
             }
             Command::ReadTail { group, above, .. } => {
-                let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
+                let (batches, more) = self.reader()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
                 let mut records = Vec::new();
                 for batch in &batches {
                     if !read_batch(self.config.version, batch, group, above, &mut records) {

@@ -228,6 +228,8 @@ impl<'a> Attempt<'a> {
                 client: None,
                 writer_client: None,
                 promised: VolumeEpoch(0),
+                promise: None,
+                reader_client: None,
             };
             let name = format!("recover-{}", node.node);
             // A thread that cannot be started counts as a node that does not answer.
@@ -428,6 +430,10 @@ struct Worker {
     writer_client: Option<NodeClient>,
     /// The newest epoch that the node is known to be promised to.
     promised: VolumeEpoch,
+    /// What the node promised this recovery.
+    promise: Option<Promise>,
+    /// For the ends of logs: introduced as the reader of the writer to be, whose turns nobody else has.
+    reader_client: Option<NodeClient>,
 }
 
 impl Worker {
@@ -500,6 +506,15 @@ impl Worker {
         Ok(self.client.as_mut().expect("it was just put there"))
     }
 
+    /// The connection for reading the ends of logs.
+    fn reader(&mut self) -> Result<&mut NodeClient, ClientError> {
+        let Some(Promise { epoch, writer }) = self.promise else { return self.client() };
+        if self.reader_client.as_ref().is_none_or(NodeClient::is_broken) {
+            self.reader_client = Some(self.connect(Caller::Reader { epoch, writer })?);
+        }
+        Ok(self.reader_client.as_mut().expect("it was just put there"))
+    }
+
     fn carry_out(&mut self, command: Command<Handle>) -> Result<Event<Handle>, ClientError> {
         let node = self.address.node;
         match command {
@@ -511,10 +526,11 @@ impl Worker {
                 }
                 let summaries = self.client()?.fence(promise.epoch, promise.writer)?;
                 self.promised = promise.epoch;
+                self.promise = Some(promise);
                 Ok(Event::Fenced { node, summaries: summaries.iter().map(Into::into).collect() })
             }
             Command::ReadTail { group, above, .. } => {
-                let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
+                let (batches, more) = self.reader()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
                 let mut records = Vec::new();
                 for batch in &batches {
                     if !read_batch(self.config.version, batch, group, above, &mut records) {

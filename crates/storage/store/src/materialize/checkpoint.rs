@@ -113,6 +113,7 @@ impl Store {
             );
             hosted.index.drop_through(target);
             hosted.cut.drop_through(target);
+            hosted.unapplied.retain(|record| record.span.end > target);
             hosted.indexed_through = hosted.indexed_through.max(target);
             hosted.index.check_above(target);
             let mended = hosted.troubles.end_mended(&next.mended, target);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use borealis_types::{Lsn, Part, RecordSpan};
 
-use crate::log::position::RecordRef;
+use crate::log::position::{LogPosition, RecordRef};
 
 /// The pieces of indexed records, by the end of the record.
 pub(crate) type Pieces = BTreeMap<Lsn, Arc<[RecordRef]>>;
@@ -51,7 +51,8 @@ impl CutRecords {
             self.given_up.extend((!left.is_empty()).then_some(left));
         } else if before.is_none_or(|(part, end)| !reference.part.continues(part, end, reference.span.start))
         {
-            self.begun.clear();
+            let left = std::mem::take(&mut self.begun);
+            self.given_up.extend((!left.is_empty()).then_some(left));
             return Next::Loose;
         }
         if reference.part == Part::Whole {
@@ -73,6 +74,26 @@ impl CutRecords {
     /// The pieces of every indexed record that has some.
     pub(crate) fn pieces(&self) -> &Pieces {
         &self.indexed
+    }
+
+    /// Every piece that is known.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &RecordRef> {
+        let indexed = self.indexed.values().flat_map(|pieces| pieces.iter());
+        self.given_up.iter().flatten().chain(&self.begun).chain(indexed)
+    }
+
+    /// Notes that the bytes of some pieces are elsewhere in the log now.
+    pub(crate) fn repoint(&mut self, moved: &BTreeMap<LogPosition, LogPosition>) {
+        for piece in self.given_up.iter_mut().flatten().chain(&mut self.begun) {
+            piece.repoint(moved);
+        }
+        for pieces in self.indexed.values_mut() {
+            if pieces.iter().any(|piece| moved.contains_key(&piece.position)) {
+                let mut moved_pieces = pieces.to_vec();
+                moved_pieces.iter_mut().for_each(|piece| piece.repoint(moved));
+                *pieces = moved_pieces.into();
+            }
+        }
     }
 
     /// Where to stop instead of at `target`, so as not to stop inside a record. `is_given_up` says whether the rest of a

@@ -57,6 +57,8 @@ pub(crate) struct HostedSegment {
     pub index: Index,
     /// Records that came in pieces.
     pub cut: CutRecords,
+    /// Whole records and loose pieces that could not be indexed, in order: see `failure`. A later release may need them.
+    pub unapplied: Vec<RecordRef>,
     pub materialized: Arc<MaterializedState>,
     /// Incremented whenever something that a reader may have looked up could be gone or different.
     pub version: u64,
@@ -84,6 +86,7 @@ impl HostedSegment {
             indexed_through: materialized.lsn,
             index: Index::default(),
             cut: CutRecords::default(),
+            unapplied: Vec::new(),
             materialized,
             version: 0,
             failure: None,
@@ -185,6 +188,7 @@ impl HostedSegment {
             Next::Whole => self.insert(context.placement, reference, record_effects, effects, end),
             Next::Piece => {}
             Next::Loose => {
+                self.unapplied.push(reference);
                 self.fail(end, format!("the piece at {} goes on with nothing", reference.span.start))
             }
             Next::Record(record, pieces) => {
@@ -223,7 +227,11 @@ impl HostedSegment {
                 let effects = &effects[range.clone()];
                 self.index.insert(&self.materialized, group, placement, reference, effects, existing);
             }
-            Err(reason) => self.fail(fails_at, reason.clone()),
+            Err(reason) => {
+                // The pieces of a record are known as such.
+                self.unapplied.extend((!reference.part.is_piece()).then_some(reference));
+                self.fail(fails_at, reason.clone());
+            }
         }
     }
 
@@ -296,6 +304,7 @@ impl HostedSegment {
         if kept < self.indexed_through {
             self.index.drop_above(kept);
             self.cut.drop_above(kept);
+            self.unapplied.retain(|record| record.span.end <= kept);
             self.indexed_through = kept;
         }
         let complete = self.segment.segment_complete_lsn();

@@ -4,6 +4,7 @@ mod abandoned;
 mod copy;
 mod damage;
 mod invariants;
+mod log_repair;
 mod mend;
 mod model;
 mod pace;

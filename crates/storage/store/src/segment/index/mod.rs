@@ -14,7 +14,6 @@ pub(crate) mod slru;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::ops::Range;
 
 use borealis_types::{Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RelationFork, invariant};
 use borealis_wal::Effect;
@@ -304,17 +303,10 @@ impl Index {
         self.between(self.meta.get(key), above, lsn)
     }
 
-    /// The records whose bytes are in a part of the log.
-    pub(crate) fn records_in(&self, range: &Range<LogPosition>) -> impl Iterator<Item = RecordRef> {
-        self.records.iter().filter(|reference| range.contains(&reference.position)).copied()
-    }
-
     /// Notes that the bytes of some records are elsewhere in the log now.
     pub(crate) fn repoint(&mut self, moved: &BTreeMap<LogPosition, LogPosition>) {
         for reference in &mut self.records {
-            if let Some(position) = moved.get(&reference.position) {
-                reference.position = *position;
-            }
+            reference.repoint(moved);
         }
     }
 

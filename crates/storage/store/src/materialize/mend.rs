@@ -13,6 +13,7 @@ use crate::append::offer::Origin;
 use crate::materialize::page_writer::PageWriter;
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
+use crate::read::hold::is_damage;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
 use crate::segment::trouble::{Cause, HealedPage, Trouble};
@@ -108,6 +109,17 @@ impl Store {
             .segments
             .values()
             .any(|hosted| !hosted.pages_to_mend(hosted.materialization_target()).is_empty())
+    }
+
+    /// Notes a page whose slot could not be copied, if the disk could not read it.
+    pub(super) fn note_unread(&self, group: GroupId, key: &PageKey, error: &StoreError) {
+        if !is_damage(error) {
+            return;
+        }
+        if let Some(hosted) = self.lock().segments.get_mut(&group) {
+            let since = hosted.materialized.lsn;
+            hosted.note_trouble(key, Trouble { cause: Cause::Damage, since, reason: error.to_string() });
+        }
     }
 
     /// Leaves a segment where it is until what a round found is repaired.

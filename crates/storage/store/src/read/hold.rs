@@ -4,6 +4,7 @@ use std::collections::btree_map::Entry;
 
 use borealis_types::{EpochHistory, GroupId, Lsn, PAGE_SIZE, PageBytes, PageKey};
 use borealis_wal::Record;
+use nix::libc::{EBADMSG, EILSEQ, EIO, ENODATA, EUCLEAN};
 
 use super::{MakeError, Overtaken, PageRecipe, Source, Subject, check_steps};
 use crate::log::record_reader::RecordReader;
@@ -55,17 +56,27 @@ pub(super) fn note_failure(
     }
 }
 
-/// Whether an error says that bytes on disk are lost, and not that the disk was not asked.
+/// Whether bytes on disk are not what was written: asking again does not help.
+pub(crate) fn is_corrupt(error: &StoreError) -> bool {
+    matches!(error, StoreError::Corrupt { .. })
+}
+
+/// Whether an error may say that bytes on disk are lost, so that peers are asked for them. What a disk could not read it
+/// may read the next time, so nothing is given up for that alone: see [`is_corrupt`]. And without a descriptor, for
+/// example, the disk was not asked at all.
 pub(crate) fn is_damage(error: &StoreError) -> bool {
     match error {
         StoreError::Corrupt { .. } => true,
-        StoreError::Io { operation, .. } => *operation == "read",
+        StoreError::Io { operation: "read", source, .. } => {
+            matches!(source.raw_os_error(), Some(EIO | ENODATA | EILSEQ | EBADMSG | EUCLEAN))
+        }
         _ => false,
     }
 }
 
 impl Store {
-    /// A page as a round through `target` writes it. Neither damage nor failing redo of one page ends the round.
+    /// A page as a round through `target` writes it. Neither damage nor failing redo of one page ends the round; a failed
+    /// read does, for it may pass, and a page that is held as damaged is lost here.
     pub(crate) fn page_of_round(
         &self,
         group: GroupId,
@@ -78,7 +89,7 @@ impl Store {
             Err(StoreError::RedoOfPage { lsn, reason, .. }) => {
                 return match self.hold_before(group, key, target, lsn, &reason) {
                     Ok((held, page)) => Ok(RoundPage::Held(held, page)),
-                    Err(error) if is_damage(&error) => Ok(damaged(&error)),
+                    Err(error) if is_corrupt(&error) => Ok(damaged(&error)),
                     Err(error) => Err(error),
                 };
             }
@@ -86,7 +97,7 @@ impl Store {
         };
         match made {
             Ok(page) => Ok(RoundPage::Made(page)),
-            Err(error) if is_damage(&error) => Ok(damaged(&error)),
+            Err(error) if is_corrupt(&error) => Ok(damaged(&error)),
             Err(error) => Err(error),
         }
     }
@@ -143,7 +154,9 @@ impl Store {
         let mut reader = RecordReader::new(&self.files);
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
+            let bytes = self.step_bytes(&mut reader, &recipe.pieces, &recipe.steps[at..]);
+            let bytes = bytes.map_err(MakeError::in_record(reference))?;
+            let bytes = bytes.as_ref();
             let record = self.parse(&recipe.history, reference, bytes);
             let record = record.map_err(MakeError::in_record(reference))?;
             if reference.span.end < failed {

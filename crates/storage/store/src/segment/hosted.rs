@@ -21,7 +21,7 @@ use crate::segment::cut_records::{CutRecords, Next};
 use crate::segment::index::Index;
 use crate::segment::index::relations::PriorContent;
 use crate::segment::record_effects::RecordEffects;
-use crate::segment::trouble::{HealedPage, Trouble, Troubles};
+use crate::segment::trouble::{Cause, HealedPage, Trouble, Troubles};
 
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,6 +78,13 @@ impl HostedSegment {
         materialized: Arc<MaterializedState>,
         pages: PageFiles,
     ) -> HostedSegment {
+        // That a page is held as damaged is all that is left of it here: only peers can bring it.
+        let mut troubles = Troubles::default();
+        for (key, held) in &materialized.held {
+            let HeldPage::Damaged { reason } = held else { continue };
+            let (since, reason) = (materialized.lsn, reason.clone());
+            troubles.note(key, Trouble { cause: Cause::Damage, since, reason });
+        }
         HostedSegment {
             segment,
             pending: BTreeMap::new(),
@@ -87,7 +94,7 @@ impl HostedSegment {
             materialized,
             version: 0,
             failure: None,
-            troubles: Troubles::default(),
+            troubles,
             stalled: None,
             pages: Arc::new(pages),
             prepared_counters: None,

@@ -100,3 +100,26 @@ fn a_record_in_pieces_whose_redo_fails_is_kept_whole() {
     fixture.materialize();
     fixture.assert_reads(1);
 }
+
+#[test]
+fn a_page_held_as_damaged_is_asked_for_after_a_restart_though_nobody_reads_it() {
+    let mut fixture = Fixture::new(options());
+    fixture.write(30).unwrap();
+    fixture.materialize();
+    fixture.damage(7);
+    fixture.write(30).unwrap();
+    fixture.materialize();
+    fixture.reopen();
+    assert!(fixture.store().damage().unwrap().contains("1 damaged pages"));
+    // Nor does the scrubber take the zeros in its slot for a page.
+    for hosted in fixture.store().lock().segments.values_mut() {
+        hosted.troubles.pages.clear();
+    }
+    fixture.scrub();
+    assert!(fixture.store().damage().unwrap().contains("1 damaged pages"));
+    assert_eq!(fixture.heal(), 1);
+    assert!(fixture.store().materialize(Policy::IfDue).unwrap().advanced);
+    fixture.reopen();
+    fixture.assert_reads(7);
+    assert_eq!(fixture.store().damage(), None);
+}

@@ -14,6 +14,9 @@ use crate::segment::state::State;
 use crate::segment::trouble::{Cause, Trouble};
 use crate::{Store, StoreError};
 
+/// Most bytes of why a page is damaged that a checkpoint keeps.
+const REASON_BYTES_MAX: usize = 1024;
+
 /// A page as a round writes it.
 pub(crate) enum RoundPage {
     /// As of the target; `None` if it does not exist then.
@@ -89,7 +92,7 @@ impl Store {
             Err(StoreError::RedoOfPage { lsn, reason, .. }) => {
                 return match self.hold_before(group, key, target, lsn, &reason) {
                     Ok((held, page)) => Ok(RoundPage::Held(held, page)),
-                    Err(error) if is_corrupt(&error) => Ok(damaged(&error)),
+                    Err(error) if is_corrupt(&error) => Ok(self.damaged(group, key, &error)),
                     Err(error) => Err(error),
                 };
             }
@@ -97,9 +100,26 @@ impl Store {
         };
         match made {
             Ok(page) => Ok(RoundPage::Made(page)),
-            Err(error) if is_corrupt(&error) => Ok(damaged(&error)),
+            Err(error) if is_corrupt(&error) => Ok(self.damaged(group, key, &error)),
             Err(error) => Err(error),
         }
+    }
+
+    /// A page that only peers know. Its slot gets zeros, so that the damage is not found there again.
+    fn damaged(&self, group: GroupId, key: &PageKey, error: &StoreError) -> RoundPage {
+        let known = {
+            let state = self.lock();
+            let hosted = state.segments.get(&group);
+            hosted.and_then(|hosted| hosted.materialized.held.get(key).cloned())
+        };
+        // What was found first stays the reason: to quote it again in every round would have no end.
+        let held = known.filter(|held| matches!(held, HeldPage::Damaged { .. }));
+        let held = held.unwrap_or_else(|| {
+            let mut reason = error.to_string();
+            reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+            HeldPage::Damaged { reason }
+        });
+        RoundPage::Held(held, Box::new([0; PAGE_SIZE]))
     }
 
     /// A page as it was before the record that ends at `failed`, and the records from that one through `target`.
@@ -179,11 +199,6 @@ impl Store {
         self.environment.redo.verify(&step.bytes, step.span.start).map_err(damaged)?;
         Record::parse(release_of(history, step.span), step.span, &step.bytes).map_err(damaged)
     }
-}
-
-/// A page that only peers know. Its slot gets zeros, so that the damage is not found there again.
-fn damaged(error: &StoreError) -> RoundPage {
-    RoundPage::Held(HeldPage::Damaged { reason: error.to_string() }, Box::new([0; PAGE_SIZE]))
 }
 
 impl State {

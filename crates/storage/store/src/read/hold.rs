@@ -52,7 +52,7 @@ pub(super) fn note_failure(
             error
         }
         (Subject::Meta, MakeError::Redo { lsn, reason }) => {
-            hosted.fail(lsn, reason.clone());
+            hosted.fail(lsn, lsn, reason.clone());
             StoreError::Redo { group, lsn, reason }
         }
         (_, MakeError::Damaged { error, .. }) => error,

@@ -26,8 +26,10 @@ use crate::segment::trouble::{Cause, HealedPage, Trouble, Troubles};
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct RedoFailure {
-    /// Position of the end of the record that could not be applied.
+    /// Nothing at or after it can be served: the end of the record that could not be applied, or of its first piece.
     pub lsn: Lsn,
+    /// The end of the record, so with all of its pieces.
+    pub through: Lsn,
     pub reason: String,
 }
 
@@ -192,7 +194,7 @@ impl HostedSegment {
             Next::Whole => self.insert(context.placement, reference, record_effects, effects, end),
             Next::Piece => {}
             Next::Loose => {
-                self.fail(end, format!("the piece at {} goes on with nothing", reference.span.start))
+                self.fail(end, end, format!("the piece at {} goes on with nothing", reference.span.start))
             }
             Next::Record(record, pieces) => {
                 let bytes = assemble(files, &pieces)?;
@@ -230,15 +232,16 @@ impl HostedSegment {
                 let effects = &effects[range.clone()];
                 self.index.insert(&self.materialized, group, placement, reference, effects, existing);
             }
-            Err(reason) => self.fail(fails_at, reason.clone()),
+            Err(reason) => self.fail(fails_at, reference.span.end, reason.clone()),
         }
     }
 
-    /// Notes that the record that ends at `lsn` cannot be applied, unless an earlier one cannot either.
-    pub(crate) fn fail(&mut self, lsn: Lsn, reason: String) {
+    /// Notes that the record that ends at `through` cannot be applied, so that nothing is served from `lsn` on, unless an
+    /// earlier one cannot either.
+    pub(crate) fn fail(&mut self, lsn: Lsn, through: Lsn, reason: String) {
         if self.failure.as_ref().is_none_or(|failure| lsn < failure.lsn) {
             tracing::error!(group = self.group().0, %lsn, reason, "the segment cannot apply redo");
-            self.failure = Some(RedoFailure { lsn, reason });
+            self.failure = Some(RedoFailure { lsn, through, reason });
             self.version += 1;
         }
     }
@@ -312,7 +315,7 @@ impl HostedSegment {
             "indexed through {}, and the chain is complete through {complete}",
             self.indexed_through
         );
-        if self.failure.as_ref().is_some_and(|failure| failure.lsn > kept) {
+        if self.failure.as_ref().is_some_and(|failure| failure.through > kept) {
             self.failure = None;
         }
         self.troubles.drop_above(kept);

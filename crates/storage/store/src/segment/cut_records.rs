@@ -67,6 +67,11 @@ impl CutRecords {
         Next::Record(whole(&pieces), pieces)
     }
 
+    /// The record with these pieces cannot be put together now: its last piece is not taken.
+    pub(crate) fn put_back(&mut self, pieces: &[RecordRef]) {
+        self.begun = pieces.split_last().map_or_else(Vec::new, |(_, before)| before.to_vec());
+    }
+
     /// The record with these pieces was indexed.
     pub(crate) fn indexed(&mut self, record: RecordRef, pieces: Arc<[RecordRef]>) {
         Arc::make_mut(&mut self.indexed).insert(record.span.end, pieces);

@@ -3,7 +3,8 @@
 //! A failed write or sync of what promises depend on poisons the store ([`Store::poisoned`]): every append, fence and
 //! summary is refused from then on, so nothing more is acknowledged, until the node is started again; the opening then
 //! writes again what the page cache may only claim to have stored (`log/rewrite.rs`). That is: the write of a log entry,
-//! the sync of the log, the replacement of the checkpoint, and reading back a record that a segment has just taken.
+//! the sync of the log, the replacement of the checkpoint, and a record that a segment has just taken and that is read back
+//! as something else.
 //!
 //! Everything else passes with its cause and is refused or tried again: a failed open or read; a lack of descriptors or
 //! of space while room for an entry is made ([`Store::reserve`]), before anything was changed; and whatever fails in a

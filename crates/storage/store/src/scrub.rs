@@ -123,8 +123,14 @@ impl Store {
         files: &PageFiles,
         slot: &Slot,
     ) -> Result<(), StoreError> {
-        let error = match files.read(&slot.key, slot.address, materialized.lsn) {
-            Ok(_) => return Ok(()),
+        let read = match materialized.held.get(&slot.key) {
+            Some(HeldPage::Damaged { reason }) => {
+                Err(StoreError::corrupt("what a page was made from", reason.clone()))
+            }
+            _ => files.read(&slot.key, slot.address, materialized.lsn).map(|_| ()),
+        };
+        let error = match read {
+            Ok(()) => return Ok(()),
             Err(error) if is_damage(&error) => error,
             Err(error) => return Err(error),
         };
@@ -132,7 +138,6 @@ impl Store {
         let mut state = self.lock();
         if let Some(hosted) = state.segments.get_mut(&group)
             && hosted.version == version
-            && !matches!(hosted.materialized.held.get(&slot.key), Some(HeldPage::Damaged { .. }))
         {
             let trouble =
                 Trouble { cause: Cause::Damage, since: materialized.lsn, reason: error.to_string() };

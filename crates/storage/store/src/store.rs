@@ -171,6 +171,8 @@ impl Store {
     #[must_use]
     pub fn metrics(&self) -> Vec<(&'static str, u64)> {
         let mut list = self.counters.list();
+        // The note is held while it is synced: nobody waits for that who holds the state.
+        let boot = self.boot();
         let state = self.lock();
         let bases: u64 = state.segments.values().map(|hosted| hosted.materialized.memory_bytes()).sum();
         let unapplied = state.segments.values().map(|hosted| hosted.index.record_bytes).sum();
@@ -184,7 +186,7 @@ impl Store {
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
             ("extents", extents),
-            ("boot", self.boot()),
+            ("boot", boot),
             (
                 "pages_in_trouble",
                 state.segments.values().map(|hosted| hosted.troubles.pages.len() as u64).sum(),

@@ -55,6 +55,7 @@ impl Store {
                 break (batch, state);
             }
         };
+        self.index_put_off(&mut state, &batch, origin)?;
         check_release(&state, &batch)?;
         self.check_origin(&state, &batch, origin)?;
         let positions_count = matches!(origin, Origin::Writer(_));

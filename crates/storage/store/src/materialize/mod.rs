@@ -60,6 +60,7 @@ impl Store {
     ) -> Result<Progress, StoreError> {
         let _working = self.maintenance.enter();
         let mut progress = Progress::default();
+        self.retry_put_off(mend::STALLED_FOR)?;
         self.prepare_for_readers();
         loop {
             self.check_poison()?;

@@ -7,7 +7,9 @@ use borealis_types::{Lsn, PageBytes, PageKey, invariant};
 
 use crate::StoreError;
 use crate::pages::held::HeldPage;
-use crate::pages::materialized_state::{Extent, MaterializedState, SlotAddress, extent_of, next_generation};
+use crate::pages::materialized_state::{
+    Extent, MaterializedState, SlotAddress, extent_of, next_generation, page_in_extent,
+};
 use crate::pages::page_files::{PageFiles, SlotRun};
 use crate::pages::region::{PAGES_PER_EXTENT, Region, RegionClass};
 
@@ -35,8 +37,10 @@ pub(crate) struct PageWriter {
     /// What the newest durable checkpoint names.
     pub checkpointed: Arc<MaterializedState>,
     pub target: Lsn,
-    /// Pages that could not be made when the round began.
+    /// Pages of this round that could not be made when it began.
     pub in_trouble: BTreeSet<PageKey>,
+    /// The page whose slot could not be read when its extent moved.
+    pub unread: Option<PageKey>,
     /// What the held pages of the next state take.
     pub held_bytes: u64,
     /// Pages written since the last sync.
@@ -69,6 +73,7 @@ impl PageWriter {
             checkpointed: Arc::clone(checkpointed),
             target,
             in_trouble,
+            unread: None,
             held_bytes: checkpointed.held_bytes(),
             unsynced_pages: 0,
         }
@@ -166,8 +171,17 @@ impl PageWriter {
         for (place, &generation) in
             before.generations.iter().enumerate().filter(|(_, generation)| **generation != 0)
         {
+            let key = page_in_extent(&first, place);
+            // The round writes it anew, perhaps because its slot cannot be read.
+            if self.in_trouble.contains(&key) {
+                continue;
+            }
             let from = SlotAddress { region: before.region, place, generation };
-            self.next.files.copy(&mut self.next.run, from, SlotAddress { region, ..from })?;
+            let copied = self.next.files.copy(&mut self.next.run, from, SlotAddress { region, ..from });
+            if copied.is_err() {
+                self.unread = Some(key);
+            }
+            copied?;
             self.next.pages_moved += 1;
             self.unsynced_pages += 1;
         }

@@ -1,6 +1,6 @@
 //! One round: each segment goes from its materialized state to a later one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use borealis_types::{GroupId, Lsn, PageKey};
@@ -12,7 +12,7 @@ use crate::materialize::page_writer::{NextState, PageWriter};
 use crate::metrics::count;
 use crate::pages::materialized_state::extent_of;
 use crate::read::Overtaken;
-use crate::read::hold::{RoundPage, is_damage};
+use crate::read::hold::{RoundPage, is_corrupt, is_damage};
 use crate::segment::index::relations::DatabaseEvent;
 use crate::{Policy, Store, StoreError};
 
@@ -54,6 +54,7 @@ impl Store {
         let parts = self.work_of(targets);
         let whole = parts.iter().sum::<f64>().max(1.0);
         let mut part_done = 0.0;
+        let mut unread = None;
         for (&(group, target), part) in targets.iter().zip(parts) {
             let keep_pace = |share: f64| {
                 if policy == Policy::IfDue {
@@ -68,13 +69,15 @@ impl Store {
                 // The segment has noted the failure, and its next target is below the failed record.
                 Err(StoreError::Redo { .. }) => {}
                 // The segment stays where it is until the damage is repaired. Others go on.
-                Err(error) if is_damage(&error) => self.note_stalled(group, &error),
+                Err(error) if is_corrupt(&error) => self.note_stalled(group, &error),
+                // This round is none for the segment. The disk may read it the next time, or peers bring it.
+                Err(error) if is_damage(&error) => unread = Some(error),
                 Err(error) => return Err(error),
             }
             part_done += part;
         }
         if next.is_empty() {
-            return Ok(Progress::default());
+            return unread.map_or(Ok(Progress::default()), Err);
         }
         for materialized in next.values_mut() {
             materialized.sync()?;
@@ -94,7 +97,7 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
-        Ok(Progress { advanced: true, pages_written, log_files_freed })
+        unread.map_or(Ok(Progress { advanced: true, pages_written, log_files_freed }), Err)
     }
 
     /// Makes and writes everything that changes up to `target`. `None` if the round was abandoned. Calls
@@ -105,18 +108,20 @@ impl Store {
         target: Lsn,
         keep_pace: impl Fn(f64),
     ) -> Result<Option<NextState>, StoreError> {
-        let (mut changes, in_trouble) = {
+        let (mut changes, mut in_trouble) = {
             let state = self.lock();
             let hosted = Store::hosted(&state, group)?;
             let mut changes = changes(hosted, target);
             changes.pages.extend(hosted.pages_to_mend(target));
             let troubles = &hosted.troubles;
-            let in_trouble = troubles.pages.keys().chain(troubles.healed.keys()).copied().collect();
+            let in_trouble: BTreeSet<PageKey> =
+                troubles.pages.keys().chain(troubles.healed.keys()).copied().collect();
             (changes, in_trouble)
         };
         changes.files.begin_round();
         changes.pages.sort_unstable();
         changes.pages.dedup();
+        in_trouble.retain(|key| changes.pages.binary_search(key).is_ok());
         let mut writer = PageWriter::new(&changes.materialized, &changes.files, target, in_trouble);
         for (at, key) in changes.pages.iter().enumerate() {
             if at > 0 && at % PIECE_PAGES == 0 {
@@ -126,13 +131,17 @@ impl Store {
                 }
             }
             let last = last_in_extent(&changes.pages, at);
-            match self.page_of_round(group, key, target)? {
-                RoundPage::Made(page) => writer.put(key, last, page.as_deref())?,
+            let written = match self.page_of_round(group, key, target)? {
+                RoundPage::Made(page) => writer.put(key, last, page.as_deref()),
                 RoundPage::Held(held, image) => {
                     self.check_quarantine(group, key, &held, &writer)?;
-                    writer.hold(key, last, held, &image)?;
+                    writer.hold(key, last, held, &image)
                 }
+            };
+            if let (Err(error), Some(unread)) = (&written, writer.unread) {
+                self.note_unread(group, &unread, error);
             }
+            written?;
         }
         let mut next = writer.next;
         let materialized = Arc::make_mut(&mut next.materialized);

@@ -216,7 +216,7 @@ impl PageFiles {
     }
 
     /// Adds the slot `from` to a run as it is, to be written at `to`. It is not verified: damage is found by whoever
-    /// reads the page. A slot that the disk cannot give any more becomes zeros, which are no page.
+    /// reads the page.
     pub(crate) fn copy(
         &self,
         run: &mut SlotRun,
@@ -225,15 +225,8 @@ impl PageFiles {
     ) -> Result<(), StoreError> {
         let (name, offset) = from.locate();
         let mut slot = [0; SLOT_BYTES];
-        let filled = match self.existing(name)?.read_at(&mut slot, offset) {
-            Ok(filled) => filled,
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EIO as i32) => {
-                let path = self.path(name);
-                tracing::error!(%error, path = %path.display(), offset, "a page slot cannot be read; its page is lost");
-                0
-            }
-            Err(error) => return Err(StoreError::io("read", &self.path(name))(error)),
-        };
+        let read = self.existing(name)?.read_at(&mut slot, offset);
+        let filled = read.map_err(StoreError::io("read", &self.path(name)))?;
         slot[filled..].fill(0);
         self.make_room(run, to)?;
         run.slots.extend_from_slice(&slot);

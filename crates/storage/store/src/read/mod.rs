@@ -242,6 +242,7 @@ impl Store {
         {
             return Err(StoreError::Redo { group, lsn: failure.lsn, reason: failure.reason.clone() });
         }
+        hosted.check_read_through(lsn)?;
         Ok(hosted)
     }
 

@@ -17,7 +17,9 @@ use borealis_types::{Lsn, Part, RecordSpan};
 use crate::log::position::{LogPosition, RecordRef};
 
 /// The pieces of indexed records, by the end of the record.
-pub(crate) type Pieces = BTreeMap<Lsn, Arc<[RecordRef]>>;
+///
+/// Readers share them, and a change while somebody reads makes a copy.
+pub(crate) type Pieces = Arc<BTreeMap<Lsn, Arc<[RecordRef]>>>;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -66,9 +68,14 @@ impl CutRecords {
         Next::Record(whole(&pieces), pieces)
     }
 
+    /// The record with these pieces cannot be put together now: its last piece is not taken.
+    pub(crate) fn put_back(&mut self, pieces: &[RecordRef]) {
+        self.begun = pieces.split_last().map_or_else(Vec::new, |(_, before)| before.to_vec());
+    }
+
     /// The record with these pieces was indexed.
     pub(crate) fn indexed(&mut self, record: RecordRef, pieces: Arc<[RecordRef]>) {
-        self.indexed.insert(record.span.end, pieces);
+        Arc::make_mut(&mut self.indexed).insert(record.span.end, pieces);
     }
 
     /// The pieces of every indexed record that has some.
@@ -87,7 +94,7 @@ impl CutRecords {
         for piece in self.given_up.iter_mut().flatten().chain(&mut self.begun) {
             piece.repoint(moved);
         }
-        for pieces in self.indexed.values_mut() {
+        for pieces in Arc::make_mut(&mut self.indexed).values_mut() {
             if pieces.iter().any(|piece| moved.contains_key(&piece.position)) {
                 let mut moved_pieces = pieces.to_vec();
                 moved_pieces.iter_mut().for_each(|piece| piece.repoint(moved));
@@ -119,7 +126,10 @@ impl CutRecords {
 
     /// Forgets what is materialized through `lsn`.
     pub(crate) fn drop_through(&mut self, lsn: Lsn) {
-        self.indexed = self.indexed.split_off(&Lsn(lsn.0.saturating_add(1)));
+        if self.indexed.first_key_value().is_some_and(|(end, _)| *end <= lsn) {
+            let indexed = Arc::make_mut(&mut self.indexed);
+            *indexed = indexed.split_off(&Lsn(lsn.0.saturating_add(1)));
+        }
         if self.begun.first().is_some_and(|first| first.span.start < lsn) {
             self.begun.clear();
         }
@@ -129,7 +139,11 @@ impl CutRecords {
     /// Drops what ends above `lsn`: a recovery truncated it. What stays of a record is begun, for the next recovery may
     /// know the rest.
     pub(crate) fn drop_above(&mut self, lsn: Lsn) {
-        let mut dropped = self.indexed.split_off(&Lsn(lsn.0.saturating_add(1)));
+        let is_above = self.indexed.last_key_value().is_some_and(|(end, _)| *end > lsn);
+        let mut dropped = match is_above {
+            true => Arc::make_mut(&mut self.indexed).split_off(&Lsn(lsn.0.saturating_add(1))),
+            false => BTreeMap::new(),
+        };
         if let Some((_, pieces)) = dropped.pop_first()
             && whole(&pieces).span.start < lsn
         {

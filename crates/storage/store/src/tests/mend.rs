@@ -1,5 +1,7 @@
 //! A page that cannot be made costs that page: others go on, peers bring it back, and nothing is put off without bound.
 
+mod held;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_quorum::Promise;
-use borealis_quorum::evidence::{EpochClaim, newest_installed};
+use borealis_quorum::evidence::newest_installed;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
 use borealis_spec::NodeAddress;
 use borealis_types::{
-    EPOCH_LIMIT, EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordForm, ServerVersion, VolumeEpoch,
-    WRITE_QUORUM, WriterId,
+    EPOCH_LIMIT, EPOCH_STEP_MAX, EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordForm,
+    ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId,
 };
 use borealis_wal::record::previous_start;
 use borealis_wire::{
@@ -117,8 +117,17 @@ pub fn quorum_sets(config: &DriverConfig) -> Result<Vec<QuorumSets>, RecoverErro
         .collect()
 }
 
-/// Takes the volume over for a server of this release, in an epoch above `used`: the one that this driver opened last, in
-/// case nodes have lost what they promised it. On return, no older writer can have anything acknowledged any more, and
+/// What one driver has asked for so far.
+#[derive(Debug, Default)]
+pub struct OwnEpochs {
+    /// The one that it opened last; zero before the first.
+    opened: VolumeEpoch,
+    /// All that it tried to open.
+    tried: BTreeSet<VolumeEpoch>,
+}
+
+/// Takes the volume over for a server of this release, in an epoch above the one that this driver opened last, in case
+/// nodes have lost what they promised it. On return, no older writer can have anything acknowledged any more, and
 /// everything that was ever acknowledged is at or below the outcome's durable point.
 ///
 /// # Errors
@@ -127,9 +136,9 @@ pub fn recover(
     config: &DriverConfig,
     writer: WriterId,
     server_version: ServerVersion,
-    used: VolumeEpoch,
+    own: &mut OwnEpochs,
 ) -> Result<Recovered, RecoverError> {
-    recover_through(config, &quorum_sets(config)?, writer, server_version, used)
+    recover_through(config, &quorum_sets(config)?, writer, server_version, own)
 }
 
 /// [`recover`] with these members of each group, for a volume that is opened without some of them.
@@ -138,15 +147,18 @@ pub(crate) fn recover_through(
     members: &[QuorumSets],
     writer: WriterId,
     server_version: ServerVersion,
-    used: VolumeEpoch,
+    own: &mut OwnEpochs,
 ) -> Result<Recovered, RecoverError> {
     let deadline = Instant::now() + Duration::from_millis(config.tuning.recovery_timeout_ms);
-    let mut at_least = used;
-    let mut newest_history = own_history(used);
+    let mut at_least = own.opened;
+    let mut newest_history = own_history(own.opened);
     loop {
         let mut attempt = Attempt::begin(config, members, writer, server_version);
-        match attempt.run(at_least, &mut newest_history, deadline) {
-            Ok(recovered) => return Ok(recovered),
+        match attempt.run(at_least, own, &mut newest_history, deadline) {
+            Ok(recovered) => {
+                own.opened = recovered.outcome.promise.epoch;
+                return Ok(recovered);
+            }
             // Another recovery came in between. Unless it finishes, ours goes on with a higher epoch.
             Err(RecoverError::Failed(Failure::Superseded { current })) if Instant::now() < deadline => {
                 tracing::info!(epoch = current.0, "another recovery holds the volume; trying a higher epoch");
@@ -163,6 +175,12 @@ pub(crate) fn recover_through(
 /// everybody would carry that damage on to all nodes.
 fn next_epoch(promised: VolumeEpoch) -> Option<VolumeEpoch> {
     promised.0.checked_add(1).map(VolumeEpoch).filter(|next| *next < EPOCH_LIMIT)
+}
+
+/// The epochs to have promised on the way from one to a later one that is further than a node goes at once.
+fn fence_steps(promised: VolumeEpoch, wanted: VolumeEpoch) -> impl Iterator<Item = VolumeEpoch> {
+    let first = promised.0.saturating_add(EPOCH_STEP_MAX);
+    (first..wanted.0).step_by(EPOCH_STEP_MAX as usize).map(VolumeEpoch)
 }
 
 /// The newest history that a driver knows before it asks: its own, if it has opened the volume in the epoch `used`. A newer
@@ -209,7 +227,9 @@ impl<'a> Attempt<'a> {
                 report: report.clone(),
                 client: None,
                 writer_client: None,
-                promised_before: None,
+                promised: VolumeEpoch(0),
+                promise: None,
+                reader_client: None,
             };
             let name = format!("recover-{}", node.node);
             // A thread that cannot be started counts as a node that does not answer.
@@ -233,13 +253,14 @@ impl<'a> Attempt<'a> {
     fn run(
         &mut self,
         at_least: VolumeEpoch,
+        own: &mut OwnEpochs,
         newest_history: &mut Option<VolumeEpoch>,
         deadline: Instant,
     ) -> Result<Recovered, RecoverError> {
         self.wait_for_welcomes(deadline)?;
         let connect = self.begun.elapsed();
         let summaries = || self.welcomes.values().flatten();
-        let installed = newest_installed(&epoch_claims(&self.welcomes));
+        let installed = newest_installed(newest_of_each(&self.welcomes, own));
         match newest_history {
             // A writer that finished its recovery while ours was running is newer than we are.
             Some(known) if installed > *known => return Err(RecoverError::TakenOver(installed)),
@@ -256,6 +277,7 @@ impl<'a> Attempt<'a> {
             let holders = if holders.is_empty() { "a node".to_owned() } else { holders.join(", ") };
             RecoverError::NoEpochLeft(holders, promised)
         })?;
+        own.tried.insert(epoch);
         let promise = Promise { epoch, writer: self.writer };
         let options = RecoveryOptions {
             promise,
@@ -384,15 +406,17 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// What the nodes say of epochs.
-fn epoch_claims(welcomes: &BTreeMap<NodeId, Vec<SegmentSummary>>) -> Vec<EpochClaim> {
-    let newest = |epochs: &mut dyn Iterator<Item = VolumeEpoch>| epochs.max().unwrap_or_default();
-    let claim = |(&node, segments): (&NodeId, &Vec<SegmentSummary>)| EpochClaim {
-        node,
-        promised: newest(&mut segments.iter().map(|segment| segment.promised_epoch)),
-        installed: newest(&mut segments.iter().map(|segment| segment.history.newest_epoch())),
+/// The newest epoch that each node has the history of, leaving out what this driver itself tried to open: an attempt that
+/// reached some nodes and died is no successor.
+fn newest_of_each<'a>(
+    welcomes: &'a BTreeMap<NodeId, Vec<SegmentSummary>>,
+    own: &'a OwnEpochs,
+) -> impl Iterator<Item = VolumeEpoch> + 'a {
+    let newest = |segment: &SegmentSummary| {
+        let openings = segment.history.openings().iter().rev().map(|opening| opening.epoch);
+        openings.into_iter().find(|epoch| !own.tried.contains(epoch)).unwrap_or_default()
     };
-    welcomes.iter().map(claim).collect()
+    welcomes.values().map(move |segments| segments.iter().map(newest).max().unwrap_or_default())
 }
 
 /// Carries out the commands for one node.
@@ -404,8 +428,12 @@ struct Worker {
     client: Option<NodeClient>,
     /// For repairs: introduced as the writer.
     writer_client: Option<NodeClient>,
-    /// The newest epoch that the node said to be promised to when it introduced itself first.
-    promised_before: Option<VolumeEpoch>,
+    /// The newest epoch that the node is known to be promised to.
+    promised: VolumeEpoch,
+    /// What the node promised this recovery.
+    promise: Option<Promise>,
+    /// For the ends of logs: introduced as the reader of the writer to be, whose turns nobody else has.
+    reader_client: Option<NodeClient>,
 }
 
 impl Worker {
@@ -464,7 +492,7 @@ impl Worker {
     fn introduce(&mut self) -> Result<(), ClientError> {
         let client = self.connect(Caller::Recovery)?;
         let promised = client.welcome().iter().map(|segment| segment.promised_epoch).max();
-        self.promised_before = self.promised_before.or(promised);
+        self.promised = self.promised.max(promised.unwrap_or_default());
         // The owner may be gone; the next command tells.
         let _ = self.report.send(Report::Welcome(self.address.node, client.welcome().to_vec()));
         self.client = Some(client);
@@ -478,17 +506,31 @@ impl Worker {
         Ok(self.client.as_mut().expect("it was just put there"))
     }
 
+    /// The connection for reading the ends of logs.
+    fn reader(&mut self) -> Result<&mut NodeClient, ClientError> {
+        let Some(Promise { epoch, writer }) = self.promise else { return self.client() };
+        if self.reader_client.as_ref().is_none_or(NodeClient::is_broken) {
+            self.reader_client = Some(self.connect(Caller::Reader { epoch, writer })?);
+        }
+        Ok(self.reader_client.as_mut().expect("it was just put there"))
+    }
+
     fn carry_out(&mut self, command: Command<Handle>) -> Result<Event<Handle>, ClientError> {
         let node = self.address.node;
         match command {
             Command::Fence { promise, .. } => {
+                // A node promises only so many epochs at once, and somebody may have led another one far ahead.
+                for step in fence_steps(self.promised, promise.epoch) {
+                    self.client()?.fence(step, promise.writer)?;
+                    self.promised = step;
+                }
                 let summaries = self.client()?.fence(promise.epoch, promise.writer)?;
-                let promised_before = self.promised_before.unwrap_or(promise.epoch);
-                let summaries = summaries.iter().map(Into::into).collect();
-                Ok(Event::Fenced { node, promised_before, summaries })
+                self.promised = promise.epoch;
+                self.promise = Some(promise);
+                Ok(Event::Fenced { node, summaries: summaries.iter().map(Into::into).collect() })
             }
             Command::ReadTail { group, above, .. } => {
-                let (batches, more) = self.client()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
+                let (batches, more) = self.reader()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
                 let mut records = Vec::new();
                 for batch in &batches {
                     if !read_batch(self.config.version, batch, group, above, &mut records) {
@@ -615,6 +657,56 @@ mod tests {
         for damaged in [1 << 48, u64::MAX - 1, u64::MAX] {
             assert_eq!(next_epoch(VolumeEpoch(damaged)), None, "a damaged node's word must not spread");
         }
+    }
+
+    #[test]
+    fn a_node_that_is_far_behind_is_led_to_an_epoch_in_steps() {
+        let steps = |promised, wanted| {
+            fence_steps(VolumeEpoch(promised), VolumeEpoch(wanted)).map(|step| step.0).collect::<Vec<_>>()
+        };
+        assert!(steps(4, 5).is_empty() && steps(9, 5).is_empty() && steps(4, 4 + EPOCH_STEP_MAX).is_empty());
+        assert_eq!(steps(4, 5 + EPOCH_STEP_MAX), [4 + EPOCH_STEP_MAX]);
+        let all = steps(4, 10 * EPOCH_STEP_MAX);
+        let from_each = all.iter().zip([4].iter().chain(&all));
+        assert!(from_each.into_iter().all(|(step, before)| step - before <= EPOCH_STEP_MAX));
+        assert!(10 * EPOCH_STEP_MAX - all.last().unwrap() <= EPOCH_STEP_MAX);
+    }
+
+    #[test]
+    fn an_attempt_of_its_own_that_died_half_way_is_no_successor() {
+        let mut own = OwnEpochs { opened: VolumeEpoch(4), tried: BTreeSet::new() };
+        let segment = |epochs: &[u64]| {
+            let mut history = EpochHistory::default();
+            for &epoch in epochs {
+                let server_version = ServerVersion::NEWEST_TESTED;
+                let last = RecordSpan::NONE;
+                history.push(borealis_types::EpochOpening {
+                    epoch: VolumeEpoch(epoch),
+                    last,
+                    server_version,
+                });
+            }
+            SegmentSummary {
+                group: GroupId(0),
+                promised_epoch: history.newest_epoch(),
+                promised_writer: WriterId(1),
+                history,
+                segment_complete_lsn: Lsn::ZERO,
+                known_durable: RecordSpan::NONE,
+                known_durable_tail: Lsn::ZERO,
+                readable_through: Lsn::ZERO,
+                minimum_read_point: Lsn::ZERO,
+                materialized_lsn: Lsn::ZERO,
+            }
+        };
+        let welcomes: BTreeMap<_, _> = [&[4, 9][..], &[4, 9], &[4], &[4]]
+            .into_iter()
+            .zip(1..)
+            .map(|(epochs, node)| (NodeId(node), vec![segment(epochs)]))
+            .collect();
+        assert_eq!(newest_installed(newest_of_each(&welcomes, &own)), VolumeEpoch(9));
+        own.tried.insert(VolumeEpoch(9));
+        assert_eq!(newest_installed(newest_of_each(&welcomes, &own)), VolumeEpoch(4));
     }
 
     #[test]

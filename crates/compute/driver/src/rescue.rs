@@ -19,7 +19,7 @@ use borealis_types::{EpochHistory, Lsn, NodeId, RecordSpan, ServerVersion, Volum
 use borealis_wire::{Caller, SegmentSummary};
 
 use crate::config::DriverConfig;
-use crate::recover::{RecoverError, quorum_sets, recover_through};
+use crate::recover::{OwnEpochs, RecoverError, quorum_sets, recover_through};
 use crate::supervise::new_writer;
 
 /// How long those that are left may take to catch up from each other, from the last one that moved.
@@ -79,7 +79,7 @@ pub fn agree_without(config: &DriverConfig, lost: &BTreeSet<NodeId>) -> Result<R
         .collect::<Result<_, _>>()?;
     config.nodes.retain(|node| !lost.contains(&node.node));
     let server_version = newest_release(&ask_all(&config)?).ok_or(RescueError::NeverOpened)?;
-    let recovered = recover_through(&config, &members, writer, server_version, VolumeEpoch(0))?;
+    let recovered = recover_through(&config, &members, writer, server_version, &mut OwnEpochs::default())?;
     let outcome = recovered.outcome;
     let complete = wait_until_complete(&config, outcome.durable.end, &outcome.tails)?;
     Ok(Rescued { epoch: outcome.promise.epoch, durable: outcome.durable, complete })

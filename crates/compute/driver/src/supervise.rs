@@ -31,7 +31,7 @@ use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
 use crate::import_state;
 use crate::instance_socket::{self, StartPhases, StatusBoard};
-use crate::recover::{self, RecoverError};
+use crate::recover::{self, OwnEpochs, RecoverError};
 use crate::release;
 use crate::shim_gate::ShimFault;
 use crate::shim_library::ShimLibrary;
@@ -84,13 +84,15 @@ fn newer_writer(error: &anyhow::Error) -> Option<VolumeEpoch> {
     None
 }
 
+/// Whether a run ended because too few nodes could be reached to open the volume again. They come back or are brought back;
+/// until then an instance that had the volume open waits, for however long: nothing is wrong with it. One that is just being
+/// started ends, so that whoever starts it learns why.
+fn waits_for_quorum(error: &anyhow::Error, has_opened: bool) -> bool {
+    has_opened && matches!(error.downcast_ref(), Some(RecoverError::NoQuorum(_)))
+}
+
 /// Whether a run ended for a cause that passes by itself, so that the next one may well succeed.
-fn may_pass(error: &anyhow::Error, has_opened: bool) -> bool {
-    match error.downcast_ref() {
-        Some(RecoverError::NoQuorum(_)) => return has_opened,
-        Some(_) => return false,
-        None => {}
-    }
+fn may_pass(error: &anyhow::Error) -> bool {
     // Promises alone do not say that another writer began: the next recovery finds out.
     let fenced = matches!(error.downcast_ref(), Some(ContentsError::Fenced(_)));
     let tenure = matches!(error.downcast_ref(), Some(EngineError::Outvoted(_) | EngineError::LeaseOver(_)));
@@ -139,6 +141,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
         signals,
         writer: new_writer()?,
         epoch: VolumeEpoch(0),
+        own_epochs: OwnEpochs::default(),
         has_served: false,
     };
     let result = supervisor.run_until_stopped();
@@ -189,6 +192,8 @@ struct Supervisor {
     writer: WriterId,
     /// That of the last recovery; zero before the first.
     epoch: VolumeEpoch,
+    /// What it asked the nodes for, across its recoveries.
+    own_epochs: OwnEpochs,
     /// The server accepted connections since this was looked at last.
     has_served: bool,
 }
@@ -200,6 +205,8 @@ impl Supervisor {
         loop {
             let begun = Instant::now();
             let ended = self.run_once();
+            let has_opened = self.epoch > VolumeEpoch(0);
+            let waits = ended.as_ref().is_err_and(|error| waits_for_quorum(error, has_opened));
             let failure = match ended {
                 Ok(Ended::Stopped) => {
                     memory_directory::remove(&self.config.memory_dir)?;
@@ -207,25 +214,19 @@ impl Supervisor {
                 }
                 Ok(Ended::Failed(why)) => why,
                 Err(error) if matches!(error.downcast_ref(), Some(DriverError::Shim(_))) => {
-                    self.shared.update(|status| {
-                        status.state = "refused";
-                        status.last_failure = Some(error.to_string());
-                    });
+                    self.show_refused(&error);
                     return Err(error);
                 }
                 Err(error) if let Some(epoch) = newer_writer(&error) => {
                     self.shared.update(|status| status.state = "fenced");
                     return Err(DriverError::Fenced(epoch).into());
                 }
-                Err(error) if may_pass(&error, self.epoch > VolumeEpoch(0)) => explained(&error),
+                Err(error) if waits || may_pass(&error) => explained(&error),
                 Err(error) => match error.downcast_ref::<EngineError>() {
                     // A restart would only bring the next such record.
                     Some(EngineError::Effect(refused @ EffectError::Custom { .. })) => {
                         let refused = refused.clone();
-                        self.shared.update(|status| {
-                            status.state = "refused";
-                            status.last_failure = Some(refused.to_string());
-                        });
+                        self.show_refused(&refused);
                         return Err(DriverError::Refused(refused).into());
                     }
                     // What stopped the stream was never shipped, so after a recovery it is not there.
@@ -240,13 +241,13 @@ impl Supervisor {
             if std::mem::take(&mut self.has_served) {
                 failures = 0;
             }
-            failures += 1;
+            failures += u32::from(!waits);
             tracing::error!("the instance has to be started again: {failure}");
             if failures > self.config.tuning.restarts_max {
                 return Err(DriverError::KeepsFailing(failures, failure).into());
             }
             self.shared.update(|status| {
-                status.restarts += 1;
+                status.restarts += u32::from(!waits);
                 status.last_failure = Some(failure);
                 status.state = "recovering";
                 status.postgres_pid = None;
@@ -257,6 +258,13 @@ impl Supervisor {
                 return Ok(());
             }
         }
+    }
+
+    fn show_refused(&self, why: &impl std::fmt::Display) {
+        self.shared.update(|status| {
+            status.state = "refused";
+            status.last_failure = Some(why.to_string());
+        });
     }
 
     /// Whether a signal or a command asked for the end.
@@ -288,7 +296,7 @@ impl Supervisor {
             memory_directory::prepare(&self.config.memory_dir, &self.user, memory_directory::NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
-        let recovered = recover::recover(&self.config, self.writer, server_version, self.epoch)?;
+        let recovered = recover::recover(&self.config, self.writer, server_version, &mut self.own_epochs)?;
         phases.connect_ms = ms(recovered.phases.connect);
         phases.protocol_ms = ms(recovered.phases.protocol);
         let outcome = recovered.outcome;
@@ -453,6 +461,17 @@ fn explained(error: &anyhow::Error) -> String {
 mod tests {
     use super::*;
     use borealis_types::Lsn;
+
+    #[test]
+    fn only_an_instance_that_had_the_volume_waits_for_its_nodes() {
+        let no_quorum = anyhow::Error::from(RecoverError::NoQuorum("group 0 has 2 of 6 segments".to_owned()));
+        assert!(waits_for_quorum(&no_quorum, true));
+        assert!(!waits_for_quorum(&no_quorum, false) && !may_pass(&no_quorum));
+        let taken = anyhow::Error::from(RecoverError::TakenOver(VolumeEpoch(3)));
+        assert!(!waits_for_quorum(&taken, true) && !may_pass(&taken));
+        let lease = anyhow::Error::from(EngineError::LeaseOver(Duration::from_secs(11)));
+        assert!(!waits_for_quorum(&lease, true) && may_pass(&lease));
+    }
 
     #[test]
     #[should_panic(expected = "invariant recovery-raises-the-epoch is broken: epoch 7 after 7")]

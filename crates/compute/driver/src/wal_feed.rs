@@ -5,11 +5,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use borealis_instance::untrusted;
 use borealis_types::{Lsn, RecordSpan, ServerVersion};
 use borealis_wal::Record;
 use borealis_wal::page::{WAL_PAGE_BYTES, page_start};
 use borealis_wal::piece::PIECE_BYTES;
 use borealis_wal::stream::{Next, NextPiece, Piece, RecordDecoder, StreamError, WalWindow};
+use nix::fcntl::OFlag;
 
 /// How much is read at a time, unless one record needs more.
 const WINDOW_BYTES: u64 = 256 << 10;
@@ -214,7 +216,9 @@ impl WalFeed {
             let path = self.directory.join(self.file_name(segment));
             let failed = |source| FeedError::File { path: path.clone(), source };
             if self.open_file.as_ref().is_none_or(|(open, _)| *open != segment) {
-                self.open_file = Some((segment, File::open(&path).map_err(failed)?));
+                let name = self.file_name(segment);
+                let file = untrusted::open_regular(&self.directory, Path::new(&name), OFlag::O_RDONLY);
+                self.open_file = Some((segment, file.map_err(failed)?));
             }
             let (_, file) = self.open_file.as_ref().expect("it was just opened");
             file.read_exact_at(&mut self.buffer[filled..filled + part], offset).map_err(failed)?;

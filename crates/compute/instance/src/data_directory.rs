@@ -8,14 +8,17 @@
 //! What it consists of is decided by [`crate::directory_plan`], which is pure; here it is written.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, fchown};
+use std::path::Path;
 
 use borealis_types::RecordSpan;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
 
 use crate::directory_plan::{Contents, DirectoryPlan, Planned, SynthesizedCheckpoint};
-use crate::{InstanceError, OperatingSystemUser, on};
+use crate::{InstanceError, OperatingSystemUser, on, untrusted};
 
 /// Writes the data directory `path`, which must not exist, as of `last` (the last record of the volume), and
 /// PostgreSQL's control file apart from it, where only the shim finds it.
@@ -34,59 +37,62 @@ pub fn write(
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs().cast_signed());
     let plan = DirectoryPlan::new(contents, last, now_seconds)?;
-    let directory = Directory { root: path.to_path_buf(), user: user.clone() };
-    directory.make("")?;
+    let directory = Directory::make(path, user)?;
     for (name, planned) in &plan.entries {
-        match planned {
-            Planned::Folder => directory.make(name)?,
-            Planned::File(bytes) => directory.write(name, bytes)?,
-            Planned::Sparse { bytes, pages } => {
-                directory.write(name, b"")?;
-                let path = directory.root.join(name);
-                let file = fs::File::options().write(true).open(&path).map_err(on("cannot write", &path))?;
-                file.set_len(*bytes).map_err(on("cannot write", &path))?;
-                for (offset, page) in pages {
-                    file.write_all_at(&page[..], *offset).map_err(on("cannot write", &path))?;
-                }
-            }
-        }
+        let written = match planned {
+            Planned::Folder => directory.make_folder(name),
+            Planned::File(bytes) => directory.write(name, |file| (&*file).write_all(bytes)),
+            Planned::Sparse { bytes, pages } => directory.write(name, |file| {
+                file.set_len(*bytes)?;
+                pages.iter().try_for_each(|(offset, page)| file.write_all_at(&page[..], *offset))
+            }),
+        };
+        written.map_err(|error| on("cannot write", &path.join(name))(error))?;
     }
-    directory.write_at(control_file, &plan.control_file)?;
+    write_control_file(control_file, user, &plan.control_file).map_err(on("cannot write", control_file))?;
+    give(&directory.top, user).map_err(on("cannot give to the server's user", path))?;
     Ok(plan.checkpoint)
 }
 
-struct Directory {
-    root: PathBuf,
-    user: OperatingSystemUser,
+fn write_control_file(path: &Path, user: &OperatingSystemUser, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    give(&file, user)
 }
 
-impl Directory {
-    fn make(&self, name: &str) -> Result<(), InstanceError> {
-        let path = self.root.join(name);
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(on("cannot create", &path))?;
-        self.give(&path)
-    }
+/// Gives an open file or folder to the server's user.
+fn give(file: impl AsFd, user: &OperatingSystemUser) -> io::Result<()> {
+    if user.switch { fchown(file, Some(user.user_id), Some(user.group_id)) } else { Ok(()) }
+}
 
-    fn give(&self, path: &Path) -> Result<(), InstanceError> {
-        if self.user.switch {
-            chown(path, Some(self.user.user_id), Some(self.user.group_id))
-                .map_err(on("cannot give to the server's user", path))?;
+/// The data directory while it is written. It stands in a folder that belongs to the server's user, of whom a process may
+/// be left: so it is root's to the end, when nobody else can get into it, and found by its descriptor, not by its name.
+struct Directory<'u> {
+    top: OwnedFd,
+    user: &'u OperatingSystemUser,
+}
+
+impl<'u> Directory<'u> {
+    fn make(path: &Path, user: &'u OperatingSystemUser) -> Result<Directory<'u>, InstanceError> {
+        let failed = |error| on("cannot create", path)(error);
+        fs::DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
+        let top = fs::File::from(untrusted::open_folder(path).map_err(failed)?);
+        if top.metadata().map_err(failed)?.uid() != nix::unistd::geteuid().as_raw() {
+            return Err(failed(io::Error::other("somebody has put another folder in its place")));
         }
-        Ok(())
+        Ok(Directory { top: top.into(), user })
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), InstanceError> {
-        self.write_at(&self.root.join(name), bytes)
+    fn make_folder(&self, name: &str) -> io::Result<()> {
+        mkdirat(&self.top, name, Mode::S_IRWXU)?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        give(openat(&self.top, name, flags, Mode::empty())?, self.user)
     }
 
-    fn write_at(&self, path: &Path, bytes: &[u8]) -> Result<(), InstanceError> {
-        let mut file = fs::File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(on("cannot write", path))?;
-        file.write_all(bytes).map_err(on("cannot write", path))?;
-        self.give(path)
+    fn write(&self, name: &str, write: impl FnOnce(&fs::File) -> io::Result<()>) -> io::Result<()> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = fs::File::from(openat(&self.top, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        write(&file)?;
+        give(&file, self.user)
     }
 }

@@ -4,20 +4,28 @@
 //! hold their clients' connections for ever. And the kernel keeps the small System V segment by which
 //! PostgreSQL tells that a data directory is in use. Nothing of it can make anything durable any more, so all
 //! of it is ended without ceremony.
+#![allow(unsafe_code)] // `shmctl` has no safe interface here.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::untrusted;
+
 /// How long killed processes may take to disappear.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the server says of itself, in the memory directory.
+const POSTMASTER_FILE: &str = "data/postmaster.pid";
+/// More than a `postmaster.pid` takes: eight short lines, two of them paths.
+pub const POSTMASTER_FILE_BYTES_MAX: u64 = 16 << 10;
 
 /// Ends every process whose working directory is in the memory directory, which is where PostgreSQL's are, waits
 /// until they are gone (they hold the server's port), and removes the server's System V segment. Returns how many
@@ -37,9 +45,7 @@ pub fn clear(memory_directory: &Path) -> usize {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    if let Ok(text) = fs::read_to_string(memory_directory.join("data/postmaster.pid")) {
-        remove_segment(&text);
-    }
+    remove_segment(memory_directory);
     if ended > 0 {
         tracing::info!(ended, "ended processes of a server that is gone");
     }
@@ -102,19 +108,36 @@ fn segment_of(postmaster_file: &str) -> Option<(i32, i32)> {
     Some((key, numbers.next()?.parse().ok()?))
 }
 
-#[allow(unsafe_code)] // `shmctl` has no safe interface here.
-fn remove_segment(postmaster_file: &str) {
-    let Some((key, number)) = segment_of(postmaster_file) else { return };
-    let Ok(table) = fs::read_to_string(PathBuf::from("/proc/sysvipc/shm")) else { return };
+/// Removes the segment that the server's own file names, if it belongs to the user that the memory directory belongs to:
+/// this user wrote the file, and root may remove any segment.
+fn remove_segment(memory_directory: &Path) {
+    let Ok(owner) = fs::symlink_metadata(memory_directory).map(|metadata| metadata.uid()) else { return };
+    let Ok(text) =
+        untrusted::read_text(memory_directory, Path::new(POSTMASTER_FILE), POSTMASTER_FILE_BYTES_MAX)
+    else {
+        return;
+    };
+    let Some((key, number)) = segment_of(&text) else { return };
+    let Ok(table) = fs::read_to_string("/proc/sysvipc/shm") else { return };
     let is_there = table.lines().skip(1).any(|line| {
         let mut columns = line.split_whitespace().map(str::parse::<i32>);
         columns.next() == Some(Ok(key)) && columns.next() == Some(Ok(number))
     });
-    if is_there {
+    if is_there && segment_owners(number).is_some_and(|owners| owners == [owner; 2]) {
         // SAFETY: the call takes numbers and, for this command, no buffer. The kernel keeps the segment for as
         // long as anyone is attached to it.
         unsafe { libc::shmctl(number, libc::IPC_RMID, std::ptr::null_mut()) };
     }
+}
+
+/// The numbers of the users who own and who made a segment.
+fn segment_owners(number: i32) -> Option<[u32; 2]> {
+    // SAFETY: the structure is plain data, for which zeros are valid; it is writable and outlives the call.
+    let state = unsafe {
+        let mut state: libc::shmid_ds = std::mem::zeroed();
+        (libc::shmctl(number, libc::IPC_STAT, &raw mut state) == 0).then_some(state)?
+    };
+    Some([state.shm_perm.uid, state.shm_perm.cuid])
 }
 
 #[cfg(test)]
@@ -150,5 +173,44 @@ mod tests {
             "32013\n/dev/shm/x/data\n1795402318\n15491\n/dev/shm/x/socket\n127.0.0.1\n  2123   3\nready   \n";
         assert_eq!(segment_of(file), Some((2123, 3)));
         assert_eq!(segment_of("1\n2\n"), None);
+    }
+
+    /// A segment of this process's user, and its key.
+    fn segment(key: i32) -> i32 {
+        // SAFETY: the call takes numbers.
+        let number = unsafe { libc::shmget(key, 4096, libc::IPC_CREAT | libc::IPC_EXCL | 0o600) };
+        assert!(number >= 0, "{}", io::Error::last_os_error());
+        number
+    }
+
+    #[test]
+    fn a_segment_of_another_user_stays() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("temporary folder");
+        fs::create_dir(folder.path().join("data")).expect("made");
+        let key = std::process::id().cast_signed();
+        let number = segment(key);
+        let text = format!("1\n2\n3\n4\n5\n6\n{key} {number}\nready\n");
+        fs::write(folder.path().join(POSTMASTER_FILE), text).expect("written");
+        std::os::unix::fs::chown(folder.path(), Some(65534), None).expect("given");
+        clear(folder.path());
+        assert_eq!(segment_owners(number), Some([0; 2]), "root's own segment is gone");
+        std::os::unix::fs::chown(folder.path(), Some(0), None).expect("given");
+        clear(folder.path());
+        assert_eq!(segment_owners(number), None, "it is the owner's");
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_the_servers_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        fs::create_dir(folder.path().join("data")).expect("made");
+        let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
+        nix::unistd::mkfifo(&folder.path().join(POSTMASTER_FILE), mode).expect("made");
+        let (done, is_done) = std::sync::mpsc::channel();
+        let place = folder.path().to_path_buf();
+        std::thread::spawn(move || done.send(clear(&place)));
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(0));
     }
 }

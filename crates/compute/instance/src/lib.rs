@@ -14,6 +14,7 @@ pub mod memory_directory;
 mod program_file;
 pub mod server;
 pub mod settings;
+pub mod untrusted;
 
 use std::path::{Path, PathBuf};
 

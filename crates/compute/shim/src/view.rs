@@ -230,7 +230,11 @@ impl View {
             if source < 0 {
                 return Err(errno());
             }
-            let copy = libc::memfd_create(c"borealis-view".as_ptr(), libc::MFD_CLOEXEC);
+            let mut buffer = [0; COPY_NAME_BYTES];
+            let copy = match file_of(source).and_then(|file| copy_name(file, &mut buffer)) {
+                Some(name) => libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC),
+                None => -1,
+            };
             if copy < 0 {
                 let error = errno();
                 real::close(source);
@@ -243,6 +247,57 @@ impl View {
             result
         }
     }
+}
+
+/// What a copy is called, before the file that it is a copy of.
+const COPY_NAME: &[u8] = b"borealis-view-";
+/// Room for a copy's name, with two numbers, and for what the kernel puts around it.
+const COPY_NAME_BYTES: usize = 96;
+
+/// The name of a copy of a file: it says which file that is, to every program that inherits the descriptor.
+fn copy_name(
+    (device, inode): (libc::dev_t, libc::ino_t),
+    buffer: &mut [u8; COPY_NAME_BYTES],
+) -> Option<&CStr> {
+    let (device, inode) = (Digits::new(device), Digits::new(inode));
+    let text = COPY_NAME.iter().chain(device.as_bytes()).chain(b"-").chain(inode.as_bytes());
+    buffer.fill(0);
+    for (place, &byte) in buffer.iter_mut().zip(text) {
+        *place = byte;
+    }
+    CStr::from_bytes_until_nul(buffer).ok()
+}
+
+/// Which file it is a copy of, from a copy's name as the kernel tells it.
+fn original_in(link: &[u8]) -> Option<(libc::dev_t, libc::ino_t)> {
+    let name = link.strip_prefix(b"/memfd:")?.strip_prefix(COPY_NAME)?;
+    let mut numbers = name.strip_suffix(b" (deleted)").unwrap_or(name).split(|&byte| byte == b'-');
+    let mut number = || std::str::from_utf8(numbers.next()?).ok()?.parse().ok();
+    Some((number()?, number()?))
+}
+
+/// Shows a copy as the file that it is a copy of: programs compare what they have opened with what they looked for (`cp`).
+///
+/// # Safety
+/// `result` is what `fstat` has written for the descriptor.
+pub(crate) unsafe fn show_original(descriptor: c_int, result: *mut libc::stat) {
+    // SAFETY: the caller's promise.
+    let is_file = unsafe { (*result).st_mode & libc::S_IFMT == libc::S_IFREG };
+    if VIEW.get().is_none() || !is_file {
+        return;
+    }
+    let before = errno();
+    let (mut name, mut link) = ([0u8; 40], [0u8; COPY_NAME_BYTES]);
+    if let Some(name) = descriptor_name(descriptor, &mut name) {
+        // SAFETY: the name is a C string and the buffer is writable for its length.
+        let length = unsafe { libc::readlink(name.as_ptr(), link.as_mut_ptr().cast(), link.len()) };
+        let link = usize::try_from(length).ok().and_then(|length| link.get(..length));
+        if let Some((device, inode)) = link.and_then(original_in) {
+            // SAFETY: the caller's promise.
+            unsafe { ((*result).st_dev, (*result).st_ino) = (device, inode) };
+        }
+    }
+    set_errno(before);
 }
 
 /// Copies the file, with what is still in storage.
@@ -335,6 +390,22 @@ mod tests {
         let length = append(&mut buffer, base.len(), path.as_bytes()).expect("it fits");
         assert_eq!(buffer[length], 0);
         String::from_utf8(buffer[..length].to_vec()).expect("text")
+    }
+
+    #[test]
+    fn a_copy_is_known_by_its_name() {
+        let mut buffer = [0; COPY_NAME_BYTES];
+        for file in [(25, 4711), (0, 0), (u64::MAX, u64::MAX)] {
+            let name = copy_name(file, &mut buffer).expect("room").to_str().expect("text").to_owned();
+            let link = format!("/memfd:{name} (deleted)");
+            assert!(link.len() < COPY_NAME_BYTES);
+            assert_eq!(original_in(link.as_bytes()), Some(file));
+        }
+        for other in
+            ["/memfd:borealis-shim (deleted)", "/memfd:borealis-view-1 (deleted)", "/tmp/borealis-view-1-2"]
+        {
+            assert_eq!(original_in(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

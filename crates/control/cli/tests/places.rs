@@ -45,6 +45,65 @@ fn by_a_user_without_a_home() {
 }
 
 #[test]
+fn another_users_cluster_is_left_alone_by_root() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::below(&std::env::temp_dir()).by_user(NOBODY, NOBODY).with_environment(&[]);
+    let up = place.up();
+    assert!(up.status.success(), "{}", text(&up));
+    let as_root = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(&place.program);
+        command.arg("--dir").arg(&place.dir).args(arguments).output().expect("it runs")
+    };
+    place.ok(&["instance", "stop"]);
+    for arguments in [
+        &["up", "--detach"][..],
+        &["up", "--detach", "--port", "1"],
+        &["down"],
+        &["instance", "start"],
+        &["node", "kill", "1"],
+        &["node", "start"],
+        &["redo-check", "--live"],
+        &["exec", "--", "true"],
+    ] {
+        let output = as_root(arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(text(&output).contains("belongs to the user `nobody`"), "{arguments:?}: {}", text(&output));
+    }
+    assert!(as_root(&["status"]).status.success());
+    let found =
+        std::process::Command::new("find").arg(&place.dir).args(["-uid", "0"]).output().expect("it runs");
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "root left something there");
+    place.ok(&["instance", "start"]);
+    assert_eq!(place.sql("SELECT 1"), "1");
+    place.ok(&["down"]);
+}
+
+#[test]
+fn what_dies_is_started_again_although_the_program_was_replaced() {
+    let place = Place::below(&std::env::temp_dir());
+    let up = place.up();
+    assert!(up.status.success(), "{}", text(&up));
+    let other = place.program.with_file_name("new");
+    fs::copy(&place.program, &other).expect("copied");
+    fs::rename(&other, &place.program).expect("replaced");
+    let node = || -> serde_json::Value {
+        let status: serde_json::Value = serde_json::from_str(&place.ok(&["status", "--json"])).expect("JSON");
+        status["nodes"][1].clone()
+    };
+    let process = node()["pid"].as_i64().expect("it runs");
+    let process = nix::unistd::Pid::from_raw(i32::try_from(process).expect("a process"));
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).expect("killed");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while node()["state"] != "up" || node()["pid"] == process.as_raw() {
+        assert!(std::time::Instant::now() < deadline, "{}", node());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    place.ok(&["down"]);
+}
+
+#[test]
 fn a_user_without_a_name_is_told_what_is_missing() {
     if !is_root() {
         return;

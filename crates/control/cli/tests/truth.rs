@@ -208,7 +208,10 @@ fn a_hangup_reloads_settings_and_stops_nothing() {
     assert_eq!(after["instances"][0]["driver_pid"], status["instances"][0]["driver_pid"]);
 
     // What dies is started again here, too, without a supervisor of its own.
-    assert!(after["supervisor_pid"].is_null());
+    cluster.ok(&["node", "start", "1"]);
+    let watched = cluster.status();
+    assert!(watched["supervisor_pid"].is_null() && watched["unwatched"] == false, "{watched}");
+    assert_eq!(watched["serving_pid"], up.id());
     signal(&after["nodes"][4]["pid"], Signal::SIGKILL);
     cluster.eventually("the node is back", Duration::from_secs(20), || {
         let node = &cluster.status()["nodes"][4];
@@ -243,4 +246,86 @@ fn a_failed_command_leaves_no_wishes_behind() {
     cluster.up(&[]);
     let shown: String = cluster.connect().query_one("SHOW work_mem", &[]).expect("shown").get(0);
     assert_eq!(shown, "8MB");
+}
+
+#[test]
+fn a_failed_or_mistaken_up_leaves_what_ran_before_it() {
+    let cluster = TestCluster::start(&[]);
+    cluster.ok(&["instance", "kill"]);
+    let before = cluster.status();
+    let pids = |status: &serde_json::Value| {
+        let nodes = status["nodes"].as_array().expect("nodes").iter();
+        nodes.map(|node| node["pid"].clone()).collect::<Vec<_>>()
+    };
+    let said = cluster.fails(&["up", "--detach", "--protection-groups", "9"]);
+    assert!(said.contains("cannot be changed to 9"), "{said}");
+    let after = cluster.status();
+    assert_eq!(after["supervisor_pid"], before["supervisor_pid"], "a mistaken command ended the supervisor");
+    cluster.ok(&["node", "kill", "5"]);
+    cluster.fails(&["up", "--detach", "--pg-set", "no_such_setting=1"]);
+    let after = cluster.status();
+    let (mut before, mut left) = (pids(&before), pids(&after));
+    assert!(left.remove(4).is_null(), "what the failed command had started runs");
+    before.remove(4);
+    assert_eq!(left, before, "what ran before was stopped");
+    assert!(after["supervisor_pid"].is_i64(), "nobody watches over what was left");
+}
+
+#[test]
+fn whatever_starts_a_part_sees_to_it_that_somebody_watches() {
+    let cluster = TestCluster::start(&[]);
+    let kill_supervisor = || {
+        let supervisor = cluster.status()["supervisor_pid"].clone();
+        signal(&supervisor, Signal::SIGKILL);
+        cluster.eventually("it is gone", Duration::from_secs(10), || cluster.status()["unwatched"] == true);
+    };
+    assert_eq!(cluster.status()["unwatched"], false);
+    kill_supervisor();
+    let said = cluster.ok(&["status"]);
+    assert!(said.contains("nobody starts again what dies; `borealis up --detach` does"), "{said}");
+    let said = cluster.fails(&["up", "--detach"]);
+    assert!(said.contains("already running"), "{said}");
+    assert_eq!(cluster.status()["unwatched"], false, "after up");
+    kill_supervisor();
+    cluster.ok(&["node", "start", "3"]);
+    assert_eq!(cluster.status()["unwatched"], false, "after node start");
+    cluster.ok(&["instance", "kill"]);
+    kill_supervisor();
+    cluster.ok(&["instance", "start"]);
+    assert_eq!(cluster.status()["unwatched"], false, "after instance start");
+    assert!(!cluster.ok(&["status"]).contains("nobody starts again"));
+}
+
+#[test]
+fn a_node_that_is_still_starting_is_waited_for() {
+    let cluster = TestCluster::start(&[]);
+    // As between the start of its process and the moment in which it listens.
+    let (socket, aside) = (cluster.dir().join("sockets/4"), cluster.dir().join("sockets/aside"));
+    std::fs::rename(&socket, &aside).expect("moved");
+    assert_eq!(cluster.status()["nodes"][3]["state"], "starting");
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| cluster.run(&["node", "start", "4"]));
+        std::thread::sleep(Duration::from_secs(1));
+        std::fs::rename(&aside, &socket).expect("moved back");
+        let output = start.join().expect("it ran");
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("node 4 up"), "{}", text(&output));
+    });
+}
+
+#[test]
+fn a_moved_clusters_memory_is_given_back() {
+    let cluster = TestCluster::start(&[]);
+    let memory = memory_directory_of(&cluster.dir());
+    // As after a crash: nothing is stopped in order.
+    signal(&cluster.status()["supervisor_pid"], Signal::SIGKILL);
+    cluster.ok(&["instance", "kill"]);
+    cluster.ok(&["node", "kill", "1", "2", "3", "4", "5", "6"]);
+    assert!(memory.is_dir());
+    let moved = cluster.dir().with_file_name("moved");
+    std::fs::rename(cluster.dir(), &moved).expect("moved");
+    std::os::unix::fs::symlink(&moved, cluster.dir()).expect("linked");
+    cluster.up(&[]);
+    assert_ne!(memory_directory_of(&cluster.dir()), memory);
+    assert_eq!(harness::memory_folders(&memory), [] as [std::path::PathBuf; 0]);
 }

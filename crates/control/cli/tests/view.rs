@@ -28,6 +28,9 @@ fn readers(file: &str, absolute: &str) -> Vec<String> {
         format!(
             "cat {file} > /tmp/borealis-view-$$ && sha256sum < /tmp/borealis-view-$$; rm /tmp/borealis-view-$$"
         ),
+        format!(
+            "cp {file} /tmp/borealis-view-$$ && sha256sum < /tmp/borealis-view-$$; rm /tmp/borealis-view-$$"
+        ),
         format!("tar cf - {file} | tar xOf - | sha256sum"),
         format!("perl -MDigest::SHA -e \"print Digest::SHA->new(256)->addfile('{file}')->hexdigest\""),
     ]

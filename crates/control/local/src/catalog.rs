@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -109,8 +110,20 @@ pub enum CatalogError {
     /// Another command is at work.
     #[error("another borealis command is changing {0}; wait for it to finish")]
     Locked(PathBuf),
-    /// The catalog's file cannot be read or written.
-    #[error("cannot use {path}: {source}")]
+    /// Another user's: their next command could not use what this user's would leave there.
+    #[error(
+        "the cluster in {path} belongs to {owner}; run the command as that user (`sudo -u {argument} borealis …`)"
+    )]
+    Owner {
+        /// The cluster's directory.
+        path: PathBuf,
+        /// The user, for a person.
+        owner: String,
+        /// The user, for `sudo`.
+        argument: String,
+    },
+    /// The catalog's file cannot be read or written; why is the source, which whoever shows an error shows, too.
+    #[error("cannot use {path}")]
     File {
         /// The file or folder of the operation.
         path: PathBuf,
@@ -274,11 +287,31 @@ impl Catalog {
         write_whole(&path, &text).map_err(|source| CatalogError::File { path: path.clone(), source })
     }
 
+    /// Whether this process's user made the cluster in `directory`. Only they may change it or act in it: files that root
+    /// left in somebody's cluster would be closed to them. Nothing is there yet, and nobody is refused.
+    ///
+    /// # Errors
+    /// When it is another user's, or cannot be looked at.
+    pub fn check_owner(directory: &Path) -> Result<(), CatalogError> {
+        // Made first and never again, unlike the catalog's file; and the directory itself may be anybody's.
+        for name in [NODES_NAME, FILE_NAME] {
+            let path = directory.join(name);
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.uid() == nix::unistd::geteuid().as_raw() => return Ok(()),
+                Ok(metadata) => return Err(owned_by(directory, metadata.uid())),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(CatalogError::File { path, source }),
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the lock that commands which change the cluster hold; waits a moment for one that is about to end.
     ///
     /// # Errors
-    /// When another command keeps it.
+    /// When another command keeps it, or the cluster is another user's.
     pub fn lock(directory: &Path) -> Result<CatalogLock, CatalogError> {
+        Self::check_owner(directory)?;
         let path = directory.join(LOCK_NAME);
         let mut file = File::options()
             .create(true)
@@ -298,6 +331,15 @@ impl Catalog {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn owned_by(directory: &Path, user_id: u32) -> CatalogError {
+    let user = nix::unistd::User::from_uid(user_id.into()).ok().flatten();
+    let (owner, argument) = match user {
+        Some(user) => (format!("the user `{}`", user.name), user.name),
+        None => (format!("user {user_id}"), format!("#{user_id}")),
+    };
+    CatalogError::Owner { path: directory.to_path_buf(), owner, argument }
 }
 
 /// The names in a folder; none if it does not exist.
@@ -427,6 +469,35 @@ mod tests {
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Format { found: 99, .. })));
         fs::write(&file, "{").expect("written");
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Damaged { .. })));
+    }
+
+    #[test]
+    fn another_users_cluster_is_not_changed() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let path = directory.path();
+        // A directory is given to somebody before anything is in it.
+        std::os::unix::fs::chown(path, Some(65534), None).expect("given");
+        drop(Catalog::lock(path).expect("nothing is there yet"));
+        fs::create_dir(path.join(NODES_NAME)).expect("made");
+        drop(Catalog::lock(path).expect("ours"));
+        fs::remove_file(path.join(LOCK_NAME)).expect("removed");
+        std::os::unix::fs::chown(path.join(NODES_NAME), Some(65534), None).expect("given");
+        let said = Catalog::lock(path).expect_err("somebody else's").to_string();
+        assert!(said.contains("belongs to the user `nobody`") && said.contains("sudo -u nobody"), "{said}");
+        assert!(!path.join(LOCK_NAME).exists(), "a file was left in it");
+    }
+
+    #[test]
+    fn an_error_is_told_once() {
+        let source = std::io::Error::from_raw_os_error(13);
+        let error = CatalogError::File { path: "/cluster".into(), source };
+        assert_eq!(
+            format!("{:#}", anyhow::Error::from(error)),
+            "cannot use /cluster: Permission denied (os error 13)"
+        );
     }
 
     #[test]

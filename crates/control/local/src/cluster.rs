@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use borealis_client::verify::Target;
-use borealis_client::{NodeClient, Timeouts};
+use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::OperatingSystemUser;
 use borealis_spec::{DriverConfig, Endpoint, Membership, NodeAddress, NodeConfig, Tuning};
 use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
-use crate::catalog::{Catalog, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
+use crate::catalog::{Catalog, CatalogLock, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
 use crate::log::log_tail;
 use crate::node_user;
 use crate::process::{self, ProcessIdentity};
@@ -62,6 +62,18 @@ impl Cluster {
         Ok(Cluster { directory, catalog })
     }
 
+    /// Opens the cluster in `directory` for a command that changes it, which nobody else does as long as the lock is held.
+    ///
+    /// # Errors
+    /// When there is none, it cannot be read, or another command is changing it.
+    pub fn open_locked(directory: &Path) -> anyhow::Result<(Cluster, CatalogLock)> {
+        // First, so that no lock is left where there is no cluster.
+        Cluster::open(directory)?;
+        let lock = Catalog::lock(directory)?;
+        // Again: what was read before may have been changed by whoever held the lock.
+        Ok((Cluster::open(directory)?, lock))
+    }
+
     /// The folder that has `cluster.json`, `nodes` and `instances`.
     #[must_use]
     pub fn directory(&self) -> &Path {
@@ -98,7 +110,8 @@ impl Cluster {
         // A copy of a cluster has the same volume, but another place.
         let mut name = self.catalog.volume.clone().into_bytes();
         name.extend_from_slice(self.directory.as_os_str().as_encoded_bytes());
-        instance.memory_root.join(format!("borealis-{:08x}-{}", crc32c::crc32c(&name), instance.id))
+        let name = format!("{}{:08x}-{}", instances::MEMORY_NAME_PREFIX, crc32c::crc32c(&name), instance.id);
+        instance.memory_root.join(name)
     }
 
     /// A node's entry.
@@ -251,16 +264,19 @@ impl Cluster {
         }
     }
 
-    /// Starts nodes and waits until each answers. Those that run already are left alone.
+    /// Starts nodes and waits until each answers. Those that run already are only waited for while they start, as when
+    /// the supervisor was faster.
     ///
     /// # Errors
     /// When one of them is not of this cluster any more, or ends or does not answer; the end of its log is
     /// part of the message.
     pub fn start_nodes(&self, nodes: &[NodeId]) -> anyhow::Result<()> {
         let mut started = Vec::new();
+        let mut running = Vec::new();
         for &id in nodes {
             let node = self.node(id)?;
-            if self.node_process(id).is_some() {
+            if let Some(identity) = self.node_process(id) {
+                running.push((node, identity));
                 continue;
             }
             Restarts::clear(&self.node_directory(id))?;
@@ -274,6 +290,9 @@ impl Cluster {
                 }
                 return Err(error);
             }
+        }
+        for (node, identity) in running {
+            self.wait_while_starting(node, identity)?;
         }
         Ok(())
     }
@@ -311,19 +330,34 @@ impl Cluster {
     }
 
     fn wait_for_node(&self, node: &NodeEntry, process: ProcessIdentity) -> anyhow::Result<()> {
+        self.wait_until(node, process, Result::is_ok)
+    }
+
+    /// Waits until a node that somebody else started listens. What else may be wrong with it is not asked.
+    fn wait_while_starting(&self, node: &NodeEntry, process: ProcessIdentity) -> anyhow::Result<()> {
+        self.wait_until(node, process, |answer| !answer.as_ref().is_err_and(is_not_listening))
+    }
+
+    fn wait_until(
+        &self,
+        node: &NodeEntry,
+        process: ProcessIdentity,
+        is_enough: impl Fn(&Result<NodeClient, ClientError>) -> bool,
+    ) -> anyhow::Result<()> {
         let log = &self.node_directory(node.id).join(NODE_LOG_NAME);
         let deadline = Instant::now() + NODE_START_TIMEOUT;
         loop {
-            let error = match NodeClient::connect(
+            let answer = NodeClient::connect(
                 &self.endpoint(node.id),
                 self.catalog.volume_id(),
                 node.id,
                 borealis_wire::Caller::Client,
                 Timeouts::default(),
-            ) {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
+            );
+            if is_enough(&answer) {
+                return Ok(());
+            }
+            let error = answer.err().map_or_else(String::new, |error| error.to_string());
             if !process.is_alive() {
                 bail!("node {} ended while starting; its log ends with:\n{}", node.id, log_tail(log));
             }
@@ -404,6 +438,12 @@ impl Cluster {
             tuning: Tuning { cache_limit_bytes: instance.cache_limit_bytes, ..Tuning::default() },
         })
     }
+}
+
+/// Whether nobody listens at a node's address: if its process runs, it is still starting.
+pub(crate) fn is_not_listening(error: &ClientError) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error, ClientError::Connect { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
 }
 
 /// The shim stands beside this program, where the build and an installation put it.

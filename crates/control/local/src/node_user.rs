@@ -1,13 +1,19 @@
 //! Whose a node's files are. Started by root, nodes run as the server's user; their stores are that user's, and the rest of
 //! their folders is root's, so that nobody but root decides what root reads, writes and signals there.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata, Permissions};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 
-use anyhow::{Context, bail};
-use borealis_instance::OperatingSystemUser;
-use nix::fcntl::OFlag;
+use anyhow::{Context, anyhow, bail};
+use borealis_instance::{OperatingSystemUser, untrusted};
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
 
 /// For folders that only their owner looks into.
 const PRIVATE: u32 = 0o700;
@@ -21,7 +27,10 @@ const PASSAGE: u32 = 0o711;
 pub(crate) fn private_folder(path: &Path, user: Option<&OperatingSystemUser>) -> anyhow::Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
     if let Some(user) = user {
-        give(path, user)?;
+        let opened =
+            untrusted::open_folder(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let folder = File::from(opened);
+        give(&folder, &folder.metadata()?, path, user)?;
     }
     set_mode(path, PRIVATE)
 }
@@ -39,32 +48,46 @@ pub(crate) fn prepare_node_folder(
     let Some(user) = user else { return set_mode(folder, PRIVATE) };
     set_mode(folder, PASSAGE)?;
     let store = store.canonicalize().with_context(|| format!("cannot find {}", store.display()))?;
-    give_all(&store, user)
+    give_all(AT_FDCWD, &store, &store, user)
 }
 
-fn give_all(path: &Path, user: &OperatingSystemUser) -> anyhow::Result<()> {
-    let kind =
-        fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", path.display()))?.file_type();
-    if !kind.is_dir() && !kind.is_file() {
-        bail!("{} is neither a file nor a folder, which no store has; nothing was started", path.display());
+/// Gives what is called `name` in `folder` to the user, and all that is in it. The user may change what is there meanwhile:
+/// so each folder is read and entered by its descriptor, and through no link. `path` is for messages.
+fn give_all(folder: impl AsFd, name: &Path, path: &Path, user: &OperatingSystemUser) -> anyhow::Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = match openat(folder, name, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::ELOOP | Errno::ENXIO) => return Err(neither(path)),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {}", path.display())),
+    };
+    let metadata = file.metadata()?;
+    if !metadata.is_dir() && !metadata.is_file() {
+        return Err(neither(path));
     }
-    give(path, user)?;
-    if kind.is_dir() {
-        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-        for entry in entries {
-            give_all(&entry?.path(), user)?;
+    give(&file, &metadata, path, user)?;
+    if metadata.is_dir() {
+        let failed = || format!("cannot read {}", path.display());
+        let mut names = Vec::new();
+        for entry in Dir::from_fd(file.try_clone()?.into()).with_context(failed)?.iter() {
+            let name = OsStr::from_bytes(entry.with_context(failed)?.file_name().to_bytes()).to_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        for name in names {
+            give_all(&file, Path::new(&name), &path.join(&name), user)?;
         }
     }
     Ok(())
 }
 
-/// Gives one file or folder of root's to the user. The user may have put it there, so it is looked at through the open
-/// file, and one with a second name is left alone: that may be a file of root's somewhere else.
-fn give(path: &Path, user: &OperatingSystemUser) -> anyhow::Result<()> {
-    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-    let file = File::options().read(true).custom_flags(flags).open(path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    let metadata = file.metadata()?;
+fn neither(path: &Path) -> anyhow::Error {
+    anyhow!("{} is neither a file nor a folder, which no store has; nothing was started", path.display())
+}
+
+/// Gives one open file or folder of root's to the user. The user may have put it there, so one with a second name is left
+/// alone: that may be a file of root's somewhere else.
+fn give(file: &File, metadata: &Metadata, path: &Path, user: &OperatingSystemUser) -> anyhow::Result<()> {
     if metadata.uid() == user.user_id {
         return Ok(());
     }
@@ -82,7 +105,7 @@ fn give(path: &Path, user: &OperatingSystemUser) -> anyhow::Result<()> {
     if metadata.is_file() && metadata.nlink() > 1 {
         bail!("{} is root's and has a second name somewhere; nothing was started", path.display());
     }
-    fchown(&file, Some(user.user_id), Some(user.group_id))
+    fchown(file, Some(user.user_id), Some(user.group_id))
         .with_context(|| format!("cannot give {} to the user `{}`", path.display(), user.name))
 }
 

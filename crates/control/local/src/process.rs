@@ -1,9 +1,11 @@
 //! Detached processes and the files that name them.
 #![allow(unsafe_code)] // `pre_exec`; see the reason there.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -192,6 +194,14 @@ fn record_self(file: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes the calling process into a process file.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn record_own(path: &Path) -> io::Result<()> {
+    record_self(File::create(path)?.as_fd())
+}
+
 /// Starts this program again in the background, in a session of its own, with output to `log_file`.
 ///
 /// It is in `process_file` before it does anything: one that is started and not recorded, because who started it was
@@ -254,12 +264,21 @@ fn reason_in(said: &str) -> Option<String> {
     Some(sentence.unwrap_or(said)).filter(|reason| !reason.is_empty()).map(str::to_owned)
 }
 
-/// This program's file.
+/// This program's file; after an upgrade or a build has replaced it, the new one.
 ///
 /// # Errors
 /// When the system does not say.
 pub fn own_program() -> io::Result<PathBuf> {
-    std::env::current_exe()
+    std::env::current_exe().map(|program| still_there(program, Path::exists))
+}
+
+/// The path without what Linux adds to it once the file is another one.
+fn still_there(program: PathBuf, exists: impl Fn(&Path) -> bool) -> PathBuf {
+    let stripped = program.as_os_str().as_bytes().strip_suffix(b" (deleted)").map(OsStr::from_bytes);
+    match stripped.map(Path::new) {
+        Some(replaced) if !exists(&program) && exists(replaced) => replaced.to_path_buf(),
+        _ => program,
+    }
 }
 
 #[cfg(test)]
@@ -272,6 +291,15 @@ mod tests {
         assert_eq!(reason("INFO opened\nborealis: the disk is full\n"), "the disk is full");
         assert_eq!(reason("thread main panicked\nat 3:1\n"), "thread main panicked\nat 3:1");
         assert_eq!(reason_in("\n"), None);
+    }
+
+    #[test]
+    fn a_program_that_was_replaced_is_found() {
+        let found = |told: &str, there: &str| still_there(told.into(), |path| path == Path::new(there));
+        assert_eq!(found("/usr/bin/b", "/usr/bin/b"), Path::new("/usr/bin/b"));
+        assert_eq!(found("/usr/bin/b (deleted)", "/usr/bin/b"), Path::new("/usr/bin/b"));
+        assert_eq!(found("/usr/bin/b (deleted)", "/usr/bin/b (deleted)"), Path::new("/usr/bin/b (deleted)"));
+        assert_eq!(found("/usr/bin/b (deleted)", "/"), Path::new("/usr/bin/b (deleted)"), "it was removed");
     }
 
     #[test]

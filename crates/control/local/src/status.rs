@@ -12,10 +12,10 @@ use borealis_wire::{Caller, NodeStatus};
 use serde::Serialize;
 
 use crate::catalog::{InstanceEntry, NODE_PROCESS_NAME, NodeEntry};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, is_not_listening};
 use crate::driver_socket::driver_status;
 use crate::process::is_closed_to_us;
-use crate::supervision::{Ended, Restarts, detached};
+use crate::supervision::{Ended, Restarts, detached, serving};
 
 /// State of everything. Field names are part of the command-line contract.
 #[derive(Debug, Clone, Serialize)]
@@ -30,6 +30,10 @@ pub struct Status {
     pub instances: Vec<InstanceState>,
     /// The process that starts again what dies, if it is one of its own: `borealis up` without `--detach` does it itself.
     pub supervisor_pid: Option<u32>,
+    /// The `borealis up` that serves in the foreground, and does the same.
+    pub serving_pid: Option<u32>,
+    /// Something of the cluster is to run, and nobody starts it again when it dies.
+    pub unwatched: bool,
 }
 
 /// The volume, as the writer knows it, or as the nodes do when there is none.
@@ -59,7 +63,7 @@ pub struct NodeState {
     pub az: String,
     /// Its process id; none if it does not run.
     pub pid: Option<u32>,
-    /// `up`; `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; or `unknown`: this
+    /// `up`; `starting`: it runs, and does not listen yet; `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; or `unknown`: this
     /// user may not ask.
     pub state: &'static str,
     /// TCP address on which it listens.
@@ -95,8 +99,8 @@ pub struct MemberState {
     pub node: u16,
     /// It has everything of its group up to here.
     pub scl: Option<String>,
-    /// `up`, `behind` (less than the group's PGCL), or why the node says nothing of it: `down`, `failed`, `unresponsive`,
-    /// `unknown`.
+    /// `up`, `behind` (less than the group's PGCL), or why the node says nothing of it: `down`, `starting`, `failed`,
+    /// `unresponsive`, `unknown`.
     pub state: &'static str,
 }
 
@@ -154,6 +158,9 @@ impl Status {
             let said = driver.and_then(|driver| Some(driver.get(name)?.as_str()?.to_owned()));
             said.or_else(|| known_durable.map(|lsn| lsn.to_string()))
         };
+        let supervisor_pid = detached::process(cluster.directory()).map(|process| process.process_id);
+        let serving_pid = serving::process(cluster.directory()).map(|process| process.process_id);
+        let unwatched = cluster.anything_is_wanted() && supervisor_pid.is_none() && serving_pid.is_none();
         Status {
             volume: VolumeState {
                 id: cluster.catalog.volume.clone(),
@@ -166,7 +173,9 @@ impl Status {
             nodes: answers.into_iter().map(|(node, _)| node).collect(),
             protection_groups: groups,
             instances,
-            supervisor_pid: detached::process(cluster.directory()).map(|process| process.process_id),
+            supervisor_pid,
+            serving_pid,
+            unwatched,
         }
     }
 
@@ -227,6 +236,9 @@ impl Status {
             for warning in &instance.warnings {
                 text += &format!("          warning: {warning}\n");
             }
+        }
+        if self.unwatched {
+            text += "\nnobody starts again what dies; `borealis up --detach` does\n";
         }
         text
     }
@@ -386,6 +398,7 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
         Some(Ok(status)) if status.failure.is_some() => ("failed", status.failure.clone()),
         Some(Ok(_)) => ("up", history()),
         Some(Err(error)) if is_hidden => ("unknown", Some(format!("you may not see its process; {error}"))),
+        Some(Err(error)) if is_not_listening(error) => ("starting", history()),
         Some(Err(error)) => ("unresponsive", Some(error.to_string())),
     };
     let answer = asked.and_then(Result::ok);

@@ -6,6 +6,7 @@
 //! in a row ([`Restarts`]). Both are files in the part's folder, so that `borealis status` shows the reason.
 
 pub mod detached;
+pub mod serving;
 mod supervisor;
 
 use std::fs::{self, File};
@@ -28,11 +29,18 @@ const SETTLED: Duration = Duration::from_secs(60);
 /// first.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
+/// The longest pause after an end whose cause passes by itself.
+const PASSING_PAUSE_MAX: Duration = Duration::from_secs(5);
+
 /// What a process leaves when it ends in a way of its own; one that is killed leaves nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// Starting it again would do harm or only bring the same end.
     pub is_final: bool,
+    /// It waits for something that comes back by itself, like nodes that are away: it is tried again for as long as that
+    /// takes.
+    #[serde(default)]
+    pub passes: bool,
     /// Why it ended, as a sentence without a full stop.
     pub reason: String,
 }
@@ -155,14 +163,29 @@ enum Step {
     Settle,
 }
 
+/// What is known of how a part ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Starting it again may help.
+    Failed,
+    /// Starting it again helps once something is back that it waits for: no number of attempts is too many.
+    Passing,
+    /// Starting it again does not help.
+    Final,
+}
+
+impl End {
+    fn of(ended: Option<&Ended>) -> End {
+        match ended {
+            Some(Ended { is_final: true, .. }) => End::Final,
+            Some(Ended { passes: true, .. }) => End::Passing,
+            _ => End::Failed,
+        }
+    }
+}
+
 /// Decides. `known` is what is known of its restarts, `noticed_for` how long it has been seen dead.
-fn next_step(
-    is_alive: bool,
-    known: &Restarts,
-    is_final: bool,
-    noticed_for: Duration,
-    now_unix_ms: u64,
-) -> Step {
+fn next_step(is_alive: bool, known: &Restarts, end: End, noticed_for: Duration, now_unix_ms: u64) -> Step {
     if is_alive {
         let has_settled = known.in_a_row > 0 && known.since_last(now_unix_ms) >= SETTLED;
         return if has_settled { Step::Settle } else { Step::Wait };
@@ -170,10 +193,13 @@ fn next_step(
     if known.given_up {
         return Step::Wait;
     }
-    if is_final || known.in_a_row >= ATTEMPTS_MAX {
-        return Step::GiveUp;
-    }
-    if noticed_for >= known.pause() { Step::Start } else { Step::Wait }
+    let pause = match end {
+        End::Final => return Step::GiveUp,
+        End::Failed if known.in_a_row >= ATTEMPTS_MAX => return Step::GiveUp,
+        End::Failed => known.pause(),
+        End::Passing => known.pause().min(PASSING_PAUSE_MAX),
+    };
+    if noticed_for >= pause { Step::Start } else { Step::Wait }
 }
 
 fn now_unix_ms() -> u64 {
@@ -208,39 +234,52 @@ mod tests {
         Restarts { total: attempts, in_a_row: attempts, last_unix_ms: 1_000_000, ..Restarts::default() }
     }
 
-    fn dead(known: &Restarts, is_final: bool, for_ms: u64) -> Step {
-        next_step(false, known, is_final, Duration::from_millis(for_ms), 1_000_000 + for_ms)
+    fn dead(known: &Restarts, end: End, for_ms: u64) -> Step {
+        next_step(false, known, end, Duration::from_millis(for_ms), 1_000_000 + for_ms)
     }
 
     #[test]
     fn a_part_that_died_is_started_again_after_growing_pauses_and_not_for_ever() {
-        assert_eq!(dead(&after(0), false, 999), Step::Wait);
-        assert_eq!(dead(&after(0), false, 1000), Step::Start);
-        assert_eq!(dead(&after(1), false, 1999), Step::Wait);
-        assert_eq!(dead(&after(1), false, 2000), Step::Start);
-        assert_eq!(dead(&after(4), false, 15_999), Step::Wait);
-        assert_eq!(dead(&after(4), false, 16_000), Step::Start);
-        assert_eq!(dead(&after(5), false, 1 << 40), Step::GiveUp);
+        assert_eq!(dead(&after(0), End::Failed, 999), Step::Wait);
+        assert_eq!(dead(&after(0), End::Failed, 1000), Step::Start);
+        assert_eq!(dead(&after(1), End::Failed, 1999), Step::Wait);
+        assert_eq!(dead(&after(1), End::Failed, 2000), Step::Start);
+        assert_eq!(dead(&after(4), End::Failed, 15_999), Step::Wait);
+        assert_eq!(dead(&after(4), End::Failed, 16_000), Step::Start);
+        assert_eq!(dead(&after(5), End::Failed, 1 << 40), Step::GiveUp);
         let given_up = Restarts { given_up: true, ..after(5) };
-        assert_eq!(dead(&given_up, false, 1 << 40), Step::Wait);
+        assert_eq!(dead(&given_up, End::Failed, 1 << 40), Step::Wait);
     }
 
     #[test]
     fn an_end_that_is_final_is_left_alone() {
-        assert_eq!(dead(&after(0), true, 0), Step::GiveUp);
-        assert_eq!(dead(&after(3), true, 1 << 40), Step::GiveUp);
+        assert_eq!(dead(&after(0), End::Final, 0), Step::GiveUp);
+        assert_eq!(dead(&after(3), End::Final, 1 << 40), Step::GiveUp);
+    }
+
+    #[test]
+    fn a_part_that_waits_for_what_comes_back_is_started_again_for_as_long_as_it_takes() {
+        for attempts in [0, 5, 500] {
+            assert_eq!(dead(&after(attempts), End::Passing, 999), Step::Wait);
+            assert_eq!(dead(&after(attempts), End::Passing, 5000), Step::Start);
+        }
+        let ended = |is_final, passes| Ended { is_final, passes, reason: String::new() };
+        assert_eq!(End::of(Some(&ended(false, true))), End::Passing);
+        assert_eq!(End::of(Some(&ended(true, true))), End::Final);
+        assert_eq!(End::of(Some(&ended(false, false))), End::Failed);
+        assert_eq!(End::of(None), End::Failed, "it was killed");
     }
 
     #[test]
     fn a_part_that_lived_for_a_minute_has_all_its_attempts_again() {
         let alive = |known: &Restarts, since_ms: u64| {
-            next_step(true, known, false, Duration::ZERO, 1_000_000 + since_ms)
+            next_step(true, known, End::Failed, Duration::ZERO, 1_000_000 + since_ms)
         };
         assert_eq!(alive(&after(4), 59_999), Step::Wait);
         assert_eq!(alive(&after(4), 60_000), Step::Settle);
         assert_eq!(alive(&after(0), 60_000), Step::Wait);
         assert_eq!(
-            next_step(true, &after(4), false, Duration::ZERO, 0),
+            next_step(true, &after(4), End::Failed, Duration::ZERO, 0),
             Step::Settle,
             "a clock that was set back"
         );
@@ -249,7 +288,7 @@ mod tests {
     #[test]
     fn what_a_process_left_is_read_back_and_removed() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let ended = Ended { is_final: true, reason: "it was told to stop".to_owned() };
+        let ended = Ended { is_final: true, passes: false, reason: "it was told to stop".to_owned() };
         assert_eq!(Ended::load(folder.path()), None);
         ended.save(folder.path()).expect("saved");
         assert_eq!(Ended::load(folder.path()), Some(ended));

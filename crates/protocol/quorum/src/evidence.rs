@@ -57,25 +57,13 @@ pub fn continues(history: &EpochHistory, earlier: &EpochHistory) -> bool {
     history.openings().starts_with(earlier.openings())
 }
 
-/// What a member says of epochs: the newest it is promised to, and the newest it has the history of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct EpochClaim {
-    /// Who says it.
-    pub node: NodeId,
-    /// The newest epoch that it is promised to.
-    pub promised: VolumeEpoch,
-    /// The newest epoch that it has the history of.
-    pub installed: VolumeEpoch,
-}
-
-/// The newest epoch of which one member has the history and another at least the promise: nobody installs what a write
-/// quorum was not promised before, so what one member alone has heard of does not count.
+/// The newest epoch that two of those who answered have the history of, given the newest of each. A recovery that completed
+/// has its history on a write quorum, two of which are among any other; what one member alone has, nobody finished.
 #[must_use]
-pub fn newest_installed(claims: &[EpochClaim]) -> VolumeEpoch {
-    let is_known = |claim: &&EpochClaim| {
-        claims.iter().any(|other| other.node != claim.node && other.promised >= claim.installed)
-    };
-    claims.iter().filter(is_known).map(|claim| claim.installed).max().unwrap_or_default()
+pub fn newest_installed(newest_of_each: impl IntoIterator<Item = VolumeEpoch>) -> VolumeEpoch {
+    let mut newest: Vec<VolumeEpoch> = newest_of_each.into_iter().collect();
+    newest.sort_unstable();
+    newest.iter().rev().nth(1).copied().unwrap_or_default()
 }
 
 /// The newest history that is above what the segment of `own` has and that a write quorum of members has stored.

@@ -42,6 +42,14 @@ pub enum Caller {
     Peer(NodeId),
     /// A writer to be: it fences, brings records back and installs, but does not append yet.
     Recovery,
+    /// The writer of the volume, or the recovery before it, where it only looks: what a client may ask, in the places
+    /// and with the turns that the writer has. It is told nothing unasked.
+    Reader {
+        /// The epoch that its writer writes in.
+        epoch: VolumeEpoch,
+        /// Its writer's identity within the epoch.
+        writer: WriterId,
+    },
 }
 
 /// What is asked of a node.

@@ -2,12 +2,12 @@
 //! is received and before anything is decoded.
 //!
 //! ```text
-//! request                    writer  recovery  client  peer   payload at most
-//! Append                       x                              MAX_PAYLOAD_BYTES
-//! Repair                       x        x                     MAX_PAYLOAD_BYTES
-//! Install                      x        x                     INSTALL_LIMIT_BYTES
-//! Fence                        x        x                     REQUEST_LIMIT_BYTES
-//! Summaries, reads, Status,    x        x        x      x     REQUEST_LIMIT_BYTES
+//! request                    writer  recovery  reader  client  peer   payload at most
+//! Append                       x                                      MAX_PAYLOAD_BYTES
+//! Repair                       x        x                             MAX_PAYLOAD_BYTES
+//! Install                      x        x                             INSTALL_LIMIT_BYTES
+//! Fence                        x        x                             REQUEST_LIMIT_BYTES
+//! Summaries, reads, Status,    x        x        x       x      x     REQUEST_LIMIT_BYTES
 //! Acquaint, Confirm
 //! ```
 //!
@@ -161,7 +161,7 @@ impl RequestKind {
         match caller {
             Caller::Writer { .. } => true,
             Caller::Recovery => self != RequestKind::Append,
-            Caller::Client | Caller::Peer(_) => !self.changes(),
+            Caller::Client | Caller::Peer(_) | Caller::Reader { .. } => !self.changes(),
         }
     }
 
@@ -181,7 +181,7 @@ pub fn limit_bytes(caller: &Caller, holds_promise: bool) -> usize {
     match caller {
         Caller::Writer { .. } if holds_promise => MAX_PAYLOAD_BYTES,
         Caller::Writer { .. } | Caller::Recovery => ORDINARY_LIMIT_BYTES,
-        Caller::Client | Caller::Peer(_) => REQUEST_LIMIT_BYTES,
+        Caller::Client | Caller::Peer(_) | Caller::Reader { .. } => REQUEST_LIMIT_BYTES,
     }
 }
 
@@ -208,7 +208,8 @@ mod tests {
     };
 
     const WRITER: Caller = Caller::Writer { epoch: VolumeEpoch(3), writer: WriterId(7) };
-    const CALLERS: [Caller; 4] = [WRITER, Caller::Recovery, Caller::Client, Caller::Peer(NodeId(2))];
+    const READER: Caller = Caller::Reader { epoch: VolumeEpoch(3), writer: WriterId(7) };
+    const CALLERS: [Caller; 5] = [WRITER, Caller::Recovery, READER, Caller::Client, Caller::Peer(NodeId(2))];
 
     /// One request of every kind, the largest of those that are bounded by [`REQUEST_LIMIT_BYTES`].
     fn requests() -> Vec<Request> {
@@ -268,11 +269,11 @@ mod tests {
             let allowed = CALLERS.map(|caller| kind.is_allowed(&caller));
             let changes =
                 matches!(request, Request::Fence { .. } | Request::Install { .. } | Request::Repair { .. });
-            assert_eq!(allowed, [true, true, !changes, !changes], "{kind:?}");
+            assert_eq!(allowed, [true, true, !changes, !changes, !changes], "{kind:?}");
         }
         assert_eq!(
             CALLERS.map(|caller| RequestKind::Append.is_allowed(&caller)),
-            [true, false, false, false]
+            [true, false, false, false, false]
         );
     }
 
@@ -292,6 +293,7 @@ mod tests {
             assert_eq!(limit(&WRITER, true, begin), MAX_PAYLOAD_BYTES);
             assert_eq!(limit(&WRITER, false, begin), ORDINARY_LIMIT_BYTES);
             assert_eq!(limit(&Caller::Client, false, begin), REQUEST_LIMIT_BYTES);
+            assert_eq!(limit(&READER, true, begin), REQUEST_LIMIT_BYTES);
             assert_eq!(limit(&Caller::Peer(NodeId(3)), false, begin), REQUEST_LIMIT_BYTES);
         }
         assert_eq!(limit(&Caller::Recovery, false, &append), REQUEST_LIMIT_BYTES);

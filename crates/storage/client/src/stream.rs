@@ -4,13 +4,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use borealis_spec::Endpoint;
-use nix::sys::socket::{MsgFlags, recv};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv, send};
 
 /// Longest path of a Unix socket that the system takes: `sun_path` of `struct sockaddr_un` with its final zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -124,6 +125,33 @@ impl Stream {
                 Ok(count) => return Ok(Some(count)),
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(nix::errno::Errno::EAGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Writes as much of `bytes` as there is room for, once there is some; waits at most `patience` for it. A timeout of
+    /// the socket is no such bound: it begins anew with every piece of some ten kilobytes that one write is sent in.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] when no room came in time, another when the connection breaks or is ended meanwhile.
+    pub fn write_within(&self, bytes: &[u8], patience: Duration) -> io::Result<usize> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+                Ok(0) if !bytes.is_empty() => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => return Ok(count),
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(nix::errno::Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)], left) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -217,6 +217,8 @@ impl Node {
         node.threads.push(spawn("scrubber".to_owned(), move || scrubber.run_until_stopped())?);
         let mender = Mender::new(&config, &node.parts.store, &node.parts.known);
         node.threads.push(spawn("mender".to_owned(), move || mender.run_until_stopped())?);
+        let store = Arc::clone(&node.parts.store);
+        node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
         for peer in config.peers {
             let catch_up = Arc::clone(&catch_up);
             let name = format!("gossip-{}", peer.node);

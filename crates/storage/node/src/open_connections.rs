@@ -1,7 +1,7 @@
 //! The connections that are open, what is said on them unasked, and how they are all ended.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
@@ -18,12 +18,17 @@ use crate::connections::places::{self, CONNECTIONS_MAX, Kind, Occupant, Verdict}
 
 /// A caller has this long to take what it is sent, and a second more for each megabyte: answers wait in memory.
 const SEND_MAX: Duration = Duration::from_secs(10);
+/// A caller that takes nothing at all for this long is disconnected before.
+const STALL_MAX: Duration = Duration::from_secs(5);
 const SENT_BYTES_PER_SECOND: usize = 1 << 20;
 
 /// The sending half of a connection, shared with those who have something to say unasked.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: Mutex<Stream>,
+    /// Outside of the lock: it is ended while somebody waits for room on it, who then notices at once.
+    stream: Stream,
+    /// Held by whoever sends, for as long as that may take. Nobody waits for it who holds the list's lock.
+    sending: Mutex<()>,
     /// Who it is for people: the process that called.
     address: String,
     /// Set by a writer's introduction.
@@ -37,7 +42,8 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(stream: Stream, address: String) -> Connection {
         Connection {
-            stream: Mutex::new(stream),
+            stream,
+            sending: Mutex::new(()),
             address,
             writer: OnceLock::new(),
             is_introduced: AtomicBool::new(false),
@@ -89,10 +95,10 @@ impl Connection {
         &self.address
     }
 
-    /// Ends the connection; its thread notices at once.
+    /// Ends the connection; its thread notices at once, and so does whoever is sending on it. Waits for nobody.
     pub(crate) fn close(&self) {
         // An error means that it is closed already.
-        let _ = self.stream.lock().expect("nothing panics while it holds this lock").shutdown();
+        let _ = self.stream.shutdown();
     }
 
     /// Says unasked that SCLs of the writer who holds `promise` moved.
@@ -116,22 +122,23 @@ impl Connection {
     /// # Errors
     /// When the caller does not take them in time, or the connection is gone.
     pub(crate) fn send(&self, frames: &[u8]) -> io::Result<()> {
-        let mut stream = self.stream.lock().expect("nothing panics while it holds this lock");
         let seconds = (frames.len() / SENT_BYTES_PER_SECOND) as u64;
-        let deadline = Instant::now() + SEND_MAX + Duration::from_secs(seconds);
+        self.send_within(frames, SEND_MAX + Duration::from_secs(seconds))
+    }
+
+    fn send_within(&self, frames: &[u8], limit: Duration) -> io::Result<()> {
+        let _alone = self.sending.lock().expect("nothing panics while it holds this lock");
+        let deadline = Instant::now() + limit;
         let mut rest = frames;
         while !rest.is_empty() {
-            match stream.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => rest = &rest[count..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-            if !rest.is_empty() && Instant::now() > deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
+            let count = self.stream.write_within(rest, left.min(STALL_MAX))?;
+            rest = &rest[count..];
         }
-        stream.flush()
+        Ok(())
     }
 }
 
@@ -360,6 +367,36 @@ mod tests {
         let (connection, _caller) = connection();
         connection.introduce(Some(promise(3, 7)));
         connection.introduce(Some(promise(4, 8)));
+    }
+
+    #[test]
+    fn a_caller_that_reads_a_little_at_a_time_has_no_more_time_for_it() {
+        let (connection, mut caller) = connection();
+        let reading = std::thread::spawn(move || {
+            while io::Read::read(&mut caller, &mut [0; 16 << 10]).is_ok_and(|count| count > 0) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let began = Instant::now();
+        let error = connection.send_within(&vec![0; 16 << 20], Duration::from_millis(300)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        connection.close();
+        reading.join().unwrap();
+    }
+
+    #[test]
+    fn a_connection_is_ended_while_somebody_waits_to_send_on_it() {
+        let (connection, _caller) = connection();
+        let sending = std::thread::spawn({
+            let connection = Arc::clone(&connection);
+            move || connection.send(&vec![0; 16 << 20]).unwrap_err().kind()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        let began = Instant::now();
+        connection.close();
+        assert_eq!(sending.join().unwrap(), io::ErrorKind::BrokenPipe);
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! votes no more. One alone is not enough: a peer that lies, or that was put back itself, must not disable others.
 //!
 //! What is remembered of a node was asked of it at its configured address, and what peers remember is asked of them at
-//! theirs: nobody's word about a third node counts, nor what a caller claims to be.
+//! theirs: nobody's word about a third node counts, nor what a caller claims to be. A node that was replaced has its
+//! predecessor's number and another incarnation: nothing that was heard of the one counts for the other.
 //!
 //! Until two peers have answered, for at most [`WORDS_WITHIN`] after a start, callers wait for their introduction. A node
 //! whose peers are all down must serve, too, or six nodes that start together could wait for each other.
@@ -127,6 +128,10 @@ impl Standing {
 
     /// Notes a peer's answer: its boot, and what it remembers of this node.
     pub(crate) fn note_answer(&self, peer: NodeId, boot: Boot, remembered: Option<&Remembered>) {
+        if self.store.peer_boot(peer).is_some_and(|known| known.incarnation != boot.incarnation) {
+            // Before the boot is replaced, so that nobody is told the one's boot with the other's segments.
+            self.lock().heard.remove(&peer);
+        }
         if let Err(error) = self.store.remember_peer_boot(peer, boot) {
             tracing::warn!(%peer, %error, "cannot remember durably in which boot the peer is");
         }

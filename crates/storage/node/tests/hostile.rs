@@ -346,3 +346,56 @@ fn a_node_does_not_start_on_a_folder_that_is_not_its_own() {
     // And creation does not overwrite.
     assert!(borealis_node::create(&cluster.configs[2]).is_err());
 }
+
+/// Asks until the node takes no more questions, and reads no answer.
+fn ask_without_reading(stream: &mut UnixStream, question: &[u8]) {
+    stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    while stream.write_all(&question.repeat(100)).is_ok() {}
+}
+
+#[test]
+fn callers_that_do_not_read_hold_up_nobody() {
+    let cluster = Cluster::start(1);
+    let writer = Writer::first(&cluster);
+    let status = frame(&Request::Status);
+    let mut unread: Vec<UnixStream> = (0..128).map(|_| introduced(&cluster, Caller::Client)).collect();
+    std::thread::scope(|scope| {
+        for stream in &mut unread {
+            scope.spawn(|| ask_without_reading(stream, &status));
+        }
+    });
+    std::thread::sleep(Duration::from_millis(600));
+    // All places for clients are taken, by callers whose threads wait for room. Each of these has one of them closed.
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| attempt(&cluster, Caller::Client).unwrap().status().unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let began = Instant::now();
+        let epoch = VolumeEpoch(writer.epoch.0 + 1);
+        attempt(&cluster, Caller::Recovery).unwrap().fence(epoch, WriterId(9)).unwrap();
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(1), "a fence took {took:?}");
+    });
+    assert!(cluster.metric(0, "connections") >= 100, "those who do not read were there all the time");
+}
+
+#[test]
+fn the_writer_reads_although_clients_at_work_have_all_their_places() {
+    let cluster = Cluster::start(1);
+    let writer = Writer::first(&cluster);
+    let mut at_work: Vec<NodeClient> = (0..128).map(|_| attempt(&cluster, Caller::Client).unwrap()).collect();
+    let (epoch, someone) = (writer.epoch, WriterId(writer.writer.0 + 1));
+    for client in &mut at_work {
+        client.status().unwrap();
+    }
+    for caller in [Caller::Client, Caller::Reader { epoch, writer: someone }] {
+        let refused = attempt(&cluster, caller).unwrap_err().to_string();
+        assert!(refused.contains("all places for Client are taken"), "{refused}");
+    }
+    let mut reader = attempt(&cluster, Caller::Reader { epoch, writer: writer.writer }).unwrap();
+    reader.summaries().unwrap();
+    // It looks, and that is all.
+    let refused = reader.fence(VolumeEpoch(epoch.0 + 1), someone).unwrap_err().to_string();
+    assert!(refused.contains("only a writer or a recovery may ask this"), "{refused}");
+}

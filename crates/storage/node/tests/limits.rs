@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use borealis_client::{NodeClient, Timeouts};
 use borealis_spec::{Endpoint, NodeConfig};
-use borealis_types::GroupId;
+use borealis_types::{GroupId, VolumeEpoch};
 use borealis_wire::{Caller, GroupTail, Refusal};
 use common::{Cluster, VOLUME, Writer, block, image};
 
@@ -248,6 +248,9 @@ fn a_nearly_full_disk_passes() {
     let mut client = connect(alone.config(), Caller::Recovery);
     alone.check_page(&mut client, 5);
     client.fence(alone.writer.epoch, alone.writer.writer).unwrap();
+    // Nor is a recovery kept from bringing what it decided to keep: its writer has not begun.
+    let (epoch, writer) = (VolumeEpoch(alone.writer.epoch.0 + 1), alone.writer.writer);
+    drop(connect(alone.config(), Caller::Writer { epoch, writer }));
     std::fs::remove_file(&filler).unwrap();
     alone.send_at_last(&refused);
     alone.check();

@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use borealis_types::GroupId;
+use borealis_types::{GroupId, VolumeEpoch, WriterId};
 use borealis_wire::{Caller, Refusal};
 use common::{ALL, Cluster, Writer, block, image, wait_until};
 
@@ -118,6 +118,40 @@ fn one_peers_word_does_not_disable_a_node_and_two_do() {
     cluster.start_node(1);
     // The first peer's memory of records is its process's; of boots it is on disk. Both say so.
     assert_votes_no_more(&mut cluster);
+}
+
+#[test]
+fn a_node_that_was_replaced_is_not_measured_by_its_predecessor() {
+    const SOURCE: usize = 0;
+    let mut cluster = Cluster::start(1);
+    let mut writer = Writer::first(&cluster);
+    put(&mut cluster, &mut writer, 1);
+    wait_until_remembered(&cluster, 2);
+    // A recovery that died before it asked anybody else.
+    let (far, nobody) = (VolumeEpoch(50), WriterId(50));
+    cluster.connect(VICTIM, Caller::Recovery).fence(far, nobody).unwrap();
+    let node = cluster.configs[VICTIM].node;
+    let others = || ALL.into_iter().filter(|index| *index != VICTIM);
+    wait_until("the peers have heard of it", || {
+        others().all(|index| {
+            let (_, remembered) = cluster.client(index).acquaint(node).unwrap();
+            remembered.is_some_and(|known| known.segments.iter().any(|known| known.promised_epoch == far))
+        })
+    });
+    cluster.kill_node(VICTIM);
+    cluster.kill_node(SOURCE);
+    std::fs::remove_dir_all(cluster.configs[VICTIM].store_directory()).unwrap();
+    cluster.configs[VICTIM].incarnation += 0x1000;
+    borealis_node::copy(&cluster.configs[VICTIM], &cluster.configs[SOURCE].store_directory()).unwrap();
+    cluster.start_node(SOURCE);
+    for _ in 0..3 {
+        cluster.start_node(VICTIM);
+        wait_until_remembered(&cluster, cluster.metric(VICTIM, "store_boot"));
+        wait_until("all peers have answered", || cluster.metric(VICTIM, "gossip_exchanges") >= 10);
+        assert_eq!(cluster.node(VICTIM).status().failure, None);
+        assert!(!cluster.client(VICTIM).welcome().is_empty(), "it votes");
+        cluster.kill_node(VICTIM);
+    }
 }
 
 #[test]

@@ -57,10 +57,18 @@ mod shared_state {
 }
 
 impl Checkpoint {
+    /// Writes the checkpoint beside the current one, and returns its size in bytes. After an error the current one
+    /// is the newest, as before.
     pub(crate) fn write(&self, directory: &Directory) -> Result<u64, StoreError> {
         let body = encode(self);
-        directory.replace_file(&directory.checkpoint(), MAGIC, &body)?;
+        directory.write_replacement(&directory.checkpoint(), MAGIC, &body)?;
         Ok(body.len() as u64)
+    }
+
+    /// Makes the checkpoint that was written last the current one. After an error it is unknown which one is: no page
+    /// slot and no region may be written then, because one of the two may name it.
+    pub(crate) fn take(directory: &Directory) -> Result<(), StoreError> {
+        directory.take_replacement(&directory.checkpoint())
     }
 
     pub(crate) fn read(directory: &Directory) -> Result<Checkpoint, StoreError> {

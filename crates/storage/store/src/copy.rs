@@ -82,7 +82,9 @@ fn files_to_copy(
             files.push(PathBuf::from(name));
         }
     }
-    files.extend(list(&source.log())?.into_iter().map(|name| Path::new("log").join(name)));
+    // The spare holds nothing, and a copy of it could not be filled ahead: it would have holes.
+    let of_log = list(&source.log())?.into_iter().filter(|name| name != "spare");
+    files.extend(of_log.map(|name| Path::new("log").join(name)));
     let segments = source.root().join("segments");
     for group in list(&segments)? {
         let folder = Path::new("segments").join(group);

@@ -7,7 +7,7 @@
 //! synced              how far the log is durable, and how often the store was opened (`synced_note.rs`)
 //! boots, renounced    what is known of peers' boots, and of a loss of this store (`boots.rs`)
 //! log/NNNNNNNNNN.log  the log
-//! segments/<group>/pages.NNNN
+//! segments/<group>/pages.PPP.NNNN
 //! ```
 //!
 //! A small file is `magic [8] | length u64 | crc32c u32 | body`, numbers little-endian, the checksum over
@@ -147,20 +147,36 @@ impl Directory {
     /// # Errors
     /// [`StoreError::Io`] while the old one is certain to be in place, [`StoreError::Poisoned`] when it is not.
     pub(crate) fn replace_file(&self, path: &Path, magic: [u8; 8], body: &[u8]) -> Result<(), StoreError> {
-        let temporary = path.with_extension("new");
+        self.write_replacement(path, magic, body)?;
+        self.take_replacement(path)
+    }
+
+    /// Writes what is to replace a small file beside it, durably. After an error nothing has changed.
+    pub(crate) fn write_replacement(
+        &self,
+        path: &Path,
+        magic: [u8; 8],
+        body: &[u8],
+    ) -> Result<(), StoreError> {
         let mut header = magic.to_vec();
         header.extend_from_slice(&(body.len() as u64).to_le_bytes());
         let checksum = crc32c::crc32c_append(crc32c::crc32c(&header), body);
         header.extend_from_slice(&checksum.to_le_bytes());
         let write = || -> std::io::Result<()> {
-            let file = self.disk.open(&temporary, OpenMode::CreateEmpty)?;
+            let file = self.disk.open(&replacement(path), OpenMode::CreateEmpty)?;
             file.write_at(&header, 0)?;
             file.write_at(body, header.len() as u64)?;
             file.sync_all()
         };
-        write().map_err(StoreError::io("write", path))?;
-        // From here on it is not known which of the two a power loss would leave.
-        self.disk.rename(&temporary, path).map_err(StoreError::lost("rename", &temporary))?;
+        write().map_err(StoreError::io("write", path))
+    }
+
+    /// Puts what [`Directory::write_replacement`] wrote in the file's place, durably.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`]: it is unknown which of the two a power loss would leave.
+    pub(crate) fn take_replacement(&self, path: &Path) -> Result<(), StoreError> {
+        self.disk.rename(&replacement(path), path).map_err(StoreError::lost("replace", path))?;
         let folder = path.parent().unwrap_or(Path::new("."));
         self.disk.sync_folder(folder).map_err(StoreError::lost("sync", folder))
     }
@@ -206,6 +222,11 @@ impl Directory {
         bytes.drain(..HEADER_BYTES);
         Ok(bytes)
     }
+}
+
+/// Where the next version of a small file is written.
+fn replacement(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {

@@ -44,6 +44,10 @@ counters! {
     page_cache_hits,
     /// Page versions written by the materializer.
     pages_written,
+    /// Rounds of materialization that could not write their pages.
+    rounds_abandoned,
+    /// Pages copied to a larger region because their relation grew.
+    pages_moved,
     /// Checkpoints written and durable.
     checkpoints,
     /// Bytes of checkpoints written.

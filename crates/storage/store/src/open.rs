@@ -64,6 +64,7 @@ impl Store {
             files: Vec::new(),
         };
         checkpoint.write(&directory)?;
+        Checkpoint::take(&directory)?;
         SyncedNote::create(&directory, identity.incarnation, log.end())?;
         drop(log);
         let seal = identity.incarnation;
@@ -138,6 +139,7 @@ impl Store {
             directory,
             environment: environment.clone(),
             files,
+            preparation: state.log.preparation(),
             state: Mutex::new(state),
             commit,
             maintenance: Maintenance::default(),

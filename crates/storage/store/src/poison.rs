@@ -3,13 +3,15 @@
 //! A failed write or sync of what promises depend on poisons the store ([`Store::poisoned`]): every append, fence and
 //! summary is refused from then on, so nothing more is acknowledged, until the node is started again; the opening then
 //! writes again what the page cache may only claim to have stored (`log/rewrite.rs`). That is: the write of a log entry,
-//! the sync of the log, the name of a log file, the replacement of the checkpoint, and reading back a record that a segment
-//! has just taken.
+//! the sync of the log, the replacement of the checkpoint, and a record that a segment has just taken and that is read back
+//! as something else.
 //!
 //! Everything else passes with its cause and is refused or tried again: a failed open or read; a lack of descriptors or
 //! of space while room for an entry is made ([`Store::reserve`]), before anything was changed; and whatever fails in a
 //! round of materialization before its checkpoint is in place, because the next round writes all of its pages again, also
-//! those whose sync failed. Damage is another matter: it concerns the
+//! those whose sync failed. Until that checkpoint is in place nothing refers to what the round wrote; what an abandoned one left
+//! in a slot, and whether the disk has it, does not matter. A log file that cannot be prepared is made anew
+//! (`log/preparation.rs`): until it is begun nothing is in it. Damage is another matter: it concerns the
 //! page or the log entry that it is found in (`materialize/mend.rs`).
 
 use std::sync::{MutexGuard, PoisonError};
@@ -35,7 +37,11 @@ impl Store {
         Ok(state)
     }
 
-    pub(crate) fn check_poison(&self) -> Result<(), StoreError> {
+    /// Whether the store still keeps its promises: it has not failed, nor renounced ([`Store::renounce`]).
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`] if it does not.
+    pub fn check_poison(&self) -> Result<(), StoreError> {
         self.poison.get().map_or(Ok(()), |reason| Err(StoreError::Poisoned(reason.clone())))
     }
 

@@ -14,8 +14,8 @@ use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
 use crate::log::scan::{Checked, check_entry};
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
-use crate::pages::materialized_state::{MaterializedState, extent_of};
-use crate::pages::page_files::{PageFiles, SLOT_BYTES, SlotAddress};
+use crate::pages::materialized_state::{MaterializedState, SlotAddress, extent_of};
+use crate::pages::page_files::{PageFiles, SLOT_BYTES};
 use crate::read::hold::is_damage;
 use crate::segment::trouble::{Cause, Trouble};
 use crate::{Store, StoreError};
@@ -123,8 +123,14 @@ impl Store {
         files: &PageFiles,
         slot: &Slot,
     ) -> Result<(), StoreError> {
-        let error = match files.read(&slot.key, slot.address, materialized.lsn) {
-            Ok(_) => return Ok(()),
+        let read = match materialized.held.get(&slot.key) {
+            Some(HeldPage::Damaged { reason }) => {
+                Err(StoreError::corrupt("what a page was made from", reason.clone()))
+            }
+            _ => files.read(&slot.key, slot.address, materialized.lsn).map(|_| ()),
+        };
+        let error = match read {
+            Ok(()) => return Ok(()),
             Err(error) if is_damage(&error) => error,
             Err(error) => return Err(error),
         };
@@ -132,7 +138,6 @@ impl Store {
         let mut state = self.lock();
         if let Some(hosted) = state.segments.get_mut(&group)
             && hosted.version == version
-            && !matches!(hosted.materialized.held.get(&slot.key), Some(HeldPage::Damaged { .. }))
         {
             let trouble =
                 Trouble { cause: Cause::Damage, since: materialized.lsn, reason: error.to_string() };
@@ -194,8 +199,8 @@ fn slots_after(materialized: &MaterializedState, after: Option<PageKey>) -> Vec<
             if after.is_some_and(|after| key <= after) {
                 continue;
             }
-            let Some((region, place, generation)) = materialized.locate(&key) else { continue };
-            slots.push(Slot { key, address: SlotAddress { region, place, generation } });
+            let Some(address) = materialized.locate(&key) else { continue };
+            slots.push(Slot { key, address });
         }
         if slots.len() >= PAGES_AT_ONCE {
             break;

@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 use borealis_wire::Refusal;
 
 use crate::disk::Space;
+use crate::metrics::count;
 use crate::segment::state::State;
 use crate::{Store, StoreError};
 
@@ -73,6 +74,11 @@ impl Store {
         (!is_full, space.available_bytes < stop.saturating_add(AMPLE_BYTES))
     }
 
+    /// Whether so much room is free that a file can be filled ahead.
+    pub(crate) fn has_ample_space(&self) -> bool {
+        !self.look_at_space().1
+    }
+
     /// Whether redo is taken: the disk had room when it was last looked at.
     #[must_use]
     pub fn takes_redo(&self) -> bool {
@@ -102,7 +108,18 @@ impl Store {
         let why = error.filter(|error| matches!(error, StoreError::Io { .. })).map(|error| {
             format!("node {} could not apply redo to pages and tries again: {error}", self.identity.node)
         });
+        if let Some(why) = &why {
+            count(&self.counters.rounds_abandoned, 1);
+            tracing::error!("{why}");
+        }
         self.hindrances.lock().unwrap_or_else(PoisonError::into_inner).round = why;
+    }
+
+    /// Refuses an append that would need a round, when the last one failed: whoever materializes tries again in its own
+    /// time, and a whole round for each append would keep the disk from recovering.
+    pub(crate) fn refuse_while_rounds_fail(&self) -> Result<(), Refusal> {
+        let hindrances = self.hindrances.lock().unwrap_or_else(PoisonError::into_inner);
+        hindrances.round.clone().map_or(Ok(()), |why| Err(Refusal::NotNow(why)))
     }
 
     /// Makes room in the log for an entry with a payload of at most `payload_bytes`, before anything is changed that it is

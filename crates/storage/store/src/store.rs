@@ -15,6 +15,7 @@ use crate::log::entry::EntryKind;
 use crate::log::files::LogFiles;
 use crate::log::group_commit::GroupCommit;
 use crate::log::position::LogPosition;
+use crate::log::preparation::Preparation;
 use crate::maintenance::Maintenance;
 use crate::metrics::{Metrics, count};
 use crate::pages::cache::PageCache;
@@ -34,6 +35,7 @@ pub struct Store {
     pub(crate) directory: Directory,
     pub(crate) environment: Environment,
     pub(crate) files: Arc<LogFiles>,
+    pub(crate) preparation: Arc<Preparation>,
     pub(crate) state: Mutex<State>,
     pub(crate) commit: GroupCommit,
     /// Held by whoever changes materialized states.
@@ -90,13 +92,18 @@ impl Store {
         self.check_poison()?;
         self.commit.wait(sequence.0, || {
             self.check_poison()?;
-            let (active, end) = {
+            let ((older, active), end) = {
                 let state = self.lock();
-                (state.log.active(), state.log.end())
+                (state.log.to_sync(), state.log.end())
             };
-            count(&self.counters.log_syncs, 1);
-            // Earlier files were synced before the active one began.
-            active.sync().map_err(|error| self.poisoned(&error))?;
+            for file in older.iter().chain([&active]) {
+                count(&self.counters.log_syncs, 1);
+                file.sync().map_err(|error| self.poisoned(&error))?;
+            }
+            if !older.is_empty() {
+                self.lock().log.note_synced_before(active.number);
+                older.iter().for_each(|file| self.files.only_read(file));
+            }
             Ok(end)
         })
     }
@@ -122,6 +129,13 @@ impl Store {
     #[must_use]
     pub fn boot(&self) -> u64 {
         self.note.lock().unwrap_or_else(PoisonError::into_inner).boot()
+    }
+
+    /// Prepares each next log file in time, so that appends need not wait for it; returns when
+    /// [`Store::end_materialization`] is called. Without it everything works, and appends wait now and then.
+    pub fn prepare_log_files(&self) {
+        // Not into the room that is kept free: what is written there ahead serves nobody.
+        self.preparation.run(|| self.has_ample_space());
     }
 
     /// Appends an entry to the log.
@@ -157,6 +171,8 @@ impl Store {
     #[must_use]
     pub fn metrics(&self) -> Vec<(&'static str, u64)> {
         let mut list = self.counters.list();
+        // The note is held while it is synced: nobody waits for that who holds the state.
+        let boot = self.boot();
         let state = self.lock();
         let bases: u64 = state.segments.values().map(|hosted| hosted.materialized.memory_bytes()).sum();
         let unapplied = state.segments.values().map(|hosted| hosted.index.record_bytes).sum();
@@ -170,7 +186,7 @@ impl Store {
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
             ("extents", extents),
-            ("boot", self.boot()),
+            ("boot", boot),
             (
                 "pages_in_trouble",
                 state.segments.values().map(|hosted| hosted.troubles.pages.len() as u64).sum(),

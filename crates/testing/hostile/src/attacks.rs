@@ -159,8 +159,12 @@ impl Attacker<'_> {
 
     /// Anyone but a recovery or writer that could be taken for the rightful one.
     fn looker(&mut self) -> Caller {
-        match self.random.below(2) {
+        match self.random.below(3) {
             0 => Caller::Client,
+            1 => Caller::Reader {
+                epoch: VolumeEpoch(self.random.number()),
+                writer: WriterId(self.random.next() | 1),
+            },
             _ => Caller::Peer(NodeId(1 + self.random.below(6) as u16)),
         }
     }
@@ -173,7 +177,7 @@ impl Attacker<'_> {
         match attack {
             Attack::ForbiddenAppend if self.random.below(3) == 0 => Caller::Recovery,
             Attack::ForgedAppend => wrong_writer,
-            Attack::EpochOutOfBounds | Attack::Oversized | Attack::EmptyBatches => {
+            Attack::EpochOutOfBounds | Attack::Oversized | Attack::EmptyBatches | Attack::UnreadAnswers => {
                 match self.random.below(4) {
                     0 => wrong_writer,
                     1 => self.looker(),
@@ -338,18 +342,33 @@ impl Attacker<'_> {
         Ok(())
     }
 
+    /// Many at a time ask until the node takes no more, and read nothing: large answers, whose turns they hold, or small
+    /// ones, whose senders wait for room.
     fn leave_unread(&mut self) -> io::Result<()> {
-        let caller = self.looker();
-        let mut stream = self.introduce(Attack::UnreadAnswers, caller)?;
-        for _ in 0..2000 {
-            let group = borealis_types::GroupId(self.random.below(4) as u16);
-            let request = Request::ReadTail { group, above: borealis_types::Lsn(0), limit_bytes: u32::MAX };
-            let sent = stream.write_all(&frames::message(1, &request));
-            self.count(Attack::UnreadAnswers, if sent.is_ok() { Outcome::Answered } else { Outcome::Closed });
-            if sent.is_err() || Instant::now() > self.deadline {
-                break;
-            }
+        let caller = self.caller_for(Attack::UnreadAnswers);
+        let is_large = self.random.below(2) == 0;
+        let mut held = Vec::new();
+        for _ in 0..HELD {
+            let Ok(mut stream) = self.introduce(Attack::UnreadAnswers, caller) else { continue };
+            stream.set_write_timeout(Some(Duration::from_millis(20)))?;
+            let outcome = loop {
+                let group = borealis_types::GroupId(self.random.below(4) as u16);
+                let above = borealis_types::Lsn(0);
+                let request = match is_large {
+                    true => Request::ReadTail { group, above, limit_bytes: u32::MAX },
+                    false => Request::Status,
+                };
+                match stream.write_all(&frames::message(1, &request).repeat(100)) {
+                    Ok(()) if Instant::now() < self.deadline => {}
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => break Outcome::Closed,
+                    _ => break Outcome::Unanswered,
+                }
+            };
+            self.count(Attack::UnreadAnswers, outcome);
+            held.push(stream);
         }
+        let until = (Instant::now() + PATIENCE).min(self.deadline);
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
         Ok(())
     }
 }

@@ -136,9 +136,7 @@ impl Compute {
         match &mut self.role {
             Role::Recovering(recovery) => {
                 let event = match message {
-                    Message::Fenced(promised_before, summaries) => {
-                        Event::Fenced { node, promised_before, summaries }
-                    }
+                    Message::Fenced(summaries) => Event::Fenced { node, summaries },
                     Message::Refused(current) => Event::Refused { node, current },
                     Message::Tail { group, above, records, more } => {
                         let records = records.iter().map(to_tail_record).collect();

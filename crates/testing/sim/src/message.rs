@@ -164,8 +164,8 @@ pub enum Message {
         /// Ends of the groups at the newest opening.
         tails: Vec<GroupTail>,
     },
-    /// Node to recovery: what it was promised to before, and its segments.
-    Fenced(VolumeEpoch, Vec<SegmentSummary>),
+    /// Node to recovery: it has promised; its segments.
+    Fenced(Vec<SegmentSummary>),
     /// Node to recovery: another promise stands in the way.
     Refused(VolumeEpoch),
     /// Node to recovery.

@@ -119,8 +119,6 @@ pub struct SimNode {
     members: QuorumSets,
     /// What was last heard of each other node's segments, in group order.
     claims: Vec<Claims>,
-    /// What it was promised to before each recovery, by the recovery's epoch.
-    promised_before: BTreeMap<VolumeEpoch, VolumeEpoch>,
     /// How it lies to its peers and to recoveries, if it does.
     pub lie: Option<Lie>,
 }
@@ -158,7 +156,6 @@ impl SimNode {
             lines: BTreeMap::new(),
             members: QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).expect("six different nodes"),
             claims: vec![Claims::new(); usize::from(group_count)],
-            promised_before: BTreeMap::new(),
             lie: None,
         }
     }
@@ -222,7 +219,6 @@ impl SimNode {
             lines: BTreeMap::new(),
             members: self.members.clone(),
             claims: vec![Claims::new(); self.claims.len()],
-            promised_before: self.promised_before.clone(),
             lie: None,
         };
         copy.restart();
@@ -486,9 +482,6 @@ impl SimNode {
     fn fence(&mut self, from: Host, promise: Promise, effects: &mut Effects, coverage: &mut Coverage) {
         let mut summaries = Vec::new();
         let mut refused = None;
-        // What an instance was told when it introduced itself, before its first question.
-        let promised = self.segment(GroupId(0)).promise().epoch;
-        let promised_before = *self.promised_before.entry(promise.epoch).or_insert(promised);
         for group in self.groups() {
             let before = self.segment(group).clone();
             match self.segment_mut(group).fence(promise) {
@@ -510,7 +503,7 @@ impl SimNode {
             self.tell_fenced(promise.epoch, effects, coverage);
         }
         let answer = match refused {
-            None => Message::Fenced(promised_before, summaries),
+            None => Message::Fenced(summaries),
             Some(current) => {
                 coverage.count("fences refused");
                 Message::Refused(current)

@@ -582,9 +582,10 @@ impl Writer {
     }
 
     fn connect_due(&mut self, now: Duration, effects: &mut Effects) {
-        let caller = Caller::Writer { epoch: self.epoch(), writer: self.outcome.promise.writer };
+        let (epoch, writer) = (self.epoch(), self.outcome.promise.writer);
+        let (append, read) = (Caller::Writer { epoch, writer }, Caller::Reader { epoch, writer });
         for (&node, links) in &mut self.links {
-            for (which, caller) in [(Which::Append, caller), (Which::Read, Caller::Client)] {
+            for (which, caller) in [(Which::Append, append), (Which::Read, read)] {
                 if !matches!(links.link(which), Link::Down { retry_at } if *retry_at <= now) {
                     continue;
                 }

@@ -69,6 +69,9 @@ pub struct Tenure {
     looked: Duration,
     /// Not before this is the lease over: this instance itself stood still, and has to ask first.
     excused_until: Duration,
+    /// The lease that was excused last, by when it began: it is not excused again. A process that stands still again and
+    /// again would otherwise never end, although nobody confirms anything.
+    excused_lease: Option<Duration>,
 }
 
 impl Tenure {
@@ -86,6 +89,7 @@ impl Tenure {
             asked: None,
             looked: now,
             excused_until: now,
+            excused_lease: None,
         }
     }
 
@@ -155,7 +159,11 @@ impl Tenure {
     pub fn check(&mut self, is_connected: impl Fn(NodeId) -> bool, now: Duration) -> Result<(), TenureEnd> {
         let step = self.limits.lease / ASKS_IN_A_LEASE;
         if now.saturating_sub(self.looked) > step {
-            self.excused_until = now + 2 * step;
+            let lease = self.lease_begun();
+            if self.excused_lease != Some(lease) {
+                self.excused_lease = Some(lease);
+                self.excused_until = now + 2 * step;
+            }
         }
         self.looked = now;
         let mut installed: Vec<VolumeEpoch> = self.words.values().filter_map(|word| word.installed).collect();
@@ -316,5 +324,24 @@ mod tests {
         assert_eq!(tenure.check(|_| true, at(90_000)), Ok(()));
         let over = run(&mut tenure, 90_050..99_000, &[]).map(|(now, _)| now);
         assert_eq!(over, Some(90_500), "and does not wait longer than for the answers");
+    }
+
+    #[test]
+    fn an_instance_that_stands_still_again_and_again_is_excused_once_until_it_is_confirmed() {
+        let stall_ms = LIMITS.lease.as_millis() as u64 / 4 + 50;
+        let stalls = |tenure: &mut Tenure, from: u64| {
+            let mut times = (from..from + 20_000).step_by(stall_ms as usize);
+            times.find(|&now| tenure.check(|_| true, at(now)).is_err())
+        };
+        let mut tenure = tenure();
+        assert_eq!(stalls(&mut tenure, stall_ms), Some(1200), "nobody confirmed for longer than the lease");
+        let mut tenure = self::tenure();
+        assert_eq!(tenure.check(|_| true, at(60_000)), Ok(()), "the first");
+        for node in [0, 1, 2] {
+            tenure.confirmed(NodeId(node), at(60_050));
+        }
+        assert_eq!(tenure.check(|_| true, at(90_000)), Ok(()), "one after a confirmation");
+        assert_eq!(tenure.check(|_| true, at(90_400)), Ok(()), "it has the time to ask");
+        assert!(tenure.check(|_| true, at(90_800)).is_err(), "and no more than that");
     }
 }

@@ -290,9 +290,10 @@ impl Engine {
 
     /// What is said first on one of a node's connections.
     fn introduction(&self, node: NodeId, line: Line) -> Introduction {
+        let (epoch, writer) = (self.epoch, self.outcome.promise.writer);
         let caller = match line {
-            Line::Append => Caller::Writer { epoch: self.epoch, writer: self.outcome.promise.writer },
-            Line::Read => Caller::Client,
+            Line::Append => Caller::Writer { epoch, writer },
+            Line::Read => Caller::Reader { epoch, writer },
         };
         Introduction { volume: self.config.volume, node, caller }
     }

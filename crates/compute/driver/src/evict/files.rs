@@ -10,8 +10,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use borealis_instance::untrusted;
 use borealis_shm::path::{Layout, PathClass};
 use borealis_types::{Fork, PAGE_SIZE, PageBytes, RelationFork};
+use nix::fcntl::OFlag;
 
 /// The part of a page that a reader checks first: its header, which is not all zeros in a page that is in use.
 const PAGE_BEGINNING_BYTES: usize = 64;
@@ -86,11 +88,22 @@ fn list_folder(path: &Path, layout: &Layout<'_>, found: &mut Vec<RelationFile>) 
 pub(super) struct CacheFile(File);
 
 impl CacheFile {
-    /// Opens the file; `None` when it was removed meanwhile.
-    pub fn open(path: &Path) -> anyhow::Result<Option<CacheFile>> {
-        match File::options().read(true).write(true).open(path) {
+    /// Opens a file of the data directory; `None` when it was removed meanwhile, or is reached by a symbolic link or is
+    /// no file: the server's user can put such there, and then holes would be punched into another file.
+    pub fn open(data_directory: &Path, path: &Path) -> anyhow::Result<Option<CacheFile>> {
+        let name = path.strip_prefix(data_directory).unwrap_or(path);
+        match untrusted::open_regular(data_directory, name, OFlag::O_RDWR) {
             Ok(file) => Ok(Some(CacheFile(file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ELOOP | libc::ENOTDIR | libc::EISDIR | libc::ENXIO)
+                ) || error.kind() == io::ErrorKind::InvalidInput =>
+            {
+                tracing::warn!("{} is no file of the server's own: {error}", path.display());
+                Ok(None)
+            }
             Err(error) => Err(error).with_context(|| format!("cannot open {}", path.display())),
         }
     }
@@ -154,5 +167,29 @@ impl CacheFile {
         // SAFETY: no memory is involved.
         let status = unsafe { libc::fallocate(self.0.as_raw_fd(), mode, offset, PAGE_SIZE as i64) };
         if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_link_in_place_of_a_relation_is_not_opened() {
+        let place = tempfile::tempdir().expect("temporary folder");
+        let (data, other) = (place.path().join("data"), place.path().join("other"));
+        for folder in [&data.join("base/5"), &other] {
+            std::fs::create_dir_all(folder).expect("made");
+            std::fs::write(folder.join("16384"), [7; PAGE_SIZE]).expect("written");
+        }
+        symlink(other.join("16384"), data.join("base/5/16385")).expect("linked");
+        symlink(&other, data.join("base/6")).expect("linked");
+        let opens = |name: &str| CacheFile::open(&data, &data.join(name)).expect("looked").is_some();
+        assert!(opens("base/5/16384"));
+        for name in ["base/5/16385", "base/6/16384", "base/5", "base/5/none"] {
+            assert!(!opens(name), "{name}");
+        }
     }
 }

@@ -28,7 +28,7 @@ impl Keeper {
         }
         // Open the file before asking storage. If another file takes this name meanwhile, the answer is about that one;
         // holes then go into the old file, which is already unlinked.
-        let Some(open) = CacheFile::open(&file.path)? else { return Ok(0) };
+        let Some(open) = CacheFile::open(&self.data_directory, &file.path)? else { return Ok(0) };
         let mut in_storage = None;
         let mut dropped = 0;
         let mut block = 0;
@@ -148,7 +148,7 @@ mod tests {
         let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         let path = folder.path().join("16384");
         std::fs::write(&path, [7; PAGE_SIZE]).expect("written");
-        let open = CacheFile::open(&path).expect("opened").expect("it is there");
+        let open = CacheFile::open(folder.path(), &path).expect("opened").expect("it is there");
         (folder, open)
     }
 

@@ -1,15 +1,16 @@
 //! The server's process: what it is given, how it is started, watched and ended.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use borealis_instance::leftovers::POSTMASTER_FILE_BYTES_MAX;
 use borealis_instance::server::{ShimConfig, describe_exit};
-use borealis_instance::{InstanceError, Server, ServerConfig};
+use borealis_instance::{InstanceError, Server, ServerConfig, untrusted};
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::path::{SHARED_MEMORY_NAME, WAKE_PIPE_NAME};
 use borealis_shm::{Config as ShmConfig, DriverSide};
@@ -108,10 +109,20 @@ fn wake_pipe(memory_directory: &Path, owner: Option<(u32, u32)>) -> anyhow::Resu
     let action = || format!("cannot make {}", path.display());
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
         .with_context(action)?;
-    if let Some((user, group)) = owner {
-        std::os::unix::fs::chown(&path, Some(user), Some(group)).with_context(action)?;
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let pipe = File::options().read(true).write(true).custom_flags(flags).open(&path).with_context(action)?;
+    let is_pipe = pipe.metadata().with_context(action)?.file_type().is_fifo();
+    give(&pipe, is_pipe, owner).with_context(action)?;
+    Ok(pipe)
+}
+
+/// Gives what we have just made in the memory directory to the server's user. The directory is his already: what stands
+/// under the name now may be another thing, so it is given by its descriptor, and only if it is ours and what it should be.
+fn give(made: &File, is_as_made: bool, owner: Option<(u32, u32)>) -> std::io::Result<()> {
+    if !is_as_made || made.metadata()?.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(std::io::Error::other("somebody has put another file in its place"));
     }
-    File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path).with_context(action)
+    owner.map_or(Ok(()), |(user, group)| fchown(made, Some(user), Some(group)))
 }
 
 /// A descriptor that becomes readable when the process ends; `None` where the kernel has none, and then its end
@@ -127,7 +138,7 @@ fn process_descriptor(process_id: u32) -> Option<OwnedFd> {
 
 /// Whether the server says in its `postmaster.pid` that it accepts connections.
 pub(super) fn accepts_connections(data_directory: &Path) -> bool {
-    std::fs::read_to_string(data_directory.join("postmaster.pid"))
+    untrusted::read_text(data_directory, Path::new("postmaster.pid"), POSTMASTER_FILE_BYTES_MAX)
         .is_ok_and(|text| text.lines().nth(7).is_some_and(|line| line.trim() == "ready"))
 }
 
@@ -180,11 +191,15 @@ impl Supervisor {
     /// write there, and names of sockets must be short.
     fn socket_directory(&self) -> anyhow::Result<PathBuf> {
         let directory = self.config.memory_dir.join("socket");
-        std::fs::create_dir(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
-        if self.user.switch {
-            std::os::unix::fs::chown(&directory, Some(self.user.user_id), Some(self.user.group_id))?;
-        }
+        let owner = self.user.switch.then_some((self.user.user_id, self.user.group_id));
+        let make = || {
+            std::fs::create_dir(&directory)?;
+            let folder = File::from(untrusted::open_folder(&directory)?);
+            give(&folder, true, owner)?;
+            // Whatever the umask says.
+            folder.set_permissions(Permissions::from_mode(0o755))
+        };
+        make().with_context(|| format!("cannot create {}", directory.display()))?;
         Ok(directory)
     }
 

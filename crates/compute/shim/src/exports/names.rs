@@ -137,6 +137,24 @@ pub unsafe extern "C" fn lstat64(path: *const c_char, result: *mut libc::stat) -
 }
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn fstat(descriptor: c_int, result: *mut libc::stat) -> c_int {
+    // SAFETY: the caller keeps the contract of fstat(2), whose structure is the C library's on 64-bit systems.
+    unsafe {
+        let status = libc::syscall(libc::SYS_fstat, descriptor, result) as c_int;
+        if status == 0 {
+            view::show_original(descriptor, result);
+        }
+        status
+    }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn fstat64(descriptor: c_int, result: *mut libc::stat) -> c_int {
+    // SAFETY: the same function.
+    unsafe { fstat(descriptor, result) }
+}
+
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn access(path: *const c_char, mode: c_int) -> c_int {
     // SAFETY: the caller keeps the contract of access(2).
     unsafe { with_file(path, || real::access(real_path(path), mode)) }

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use borealis_driver::shim_library;
 use borealis_instance::OperatingSystemUser;
 use borealis_instance::server::readable_by;
+use borealis_local::Catalog;
 use borealis_local::cluster::{Cluster, WRITER};
 use borealis_local::driver_socket;
 
@@ -16,6 +17,8 @@ use borealis_local::driver_socket;
 pub fn exec(dir: &Path, words: &[OsString]) -> anyhow::Result<ExitCode> {
     let (program, arguments) = words.split_first().context("which program is to be run?")?;
     let cluster = Cluster::open(dir)?;
+    // The program may write, and what it leaves in the server's folder would be closed to the server.
+    Catalog::check_owner(dir)?;
     let instance = cluster.instance(WRITER)?;
     if !driver_socket::server_runs(&cluster.instance_directory(WRITER)) {
         bail!(

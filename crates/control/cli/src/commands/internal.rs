@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use borealis_driver::DriverError;
+use borealis_driver::recover::RecoverError;
 use borealis_local::supervision::Ended;
 
 /// Makes a new storage node's empty store.
@@ -39,8 +40,11 @@ fn leave_reason(
     save: impl FnOnce(&Ended) -> std::io::Result<()>,
 ) {
     let ended = match result {
-        Ok(()) => Ended { is_final: true, reason: "it was told to stop".to_owned() },
-        Err(error) => Ended { is_final, reason: crate::in_words(error) },
+        Ok(()) => Ended { is_final: true, passes: false, reason: "it was told to stop".to_owned() },
+        Err(error) => {
+            let passes = matches!(error.downcast_ref(), Some(RecoverError::NoQuorum(_)));
+            Ended { is_final, passes, reason: crate::in_words(error) }
+        }
     };
     if let Err(error) = save(&ended) {
         eprintln!("borealis: cannot note the reason: {error}");

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use borealis_instance::Binaries;
+use borealis_local::Catalog;
 use borealis_local::cluster::{Cluster, WRITER};
 use borealis_local::driver_socket::ask_driver;
 use borealis_local::replication_pass::ReplicationPass;
@@ -117,6 +118,8 @@ fn follow(
         Some(url) => (url.clone(), arguments.pg_bin.clone()),
         None => {
             let cluster = Cluster::open(dir)?;
+            // It leaves its pass in the server's folder.
+            Catalog::check_owner(dir).map_err(anyhow::Error::from)?;
             let instance = cluster.instance(WRITER)?;
             recorded = Some(recorded_release(&cluster)?);
             let folder = arguments.pg_bin.clone().unwrap_or_else(|| instance.postgres_bin_dir.clone());

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use borealis_local::Catalog;
 use borealis_local::cluster::{Cluster, Replacement};
 use borealis_types::NodeId;
 
@@ -11,8 +10,7 @@ use crate::progress::Step;
 
 /// Replaces nodes by copies of one that is left; without `yes` only says what would be done, and fails.
 pub fn replace_nodes(dir: &Path, ids: &[u16], yes: bool) -> anyhow::Result<ExitCode> {
-    let mut cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (mut cluster, _lock) = Cluster::open_locked(dir)?;
     let ids: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
     let replacement = cluster.plan_replacement(&ids)?;
     if !yes {
@@ -22,6 +20,9 @@ pub fn replace_nodes(dir: &Path, ids: &[u16], yes: bool) -> anyhow::Result<ExitC
     let step = Step::begin("agreeing with the nodes that are left, and copying one of them");
     let replaced = cluster.replace_nodes(&replacement)?;
     step.done();
+    if let Some(warning) = &replaced.warning {
+        eprintln!("borealis: warning: {warning}");
+    }
     for folder in &replaced.set_aside {
         println!("what was left of a lost node is kept in {}", folder.display());
     }

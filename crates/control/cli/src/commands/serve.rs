@@ -12,6 +12,7 @@ use borealis_local::cluster::{Cluster, WRITER};
 use borealis_local::driver_socket::ask_driver;
 use borealis_local::process::ProcessIdentity;
 use borealis_local::supervision::Supervisor;
+use borealis_types::NodeId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -82,12 +83,17 @@ pub fn serve(cluster: &Cluster, signals: SigSet) -> anyhow::Result<ExitCode> {
 
 /// Stops PostgreSQL, then the nodes that its last redo goes to.
 pub fn stop(cluster: &Cluster) -> anyhow::Result<()> {
+    let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
+    stop_parts(cluster, &nodes)
+}
+
+/// Stops PostgreSQL, then these nodes.
+pub fn stop_parts(cluster: &Cluster, nodes: &[NodeId]) -> anyhow::Result<()> {
     let step = Step::begin("stopping PostgreSQL");
     cluster.stop_instance(WRITER)?;
     step.done();
     let step = Step::begin("stopping the storage nodes");
-    let nodes: Vec<_> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
-    cluster.stop_nodes(&nodes)?;
+    cluster.stop_nodes(nodes)?;
     step.done();
     Ok(())
 }

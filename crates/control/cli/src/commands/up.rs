@@ -13,9 +13,10 @@ use borealis_local::cluster::{
 };
 use borealis_local::driver_socket::{ask_driver, server_runs};
 use borealis_local::supervision::detached;
+use borealis_local::supervision::serving::Serving;
 use borealis_types::{MAX_GROUPS, NodeId, Placement};
 
-use super::serve::{own_signals, serve, stop};
+use super::serve::{own_signals, serve, stop, stop_parts};
 use crate::UpArguments;
 use crate::progress::Step;
 
@@ -67,7 +68,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     } else if let Some(cluster) = started_again(dir, arguments) {
         return report_started_again(dir, &cluster);
     }
-    let Prepared { cluster, lock, earlier_catalog } = prepare(dir, arguments)?;
+    let Prepared { cluster, lock, earlier_catalog, was_supervised } = prepare(dir, arguments)?;
     let instance = cluster.instance(WRITER)?;
     if OperatingSystemUser::choose(instance.postgres_user.as_deref())?.switch {
         eprintln!(
@@ -78,6 +79,8 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     let earlier_config = cluster.instance_config(WRITER);
     let step = Step::begin("starting six storage nodes in three availability zones");
     let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
+    let to_start: Vec<NodeId> =
+        nodes.iter().copied().filter(|&node| cluster.node_process(node).is_none()).collect();
     let outcome = cluster.start_nodes(&nodes);
     step.done();
     let outcome = outcome.and_then(|()| {
@@ -89,20 +92,26 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     let elapsed = match outcome {
         Ok(elapsed) => elapsed,
         Err(error) => {
-            // What was started is stopped again: a failed `up` leaves nothing running, and its wishes, which may
-            // be why it failed, are forgotten.
-            let stopped = stop(&cluster);
+            // What was started is stopped again, and nothing else: a failed `up` leaves what ran before it, and its
+            // wishes, which may be why it failed, are forgotten.
+            let mut stopped = stop_parts(&cluster, &to_start);
+            if was_supervised {
+                stopped = stopped.and_then(|()| detached::start(&cluster));
+            }
             earlier_catalog.save(cluster.directory())?;
             cluster.restore_instance_config(WRITER, earlier_config.as_deref())?;
             return Err(match stopped {
                 Ok(()) => error,
-                Err(again) => error.context(format!("and what was started could not be stopped: {again:#}")),
+                Err(again) => error.context(format!("and it could not be undone: {again:#}")),
             });
         }
     };
-    if arguments.detach {
+    let serving = if arguments.detach {
         detached::start(&cluster)?;
-    }
+        None
+    } else {
+        Some(Serving::begin(cluster.directory()).context("cannot note that this process serves")?)
+    };
     drop(lock);
     eprintln!("first query answered after {} ms", elapsed.as_millis());
     let said = ask_driver(&cluster.instance_directory(WRITER)).unwrap_or_default();
@@ -111,9 +120,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     }
     eprintln!("connect with `borealis psql --dir {}` or any client:", dir.display());
     println!("{}", Cluster::url(instance));
-    if arguments.detach {
-        return Ok(ExitCode::SUCCESS);
-    }
+    let Some(_on_record) = serving else { return Ok(ExitCode::SUCCESS) };
     serve(&cluster, signals)
 }
 
@@ -143,6 +150,8 @@ fn report_started_again(dir: &Path, cluster: &Cluster) -> anyhow::Result<ExitCod
     let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
     cluster.start_nodes(&nodes)?;
     cluster.start_instance(WRITER)?;
+    // It may have died since.
+    detached::start(cluster)?;
     eprintln!("the cluster's supervisor has started the instance again already");
     println!("{}", Cluster::url(cluster.instance(WRITER)?));
     Ok(ExitCode::SUCCESS)
@@ -153,6 +162,8 @@ struct Prepared {
     lock: CatalogLock,
     /// The catalog without this command's wishes.
     earlier_catalog: Catalog,
+    /// A supervisor watched over what ran before this command, and was ended for it.
+    was_supervised: bool,
 }
 
 /// Opens or creates the cluster, with this command's wishes applied.
@@ -234,7 +245,7 @@ fn create(
     step.done();
     let cluster = cluster?;
     let earlier_catalog = without_wishes(&cluster.catalog);
-    Ok(Prepared { cluster, lock, earlier_catalog })
+    Ok(Prepared { cluster, lock, earlier_catalog, was_supervised: false })
 }
 
 /// The catalog of a new cluster as if nobody had asked for anything but what can never change.
@@ -263,13 +274,16 @@ fn reopen(
     settings: BTreeMap<String, String>,
     forgotten: &[String],
 ) -> anyhow::Result<Prepared> {
-    let mut cluster = Cluster::open(dir)?;
-    let lock = Catalog::lock(dir)?;
+    let (mut cluster, lock) = Cluster::open_locked(dir)?;
     if cluster.driver_process(WRITER).is_some() && !server_runs(&cluster.instance_directory(WRITER)) {
         // Whoever started it was killed before it served, or somebody would hold the lock. This command starts another.
         cluster.stop_instance(WRITER)?;
     }
     if cluster.driver_process(WRITER).is_some() {
+        if arguments.detach {
+            // That much of the wish can be fulfilled.
+            detached::start(&cluster)?;
+        }
         bail!(
             "the cluster in {} is already running at {}; stop it with `borealis down --dir {}`",
             dir.display(),
@@ -285,8 +299,6 @@ fn reopen(
             );
         }
     }
-    // One that was left from before would be a second one beside this command, or of an older program.
-    detached::stop(&cluster)?;
     let earlier_catalog = cluster.catalog.clone();
     if arguments.memory_dir.is_some() {
         // Nobody would look for it there any more.
@@ -308,8 +320,12 @@ fn reopen(
     let port = instance.port;
     cluster.clear_the_way(WRITER)?;
     require_free_port(port)?;
+    // One that was left from before would be a second one beside this command, or of an older program. After all checks: a
+    // mistaken command leaves it where it is.
+    let was_supervised = detached::process(cluster.directory()).is_some();
+    detached::stop(&cluster)?;
     cluster.catalog.save(cluster.directory())?;
-    Ok(Prepared { cluster, lock, earlier_catalog })
+    Ok(Prepared { cluster, lock, earlier_catalog, was_supervised })
 }
 
 /// What the arguments change of an instance, but for its settings.
@@ -343,8 +359,7 @@ fn require_free_port(port: u16) -> anyhow::Result<()> {
 
 /// Stops everything in order.
 pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::open(dir)?;
-    let _lock = Catalog::lock(dir)?;
+    let (cluster, _lock) = Cluster::open_locked(dir)?;
     if !cluster.anything_runs() {
         eprintln!("the cluster in {} is not running", dir.display());
     }

@@ -1,12 +1,14 @@
 //! Starting and stopping instances.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use borealis_instance::{leftovers, memory_directory};
-use borealis_types::InstanceId;
+use borealis_types::{InstanceId, VolumeId};
 use nix::sys::signal::Signal;
+use serde::Deserialize;
 
 use super::{Cluster, PROCESS_NAME, STOP_TIMEOUT};
 use crate::log::log_tail;
@@ -14,6 +16,8 @@ use crate::process::{self, ProcessIdentity};
 use crate::supervision::{Ended, Restarts};
 use crate::{driver_socket, ports, probe};
 
+/// What the name of every memory directory begins with.
+pub(super) const MEMORY_NAME_PREFIX: &str = "borealis-";
 const DRIVER_LOG_NAME: &str = "driver.log";
 /// Longest wait for the first answered query.
 const INSTANCE_START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -112,6 +116,7 @@ impl Cluster {
         fs::create_dir_all(&config.instance_dir)
             .with_context(|| format!("cannot create {}", config.instance_dir.display()))?;
         let config_file = config.instance_dir.join(super::INSTANCE_CONFIG_NAME);
+        clear_memory_of_moved(&config_file, config.volume, &config.memory_dir);
         fs::write(&config_file, serde_json::to_vec_pretty(&config)?)
             .with_context(|| format!("cannot write {}", config_file.display()))?;
         Ended::clear(&config.instance_dir)?;
@@ -209,5 +214,65 @@ impl Cluster {
         process::remove_process_file(&folder.join(PROCESS_NAME))?;
         Restarts::clear(&folder)?;
         Ok(())
+    }
+}
+
+/// What the file that an instance was started with says of where it was.
+#[derive(Deserialize)]
+struct EarlierPlace {
+    volume: VolumeId,
+    instance_dir: PathBuf,
+    memory_dir: PathBuf,
+}
+
+/// Gives back the memory of an instance whose cluster was moved since: nobody would look for it by the old place's name. If
+/// there is a cluster in that place, this one is a copy, and the memory is the other's.
+fn clear_memory_of_moved(config_file: &Path, volume: VolumeId, memory: &Path) {
+    let earlier = fs::read(config_file).ok();
+    let Some(earlier) = earlier.and_then(|text| serde_json::from_slice::<EarlierPlace>(&text).ok()) else {
+        return;
+    };
+    let name = earlier.memory_dir.file_name().and_then(|name| name.to_str());
+    let is_memory = name.is_some_and(|name| name.starts_with(MEMORY_NAME_PREFIX));
+    if !is_memory || earlier.memory_dir == memory || earlier.volume != volume {
+        return;
+    }
+    let Some(place) = earlier.instance_dir.ancestors().nth(2) else { return };
+    let is_gone = |name: &str| {
+        fs::symlink_metadata(place.join(name))
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    if !is_gone("nodes") || !is_gone(crate::catalog::FILE_NAME) {
+        return;
+    }
+    // It is only memory: the start goes on without it.
+    if let Err(error) = memory_directory::remove(&earlier.memory_dir) {
+        eprintln!("the memory of this cluster's earlier place is not given back: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_moved_clusters_memory_is_given_back() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let place = |name: &str| folder.path().join(name);
+        let is_kept = |memory: &str, cluster: &str| {
+            let config_file = place("instance.json");
+            fs::create_dir_all(place(memory).join("data")).expect("made");
+            let text = serde_json::json!({
+                "volume": VolumeId(7), "instance_dir": place(cluster).join("instances/1"), "memory_dir": place(memory),
+            });
+            fs::write(&config_file, text.to_string()).expect("written");
+            clear_memory_of_moved(&config_file, VolumeId(7), &place("borealis-new-1"));
+            place(memory).exists()
+        };
+        fs::create_dir_all(place("original/nodes")).expect("made");
+        assert!(is_kept("borealis-old-1", "original"), "a copy took the original's memory");
+        assert!(!is_kept("borealis-old-1", "moved-away"), "nobody looks for it there any more");
+        assert!(is_kept("precious", "moved-away"), "it is no memory directory");
+        assert!(is_kept("borealis-new-1", "moved-away"), "it is the one in use");
     }
 }

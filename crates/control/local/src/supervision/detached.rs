@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::sys::signal::Signal;
 
+use super::serving;
 use crate::catalog::FILE_NAME;
 use crate::cluster::Cluster;
 use crate::process::{self, ProcessIdentity};
@@ -25,13 +26,14 @@ pub fn process(directory: &Path) -> Option<ProcessIdentity> {
     process::read_process_file(&process_file(directory))
 }
 
-/// Starts it, if it does not run.
+/// Starts it, if it does not run and no `borealis up` serves in the foreground, which does the same. Every command that
+/// starts a part does this: what runs is watched.
 ///
 /// # Errors
 /// When it cannot be started.
 pub fn start(cluster: &Cluster) -> anyhow::Result<()> {
     let directory = cluster.directory();
-    if process(directory).is_some() {
+    if process(directory).is_some() || serving::process(directory).is_some() {
         return Ok(());
     }
     let arguments = ["internal", "supervise"];

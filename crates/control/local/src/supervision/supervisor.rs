@@ -8,7 +8,7 @@ use borealis_types::{InstanceId, NodeId};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::{Ended, Restarts, Step, next_step, now_unix_ms};
+use super::{End, Ended, Restarts, Step, next_step, now_unix_ms};
 use crate::catalog::Catalog;
 use crate::cluster::Cluster;
 use crate::log::last_line;
@@ -107,8 +107,7 @@ impl Supervisor {
         };
         let known = Restarts::load(&folder).unwrap_or_default();
         let ended = Ended::load(&folder);
-        let is_final = ended.as_ref().is_some_and(|ended| ended.is_final);
-        match next_step(is_alive, &known, is_final, noticed_for, now_unix_ms()) {
+        match next_step(is_alive, &known, End::of(ended.as_ref()), noticed_for, now_unix_ms()) {
             Step::Wait => None,
             Step::Settle => {
                 // Should this fail, it is tried again.
@@ -133,9 +132,14 @@ impl Supervisor {
         if !file.exists() || read_process_file(&file).is_some() {
             return None;
         }
+        let in_a_row = match End::of(ended.as_ref()) {
+            // Waiting is no failed attempt, but a start by this supervisor it is.
+            End::Passing => known.in_a_row.max(1),
+            End::Failed | End::Final => known.in_a_row + 1,
+        };
         let mut restarts = Restarts {
             total: known.total + 1,
-            in_a_row: known.in_a_row + 1,
+            in_a_row,
             last_unix_ms: now_unix_ms(),
             given_up: false,
             reason: self.reason(&cluster, part, ended),

@@ -30,8 +30,6 @@ mod tests;
 mod types;
 mod witness;
 
-use witness::Newest;
-
 pub use types::{Command, Event, Failure, Outcome, RecoveryOptions, TailRecord};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -89,10 +87,6 @@ pub struct Recovery<Handle> {
     installed: BTreeSet<NodeId>,
     /// Requests under way, and when they were last sent.
     outstanding: BTreeMap<Request, Duration>,
-    /// What each member was promised to before it was asked first, as far as that is known.
-    promised_before: BTreeMap<NodeId, VolumeEpoch>,
-    /// When a write quorum of every group had answered.
-    quorum_since: Option<Duration>,
     /// Members that count as absent, because what they say cannot be true.
     left_out: BTreeSet<NodeId>,
     deadline: Option<Duration>,
@@ -123,8 +117,6 @@ impl<Handle: Clone> Recovery<Handle> {
             installing: false,
             installed: BTreeSet::new(),
             outstanding: BTreeMap::new(),
-            promised_before: BTreeMap::new(),
-            quorum_since: None,
             left_out: BTreeSet::new(),
             deadline,
             finished: false,
@@ -159,13 +151,10 @@ impl<Handle: Clone> Recovery<Handle> {
         commands: &mut Vec<Command<Handle>>,
     ) -> Result<(), Failure> {
         match event {
-            Event::Fenced { node, promised_before, summaries } => {
+            Event::Fenced { node, summaries } => {
                 self.outstanding.remove(&Request::Fence(node));
                 if self.left_out.contains(&node) {
                     return Ok(());
-                }
-                if promised_before < self.options.promise.epoch {
-                    self.promised_before.entry(node).or_insert(promised_before);
                 }
                 for summary in summaries {
                     let Some(group) = self.groups.get_mut(usize::from(summary.group.0)) else { continue };
@@ -256,7 +245,7 @@ impl<Handle: Clone> Recovery<Handle> {
     /// Does whatever has become possible.
     fn advance(&mut self, now: Duration, commands: &mut Vec<Command<Handle>>) -> Result<(), Failure> {
         while self.decision.is_none() {
-            if !self.find_base_history(now)? {
+            if !self.find_base_history()? {
                 return Ok(());
             }
             self.request_tails(now, commands);
@@ -298,20 +287,15 @@ impl<Handle: Clone> Recovery<Handle> {
     }
 
     /// Whether the history is known by which records count. Finds it when a write quorum of every group has answered.
-    fn find_base_history(&mut self, now: Duration) -> Result<bool, Failure> {
-        while self.base_history.is_none() {
-            let answered =
-                |g: &Group<Handle>| g.members.is_write_quorum(|node| g.summaries.contains_key(&node));
-            if !self.groups.iter().all(answered) {
-                return Ok(false);
-            }
-            let since = *self.quorum_since.get_or_insert(now);
-            match self.newest_history(now >= since.saturating_add(self.options.retry_after))? {
-                Newest::Believed(history) => self.base_history = Some(history),
-                Newest::Unclear => return Ok(false),
-                Newest::Invented(node) => self.leave_out(node),
-            }
+    fn find_base_history(&mut self) -> Result<bool, Failure> {
+        if self.base_history.is_some() {
+            return Ok(true);
         }
+        let answered = |g: &Group<Handle>| g.members.is_write_quorum(|node| g.summaries.contains_key(&node));
+        if !self.groups.iter().all(answered) {
+            return Ok(false);
+        }
+        self.base_history = Some(self.newest_history()?);
         Ok(true)
     }
 

@@ -58,10 +58,9 @@ impl Cluster {
         match command {
             Command::Fence { node, promise } => {
                 let all = self.segments.get_mut(usize::from(node.0))?;
-                let promised_before = all[0].promise().epoch;
                 let summaries: Result<Vec<_>, _> = all.iter_mut().map(|s| s.fence(promise)).collect();
                 Some(match summaries {
-                    Ok(summaries) => Event::Fenced { node, promised_before, summaries },
+                    Ok(summaries) => Event::Fenced { node, summaries },
                     Err(fenced) => Event::Refused { node, current: fenced.current.epoch },
                 })
             }
@@ -399,9 +398,8 @@ fn a_segment_that_claims_an_opening_as_new_as_the_promise_is_refused() {
             let mut commands = Vec::new();
             for node in 0..5 {
                 let summaries = if node == liar { &lie } else { &summaries };
-                let promised_before = VolumeEpoch(1);
                 let summaries = summaries.clone();
-                let event = Event::Fenced { node: NodeId(node), promised_before, summaries };
+                let event = Event::Fenced { node: NodeId(node), summaries };
                 commands.extend(recovery.handle(event, Duration::ZERO));
             }
             commands
@@ -478,7 +476,7 @@ fn forge(cluster: &mut Cluster, node: usize, epoch: u64, last: RecordSpan) {
 }
 
 #[test]
-fn a_history_that_one_member_has_and_nobody_else_was_promised_is_left_out() {
+fn a_history_that_one_member_has_is_passed_over() {
     // Of each node in turn, so that it also is among the first four.
     for liar in 0..6 {
         for end in [0x100, 104] {
@@ -495,17 +493,58 @@ fn a_history_that_one_member_has_and_nobody_else_was_promised_is_left_out() {
 
 #[test]
 fn a_forged_history_that_cuts_acknowledged_records_makes_nobody_cut_them() {
-    let (mut cluster, records) = written();
-    forge(&mut cluster, 2, 5, records[0].span);
-    assert_eq!(cluster.recover_up(6).durable, records[2].span);
-    // With four members of which one lies, the recovery waits for another and cuts nothing.
-    let (mut cluster, _) = written();
-    forge(&mut cluster, 2, 5, RecordSpan { start: Lsn(8), end: Lsn(40) });
-    cluster.down = BTreeSet::from([4, 5]);
-    let failed = cluster.recover(6, |_| true).expect("it ends");
-    assert_eq!(failed, Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
-    cluster.down.clear();
-    assert_eq!(cluster.recover_up(7).durable.end, Lsn(104));
+    for down in [&[][..], &[4, 5]] {
+        let (mut cluster, records) = written();
+        forge(&mut cluster, 2, 5, RecordSpan { start: Lsn(8), end: Lsn(40) });
+        cluster.down = down.iter().copied().collect();
+        // Attempts that only fence change what the others are promised to, and nothing of what is believed.
+        for epoch in [6, 7] {
+            let failed = cluster.recover(epoch, |command| matches!(command, Command::Fence { .. }));
+            assert_eq!(failed.expect("it ends"), Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
+        }
+        assert_eq!(cluster.recover_up(8).durable, records[2].span, "{down:?}");
+    }
+}
+
+#[test]
+fn a_history_that_a_dead_recovery_installed_at_one_member_is_passed_over_by_any_four() {
+    for down in [[4, 5], [0, 5], [1, 2]] {
+        let (mut cluster, records) = written();
+        // Its install reaches node 3 alone.
+        let one = |command: &Command<u64>| match command {
+            Command::Install { node, .. } => *node == NodeId(3),
+            _ => true,
+        };
+        assert_eq!(cluster.recover(2, one), Some(Err(Failure::NoQuorum { groups: vec![GroupId(0)] })));
+        cluster.down = down.into();
+        let outcome = cluster.recover_up(3);
+        assert_eq!(outcome.durable, records[2].span);
+        let epochs: Vec<u64> = outcome.history.openings().iter().map(|opening| opening.epoch.0).collect();
+        assert_eq!(epochs, [1, 3]);
+        // The member that had it is one of the four, and has what they have.
+        assert_eq!(*cluster.segments[3][0].history(), outcome.history);
+    }
+}
+
+#[test]
+fn of_five_or_four_survivors_none_is_believed_alone() {
+    for lost in [&[5][..], &[4, 5]] {
+        for end in [40, 0x100] {
+            let (mut cluster, records) = written();
+            forge(&mut cluster, 2, 5, RecordSpan { start: Lsn(8), end: Lsn(end) });
+            cluster.down = lost.iter().copied().collect();
+            cluster.lost = lost.iter().copied().map(NodeId).collect();
+            match cluster.recover(6, |_| true).expect("it ends") {
+                Ok(outcome) => assert_eq!(outcome.durable, records[2].span, "{lost:?}, {end}"),
+                // All survivors are needed, and this one claims what is not there.
+                Err(failure) => assert!(matches!(failure, Failure::NoQuorum { .. }), "{failure:?}"),
+            }
+            for node in [0, 1, 3] {
+                assert!(cluster.segments[node][0].segment_complete_lsn() >= records[2].span.end);
+                assert!(cluster.segments[node][0].known_durable().volume.end <= records[2].span.end);
+            }
+        }
+    }
 }
 
 #[test]

@@ -41,8 +41,6 @@ pub enum Event<Handle> {
     Fenced {
         /// The node that promised.
         node: NodeId,
-        /// The newest epoch that it was promised to before; the recovery's own, if that is not known.
-        promised_before: VolumeEpoch,
         /// One summary for each of its segments.
         summaries: Vec<SegmentSummary>,
     },

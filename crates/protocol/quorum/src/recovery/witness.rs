@@ -4,12 +4,10 @@
 //! or may have been lied to, though. So what decides is vouched for by a second member, and who says what all others
 //! rule out is left out of account, as if it had not answered:
 //!
-//! * **The newest history.** One that two members have is believed. One that a single member has may be of a recovery that
-//!   died while it installed; then a write quorum was promised that epoch before, so at least one more of any four. If
-//!   none of the others ever was, or two of them know more to be durable than it keeps, nobody made this history, and the
-//!   member is left out. Otherwise it is passed over as
-//!   soon as a write quorum has answered beside that member: had its recovery completed, two of them would have it. Only
-//!   when no fifth member answers for a while is it believed.
+//! * **The newest history** is the newest that two members have. A recovery that completed has its history on four
+//!   members, two of which are among any four. One that a single member has is of a recovery that died while it installed,
+//!   or was never made. It is passed over: the member takes the next history, which differs only after what it knows to be
+//!   durable, or refuses and counts as absent.
 //! * **Known durable points.** What was durable when it was said is complete on four members of each group, two of which
 //!   are among any four. So the walk starts at the second highest point, and must reach the highest. If it does not, whoever
 //!   said it is left out, and the rest is asked anew: four members are enough without it.
@@ -20,8 +18,7 @@
 //! ask for: perhaps one of three survivors is all that is left of a write quorum. There each member is believed.
 //!
 //! A member that is left out makes the recovery wait for another; it never makes it cut. What is not defended: two broken
-//! members of those that answer; one of just four that lies about a newer history after another recovery, of an epoch at
-//! least as high, began and failed; and records that a broken member invents after the last one that is durable.
+//! members of those that answer, and records that a broken member invents after the last one that is durable.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,61 +31,29 @@ use crate::evidence::continues;
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
 
-/// What the fenced members' histories come to.
-pub(super) enum Newest {
-    /// The history by which records count.
-    Believed(EpochHistory),
-    /// A single member has a newer one; a fifth member would decide.
-    Unclear,
-    /// This member has one that nobody can have made.
-    Invented(NodeId),
-}
-
 impl<Handle: Clone> Recovery<Handle> {
-    /// The newest history that is believed. `waited`: whether those who have not answered had their time.
-    pub(super) fn newest_history(&self, waited: bool) -> Result<Newest, Failure> {
+    /// The newest history that enough members have.
+    pub(super) fn newest_history(&self) -> Result<EpochHistory, Failure> {
         self.refuse_premature_openings()?;
-        let mut owners: BTreeMap<VolumeEpoch, Vec<(&EpochHistory, GroupId)>> = BTreeMap::new();
+        let mut histories: BTreeMap<VolumeEpoch, Vec<(&EpochHistory, GroupId)>> = BTreeMap::new();
         for (id, group) in self.group_ids().zip(&self.groups) {
             for summary in group.summaries.values() {
-                let known = owners.entry(summary.history.newest_epoch()).or_default();
+                let known = histories.entry(summary.history.newest_epoch()).or_default();
                 if !known.iter().any(|(history, _)| **history == summary.history) {
                     known.push((&summary.history, id));
                 }
             }
         }
-        for (epoch, histories) in owners.into_iter().rev() {
-            if epoch == VolumeEpoch(0) {
-                break;
+        for (_, of_epoch) in histories.into_iter().rev() {
+            let is_vouched = |history| self.nodes_with(history).len() >= self.witnesses_needed();
+            let mut vouched = of_epoch.into_iter().filter(|(history, _)| is_vouched(history));
+            match (vouched.next(), vouched.next()) {
+                (None, _) => {}
+                (Some((history, _)), None) => return Ok(history.clone()),
+                (Some((_, group)), Some(_)) => return Err(self.contradiction(group, "history")),
             }
-            let of = |history| self.nodes_with(history);
-            let vouched: Vec<_> = histories
-                .iter()
-                .filter(|(history, _)| of(history).len() >= self.witnesses_needed())
-                .collect();
-            let (chosen, group) = match (vouched.as_slice(), histories.as_slice()) {
-                ([one], _) => **one,
-                ([], [one]) => *one,
-                (_, several) => {
-                    let group = several.first().map_or(GroupId(0), |(_, group)| *group);
-                    return Err(self.contradiction(group, "history"));
-                }
-            };
-            let nodes = of(chosen);
-            let Some(&alone) = nodes.first() else { return Err(self.contradiction(group, "history")) };
-            if nodes.len() >= self.witnesses_needed() {
-                return Ok(Newest::Believed(chosen.clone()));
-            }
-            if !self.others_were_promised(epoch, alone) || self.is_contradicted(chosen, alone) {
-                return Ok(Newest::Invented(alone));
-            }
-            let is_other = |group: &Group<Handle>, node| node != alone && group.summaries.contains_key(&node);
-            if self.groups.iter().all(|group| group.members.is_write_quorum(|node| is_other(group, node))) {
-                continue;
-            }
-            return Ok(if waited { Newest::Believed(chosen.clone()) } else { Newest::Unclear });
         }
-        Ok(Newest::Believed(EpochHistory::default()))
+        Ok(EpochHistory::default())
     }
 
     /// Nobody opens an epoch without a promise of it, and this one was promised to us, who have not yet.
@@ -120,27 +85,6 @@ impl<Handle: Clone> Recovery<Handle> {
     fn nodes_with(&self, history: &EpochHistory) -> BTreeSet<NodeId> {
         let summaries = self.groups.iter().flat_map(|group| &group.summaries);
         summaries.filter(|(_, summary)| continues(&summary.history, history)).map(|(&node, _)| node).collect()
-    }
-
-    /// Whether a member other than `alone` was promised `epoch` or a newer one before this recovery asked it; one whose
-    /// earlier promise is not known may have been.
-    fn others_were_promised(&self, epoch: VolumeEpoch, alone: NodeId) -> bool {
-        let answered = self.groups.iter().flat_map(|group| group.summaries.keys());
-        answered
-            .filter(|node| **node != alone)
-            .any(|node| self.promised_before.get(node).is_none_or(|before| *before >= epoch))
-    }
-
-    /// Whether a history cuts what two other members, with older ones, know to be durable.
-    fn is_contradicted(&self, history: &EpochHistory, alone: NodeId) -> bool {
-        let Some(newest) = history.newest() else { return false };
-        let knows_more = |(node, summary): (&NodeId, &SegmentSummary)| {
-            let is_older = summary.history.newest_epoch() < newest.epoch;
-            let more = summary.known_durable.volume.end > newest.last.end;
-            (*node != alone && is_older && more).then_some(*node)
-        };
-        let summaries = self.groups.iter().flat_map(|group| &group.summaries);
-        summaries.filter_map(knows_more).collect::<BTreeSet<_>>().len() >= 2
     }
 
     /// The durable point of a group that the walk begins at: the second highest that members know, so that one of them

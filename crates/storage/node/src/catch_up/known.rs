@@ -144,11 +144,15 @@ impl Known {
         noticed.is_some_and(|(stood_at, when)| stood_at == ours && when.elapsed() < ASK_AGAIN_AFTER)
     }
 
-    /// Says which segment cannot catch up from any peer's log, if one cannot.
+    /// Says which segment cannot catch up from any peer's log, if one cannot: it must lack what it knows itself to be
+    /// durable. That others claim to be ahead is not enough, for one may lie.
     pub(crate) fn rebuild_needed(&self, ours: &[SegmentSummary]) -> Option<String> {
         let state = self.lock();
         ours.iter().find_map(|segment| {
             let stands_at = segment.segment_complete_lsn;
+            if stands_at >= segment.known_durable_tail {
+                return None;
+            }
             let members = state.members.get(&segment.group)?;
             let ahead: BTreeSet<NodeId> = members
                 .iter()
@@ -287,6 +291,9 @@ mod tests {
         assert_eq!(known.rebuild_needed(&ours), None, "node 3 may still have it");
         assert!(known.note_nothing_came(NodeId(3), GROUP, Lsn(100)));
         assert!(known.rebuild_needed(&ours).is_some_and(|why| why.contains("group 0")));
+        // One that has all that it knows to be durable lacks nothing that a peer's claim alone could prove.
+        let healthy = SegmentSummary { known_durable_tail: Lsn(100), ..segment(100) };
+        assert_eq!(known.rebuild_needed(&[healthy]), None);
         // Once the segment moves, what was noticed before is void.
         assert_eq!(known.rebuild_needed(&[segment(200)]), None);
         assert!(!known.is_collected(NodeId(2), GROUP, Lsn(200)));

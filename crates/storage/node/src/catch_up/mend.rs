@@ -142,16 +142,17 @@ impl Mender {
         for entry in self.store.entries_to_repair() {
             let mut batches = Vec::new();
             for &group in &entry.groups {
-                // Any one peer will do: a record proves itself by its checksum. All are asked, for each may lack some.
+                // Two must agree on a record's place, which its checksum says nothing of. All are asked, for each may
+                // lack some.
                 for peer in self.members(group) {
                     if let Ok(records) = peers.tail(peer, group, &entry) {
-                        batches.extend(records);
+                        batches.extend(records.into_iter().map(|batch| (peer.node, batch)));
                     }
                 }
             }
             let why = match self.store.repair_entry(&entry, &batches) {
                 Ok(true) => continue,
-                Ok(false) => "no peer has all of its records".to_owned(),
+                Ok(false) => "no two peers gave the same copy of all of its records yet".to_owned(),
                 Err(error) => error.to_string(),
             };
             if let Some(suppressed) = self.unhealed_lines.admit() {

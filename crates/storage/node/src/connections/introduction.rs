@@ -8,7 +8,7 @@ use borealis_client::handshake::judge_hello;
 use borealis_client::stream::Stream;
 use borealis_quorum::Promise;
 use borealis_store::Store;
-use borealis_types::{NodeId, VolumeId, WriterId};
+use borealis_types::{NodeId, VolumeEpoch, VolumeId, WriterId};
 use borealis_wire::frame::MAX_PAYLOAD_BYTES;
 use borealis_wire::message::decode_payload;
 use borealis_wire::roles::{HELLO_LIMIT_BYTES, REQUEST_LIMIT_BYTES};
@@ -27,8 +27,6 @@ use crate::standing::Standing;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A frame that stops in the middle for this long breaks the connection; the whole of it has a limit of its own.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
-/// A caller that does not take its replies for this long is disconnected.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is asked of the socket at a time: for a writer, and for anyone else.
 const WRITER_CHUNK_BYTES: usize = 256 << 10;
 const CHUNK_BYTES: usize = 16 << 10;
@@ -67,7 +65,8 @@ impl Host {
         if !matches!(caller, Caller::Peer(_)) {
             self.standing.wait_for_words();
         }
-        if matches!(caller, Caller::Writer { .. })
+        if let Caller::Writer { epoch, .. } = caller
+            && has_begun(&self.store, epoch)
             && let Err(refusal) = self.store.check_takes_redo()
         {
             // It tries again, and sends redo only once it is welcome.
@@ -82,10 +81,18 @@ impl Host {
     }
 }
 
-/// Whether a caller is the writer that this node promised its epoch to, in any of its segments. A promise learned from a
+/// Whether the recovery that opened this epoch is over, as far as this node knows: all its segments have that history. What a
+/// writer sends before is that recovery's, which is taken below the watermark of free space, too.
+fn has_begun(store: &Store, epoch: VolumeEpoch) -> bool {
+    let has = |group| store.with_segment(group, |segment| segment.history().newest_epoch() >= epoch);
+    store.identity().groups.iter().all(|&group| has(group).unwrap_or(true))
+}
+
+/// Whether a caller is the writer that this node promised its epoch to, or its reader, in any of its segments. A promise
+/// learned from a
 /// peer does not name the writer; then it is whoever comes in that epoch, as for appends.
 pub(super) fn holds_promise(store: &Store, caller: &Caller) -> bool {
-    let Caller::Writer { epoch, writer } = *caller else { return false };
+    let (Caller::Writer { epoch, writer } | Caller::Reader { epoch, writer }) = *caller else { return false };
     let is_it = |standing: Promise| {
         standing.epoch == epoch && (standing.writer == writer || standing.writer == WriterId(0))
     };
@@ -96,9 +103,10 @@ pub(super) fn holds_promise(store: &Store, caller: &Caller) -> bool {
 /// The kind of places that a caller belongs to.
 fn kind_of(store: &Store, caller: &Caller) -> Kind {
     match caller {
-        Caller::Writer { .. } if holds_promise(store, caller) => Kind::PromisedWriter,
+        Caller::Writer { .. } | Caller::Reader { .. } if holds_promise(store, caller) => Kind::PromisedWriter,
         Caller::Writer { .. } | Caller::Recovery => Kind::OtherWriter,
-        Caller::Client => Kind::Client,
+        // Whose writer has no promise here is no more than anyone.
+        Caller::Client | Caller::Reader { .. } => Kind::Client,
         Caller::Peer(node) => Kind::Peer(*node),
     }
 }
@@ -111,7 +119,6 @@ pub(super) fn introduce(
     listed: &Listed,
     stream: Stream,
 ) -> Result<Option<(Caller, Receiver)>, Ended> {
-    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let mut receiver = Receiver::new(stream, HELLO_LIMIT_BYTES, HELLO_LIMIT_BYTES);
     let frame = match receiver.frame_before(Instant::now() + HELLO_TIMEOUT) {
         Ok(Some(frame)) => frame,
@@ -149,7 +156,7 @@ pub(super) fn introduce(
             (Some(Promise { epoch, writer }), WRITER_CHUNK_BYTES, MAX_PAYLOAD_BYTES)
         }
         Caller::Recovery => (None, CHUNK_BYTES, MAX_PAYLOAD_BYTES),
-        Caller::Client | Caller::Peer(_) => (None, CHUNK_BYTES, REQUEST_LIMIT_BYTES),
+        Caller::Client | Caller::Peer(_) | Caller::Reader { .. } => (None, CHUNK_BYTES, REQUEST_LIMIT_BYTES),
     };
     connection.introduce(writer);
     // What each request may take is judged when it begins to arrive, see `Session::run`.

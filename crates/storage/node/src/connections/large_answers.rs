@@ -15,22 +15,24 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Turns for large answers, by kind of caller.
 #[derive(Debug, Default)]
 pub(crate) struct LargeAnswers {
-    /// Of writers and recoveries, clients, and peers.
-    under_way: Mutex<[usize; 3]>,
+    /// Of the promised writer and its reader, of recoveries and other writers, clients, and peers.
+    under_way: Mutex<[usize; 4]>,
     ended: Condvar,
 }
 
 impl LargeAnswers {
-    /// Waits for a turn; `None` if none came in time.
-    pub(crate) fn turn(&self, caller: &Caller) -> Option<Turn<'_>> {
-        self.turn_within(caller, WAIT_MAX)
+    /// Waits for a turn; `None` if none came in time. `holds_promise`: it is the writer that the node promised its epoch
+    /// to, or its reader; whoever only says so does not share its turns.
+    pub(crate) fn turn(&self, caller: &Caller, holds_promise: bool) -> Option<Turn<'_>> {
+        self.turn_within(caller, holds_promise, WAIT_MAX)
     }
 
-    fn turn_within(&self, caller: &Caller, wait: Duration) -> Option<Turn<'_>> {
+    fn turn_within(&self, caller: &Caller, holds_promise: bool, wait: Duration) -> Option<Turn<'_>> {
         let kind = match caller {
-            Caller::Writer { .. } | Caller::Recovery => 0,
-            Caller::Client => 1,
-            Caller::Peer(_) => 2,
+            Caller::Writer { .. } | Caller::Reader { .. } if holds_promise => 0,
+            Caller::Writer { .. } | Caller::Recovery => 1,
+            Caller::Client | Caller::Reader { .. } => 2,
+            Caller::Peer(_) => 3,
         };
         let deadline = Instant::now() + wait;
         let mut under_way = self.under_way.lock().expect("nothing panics while it holds this lock");
@@ -67,25 +69,39 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_types::NodeId;
+    use borealis_types::{NodeId, VolumeEpoch, WriterId};
 
     #[test]
     fn one_kind_of_caller_does_not_keep_another_waiting() {
         let answers = LargeAnswers::default();
-        let mut turns: Vec<_> = (0..AT_ONCE).map(|_| answers.turn(&Caller::Client).unwrap()).collect();
-        assert!(answers.turn_within(&Caller::Client, Duration::ZERO).is_none());
-        assert!(answers.turn_within(&Caller::Peer(NodeId(2)), Duration::ZERO).is_some());
-        assert!(answers.turn_within(&Caller::Recovery, Duration::ZERO).is_some());
+        let now = |caller: &Caller| answers.turn_within(caller, false, Duration::ZERO);
+        let mut turns: Vec<_> = (0..AT_ONCE).map(|_| now(&Caller::Client).unwrap()).collect();
+        assert!(now(&Caller::Client).is_none());
+        assert!(now(&Caller::Peer(NodeId(2))).is_some());
+        assert!(now(&Caller::Recovery).is_some());
         turns.pop();
-        assert!(answers.turn_within(&Caller::Client, Duration::ZERO).is_some());
+        assert!(now(&Caller::Client).is_some());
+    }
+
+    #[test]
+    fn whoever_says_that_it_is_the_writer_does_not_have_the_writers_turns() {
+        let answers = LargeAnswers::default();
+        let (epoch, writer) = (VolumeEpoch(3), WriterId(7));
+        let (append, read) = (Caller::Writer { epoch, writer }, Caller::Reader { epoch, writer });
+        let now = |caller: &Caller, holds_promise| answers.turn_within(caller, holds_promise, Duration::ZERO);
+        let _claimed: Vec<_> = (0..AT_ONCE).map(|_| now(&append, false).unwrap()).collect();
+        let _others: Vec<_> = (0..AT_ONCE).map(|_| now(&read, false).unwrap()).collect();
+        assert!(now(&append, false).is_none() && now(&Caller::Recovery, false).is_none());
+        assert!(now(&read, false).is_none() && now(&Caller::Client, false).is_none());
+        assert!(now(&append, true).is_some() && now(&read, true).is_some());
     }
 
     #[test]
     #[should_panic(expected = "invariant large-answers-are-counted is broken")]
     fn an_answer_that_ended_twice_is_noticed() {
         let answers = LargeAnswers::default();
-        let turn = answers.turn(&Caller::Client).unwrap();
-        *answers.under_way.lock().unwrap() = [0; 3];
+        let turn = answers.turn(&Caller::Client, false).unwrap();
+        *answers.under_way.lock().unwrap() = [0; 4];
         drop(turn);
     }
 }

@@ -13,7 +13,7 @@ use borealis_types::NodeId;
 pub(crate) enum Kind {
     /// It has not said yet who it is.
     Stranger,
-    /// The writer that the node promised its epoch to.
+    /// The writer that the node promised its epoch to, and its reader.
     PromisedWriter,
     /// A recovery, or somebody who says that it is a writer.
     OtherWriter,
@@ -26,8 +26,9 @@ impl Kind {
     fn bounds(self) -> (usize, Duration) {
         match self {
             Kind::Stranger => (64, Duration::from_millis(100)),
+            // Two for the writer, three for the recovery before it, and those that broke and are still listed.
+            Kind::PromisedWriter => (12, Duration::from_millis(500)),
             // Six recoveries at once, each with a connection for redo and one for the rest, fit twelve.
-            Kind::PromisedWriter => (8, Duration::from_millis(500)),
             Kind::OtherWriter => (12, Duration::from_millis(500)),
             Kind::Client => (128, Duration::from_millis(500)),
             // A peer's thread has one connection; one that broke may still be listed when the next one comes.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use borealis_client::blocking::{MAX_LIST_ENTRIES, MAX_SLRU_PAGES};
 use borealis_quorum::Promise;
 use borealis_store::{Store, StoreError};
-use borealis_types::{AvailabilityZone, NodeId};
+use borealis_types::{AvailabilityZone, NodeId, VolumeEpoch};
 use borealis_wire::{Caller, NodeStatus, Refusal, Reply, Request};
 
 use super::large_answers::LargeAnswers;
@@ -113,17 +113,23 @@ impl Requests {
                 boot: self.standing.boot(),
                 remembered: self.standing.remembered_of(node),
             }),
-            Request::Confirm { epoch } => {
-                let promise = |group| store.with_segment(group, |segment| segment.promise().epoch);
-                for &group in &store.identity().groups {
-                    let promised = promise(group).map_err(refuse)?;
-                    if promised > epoch {
-                        return Err(Refusal::Fenced(promised));
-                    }
-                }
-                Ok(Reply::Confirmed)
+            Request::Confirm { epoch } => self.confirm(epoch),
+        }
+    }
+
+    /// Confirms that nobody was promised anything newer.
+    fn confirm(&self, epoch: VolumeEpoch) -> Result<Reply, Refusal> {
+        let refuse = |error: StoreError| self.refusals.of(&error);
+        // The word of a store that keeps no promise any more says nothing of who else was promised what.
+        self.store.check_poison().map_err(refuse)?;
+        for &group in &self.store.identity().groups {
+            let promised = self.store.with_segment(group, |segment| segment.promise().epoch);
+            let promised = promised.map_err(refuse)?;
+            if promised > epoch {
+                return Err(Refusal::Fenced(promised));
             }
         }
+        Ok(Reply::Confirmed)
     }
 
     /// The node's own state, for people and scripts.

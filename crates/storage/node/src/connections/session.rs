@@ -119,7 +119,8 @@ impl<'a> Session<'a> {
             push_reply(&mut self.out, request_id, &self.requests.answer(&self.caller, request));
             return Ok(());
         }
-        let Some(_turn) = self.requests.large_answers.turn(&self.caller) else {
+        let holds_promise = holds_promise(&self.requests.store, &self.caller);
+        let Some(_turn) = self.requests.large_answers.turn(&self.caller, holds_promise) else {
             let busy = Refusal::Busy("too many large answers are under way; ask again".to_owned());
             push_reply(&mut self.out, request_id, &Reply::Refused(busy));
             return Ok(());

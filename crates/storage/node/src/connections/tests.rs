@@ -7,8 +7,8 @@ use std::time::Instant;
 use borealis_client::stream::Stream;
 use borealis_spec::{Membership, NodeConfig};
 use borealis_store::{Identity, Options, Store};
-use borealis_types::{AvailabilityZone, NodeId, Placement, PostgresVersion, VolumeId};
-use borealis_wire::{Caller, Refusal, Reply};
+use borealis_types::{AvailabilityZone, NodeId, Placement, PostgresVersion, VolumeEpoch, VolumeId};
+use borealis_wire::{Caller, Refusal, Reply, Request};
 
 use super::appends::{AppendPath, Appends};
 use super::frame_memory::FrameMemory;
@@ -89,6 +89,15 @@ fn appends_of_anyone_but_a_writer_are_answered_with_a_refusal_each() {
     appends.after_replies(answered);
     assert_eq!(answers, [(7, true), (8, true)]);
     appends.assert_none_pending();
+}
+
+#[test]
+fn a_node_that_keeps_no_promise_any_more_confirms_nothing() {
+    let Parts { _folder, requests, .. } = parts();
+    let confirm = || requests.answer(&Caller::Client, Request::Confirm { epoch: VolumeEpoch(1) });
+    assert_eq!(confirm(), Reply::Confirmed);
+    requests.store.renounce("its disk was put back");
+    assert!(matches!(confirm(), Reply::Refused(Refusal::Failed(_))), "{:?}", confirm());
 }
 
 #[test]

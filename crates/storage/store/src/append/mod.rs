@@ -55,6 +55,7 @@ impl Store {
                 break (batch, state);
             }
         };
+        self.index_put_off(&mut state, &batch, origin)?;
         check_release(&state, &batch)?;
         self.check_origin(&state, &batch, origin)?;
         let positions_count = matches!(origin, Origin::Writer(_));
@@ -94,6 +95,7 @@ impl Store {
     fn wait_for_room(&self) -> Result<(), StoreError> {
         let is_too_much = || self.backlog().share(&self.options) > 1.0;
         if is_too_much() {
+            self.refuse_while_rounds_fail()?;
             count(&self.counters.appends_held_back, 1);
             self.materialize_while(Policy::Now, is_too_much)?;
         }

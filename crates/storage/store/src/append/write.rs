@@ -1,6 +1,6 @@
 //! Writing the records that segments took to the log, and adding them to the index.
 
-use borealis_types::{GroupSet, RecordSpan};
+use borealis_types::{GroupSet, Lsn, RecordSpan};
 use borealis_wire::BatchBuilder;
 
 use crate::append::batch::OfferedBatch;
@@ -8,7 +8,7 @@ use crate::log::entry::EntryKind;
 use crate::log::payload::{BATCH_PREFIX_BYTES, BatchPrefix};
 use crate::log::position::{LogPosition, RecordRef};
 use crate::segment::state::{EnteredRecord, State};
-use crate::{Store, StoreError};
+use crate::{Origin, Store, StoreError};
 
 impl Store {
     /// Writes the records that segments took, and adds them to the index. If every segment took all of its
@@ -80,9 +80,30 @@ impl Store {
             })
             .collect();
         let entered = state.enter(self.context(), &self.files, entered, &effects);
-        // The segments have taken these records already. If they cannot be read back from the log, the store
-        // can promise nothing.
+        // The segments have taken these records already. If they cannot be read back from the log because they are not
+        // what was written, the store can promise nothing.
         entered.map_err(|error| self.poisoned(&error))
+    }
+
+    /// Indexes what the log could not be read for before. As long as it cannot, its segment takes nothing more.
+    pub(super) fn index_put_off(
+        &self,
+        state: &mut State,
+        batch: &OfferedBatch<'_>,
+        origin: Origin,
+    ) -> Result<(), StoreError> {
+        let concerned = batch.links.iter().map(|link| link.group).filter(|group| origin.concerns(*group));
+        for group in concerned {
+            if state.segments.get(&group).is_none_or(|hosted| hosted.unread.is_none()) {
+                continue;
+            }
+            let indexed = state.index_pending(self.context(), &self.files, group);
+            indexed.map_err(|error| self.poisoned(&error))?;
+            if let Some(hosted) = state.segments.get(&group) {
+                hosted.check_read_through(Lsn::MAX)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a batch entry with the records at `spans`, which `groups` took. Returns the position of its

@@ -52,9 +52,12 @@ impl OpenFile {
 
 impl Open {
     /// Closes the file that was used the longest ago, one without unsynced writes if there is any, and not `kept`. False if
-    /// there is no other.
+    /// there is no other. One that is in use stays: a write under way would come after the sync.
     fn close_one(&mut self, kept: Option<u64>) -> bool {
-        let others = self.files.iter().filter(|(id, _)| Some(**id) != kept);
+        let others = self.files.iter().filter(|(id, open)| {
+            let is_in_use = Arc::strong_count(&open.file) > 1;
+            Some(**id) != kept && !is_in_use
+        });
         let oldest = others.min_by_key(|(_, open)| (!open.is_synced(), open.last_use));
         let Some(id) = oldest.map(|(id, _)| *id) else { return false };
         if let Some(open) = self.files.remove(&id)
@@ -280,6 +283,25 @@ mod tests {
         assert!(files[0].sync_data().is_err(), "what was written is lost, and nobody was told");
         files[0].write_at(&[1; 10], 0).unwrap();
         files[0].sync_data().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_written_right_now_is_not_closed() {
+        let (memory, descriptors, files) = many(1, 3);
+        files[0].write_at(&[1; 10], 0).unwrap();
+        let in_use = descriptors.lock().files.values().next().map(|open| Arc::clone(&open.file)).unwrap();
+        let mut bytes = [0; 1];
+        files[1].read_at(&mut bytes, 0).unwrap();
+        assert_eq!(
+            descriptors.open_count(),
+            2,
+            "its write would come after the sync with which it is closed"
+        );
+        drop(in_use);
+        memory.fail(Operation::Sync, "/disk/0", 0);
+        files[2].read_at(&mut bytes, 0).unwrap();
+        assert_eq!(descriptors.open_count(), 1);
+        files[0].sync_data().unwrap_err();
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub(crate) const ENTRY_HEADER_BYTES: usize = 32;
 /// Longest payload of an entry: a frame is 64 MiB at most, and what the store itself writes is shorter.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 80 << 20;
 
+/// In the place of `previous_end`: the file was prepared and not begun. It has no entry, or none that was synced.
+pub(crate) const PREPARED: u32 = u32::MAX;
+
 const FILE_MAGIC: [u8; 8] = *b"BORLOG\0\x01";
 
 /// What an entry holds. The number is the `kind` byte of its header.
@@ -134,7 +137,7 @@ pub(crate) fn decode_entry_header(
 }
 
 /// Encodes a file's header. `previous_end` is the offset at which the entries of the previous file end: a
-/// scan that ends earlier knows that entries are damaged.
+/// scan that ends earlier knows that entries are damaged, or were never synced. [`PREPARED`] until the file begins.
 pub(crate) fn encode_file_header(
     incarnation: u128,
     number: u32,
@@ -150,14 +153,19 @@ pub(crate) fn encode_file_header(
     bytes
 }
 
-/// The `previous_end` in the header of this store's file `number`; `None` if the bytes are not that header.
+/// The `previous_end` in the header of this store's file `number`; `None` if the bytes are not that header. A header
+/// whose checksum alone is wrong counts as [`PREPARED`]: it was written in part when the file was begun.
 pub(crate) fn decode_file_header(
     bytes: &[u8; FILE_HEADER_BYTES as usize],
     incarnation: u128,
     number: u32,
 ) -> Option<u32> {
     let previous_end = u32_at(bytes, 12);
-    (*bytes == encode_file_header(incarnation, number, previous_end)).then_some(previous_end)
+    let whole = encode_file_header(incarnation, number, previous_end);
+    if *bytes == whole {
+        return Some(previous_end);
+    }
+    (bytes[..60] == whole[..60]).then_some(PREPARED)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use borealis_types::invariant;
@@ -61,7 +61,15 @@ impl LogFile {
     }
 }
 
-/// The files of a log, by number. The last one is open, the others are some of many.
+pub(super) fn file_path(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("{number:010}.log"))
+}
+
+pub(super) fn spare_path(folder: &Path) -> PathBuf {
+    folder.join("spare")
+}
+
+/// The files of a log, by number. Those that may not be durable are open, the others are some of many.
 #[derive(Debug)]
 pub(crate) struct LogFiles {
     disk: Arc<dyn Disk>,
@@ -109,13 +117,18 @@ impl LogFiles {
             "file {} after {last:?}",
             file.number
         );
-        // The one before was synced, and is only read from here on.
-        if let Some(before) = files.get_mut(&(file.number.wrapping_sub(1)))
-            && let Ok(reopened) = self.disk.open_one_of_many(&before.path, OpenMode::Write)
-        {
-            *before = Arc::new(LogFile::new(before.number, before.path.clone(), reopened, before.size));
-        }
         files.insert(file.number, file);
+    }
+
+    /// Notes that a file was synced and is only read from here on: it becomes one of many. Needs no other lock.
+    pub(crate) fn only_read(&self, file: &LogFile) {
+        let Ok(reopened) = self.disk.open_one_of_many(&file.path, OpenMode::Write) else { return };
+        let reopened = Arc::new(LogFile::new(file.number, file.path.clone(), reopened, file.size));
+        // Unless it was released meanwhile.
+        if let Some(known) = self.files.write().unwrap_or_else(PoisonError::into_inner).get_mut(&file.number)
+        {
+            *known = reopened;
+        }
     }
 
     pub(super) fn remove(&self, number: u32) -> Option<Arc<LogFile>> {
@@ -125,8 +138,6 @@ impl LogFiles {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::disk::memory::{MemoryDisk, Operation};
 

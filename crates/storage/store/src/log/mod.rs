@@ -1,9 +1,10 @@
 //! The node's log: one sequence of entries in numbered files, shared by all segments, so that one `fdatasync`
 //! serves every group.
 //!
-//! An entry never spans two files. Zeros are written ahead of the end, and a released file is reused as the
-//! next one, so that a sync seldom has to change a file's size or allocation. A file is synced before the
-//! next one begins, so only the last file can have a torn tail.
+//! An entry never spans two files. The next file is prepared ahead, filled with zeros or with what a released file
+//! held, so that a sync seldom has to change a file's size or allocation (see `log/preparation.rs`). A sync of the
+//! log syncs every file that has entries which are not known to be durable, oldest first. So a torn tail can begin in
+//! any of those files; then nothing behind it was acknowledged, in that file or in a later one.
 
 pub(crate) mod batch_locations;
 pub(crate) mod entry;
@@ -12,6 +13,7 @@ pub(crate) mod group_commit;
 mod open;
 pub(crate) mod payload;
 pub(crate) mod position;
+pub(crate) mod preparation;
 pub(crate) mod record_reader;
 mod reserve;
 mod rewrite;

@@ -1,35 +1,84 @@
 //! Opening a log that exists.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::StoreError;
 use crate::disk::{Disk, OpenMode};
 use crate::log::entry;
-use crate::log::files::{LogFile, LogFiles};
+use crate::log::files::{LogFile, LogFiles, file_path};
 use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
+use crate::log::preparation::{Preparation, PreparedFile};
 use crate::log::rewrite::rewrite;
 use crate::log::scan::{read_file_header, scan_entries};
 use crate::log::torn_tail::truncate_torn_tail;
-use crate::log::writer::{FILE_BYTES_MAX, FILE_BYTES_MIN, Log, file_path, spare_path};
+use crate::log::writer::{FILE_BYTES_MAX, FILE_BYTES_MIN, Log};
 
 fn open_file(
     disk: &dyn Disk,
     folder: &Path,
     number: u32,
     file_bytes: u64,
-    is_last: bool,
 ) -> Result<Arc<LogFile>, StoreError> {
     let path = file_path(folder, number);
-    // The last one will be written and synced.
-    let opened = if is_last {
-        disk.open(&path, OpenMode::Write)
-    } else {
-        disk.open_one_of_many(&path, OpenMode::Write)
-    };
-    let file = opened.map_err(StoreError::io("open", &path))?;
+    let file = disk.open_one_of_many(&path, OpenMode::Write).map_err(StoreError::io("open", &path))?;
     let length = file.size_bytes().map_err(StoreError::io("stat", &path))?;
     Ok(Arc::new(LogFile::new(number, path, file, length.max(file_bytes))))
+}
+
+/// The same file for writing and syncing: it stays open.
+fn to_write(disk: &dyn Disk, file: &LogFile) -> Result<Arc<LogFile>, StoreError> {
+    let open = disk.open(&file.path, OpenMode::Write).map_err(StoreError::io("open", &file.path))?;
+    Ok(Arc::new(LogFile::new(file.number, file.path.clone(), open, file.size)))
+}
+
+/// The file after `active`, if it has its name already and nothing in it counts.
+fn prepared(disk: &dyn Disk, beyond: &[Arc<LogFile>]) -> Result<Option<PreparedFile>, StoreError> {
+    let Some(next) = beyond.first() else { return Ok(None) };
+    let file = Arc::clone(&to_write(disk, next)?.file);
+    // A file that was copied may have holes, for which the disk may have no room.
+    Ok(Some(PreparedFile { file, size_bytes: 0 }))
+}
+
+/// What was found when the files were read in order.
+struct Found {
+    /// Those that count, in order; the last one is the active one.
+    files: Vec<Arc<LogFile>>,
+    /// Where the entries of those end that were scanned.
+    ends: Vec<(Arc<LogFile>, u32)>,
+    /// The files after them: prepared and not begun, or begun before everything in the file before was durable.
+    beyond: Vec<Arc<LogFile>>,
+}
+
+impl Found {
+    /// Reads the next file.
+    fn add(
+        &mut self,
+        file: Arc<LogFile>,
+        incarnation: u128,
+        replay_from: LogPosition,
+    ) -> Result<(), StoreError> {
+        let number = file.number;
+        let previous_end = read_file_header(&file, incarnation)?;
+        if number <= replay_from.file() && previous_end == entry::PREPARED {
+            let what = "its header is damaged: the newest checkpoint knows that it was begun";
+            return Err(StoreError::corrupt(file.path.display().to_string(), what));
+        }
+        let follows = self.ends.last().is_none_or(|(_, end)| *end == previous_end);
+        if !self.beyond.is_empty() || previous_end == entry::PREPARED || !follows {
+            self.beyond.push(file);
+            return Ok(());
+        }
+        if number >= replay_from.file() {
+            let is_first = number == replay_from.file();
+            let from = if is_first { replay_from.offset() } else { FILE_HEADER_BYTES as u32 };
+            let seed = entry::file_seed(incarnation, number);
+            let end = scan_entries(&file, seed, from, &mut |_| Ok(()))?;
+            self.ends.push((Arc::clone(&file), end));
+        }
+        self.files.push(file);
+        Ok(())
+    }
 }
 
 /// The numbers of the log files in a folder.
@@ -45,29 +94,15 @@ fn list_files(disk: &dyn Disk, folder: &Path) -> Result<Vec<u32>, StoreError> {
     Ok(numbers)
 }
 
-/// The released file that is kept to become the next one. It is removed if it is longer than files are now.
-fn open_spare(disk: &dyn Disk, folder: &Path, file_bytes: u64) -> Result<Option<PathBuf>, StoreError> {
-    let spare = spare_path(folder);
-    match disk.open(&spare, OpenMode::Read).and_then(|file| file.size_bytes()) {
-        Ok(size_bytes) if size_bytes <= file_bytes => Ok(Some(spare)),
-        Ok(_) => {
-            disk.remove(&spare).map_err(StoreError::io("delete", &spare))?;
-            Ok(None)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        // Taken for absent it would be written over, and its old name may still be the durable one.
-        Err(error) => Err(StoreError::io("open", &spare)(error)),
-    }
-}
-
 impl Log {
     /// Opens a log and checks its entries from `replay_from` on; [`scan_from`](super::scan::scan_from) then
     /// reads them.
     ///
     /// The log ends at the first offset without a valid entry, provided that nothing there was acknowledged.
-    /// A later entry whose `durable_through` is beyond that offset, a later file, or `synced_through` beyond it
-    /// (from the checkpoint and the synced note) proves the opposite: then the log is damaged, is not opened, and is
-    /// left as it is. Otherwise the tail is truncated (see `log/torn_tail.rs`).
+    /// A later entry, in this file or a later one, whose `durable_through` is beyond that offset, or `synced_through`
+    /// beyond it (from the checkpoint and the synced note) proves the opposite: then the log is damaged, is not opened,
+    /// and is left as it is. Otherwise the tail is truncated (see `log/torn_tail.rs`). That a later file was begun proves
+    /// nothing.
     ///
     /// What lies behind `synced_through` is made durable before it is believed (see `log/rewrite.rs`).
     ///
@@ -93,41 +128,25 @@ impl Log {
         if !numbers.contains(&replay_from.file()) {
             return Err(missing(replay_from.file()));
         }
-        let files = Arc::new(LogFiles::new(Arc::clone(disk)));
-        let last = numbers.last().copied();
-        let mut end_before = None;
-        let mut ends = Vec::new();
+        let mut found = Found { files: Vec::new(), ends: Vec::new(), beyond: Vec::new() };
         for number in numbers {
-            let file = open_file(&**disk, folder, number, file_bytes, Some(number) == last)?;
-            let previous_end = read_file_header(&file, incarnation)?;
-            if end_before.is_some_and(|end| end != previous_end) {
-                let place = file_path(folder, number - 1).display().to_string();
-                let what =
-                    format!("its entries end at {end_before:?}, but were written up to {previous_end}");
-                return Err(StoreError::corrupt(place, what));
-            }
-            if number >= replay_from.file() {
-                let from = if number == replay_from.file() {
-                    replay_from.offset()
-                } else {
-                    FILE_HEADER_BYTES as u32
-                };
-                let seed = entry::file_seed(incarnation, number);
-                let end = scan_entries(&file, seed, from, &mut |_| Ok(()))?;
-                end_before = Some(end);
-                ends.push((Arc::clone(&file), end));
-            }
-            files.insert(file);
+            found.add(open_file(&**disk, folder, number, file_bytes)?, incarnation, replay_from)?;
         }
-        let (active, offset) = ends.last().cloned().ok_or_else(|| missing(replay_from.file()))?;
-        if LogPosition::new(active.number, offset) < synced_through {
-            let place = format!("{} at offset {offset}", active.path.display());
+        let Found { files: in_use, mut ends, beyond } = found;
+        let (last, offset) = ends.pop().ok_or_else(|| missing(replay_from.file()))?;
+        if LogPosition::new(last.number, offset) < synced_through {
+            let place = format!("{} at offset {offset}", last.path.display());
             let what = format!(
                 "an entry that was acknowledged is damaged: the log was synced to {synced_through:?}"
             );
             return Err(StoreError::corrupt(place, what));
         }
-        truncate_torn_tail(&**disk, &active, entry::file_seed(incarnation, active.number), offset)?;
+        let active = to_write(&**disk, &last)?;
+        ends.push((Arc::clone(&active), offset));
+        let files = Arc::new(LogFiles::new(Arc::clone(disk)));
+        let earlier = in_use.into_iter().filter(|file| file.number < active.number);
+        earlier.chain([Arc::clone(&active)]).for_each(|file| files.insert(file));
+        truncate_torn_tail(&**disk, incarnation, &active, offset, &beyond)?;
         let mut rewritten_bytes = 0;
         for (file, end) in &ends {
             rewritten_bytes += rewrite(file, synced_through, *end)?;
@@ -135,19 +154,21 @@ impl Log {
         if rewritten_bytes > 0 {
             tracing::info!(rewritten_bytes, "wrote the end of the log again: no sync of it was noted");
         }
-        let spare = open_spare(&**disk, folder, file_bytes)?;
+        let next = prepared(&**disk, &beyond)?;
+        let number = active.number + 1;
+        let preparation = Preparation::new(disk, folder.to_owned(), incarnation, file_bytes, number, next);
         Ok(Log {
-            disk: Arc::clone(disk),
-            folder: folder.to_owned(),
+            preparation: Arc::new(preparation),
             incarnation,
             file_bytes,
             files,
             active,
+            // What no note vouched for was just written again and synced.
+            unsynced: Vec::new(),
             offset,
             // Not to its end: a file that was copied may have holes, for which the disk may have no room.
             filled: u64::from(offset),
             broken: false,
-            spare,
             buffer: Vec::new(),
         })
     }
@@ -239,11 +260,77 @@ mod tests {
     }
 
     #[test]
+    fn a_tail_that_is_torn_in_an_earlier_file_takes_the_later_ones_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, positions) = filled(folder.path(), 0..150, false);
+        assert!(log.end().file() > 3);
+        drop(log);
+        flip(folder.path(), positions[10]);
+        let (mut log, seen) = reopen(folder.path()).unwrap();
+        assert_eq!((seen.len(), log.end().file()), (10, 1));
+        assert_eq!(list_files(&FileSystem, folder.path()).unwrap(), [1, 2], "the next one is prepared");
+        // The same entries again, to the first one of the next file: those behind it must not come back.
+        let mut count = 10;
+        while log.end().file() == 1 {
+            log.append(EntryKind::Batch, LogPosition(0), &[&payload(count)]).unwrap();
+            count += 1;
+        }
+        drop(log);
+        let (log, seen) = reopen(folder.path()).unwrap();
+        assert_eq!(seen, (0..count).map(payload).collect::<Vec<_>>());
+        assert_eq!(log.end().file(), 2);
+    }
+
+    #[test]
+    fn a_tail_that_is_torn_below_what_is_known_to_be_synced_is_damage_in_any_file() {
+        for victim in [10, 60, 148] {
+            let folder = tempfile::tempdir().unwrap();
+            // No entry knows that another one is durable: only the note does.
+            let (log, positions) = filled(folder.path(), 0..150, false);
+            let (end, files) = (log.end(), log.files().numbers());
+            drop(log);
+            flip(folder.path(), positions[victim]);
+            let reopen =
+                |synced| Log::open(&disk(), folder.path(), 5, 64 << 10, Log::first_position(), synced);
+            for synced in [positions[victim], end] {
+                let error = reopen(synced).unwrap_err();
+                assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+                assert_eq!(list_files(&FileSystem, folder.path()).unwrap(), files, "it is left as it is");
+            }
+            flip(folder.path(), positions[victim]);
+            assert_eq!(reopen(end).unwrap().end(), end, "nothing was overwritten");
+            // What no note vouches for may be torn.
+            flip(folder.path(), positions[victim]);
+            let start = LogPosition(positions[victim].0 - entry::ENTRY_HEADER_BYTES as u64);
+            assert_eq!(reopen(start).unwrap().end(), start);
+        }
+    }
+
+    #[test]
+    fn a_header_that_was_written_in_part_is_of_a_file_that_was_not_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, positions) = filled(folder.path(), 0..150, false);
+        let last = log.end().file();
+        drop(log);
+        let kept = positions.iter().filter(|position| position.file() < last).count();
+        // The checksum's last byte.
+        flip(folder.path(), LogPosition::new(last, FILE_HEADER_BYTES as u32 - 1));
+        assert_eq!(reopen(folder.path()).unwrap().1.len(), kept);
+        // If something in that file was acknowledged, it is damage.
+        let folder = tempfile::tempdir().unwrap();
+        let (log, _) = filled(folder.path(), 0..150, true);
+        flip(folder.path(), LogPosition::new(log.end().file(), FILE_HEADER_BYTES as u32 - 1));
+        drop(log);
+        assert!(matches!(reopen(folder.path()), Err(StoreError::Corrupt { .. })));
+    }
+
+    #[test]
     fn a_recycled_file_does_not_show_what_it_held_before() {
         let folder = tempfile::tempdir().unwrap();
         let (mut log, _) = filled(folder.path(), 0..80, true);
         let last = log.end().file();
-        log.release(1).unwrap();
+        let released = log.release(1).unwrap();
+        log.preparation().dispose(vec![released]).unwrap();
         while log.end().file() == last {
             log.append(EntryKind::Batch, LogPosition(0), &[&payload(9)]).unwrap();
         }

@@ -86,9 +86,7 @@ impl From<PositionsEntry> for BatchHeader {
 /// A record of a batch entry that was read back.
 pub(crate) struct DecodedRecord<'a> {
     pub reference: RecordRef,
-    /// The groups that took it.
-    pub groups: GroupSet,
-    /// For each of these groups, where the record's predecessor in the group ends.
+    /// For each group that took it, where the record's predecessor in the group ends.
     pub previous_ends: Vec<(GroupId, Lsn)>,
     pub bytes: &'a [u8],
 }
@@ -124,8 +122,7 @@ pub(crate) fn decode_batch(
         };
         let taken = record.links.iter().filter(|link| groups.contains(link.group));
         let previous_ends: Vec<_> = taken.map(|link| (link.group, link.previous_end)).collect();
-        let groups = previous_ends.iter().fold(GroupSet::EMPTY, |set, (group, _)| set.with(*group));
-        records.push(DecodedRecord { reference, groups, previous_ends, bytes: record.bytes });
+        records.push(DecodedRecord { reference, previous_ends, bytes: record.bytes });
     }
     Ok((header, records))
 }

@@ -1,5 +1,7 @@
 //! Places in the log.
 
+use std::collections::BTreeMap;
+
 use borealis_types::{Part, RecordSpan};
 use serde::{Deserialize, Serialize};
 
@@ -45,4 +47,13 @@ pub(crate) struct RecordRef {
     /// What part of a record it is. [`Part::First`] in the index stands for a record with all its pieces (see
     /// [`crate::segment::cut_records`]).
     pub part: Part,
+}
+
+impl RecordRef {
+    /// Notes where the bytes are now, if they were moved.
+    pub(crate) fn repoint(&mut self, moved: &BTreeMap<LogPosition, LogPosition>) {
+        if let Some(position) = moved.get(&self.position) {
+            self.position = *position;
+        }
+    }
 }

@@ -1,17 +1,17 @@
 //! Writing the log: appending entries, beginning the next file, releasing old ones.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use borealis_types::invariant;
 
 use crate::StoreError;
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::Disk;
 use crate::log::entry;
 use crate::log::entry::{ENTRY_HEADER_BYTES, EntryKind, PAYLOAD_BYTES_MAX};
 use crate::log::files::{LogFile, LogFiles};
 use crate::log::position::{FILE_HEADER_BYTES, LogPosition};
+use crate::log::preparation::{Preparation, ZERO_PIECE_BYTES};
 
 /// Bounds of the size of a file. The lower one is for tests; the upper one leaves room for a long entry in what
 /// a position can name.
@@ -22,11 +22,7 @@ pub(crate) const FILE_BYTES_MAX: u64 = 2 << 30;
 /// Bytes of zeros written ahead of the entries at a time.
 pub(super) const ZERO_STRETCH_BYTES: u64 = 4 << 20;
 
-/// Most bytes written by one system call: zeros here, entries below. ext4 caches what one call writes as one
-/// large folio, and each later small write or sync in it visits every block of the folio. With zeros of 4
-/// MiB, writing and syncing an ordinary entry took 1.5 times the processor time.
-const ZERO_PIECE_BYTES: usize = 32 << 10;
-
+/// Most bytes of entries written by one system call; as for zeros, `ZERO_PIECE_BYTES`.
 const PIECE_BYTES: usize = 128 << 10;
 
 /// From this size on, an entry extends the file itself instead of being preceded by zeros.
@@ -38,30 +34,21 @@ const BUFFER_KEPT_BYTES: usize = 1 << 20;
 /// A log that is being written.
 #[derive(Debug)]
 pub(crate) struct Log {
-    pub(super) disk: Arc<dyn Disk>,
-    pub(super) folder: PathBuf,
+    pub(super) preparation: Arc<Preparation>,
     pub(super) incarnation: u128,
     pub(super) file_bytes: u64,
     pub(super) files: Arc<LogFiles>,
     pub(super) active: Arc<LogFile>,
+    /// Files before the active one with entries that may not be durable, oldest first.
+    pub(super) unsynced: Vec<Arc<LogFile>>,
     /// Where the next entry goes.
     pub(super) offset: u32,
     /// The active file has entries or zeros up to this offset.
     pub(super) filled: u64,
     /// An earlier operation failed, and what is in the files is unknown.
     pub(super) broken: bool,
-    /// A released file that will become the next one.
-    pub(super) spare: Option<PathBuf>,
     /// Entries are encoded here before they are written.
     pub(super) buffer: Vec<u8>,
-}
-
-pub(super) fn file_path(folder: &Path, number: u32) -> PathBuf {
-    folder.join(format!("{number:010}.log"))
-}
-
-pub(super) fn spare_path(folder: &Path) -> PathBuf {
-    folder.join("spare")
 }
 
 impl Log {
@@ -73,21 +60,22 @@ impl Log {
         file_bytes: u64,
     ) -> Result<Log, StoreError> {
         let file_bytes = file_bytes.clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
-        let active = begin_file(&**disk, folder, incarnation, 1, 0, file_bytes, None)?;
+        let preparation = Preparation::new(disk, folder.to_owned(), incarnation, file_bytes, 1, None);
+        let (active, filled) = preparation.begin(0, file_bytes)?;
+        active.file.sync_data().map_err(StoreError::io("sync", &active.path))?;
         let files = Arc::new(LogFiles::new(Arc::clone(disk)));
         files.insert(Arc::clone(&active));
         let offset = FILE_HEADER_BYTES as u32;
         Ok(Log {
-            disk: Arc::clone(disk),
-            folder: folder.to_owned(),
+            preparation: Arc::new(preparation),
             incarnation,
             file_bytes,
             files,
             active,
+            unsynced: Vec::new(),
             offset,
-            filled: FILE_HEADER_BYTES,
+            filled,
             broken: false,
-            spare: None,
             buffer: Vec::new(),
         })
     }
@@ -96,9 +84,19 @@ impl Log {
         Arc::clone(&self.files)
     }
 
-    /// The file that entries are appended to, for syncing it.
-    pub(crate) fn active(&self) -> Arc<LogFile> {
-        Arc::clone(&self.active)
+    pub(crate) fn preparation(&self) -> Arc<Preparation> {
+        Arc::clone(&self.preparation)
+    }
+
+    /// The files whose entries may not all be durable, oldest first, to be synced in this order; the last is the one
+    /// that entries are appended to.
+    pub(crate) fn to_sync(&self) -> (Vec<Arc<LogFile>>, Arc<LogFile>) {
+        (self.unsynced.clone(), Arc::clone(&self.active))
+    }
+
+    /// Notes that every file before `number` is durable.
+    pub(crate) fn note_synced_before(&mut self, number: u32) {
+        self.unsynced.retain(|file| file.number >= number);
     }
 
     /// Where the next entry will begin: everything appended so far is before it.
@@ -176,6 +174,9 @@ impl Log {
         self.buffer.shrink_to(BUFFER_KEPT_BYTES);
         let position = self.end().plus(ENTRY_HEADER_BYTES);
         self.offset = end as u32;
+        if end >= self.active.size / 2 {
+            self.preparation.want();
+        }
         Ok(position)
     }
 
@@ -213,90 +214,25 @@ impl Log {
         Ok(())
     }
 
-    /// Begins the next file, after making everything in this one durable.
+    /// Begins the next file. What is in this one is synced by the next sync of the log.
     ///
     /// # Errors
-    /// [`StoreError::Poisoned`] when a sync failed. After any other error nothing has happened.
+    /// Nothing has happened then.
     pub(super) fn roll(&mut self, bytes_needed: u64) -> Result<(), StoreError> {
-        self.active.sync()?;
-        let number = self.active.number + 1;
         let size = self.file_bytes.max(FILE_HEADER_BYTES + bytes_needed);
-        let mut spare = self.spare.take();
-        if size != self.file_bytes
-            && let Some(unfit) = spare.take()
-        {
-            // The new file is made under the spare's name. Written over, an unfit spare could come back after a power loss
-            // under the name of the log file that it was, with the new file's bytes.
-            self.disk.remove(&unfit).map_err(StoreError::io("delete", &unfit))?;
-        }
-        let begun = begin_file(
-            &*self.disk,
-            &self.folder,
-            self.incarnation,
-            number,
-            self.offset,
-            size,
-            spare.as_deref(),
-        );
-        // The next attempt takes it again, whatever was done to it: it has no other name yet.
-        let begun = begun.inspect_err(|_| self.spare = spare)?;
-        let size_bytes = begun.file.size_bytes().map_err(StoreError::lost("stat", &begun.path))?;
-        self.active = begun;
-        self.filled = size_bytes.max(FILE_HEADER_BYTES);
+        let (next, filled) = self.preparation.begin(self.offset, size)?;
+        self.files.insert(Arc::clone(&next));
+        self.unsynced.push(std::mem::replace(&mut self.active, next));
+        self.filled = filled;
         self.offset = FILE_HEADER_BYTES as u32;
-        self.files.insert(Arc::clone(&self.active));
         Ok(())
     }
 
-    /// Releases a file that nobody needs: it becomes the spare, or is removed.
-    pub(crate) fn release(&mut self, number: u32) -> Result<(), StoreError> {
+    /// Releases a file that nobody needs. The caller hands it to [`Preparation::dispose`] when it holds no lock.
+    pub(crate) fn release(&mut self, number: u32) -> Option<Arc<LogFile>> {
         invariant!("active-log-file-kept", number < self.active.number, "file {number} is being written");
-        let Some(file) = self.files.get(number) else { return Ok(()) };
-        if self.spare.is_none() && file.size == self.file_bytes {
-            let spare = spare_path(&self.folder);
-            self.disk.rename(&file.path, &spare).map_err(StoreError::io("rename", &file.path))?;
-            self.spare = Some(spare);
-        } else {
-            self.disk.remove(&file.path).map_err(StoreError::io("delete", &file.path))?;
-        }
-        // Only now: a file that keeps its name must not be taken for released, or the next one would leave a gap.
-        self.files.remove(number);
-        Ok(())
+        self.files.remove(number)
     }
-}
-
-/// Creates file `number`, reusing the spare if there is one. Its header and its name are durable on return.
-///
-/// # Errors
-/// [`StoreError::Poisoned`] when the file has its name and it is not known whether that is durable. After any other error
-/// nothing has the name.
-fn begin_file(
-    disk: &dyn Disk,
-    folder: &Path,
-    incarnation: u128,
-    number: u32,
-    previous_end: u32,
-    size: u64,
-    spare: Option<&Path>,
-) -> Result<Arc<LogFile>, StoreError> {
-    let path = file_path(folder, number);
-    let temporary = spare.map_or_else(|| spare_path(folder), Path::to_owned);
-    let mode = if spare.is_none() { OpenMode::CreateEmpty } else { OpenMode::Create };
-    let make = || -> io::Result<Arc<dyn DiskFile>> {
-        if spare.is_some() {
-            // The spare was another log file. Its old name must be gone for good before its bytes change, or a power
-            // loss could leave this file under that name, and the log would not open.
-            disk.sync_folder(folder)?;
-        }
-        let file = disk.open(&temporary, mode)?;
-        file.write_at(&entry::encode_file_header(incarnation, number, previous_end), 0)?;
-        file.sync_all()?;
-        disk.rename(&temporary, &path)?;
-        Ok(file)
-    };
-    let file = make().map_err(StoreError::io("create", &path))?;
-    disk.sync_folder(folder).map_err(StoreError::lost("sync", folder))?;
-    Ok(Arc::new(LogFile::new(number, path, file, size)))
 }
 
 #[cfg(test)]
@@ -304,7 +240,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::disk::OpenMode;
     use crate::disk::memory::{MemoryDisk, Operation};
+    use crate::log::files::file_path;
 
     const FOLDER: &str = "/log";
 
@@ -331,27 +269,124 @@ mod tests {
         let _ = append(&mut log);
     }
 
-    #[test]
-    fn a_spare_that_does_not_fit_is_not_written_over() {
+    /// The next file is begun, and the first one released: it becomes the spare, and nothing makes that durable.
+    fn with_spare() -> (MemoryDisk, Log, u32) {
         let (memory, mut log) = log();
         let first = log.end().file();
         while log.end().file() == first {
             append(&mut log).unwrap();
         }
-        // It becomes the spare, and nothing has made that durable yet.
-        log.release(first).unwrap();
-        let large = vec![1; 2 * FILE_BYTES_MIN as usize];
+        let released = log.release(first).unwrap();
+        log.preparation().dispose(vec![released]).unwrap();
+        (memory, log, first)
+    }
+
+    #[test]
+    fn a_spare_is_not_written_while_its_old_name_may_come_back() {
+        let (memory, log, first) = with_spare();
         memory.fail(Operation::SyncFolder, FOLDER, 0);
-        assert!(
-            log.append(EntryKind::Batch, LogPosition(0), &[&large]).is_err(),
-            "power is lost in the middle"
-        );
+        assert!(log.preparation().prepare().is_err(), "power is lost in the middle");
         drop(log);
         memory.lose_power(|_| 0);
         let file = memory.open(&file_path(Path::new(FOLDER), first), OpenMode::Read).unwrap();
         let mut header = [0; FILE_HEADER_BYTES as usize];
         assert_eq!(file.read_at(&mut header, 0).unwrap(), header.len());
         assert_eq!(header, entry::encode_file_header(7, first, 0), "another file's bytes are under its name");
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_prepared_is_prepared_later() {
+        for operation in
+            [Operation::Open, Operation::Write, Operation::Sync, Operation::Rename, Operation::SyncFolder]
+        {
+            for after in 0..2 {
+                let (memory, mut log, _) = with_spare();
+                memory.fail(operation, FOLDER, after);
+                let _ = log.preparation().prepare();
+                memory.heal();
+                log.preparation().prepare().unwrap();
+                let before = log.end().file();
+                while log.end().file() < before + 2 {
+                    append(&mut log).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_next_file_is_prepared_when_the_one_before_is_half_full() {
+        let (memory, mut log) = log();
+        let preparation = log.preparation();
+        let is_there = || memory.exists(&file_path(Path::new(FOLDER), 2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| preparation.run(|| true));
+            let mut before_half = true;
+            for _ in 0..1000 {
+                before_half &= u64::from(log.end().offset()) < FILE_BYTES_MIN / 2;
+                if !before_half {
+                    break;
+                }
+                assert!(!is_there(), "nobody needs it yet");
+                append(&mut log).unwrap();
+            }
+            let began = std::time::Instant::now();
+            while !is_there() && began.elapsed() < std::time::Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
+            preparation.end();
+        });
+        assert!(is_there() && log.end().file() == 1);
+    }
+
+    #[test]
+    fn a_file_whose_name_may_not_be_durable_is_made_anew() {
+        let (memory, mut log) = log();
+        memory.fail(Operation::SyncFolder, FOLDER, 0);
+        assert!(log.preparation().prepare().is_err());
+        let before = memory.open(&file_path(Path::new(FOLDER), 2), OpenMode::Write).unwrap();
+        log.preparation().prepare().unwrap();
+        before.write_at(&[9; 64], 0).unwrap();
+        while log.end().file() == 1 {
+            append(&mut log).unwrap();
+        }
+        let after = memory.open(&file_path(Path::new(FOLDER), 2), OpenMode::Read).unwrap();
+        let mut header = [0; FILE_HEADER_BYTES as usize];
+        assert_eq!(before.read_at(&mut header, 0).unwrap(), header.len());
+        assert_eq!(header, [9; 64], "it is another file");
+        assert_eq!(after.read_at(&mut header, 0).unwrap(), header.len());
+        assert_ne!(header, [9; 64]);
+    }
+
+    #[test]
+    fn a_file_whose_beginning_failed_is_begun_again_at_the_end_of_then() {
+        let (memory, mut log) = log();
+        log.preparation().prepare().unwrap();
+        let large = FILE_BYTES_MIN as usize;
+        memory.fail(Operation::Write, FOLDER, 0);
+        assert!(matches!(log.reserve(large, false), Err(StoreError::Io { .. })) && memory.heal() == 1);
+        append(&mut log).unwrap();
+        let end = log.end();
+        log.reserve(large, false).unwrap();
+        assert_eq!((end.file(), log.end().file()), (1, 2));
+        let file = memory.open(&file_path(Path::new(FOLDER), 2), OpenMode::Read).unwrap();
+        let mut header = [0; FILE_HEADER_BYTES as usize];
+        assert_eq!(file.read_at(&mut header, 0).unwrap(), header.len());
+        assert_eq!(header, entry::encode_file_header(7, 2, end.offset()));
+    }
+
+    #[test]
+    fn to_begin_a_prepared_file_syncs_nothing_and_names_nothing() {
+        let (memory, mut log) = log();
+        log.preparation().prepare().unwrap();
+        for operation in [Operation::Sync, Operation::SyncFolder, Operation::Rename, Operation::Open] {
+            let before = log.end().file();
+            memory.fail(operation, FOLDER, 0);
+            while log.end().file() == before {
+                append(&mut log).unwrap();
+            }
+            assert_eq!(memory.heal(), 0, "{operation:?}");
+            log.preparation().prepare().unwrap();
+        }
     }
 
     #[test]
@@ -397,7 +432,7 @@ mod tests {
     #[should_panic(expected = "invariant log-files-ascend is broken")]
     fn no_log_file_is_left_out() {
         let (_, log) = log();
-        let active = log.active();
+        let (_, active) = log.to_sync();
         let beyond =
             LogFile::new(active.number + 2, active.path.clone(), Arc::clone(&active.file), active.size);
         log.files().insert(Arc::new(beyond));

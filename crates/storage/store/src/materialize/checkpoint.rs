@@ -11,6 +11,7 @@ use crate::log::position::LogPosition;
 use crate::materialize::page_writer::NextState;
 use crate::metrics::count;
 use crate::pages::materialized_state::MaterializedState;
+use crate::pages::region::Region;
 use crate::store::Sequence;
 use crate::{Store, StoreError};
 
@@ -76,6 +77,7 @@ impl Store {
             invariant!("pages-synced-before-checkpoint", next.synced, "pages of group {group}");
         }
         let bytes = checkpoint.write(&self.directory)?;
+        Checkpoint::take(&self.directory).map_err(|error| self.poisoned(&error))?;
         count(&self.counters.checkpoints, 1);
         count(&self.counters.checkpoint_bytes, bytes);
         Ok(())
@@ -102,9 +104,7 @@ impl Store {
             let Some(hosted) = state.segments.get_mut(&group) else { continue };
             let target = next.materialized.lsn;
             hosted.check_next(target);
-            let is_free = |region: &u32| {
-                next.materialized.free_regions.binary_search_by(|free| region.cmp(free)).is_ok()
-            };
+            let is_free = |region: &Region| next.materialized.regions.is_free(*region);
             invariant!(
                 "punched-region-is-free",
                 next.freed_regions.iter().all(is_free),
@@ -113,6 +113,7 @@ impl Store {
             );
             hosted.index.drop_through(target);
             hosted.cut.drop_through(target);
+            hosted.unapplied.retain(|record| record.span.end > target);
             hosted.indexed_through = hosted.indexed_through.max(target);
             hosted.index.check_above(target);
             let mended = hosted.troubles.end_mended(&next.mended, target);

@@ -11,7 +11,7 @@ impl Store {
     /// log is within its retention limit.
     pub(crate) fn release_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
         let mut state = self.lock_to_change()?;
-        let mut freed = 0;
+        let mut freed = Vec::new();
         let mut kept_bytes = self.files.total_bytes();
         for number in self.files.numbers() {
             if number >= replay_from.file() {
@@ -33,16 +33,19 @@ impl Store {
                 "file {number}, and the newest checkpoint needs the log from {:?}",
                 state.replay_from
             );
-            state.log.release(number)?;
+            freed.extend(state.log.release(number));
             state.batch_locations.files.remove(&number);
             kept_bytes = self.files.total_bytes();
-            freed += 1;
         }
         // An absent peer can keep many files. Their batch locations are dropped to save memory, and read
         // again if the peer comes back.
         for (_, file) in state.batch_locations.files.range_mut(..replay_from.file()) {
             file.batches = None;
         }
-        Ok(freed)
+        drop(state);
+        let freed_count = freed.len() as u64;
+        // Appends need not wait while files are removed.
+        self.preparation.dispose(freed)?;
+        Ok(freed_count)
     }
 }

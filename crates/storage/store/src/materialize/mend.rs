@@ -5,6 +5,7 @@
 //! the slot that the checkpoint does not name.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use borealis_types::{GroupId, Lsn, PageBytes, PageKey, ReadPoint, VolumeEpoch};
 use borealis_wire::Refusal;
@@ -13,13 +14,16 @@ use crate::append::offer::Origin;
 use crate::materialize::page_writer::PageWriter;
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
-use crate::segment::hosted::HostedSegment;
+use crate::read::hold::is_damage;
+use crate::segment::hosted::{HostedSegment, Stalled};
 use crate::segment::state::State;
 use crate::segment::trouble::{Cause, HealedPage, Trouble};
 use crate::{Store, StoreError};
 
 /// Most pages of a segment that are kept in memory because peers brought them and no round has written them.
 const HEALED_MAX: usize = 1024;
+/// After this long a round tries again what a round left.
+pub(super) const STALLED_FOR: Duration = Duration::from_secs(60);
 /// When this many rounds' worth of redo waits behind a record that cannot be applied, no more is taken.
 const STUCK_ROUNDS_MAX: u64 = 8;
 
@@ -110,11 +114,39 @@ impl Store {
             .any(|hosted| !hosted.pages_to_mend(hosted.materialization_target()).is_empty())
     }
 
-    /// Leaves a segment where it is until what a round found is repaired.
+    /// Notes a page whose slot could not be copied, if the disk could not read it.
+    pub(super) fn note_unread(&self, group: GroupId, key: &PageKey, error: &StoreError) {
+        if !is_damage(error) {
+            return;
+        }
+        if let Some(hosted) = self.lock().segments.get_mut(&group) {
+            let since = hosted.materialized.lsn;
+            hosted.note_trouble(key, Trouble { cause: Cause::Damage, since, reason: error.to_string() });
+        }
+    }
+
+    /// Lets segments be tried again that were left where they are: those whose log could not be read at once, those that
+    /// a round left some time ago.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`].
+    pub(crate) fn retry_put_off(&self, stalled_for: Duration) -> Result<(), StoreError> {
+        let mut state = self.lock_to_change()?;
+        for hosted in state.segments.values_mut() {
+            hosted.stalled.take_if(|stalled| stalled.since.elapsed() >= stalled_for);
+            if hosted.unread.is_some() {
+                let indexed = hosted.index_pending(self.context(), &self.files);
+                indexed.map_err(|error| self.poisoned(&error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a segment where it is until what a round found is repaired, or for a while.
     pub(super) fn note_stalled(&self, group: GroupId, error: &StoreError) {
         if let Some(hosted) = self.lock().segments.get_mut(&group) {
             tracing::error!(group = group.0, %error, "the segment is materialized no further for now");
-            hosted.stalled = Some(error.to_string());
+            hosted.stalled = Some(Stalled { reason: error.to_string(), since: Instant::now() });
         }
     }
 

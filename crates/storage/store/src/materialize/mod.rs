@@ -44,10 +44,10 @@ impl Store {
     /// caller works at a time; others wait for it.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the system refused something: the next call writes everything again;
-    /// [`StoreError::Poisoned`] when a sync failed that promises depend on; [`StoreError::Corrupt`] when what pages are made
-    /// from is damaged. Redo that cannot be applied stops its segment below that record and shows in
-    /// [`Store::failure`].
+    /// [`StoreError::Io`] when the round was abandoned because page files or the checkpoint cannot be written: nothing
+    /// is lost by it, and the next call tries again. [`StoreError::Poisoned`] when the log failed, or it is unknown which
+    /// checkpoint is the newest; [`StoreError::Corrupt`] when what pages are made from is damaged. Redo that cannot be
+    /// applied stops its segment below that record and shows in [`Store::failure`].
     pub fn materialize(&self, policy: Policy) -> Result<Progress, StoreError> {
         self.materialize_while(policy, || policy == Policy::Now || self.is_due())
     }
@@ -60,6 +60,7 @@ impl Store {
     ) -> Result<Progress, StoreError> {
         let _working = self.maintenance.enter();
         let mut progress = Progress::default();
+        self.retry_put_off(mend::STALLED_FOR)?;
         self.prepare_for_readers();
         loop {
             self.check_poison()?;
@@ -67,6 +68,9 @@ impl Store {
                 return Ok(progress);
             }
             let targets = self.targets();
+            if targets.is_empty() {
+                self.note_round(None);
+            }
             if targets.is_empty() || self.maintenance.has_ended() {
                 return Ok(progress);
             }
@@ -109,9 +113,11 @@ impl Store {
         }
     }
 
-    /// Call it before closing the store: abandons a running round and begins no other. Redo that is not
+    /// Call it before closing the store: abandons a running round and begins no other, and ends
+    /// [`Store::prepare_log_files`]. Redo that is not
     /// materialized then is indexed again when the store is next opened.
     pub fn end_materialization(&self) {
         self.maintenance.end();
+        self.preparation.end();
     }
 }

@@ -1,17 +1,18 @@
 //! One round: each segment goes from its materialized state to a later one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use borealis_types::{GroupId, Lsn};
+use borealis_types::{GroupId, Lsn, PageKey};
 
 use crate::materialize::Progress;
 use crate::materialize::changes::changes;
 use crate::materialize::pace::PIECE_PAGES;
 use crate::materialize::page_writer::{NextState, PageWriter};
 use crate::metrics::count;
+use crate::pages::materialized_state::extent_of;
 use crate::read::Overtaken;
-use crate::read::hold::{RoundPage, is_damage};
+use crate::read::hold::{RoundPage, is_corrupt, is_damage};
 use crate::segment::index::relations::DatabaseEvent;
 use crate::{Policy, Store, StoreError};
 
@@ -53,6 +54,7 @@ impl Store {
         let parts = self.work_of(targets);
         let whole = parts.iter().sum::<f64>().max(1.0);
         let mut part_done = 0.0;
+        let mut unread = None;
         for (&(group, target), part) in targets.iter().zip(parts) {
             let keep_pace = |share: f64| {
                 if policy == Policy::IfDue {
@@ -67,28 +69,35 @@ impl Store {
                 // The segment has noted the failure, and its next target is below the failed record.
                 Err(StoreError::Redo { .. }) => {}
                 // The segment stays where it is until the damage is repaired. Others go on.
-                Err(error) if is_damage(&error) => self.note_stalled(group, &error),
+                Err(error) if is_corrupt(&error) => self.note_stalled(group, &error),
+                // This round is none for the segment. The disk may read it the next time, or peers bring it.
+                Err(error) if is_damage(&error) => unread = Some(error),
                 Err(error) => return Err(error),
             }
             part_done += part;
         }
         if next.is_empty() {
-            return Ok(Progress::default());
+            return unread.map_or(Ok(Progress::default()), Err);
         }
         for materialized in next.values_mut() {
-            materialized.files.sync(materialized.written_regions.iter().copied())?;
-            materialized.synced = true;
+            materialized.sync()?;
         }
         let replay_from = self.write_checkpoint(&next)?;
         let pages_written = next.values().map(|materialized| materialized.pages_written).sum();
         count(&self.counters.pages_written, pages_written);
+        count(&self.counters.pages_moved, next.values().map(|materialized| materialized.pages_moved).sum());
         for replaced in self.publish_states(next) {
-            for region in replaced.freed_regions {
-                replaced.files.punch_region(region);
-            }
+            replaced.files.punch(replaced.freed_regions);
         }
-        let log_files_freed = self.release_log(replay_from)?;
-        Ok(Progress { advanced: true, pages_written, log_files_freed })
+        let log_files_freed = match self.release_log(replay_from) {
+            Ok(freed) => freed,
+            Err(error @ StoreError::Io { .. }) => {
+                tracing::warn!(node = self.identity.node.0, %error, "log that nobody needs is kept until the next round");
+                0
+            }
+            Err(error) => return Err(error),
+        };
+        unread.map_or(Ok(Progress { advanced: true, pages_written, log_files_freed }), Err)
     }
 
     /// Makes and writes everything that changes up to `target`. `None` if the round was abandoned. Calls
@@ -99,17 +108,20 @@ impl Store {
         target: Lsn,
         keep_pace: impl Fn(f64),
     ) -> Result<Option<NextState>, StoreError> {
-        let (mut changes, in_trouble) = {
+        let (mut changes, mut in_trouble) = {
             let state = self.lock();
             let hosted = Store::hosted(&state, group)?;
             let mut changes = changes(hosted, target);
             changes.pages.extend(hosted.pages_to_mend(target));
             let troubles = &hosted.troubles;
-            let in_trouble = troubles.pages.keys().chain(troubles.healed.keys()).copied().collect();
+            let in_trouble: BTreeSet<PageKey> =
+                troubles.pages.keys().chain(troubles.healed.keys()).copied().collect();
             (changes, in_trouble)
         };
+        changes.files.begin_round();
         changes.pages.sort_unstable();
         changes.pages.dedup();
+        in_trouble.retain(|key| changes.pages.binary_search(key).is_ok());
         let mut writer = PageWriter::new(&changes.materialized, &changes.files, target, in_trouble);
         for (at, key) in changes.pages.iter().enumerate() {
             if at > 0 && at % PIECE_PAGES == 0 {
@@ -118,15 +130,20 @@ impl Store {
                     return Ok(None);
                 }
             }
-            match self.page_of_round(group, key, target)? {
-                RoundPage::Made(page) => writer.put(key, page.as_deref())?,
+            let last = last_in_extent(&changes.pages, at);
+            let written = match self.page_of_round(group, key, target)? {
+                RoundPage::Made(page) => writer.put(key, last, page.as_deref()),
                 RoundPage::Held(held, image) => {
                     self.check_quarantine(group, key, &held, &writer)?;
-                    writer.hold(key, held, &image)?;
+                    writer.hold(key, last, held, &image)
                 }
+            };
+            if let (Err(error), Some(unread)) = (&written, writer.unread) {
+                self.note_unread(group, &unread, error);
             }
+            written?;
         }
-        let mut next = writer.finish()?;
+        let mut next = writer.next;
         let materialized = Arc::make_mut(&mut next.materialized);
         for (fork, blocks) in changes.relations {
             match blocks {
@@ -145,9 +162,14 @@ impl Store {
         materialized.lsn = target;
         // Freed regions become available to the next round only: by then the checkpoint that no longer names
         // them is durable, their space is freed, and readers have noticed the new version.
-        materialized.free_regions.extend(&next.freed_regions);
-        // Sorted so that the lowest region is taken first, which keeps the files few.
-        materialized.free_regions.sort_unstable_by(|one, other| other.cmp(one));
+        materialized.regions.release(&next.freed_regions);
         Ok(Some(next))
     }
+}
+
+/// The last page of the same extent as the page at `at`, in a sorted list.
+fn last_in_extent(pages: &[PageKey], at: usize) -> &PageKey {
+    let (first, _) = extent_of(&pages[at]);
+    let count = pages[at..].iter().take_while(|key| extent_of(key).0 == first).count();
+    &pages[at + count - 1]
 }

@@ -11,13 +11,19 @@ use borealis_types::{BlockKey, DatabaseKey, Lsn, MetaKey, PageKey, RelationFork,
 use serde::{Deserialize, Serialize};
 
 use crate::pages::held::HeldPage;
-
-/// Pages in an extent.
-pub(crate) const PAGES_PER_EXTENT: u32 = 128;
+use crate::pages::region::{PAGES_PER_EXTENT, Region, Regions};
 
 /// The number of a page's version: zero if the page does not exist, else from 1 to [`GENERATION_MAX`] and
 /// then from 1 again. Odd generations are in the second slot, even ones in the first.
 pub(crate) type Generation = u8;
+
+/// Where a page version is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SlotAddress {
+    pub region: Region,
+    pub place: usize,
+    pub generation: Generation,
+}
 
 /// Even, so that the two slots keep alternating over the wrap.
 pub(crate) const GENERATION_MAX: Generation = 254;
@@ -27,20 +33,20 @@ pub(crate) fn next_generation(generation: Generation) -> Generation {
     if generation >= GENERATION_MAX { 1 } else { generation + 1 }
 }
 
-/// 128 neighbouring pages: which region their slots are in, and which generation each page has.
+/// 128 neighbouring pages: which region their slots are in, and which generation each page has. The region need
+/// only have room up to the last page that exists.
 ///
 /// The generation costs one byte of memory for each page (128 bytes for each MiB of data). With it a write
 /// that the disk lost is detected: the slot then holds another generation than expected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
-    /// Number of its region in the segment's page files.
-    pub region: u32,
+    pub region: Region,
     pub generations: [Generation; PAGES_PER_EXTENT as usize],
 }
 
 #[derive(Serialize, Deserialize)]
 struct StoredExtent {
-    region: u32,
+    region: Region,
     /// The generation of each page in the extent, without the zeros at the end; zero is a page without an image.
     generations: Vec<Generation>,
 }
@@ -58,10 +64,10 @@ impl<'de> Deserialize<'de> for Extent {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Extent, D::Error> {
         let stored = StoredExtent::deserialize(deserializer)?;
         let mut generations = [0; PAGES_PER_EXTENT as usize];
-        let Some(used) = generations.get_mut(..stored.generations.len()) else {
-            return Err(serde::de::Error::custom("an extent has too many pages"));
-        };
-        used.copy_from_slice(&stored.generations);
+        if stored.generations.len() > stored.region.class.pages() as usize {
+            return Err(serde::de::Error::custom("an extent has more pages than its region"));
+        }
+        generations[..stored.generations.len()].copy_from_slice(&stored.generations);
         Ok(Extent { region: stored.region, generations })
     }
 }
@@ -74,10 +80,8 @@ pub(crate) struct MaterializedState {
     /// Keyed by the first page of the extent.
     #[serde(with = "extent_map")]
     pub extents: BTreeMap<PageKey, Arc<Extent>>,
-    /// The lowest region that was never used.
-    pub next_region: u32,
-    /// Free regions below `next_region`, highest first.
-    pub free_regions: Vec<u32>,
+    /// Which regions no extent is in.
+    pub regions: Regions,
     /// Every fork that exists, with its size in blocks as this group knows it.
     pub relations: BTreeMap<RelationFork, u32>,
     pub meta: BTreeMap<MetaKey, Vec<u8>>,
@@ -154,12 +158,12 @@ pub(crate) fn database_range(database: DatabaseKey) -> std::ops::RangeInclusive<
 }
 
 impl MaterializedState {
-    /// Where the newest version of a page is: its region, place, and generation.
-    pub(crate) fn locate(&self, key: &PageKey) -> Option<(u32, usize, Generation)> {
+    /// Where the newest version of a page is.
+    pub(crate) fn locate(&self, key: &PageKey) -> Option<SlotAddress> {
         let (first, place) = extent_of(key);
         let extent = self.extents.get(&first)?;
         let generation = extent.generations[place];
-        (generation != 0).then_some((extent.region, place, generation))
+        (generation != 0).then_some(SlotAddress { region: extent.region, place, generation })
     }
 
     /// Every page that exists in an extent.

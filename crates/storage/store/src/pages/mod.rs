@@ -4,3 +4,4 @@ pub(crate) mod cache;
 pub(crate) mod held;
 pub(crate) mod materialized_state;
 pub(crate) mod page_files;
+pub(crate) mod region;

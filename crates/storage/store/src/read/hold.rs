@@ -4,6 +4,7 @@ use std::collections::btree_map::Entry;
 
 use borealis_types::{EpochHistory, GroupId, Lsn, PAGE_SIZE, PageBytes, PageKey};
 use borealis_wal::Record;
+use nix::libc::{EBADMSG, EILSEQ, EIO, ENODATA, EUCLEAN};
 
 use super::{MakeError, Overtaken, PageRecipe, Source, Subject, check_steps};
 use crate::log::record_reader::RecordReader;
@@ -12,6 +13,9 @@ use crate::segment::hosted::release_of;
 use crate::segment::state::State;
 use crate::segment::trouble::{Cause, Trouble};
 use crate::{Store, StoreError};
+
+/// Most bytes of why a page is damaged that a checkpoint keeps.
+const REASON_BYTES_MAX: usize = 1024;
 
 /// A page as a round writes it.
 pub(crate) enum RoundPage {
@@ -48,24 +52,34 @@ pub(super) fn note_failure(
             error
         }
         (Subject::Meta, MakeError::Redo { lsn, reason }) => {
-            hosted.fail(lsn, reason.clone());
+            hosted.fail(lsn, lsn, reason.clone());
             StoreError::Redo { group, lsn, reason }
         }
         (_, MakeError::Damaged { error, .. }) => error,
     }
 }
 
-/// Whether an error says that bytes on disk are lost, and not that the disk was not asked.
+/// Whether bytes on disk are not what was written: asking again does not help.
+pub(crate) fn is_corrupt(error: &StoreError) -> bool {
+    matches!(error, StoreError::Corrupt { .. })
+}
+
+/// Whether an error may say that bytes on disk are lost, so that peers are asked for them. What a disk could not read it
+/// may read the next time, so nothing is given up for that alone: see [`is_corrupt`]. And without a descriptor, for
+/// example, the disk was not asked at all.
 pub(crate) fn is_damage(error: &StoreError) -> bool {
     match error {
         StoreError::Corrupt { .. } => true,
-        StoreError::Io { operation, .. } => *operation == "read",
+        StoreError::Io { operation: "read", source, .. } => {
+            matches!(source.raw_os_error(), Some(EIO | ENODATA | EILSEQ | EBADMSG | EUCLEAN))
+        }
         _ => false,
     }
 }
 
 impl Store {
-    /// A page as a round through `target` writes it. Neither damage nor failing redo of one page ends the round.
+    /// A page as a round through `target` writes it. Neither damage nor failing redo of one page ends the round; a failed
+    /// read does, for it may pass, and a page that is held as damaged is lost here.
     pub(crate) fn page_of_round(
         &self,
         group: GroupId,
@@ -78,7 +92,7 @@ impl Store {
             Err(StoreError::RedoOfPage { lsn, reason, .. }) => {
                 return match self.hold_before(group, key, target, lsn, &reason) {
                     Ok((held, page)) => Ok(RoundPage::Held(held, page)),
-                    Err(error) if is_damage(&error) => Ok(damaged(&error)),
+                    Err(error) if is_corrupt(&error) => Ok(self.damaged(group, key, &error)),
                     Err(error) => Err(error),
                 };
             }
@@ -86,9 +100,26 @@ impl Store {
         };
         match made {
             Ok(page) => Ok(RoundPage::Made(page)),
-            Err(error) if is_damage(&error) => Ok(damaged(&error)),
+            Err(error) if is_corrupt(&error) => Ok(self.damaged(group, key, &error)),
             Err(error) => Err(error),
         }
+    }
+
+    /// A page that only peers know. Its slot gets zeros, so that the damage is not found there again.
+    fn damaged(&self, group: GroupId, key: &PageKey, error: &StoreError) -> RoundPage {
+        let known = {
+            let state = self.lock();
+            let hosted = state.segments.get(&group);
+            hosted.and_then(|hosted| hosted.materialized.held.get(key).cloned())
+        };
+        // What was found first stays the reason: to quote it again in every round would have no end.
+        let held = known.filter(|held| matches!(held, HeldPage::Damaged { .. }));
+        let held = held.unwrap_or_else(|| {
+            let mut reason = error.to_string();
+            reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+            HeldPage::Damaged { reason }
+        });
+        RoundPage::Held(held, Box::new([0; PAGE_SIZE]))
     }
 
     /// A page as it was before the record that ends at `failed`, and the records from that one through `target`.
@@ -143,7 +174,9 @@ impl Store {
         let mut reader = RecordReader::new(&self.files);
         check_steps(&recipe.steps, recipe.lsn);
         for (at, (key, reference)) in recipe.steps.iter().enumerate() {
-            let bytes = reader.read(&recipe.steps[at..]).map_err(MakeError::in_record(reference))?;
+            let bytes = self.step_bytes(&mut reader, &recipe.pieces, &recipe.steps[at..]);
+            let bytes = bytes.map_err(MakeError::in_record(reference))?;
+            let bytes = bytes.as_ref();
             let record = self.parse(&recipe.history, reference, bytes);
             let record = record.map_err(MakeError::in_record(reference))?;
             if reference.span.end < failed {
@@ -166,11 +199,6 @@ impl Store {
         self.environment.redo.verify(&step.bytes, step.span.start).map_err(damaged)?;
         Record::parse(release_of(history, step.span), step.span, &step.bytes).map_err(damaged)
     }
-}
-
-/// A page that only peers know. Its slot gets zeros, so that the damage is not found there again.
-fn damaged(error: &StoreError) -> RoundPage {
-    RoundPage::Held(HeldPage::Damaged { reason: error.to_string() }, Box::new([0; PAGE_SIZE]))
 }
 
 impl State {

@@ -11,7 +11,7 @@ use borealis_types::{
 use borealis_wire::message::LIST_BYTES_MAX;
 use borealis_wire::{PageChecksum, RelationSize, ValuePart};
 
-use crate::pages::materialized_state::{MaterializedState, database_of, in_database};
+use crate::pages::materialized_state::{MaterializedState, extent_of, in_database};
 use crate::read::long_value::LongValue;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::index::relations::{DatabaseEvent, PriorContent};
@@ -156,16 +156,14 @@ impl Store {
                 }
             }
         }
-        for page in hosted.index.page_keys() {
-            if !matches!(page, PageKey::Slru { kind: of, .. } if *of == kind) {
-                continue;
-            }
-            let above = match hosted.index.relations.prior_page(page, lsn) {
+        let of_kind = |page: &PageKey| matches!(page, PageKey::Slru { kind: of, .. } if *of == kind);
+        for page in hosted.index.page_keys(Bound::Included(&key(0))).take_while(of_kind) {
+            let above = match hosted.index.relations.prior_page(&page, lsn) {
                 PriorContent::Nothing { since } => since,
                 _ => Lsn::ZERO,
             };
-            if hosted.index.page_records(page, above, lsn).len() > 0 {
-                pages.insert(*page);
+            if hosted.index.page_records(&page, above, lsn).len() > 0 {
+                pages.insert(page);
             }
         }
         let numbers = pages.into_iter().filter_map(|key| match key {
@@ -218,53 +216,70 @@ impl Store {
     }
 }
 
-/// The next keys after `after` that may exist as of `lsn`, at most `limit`, in order.
+/// The next keys after `after` that may exist as of `lsn`, at most `limit`, in order. What it costs goes with `limit`
+/// and with the forks of databases whose copy is not materialized yet, not with the number of pages.
 fn page_candidates(hosted: &HostedSegment, lsn: Lsn, after: Option<PageKey>, limit: usize) -> Vec<PageKey> {
     let is_after = |key: &PageKey| after.is_none_or(|after| *key > after);
-    let mut keys: BTreeSet<PageKey> = hosted.index.page_keys().filter(|key| is_after(key)).copied().collect();
+    let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+    let mut keys: BTreeSet<PageKey> = hosted.index.page_keys(from).take(limit).collect();
+    let first = after.map_or(Bound::Unbounded, |key| Bound::Included(extent_of(&key).0));
+    let materialized = hosted.materialized.extents.range((first, Bound::Unbounded));
+    let materialized = materialized.flat_map(|(first, extent)| MaterializedState::pages_of(first, extent));
+    keys.extend(materialized.filter(is_after).take(limit));
     for (_, database, event) in hosted.index.relations.database_events(Lsn::ZERO, lsn) {
         let DatabaseEvent::CopyOf(_) = event else { continue };
-        for fork in hosted.index.relations.fork_candidates(&hosted.materialized, database, lsn) {
-            let mut original = fork;
-            // A copy of a copy has the pages of the first original. Only their block numbers matter here.
-            let mut at = lsn;
-            while let PriorContent::Copy { from, at: copied } = hosted
-                .index
-                .relations
-                .prior_page(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
-            {
-                original = in_database(original, from);
-                at = Lsn(copied.0 - 1);
-                let pending = hosted.index.page_keys().filter_map(|key| match key {
-                    PageKey::Block(block) if block.relation_fork == original => Some(block.block),
-                    _ => None,
-                });
-                let copies = pending.map(|block| PageKey::Block(BlockKey { relation_fork: fork, block }));
-                keys.extend(copies.filter(is_after));
+        let mut found = 0;
+        let is_before = |fork: &RelationFork| match &after {
+            Some(PageKey::Block(after)) => *fork < after.relation_fork,
+            Some(PageKey::Slru { .. }) => true,
+            None => false,
+        };
+        let forks = hosted.index.relations.fork_candidates(&hosted.materialized, database, lsn);
+        for fork in forks.into_iter().filter(|fork| !is_before(fork)) {
+            if found >= limit {
+                break;
             }
-            for (first, extent) in hosted.materialized.fork_extents(original, 0) {
-                for page in MaterializedState::pages_of(first, extent) {
-                    let PageKey::Block(block) = page else { continue };
-                    debug_assert_eq!(database_of(block.relation_fork.locator), database_of(original.locator));
-                    let copy = PageKey::Block(BlockKey { relation_fork: fork, block: block.block });
-                    if is_after(&copy) {
-                        keys.insert(copy);
-                    }
-                }
-            }
-        }
-    }
-    let from = after
-        .map_or(Bound::Unbounded, |key| Bound::Included(crate::pages::materialized_state::extent_of(&key).0));
-    let mut from_materialized = 0;
-    for (first, extent) in hosted.materialized.extents.range((from, Bound::Unbounded)) {
-        if from_materialized >= limit {
-            break;
-        }
-        for page in MaterializedState::pages_of(first, extent).filter(is_after) {
-            keys.insert(page);
-            from_materialized += 1;
+            let copies = copied_pages(hosted, fork, lsn, after, limit);
+            found += copies.len();
+            keys.extend(copies);
         }
     }
     keys.into_iter().take(limit).collect()
+}
+
+/// The first pages after `after` that a fork may have because its database is a copy, at most `limit`.
+fn copied_pages(
+    hosted: &HostedSegment,
+    fork: RelationFork,
+    lsn: Lsn,
+    after: Option<PageKey>,
+    limit: usize,
+) -> BTreeSet<PageKey> {
+    let mut copies = BTreeSet::new();
+    let copy = |page: PageKey| match page {
+        PageKey::Block(block) => {
+            let copy = PageKey::Block(BlockKey { relation_fork: fork, block: block.block });
+            after.is_none_or(|after| copy > after).then_some(copy)
+        }
+        PageKey::Slru { .. } => None,
+    };
+    let mut original = fork;
+    // A copy of a copy has the pages of the first original. Only their block numbers matter here.
+    let mut at = lsn;
+    while let PriorContent::Copy { from, at: copied } =
+        hosted.index.relations.prior_page(&PageKey::Block(BlockKey { relation_fork: original, block: 0 }), at)
+    {
+        original = in_database(original, from);
+        at = Lsn(copied.0 - 1);
+        let is_of = |page: &PageKey| matches!(page, PageKey::Block(block) if block.relation_fork == original);
+        let first = PageKey::Block(BlockKey { relation_fork: original, block: 0 });
+        let pending = hosted.index.page_keys(Bound::Included(&first)).take_while(is_of);
+        copies.extend(pending.filter_map(copy).take(limit));
+    }
+    let materialized = hosted
+        .materialized
+        .fork_extents(original, 0)
+        .flat_map(|(first, extent)| MaterializedState::pages_of(first, extent));
+    copies.extend(materialized.filter_map(copy).take(limit));
+    copies.into_iter().take(limit).collect()
 }

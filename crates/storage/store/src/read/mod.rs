@@ -23,8 +23,8 @@ use crate::log::position::RecordRef;
 use crate::log::record_reader::{RecordReader, assemble};
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
-use crate::pages::materialized_state::in_database;
-use crate::pages::page_files::{PageFiles, SlotAddress};
+use crate::pages::materialized_state::{SlotAddress, in_database};
+use crate::pages::page_files::PageFiles;
 use crate::read::hold::note_failure;
 use crate::redo_guard::guarded;
 use crate::segment::cut_records::Pieces;
@@ -104,10 +104,10 @@ fn add_page(
     let (source, above) = match hosted.index.relations.prior_page(key, lsn) {
         PriorContent::Materialized => {
             let located = hosted.materialized.locate(key);
-            let slot = located.map_or(Source::Nothing, |(region, place, generation)| Source::Slot {
+            let slot = located.map_or(Source::Nothing, |address| Source::Slot {
                 files: Arc::clone(&hosted.pages),
                 key: *key,
-                address: SlotAddress { region, place, generation },
+                address,
                 not_after: hosted.materialized.lsn,
             });
             let source = match hosted.materialized.held.get(key) {
@@ -242,6 +242,7 @@ impl Store {
         {
             return Err(StoreError::Redo { group, lsn: failure.lsn, reason: failure.reason.clone() });
         }
+        hosted.check_read_through(lsn)?;
         Ok(hosted)
     }
 

@@ -6,23 +6,28 @@
 //! a recovery.
 //!
 //! A piece's bytes are needed until its record is materialized, so no segment is materialized to a place inside a record:
-//! then every piece stays above the materialized LSN, where the log is kept and replayed.
+//! then every piece stays above the materialized LSN, where the log is kept and replayed. Nor inside of one that was given
+//! up, or a replay would begin with a piece that goes on with nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_types::{Lsn, Part, RecordSpan};
 
-use crate::log::position::RecordRef;
+use crate::log::position::{LogPosition, RecordRef};
 
 /// The pieces of indexed records, by the end of the record.
-pub(crate) type Pieces = BTreeMap<Lsn, Arc<[RecordRef]>>;
+///
+/// Readers share them, and a change while somebody reads makes a copy.
+pub(crate) type Pieces = Arc<BTreeMap<Lsn, Arc<[RecordRef]>>>;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct CutRecords {
     /// Pieces of the record that the chain ends with and whose last piece is not there.
     begun: Vec<RecordRef>,
+    /// Pieces of each record that something else followed before it was whole, in order.
+    given_up: Vec<Vec<RecordRef>>,
     indexed: Pieces,
 }
 
@@ -44,10 +49,12 @@ impl CutRecords {
     pub(crate) fn next(&mut self, reference: RecordRef) -> Next {
         let before = self.begun.last().map(|before| (before.part, before.span.end));
         if reference.part.begins_record() {
-            self.begun.clear();
+            let left = std::mem::take(&mut self.begun);
+            self.given_up.extend((!left.is_empty()).then_some(left));
         } else if before.is_none_or(|(part, end)| !reference.part.continues(part, end, reference.span.start))
         {
-            self.begun.clear();
+            let left = std::mem::take(&mut self.begun);
+            self.given_up.extend((!left.is_empty()).then_some(left));
             return Next::Loose;
         }
         if reference.part == Part::Whole {
@@ -61,9 +68,14 @@ impl CutRecords {
         Next::Record(whole(&pieces), pieces)
     }
 
+    /// The record with these pieces cannot be put together now: its last piece is not taken.
+    pub(crate) fn put_back(&mut self, pieces: &[RecordRef]) {
+        self.begun = pieces.split_last().map_or_else(Vec::new, |(_, before)| before.to_vec());
+    }
+
     /// The record with these pieces was indexed.
     pub(crate) fn indexed(&mut self, record: RecordRef, pieces: Arc<[RecordRef]>) {
-        self.indexed.insert(record.span.end, pieces);
+        Arc::make_mut(&mut self.indexed).insert(record.span.end, pieces);
     }
 
     /// The pieces of every indexed record that has some.
@@ -71,14 +83,40 @@ impl CutRecords {
         &self.indexed
     }
 
+    /// Every piece that is known.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &RecordRef> {
+        let indexed = self.indexed.values().flat_map(|pieces| pieces.iter());
+        self.given_up.iter().flatten().chain(&self.begun).chain(indexed)
+    }
+
+    /// Notes that the bytes of some pieces are elsewhere in the log now.
+    pub(crate) fn repoint(&mut self, moved: &BTreeMap<LogPosition, LogPosition>) {
+        for piece in self.given_up.iter_mut().flatten().chain(&mut self.begun) {
+            piece.repoint(moved);
+        }
+        for pieces in Arc::make_mut(&mut self.indexed).values_mut() {
+            if pieces.iter().any(|piece| moved.contains_key(&piece.position)) {
+                let mut moved_pieces = pieces.to_vec();
+                moved_pieces.iter_mut().for_each(|piece| piece.repoint(moved));
+                *pieces = moved_pieces.into();
+            }
+        }
+    }
+
     /// Where to stop instead of at `target`, so as not to stop inside a record. `is_given_up` says whether the rest of a
     /// record of which pieces through a place are here can never come.
     pub(crate) fn outside(&self, target: Lsn, is_given_up: impl Fn(Lsn) -> bool) -> Lsn {
         let mut target = target;
         if let (Some(first), Some(last)) = (self.begun.first(), self.begun.last())
-            && !is_given_up(last.span.end)
+            && (target < last.span.end || !is_given_up(last.span.end))
         {
             target = target.min(first.span.start);
+        }
+        for pieces in &self.given_up {
+            let RecordSpan { start, end } = whole(pieces).span;
+            if start < target && target < end {
+                target = start;
+            }
         }
         match self.indexed.range(Lsn(target.0.saturating_add(1))..).next() {
             Some((_, pieces)) => target.min(whole(pieces).span.start),
@@ -88,20 +126,32 @@ impl CutRecords {
 
     /// Forgets what is materialized through `lsn`.
     pub(crate) fn drop_through(&mut self, lsn: Lsn) {
-        self.indexed = self.indexed.split_off(&Lsn(lsn.0.saturating_add(1)));
+        if self.indexed.first_key_value().is_some_and(|(end, _)| *end <= lsn) {
+            let indexed = Arc::make_mut(&mut self.indexed);
+            *indexed = indexed.split_off(&Lsn(lsn.0.saturating_add(1)));
+        }
         if self.begun.first().is_some_and(|first| first.span.start < lsn) {
             self.begun.clear();
         }
+        self.given_up.retain(|pieces| whole(pieces).span.end > lsn);
     }
 
     /// Drops what ends above `lsn`: a recovery truncated it. What stays of a record is begun, for the next recovery may
     /// know the rest.
     pub(crate) fn drop_above(&mut self, lsn: Lsn) {
-        let mut dropped = self.indexed.split_off(&Lsn(lsn.0.saturating_add(1)));
+        let is_above = self.indexed.last_key_value().is_some_and(|(end, _)| *end > lsn);
+        let mut dropped = match is_above {
+            true => Arc::make_mut(&mut self.indexed).split_off(&Lsn(lsn.0.saturating_add(1))),
+            false => BTreeMap::new(),
+        };
         if let Some((_, pieces)) = dropped.pop_first()
             && whole(&pieces).span.start < lsn
         {
             self.begun = pieces.to_vec();
+        }
+        self.given_up.retain(|pieces| whole(pieces).span.start < lsn);
+        if self.given_up.last().is_some_and(|pieces| whole(pieces).span.end >= lsn) {
+            self.begun = self.given_up.pop().unwrap_or_default();
         }
         self.begun.retain(|piece| piece.span.end <= lsn);
     }
@@ -177,6 +227,30 @@ mod tests {
         assert_eq!(cut.outside(Lsn(500), never), Lsn(500));
         cut.drop_through(Lsn(500));
         assert_eq!(cut.outside(Lsn(499), never), Lsn(499));
+    }
+
+    #[test]
+    fn nor_inside_one_that_was_given_up() {
+        use Part::{First, Last, Middle, Whole};
+        let mut cut = CutRecords::default();
+        let given_up = |end| end == Lsn(400);
+        take(&mut cut, &[(200, First), (300, Middle)]);
+        assert_eq!(
+            cut.outside(Lsn(300), given_up),
+            Lsn(200),
+            "a replay from there would begin with its rest"
+        );
+        take(&mut cut, &[(400, Whole), (500, Whole)]);
+        for (target, expected) in [(200, 200), (201, 200), (300, 200), (399, 200), (400, 400), (600, 600)] {
+            assert_eq!(cut.outside(Lsn(target), given_up), Lsn(expected));
+        }
+        // Whoever truncates what followed it may know the rest.
+        cut.drop_above(Lsn(400));
+        assert_eq!(cut.outside(Lsn(900), |_| false), Lsn(200));
+        let record = RecordSpan { start: Lsn(200), end: Lsn(500) };
+        assert_eq!(take(&mut cut, &[(400, Last)]), [Some(record)]);
+        cut.drop_through(Lsn(500));
+        assert!(cut.given_up.is_empty());
     }
 
     #[test]

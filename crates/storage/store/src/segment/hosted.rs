@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use borealis_quorum::segment::{Installed, Segment};
 use borealis_types::{
     EpochHistory, GroupId, Lsn, MetaKey, PageKey, Placement, RecordSpan, ServerVersion, invariant,
 };
 use borealis_wal::Effect;
+use borealis_wire::Refusal;
 
 use crate::StoreError;
 use crate::log::files::LogFiles;
@@ -21,14 +23,24 @@ use crate::segment::cut_records::{CutRecords, Next};
 use crate::segment::index::Index;
 use crate::segment::index::relations::PriorContent;
 use crate::segment::record_effects::RecordEffects;
-use crate::segment::trouble::{HealedPage, Trouble, Troubles};
+use crate::segment::trouble::{Cause, HealedPage, Trouble, Troubles};
 
 /// Why a segment stopped applying redo, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct RedoFailure {
-    /// Position of the end of the record that could not be applied.
+    /// Nothing at or after it can be served: the end of the record that could not be applied, or of its first piece.
     pub lsn: Lsn,
+    /// The end of the record, so with all of its pieces.
+    pub through: Lsn,
     pub reason: String,
+}
+
+/// Why a round left a segment where it was.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Stalled {
+    pub reason: String,
+    /// When it did. After a while another round tries.
+    pub since: Instant,
 }
 
 /// The release that wrote a record, by the history of a segment that has it.
@@ -57,16 +69,21 @@ pub(crate) struct HostedSegment {
     pub index: Index,
     /// Records that came in pieces.
     pub cut: CutRecords,
+    /// Whole records and loose pieces that could not be indexed, in order: see `failure`. A later release may need them.
+    pub unapplied: Vec<RecordRef>,
     pub materialized: Arc<MaterializedState>,
     /// Incremented whenever something that a reader may have looked up could be gone or different.
     pub version: u64,
     /// A record whose effects are unknown, or that a small value cannot be changed by: nothing at or after it is
     /// served (invariant 9).
     pub failure: Option<RedoFailure>,
+    /// The log could not be read to learn what the first of `pending` changes, although the chain reaches it. Until it was
+    /// read, nothing at or after its end is served or materialized.
+    pub unread: Option<RedoFailure>,
     /// Single pages that cannot be made.
     pub troubles: Troubles,
     /// Why the last round left this segment where it was, if it did so because of damage.
-    pub stalled: Option<String>,
+    pub stalled: Option<Stalled>,
     pub pages: Arc<PageFiles>,
     /// The counters as of a durable LSN, so that reading them need not begin at the materialized state.
     pub prepared_counters: Option<(Lsn, Vec<u8>)>,
@@ -78,16 +95,25 @@ impl HostedSegment {
         materialized: Arc<MaterializedState>,
         pages: PageFiles,
     ) -> HostedSegment {
+        // That a page is held as damaged is all that is left of it here: only peers can bring it.
+        let mut troubles = Troubles::default();
+        for (key, held) in &materialized.held {
+            let HeldPage::Damaged { reason } = held else { continue };
+            let (since, reason) = (materialized.lsn, reason.clone());
+            troubles.note(key, Trouble { cause: Cause::Damage, since, reason });
+        }
         HostedSegment {
             segment,
             pending: BTreeMap::new(),
             indexed_through: materialized.lsn,
             index: Index::default(),
             cut: CutRecords::default(),
+            unapplied: Vec::new(),
             materialized,
             version: 0,
             failure: None,
-            troubles: Troubles::default(),
+            unread: None,
+            troubles,
             stalled: None,
             pages: Arc::new(pages),
             prepared_counters: None,
@@ -109,8 +135,8 @@ impl HostedSegment {
         context: RedoContext<'_>,
         files: &LogFiles,
     ) -> Result<(), StoreError> {
+        self.unread = None;
         let complete = self.segment.segment_complete_lsn();
-        let mut effects = Vec::new();
         while let Some(first) = self.pending.first_entry() {
             let reference = *first.get();
             if reference.span.end > complete {
@@ -121,19 +147,41 @@ impl HostedSegment {
                 let what = "the checkpoint or another record of the log covers it already";
                 return Err(StoreError::corrupt(place, what));
             }
-            if reference.part.is_piece() {
-                first.remove();
-                self.index_record(context, files, reference, &RecordEffects::of_piece(), &[])?;
-                continue;
-            }
-            let bytes = read_record(files, context.redo, &reference)?;
-            first.remove();
-            effects.clear();
-            let server_version = self.release_of(reference.span);
-            let record_effects =
-                RecordEffects::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
-            self.index_record(context, files, reference, &record_effects, &effects)?;
+            match self.index_from_log(context, files, reference) {
+                Ok(()) => self.pending.remove(&reference.span.start),
+                Err(error) => return self.put_off(reference, error),
+            };
         }
+        Ok(())
+    }
+
+    /// Adds the next record of the chain to the index, which is known only by its bytes in the log.
+    fn index_from_log(
+        &mut self,
+        context: RedoContext<'_>,
+        files: &LogFiles,
+        reference: RecordRef,
+    ) -> Result<(), StoreError> {
+        if reference.part.is_piece() {
+            return self.index_record(context, files, reference, &RecordEffects::of_piece(), &[]);
+        }
+        let bytes = read_record(files, context.redo, &reference)?;
+        let (server_version, mut effects) = (self.release_of(reference.span), Vec::new());
+        let record_effects =
+            RecordEffects::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
+        self.index_record(context, files, reference, &record_effects, &effects)
+    }
+
+    /// Lets a record that the chain reaches wait in `pending`, because the system could not read the log.
+    ///
+    /// # Errors
+    /// The same, if it is any other error.
+    pub(crate) fn put_off(&mut self, reference: RecordRef, error: StoreError) -> Result<(), StoreError> {
+        let StoreError::Io { .. } = &error else { return Err(error) };
+        let (group, lsn) = (self.group().0, reference.span.end);
+        tracing::warn!(group, %lsn, %error, "the effects of a record cannot be learned for now");
+        self.pending.insert(reference.span.start, reference);
+        self.unread = Some(RedoFailure { lsn, through: lsn, reason: error.to_string() });
         Ok(())
     }
 
@@ -158,6 +206,9 @@ impl HostedSegment {
 
     /// Adds the next record of the chain to the index. `effects` is the list that `record_effects` refers to. A record
     /// whose last piece this is, is put together from the log to learn its effects.
+    ///
+    /// # Errors
+    /// When that cannot be read. Nothing has changed then.
     pub(crate) fn index_record(
         &mut self,
         context: RedoContext<'_>,
@@ -179,15 +230,24 @@ impl HostedSegment {
             end <= complete,
             "a record that ends at {end}, and the chain is complete through {complete}"
         );
-        self.indexed_through = end;
+        let before = std::mem::replace(&mut self.indexed_through, end);
+        self.index.settle(self.segment.known_durable().volume.end);
         match self.cut.next(reference) {
             Next::Whole => self.insert(context.placement, reference, record_effects, effects, end),
             Next::Piece => {}
             Next::Loose => {
-                self.fail(end, format!("the piece at {} goes on with nothing", reference.span.start))
+                self.unapplied.push(reference);
+                self.fail(end, end, format!("the piece at {} goes on with nothing", reference.span.start))
             }
             Next::Record(record, pieces) => {
-                let bytes = assemble(files, &pieces)?;
+                let bytes = match assemble(files, &pieces) {
+                    Ok(bytes) => bytes,
+                    Err(error) => {
+                        self.cut.put_back(&pieces);
+                        self.indexed_through = before;
+                        return Err(error);
+                    }
+                };
                 let (server_version, mut effects) = (self.release_of(record.span), Vec::new());
                 let sound = context.redo.verify(&bytes, record.span.start);
                 let record_effects = match sound {
@@ -222,15 +282,20 @@ impl HostedSegment {
                 let effects = &effects[range.clone()];
                 self.index.insert(&self.materialized, group, placement, reference, effects, existing);
             }
-            Err(reason) => self.fail(fails_at, reason.clone()),
+            Err(reason) => {
+                // The pieces of a record are known as such.
+                self.unapplied.extend((!reference.part.is_piece()).then_some(reference));
+                self.fail(fails_at, reference.span.end, reason.clone());
+            }
         }
     }
 
-    /// Notes that the record that ends at `lsn` cannot be applied, unless an earlier one cannot either.
-    pub(crate) fn fail(&mut self, lsn: Lsn, reason: String) {
+    /// Notes that the record that ends at `through` cannot be applied, so that nothing is served from `lsn` on, unless an
+    /// earlier one cannot either.
+    pub(crate) fn fail(&mut self, lsn: Lsn, through: Lsn, reason: String) {
         if self.failure.as_ref().is_none_or(|failure| lsn < failure.lsn) {
             tracing::error!(group = self.group().0, %lsn, reason, "the segment cannot apply redo");
-            self.failure = Some(RedoFailure { lsn, reason });
+            self.failure = Some(RedoFailure { lsn, through, reason });
             self.version += 1;
         }
     }
@@ -295,6 +360,7 @@ impl HostedSegment {
         if kept < self.indexed_through {
             self.index.drop_above(kept);
             self.cut.drop_above(kept);
+            self.unapplied.retain(|record| record.span.end <= kept);
             self.indexed_through = kept;
         }
         let complete = self.segment.segment_complete_lsn();
@@ -304,7 +370,7 @@ impl HostedSegment {
             "indexed through {}, and the chain is complete through {complete}",
             self.indexed_through
         );
-        if self.failure.as_ref().is_some_and(|failure| failure.lsn > kept) {
+        if self.failure.as_ref().is_some_and(|failure| failure.through > kept) {
             self.failure = None;
         }
         self.troubles.drop_above(kept);
@@ -325,6 +391,15 @@ impl HostedSegment {
             lsn <= through,
             "a read at {lsn}, and all records are here through {through}"
         );
+    }
+
+    /// Refuses what needs a record whose effects could not be learned.
+    ///
+    /// # Errors
+    /// [`Refusal::NotNow`].
+    pub(crate) fn check_read_through(&self, lsn: Lsn) -> Result<(), Refusal> {
+        let unread = self.unread.as_ref().filter(|unread| unread.lsn <= lsn);
+        unread.map_or(Ok(()), |unread| Err(Refusal::NotNow(unread.reason.clone())))
     }
 
     /// Checks that a state which is kept for later readers can never be truncated.
@@ -352,8 +427,8 @@ impl HostedSegment {
 
     /// Why this segment is materialized no further, if it is not.
     pub(crate) fn why_stuck(&self) -> Option<&str> {
-        let failed = self.failure.as_ref().map(|failure| failure.reason.as_str());
-        failed.or(self.stalled.as_deref())
+        let failed = self.failure.as_ref().or(self.unread.as_ref()).map(|failure| failure.reason.as_str());
+        failed.or(self.stalled.as_ref().map(|stalled| stalled.reason.as_str()))
     }
 
     /// The LSN up to which this segment may be materialized. Nobody reads below it, and no record below it is
@@ -361,11 +436,11 @@ impl HostedSegment {
     pub(crate) fn materialization_target(&self) -> Lsn {
         let durable = self.segment.known_durable().volume.end;
         let target = self.segment.minimum_read_point().min(self.segment.readable_through()).min(durable);
-        let target = match (&self.failure, &self.stalled) {
-            (_, Some(_)) => return self.materialized.lsn,
-            (Some(failure), None) => target.min(Lsn(failure.lsn.0 - 1)),
-            (None, None) => target,
-        };
+        if self.stalled.is_some() {
+            return self.materialized.lsn;
+        }
+        let failures = self.failure.iter().chain(&self.unread);
+        let target = failures.fold(target, |target, failure| target.min(Lsn(failure.lsn.0 - 1)));
         self.outside_records(target)
     }
 

@@ -1,6 +1,7 @@
 //! The segments of this node: their chains, the records that are not materialized, and replay.
 
 pub(crate) mod cut_records;
+pub(crate) mod entries;
 pub(crate) mod hosted;
 pub(crate) mod index;
 pub(crate) mod record_effects;

@@ -11,7 +11,11 @@ use crate::log::payload::{AdoptEntry, InstallEntry, PositionsEntry, decode_entry
 use crate::log::position::{LogPosition, RecordRef};
 use crate::log::scan::{ScannedEntry, scan_from};
 use crate::redo_engine::RedoContext;
+use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
+
+/// The unapplied records of the log before the checkpoint, and where the record before each ends, by their start.
+type Collected = BTreeMap<GroupId, BTreeMap<Lsn, (RecordRef, Lsn)>>;
 
 /// Replays the log over a checkpoint. Entries before the checkpoint's `log_end` only say where unapplied
 /// records are; the chains in the checkpoint have them already. Entries after it also change the chains.
@@ -23,7 +27,7 @@ pub(crate) fn replay(
     log_end: LogPosition,
 ) -> Result<(), StoreError> {
     let files = state.log.files();
-    let mut known: BTreeMap<GroupId, BTreeMap<Lsn, RecordRef>> = BTreeMap::new();
+    let mut known = Collected::new();
     let mut settled = false;
     scan_from(&files, incarnation, replay_from, &mut |entry| {
         if entry.position < log_end {
@@ -34,14 +38,13 @@ pub(crate) fn replay(
         }
         replay_entry(state, context, &entry)
     })?;
-    // Nothing is left to index here if entries after the checkpoint were replayed.
-    index_collected(state, context, known)
+    if settled { Ok(()) } else { index_collected(state, context, known) }
 }
 
 /// Collects the unapplied records of an entry before the checkpoint's `log_end`.
 fn collect_before_checkpoint(
     state: &mut State,
-    known: &mut BTreeMap<GroupId, BTreeMap<Lsn, RecordRef>>,
+    known: &mut Collected,
     entry: &ScannedEntry,
 ) -> Result<(), StoreError> {
     if entry.kind != EntryKind::Batch {
@@ -50,11 +53,11 @@ fn collect_before_checkpoint(
     let (prefix, header, records) = decode_entry(entry.position, &entry.payload)?;
     for record in &records {
         let span = record.reference.span;
-        for group in record.groups.iter() {
+        for &(group, previous_end) in &record.previous_ends {
             let Some(hosted) = state.segments.get(&group) else { continue };
             let admitted = hosted.segment.history().admits(header.volume_epoch, span.end);
             if admitted && span.end > hosted.materialized.lsn {
-                known.entry(group).or_default().insert(span.start, record.reference);
+                known.entry(group).or_default().insert(span.start, (record.reference, previous_end));
             }
         }
     }
@@ -67,16 +70,43 @@ fn collect_before_checkpoint(
 fn index_collected(
     state: &mut State,
     context: RedoContext<'_>,
-    known: BTreeMap<GroupId, BTreeMap<Lsn, RecordRef>>,
+    mut known: Collected,
 ) -> Result<(), StoreError> {
     let files = state.log.files();
-    for (group, records) in known {
+    let groups: Vec<GroupId> = state.segments.keys().copied().collect();
+    for group in groups {
+        let records = known.remove(&group).unwrap_or_default();
         if let Some(hosted) = state.segments.get_mut(&group) {
-            hosted.pending.extend(records);
+            check_connected(hosted, &records)?;
+            hosted.pending.extend(records.into_iter().map(|(start, (reference, _))| (start, reference)));
         }
         state.index_pending(context, &files, group)?;
     }
     Ok(())
+}
+
+/// Fails if a record is missing of those that the checkpoint says the segment has: pages made without it would be wrong.
+fn check_connected(
+    hosted: &HostedSegment,
+    records: &BTreeMap<Lsn, (RecordRef, Lsn)>,
+) -> Result<(), StoreError> {
+    let (group, complete) = (hosted.group(), hosted.segment.segment_complete_lsn());
+    let materialized = hosted.materialized.lsn;
+    let missing = |from: Lsn, to: Lsn| {
+        let what = format!("the log lacks records of group {group} between {from} and {to}");
+        Err(StoreError::corrupt("the log".to_owned(), what))
+    };
+    let mut reached = materialized;
+    for (reference, previous_end) in records.values().filter(|(reference, _)| reference.span.end <= complete)
+    {
+        // The materialized LSN may lie beyond the group's last record before it.
+        let follows = *previous_end == reached || (reached == materialized && *previous_end < materialized);
+        if !follows {
+            return missing(reached, reference.span.start);
+        }
+        reached = reference.span.end;
+    }
+    if reached < complete { missing(reached, complete) } else { Ok(()) }
 }
 
 /// Replays an entry after the checkpoint's `log_end`.

@@ -91,7 +91,9 @@ impl State {
                 let complete = span.end <= hosted.segment.segment_complete_lsn();
                 let next = hosted.pending.first_key_value().is_none_or(|(start, _)| span.start < *start);
                 if complete && next {
-                    hosted.index_record(context, files, record.reference, &record.record_effects, effects)?;
+                    let (reference, record_effects) = (record.reference, &record.record_effects);
+                    let indexed = hosted.index_record(context, files, reference, record_effects, effects);
+                    indexed.or_else(|error| hosted.put_off(reference, error))?;
                 } else {
                     hosted.pending.insert(span.start, record.reference);
                 }

@@ -72,11 +72,46 @@ impl Troubles {
     pub(crate) fn end_mended(&mut self, mended: &[PageKey], target: Lsn) -> u64 {
         let before = self.pages.len();
         for key in mended {
-            self.pages.remove(key);
-            self.healed.remove(key);
+            // What was found meanwhile in a later record is not mended by this.
+            if self.pages.get(key).is_some_and(|trouble| trouble.since <= target) {
+                self.pages.remove(key);
+            }
+            if self.healed.get(key).is_some_and(|healed| healed.lsn <= target) {
+                self.healed.remove(key);
+            }
         }
         // What came from peers while the round was under way, and is behind it now, lacks the records in between.
         self.healed.retain(|_, healed| healed.lsn >= target);
         (before - self.pages.len()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use borealis_types::{BlockKey, Fork, RelationFork, RelationLocator};
+
+    use super::*;
+
+    fn page(block: u32) -> PageKey {
+        let locator = RelationLocator { tablespace: 1663, database: 5, relation: 16_384 };
+        PageKey::Block(BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block })
+    }
+
+    #[test]
+    fn a_round_ends_only_the_troubles_that_it_reached() {
+        let mut troubles = Troubles::default();
+        for (block, since, healed) in
+            [(0, 100, Some(150)), (1, 300, Some(300)), (2, 200, None), (3, 100, None)]
+        {
+            let trouble = Trouble { cause: Cause::Damage, since: Lsn(since), reason: String::new() };
+            assert!(troubles.note(&page(block), trouble));
+            if let Some(lsn) = healed {
+                troubles.healed.insert(page(block), HealedPage { lsn: Lsn(lsn), page: None });
+            }
+        }
+        // Page 1 got into trouble in a later record, and peers brought it, while the round was under way.
+        assert_eq!(troubles.end_mended(&[page(0), page(1), page(2)], Lsn(200)), 2);
+        assert_eq!(troubles.pages.keys().copied().collect::<Vec<_>>(), [page(1), page(3)]);
+        assert_eq!(troubles.healed.keys().copied().collect::<Vec<_>>(), [page(1)]);
     }
 }

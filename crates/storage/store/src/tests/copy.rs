@@ -58,7 +58,9 @@ fn a_copy_has_what_the_original_has_and_goes_on_from_there() {
     let (expected, standing) = (pages(&store, &writer), store.summaries().unwrap());
     assert!(matches!(Store::copy(&path, &copied, other_identity(1)), Err(StoreError::InUse(_))));
     drop(store);
+    std::fs::write(path.join("log").join("spare"), [0; 4096]).unwrap();
     Store::copy(&path, &copied, other_identity(1)).unwrap();
+    assert!(!copied.join("log").join("spare").exists(), "holes are no space for the next file");
     let copy = open(&copied).unwrap();
     assert_eq!(*copy.identity(), other_identity(1));
     assert_eq!(copy.summaries().unwrap(), standing, "it promises what the original promised");

@@ -51,8 +51,8 @@ fn a_flipped_bit_of_a_page_is_noticed_and_named() {
             let lsn = writer.durable.end;
             drop(store);
             // Block 1: the slot of its newest generation.
-            let offset = (rounds as u64 % 2 * 128 + 1) * 8256 + inside;
-            flip(&path.join("segments/0/pages.0000"), offset);
+            let offset = (rounds as u64 % 2 * 4 + 1) * 8256 + inside;
+            flip(&path.join("segments/0/pages.004.0000"), offset);
             let store = open(&path).unwrap();
             let error = store.read_page(GroupId(0), &block(fork(1, 16_384), 1), lsn).unwrap_err();
             let text = error.to_string();
@@ -76,7 +76,7 @@ fn a_write_the_disk_lost_is_not_taken_for_the_newest_version() {
     let store = create(&path, 1);
     let writer = filled(&store, 2);
     drop(store);
-    let pages = path.join("segments/0/pages.0000");
+    let pages = path.join("segments/0/pages.004.0000");
     let old = std::fs::read(&pages).unwrap();
     // Two rounds later the same slots are newer; put the old bytes back as if the write had never happened.
     let store = open(&path).unwrap();
@@ -108,9 +108,9 @@ fn a_torn_write_of_the_materializer_leaves_the_version_before() {
     let before = store.read_page(GroupId(0), &key, writer.durable.end).unwrap();
     drop(store);
     // What a crash in the middle of the next round leaves: rubbish in the slots that are not current.
-    let file = OpenOptions::new().write(true).open(path.join("segments/0/pages.0000")).unwrap();
+    let file = OpenOptions::new().write(true).open(path.join("segments/0/pages.004.0000")).unwrap();
     for page in 0..3u64 {
-        file.write_all_at(&[0xAB; 5000], (128 + page) * 8256).unwrap();
+        file.write_all_at(&[0xAB; 5000], (4 + page) * 8256).unwrap();
     }
     let store = open(&path).unwrap();
     assert_eq!(store.read_page(GroupId(0), &key, writer.durable.end).unwrap(), before);
@@ -261,7 +261,7 @@ fn a_directory_is_opened_once_and_only_if_it_is_whole() {
     assert!(matches!(open(&path), Err(StoreError::InUse(_))));
     drop(store);
     assert!(open(folder.path()).unwrap_err().to_string().contains("holds no store"));
-    for missing in ["checkpoint", "synced", "segments/0/pages.0000", "log/0000000001.log"] {
+    for missing in ["checkpoint", "synced", "segments/0/pages.004.0000", "log/0000000001.log"] {
         let hidden = folder.path().join("hidden");
         std::fs::rename(path.join(missing), &hidden).unwrap();
         let error = open(&path).unwrap_err().to_string();

@@ -16,6 +16,7 @@ use crate::disk::memory::MemoryDisk;
 use crate::log::position::{LogPosition, RecordRef};
 use crate::materialize::page_writer::{NextState, PageWriter};
 use crate::pages::page_files::SlotRun;
+use crate::pages::region::RegionClass;
 use crate::promises::check_fenced;
 use crate::read::check_steps;
 use crate::segment::hosted::{HostedSegment, release_of};
@@ -56,9 +57,10 @@ fn next(store: &Store) -> NextState {
         materialized: Arc::clone(&hosted.materialized),
         files: Arc::clone(&hosted.pages),
         freed_regions: Vec::new(),
-        written_regions: BTreeSet::new(),
+        run: SlotRun::default(),
         pages_written: 0,
         mended: Vec::new(),
+        pages_moved: 0,
         synced: true,
     }
 }
@@ -133,7 +135,8 @@ fn no_hole_is_punched_where_pages_are() {
     let (store, writer) = store();
     let mut next = next(&store);
     Arc::make_mut(&mut next.materialized).lsn = writer.minimum_read_point;
-    next.freed_regions.push(0);
+    let region = Arc::make_mut(&mut next.materialized).regions.take(RegionClass::holding(1));
+    next.freed_regions.push(region);
     store.publish_states(BTreeMap::from([(GROUP, next)]));
 }
 
@@ -143,20 +146,28 @@ fn a_page_is_written_once_between_two_checkpoints() {
     let (store, writer) = store();
     store.materialize(Policy::Now).unwrap();
     let next = next(&store);
-    let checkpointed = Arc::clone(&next.materialized);
     let target = writer.minimum_read_point;
-    let mut pages = PageWriter {
-        next,
-        checkpointed,
-        target,
-        run: SlotRun::default(),
-        unsynced_pages: 0,
-        in_trouble: BTreeSet::new(),
-        held_bytes: 0,
-    };
+    let mut pages = PageWriter::new(&next.materialized, &next.files, target, BTreeSet::new());
+    let key = block(fork(1, 16_384), 0);
     for _ in 0..2 {
-        let _ = pages.write(&block(fork(1, 16_384), 0), &[0; PAGE_SIZE]);
+        let _ = pages.write(&key, &key, &[0; PAGE_SIZE]);
     }
+}
+
+#[test]
+#[should_panic(expected = "invariant taken-region-is-free is broken")]
+fn no_region_is_taken_that_the_checkpoint_names() {
+    let (store, writer) = store();
+    store.materialize(Policy::Now).unwrap();
+    let next = next(&store);
+    let mut pages =
+        PageWriter::new(&next.materialized, &next.files, writer.minimum_read_point, BTreeSet::new());
+    let state = Arc::make_mut(&mut pages.next.materialized);
+    let named = state.extents.values().next().unwrap().region;
+    state.regions.release(&[named]);
+    // Another relation of the same size.
+    let (key, last) = (block(fork(1, 16_385), 0), block(fork(1, 16_385), named.class.pages() - 1));
+    let _ = pages.write(&key, &last, &[0; PAGE_SIZE]);
 }
 
 #[test]

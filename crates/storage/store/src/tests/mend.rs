@@ -1,11 +1,13 @@
 //! A page that cannot be made costs that page: others go on, peers bring it back, and nothing is put off without bound.
 
+mod held;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use borealis_redo::RedoError;
-use borealis_types::{GroupId, Lsn, MetaKey, PageBytes, PageKey};
+use borealis_types::{GroupId, Lsn, MetaKey, NodeId, PageBytes, PageKey};
 use borealis_wal::{Effect, EffectError, Record, RecordError};
 use borealis_wire::Refusal;
 
@@ -14,12 +16,13 @@ use super::records::{
 };
 use crate::disk::memory::{MemoryDisk, Operation};
 use crate::disk::{Disk, OpenMode};
+use crate::pages::materialized_state::SlotAddress;
 use crate::{
     CountersReplay, Environment, Options, Origin, Policy, RedoEngine, ScrubCursor, Store, StoreError,
 };
 
 const GROUP: GroupId = GroupId(0);
-const ROOT: &str = "/node";
+pub(super) const ROOT: &str = "/node";
 
 /// What [`FaultyRedo`] does to the page it has something against.
 const WELL: u8 = 0;
@@ -85,22 +88,27 @@ impl CountersReplay for TestCounters {
     }
 }
 
-fn page(number: u32) -> PageKey {
+pub(super) fn page(number: u32) -> PageKey {
     block(fork(1, 16_384), number)
 }
 
+/// The same batch from some peers.
+pub(super) fn from_peers(peers: &[u16], batch: &[u8]) -> Vec<(NodeId, Vec<u8>)> {
+    peers.iter().map(|&peer| (NodeId(peer), batch.to_vec())).collect()
+}
+
 /// A store in memory, whose redo can be made to fail for page 1.
-struct Fixture {
-    disk: MemoryDisk,
-    environment: Environment,
+pub(super) struct Fixture {
+    pub(super) disk: MemoryDisk,
+    pub(super) environment: Environment,
     fault: Arc<AtomicU8>,
-    options: Options,
-    store: Option<Store>,
-    writer: Writer,
+    pub(super) options: Options,
+    pub(super) store: Option<Store>,
+    pub(super) writer: Writer,
 }
 
 impl Fixture {
-    fn new(options: Options) -> Fixture {
+    pub(super) fn new(options: Options) -> Fixture {
         let (disk, fault) = (MemoryDisk::default(), Arc::new(AtomicU8::new(WELL)));
         let redo = Arc::new(FaultyRedo { page: page(1), fault: Arc::clone(&fault) });
         let environment = Environment { disk: Arc::new(disk.clone()), redo, ..environment() };
@@ -109,18 +117,18 @@ impl Fixture {
         Fixture { disk, environment, fault, options, store: Some(store), writer }
     }
 
-    fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &Store {
         self.store.as_ref().expect("it is open")
     }
 
-    fn reopen(&mut self) {
+    pub(super) fn reopen(&mut self) {
         drop(self.store.take());
         let store = Store::open_in(&self.environment, Path::new(ROOT), self.options.clone());
         self.store = Some(store.unwrap());
     }
 
     /// One record for each of the first `pages` pages, all durable and below every read.
-    fn write(&mut self, pages: u32) -> Result<(), StoreError> {
+    pub(super) fn write(&mut self, pages: u32) -> Result<(), StoreError> {
         let first = self.writer.records.len();
         for number in 0..pages {
             self.writer.write(vec![TestEffect::Page(page(number))], false);
@@ -132,27 +140,27 @@ impl Fixture {
         self.store().sync(appended.sequence)
     }
 
-    fn materialize(&self) {
+    pub(super) fn materialize(&self) {
         self.store().materialize(Policy::Now).unwrap();
         self.store().set_peer_floor(GROUP, self.writer.durable.end);
     }
 
     /// The page as of the newest record, by redo of all its records.
-    fn expected(&self, key: &PageKey) -> Box<PageBytes> {
+    pub(super) fn expected(&self, key: &PageKey) -> Box<PageBytes> {
         let changes = |record: &&super::records::Written| record.effects.contains(&TestEffect::Page(*key));
         let of_page = self.writer.records.iter().filter(changes);
         page_of(of_page.fold(0, |hash, record| mix(hash, record.span.end)))
     }
 
-    fn group(&self, number: u32) -> GroupId {
+    pub(super) fn group(&self, number: u32) -> GroupId {
         self.writer.placement.group_of(&page(number))
     }
 
-    fn read(&self, number: u32) -> Result<Option<Box<PageBytes>>, StoreError> {
+    pub(super) fn read(&self, number: u32) -> Result<Option<Box<PageBytes>>, StoreError> {
         self.store().read_page(self.group(number), &page(number), self.writer.durable.end)
     }
 
-    fn assert_reads(&self, number: u32) {
+    pub(super) fn assert_reads(&self, number: u32) {
         assert_eq!(self.read(number).unwrap(), Some(self.expected(&page(number))), "page {number}");
     }
 
@@ -163,13 +171,13 @@ impl Fixture {
     /// Flips bytes of both slots of a page, whichever is current.
     fn damage(&self, number: u32) {
         let group = self.group(number);
-        let located = self.store().lock().segments[&group].materialized.locate(&page(number));
-        let (region, place, _) = located.expect("the page has a slot");
-        let path = format!("{ROOT}/segments/{}/pages.0000", group.0);
-        let file = self.disk.open(Path::new(&path), OpenMode::Write).unwrap();
-        for slot in 0..2u64 {
-            let offset = u64::from(region) * 256 * 8256 + (slot * 128 + place as u64) * 8256 + 500;
-            file.write_at(&[0xA5; 64], offset).unwrap();
+        let state = self.store().lock();
+        let hosted = &state.segments[&group];
+        let located = hosted.materialized.locate(&page(number)).expect("the page has a slot");
+        for generation in 1..3 {
+            let (path, offset) = hosted.pages.file_and_offset(SlotAddress { generation, ..located });
+            let file = self.disk.open(&path, OpenMode::Write).unwrap();
+            file.write_at(&[0xA5; 64], offset + 500).unwrap();
         }
     }
 
@@ -184,7 +192,7 @@ impl Fixture {
         wanted.len()
     }
 
-    fn metric(&self, name: &str) -> u64 {
+    pub(super) fn metric(&self, name: &str) -> u64 {
         self.store().metrics().into_iter().find(|(of, _)| *of == name).expect(name).1
     }
 }
@@ -347,7 +355,7 @@ fn records_for_pages_in_quarantine_are_bounded_and_then_appends_are_refused() {
 
 impl Fixture {
     /// Reads everything once, in small pieces.
-    fn scrub(&self) {
+    pub(super) fn scrub(&self) {
         let mut cursor = ScrubCursor::default();
         for _ in 0..10_000 {
             if self.store().scrub(&mut cursor, 50_000).unwrap().pass_ended {
@@ -398,10 +406,13 @@ fn a_damaged_log_entry_gets_its_records_again_before_it_is_made_void() {
 
         assert!(!fixture.store().repair_entry(&entries[0], &[]).unwrap(), "nothing is given up");
         let some = fixture.writer.batch(&fixture.writer.records[1..20]);
-        assert!(!fixture.store().repair_entry(&entries[0], &[some]).unwrap(), "the first record is missing");
+        let some = from_peers(&[1, 2], &some);
+        assert!(!fixture.store().repair_entry(&entries[0], &some).unwrap(), "the first record is missing");
         assert!(fixture.store().damage().is_some());
         let all = fixture.writer.batch(&fixture.writer.records);
-        assert!(fixture.store().repair_entry(&entries[0], &[all]).unwrap());
+        let one = from_peers(&[1, 1], &all);
+        assert!(!fixture.store().repair_entry(&entries[0], &one).unwrap(), "nobody confirms it");
+        assert!(fixture.store().repair_entry(&entries[0], &from_peers(&[1, 2], &all)).unwrap());
         assert_eq!(fixture.store().damage(), None);
         (0..10).for_each(|number| fixture.assert_reads(number));
         fixture.scrub();

@@ -12,6 +12,12 @@ pub(super) enum Forget {
 }
 
 impl Forget {
+    pub(super) fn lsn(self) -> Lsn {
+        match self {
+            Forget::Through(lsn) | Forget::Above(lsn) => lsn,
+        }
+    }
+
     /// Drops that end of a sorted list and returns how many entries that were.
     pub(super) fn apply<T>(self, list: &mut Vec<T>, end: impl Fn(&T) -> Lsn) -> u64 {
         let before = list.len();

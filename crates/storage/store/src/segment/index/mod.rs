@@ -6,12 +6,14 @@
 
 mod forget;
 mod key_map;
+mod page_set;
+mod recent;
 mod record_list;
 pub(crate) mod relations;
 pub(crate) mod slru;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::Bound;
 
 use borealis_types::{Fork, GroupId, Lsn, META_GROUP, MetaKey, PageKey, Placement, RelationFork, invariant};
 use borealis_wal::Effect;
@@ -20,6 +22,8 @@ use crate::log::position::{LogPosition, RecordRef};
 use crate::pages::materialized_state::MaterializedState;
 use crate::segment::index::forget::Forget;
 use crate::segment::index::key_map::KeyMap;
+use crate::segment::index::page_set::PageSet;
+use crate::segment::index::recent::Recent;
 use crate::segment::index::record_list::RecordList;
 use crate::segment::index::relations::{DatabaseEvent, ForkEvent, RelationEvents};
 
@@ -35,6 +39,16 @@ const LONG_CHAIN: usize = 512;
 const LONG_CHAINS_MAX: usize = 256;
 /// Approximate memory of a key in its map, in bytes.
 const KEY_BYTES: u64 = 120;
+/// Approximate memory of an extent with changed pages, and of a change that may be truncated, in bytes.
+const EXTENT_BYTES: u64 = 64;
+const RECENT_BYTES: u64 = 48;
+
+/// A list that a record is in.
+#[derive(Debug)]
+enum Listed {
+    Page(PageKey),
+    Meta(MetaKey),
+}
 
 /// The index of one segment's unapplied records.
 #[derive(Debug, Default)]
@@ -43,7 +57,11 @@ pub(crate) struct Index {
     /// the memory of a copy.
     records: Vec<RecordRef>,
     pages: KeyMap<PageKey, RecordList>,
+    /// The keys of `pages`, in order.
+    page_set: PageSet,
     meta: KeyMap<MetaKey, RecordList>,
+    /// The lists that the newest records are in.
+    recent: Recent<Listed>,
     /// What happened to relations, databases and transaction-status stores.
     pub relations: RelationEvents,
     /// Pages with many unapplied records, to be prepared for their next reader.
@@ -86,7 +104,7 @@ impl Index {
                     if placement.group_of(key) != group {
                         continue;
                     }
-                    self.insert_page(key, number);
+                    self.insert_page(key, number, lsn);
                     if let PageKey::Block(block) = key
                         && !changes_only_existing_pages
                     {
@@ -126,6 +144,7 @@ impl Index {
                     if records.as_slice().last() != Some(&number) {
                         records.push(number);
                         self.references += 1;
+                        self.recent.push(lsn, Listed::Meta(key.clone()));
                     }
                 }
                 Effect::Meta(_) => {}
@@ -134,23 +153,63 @@ impl Index {
     }
 
     /// Notes that a record changes a page.
-    fn insert_page(&mut self, key: &PageKey, number: u32) {
+    fn insert_page(&mut self, key: &PageKey, number: u32, lsn: Lsn) {
         let records = self.pages.entry(*key).or_default();
+        if records.is_empty() {
+            self.page_set.insert(key);
+        }
         records.push(number);
+        self.recent.push(lsn, Listed::Page(*key));
         if records.len().is_multiple_of(LONG_CHAIN) && self.long_chains.len() < LONG_CHAINS_MAX {
             self.long_chains.push(*key);
         }
         self.references += 1;
     }
 
+    /// Notes that no recovery truncates a record that ends at or below `certain`.
+    pub(crate) fn settle(&mut self, certain: Lsn) {
+        self.recent.settle(certain);
+        self.relations.settle(certain);
+    }
+
     /// Drops what ends at or below `lsn`: it is in the materialized state now.
     pub(crate) fn drop_through(&mut self, lsn: Lsn) {
+        self.settle(lsn);
         self.forget(Forget::Through(lsn));
     }
 
-    /// Drops what ends above `lsn`: a recovery truncated it.
+    /// Drops what ends above `lsn`: a recovery truncated it. That costs no more than what is dropped.
     pub(crate) fn drop_above(&mut self, lsn: Lsn) {
-        self.forget(Forget::Above(lsn));
+        if !self.recent.reaches(lsn) {
+            // A recovery truncated what was known to be durable. Whoever let it do so is wrong; the index is not.
+            let _ = self.recent.cut(lsn);
+            self.forget(Forget::Above(lsn));
+            return;
+        }
+        let kept = self.records.partition_point(|reference| reference.span.end <= lsn);
+        self.record_bytes -=
+            self.records.drain(kept..).map(|reference| u64::from(reference.length)).sum::<u64>();
+        let kept = kept as u32;
+        for listed in self.recent.cut(lsn) {
+            match listed {
+                Listed::Page(key) => {
+                    let Some(list) = self.pages.get_mut(&key) else { continue };
+                    self.references -= list.drop_from(kept);
+                    if list.is_empty() {
+                        self.pages.remove(&key);
+                        self.page_set.remove(&key);
+                    }
+                }
+                Listed::Meta(key) => {
+                    let Some(list) = self.meta.get_mut(&key) else { continue };
+                    self.references -= list.drop_from(kept);
+                    if list.is_empty() {
+                        self.meta.remove(&key);
+                    }
+                }
+            }
+        }
+        self.relations.drop_above(lsn);
     }
 
     /// Checks that no record is left that is materialized.
@@ -166,6 +225,13 @@ impl Index {
     fn forget(&mut self, forget: Forget) {
         let records_before = self.records.len();
         let mut dropped = 0;
+        let bytes =
+            |records: &[RecordRef]| records.iter().map(|reference| u64::from(reference.length)).sum::<u64>();
+        let cut = self.records.partition_point(|reference| reference.span.end <= forget.lsn());
+        self.record_bytes = match forget {
+            Forget::Through(_) => self.record_bytes - bytes(&self.records[..cut]),
+            Forget::Above(_) => self.record_bytes - bytes(&self.records[cut..]),
+        };
         forget.apply(&mut self.records, |reference| reference.span.end);
         let gone = (records_before - self.records.len()) as u32;
         let kept = self.records.len() as u32;
@@ -176,11 +242,24 @@ impl Index {
             };
             !list.is_empty()
         };
-        self.pages.retain(|_, list| forget_in(list));
+        let pages_before = self.pages.len();
+        let mut emptied = Vec::new();
+        self.pages.retain(|key, list| {
+            let is_kept = forget_in(list);
+            if !is_kept {
+                emptied.push(*key);
+            }
+            is_kept
+        });
         self.meta.retain(|_, list| forget_in(list));
         self.references -= dropped;
         self.relations.forget(forget);
-        self.record_bytes = self.records.iter().map(|reference| u64::from(reference.length)).sum();
+        if emptied.len() > pages_before / 2 {
+            self.page_set = PageSet::default();
+            self.pages.keys().for_each(|key| self.page_set.insert(key));
+        } else {
+            emptied.iter().for_each(|key| self.page_set.remove(key));
+        }
         if self.pages.capacity() > 4 * self.pages.len() + 64 {
             self.pages.shrink_to_fit();
         }
@@ -224,17 +303,10 @@ impl Index {
         self.between(self.meta.get(key), above, lsn)
     }
 
-    /// The records whose bytes are in a part of the log.
-    pub(crate) fn records_in(&self, range: &Range<LogPosition>) -> impl Iterator<Item = RecordRef> {
-        self.records.iter().filter(|reference| range.contains(&reference.position)).copied()
-    }
-
     /// Notes that the bytes of some records are elsewhere in the log now.
     pub(crate) fn repoint(&mut self, moved: &BTreeMap<LogPosition, LogPosition>) {
         for reference in &mut self.records {
-            if let Some(position) = moved.get(&reference.position) {
-                reference.position = *position;
-            }
+            reference.repoint(moved);
         }
     }
 
@@ -245,9 +317,9 @@ impl Index {
         self.records.get(first..last).unwrap_or_default()
     }
 
-    /// The pages that have records, in no order.
-    pub(crate) fn page_keys(&self) -> impl Iterator<Item = &PageKey> {
-        self.pages.keys()
+    /// The pages that have records, from `from` on, in order.
+    pub(crate) fn page_keys(&self, from: Bound<&PageKey>) -> impl Iterator<Item = PageKey> {
+        self.page_set.range(from)
     }
 
     /// The small values that have records, except counters, in no order.
@@ -278,7 +350,10 @@ impl Index {
     pub(crate) fn memory_bytes(&self) -> u64 {
         let keys = self.pages.len() + self.meta.len() + self.relations.forks();
         let references = self.references + self.relations.events();
-        self.records.len() as u64 * RECORD_BYTES + references * REFERENCE_BYTES + keys as u64 * KEY_BYTES
+        let extents = self.page_set.extents() as u64 * EXTENT_BYTES;
+        let recent = (self.recent.len() + self.relations.recent()) as u64 * RECENT_BYTES;
+        let records = self.records.len() as u64 * RECORD_BYTES;
+        records + references * REFERENCE_BYTES + keys as u64 * KEY_BYTES + extents + recent
     }
 }
 

@@ -7,6 +7,7 @@ use borealis_types::{BlockKey, DatabaseKey, Lsn, PageKey, RelationFork, SlruKind
 use crate::pages::materialized_state::{MaterializedState, database_of, database_range, in_database};
 use crate::segment::index::forget::Forget;
 use crate::segment::index::key_map::KeyMap;
+use crate::segment::index::recent::Recent;
 use crate::segment::index::slru::slru_page_is_gone;
 
 /// Most sizes remembered; computing one walks over events.
@@ -53,6 +54,8 @@ pub(crate) struct RelationEvents {
     slru: Vec<(Lsn, SlruKind, u32)>,
     /// Number of entries in `forks` and `erasures`.
     events: u64,
+    /// The forks with events of the newest records.
+    recent: Recent<RelationFork>,
 }
 
 impl RelationEvents {
@@ -77,10 +80,46 @@ impl RelationEvents {
         self.forks.len()
     }
 
+    pub(super) fn settle(&mut self, certain: Lsn) {
+        self.recent.settle(certain);
+    }
+
+    /// Number of events that a recovery may still truncate.
+    pub(super) fn recent(&self) -> usize {
+        self.recent.len()
+    }
+
+    /// Drops what ends above `lsn`, at the cost of what is dropped.
+    pub(super) fn drop_above(&mut self, lsn: Lsn) {
+        if !self.recent.reaches(lsn) {
+            self.forget(Forget::Above(lsn));
+            return;
+        }
+        let forget = Forget::Above(lsn);
+        self.newest_sizes.clear();
+        for fork in self.recent.cut(lsn) {
+            if let Some(list) = self.forks.get_mut(&fork) {
+                self.events -= forget.apply(list, |(at, _)| *at);
+                if list.is_empty() {
+                    self.forks.remove(&fork);
+                }
+            }
+            if let Some(list) = self.erasures.get_mut(&fork) {
+                self.events -= forget.apply(list, |(at, _)| *at);
+                if list.is_empty() {
+                    self.erasures.remove(&fork);
+                }
+            }
+        }
+        forget.apply(&mut self.databases, |(at, ..)| *at);
+        forget.apply(&mut self.slru, |(at, ..)| *at);
+    }
+
     /// Drops one end of every list.
     pub(super) fn forget(&mut self, forget: Forget) {
         if matches!(forget, Forget::Above(_)) {
             self.newest_sizes.clear();
+            let _ = self.recent.cut(forget.lsn());
         }
         let mut dropped = 0;
         self.forks.retain(|_, list| {
@@ -108,6 +147,7 @@ impl RelationEvents {
             self.events += 1;
         }
         self.forks.entry(fork).or_default().push((lsn, event));
+        self.recent.push(lsn, fork);
         self.events += 1;
     }
 

@@ -200,3 +200,42 @@ fn a_bulk_load_costs_the_same_for_each_block() {
     // Twenty thousand million steps if each walked over all blocks before it.
     assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
 }
+
+#[test]
+fn a_truncation_costs_what_it_cuts() {
+    let (materialized, mut index) = (MaterializedState::default(), Index::default());
+    let placement = Placement::new(1).unwrap();
+    let record = |lsn: u64| {
+        let span = borealis_types::RecordSpan { start: Lsn(lsn - 1), end: Lsn(lsn) };
+        let position = crate::log::position::LogPosition(lsn);
+        RecordRef { span, position, length: 100, part: borealis_types::Part::Whole }
+    };
+    let insert = |index: &mut Index, lsn: u64, relation: u32, block: u32| {
+        let locator = RelationLocator { tablespace: 1663, database: 5, relation };
+        let key = BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block };
+        let effects = [Effect::Page(PageKey::Block(key))];
+        index.insert(&materialized, GroupId(0), placement, record(lsn), &effects, false);
+    };
+    let pages = 200_000;
+    for number in 0..pages {
+        insert(&mut index, u64::from(number) + 1, 16_384 + number % 1000, number / 1000);
+    }
+    let certain = u64::from(pages);
+    index.settle(Lsn(certain));
+    let state =
+        |index: &Index| (index.memory_bytes(), index.record_bytes, index.page_keys(Bound::Unbounded).count());
+    let before = state(&index);
+    let began = Instant::now();
+    for round in 0..20_000 {
+        insert(&mut index, certain + 1, 16_384, 0);
+        insert(&mut index, certain + 2, 16_384, 1000 + round);
+        index.drop_above(Lsn(certain));
+    }
+    // Four thousand million steps if each walked over all pages.
+    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    assert_eq!(state(&index), before);
+    // A truncation of what was certain is not expected, and is right all the same.
+    index.drop_above(Lsn(certain / 2));
+    assert_eq!(index.page_keys(Bound::Unbounded).count() as u64, certain / 2);
+    assert_eq!(index.record_bytes, certain / 2 * 100);
+}

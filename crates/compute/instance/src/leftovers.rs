@@ -208,7 +208,7 @@ mod tests {
         fs::create_dir(folder.path().join("data")).expect("made");
         let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
         nix::unistd::mkfifo(&folder.path().join(POSTMASTER_FILE), mode).expect("made");
-        let (done, is_done) = std::sync::mpsc::channel();
+        let (done, is_done) = std::sync::mpsc::sync_channel(1);
         let place = folder.path().to_path_buf();
         std::thread::spawn(move || done.send(clear(&place)));
         assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(0));

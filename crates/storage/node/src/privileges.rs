@@ -25,6 +25,7 @@ pub struct HeldFolder {
 /// # Errors
 /// When there is no such user, a folder cannot be opened, or the system refuses. The process may have changed in part
 /// then, and should end.
+#[expect(clippy::disallowed_methods, reason = "no thread was started yet, as the caller has to see to")]
 pub fn become_user(name: &str, config: &mut NodeConfig) -> anyhow::Result<HeldFolder> {
     let user = User::from_name(name).context("cannot look up the node's user")?;
     let user = user.with_context(|| format!("there is no system user `{name}` to run the node as"))?;

@@ -17,7 +17,7 @@ use borealis_wire::{Caller, FrameError, Payload, Refusal, Reply, Request};
 use super::ended::Ended;
 use super::places::Kind;
 use super::receiver::Receiver;
-use super::session::push_reply;
+use super::replies::push_reply;
 use crate::line_throttle::LineThrottle;
 use crate::open_connections::{Connection, Listed, TooMany};
 use crate::refusals::Refusals;

@@ -13,6 +13,7 @@ mod large_answers;
 mod listener;
 pub(crate) mod places;
 mod receiver;
+mod replies;
 mod requests;
 mod session;
 #[cfg(test)]

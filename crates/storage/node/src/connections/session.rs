@@ -4,8 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use borealis_types::invariant;
-use borealis_wire::frame::MAX_PAYLOAD_BYTES;
-use borealis_wire::message::{decode_payload, encode_message};
+use borealis_wire::message::decode_payload;
 use borealis_wire::{Caller, Payload, Refusal, Reply, Request, roles};
 
 use super::appends::Appends;
@@ -13,8 +12,9 @@ use super::ended::Ended;
 use super::frame_memory::FrameMemory;
 use super::introduction::holds_promise;
 use super::receiver::{Fill, Receiver};
+use super::replies::push_reply;
 use super::requests::Requests;
-use crate::open_connections::{Connection, push_frame};
+use crate::open_connections::Connection;
 
 /// Replies are sent when this much of them has gathered, or when there is nothing more to answer.
 const REPLY_GATHER_BYTES: usize = 128 << 10;
@@ -151,14 +151,4 @@ impl<'a> Session<'a> {
         }
         Ok(())
     }
-}
-
-/// Adds a reply to those that will be sent. One that fits no frame becomes a refusal: the caller asked for too much.
-pub(super) fn push_reply(out: &mut Vec<u8>, request_id: u64, reply: &Reply) {
-    let mut payload = encode_message(request_id, reply);
-    if payload.len() > MAX_PAYLOAD_BYTES {
-        let what = format!("the answer has {} bytes, more than a frame holds; ask for less", payload.len());
-        payload = encode_message(request_id, &Reply::Refused(Refusal::Misuse(what)));
-    }
-    push_frame(out, &payload);
 }

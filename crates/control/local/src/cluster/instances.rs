@@ -242,7 +242,10 @@ fn clear_memory_of_moved(config_file: &Path, volume: VolumeId, memory: &Path) {
         fs::symlink_metadata(place.join(name))
             .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     };
-    if !is_gone("nodes") || !is_gone(crate::catalog::FILE_NAME) {
+    // A link from the old place to the new one is this cluster, too.
+    let here = config_file.ancestors().nth(3).and_then(|here| here.canonicalize().ok());
+    let is_here = here.is_some() && place.canonicalize().ok() == here;
+    if !is_here && (!is_gone("nodes") || !is_gone(crate::catalog::FILE_NAME)) {
         return;
     }
     // It is only memory: the start goes on without it.

@@ -115,8 +115,12 @@ fn damaged_pages_of_two_nodes_come_back_from_their_peers_under_load() {
     cluster.ok(&["node", "kill", "2", "5"]);
     cluster.ok(&["node", "start", "2", "5"]);
     verified(&cluster);
-    assert_eq!(metric(&cluster, 2, "store_pages_in_trouble"), 0);
-    assert_eq!(metric(&cluster, 5, "store_pages_in_trouble"), 0);
+    // What only the caches of before the restart hid is found by now, and written by a round of its own.
+    for node in [2, 5] {
+        cluster.eventually("what was found is healed on disk", Duration::from_secs(120), || {
+            metric(&cluster, node, "store_pages_in_trouble") == 0
+        });
+    }
     ledger.assert_nothing_lost(&cluster);
     cluster.assert_balances_agree();
     cluster.assert_amcheck_clean();

@@ -159,6 +159,34 @@ mod tests {
     }
 
     #[test]
+    fn a_hint_lists_its_block_with_an_image_or_without() {
+        let relation_fork = borealis_types::RelationFork {
+            locator: borealis_types::RelationLocator { tablespace: 1663, database: 5, relation: 16_384 },
+            fork: borealis_types::Fork::Main,
+        };
+        let key = borealis_types::BlockKey { relation_fork, block: 3 };
+        let page = [7; 8192];
+        let image = crate::BlockImage {
+            bytes: &page,
+            hole_offset: 0,
+            hole_length: 0,
+            compression: crate::ImageCompression::None,
+            apply: true,
+        };
+        let page_effect = Effect::Page(borealis_types::PageKey::Block(key));
+        for (image, expected) in [(Some(image), vec![page_effect]), (None, vec![])] {
+            let block = crate::BlockReference { id: 0, key, will_init: false, image, data: &[] };
+            let bytes = RecordBuilder::new(ResourceManager::Xlog, layout::xlog::FULL_PAGE_IMAGE_FOR_HINT)
+                .block(block)
+                .finish();
+            let record = Record::parse(ServerVersion::NEWEST_TESTED, RecordSpan::NONE, &bytes).unwrap();
+            let mut out = Vec::new();
+            effects(&record, &mut out).unwrap();
+            assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "invariant effects-cover-listed-blocks is broken")]
     fn listed_blocks_without_an_effect_are_noticed() {
         let bytes = RecordBuilder::new(ResourceManager::Heap, layout::heap::LOCK).finish();

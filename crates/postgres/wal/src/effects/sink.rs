@@ -6,7 +6,7 @@ use borealis_types::{
 };
 
 use crate::layout::slru::first_kept_page as first_kept_page_of_file;
-use crate::{Record, RecordError};
+use crate::{BlockReference, Record, RecordError};
 
 /// One change a record makes, in the order redo makes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,7 +99,7 @@ pub(super) struct Sink<'o> {
     pub(super) out: &'o mut Vec<Effect>,
     /// How many effects of earlier records stand in `out`.
     pub(super) first: usize,
-    /// Every block that the record lists is among the effects.
+    /// Every block that the record lists is among the effects, or nothing happens to it.
     pub(super) has_listed: bool,
 }
 
@@ -131,7 +131,16 @@ impl Sink<'_> {
 
     /// Adds every block the record lists.
     pub(super) fn listed(&mut self, record: &Record<'_>) {
-        for block in &record.blocks {
+        self.listed_where(record, |_| true);
+    }
+
+    /// Adds those blocks the record lists of which `changed` says that something happens to them.
+    pub(super) fn listed_where(
+        &mut self,
+        record: &Record<'_>,
+        changed: impl Fn(&BlockReference<'_>) -> bool,
+    ) {
+        for block in record.blocks.iter().filter(|block| changed(block)) {
             self.page(PageKey::Block(block.key));
         }
         self.has_listed = true;

@@ -1,7 +1,5 @@
 //! Records of the log itself (`xlog_redo` in `src/backend/access/transam/xlog.c`).
 
-use borealis_types::PageKey;
-
 use super::sink::{EffectError, Sink, malformed, unknown};
 use crate::Record;
 use crate::layout::xlog::{
@@ -27,9 +25,7 @@ pub(super) fn effects(record: &Record<'_>, sink: &mut Sink<'_>) -> Result<(), Ef
         }
         FULL_PAGE_IMAGE_FOR_HINT => {
             // Without `full_page_writes` the block is listed and nothing happens to it.
-            for block in record.blocks.iter().filter(|block| block.image.is_some()) {
-                sink.page(PageKey::Block(block.key));
-            }
+            sink.listed_where(record, |block| block.image.is_some());
         }
         _ => return Err(unknown(record)),
     }

@@ -12,7 +12,8 @@
 //! Formats: log entries in `log/entry.rs` and `log/payload.rs`, page slots in `pages/page_files.rs`, small
 //! files in `directory.rs`, the checkpoint in `checkpoint.rs`. Where to look: a torn tail is truncated in
 //! `log/torn_tail.rs`; what happens when `fdatasync` fails stands in `poison.rs`; a read is admitted by
-//! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; all file I/O is in `disk/`.
+//! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; what is kept for a peer that takes it is in
+//! `pins.rs`, and how a segment takes it in `refill/`; all file I/O is in `disk/`.
 
 mod append;
 mod boots;

@@ -467,6 +467,8 @@ fn keep_what_a_person_set(config: &mut NodeConfig) {
     let kept = kept.and_then(|text| serde_json::from_slice::<NodeConfig>(&text).ok());
     if let Some(kept) = kept {
         config.free_space_min_bytes = kept.free_space_min_bytes;
+        config.log_retention_bytes = kept.log_retention_bytes;
+        config.refill_bytes_per_second = kept.refill_bytes_per_second;
         config.scrub_period_seconds = kept.scrub_period_seconds;
     }
 }

@@ -77,6 +77,9 @@ pub struct NodeState {
     /// What is damaged or in quarantine on it and not repaired yet, while it goes on; left out if nothing is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
+    /// How far it is with taking pages from its peers, for what no log continues any more; left out if there is nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub catching_up: Option<String>,
     /// Its counters and gauges, by the names the node gives them.
     pub metrics: serde_json::Map<String, serde_json::Value>,
 }
@@ -205,8 +208,8 @@ impl Status {
             for complaint in node.failure.iter().chain(&node.hindrance) {
                 text += &format!("      {complaint}\n");
             }
-            if let Some(damage) = &node.damage {
-                text += &format!("      {damage}\n");
+            for note in node.damage.iter().chain(&node.catching_up) {
+                text += &format!("      {note}\n");
             }
         }
         text += "\ngroup  complete to      segments\n";
@@ -413,8 +416,29 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
     let (id, az) = (node.id.0, node.zone.0.clone());
     let hindrance = answer.as_ref().and_then(|status| status.hindrance.clone());
     let damage = answer.as_ref().and_then(|status| status.damage.clone());
-    let state = NodeState { id, az, pid, state, address, failure, hindrance, damage, metrics };
+    let catching_up = answer.as_ref().and_then(|status| catching_up(&status.metrics));
+    let state = NodeState { id, az, pid, state, address, failure, hindrance, damage, catching_up, metrics };
     (state, answer)
+}
+
+/// How far a node's segments are refilled, by its metrics; `None` if none is.
+fn catching_up(metrics: &[(String, u64)]) -> Option<String> {
+    let value = |name: &str| metrics.iter().find(|(of, _)| of == name).map_or(0, |(_, value)| *value);
+    let groups = value("refill_groups");
+    if groups == 0 {
+        return None;
+    }
+    let (done, total) = (value("refill_done_bytes"), value("refill_total_bytes"));
+    if total == 0 {
+        return Some(format!("catching up: {groups} groups wait for pages from peers"));
+    }
+    let (gib, mib) = ((1u64 << 30) as f64, (1u64 << 20) as f64);
+    let size = match total as f64 >= gib {
+        true => format!("{:.1} GiB", total as f64 / gib),
+        false => format!("{:.1} MiB", total as f64 / mib),
+    };
+    let rate = value("refill_bytes_per_second") as f64 / mib;
+    Some(format!("catching up: {} % of {size}, {rate:.0} MiB/s", done * 100 / total))
 }
 
 #[cfg(test)]
@@ -431,5 +455,25 @@ mod tests {
         assert_eq!(lsns(&[10, 20, 30, 40, 50, 60]), Some(Lsn(30)));
         assert_eq!(lsns(&[50, 50, 50, 50]), Some(Lsn(50)));
         assert_eq!(lsns(&[50, 50, 50]), None, "zero would be a claim");
+    }
+
+    #[test]
+    fn a_node_that_takes_pages_says_how_far_it_is() {
+        let said = |groups, done, total| {
+            let metrics =
+                [("refill_groups", groups), ("refill_done_bytes", done), ("refill_total_bytes", total)];
+            let rate = ("refill_bytes_per_second", 85 << 20);
+            catching_up(
+                &metrics
+                    .into_iter()
+                    .chain([rate])
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(said(0, 0, 0), None);
+        assert_eq!(said(1, 41 << 20, 100 << 20).as_deref(), Some("catching up: 41 % of 100.0 MiB, 85 MiB/s"));
+        assert_eq!(said(1, 3 << 28, 3 << 29).as_deref(), Some("catching up: 50 % of 1.5 GiB, 85 MiB/s"));
+        assert_eq!(said(2, 0, 0).as_deref(), Some("catching up: 2 groups wait for pages from peers"));
     }
 }

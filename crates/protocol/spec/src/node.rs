@@ -44,9 +44,13 @@ pub struct NodeConfig {
     /// Memory for indexes and caches of the store.
     #[serde(default = "default_memory_limit_bytes")]
     pub memory_limit_bytes: u64,
-    /// Redo log kept for peers that are behind; one that is further behind has to be rebuilt.
+    /// Redo log kept for peers that are behind; one that is further behind takes pages instead.
     #[serde(default = "default_log_retention_bytes")]
     pub log_retention_bytes: u64,
+    /// How fast a segment that no peer's log continues is refilled, in bytes of pages that are compared or brought in a
+    /// second; zero for as fast as it goes. It takes the peers' disks and processors.
+    #[serde(default = "default_refill_bytes_per_second")]
+    pub refill_bytes_per_second: u64,
     /// Below this much free space on its file system the node takes no redo; absent for 1 GiB, or a twentieth of the file
     /// system if that is less; zero for no such limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,6 +72,10 @@ fn default_memory_limit_bytes() -> u64 {
 
 fn default_log_retention_bytes() -> u64 {
     2 << 30
+}
+
+fn default_refill_bytes_per_second() -> u64 {
+    64 << 20
 }
 
 /// A week.
@@ -101,6 +109,7 @@ impl NodeConfig {
             postgres_version: PostgresVersion::NEWEST,
             memory_limit_bytes: default_memory_limit_bytes(),
             log_retention_bytes: default_log_retention_bytes(),
+            refill_bytes_per_second: default_refill_bytes_per_second(),
             free_space_min_bytes: None,
             scrub_period_seconds: default_scrub_period_seconds(),
             detached: false,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
@@ -196,6 +196,27 @@ pub enum Request {
     Confirm {
         /// The epoch of the writer that asks.
         epoch: VolumeEpoch,
+    },
+    /// A peer asks that everything of a group as of a position is kept and can be read, while it takes it.
+    Pin {
+        /// The group whose segment is asked.
+        group: GroupId,
+        /// Epoch and LSN as of which it is to be kept; the peer's pin before is ended.
+        at: ReadPoint,
+        /// For how long, in milliseconds, unless it is asked again; the node has a limit of its own, too. Zero ends the
+        /// peer's pin.
+        lease_ms: u32,
+    },
+    /// All forks of all relations that one group knows, in key order, with their sizes there.
+    ListForks {
+        /// The group whose part of the blocks is meant.
+        group: GroupId,
+        /// Epoch and LSN as of which to answer.
+        at: ReadPoint,
+        /// Forks up to and including this one are left out; `None` begins with the first.
+        after: Option<RelationFork>,
+        /// Entries of the answer at most; the node has a limit of its own, too.
+        limit: u32,
     },
 }
 
@@ -425,7 +446,7 @@ pub enum Reply {
     Page(#[serde(with = "crate::byte_string::optional")] Option<Vec<u8>>),
     /// To [`Request::RelationSize`]: `None` if the group does not know the fork.
     RelationSize(Option<u32>),
-    /// To [`Request::ListRelations`]: forks in key order, fewer than asked for at the end.
+    /// To [`Request::ListRelations`] and [`Request::ListForks`]: forks in key order, fewer than asked for at the end.
     Relations(Vec<RelationSize>),
     /// To [`Request::SlruPages`]: page numbers, ascending, fewer than asked for at the end.
     SlruPages(Vec<u32>),
@@ -453,6 +474,11 @@ pub enum Reply {
     },
     /// To [`Request::Confirm`]: nobody newer was promised anything here.
     Confirmed,
+    /// To [`Request::Pin`].
+    Pinned {
+        /// About how many pages the group has; zero when the pin was ended.
+        pages: u64,
+    },
 }
 
 /// A payload that breaks the protocol.

@@ -9,6 +9,7 @@
 //! Fence                        x        x                             REQUEST_LIMIT_BYTES
 //! Summaries, reads, Status,    x        x        x       x      x     REQUEST_LIMIT_BYTES
 //! Acquaint, Confirm
+//! Pin                                                         x     REQUEST_LIMIT_BYTES
 //! ```
 //!
 //! The largest frames are for the writer that a node has promised its epoch to. Everyone else's are bounded by
@@ -68,10 +69,14 @@ pub enum RequestKind {
     Acquaint,
     /// [`Request::Confirm`]
     Confirm,
+    /// [`Request::Pin`]
+    Pin,
+    /// [`Request::ListForks`]
+    ListForks,
 }
 
 /// The kinds of [`Request`] by the number that its encoding begins with (postcard: the variant's place in the enum).
-const KINDS: [RequestKind; 16] = [
+const KINDS: [RequestKind; 18] = [
     RequestKind::Hello,
     RequestKind::Fence,
     RequestKind::Summaries,
@@ -88,6 +93,8 @@ const KINDS: [RequestKind; 16] = [
     RequestKind::Status,
     RequestKind::Acquaint,
     RequestKind::Confirm,
+    RequestKind::Pin,
+    RequestKind::ListForks,
 ];
 
 /// A frame that its caller may not send.
@@ -127,6 +134,8 @@ impl Request {
             Request::Status => RequestKind::Status,
             Request::Acquaint { .. } => RequestKind::Acquaint,
             Request::Confirm { .. } => RequestKind::Confirm,
+            Request::Pin { .. } => RequestKind::Pin,
+            Request::ListForks { .. } => RequestKind::ListForks,
         }
     }
 }
@@ -151,13 +160,17 @@ impl RequestKind {
     /// Whether its answer may take megabytes, or the node's memory for as long as it is made.
     #[must_use]
     pub fn has_large_answer(self) -> bool {
-        use RequestKind::{ListMeta, ListRelations, PageChecksums, ReadMeta, ReadTail, SlruPages};
-        matches!(self, ReadTail | ListRelations | SlruPages | ReadMeta | ListMeta | PageChecksums)
+        use RequestKind::{ListForks, ListMeta, ListRelations, PageChecksums, ReadMeta, ReadTail, SlruPages};
+        matches!(self, ReadTail | ListRelations | ListForks | SlruPages | ReadMeta | ListMeta | PageChecksums)
     }
 
     /// Whether this caller may ask it, once introduced.
     #[must_use]
     pub fn is_allowed(self, caller: &Caller) -> bool {
+        // What a pin keeps is kept for a peer.
+        if self == RequestKind::Pin {
+            return matches!(caller, Caller::Peer(_));
+        }
         match caller {
             Caller::Writer { .. } => true,
             Caller::Recovery => self != RequestKind::Append,
@@ -244,6 +257,8 @@ mod tests {
             Request::Status,
             Request::Acquaint { node: NodeId(u16::MAX) },
             Request::Confirm { epoch },
+            Request::Pin { group, at, lease_ms: u32::MAX },
+            Request::ListForks { group, at, after: Some(relation_fork), limit },
         ]
     }
 
@@ -258,7 +273,7 @@ mod tests {
         }
         assert_eq!(RequestKind::of_payload(&append_header(1)), Some(RequestKind::Append));
         assert_eq!(RequestKind::of_payload(&[0, 0, 0, 0, 0, 0, 0, 0, 9, 0]), None);
-        assert_eq!(RequestKind::of_payload(&[0, 0, 0, 0, 0, 0, 0, 0, KIND_MESSAGE, 16]), None);
+        assert_eq!(RequestKind::of_payload(&[0, 0, 0, 0, 0, 0, 0, 0, KIND_MESSAGE, 18]), None);
         assert!(encode_message(u64::MAX, &all[0]).len() <= HELLO_LIMIT_BYTES);
     }
 
@@ -267,6 +282,10 @@ mod tests {
         for request in requests() {
             let kind = request.kind();
             let allowed = CALLERS.map(|caller| kind.is_allowed(&caller));
+            if kind == RequestKind::Pin {
+                assert_eq!(allowed, [false, false, false, false, true]);
+                continue;
+            }
             let changes =
                 matches!(request, Request::Fence { .. } | Request::Install { .. } | Request::Repair { .. });
             assert_eq!(allowed, [true, true, !changes, !changes, !changes], "{kind:?}");

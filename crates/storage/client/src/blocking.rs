@@ -562,6 +562,36 @@ impl NodeClient {
         typed_reply!(self, request, Reply::PageChecksums(checksums) => checksums)
     }
 
+    /// One page of the list of a group's forks in all databases.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn list_forks(
+        &mut self,
+        group: GroupId,
+        at: impl Into<ReadPoint>,
+        after: Option<RelationFork>,
+        limit: u32,
+    ) -> Result<Vec<RelationSize>, ClientError> {
+        let request = Request::ListForks { group, at: at.into(), after, limit };
+        typed_reply!(self, request, Reply::Relations(relations) => relations)
+    }
+
+    /// Asks, as a peer, that everything of a group as of an LSN is kept for so long; about how many pages it has. No time
+    /// at all ends what was asked before.
+    ///
+    /// # Errors
+    /// [`Refusal::NotReadable`] when it is not there or not any more; or the connection is or gets broken.
+    pub fn pin(
+        &mut self,
+        group: GroupId,
+        at: impl Into<ReadPoint>,
+        lease: Duration,
+    ) -> Result<u64, ClientError> {
+        let lease_ms = u32::try_from(lease.as_millis()).unwrap_or(u32::MAX);
+        typed_reply!(self, Request::Pin { group, at: at.into(), lease_ms }, Reply::Pinned { pages } => pages)
+    }
+
     /// The node's boot, and what it remembers of `node`.
     ///
     /// # Errors

@@ -23,6 +23,11 @@
 //! | `gossip_failures` | exchanges with a peer that failed |
 //! | `gossip_pulled_bytes` | bytes of batches pulled from peers |
 //! | `gossip_pulled_batches` | batches pulled from peers |
+//! | `refill_groups` | segments that no peer's log continues and that wait to be refilled, or are |
+//! | `refill_done_bytes`, `refill_total_bytes` | pages of theirs that are as of the durable point; about how many there are |
+//! | `refill_bytes_per_second` | how many are compared or brought in a second, of late |
+//! | `refill_fetched_bytes` | bytes of pages that peers sent since start |
+//! | `refills` | segments refilled since start |
 //! | `materializations` | rounds of materialization that did something |
 //! | `store_pages_in_trouble` | pages that cannot be made here now: damaged, or in quarantine |
 //! | `store_pages_healed`, `store_pages_mended` | pages that peers brought; pages that a round could write again |

@@ -13,9 +13,10 @@ use anyhow::Context;
 use borealis_client::stream::SocketName;
 use borealis_spec::{Endpoint, NodeConfig};
 use borealis_store::{Identity, Options, Store};
+use borealis_types::GroupId;
 use borealis_wire::NodeStatus;
 
-use crate::catch_up::{CatchUp, Known, Mender, Puller};
+use crate::catch_up::{CatchUp, Known, Mender, Puller, Refiller, Refills};
 use crate::connections::{AppendPath, FrameMemory, Host, LargeAnswers, Listener, Requests};
 use crate::descriptors;
 use crate::housekeeping::Housekeeping;
@@ -84,6 +85,7 @@ struct Parts {
     refusals: Arc<Refusals>,
     connections: Arc<OpenConnections>,
     known: Arc<Known>,
+    refills: Arc<Refills>,
     materializer: Arc<Materializer>,
     standing: Arc<Standing>,
     housekeeping: Arc<Housekeeping>,
@@ -107,6 +109,7 @@ impl Parts {
             refusals,
             connections: Arc::default(),
             known: Arc::new(Known::new(config)),
+            refills: Arc::default(),
         }
     }
 
@@ -119,6 +122,7 @@ impl Parts {
             refusals: Arc::clone(&self.refusals),
             connections: Arc::clone(&self.connections),
             known: Arc::clone(&self.known),
+            refills: Arc::clone(&self.refills),
             large_answers: LargeAnswers::default(),
             standing: Arc::clone(&self.standing),
         }
@@ -160,14 +164,17 @@ impl Parts {
             metrics: Arc::clone(&self.metrics),
             known: Arc::clone(&self.known),
             standing: Arc::clone(&self.standing),
-            puller: Puller {
-                store: Arc::clone(&self.store),
-                metrics: Arc::clone(&self.metrics),
-                known: Arc::clone(&self.known),
-                connections: Arc::clone(&self.connections),
-                materializer: Arc::clone(&self.materializer),
-                collected_lines: LineThrottle::default(),
-            },
+            puller: self.puller(),
+        }
+    }
+
+    fn puller(&self) -> Puller {
+        Puller {
+            store: Arc::clone(&self.store),
+            metrics: Arc::clone(&self.metrics),
+            known: Arc::clone(&self.known),
+            connections: Arc::clone(&self.connections),
+            materializer: Arc::clone(&self.materializer),
         }
     }
 }
@@ -217,6 +224,9 @@ impl Node {
         node.threads.push(spawn("scrubber".to_owned(), move || scrubber.run_until_stopped())?);
         let mender = Mender::new(&config, &node.parts.store, &node.parts.known);
         node.threads.push(spawn("mender".to_owned(), move || mender.run_until_stopped())?);
+        let Parts { known, refills, .. } = &node.parts;
+        let refiller = Refiller::new(&config, known, refills, node.parts.puller());
+        node.threads.push(spawn("refiller".to_owned(), move || refiller.run_until_stopped())?);
         let store = Arc::clone(&node.parts.store);
         node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
         for peer in config.peers {
@@ -240,6 +250,12 @@ impl Node {
     #[must_use]
     pub fn status(&self) -> NodeStatus {
         self.requests.status()
+    }
+
+    /// Fills a segment with pages from its peers, without looking first for log that continues it: it is new and empty. Does
+    /// nothing until the segment knows what is durable, or if it lacks nothing.
+    pub fn refill(&self, group: GroupId) {
+        self.parts.known.request_refill(group);
     }
 
     /// Stops serving and releases the store, after what is under way. Redo that is not materialized is left so: the

@@ -13,8 +13,9 @@ use crate::directory::{Directory, decode, encode};
 use crate::log::batch_locations::{BatchLocations, FileBatches, GroupRange};
 use crate::log::position::LogPosition;
 use crate::pages::materialized_state::MaterializedState;
+use crate::refill::Refilled;
 
-const MAGIC: [u8; 8] = *b"BORCHKP\x01";
+const MAGIC: [u8; 8] = *b"BORCHKP\x02";
 
 /// The contents of the checkpoint file, in the order in which they are encoded.
 #[derive(Serialize, Deserialize)]
@@ -36,20 +37,23 @@ pub(crate) struct CheckpointedSegment {
     pub chain: SegmentCheckpoint,
     #[serde(with = "shared_state")]
     pub materialized: Arc<MaterializedState>,
+    /// What peers brought of a later state.
+    pub refilled: Option<Refilled>,
 }
 
-mod shared_state {
+/// A state is stored where it is, however many share it.
+pub(crate) mod shared_state {
     use super::{Arc, Deserialize, MaterializedState, Serialize};
     use serde::{Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         materialized: &Arc<MaterializedState>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         MaterializedState::serialize(materialized, serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Arc<MaterializedState>, D::Error> {
         MaterializedState::deserialize(deserializer).map(Arc::new)

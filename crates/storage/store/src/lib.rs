@@ -12,7 +12,8 @@
 //! Formats: log entries in `log/entry.rs` and `log/payload.rs`, page slots in `pages/page_files.rs`, small
 //! files in `directory.rs`, the checkpoint in `checkpoint.rs`. Where to look: a torn tail is truncated in
 //! `log/torn_tail.rs`; what happens when `fdatasync` fails stands in `poison.rs`; a read is admitted by
-//! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; all file I/O is in `disk/`.
+//! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; what is kept for a peer that takes it is in
+//! `pins.rs`, and how a segment takes it in `refill/`; all file I/O is in `disk/`.
 
 mod append;
 mod boots;
@@ -34,11 +35,13 @@ mod open;
 mod options;
 mod pages;
 mod peer_boots;
+mod pins;
 mod poison;
 mod promises;
 mod read;
 mod redo_engine;
 mod redo_guard;
+mod refill;
 mod scrub;
 mod segment;
 mod space;
@@ -54,9 +57,11 @@ pub use log_repair::EntryToRepair;
 pub use materialize::mend::PageToHeal;
 pub use materialize::{Policy, Progress};
 pub use options::{Identity, Options};
+pub use pins::PIN_LEASE_MAX;
 pub use read::tail::Tail;
 pub use redo_engine::{CountersReplay, PostgresRedo, RedoEngine};
 pub use redo_guard::abort_on_panic;
+pub use refill::Refill;
 pub use scrub::{ScrubCursor, Scrubbed};
 pub use store::{Sequence, Store};
 

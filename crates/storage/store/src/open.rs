@@ -55,6 +55,7 @@ impl Store {
         let segments = identity.groups.iter().map(|&group| CheckpointedSegment {
             chain: Segment::new(group).checkpoint(),
             materialized: Arc::default(),
+            refilled: None,
         });
         let checkpoint = Checkpoint {
             seal: identity.incarnation,
@@ -175,6 +176,8 @@ fn restore_segment(
     }
     let disk = Arc::clone(directory.disk());
     let pages = PageFiles::new(disk, directory.segment(group), identity.node, group, seal);
-    pages.check_present(segment.materialized.extents.values().map(|extent| extent.region))?;
-    Ok(HostedSegment::new(chain, segment.materialized, pages))
+    let refilled = segment.refilled.iter().flat_map(|refilled| refilled.state.extents.values());
+    let extents = segment.materialized.extents.values().chain(refilled);
+    pages.check_present(extents.map(|extent| extent.region))?;
+    Ok(HostedSegment::new(chain, segment.materialized, segment.refilled, pages))
 }

@@ -51,7 +51,7 @@ pub(crate) fn a_look(random: &mut Random) -> Request {
     let group = GroupId(random.number() as u16);
     let at = ReadPoint { epoch: VolumeEpoch(random.number()), lsn: Lsn(random.number()) };
     let limit = random.number() as u32;
-    match random.below(12) {
+    match random.below(14) {
         0 => Request::Summaries,
         1 => Request::ReadTail {
             group: GroupId(random.below(4) as u16),
@@ -73,6 +73,8 @@ pub(crate) fn a_look(random: &mut Random) -> Request {
         8 => Request::PageChecksums { group, at, after: Some(page_key(random)), limit },
         9 => Request::Acquaint { node: NodeId(random.below(8) as u16) },
         10 => Request::Confirm { epoch: VolumeEpoch(random.number()) },
+        11 => Request::Pin { group: GroupId(random.below(4) as u16), at, lease_ms: limit },
+        12 => Request::ListForks { group, at, after: Some(relation_fork(random)), limit },
         _ => Request::Status,
     }
 }

@@ -4,7 +4,7 @@
 //! that come and go (some go on after they were replaced), recoveries (some die half way, some compete), in some runs a
 //! node that says what is not true to its peers and to recoveries, and a network and machines that fail in every way they can. The machines under test are the product's: segments and
 //! recovery of `borealis-quorum`, the shipper, the reads and the greeting of nodes of `borealis-compute`, batches and
-//! frames of `borealis-wire`. Only what surrounds them is a model: a log that loses what was not synced; a network that
+//! frames of `borealis-wire`. Nodes let go of log, so that those which were away are refilled up to a durable point. Only what surrounds them is a model: a log that loses what was not synced; a network that
 //! delays, loses, repeats and reorders single messages; connections that deliver in order until they break.
 //!
 //! An [`oracle`] sees everything and checks, at every acknowledgement, recovery and read, that
@@ -85,6 +85,12 @@ pub enum Defect {
     LeaseIgnored,
     /// A node applies a record although a recovery cut its last piece.
     CutRecordsApply,
+    /// A segment goes on from a point of which only some pages are here.
+    JumpBeforeAllIsHere,
+    /// A node lets go of what it keeps for a peer, and gives what it has instead: pages of a later state.
+    PinIgnored,
+    /// A refill that begins again at another point keeps the pages that are as of the one before.
+    RefillMixesPoints,
 }
 
 /// How a run is set up.

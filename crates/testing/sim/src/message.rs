@@ -6,7 +6,7 @@ use borealis_quorum::recovery::TailRecord;
 use borealis_quorum::segment::{Gap, SegmentSummary};
 use borealis_quorum::{ChainLink, DurablePoint, GroupLink, GroupTail, Promise};
 use borealis_types::{
-    EpochHistory, GroupId, Lsn, NodeId, PAGE_SIZE, Part, RecordSpan, ServerVersion, VolumeEpoch,
+    EpochHistory, GroupId, Lsn, NodeId, PAGE_SIZE, Part, ReadPoint, RecordSpan, ServerVersion, VolumeEpoch,
 };
 use borealis_wire::{BatchFrame, BatchRecord, Reply, Request};
 
@@ -191,6 +191,28 @@ pub enum Message {
     GossipAsk(GroupId, Gap),
     /// Node to node.
     GossipRecords(GroupId, Vec<Rc<SimRecord>>),
+    /// Node to node: what records up to a point made of one part of a group, and keep it all for me.
+    RefillAsk {
+        /// Of which group.
+        group: GroupId,
+        /// As of which point.
+        at: ReadPoint,
+        /// Which part.
+        part: u8,
+    },
+    /// Node to node.
+    RefillPart {
+        /// Of which group.
+        group: GroupId,
+        /// As it was asked for.
+        lsn: Lsn,
+        /// Which part.
+        part: u8,
+        /// What it is made of.
+        records: Vec<Rc<SimRecord>>,
+    },
+    /// Node to node: that point is not here, or not any more.
+    RefillGone(GroupId, Lsn),
 }
 
 /// A durable point of one group out of a list for all.

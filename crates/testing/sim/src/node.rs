@@ -4,6 +4,7 @@ mod gossip;
 pub mod lies;
 mod lines;
 mod pieces;
+mod refill;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, ReadPoint, ServerVersio
 use borealis_wire::{Caller, Refusal, Reply, SegmentProgress};
 
 use self::lies::Lie;
+use self::refill::{Kept, Refill};
 use crate::message::{Host, LineId, Message, SimRecord, durable_point};
 use crate::random::Random;
 use crate::{Coverage, Defect};
@@ -32,6 +34,7 @@ enum Entry {
     Adopt(GroupId, Promise, EpochHistory),
     Observe(GroupId, VolumeEpoch, DurablePoint),
     ReadPoint(GroupId, VolumeEpoch, Lsn),
+    Jump(GroupId, DurablePoint, Vec<Rc<SimRecord>>),
 }
 
 /// Records of one group, by start position.
@@ -85,6 +88,11 @@ impl State {
             Entry::Observe(group, epoch, point) => {
                 self.segments[usize::from(group.0)].observe_durable(*epoch, *point);
             }
+            Entry::Jump(group, point, block) => {
+                self.segments[usize::from(group.0)].jump(*point).expect("it was allowed before");
+                let records = block.iter().map(|record| (record.span.start, Rc::clone(record)));
+                self.records[usize::from(group.0)].extend(records);
+            }
             Entry::ReadPoint(group, epoch, point) => {
                 self.segments[usize::from(group.0)].observe_minimum_read_point(*epoch, *point);
             }
@@ -119,6 +127,10 @@ pub struct SimNode {
     members: QuorumSets,
     /// What was last heard of each other node's segments, in group order.
     claims: Vec<Claims>,
+    /// What it keeps of each group, and for whom, in group order.
+    kept: Vec<Kept>,
+    /// What it brings from peers, in group order.
+    refills: Vec<Option<Refill>>,
     /// How it lies to its peers and to recoveries, if it does.
     pub lie: Option<Lie>,
 }
@@ -156,6 +168,8 @@ impl SimNode {
             lines: BTreeMap::new(),
             members: QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).expect("six different nodes"),
             claims: vec![Claims::new(); usize::from(group_count)],
+            kept: vec![Kept::default(); usize::from(group_count)],
+            refills: vec![None; usize::from(group_count)],
             lie: None,
         }
     }
@@ -219,6 +233,8 @@ impl SimNode {
             lines: BTreeMap::new(),
             members: self.members.clone(),
             claims: vec![Claims::new(); self.claims.len()],
+            kept: self.kept.iter().map(Kept::after_restart).collect(),
+            refills: vec![None; self.refills.len()],
             lie: None,
         };
         copy.restart();
@@ -255,13 +271,14 @@ impl SimNode {
     }
 
     /// Stores a checkpoint and starts a new log, if everything is synced.
-    pub fn store_checkpoint(&mut self) -> bool {
+    pub fn store_checkpoint(&mut self, coverage: &mut Coverage) -> bool {
         if self.synced < self.log.len() || !self.answers.is_empty() || self.log.is_empty() {
             return false;
         }
         self.checkpoint = checkpoint_of(&self.state);
         self.log.clear();
         self.synced = 0;
+        self.collect(coverage);
         true
     }
 
@@ -275,6 +292,8 @@ impl SimNode {
         self.answers.clear();
         self.lines.clear();
         self.claims.iter_mut().for_each(Claims::clear);
+        self.kept.iter_mut().for_each(|kept| *kept = kept.after_restart());
+        self.refills.iter_mut().for_each(|refill| *refill = None);
         self.running = false;
         self.syncing = false;
         self.life += 1;
@@ -345,7 +364,11 @@ impl SimNode {
         let offer = self.segment_mut(group).offer(source, record.epoch, link);
         if offer.must_persist() {
             self.log.push(Entry::Record(group, Rc::clone(record)));
-            self.state.records[usize::from(group.0)].insert(record.span.start, Rc::clone(record));
+            let known = self.state.records[usize::from(group.0)].insert(record.span.start, Rc::clone(record));
+            if known.is_some() {
+                effects.impossible =
+                    Some(format!("node {} group {group}: {record:?} is applied twice", self.id));
+            }
             effects.stored.push((group, Rc::clone(record)));
         }
         match offer {
@@ -438,7 +461,8 @@ impl SimNode {
             Message::GossipSummary(summaries) => self.gossip(from, &summaries, &mut effects, coverage),
             Message::GossipAsk(group, gap) => {
                 let records = &self.state.records[usize::from(group.0)];
-                let range = |r: &&Rc<SimRecord>| r.span.end > gap.after && r.span.end <= gap.through;
+                let after = gap.after.max(self.log_kept_from(group));
+                let range = |r: &&Rc<SimRecord>| r.span.end > after && r.span.end <= gap.through;
                 let found = records.values().filter(range).take(PAGE_RECORDS).cloned().collect();
                 // Only durable bytes leave a node.
                 self.answer(from, Message::GossipRecords(group, found), &mut effects);
@@ -457,8 +481,15 @@ impl SimNode {
                 }
                 if self.segment(group).segment_complete_lsn() > before {
                     self.push_progress(group, &mut effects, coverage);
+                } else {
+                    self.refill_from(from, group, &mut effects, coverage);
                 }
             }
+            Message::RefillAsk { group, at, part } => self.give_part(from, group, at, part, &mut effects),
+            Message::RefillPart { group, lsn, part, records } => {
+                self.take_part((group, lsn, part), records, &mut effects, coverage);
+            }
+            Message::RefillGone(group, lsn) => self.begin_refill_again(group, lsn, coverage),
             other => effects.impossible = Some(format!("node {} got {other:?}", self.id)),
         }
         effects

@@ -346,7 +346,7 @@ impl World {
         if !self.nodes[position].running {
             return;
         }
-        if self.random.chance(100) && self.nodes[position].store_checkpoint() {
+        if self.random.chance(100) && self.nodes[position].store_checkpoint(&mut self.coverage) {
             self.coverage.count("checkpoints");
         }
         let peer = self.random.below(u64::from(NODES)) as usize;

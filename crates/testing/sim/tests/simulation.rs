@@ -16,6 +16,7 @@ fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
     for what in [
         "appends of fenced writers",
         "checkpoints",
+        "collections held back by a pin",
         "connections broken",
         "durable points learned from peers",
         "durable points of peers without proof",
@@ -54,7 +55,10 @@ fn two_hundred_histories_keep_every_promise_and_cover_every_scenario() {
         "recoveries completed",
         "recoveries crashed",
         "recoveries superseded",
+        "refills begun",
+        "refills begun again",
         "releases of records checked",
+        "segments refilled",
         "stale records refused",
         "unacknowledged records kept by a recovery",
         "refusals that a writer heard",
@@ -117,6 +121,9 @@ fn every_deliberate_defect_is_caught() {
         (Defect::ReplacedOnOneWord, 50, "ended as replaced"),
         (Defect::LeaseIgnored, 400, "goes on, though"),
         (Defect::CutRecordsApply, 200, "is not the volume's"),
+        (Defect::JumpBeforeAllIsHere, 100, "lacks"),
+        (Defect::PinIgnored, 1000, ""),
+        (Defect::RefillMixesPoints, 1000, "lacks"),
     ] {
         let caught = seeds_until_caught(defect, at_most);
         println!("{defect:?}: {caught:?}");

@@ -20,10 +20,12 @@ use borealis_wire::Refusal;
 
 use crate::{ChainLink, DurablePoint, Promise};
 
+mod refill;
 #[cfg(test)]
 mod tests;
 mod types;
 
+pub use refill::JumpRefused;
 pub use types::{
     CheckpointError, Fenced, Gap, GossipPlan, InstallError, Installed, Offer, ReadRefusal, SegmentCheckpoint,
     SegmentRecord, SegmentSummary, Source,

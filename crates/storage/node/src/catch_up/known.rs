@@ -15,6 +15,9 @@ use super::proof::Proof;
 /// A peer that did not keep the log we need is asked again after this, in case it was a misunderstanding.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
+/// How many peers must have no log that continues a segment before it is refilled.
+const PEERS_WITHOUT_LOG: usize = 2;
+
 /// What is known of the peers' segments.
 #[derive(Debug)]
 pub(crate) struct Known {
@@ -26,7 +29,7 @@ pub(crate) struct Known {
     pub(super) proof: Proof,
 }
 
-#[derive(Debug)]
+#[derive(Default, Debug)]
 struct State {
     stopping: bool,
     /// How often the threads were woken.
@@ -37,6 +40,8 @@ struct State {
     /// Peers that do not keep log old enough for a segment of ours: where that segment ended, and when that was
     /// noticed.
     collected: BTreeMap<(GroupId, NodeId), (Lsn, Instant)>,
+    /// Segments that are to be refilled although they were not found to be cut off.
+    refills_requested: BTreeSet<GroupId>,
 }
 
 /// What was last heard of one member's segment.
@@ -60,7 +65,7 @@ impl Known {
         let unheard = |group| others(group).map(|node| (node, Member::default())).collect();
         let members = own.iter().map(|&group| (group, unheard(group))).collect();
         Known {
-            state: Mutex::new(State { stopping: false, wakes: 0, members, collected: BTreeMap::new() }),
+            state: Mutex::new(State { members, ..State::default() }),
             changed: Condvar::new(),
             pulling: own.into_iter().map(|group| (group, AtomicBool::new(false))).collect(),
             proof: Proof::new(config),
@@ -144,34 +149,31 @@ impl Known {
         noticed.is_some_and(|(stood_at, when)| stood_at == ours && when.elapsed() < ASK_AGAIN_AFTER)
     }
 
-    /// Says which segment cannot catch up from any peer's log, if one cannot: it must lack what it knows itself to be
-    /// durable. That others claim to be ahead is not enough, for one may lie.
-    pub(crate) fn rebuild_needed(&self, ours: &[SegmentSummary]) -> Option<String> {
+    /// Whether our segment, which ends at `ours`, is cut off: peers that are ahead do not keep log that continues it. Two
+    /// must have been asked, for one may lie; what is done then is right in any case, but it is work.
+    pub(super) fn is_cut_off(&self, group: GroupId, ours: Lsn) -> bool {
         let state = self.lock();
-        ours.iter().find_map(|segment| {
-            let stands_at = segment.segment_complete_lsn;
-            if stands_at >= segment.known_durable_tail {
-                return None;
-            }
-            let members = state.members.get(&segment.group)?;
-            let ahead: BTreeSet<NodeId> = members
-                .iter()
-                .filter(|(_, member)| member.complete > stands_at)
-                .map(|(node, _)| *node)
-                .collect();
-            let collected = |node: &NodeId| {
-                let noticed = state.collected.get(&(segment.group, *node));
-                noticed.is_some_and(|(stood_at, _)| *stood_at == stands_at)
-            };
-            let hopeless = !ahead.is_empty() && ahead.iter().all(collected);
-            hopeless.then(|| {
-                format!(
-                    "the segment of group {} stands at {stands_at} and no peer keeps log that old any more; \
-                     replace this node (`borealis node replace`)",
-                    segment.group
-                )
-            })
-        })
+        let noticed = state.collected.iter();
+        let of_ours = noticed.filter(|((of, _), (stood_at, _))| *of == group && *stood_at == ours);
+        of_ours.count() >= PEERS_WITHOUT_LOG
+    }
+
+    /// Asks that a segment is refilled without looking for log first: it is known to be empty.
+    pub(crate) fn request_refill(&self, group: GroupId) {
+        let mut state = self.lock();
+        state.refills_requested.insert(group);
+        state.wakes += 1;
+        self.changed.notify_all();
+    }
+
+    /// Whether a refill was asked for.
+    pub(super) fn is_refill_requested(&self, group: GroupId) -> bool {
+        self.lock().refills_requested.contains(&group)
+    }
+
+    /// Notes that a refill is over.
+    pub(super) fn note_refilled(&self, group: GroupId) {
+        self.lock().refills_requested.remove(&group);
     }
 }
 
@@ -281,22 +283,27 @@ mod tests {
     }
 
     #[test]
-    fn a_rebuild_is_needed_when_every_peer_that_is_ahead_collected_its_log() {
+    fn a_segment_is_cut_off_when_two_peers_have_no_log_that_continues_it() {
         let known = known();
-        let ours = [segment(100)];
         known.note_peer(NodeId(2), &segment(500));
         known.note_peer(NodeId(3), &segment(400));
         assert!(known.note_nothing_came(NodeId(2), GROUP, Lsn(100)));
         assert!(known.is_collected(NodeId(2), GROUP, Lsn(100)));
-        assert_eq!(known.rebuild_needed(&ours), None, "node 3 may still have it");
+        assert!(!known.is_cut_off(GROUP, Lsn(100)), "node 3 may still have it");
         assert!(known.note_nothing_came(NodeId(3), GROUP, Lsn(100)));
-        assert!(known.rebuild_needed(&ours).is_some_and(|why| why.contains("group 0")));
-        // One that has all that it knows to be durable lacks nothing that a peer's claim alone could prove.
-        let healthy = SegmentSummary { known_durable_tail: Lsn(100), ..segment(100) };
-        assert_eq!(known.rebuild_needed(&[healthy]), None);
+        assert!(known.is_cut_off(GROUP, Lsn(100)));
+        assert!(!known.is_cut_off(GroupId(1), Lsn(100)));
         // Once the segment moves, what was noticed before is void.
-        assert_eq!(known.rebuild_needed(&[segment(200)]), None);
-        assert!(!known.is_collected(NodeId(2), GROUP, Lsn(200)));
+        assert!(!known.is_cut_off(GROUP, Lsn(200)) && !known.is_collected(NodeId(2), GROUP, Lsn(200)));
+    }
+
+    #[test]
+    fn a_refill_can_be_asked_for() {
+        let known = known();
+        known.request_refill(GROUP);
+        assert!(known.is_refill_requested(GROUP) && !known.is_refill_requested(GroupId(1)));
+        known.note_refilled(GROUP);
+        assert!(!known.is_refill_requested(GROUP));
     }
 
     #[test]

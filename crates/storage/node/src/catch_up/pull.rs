@@ -5,12 +5,12 @@ use std::sync::Arc;
 use borealis_client::{ClientError, NodeClient};
 use borealis_quorum::Promise;
 use borealis_quorum::segment::Segment;
-use borealis_store::{Origin, Store, StoreError};
+use borealis_store::{Origin, Sequence, Store, StoreError};
 use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch, invariant};
+use borealis_wire::SegmentProgress;
 
 use super::known::Known;
 use crate::durability::assert_durable;
-use crate::line_throttle::LineThrottle;
 use crate::materializer::Materializer;
 use crate::metrics::{Metrics, add};
 use crate::open_connections::OpenConnections;
@@ -74,7 +74,6 @@ pub(crate) struct Puller {
     /// Connections through which to tell the writer that an SCL moved by records from a peer.
     pub(crate) connections: Arc<OpenConnections>,
     pub(crate) materializer: Arc<Materializer>,
-    pub(crate) collected_lines: LineThrottle,
 }
 
 impl Puller {
@@ -91,7 +90,9 @@ impl Puller {
             let (batches, more) = client.read_tail(group, above, PULL_BYTES)?;
             self.take(group, &batches)?;
             if self.store.with_segment(group, Segment::segment_complete_lsn)? <= above {
-                self.note_nothing_came(peer, group, above);
+                if self.known.note_nothing_came(peer, group, above) {
+                    tracing::debug!(%peer, %group, segment_complete_lsn = %above, "no log that continues the segment");
+                }
                 return Ok(());
             }
             if !more {
@@ -99,6 +100,41 @@ impl Puller {
             }
         }
         Ok(())
+    }
+
+    /// Reports an SCL, only to the writer whose records produced it: a writer of another epoch would count it as an
+    /// acknowledgement of its own records at these positions.
+    fn tell_writer(
+        &self,
+        group: GroupId,
+        before: Standing,
+        taken: Option<Sequence>,
+        synced: Option<Sequence>,
+        progress: &[SegmentProgress],
+    ) -> Result<(), CatchUpError> {
+        let after = self.store.with_segment(group, Standing::of)?;
+        if let Some(writer) = after.live_writer_since(before) {
+            assert_durable(taken, synced);
+            self.connections.push_progress(writer, progress);
+        }
+        Ok(())
+    }
+
+    /// Lets a segment go on from what peers brought, durably, and tells the writer.
+    pub(super) fn jump(
+        &self,
+        group: GroupId,
+        jump: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), CatchUpError> {
+        let before = self.store.with_segment(group, Standing::of)?;
+        jump()?;
+        // Synced first: the writer's stream may have moved the segment on meanwhile.
+        let summaries = self.store.summaries()?;
+        let of_group = summaries.iter().filter(|summary| summary.group == group);
+        let progress: Vec<SegmentProgress> = of_group
+            .map(|summary| SegmentProgress { group, segment_complete_lsn: summary.segment_complete_lsn })
+            .collect();
+        self.tell_writer(group, before, None, None, &progress)
     }
 
     /// Appends records of one group, makes them durable, and tells the writer how far its stream is complete here.
@@ -122,27 +158,9 @@ impl Puller {
             self.store.sync(sequence)?;
             synced = Some(sequence);
         }
-        // Report an SCL only to the writer whose records produced it: a writer of another epoch would count it as an
-        // acknowledgement of its own records at these positions.
-        let after = self.store.with_segment(group, Standing::of)?;
-        if let Some(writer) = after.live_writer_since(before) {
-            assert_durable(taken, synced);
-            self.connections.push_progress(writer, &progress);
-        }
+        self.tell_writer(group, before, taken, synced, &progress)?;
         self.materializer.note_appended(appended_bytes);
         Ok(())
-    }
-
-    fn note_nothing_came(&self, peer: NodeId, group: GroupId, ours: Lsn) {
-        if !self.known.note_nothing_came(peer, group, ours) {
-            return;
-        }
-        if let Some(suppressed) = self.collected_lines.admit() {
-            tracing::warn!(
-                %peer, %group, segment_complete_lsn = %ours, suppressed,
-                "the peer does not keep log that old any more"
-            );
-        }
     }
 }
 

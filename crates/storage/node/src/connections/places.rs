@@ -31,8 +31,9 @@ impl Kind {
             // Six recoveries at once, each with a connection for redo and one for the rest, fit twelve.
             Kind::OtherWriter => (12, Duration::from_millis(500)),
             Kind::Client => (128, Duration::from_millis(500)),
-            // A peer's thread has one connection; one that broke may still be listed when the next one comes.
-            Kind::Peer(_) => (4, Duration::from_millis(500)),
+            // A peer's gossip has one connection, what mends and what refills another each; those that broke may still be
+            // listed when the next ones come.
+            Kind::Peer(_) => (6, Duration::from_millis(500)),
         }
     }
 }

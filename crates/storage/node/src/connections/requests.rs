@@ -1,16 +1,17 @@
 //! Answers to every request but appends.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use borealis_client::blocking::{MAX_LIST_ENTRIES, MAX_SLRU_PAGES};
 use borealis_quorum::Promise;
 use borealis_store::{Store, StoreError};
-use borealis_types::{AvailabilityZone, NodeId, VolumeEpoch};
+use borealis_types::{AvailabilityZone, GroupId, NodeId, ReadPoint, VolumeEpoch};
+use borealis_wire::roles::RequestKind;
 use borealis_wire::{Caller, NodeStatus, Refusal, Reply, Request};
 
 use super::large_answers::LargeAnswers;
-use crate::catch_up::Known;
+use crate::catch_up::{Known, Refills};
 use crate::metrics::{Metrics, add};
 use crate::open_connections::OpenConnections;
 use crate::refusals::Refusals;
@@ -30,6 +31,7 @@ pub(crate) struct Requests {
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) connections: Arc<OpenConnections>,
     pub(crate) known: Arc<Known>,
+    pub(crate) refills: Arc<Refills>,
     pub(crate) large_answers: LargeAnswers,
     pub(crate) standing: Arc<Standing>,
 }
@@ -38,9 +40,12 @@ impl Requests {
     pub(crate) fn answer(&self, caller: &Caller, request: Request) -> Reply {
         add(&self.metrics.requests, 1);
         let reply = if request.kind().is_allowed(caller) {
-            self.try_answer(request).unwrap_or_else(Reply::Refused)
+            self.try_answer(caller, request).unwrap_or_else(Reply::Refused)
         } else {
-            let what = "only a writer or a recovery may ask this; say so in the introduction";
+            let what = match request.kind() {
+                RequestKind::Pin => "only a peer may ask this; say so in the introduction",
+                _ => "only a writer or a recovery may ask this; say so in the introduction",
+            };
             Reply::Refused(Refusal::Misuse(what.to_owned()))
         };
         if matches!(reply, Reply::Refused(_)) {
@@ -49,7 +54,7 @@ impl Requests {
         reply
     }
 
-    fn try_answer(&self, request: Request) -> Result<Reply, Refusal> {
+    fn try_answer(&self, caller: &Caller, request: Request) -> Result<Reply, Refusal> {
         let store = &self.store;
         let refuse = |error: StoreError| self.refusals.of(&error);
         let list = |limit: u32| limit.min(MAX_LIST_ENTRIES) as usize;
@@ -114,7 +119,25 @@ impl Requests {
                 remembered: self.standing.remembered_of(node),
             }),
             Request::Confirm { epoch } => self.confirm(epoch),
+            Request::Pin { group, at, lease_ms } => self.pin(caller, group, at, lease_ms),
+            Request::ListForks { group, at, after, limit } => {
+                Ok(Reply::Relations(store.list_forks(group, at, after, list(limit)).map_err(refuse)?))
+            }
         }
+    }
+
+    /// Keeps what a peer takes.
+    fn pin(&self, caller: &Caller, group: GroupId, at: ReadPoint, lease_ms: u32) -> Result<Reply, Refusal> {
+        let Caller::Peer(peer) = *caller else {
+            return Err(Refusal::Misuse("only a peer may ask this".to_owned()));
+        };
+        if lease_ms == 0 {
+            self.store.unpin(group, peer);
+            return Ok(Reply::Pinned { pages: 0 });
+        }
+        let lease = Duration::from_millis(u64::from(lease_ms));
+        let pages = self.store.pin(group, at, peer, lease).map_err(|error| self.refusals.of(&error))?;
+        Ok(Reply::Pinned { pages })
     }
 
     /// Confirms that nobody was promised anything newer.
@@ -136,6 +159,7 @@ impl Requests {
     pub(crate) fn status(&self) -> NodeStatus {
         let mut metrics = self.metrics.read();
         metrics.push(("connections".to_owned(), self.connections.count() as u64));
+        metrics.extend(self.refills.metrics().map(|(name, value)| (name.to_owned(), value)));
         metrics
             .extend(self.store.metrics().into_iter().map(|(name, value)| (format!("store_{name}"), value)));
         metrics.sort();
@@ -146,7 +170,7 @@ impl Requests {
             zone: self.zone.clone(),
             process_id: std::process::id(),
             damage: self.store.damage(),
-            failure: self.store.failure().or_else(|| self.known.rebuild_needed(&segments)),
+            failure: self.store.failure(),
             hindrance: self.store.hindrance(),
             segments,
             metrics,

@@ -60,6 +60,7 @@ fn parts() -> Parts {
         refusals: refusals.clone(),
         connections: Arc::new(OpenConnections::default()),
         known: known.clone(),
+        refills: Arc::default(),
         standing: Arc::new(Standing::new(store.clone(), std::iter::empty())),
         large_answers: LargeAnswers::default(),
     };

@@ -43,6 +43,8 @@ pub(crate) enum EntryKind {
     Adopt = 5,
     /// Nothing: in the place of a damaged entry whose records were appended again.
     Void = 6,
+    /// A segment goes on from the point as of which peers brought everything.
+    Jump = 7,
 }
 
 impl EntryKind {
@@ -54,6 +56,7 @@ impl EntryKind {
             4 => Some(EntryKind::Positions),
             5 => Some(EntryKind::Adopt),
             6 => Some(EntryKind::Void),
+            7 => Some(EntryKind::Jump),
             _ => None,
         }
     }

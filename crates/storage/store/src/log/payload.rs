@@ -56,6 +56,13 @@ pub(crate) struct AdoptEntry {
     pub history: EpochHistory,
 }
 
+/// A segment's jump to a durable point, as the log keeps it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct JumpEntry {
+    pub group: GroupId,
+    pub point: DurablePoint,
+}
+
 /// Positions that the writer sent without records, as the log keeps them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct PositionsEntry {

@@ -40,6 +40,7 @@ impl Store {
                 chain: hosted.segment.checkpoint(),
                 // The state is shared, not copied, because appends wait for this lock.
                 materialized: Arc::clone(materialized(hosted.group())),
+                refilled: hosted.refilled.clone(),
             });
             let files =
                 state.batch_locations.files.iter().map(|(number, file)| (*number, file.ranges.clone()));

@@ -111,6 +111,7 @@ impl Store {
         state
             .segments
             .values()
+            .filter(|hosted| !hosted.is_refilling)
             .any(|hosted| !hosted.pages_to_mend(hosted.materialization_target()).is_empty())
     }
 

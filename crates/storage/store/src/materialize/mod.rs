@@ -62,6 +62,7 @@ impl Store {
         let mut progress = Progress::default();
         self.retry_put_off(mend::STALLED_FOR)?;
         self.prepare_for_readers();
+        self.relieve_pins();
         loop {
             self.check_poison()?;
             if !is_wanted() {

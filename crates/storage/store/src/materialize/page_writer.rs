@@ -8,7 +8,7 @@ use borealis_types::{Lsn, PageBytes, PageKey, invariant};
 use crate::StoreError;
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::{
-    Extent, MaterializedState, SlotAddress, extent_of, next_generation, page_in_extent,
+    Extent, Generation, MaterializedState, SlotAddress, extent_of, next_generation, page_in_extent,
 };
 use crate::pages::page_files::{PageFiles, SlotRun};
 use crate::pages::region::{PAGES_PER_EXTENT, Region, RegionClass};
@@ -45,6 +45,8 @@ pub(crate) struct PageWriter {
     pub held_bytes: u64,
     /// Pages written since the last sync.
     pub unsynced_pages: u64,
+    /// It writes what peers bring, perhaps several times between two checkpoints, beside the state that is named.
+    pub is_refill: bool,
 }
 
 /// Pages written between two syncs. A single sync at the end of a round would delay the log's syncs for as
@@ -76,6 +78,25 @@ impl PageWriter {
             unread: None,
             held_bytes: checkpointed.held_bytes(),
             unsynced_pages: 0,
+            is_refill: false,
+        }
+    }
+
+    /// Goes on with a state that is not the checkpointed one and is not named by it.
+    pub(crate) fn going_on(
+        next: NextState,
+        checkpointed: &Arc<MaterializedState>,
+        target: Lsn,
+    ) -> PageWriter {
+        PageWriter {
+            held_bytes: next.materialized.held_bytes(),
+            next,
+            checkpointed: Arc::clone(checkpointed),
+            target,
+            in_trouble: BTreeSet::new(),
+            unread: None,
+            unsynced_pages: 0,
+            is_refill: true,
         }
     }
 
@@ -94,12 +115,20 @@ impl PageWriter {
         let materialized = Arc::make_mut(&mut self.next.materialized);
         let extent = materialized.extents.get_mut(&first).expect("room was just made for it");
         let extent = Arc::make_mut(extent);
-        let generation = next_generation(extent.generations[place]);
+        let named = self.checkpointed.locate(key);
+        let is_other = |generation: Generation| {
+            named.is_none_or(|named| {
+                (named.region, named.place) != (region, place) || named.generation % 2 != generation % 2
+            })
+        };
+        let mut generation = next_generation(extent.generations[place]);
+        if self.is_refill && !is_other(generation) {
+            // A refill writes a page again, or one that it had removed, beside the state that is still the current one.
+            generation = next_generation(generation);
+        }
         extent.generations[place] = generation;
         let address = SlotAddress { region, place, generation };
-        let is_other_slot = self.checkpointed.locate(key).is_none_or(|named| {
-            (named.region, named.place) != (region, place) || named.generation % 2 != generation % 2
-        });
+        let is_other_slot = is_other(generation);
         invariant!("checkpointed-slot-untouched", is_other_slot, "page {key}, generation {generation}");
         self.next.files.write(&mut self.next.run, key, address, self.target, page)?;
         self.next.pages_written += 1;
@@ -168,6 +197,7 @@ impl PageWriter {
         let generations = before.as_ref().map_or([0; PAGES_PER_EXTENT as usize], |extent| extent.generations);
         materialized.extents.insert(first, Arc::new(Extent { region, generations }));
         let Some(before) = before else { return Ok(region) };
+        self.next.files.flush(&mut self.next.run)?;
         for (place, &generation) in
             before.generations.iter().enumerate().filter(|(_, generation)| **generation != 0)
         {

@@ -19,9 +19,9 @@ use crate::{Policy, Store, StoreError};
 impl Store {
     /// The target of each segment that can advance.
     pub(super) fn targets(&self) -> Vec<(GroupId, Lsn)> {
-        let state = self.lock();
+        let mut state = self.lock();
         let mut targets = Vec::new();
-        for hosted in state.segments.values() {
+        for hosted in state.segments.values_mut() {
             let (materialized, target) = (hosted.materialized.lsn, hosted.materialization_target());
             let copies = hosted.index.relations.database_events(materialized, target);
             let copy = copies
@@ -34,7 +34,9 @@ impl Store {
                 Some((at, _)) => at,
                 None => target,
             };
-            if target > materialized || !hosted.pages_to_mend(target).is_empty() {
+            hosted.materializing_to = target;
+            let mends = !hosted.is_refilling && !hosted.pages_to_mend(target).is_empty();
+            if target > materialized || mends {
                 targets.push((hosted.group(), target));
             }
         }

@@ -192,6 +192,12 @@ impl MaterializedState {
         self.extents.range(key(*range.start(), 0)..=key(*range.end(), u32::MAX))
     }
 
+    /// How many pages exist.
+    pub(crate) fn page_count(&self) -> u64 {
+        let of = |extent: &Extent| extent.generations.iter().filter(|generation| **generation != 0).count();
+        self.extents.values().map(|extent| of(extent) as u64).sum()
+    }
+
     /// About how much memory it takes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let meta: usize = self.meta.values().map(|value| value.len() + 96).sum();

@@ -245,6 +245,11 @@ impl PageFiles {
         Ok(())
     }
 
+    /// Writes what is in a run, so that it can be read. Not durable yet.
+    pub(crate) fn flush(&self, run: &mut SlotRun) -> Result<(), StoreError> {
+        self.write_run(run)
+    }
+
     /// Writes what is in a run. Not durable yet.
     fn write_run(&self, run: &mut SlotRun) -> Result<(), StoreError> {
         let Some((name, offset)) = run.place.take() else { return Ok(()) };

@@ -11,7 +11,7 @@ use borealis_types::{
 use borealis_wire::message::LIST_BYTES_MAX;
 use borealis_wire::{PageChecksum, RelationSize, ValuePart};
 
-use crate::pages::materialized_state::{MaterializedState, extent_of, in_database};
+use crate::pages::materialized_state::{MaterializedState, database_of, extent_of, in_database};
 use crate::read::long_value::LongValue;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::index::relations::{DatabaseEvent, PriorContent};
@@ -130,6 +130,38 @@ impl Store {
             Some(RelationSize { relation_fork, blocks })
         });
         Ok(sizes.take(limit).collect())
+    }
+
+    /// The forks of all databases that one group knows as of an LSN, after `after`, in key order.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`].
+    pub fn list_forks(
+        &self,
+        group: GroupId,
+        at: impl Into<ReadPoint>,
+        after: Option<RelationFork>,
+        limit: usize,
+    ) -> Result<Vec<RelationSize>, StoreError> {
+        let at = at.into();
+        let state = self.lock();
+        let hosted = Store::readable(&state, group, at)?;
+        let (relations, materialized) = (&hosted.index.relations, &hosted.materialized);
+        let mut sizes = Vec::new();
+        let mut database = after
+            .map(|after| database_of(after.locator))
+            .or_else(|| relations.next_database(materialized, None));
+        while let Some(key) = database.filter(|_| sizes.len() < limit) {
+            let forks = relations.fork_candidates(materialized, key, at.lsn).into_iter();
+            let forks = forks.filter(|fork| after.is_none_or(|after| *fork > after));
+            sizes.extend(forks.filter_map(|relation_fork| {
+                let blocks = relations.relation_blocks(materialized, relation_fork, at.lsn)?;
+                Some(RelationSize { relation_fork, blocks })
+            }));
+            database = relations.next_database(materialized, Some(key));
+        }
+        sizes.truncate(limit);
+        Ok(sizes)
     }
 
     /// The pages of a transaction-status store as of an LSN from page `from` on, ascending, at most `limit`.

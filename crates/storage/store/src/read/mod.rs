@@ -11,6 +11,7 @@ pub(crate) mod long_value;
 pub(crate) mod tail;
 
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use borealis_types::{
     BlockKey, EpochHistory, GroupId, Lsn, META_GROUP, MetaKey, PAGE_SIZE, PageBytes, PageKey, ReadPoint,
@@ -227,14 +228,17 @@ impl Store {
     }
 
     /// Admits a read: the segment, if it can serve exactly the state as of `at`. The only place where reads are
-    /// admitted; [`borealis_quorum::segment::Segment::check_read`] decides.
+    /// admitted; [`borealis_quorum::segment::Segment::check_read`] decides, and [`crate::pins`] what is kept beyond that.
     pub(crate) fn readable(
         state: &State,
         group: GroupId,
         at: ReadPoint,
     ) -> Result<&HostedSegment, StoreError> {
         let hosted = Store::hosted(state, group)?;
-        hosted.segment.permit_read(at)?;
+        match hosted.pins.floor(Instant::now()) {
+            Some(pinned) => hosted.segment.permit_pinned_read(at, pinned)?,
+            None => hosted.segment.permit_read(at)?,
+        }
         let lsn = at.lsn;
         hosted.check_admitted(lsn);
         if let Some(failure) = &hosted.failure

@@ -18,7 +18,9 @@ use crate::log::record_reader::{assemble, read_record};
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::MaterializedState;
 use crate::pages::page_files::PageFiles;
+use crate::pins::Pins;
 use crate::redo_engine::RedoContext;
+use crate::refill::Refilled;
 use crate::segment::cut_records::{CutRecords, Next};
 use crate::segment::index::Index;
 use crate::segment::index::relations::PriorContent;
@@ -87,12 +89,21 @@ pub(crate) struct HostedSegment {
     pub pages: Arc<PageFiles>,
     /// The counters as of a durable LSN, so that reading them need not begin at the materialized state.
     pub prepared_counters: Option<(Lsn, Vec<u8>)>,
+    /// Versions that are kept for peers.
+    pub pins: Pins,
+    /// The target of the round that is under way, or was last.
+    pub materializing_to: Lsn,
+    /// What peers brought of a later state, as far as it is durable. No round writes pages of the segment meanwhile.
+    pub refilled: Option<Refilled>,
+    /// A refill is under way, whether or not any of it is durable.
+    pub is_refilling: bool,
 }
 
 impl HostedSegment {
     pub(crate) fn new(
         segment: Segment,
         materialized: Arc<MaterializedState>,
+        refilled: Option<Refilled>,
         pages: PageFiles,
     ) -> HostedSegment {
         // That a page is held as damaged is all that is left of it here: only peers can bring it.
@@ -117,6 +128,10 @@ impl HostedSegment {
             stalled: None,
             pages: Arc::new(pages),
             prepared_counters: None,
+            pins: Pins::default(),
+            materializing_to: Lsn::ZERO,
+            is_refilling: refilled.is_some(),
+            refilled,
         }
     }
 
@@ -201,6 +216,12 @@ impl HostedSegment {
             "materialized-is-durable",
             target <= durable,
             "through {target}, and the volume is durable through {durable}"
+        );
+        let pinned = self.pins.floor(Instant::now());
+        invariant!(
+            "pinned-is-kept",
+            pinned.is_none_or(|pinned| target <= pinned),
+            "through {target}, and a peer reads as of {pinned:?}"
         );
     }
 
@@ -436,9 +457,10 @@ impl HostedSegment {
     pub(crate) fn materialization_target(&self) -> Lsn {
         let durable = self.segment.known_durable().volume.end;
         let target = self.segment.minimum_read_point().min(self.segment.readable_through()).min(durable);
-        if self.stalled.is_some() {
+        if self.stalled.is_some() || self.is_refilling {
             return self.materialized.lsn;
         }
+        let target = self.pins.floor(Instant::now()).map_or(target, |pinned| target.min(pinned));
         let failures = self.failure.iter().chain(&self.unread);
         let target = failures.fold(target, |target, failure| target.min(Lsn(failure.lsn.0 - 1)));
         self.outside_records(target)

@@ -7,7 +7,7 @@ use borealis_types::{GroupId, Lsn};
 use crate::StoreError;
 use crate::directory::decode;
 use crate::log::entry::EntryKind;
-use crate::log::payload::{AdoptEntry, InstallEntry, PositionsEntry, decode_entry};
+use crate::log::payload::{AdoptEntry, InstallEntry, JumpEntry, PositionsEntry, decode_entry};
 use crate::log::position::{LogPosition, RecordRef};
 use crate::log::scan::{ScannedEntry, scan_from};
 use crate::redo_engine::RedoContext;
@@ -141,6 +141,10 @@ fn replay_entry(state: &mut State, context: RedoContext<'_>, entry: &ScannedEntr
                 state.after_install(context, &files, item.group, &installed)?;
             }
             Ok(())
+        }
+        EntryKind::Jump => {
+            let JumpEntry { group, point } = decode(&entry.payload, &path)?;
+            state.jump(context, &files, group, point)
         }
         EntryKind::Adopt => {
             let item: AdoptEntry = decode(&entry.payload, &path)?;

@@ -11,3 +11,4 @@ mod pace;
 mod passing;
 mod records;
 mod redo;
+mod refill;

@@ -1,6 +1,7 @@
 //! What happened to relations, databases and transaction-status stores, and what follows for sizes and pages.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use borealis_types::{BlockKey, DatabaseKey, Lsn, PageKey, RelationFork, SlruKind};
 
@@ -275,6 +276,21 @@ impl RelationEvents {
         lsn: Lsn,
     ) -> impl Iterator<Item = (Lsn, DatabaseKey, DatabaseEvent)> + '_ {
         self.databases.iter().copied().filter(move |(at, ..)| *at > above && *at <= lsn)
+    }
+
+    /// The first database after `after`, in key order, that may have relations.
+    pub(crate) fn next_database(
+        &self,
+        materialized: &MaterializedState,
+        after: Option<DatabaseKey>,
+    ) -> Option<DatabaseKey> {
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(*database_range(after).end()));
+        let stored = materialized.relations.range((from, Bound::Unbounded)).next();
+        let changed = self.forks.range((from, Bound::Unbounded)).next();
+        let forks = stored.map(|(fork, _)| *fork).into_iter().chain(changed.map(|(fork, _)| *fork));
+        let copied = self.databases.iter().map(|(_, database, _)| *database);
+        let copied = copied.filter(|database| after.is_none_or(|after| *database > after));
+        forks.map(|fork| database_of(fork.locator)).chain(copied).min()
     }
 
     /// The forks with events after `above` and not after `lsn`.

@@ -1,0 +1,267 @@
+//! Refilling segments that no peer's log continues: pages as of a durable point, from all peers that have them.
+//!
+//! What is asked of whom, and what is believed, is in [`plan`]; the connections are in [`sources`]; how it gets to disk, and
+//! how the segment goes on from there, is the store's matter (`borealis_store::Refill`). Here is the thread that does one
+//! segment after another, at a bounded rate: what is asked for takes the peers' disks from those who read and write.
+//!
+//! The point is what the segment itself knows to be durable: the writer said so, or a read quorum of members. Peers keep
+//! everything as of it under leases. Everything that comes is what two of them say.
+
+mod plan;
+mod progress;
+mod sources;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use borealis_quorum::segment::Segment;
+use borealis_spec::{Membership, NodeAddress, NodeConfig};
+use borealis_store::{Refill, Store, StoreError};
+use borealis_types::{GroupId, META_GROUP, NodeId, PAGE_SIZE, ReadPoint, VolumeId};
+
+pub(crate) use self::progress::Refills;
+
+use self::plan::{Plan, Step, Stuck};
+use self::progress::Pace;
+use self::sources::Sources;
+use super::known::Known;
+use super::pull::{CatchUpError, Puller};
+use crate::materializer::lower_priority;
+
+/// Between two looks at whether a segment is cut off.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// Before a refill that failed is tried again; doubles up to the second.
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// After a refill, the records that came meanwhile are waited for this long before the next segment; peers keep them until
+/// their leases end.
+const CHAIN_WITHIN: Duration = Duration::from_secs(5);
+/// How much less of a busy processor the thread gets than those who answer.
+const NICENESS: libc::c_int = 5;
+
+/// Why a segment was not refilled.
+#[derive(Debug, thiserror::Error)]
+enum RefillError {
+    #[error(transparent)]
+    Own(#[from] CatchUpError),
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
+    #[error("no two peers agree on the sizes of relations or on small values")]
+    NoAgreement,
+    #[error("the node stops")]
+    Stopping,
+}
+
+impl From<StoreError> for RefillError {
+    fn from(error: StoreError) -> RefillError {
+        RefillError::Own(error.into())
+    }
+}
+
+/// Refills segments, in a thread of its own.
+#[derive(Debug)]
+pub(crate) struct Refiller {
+    volume: VolumeId,
+    node: NodeId,
+    peers: Vec<NodeAddress>,
+    groups: Membership,
+    bytes_per_second: u64,
+    store: Arc<Store>,
+    known: Arc<Known>,
+    refills: Arc<Refills>,
+    puller: Puller,
+}
+
+impl Refiller {
+    pub(crate) fn new(
+        config: &NodeConfig,
+        known: &Arc<Known>,
+        refills: &Arc<Refills>,
+        puller: Puller,
+    ) -> Refiller {
+        Refiller {
+            volume: config.volume,
+            node: config.node,
+            peers: config.peers.clone(),
+            groups: config.groups.clone(),
+            bytes_per_second: config.refill_bytes_per_second,
+            store: Arc::clone(&puller.store),
+            known: Arc::clone(known),
+            refills: Arc::clone(refills),
+            puller,
+        }
+    }
+
+    /// The body of the thread.
+    pub(crate) fn run_until_stopped(&self) {
+        lower_priority(NICENESS);
+        let mut failed: BTreeMap<GroupId, (Instant, Duration)> = BTreeMap::new();
+        let mut seen_wakes = 0;
+        while self.known.wait(&mut seen_wakes, INTERVAL, false) {
+            let cut_off: Vec<GroupId> = self
+                .store
+                .identity()
+                .groups
+                .iter()
+                .copied()
+                .filter(|&group| self.is_cut_off(group))
+                .collect();
+            self.refills.note_cut_off(&cut_off);
+            for group in cut_off {
+                let waits = |(when, pause): &(Instant, Duration)| when.elapsed() < *pause;
+                if failed.get(&group).is_some_and(waits) {
+                    continue;
+                }
+                match self.refill(group) {
+                    Ok(()) => drop(failed.remove(&group)),
+                    Err(RefillError::Stopping) => return,
+                    Err(error) => {
+                        let pause = failed
+                            .get(&group)
+                            .map_or(BACKOFF_MIN, |(_, pause)| (*pause * 2).min(BACKOFF_MAX));
+                        failed.insert(group, (Instant::now(), pause));
+                        tracing::warn!(%group, %error, "a segment that no log continues is not refilled yet");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a segment is to be refilled. Ends a refill that is not needed any more.
+    fn is_cut_off(&self, group: GroupId) -> bool {
+        if !self.store.lacks_durable_records(group) {
+            if self.store.is_refilling(group)
+                && let Err(error) = self.store.end_refill_if_needless(group)
+            {
+                tracing::warn!(%group, %error, "a refill that is not needed any more cannot be ended yet");
+            }
+            return false;
+        }
+        let Ok(ours) = self.store.with_segment(group, Segment::segment_complete_lsn) else { return false };
+        self.store.is_refilling(group)
+            || self.known.is_refill_requested(group)
+            || self.known.is_cut_off(group, ours)
+    }
+
+    fn refill(&self, group: GroupId) -> Result<(), RefillError> {
+        let begun = Instant::now();
+        let Some(refill) = self.store.refill(group)? else { return Ok(()) };
+        if refill.is_whole() {
+            self.puller.jump(group, || refill.finish_whole())?;
+            self.known.note_refilled(group);
+            self.refills.note_refilled(group);
+            return Ok(());
+        }
+        let mut sources = Sources::new(self.volume, self.node, group);
+        let Some(at) = self.refill_from(refill, group, &mut sources)? else { return Ok(()) };
+        self.known.note_refilled(group);
+        self.refills.note_refilled(group);
+        tracing::info!(%group, lsn = %at.lsn, seconds = begun.elapsed().as_secs_f32(), "a segment was refilled from peers");
+        // The records since then come from the peers' logs.
+        self.known.wake();
+        if self.wait_for_chain(group) {
+            sources.release(at);
+        }
+        Ok(())
+    }
+
+    /// Brings everything, and lets the segment go on from there. Returns as of where; `None` if it is not needed any more.
+    fn refill_from(
+        &self,
+        mut refill: Refill<'_>,
+        group: GroupId,
+        sources: &mut Sources,
+    ) -> Result<Option<ReadPoint>, RefillError> {
+        let (mut peers, mut pages) = sources.pin_all(self.members(group), refill.at()?);
+        if peers.len() < 2 {
+            // What was begun, perhaps before a restart, cannot be had any more.
+            refill.begin_again()?;
+            (peers, pages) = sources.pin_all(self.members(group), refill.at()?);
+        }
+        let at = refill.at()?;
+        self.refills.begin(group, pages);
+        let mut plan = Plan::new(peers, refill.through());
+        match self.bring_pages(&mut refill, group, &mut plan, sources) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => {
+                // What came before it is not asked for again.
+                if let Err(error) = refill.save() {
+                    tracing::warn!(%group, %error, "what was brought for a segment is not saved");
+                }
+                return Err(error);
+            }
+        }
+        let relations = sources.relations(&mut plan, at).ok_or(RefillError::NoAgreement)?;
+        let values = match group {
+            META_GROUP => sources.values(&mut plan, at).ok_or(RefillError::NoAgreement)?,
+            _ => Vec::new(),
+        };
+        self.puller.jump(group, || refill.finish(&relations, values))?;
+        Ok(Some(at))
+    }
+
+    /// Brings all pages; false if they are not needed any more.
+    fn bring_pages(
+        &self,
+        refill: &mut Refill<'_>,
+        group: GroupId,
+        plan: &mut Plan,
+        sources: &mut Sources,
+    ) -> Result<bool, RefillError> {
+        let at = refill.at()?;
+        let mut pace = Pace::new(self.bytes_per_second);
+        loop {
+            if self.known.is_stopping() {
+                return Err(RefillError::Stopping);
+            }
+            if !refill.is_needed()? {
+                return Ok(false);
+            }
+            sources.renew(plan, at);
+            match plan.step()? {
+                Step::Done => return Ok(true),
+                Step::Settle { key, peers } => {
+                    let answers = sources.page_of_each(plan, at, key, &peers);
+                    plan.settled(key, &answers)?;
+                }
+                Step::Ask { survey, pages } => {
+                    let (surveyed, bytes) = sources.ask_all(plan, at, &pages, survey);
+                    self.refills.note_fetched(bytes);
+                    if let (Some([one, other]), Some(survey)) = (surveyed, survey) {
+                        let listed = plan.surveyed(survey.peers, [&one, &other]);
+                        for (key, checksum) in &listed {
+                            if refill.has(key, *checksum) {
+                                plan.note_here(key);
+                            }
+                        }
+                        pace.spend((listed.len() * PAGE_SIZE) as u64);
+                    }
+                }
+            }
+            while let Some(range) = plan.take_complete() {
+                let (through, pages) = (range.through, range.into_pages());
+                refill.take_range(through, &pages)?;
+                self.refills.note_done(group, pages.len() as u64);
+            }
+            std::thread::sleep(pace.pause());
+        }
+    }
+
+    /// Waits for the records behind the point; returns whether they came.
+    fn wait_for_chain(&self, group: GroupId) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < CHAIN_WITHIN && !self.known.is_stopping() {
+            if !self.store.lacks_durable_records(group) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    fn members(&self, group: GroupId) -> impl Iterator<Item = &NodeAddress> {
+        self.peers.iter().filter(move |peer| self.groups.is_member(peer.node, group))
+    }
+}

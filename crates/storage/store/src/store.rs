@@ -81,7 +81,7 @@ impl Store {
     }
 
     pub(crate) fn context(&self) -> RedoContext<'_> {
-        RedoContext { redo: &*self.environment.redo, placement: self.identity.placement }
+        RedoContext { redo: &*self.environment.redo, placement: self.identity.placement, learned: &[] }
     }
 
     /// Returns when everything before `sequence` is durable. Concurrent callers share one `fdatasync`.

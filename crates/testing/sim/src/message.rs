@@ -187,10 +187,10 @@ pub enum Message {
     Line(LineId, OnLine),
     /// Node to node.
     GossipSummary(Vec<SegmentSummary>),
-    /// Node to node.
-    GossipAsk(GroupId, Gap),
-    /// Node to node.
-    GossipRecords(GroupId, Vec<Rc<SimRecord>>),
+    /// Node to node; and up to where the one that asks knows its group to be durable.
+    GossipAsk(GroupId, Gap, Lsn),
+    /// Node to node; with what the question said of the durable records.
+    GossipRecords(GroupId, Lsn, Vec<Rc<SimRecord>>),
 }
 
 /// A durable point of one group out of a list for all.

@@ -8,6 +8,7 @@ mod pieces;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use borealis_quorum::corroboration::Corroboration;
 use borealis_quorum::evidence::Claims;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::segment::{InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source};
@@ -119,6 +120,8 @@ pub struct SimNode {
     members: QuorumSets,
     /// What was last heard of each other node's segments, in group order.
     claims: Vec<Claims>,
+    /// Records that peers sent and that nobody has confirmed, in group order.
+    unconfirmed: Vec<Corroboration<Rc<SimRecord>>>,
     /// How it lies to its peers and to recoveries, if it does.
     pub lie: Option<Lie>,
 }
@@ -156,6 +159,7 @@ impl SimNode {
             lines: BTreeMap::new(),
             members: QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).expect("six different nodes"),
             claims: vec![Claims::new(); usize::from(group_count)],
+            unconfirmed: vec![Corroboration::default(); usize::from(group_count)],
             lie: None,
         }
     }
@@ -219,6 +223,7 @@ impl SimNode {
             lines: BTreeMap::new(),
             members: self.members.clone(),
             claims: vec![Claims::new(); self.claims.len()],
+            unconfirmed: vec![Corroboration::default(); self.unconfirmed.len()],
             lie: None,
         };
         copy.restart();
@@ -275,6 +280,7 @@ impl SimNode {
         self.answers.clear();
         self.lines.clear();
         self.claims.iter_mut().for_each(Claims::clear);
+        self.unconfirmed.iter_mut().for_each(|unconfirmed| *unconfirmed = Corroboration::default());
         self.running = false;
         self.syncing = false;
         self.life += 1;
@@ -436,16 +442,20 @@ impl SimNode {
                 }
             }
             Message::GossipSummary(summaries) => self.gossip(from, &summaries, &mut effects, coverage),
-            Message::GossipAsk(group, gap) => {
+            Message::GossipAsk(group, gap, durable) => {
                 let records = &self.state.records[usize::from(group.0)];
                 let range = |r: &&Rc<SimRecord>| r.span.end > gap.after && r.span.end <= gap.through;
-                let found = records.values().filter(range).take(PAGE_RECORDS).cloned().collect();
+                let sent = |record: &Rc<SimRecord>| match self.lie {
+                    Some(lie) if record.span.end > durable => lie.sent(record),
+                    _ => Rc::clone(record),
+                };
+                let found = records.values().filter(range).take(PAGE_RECORDS).map(sent).collect();
                 // Only durable bytes leave a node.
-                self.answer(from, Message::GossipRecords(group, found), &mut effects);
+                self.answer(from, Message::GossipRecords(group, durable, found), &mut effects);
             }
-            Message::GossipRecords(group, records) => {
+            Message::GossipRecords(group, durable, records) => {
                 let before = self.segment(group).segment_complete_lsn();
-                for record in records {
+                for record in self.believed(from, group, durable, records, coverage) {
                     let mut record = record;
                     if self.defect == Defect::GossipIgnoresHistory {
                         let epoch = self.segment(group).history().newest_epoch();

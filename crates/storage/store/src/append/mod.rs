@@ -62,7 +62,7 @@ impl Store {
         self.check_origin(&state, &batch, origin)?;
         let positions_count = matches!(origin, Origin::Writer(_));
         let purpose = match origin {
-            Origin::Recovery(..) => Purpose::Promise,
+            Origin::Recovery(..) => Purpose::Repair,
             _ => Purpose::Redo,
         };
         // Before segments take anything. Positions alone are shorter than the batch that brings them.

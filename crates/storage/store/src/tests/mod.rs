@@ -9,5 +9,6 @@ mod mend;
 mod model;
 mod pace;
 mod passing;
+mod pieces;
 mod records;
 mod redo;

@@ -125,7 +125,7 @@ impl Store {
             peer_floors: BTreeMap::new(),
             damaged_entries: BTreeMap::new(),
         };
-        let context = RedoContext { redo: &*environment.redo, placement: identity.placement, learned: &[] };
+        let context = RedoContext { redo: &*environment.redo, placement: identity.placement };
         replay(&mut state, context, seal, replay_from, log_end)?;
         // `Log::open` made durable whatever it found, so this is true, and acknowledged from here on.
         note.begin_boot(state.log.end())?;

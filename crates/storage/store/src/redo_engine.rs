@@ -5,8 +5,6 @@ use borealis_redo::counters::Counters;
 use borealis_types::{MetaKey, PageBytes, PageKey, Placement};
 use borealis_wal::{Effect, EffectError, Record, RecordError, ResourceManager};
 
-use crate::segment::learned::LearnedRecord;
-
 /// Says what records change, and applies them. [`PostgresRedo`] is PostgreSQL's; tests bring simpler records
 /// of their own.
 pub trait RedoEngine: Send + Sync {
@@ -55,13 +53,11 @@ pub trait CountersReplay {
     fn finish(self: Box<Self>) -> Option<Vec<u8>>;
 }
 
-/// The redo engine, which group owns each page, and what is known already.
+/// The redo engine, and which group owns each page.
 #[derive(Clone, Copy)]
 pub(crate) struct RedoContext<'a> {
     pub redo: &'a dyn RedoEngine,
     pub placement: Placement,
-    /// Records in pieces that need not be put together from the log to know what they change.
-    pub learned: &'a [LearnedRecord],
 }
 
 /// PostgreSQL's redo, from `borealis-wal` and `borealis-redo`.

@@ -81,7 +81,7 @@ impl Store {
     }
 
     pub(crate) fn context(&self) -> RedoContext<'_> {
-        RedoContext { redo: &*self.environment.redo, placement: self.identity.placement, learned: &[] }
+        RedoContext { redo: &*self.environment.redo, placement: self.identity.placement }
     }
 
     /// Returns when everything before `sequence` is durable. Concurrent callers share one `fdatasync`.

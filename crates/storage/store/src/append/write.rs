@@ -7,7 +7,6 @@ use crate::append::batch::OfferedBatch;
 use crate::log::entry::EntryKind;
 use crate::log::payload::{BATCH_PREFIX_BYTES, BatchPrefix};
 use crate::log::position::{LogPosition, RecordRef};
-use crate::redo_engine::RedoContext;
 use crate::segment::learned::LearnedRecord;
 use crate::segment::state::{EnteredRecord, State};
 use crate::{Origin, Store, StoreError};
@@ -82,8 +81,7 @@ impl Store {
                 record_effects: record.record_effects,
             })
             .collect();
-        let context = RedoContext { learned, ..self.context() };
-        let entered = state.enter(context, &self.files, entered, &effects);
+        let entered = state.enter(self.context(), &self.files, entered, &effects, learned);
         // The segments have taken these records already. If they cannot be read back from the log because they are not
         // what was written, the store can promise nothing.
         entered.map_err(|error| self.poisoned(&error))

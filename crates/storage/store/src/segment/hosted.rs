@@ -22,6 +22,7 @@ use crate::redo_engine::RedoContext;
 use crate::segment::cut_records::{CutRecords, Next};
 use crate::segment::index::Index;
 use crate::segment::index::relations::PriorContent;
+use crate::segment::learned::LearnedRecord;
 use crate::segment::record_effects::RecordEffects;
 use crate::segment::trouble::{Cause, HealedPage, Trouble, Troubles};
 
@@ -163,13 +164,13 @@ impl HostedSegment {
         reference: RecordRef,
     ) -> Result<(), StoreError> {
         if reference.part.is_piece() {
-            return self.index_record(context, files, reference, &RecordEffects::of_piece(), &[]);
+            return self.index_record(context, files, reference, &RecordEffects::of_piece(), &[], &[]);
         }
         let bytes = read_record(files, context.redo, &reference)?;
         let (server_version, mut effects) = (self.release_of(reference.span), Vec::new());
         let record_effects =
             RecordEffects::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
-        self.index_record(context, files, reference, &record_effects, &effects)
+        self.index_record(context, files, reference, &record_effects, &effects, &[])
     }
 
     /// Lets a record that the chain reaches wait in `pending`, because the system could not read the log.
@@ -205,7 +206,7 @@ impl HostedSegment {
     }
 
     /// Adds the next record of the chain to the index. `effects` is the list that `record_effects` refers to. A record
-    /// whose last piece this is, is put together from the log to learn its effects.
+    /// whose last piece this is, is put together from the log to learn its effects, unless it is among `learned`.
     ///
     /// # Errors
     /// When that cannot be read. Nothing has changed then.
@@ -216,6 +217,7 @@ impl HostedSegment {
         reference: RecordRef,
         record_effects: &RecordEffects,
         effects: &[Effect],
+        learned: &[LearnedRecord],
     ) -> Result<(), StoreError> {
         let RecordSpan { end, .. } = reference.span;
         invariant!(
@@ -240,7 +242,7 @@ impl HostedSegment {
                 self.fail(end, end, format!("the piece at {} goes on with nothing", reference.span.start))
             }
             Next::Record(record, pieces) => {
-                let learned = context.learned.iter().find(|learned| learned.is_of(&pieces));
+                let learned = learned.iter().find(|learned| learned.is_of(&pieces));
                 let put_together;
                 let (record_effects, effects) = match learned {
                     Some(learned) => (&learned.record_effects, &learned.effects),

@@ -103,12 +103,13 @@ fn newest_release(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>) -> Option<Se
     newest.map(|opening| opening.server_version)
 }
 
-/// The nodes whose segments all have every record up to the ends of their groups.
+/// The nodes whose segments all end where their groups do. Nobody has written since these ends were agreed on and all that
+/// came after them was cut, so a node that says it has more is not to be believed.
 fn complete_nodes(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>, tails: &[GroupTail]) -> Vec<NodeId> {
     let has = |segments: &[SegmentSummary], tail: &GroupTail| {
         segments
             .iter()
-            .any(|segment| segment.group == tail.group && segment.segment_complete_lsn >= tail.last_end)
+            .any(|segment| segment.group == tail.group && segment.segment_complete_lsn == tail.last_end)
     };
     let complete = |segments: &[SegmentSummary]| tails.iter().all(|tail| has(segments, tail));
     standing.iter().filter(|(_, segments)| complete(segments)).map(|(node, _)| *node).collect()
@@ -192,10 +193,15 @@ mod tests {
         let standing = BTreeMap::from([
             (NodeId(1), vec![segment(0, 100, &[]), segment(1, 72, &[])]),
             (NodeId(2), vec![segment(0, 96, &[]), segment(1, 80, &[])]),
-            (NodeId(3), vec![segment(0, 120, &[]), segment(1, 80, &[])]),
+            (NodeId(3), vec![segment(0, 100, &[]), segment(1, 80, &[])]),
             (NodeId(4), vec![segment(1, 80, &[])]),
+            (NodeId(5), vec![segment(0, 120, &[]), segment(1, 80, &[])]),
         ]);
-        assert_eq!(complete_nodes(&standing, &tails), [NodeId(3)], "node 4 lacks a whole group");
+        assert_eq!(
+            complete_nodes(&standing, &tails),
+            [NodeId(3)],
+            "node 4 lacks a whole group, and node 5 has too much"
+        );
         let said = describe(&standing, &tails);
         assert!(
             said.contains("node 1 has group 1 to 0/48") && said.contains("node 2 has group 0 to 0/60"),

@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use borealis_instance::confinement;
 use borealis_instance::data_directory;
 use borealis_instance::import::run_initdb;
+use borealis_instance::leftovers::IMPORT_DIRECTORY;
 use borealis_instance::memory_directory;
 use borealis_instance::{Binaries, Import, OperatingSystemUser, Settings};
 use borealis_redo::control_file::ControlFile;
@@ -396,7 +397,7 @@ impl Supervisor {
     /// Ships a fresh `initdb`. `false` when the driver was told to stop before all of it was durable: the volume
     /// is then only partly filled, and the next start begins again.
     fn import(&mut self, engine: &mut Engine) -> anyhow::Result<bool> {
-        let directory = self.config.memory_dir.join("initdb");
+        let directory = self.config.memory_dir.join(IMPORT_DIRECTORY);
         run_initdb(&self.binaries, &self.user, &directory)?;
         let import = Import::read(self.config.version, &directory)?;
         let ahead_max = self.config.tuning.shipped_ahead_bytes;

@@ -13,6 +13,9 @@ use borealis_wal::piece::PIECE_BYTES;
 use borealis_wal::stream::{Next, NextPiece, Piece, RecordDecoder, StreamError, WalWindow};
 use nix::fcntl::OFlag;
 
+/// The folder of segment files in a data directory.
+const WAL_FOLDER: &str = "pg_wal";
+
 /// How much is read at a time, unless one record needs more.
 const WINDOW_BYTES: u64 = 256 << 10;
 
@@ -49,7 +52,7 @@ pub enum FeedError {
 /// Reads the log of one server.
 #[derive(Debug)]
 pub struct WalFeed {
-    directory: PathBuf,
+    data_directory: PathBuf,
     segment_bytes: u64,
     timeline: u32,
     decoder: RecordDecoder,
@@ -96,20 +99,20 @@ enum Drained {
 }
 
 impl WalFeed {
-    /// A feed of the records after `last`, which a server of this release writes to segment files in `directory`.
+    /// A feed of the records after `last`, which a server of this release writes to segment files in `data_directory`.
     ///
     /// # Panics
     /// If the size is none that segment files can have.
     #[must_use]
     pub fn new(
         server_version: ServerVersion,
-        directory: &Path,
+        data_directory: &Path,
         segment_bytes: u32,
         timeline: u32,
         last: RecordSpan,
     ) -> WalFeed {
         WalFeed {
-            directory: directory.to_path_buf(),
+            data_directory: data_directory.to_path_buf(),
             segment_bytes: u64::from(segment_bytes),
             timeline,
             decoder: RecordDecoder::new(server_version, last.end, last.start)
@@ -213,11 +216,11 @@ impl WalFeed {
             let segment = position / self.segment_bytes;
             let offset = position % self.segment_bytes;
             let part = (self.segment_bytes - offset).min((length - filled) as u64) as usize;
-            let path = self.directory.join(self.file_name(segment));
-            let failed = |source| FeedError::File { path: path.clone(), source };
+            let name = Path::new(WAL_FOLDER).join(self.file_name(segment));
+            let failed = |source| FeedError::File { path: self.data_directory.join(&name), source };
             if self.open_file.as_ref().is_none_or(|(open, _)| *open != segment) {
-                let name = self.file_name(segment);
-                let file = untrusted::open_regular(&self.directory, Path::new(&name), OFlag::O_RDONLY);
+                // Not below `pg_wal`: the server's user could put a link in place of the folder above it.
+                let file = untrusted::open_regular(&self.data_directory, &name, OFlag::O_RDONLY);
                 self.open_file = Some((segment, file.map_err(failed)?));
             }
             let (_, file) = self.open_file.as_ref().expect("it was just opened");
@@ -231,6 +234,39 @@ impl WalFeed {
     fn file_name(&self, segment: u64) -> String {
         let per_id = (1u64 << 32) / self.segment_bytes;
         format!("{:08X}{:08X}{:08X}", self.timeline, segment / per_id, segment % per_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn no_link_leads_the_reader_out_of_the_memory_directory() {
+        let place = tempfile::tempdir().expect("temporary folder");
+        let at = |name: &str| place.path().join(name);
+        fs::create_dir_all(at("memory/data/pg_wal")).expect("made");
+        fs::create_dir_all(at("elsewhere/pg_wal")).expect("made");
+        let name = "pg_wal/000000010000000000000001";
+        fs::write(at("elsewhere").join(name), [1; 8192]).expect("written");
+        fs::write(at("memory/data").join(name), [2; 8192]).expect("written");
+        let begin = Lsn(16 << 20);
+        let version = ServerVersion::new(150_000).expect("a release");
+        let last = RecordSpan { start: begin, end: begin };
+        let fill = || {
+            let mut feed = WalFeed::new(version, &at("memory/data"), 16 << 20, 1, last);
+            feed.fill(begin, Lsn(begin.0 + 8192)).map(|()| feed.buffer[0])
+        };
+        assert_eq!(fill().expect("read"), 2);
+        fs::rename(at("memory/data/pg_wal"), at("memory/data/before")).expect("moved");
+        symlink(at("elsewhere/pg_wal"), at("memory/data/pg_wal")).expect("linked");
+        assert!(matches!(fill(), Err(FeedError::File { .. })));
+        fs::rename(at("memory/data"), at("memory/before")).expect("moved");
+        symlink(at("elsewhere"), at("memory/data")).expect("linked");
+        assert!(matches!(fill(), Err(FeedError::File { .. })), "what is above pg_wal is a link");
     }
 }
 

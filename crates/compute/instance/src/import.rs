@@ -86,7 +86,8 @@ pub fn run_initdb(
         .arg(directory)
         .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8"])
         .env_remove("LD_PRELOAD")
-        .current_dir("/")
+        // Where `leftovers::clear` finds and ends it, before it removes by which its server's memory is known.
+        .current_dir(directory.parent().unwrap_or(Path::new("/")))
         .stdin(Stdio::null());
     if user.switch {
         command.uid(user.user_id).gid(user.group_id);

@@ -2,15 +2,17 @@
 //!
 //! Backends that wait for a lock of a process that died do not notice that the postmaster is gone: they would
 //! hold their clients' connections for ever. And the kernel keeps the small System V segment by which
-//! PostgreSQL tells that a data directory is in use. Nothing of it can make anything durable any more, so all
-//! of it is ended without ceremony.
+//! PostgreSQL tells that a data directory is in use. It names a file in `/dev/shm`, if the server is one of `initdb`'s:
+//! only to ours we can say that they keep shared memory in their own directory. Nothing of it can make anything
+//! durable any more, so all of it is ended without ceremony.
 #![allow(unsafe_code)] // `shmctl` has no safe interface here.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,8 +24,12 @@ use crate::untrusted;
 /// How long killed processes may take to disappear.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the server says of itself, in the memory directory.
-const POSTMASTER_FILE: &str = "data/postmaster.pid";
+/// Where servers run, in the memory directory: that of the instance, and those of an `initdb`.
+const DATA_DIRECTORIES: [&str; 2] = ["data", IMPORT_DIRECTORY];
+/// Where `initdb` makes what is imported, in the memory directory.
+pub const IMPORT_DIRECTORY: &str = "initdb";
+/// What a server says of itself, in its data directory.
+const POSTMASTER_FILE: &str = "postmaster.pid";
 /// More than a `postmaster.pid` takes: eight short lines, two of them paths.
 pub const POSTMASTER_FILE_BYTES_MAX: u64 = 16 << 10;
 
@@ -33,8 +39,11 @@ pub const POSTMASTER_FILE_BYTES_MAX: u64 = 16 << 10;
 pub fn clear(memory_directory: &Path) -> usize {
     let begun = Instant::now();
     let mut ended = 0;
+    let mut mapped = BTreeSet::new();
     loop {
         let processes = processes_in(memory_directory);
+        // One that has just made it may not have said so anywhere.
+        mapped.extend(processes.iter().flat_map(|process| mapped_memory(*process)));
         ended = processes.len().max(ended);
         if processes.is_empty() || begun.elapsed() > PATIENCE {
             break;
@@ -45,7 +54,12 @@ pub fn clear(memory_directory: &Path) -> usize {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    remove_segment(memory_directory);
+    for data_directory in DATA_DIRECTORIES {
+        remove_segment(memory_directory, data_directory);
+    }
+    for file in mapped {
+        remove_memory_file(memory_directory, &file);
+    }
     if ended > 0 {
         tracing::info!(ended, "ended processes of a server that is gone");
     }
@@ -108,13 +122,12 @@ fn segment_of(postmaster_file: &str) -> Option<(i32, i32)> {
     Some((key, numbers.next()?.parse().ok()?))
 }
 
-/// Removes the segment that the server's own file names, if it belongs to the user that the memory directory belongs to:
-/// this user wrote the file, and root may remove any segment.
-fn remove_segment(memory_directory: &Path) {
+/// Removes the segment that the server's own file names, and the file of shared memory that the segment names, if they
+/// belong to the user that the memory directory belongs to: this user wrote the file, and root may remove anything.
+fn remove_segment(memory_directory: &Path, data_directory: &str) {
     let Ok(owner) = fs::symlink_metadata(memory_directory).map(|metadata| metadata.uid()) else { return };
-    let Ok(text) =
-        untrusted::read_text(memory_directory, Path::new(POSTMASTER_FILE), POSTMASTER_FILE_BYTES_MAX)
-    else {
+    let file = Path::new(data_directory).join(POSTMASTER_FILE);
+    let Ok(text) = untrusted::read_text(memory_directory, &file, POSTMASTER_FILE_BYTES_MAX) else {
         return;
     };
     let Some((key, number)) = segment_of(&text) else { return };
@@ -124,20 +137,76 @@ fn remove_segment(memory_directory: &Path) {
         columns.next() == Some(Ok(key)) && columns.next() == Some(Ok(number))
     });
     if is_there && segment_owners(number).is_some_and(|owners| owners == [owner; 2]) {
+        if let Some(file) = shared_memory_file(number) {
+            remove_memory_file(memory_directory, &file);
+        }
         // SAFETY: the call takes numbers and, for this command, no buffer. The kernel keeps the segment for as
         // long as anyone is attached to it.
         unsafe { libc::shmctl(number, libc::IPC_RMID, std::ptr::null_mut()) };
     }
 }
 
+/// What the kernel says of a segment.
+fn segment_state(number: i32) -> Option<libc::shmid_ds> {
+    // SAFETY: the structure is plain data, for which zeros are valid; it is writable and outlives the call.
+    unsafe {
+        let mut state: libc::shmid_ds = std::mem::zeroed();
+        (libc::shmctl(number, libc::IPC_STAT, &raw mut state) == 0).then_some(state)
+    }
+}
+
 /// The numbers of the users who own and who made a segment.
 fn segment_owners(number: i32) -> Option<[u32; 2]> {
-    // SAFETY: the structure is plain data, for which zeros are valid; it is writable and outlives the call.
-    let state = unsafe {
-        let mut state: libc::shmid_ds = std::mem::zeroed();
-        (libc::shmctl(number, libc::IPC_STAT, &raw mut state) == 0).then_some(state)?
-    };
+    let state = segment_state(number)?;
     Some([state.shm_perm.uid, state.shm_perm.cuid])
+}
+
+/// What the names of files of dynamic shared memory begin with, where `shm_open` puts them.
+const MEMORY_FILE_PREFIX: &str = "/dev/shm/PostgreSQL.";
+/// How a server's segment begins (`PGShmemMagic` in PostgreSQL's `storage/pg_shmem.h`).
+const SEGMENT_MAGIC: [u8; 4] = 679_834_894_i32.to_ne_bytes();
+/// Where it has the number of the server's dynamic shared memory (`dsm_control` in `PGShmemHeader`), and what is read of it.
+const MEMORY_NUMBER: std::ops::Range<usize> = 24..SEGMENT_HEAD_BYTES;
+const SEGMENT_HEAD_BYTES: usize = 28;
+
+/// The file of a server's dynamic shared memory; `None` if the segment names none.
+fn shared_memory_file(segment: i32) -> Option<PathBuf> {
+    if segment_state(segment)?.shm_segsz < SEGMENT_HEAD_BYTES {
+        return None;
+    }
+    let mut head = [0; SEGMENT_HEAD_BYTES];
+    // SAFETY: the segment is attached for reading wherever there is room, and has the bytes that are copied; it is not
+    // used after it is detached.
+    unsafe {
+        let start = libc::shmat(segment, std::ptr::null(), libc::SHM_RDONLY);
+        if start.addr() == usize::MAX {
+            return None;
+        }
+        std::ptr::copy_nonoverlapping(start.cast_const().cast::<u8>(), head.as_mut_ptr(), head.len());
+        libc::shmdt(start);
+    }
+    let number = u32::from_ne_bytes(head[MEMORY_NUMBER].try_into().ok()?);
+    let is_named = head.starts_with(&SEGMENT_MAGIC) && number != 0;
+    is_named.then(|| PathBuf::from(format!("{MEMORY_FILE_PREFIX}{number}")))
+}
+
+/// The files of dynamic shared memory that a process has in its memory.
+fn mapped_memory(process: Pid) -> Vec<PathBuf> {
+    // Another user's may be closed to us; then it is no process of ours either.
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_default();
+    let files = maps.lines().filter_map(|line| line.split_once(MEMORY_FILE_PREFIX));
+    let numbers = files.filter_map(|(_, number)| number.parse::<u32>().ok());
+    numbers.map(|number| PathBuf::from(format!("{MEMORY_FILE_PREFIX}{number}"))).collect()
+}
+
+/// Removes a file of dynamic shared memory if it belongs to the user that the memory directory belongs to.
+fn remove_memory_file(memory_directory: &Path, file: &Path) {
+    let owner = fs::symlink_metadata(memory_directory).map(|metadata| metadata.uid()).ok();
+    let metadata = fs::symlink_metadata(file);
+    if metadata.is_ok_and(|metadata| metadata.is_file() && Some(metadata.uid()) == owner) {
+        // It may be gone already.
+        let _ = fs::remove_file(file);
+    }
 }
 
 #[cfg(test)]
@@ -193,7 +262,7 @@ mod tests {
         let key = std::process::id().cast_signed();
         let number = segment(key);
         let text = format!("1\n2\n3\n4\n5\n6\n{key} {number}\nready\n");
-        fs::write(folder.path().join(POSTMASTER_FILE), text).expect("written");
+        fs::write(folder.path().join("data/postmaster.pid"), text).expect("written");
         std::os::unix::fs::chown(folder.path(), Some(65534), None).expect("given");
         clear(folder.path());
         assert_eq!(segment_owners(number), Some([0; 2]), "root's own segment is gone");
@@ -203,11 +272,39 @@ mod tests {
     }
 
     #[test]
+    fn what_a_servers_segment_names_goes_with_it() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        fs::create_dir(folder.path().join(IMPORT_DIRECTORY)).expect("made");
+        let file = PathBuf::from(format!("{MEMORY_FILE_PREFIX}{}", std::process::id()));
+        for (magic, is_removed) in [(SEGMENT_MAGIC, true), ([0; 4], false)] {
+            let key = std::process::id().cast_signed().wrapping_add(1);
+            let number = segment(key);
+            let mut head = [0; SEGMENT_HEAD_BYTES];
+            head[..4].copy_from_slice(&magic);
+            head[MEMORY_NUMBER].copy_from_slice(&std::process::id().to_ne_bytes());
+            // SAFETY: the segment was just made, is attached wherever there is room, and is longer than what is written.
+            unsafe {
+                let start = libc::shmat(number, std::ptr::null(), 0);
+                assert_ne!(start.addr(), usize::MAX, "{}", io::Error::last_os_error());
+                std::ptr::copy_nonoverlapping(head.as_ptr(), start.cast(), head.len());
+                libc::shmdt(start);
+            }
+            let text = format!("1\n2\n3\n4\n5\n6\n{key} {number}\nready\n");
+            fs::write(folder.path().join("initdb/postmaster.pid"), text).expect("written");
+            fs::write(&file, "memory").expect("written");
+            clear(folder.path());
+            assert_eq!(segment_owners(number), None);
+            assert_eq!(file.exists(), !is_removed);
+        }
+        fs::remove_file(file).expect("removed");
+    }
+
+    #[test]
     fn a_pipe_in_place_of_the_servers_file_is_not_waited_for() {
         let folder = tempfile::tempdir().expect("temporary folder");
         fs::create_dir(folder.path().join("data")).expect("made");
         let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
-        nix::unistd::mkfifo(&folder.path().join(POSTMASTER_FILE), mode).expect("made");
+        nix::unistd::mkfifo(&folder.path().join("data/postmaster.pid"), mode).expect("made");
         let (done, is_done) = std::sync::mpsc::sync_channel(1);
         let place = folder.path().to_path_buf();
         std::thread::spawn(move || done.send(clear(&place)));

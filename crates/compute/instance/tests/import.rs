@@ -1,5 +1,10 @@
 //! A real `initdb` becomes a chain of records.
 
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use borealis_instance::leftovers::{self, IMPORT_DIRECTORY};
 use borealis_instance::{Binaries, Import, InstanceError, OperatingSystemUser, import};
 use borealis_types::{DatabaseKey, GLOBAL_TABLESPACE, Lsn, MetaKey, PageKey, RecordSpan};
 use borealis_wal::{Effect, Record, effects, verify_checksum};
@@ -78,4 +83,45 @@ fn resumed_import_is_linked_to_what_is_there(import: &Import, version: borealis_
     // At every moment the volume has the mark, or the template.
     assert_eq!(meta.first(), Some(&import::import_mark()));
     assert_eq!(meta[meta.len() - 2..], [MetaKey::ControlFileTemplate, import::import_mark()]);
+}
+
+/// A file in `/dev/shm` that a process whose working directory is below `folder` has in its memory.
+fn shared_memory_of(folder: &Path) -> Option<PathBuf> {
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten().map(|entry| entry.path());
+    let mut inside = processes.filter(|process| {
+        std::fs::read_link(process.join("cwd")).is_ok_and(|place| place.starts_with(folder))
+    });
+    inside.find_map(|process| {
+        let maps = std::fs::read_to_string(process.join("maps")).unwrap_or_default();
+        maps.split_whitespace().find(|word| word.starts_with("/dev/shm/PostgreSQL.")).map(PathBuf::from)
+    })
+}
+
+#[test]
+fn a_killed_initdb_leaves_no_shared_memory() {
+    let binaries = Binaries::find(None).expect("PostgreSQL 15 is installed");
+    let user = OperatingSystemUser::choose(None).expect("a user to run as");
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let memory = folder.path().join("memory");
+    std::fs::DirBuilder::new().mode(0o700).create(&memory).expect("made");
+    std::os::unix::fs::chown(&memory, Some(user.user_id), Some(user.group_id)).expect("given");
+    std::os::unix::fs::chown(folder.path(), Some(user.user_id), Some(user.group_id)).expect("given");
+    // What fits on the machine is tried first, by servers that live for a moment.
+    for _ in 0..20 {
+        let file = std::thread::scope(|scope| {
+            let initdb = scope.spawn(|| import::run_initdb(&binaries, &user, &memory.join(IMPORT_DIRECTORY)));
+            let begun = Instant::now();
+            let file = loop {
+                if let Some(file) = shared_memory_of(&memory) {
+                    break file;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(60) && !initdb.is_finished(), "no server ran");
+            };
+            assert!(leftovers::clear(&memory) > 0);
+            assert!(initdb.join().expect("no panic").is_err(), "it went on without its server");
+            file
+        });
+        assert!(!file.exists(), "{} is left", file.display());
+        std::fs::remove_dir_all(memory.join(IMPORT_DIRECTORY)).expect("what was killed did not remove it");
+    }
 }

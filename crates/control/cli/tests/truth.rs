@@ -48,6 +48,40 @@ fn verify_claims_nothing_of_a_node_that_did_not_answer() {
 }
 
 #[test]
+fn what_an_interrupted_down_leaves_running_is_not_called_down() {
+    let cluster = TestCluster::start(&[]);
+    cluster.connect().batch_execute("CREATE TABLE t AS SELECT generate_series(1, 100) n").expect("made");
+    let node = cluster.status()["nodes"][3]["pid"].clone();
+    // It takes its time.
+    signal(&node, Signal::SIGSTOP);
+    let mut down = Command::new(env!("CARGO_BIN_EXE_borealis"))
+        .args(["down", "--dir"])
+        .arg(cluster.dir())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the borealis program runs");
+    cluster.eventually("the other nodes end", Duration::from_secs(60), || {
+        let status = cluster.status();
+        let is_down = |id: usize| status["nodes"][id]["state"] == "down";
+        [0, 1, 2, 4, 5].into_iter().all(is_down)
+    });
+    down.kill().expect("killed");
+    down.wait().expect("reaped");
+    let status = cluster.status();
+    assert_eq!((&status["nodes"][3]["state"], &status["nodes"][3]["pid"]), (&"stopping".into(), &node));
+    assert_ne!(status["volume"]["state"], "down", "node 4 runs");
+    assert_eq!(status["instances"][0]["state"], "down");
+    // The next command takes it up: it holds its store.
+    signal(&node, Signal::SIGCONT);
+    cluster.up(&[]);
+    let status = cluster.status();
+    assert_eq!((&status["volume"]["state"], &status["nodes"][3]["state"]), (&"up".into(), &"up".into()));
+    assert_ne!(status["nodes"][3]["pid"], node);
+    let rows: i64 = cluster.connect().query_one("SELECT count(*) FROM t", &[]).expect("asked").get(0);
+    assert_eq!(rows, 100);
+}
+
+#[test]
 fn status_says_what_a_lost_quorum_means_and_what_it_does_not_know() {
     let cluster = TestCluster::start(&[]);
     let status = cluster.status();

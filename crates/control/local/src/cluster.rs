@@ -159,42 +159,61 @@ impl Cluster {
     /// The process of a node, if it runs.
     #[must_use]
     pub fn node_process(&self, node: NodeId) -> Option<ProcessIdentity> {
-        process::read_process_file(&self.node_directory(node).join(NODE_PROCESS_NAME))
+        process::read_process_file(&self.node_process_file(node))
+    }
+
+    /// The process of a node that is being stopped, or was when the command that did it was interrupted.
+    #[must_use]
+    pub fn stopping_node(&self, node: NodeId) -> Option<ProcessIdentity> {
+        process::read_stopping(&self.node_process_file(node))
+    }
+
+    /// The file with a node's process, which is there as long as it is to run.
+    pub(crate) fn node_process_file(&self, node: NodeId) -> PathBuf {
+        self.node_directory(node).join(NODE_PROCESS_NAME)
     }
 
     /// The process number that a node has, or had before it died.
     pub(crate) fn last_node_process(&self, node: NodeId) -> Option<u32> {
-        process::recorded_process_id(&self.node_directory(node).join(NODE_PROCESS_NAME))
+        process::recorded_process_id(&self.node_process_file(node))
     }
 
     /// The process of an instance's driver, if it runs.
     #[must_use]
     pub fn driver_process(&self, instance: InstanceId) -> Option<ProcessIdentity> {
-        process::read_process_file(&self.instance_directory(instance).join(PROCESS_NAME))
+        process::read_process_file(&self.driver_process_file(instance))
+    }
+
+    /// The process of the driver of an instance that is being stopped; as [`Cluster::stopping_node`].
+    #[must_use]
+    pub fn stopping_driver(&self, instance: InstanceId) -> Option<ProcessIdentity> {
+        process::read_stopping(&self.driver_process_file(instance))
+    }
+
+    /// The file with the process of an instance's driver, which is there as long as it is to run.
+    pub(crate) fn driver_process_file(&self, instance: InstanceId) -> PathBuf {
+        self.instance_directory(instance).join(PROCESS_NAME)
     }
 
     /// The process number that an instance's driver has, or had before it died.
     pub(crate) fn last_driver_process(&self, instance: InstanceId) -> Option<u32> {
-        process::recorded_process_id(&self.instance_directory(instance).join(PROCESS_NAME))
+        process::recorded_process_id(&self.driver_process_file(instance))
     }
 
-    /// Whether any process of the cluster runs.
+    /// Whether any process of the cluster runs, also one that is being stopped.
     #[must_use]
     pub fn anything_runs(&self) -> bool {
-        self.catalog.nodes.iter().any(|node| self.node_process(node.id).is_some())
-            || self.catalog.instances.iter().any(|instance| self.driver_process(instance.id).is_some())
+        let node_runs = |id| self.node_process(id).or_else(|| self.stopping_node(id)).is_some();
+        let driver_runs = |id| self.driver_process(id).or_else(|| self.stopping_driver(id)).is_some();
+        self.catalog.nodes.iter().any(|node| node_runs(node.id))
+            || self.catalog.instances.iter().any(|instance| driver_runs(instance.id))
     }
 
     /// Whether any process of the cluster is to run: it does, or has died and was not told to.
     #[must_use]
     pub fn anything_is_wanted(&self) -> bool {
-        let nodes =
-            self.catalog.nodes.iter().map(|node| self.node_directory(node.id).join(NODE_PROCESS_NAME));
-        let instances = self
-            .catalog
-            .instances
-            .iter()
-            .map(|instance| self.instance_directory(instance.id).join(PROCESS_NAME));
+        let nodes = self.catalog.nodes.iter().map(|node| self.node_process_file(node.id));
+        let instances = self.catalog.instances.iter().map(|instance| self.driver_process_file(instance.id));
         nodes.chain(instances).any(|file| file.exists())
     }
 
@@ -265,7 +284,7 @@ impl Cluster {
     }
 
     /// Starts nodes and waits until each answers. Those that run already are only waited for while they start, as when
-    /// the supervisor was faster.
+    /// the supervisor was faster. Those that are still being stopped end first: they hold their stores.
     ///
     /// # Errors
     /// When one of them is not of this cluster any more, or ends or does not answer; the end of its log is
@@ -273,6 +292,7 @@ impl Cluster {
     pub fn start_nodes(&self, nodes: &[NodeId]) -> anyhow::Result<()> {
         let mut started = Vec::new();
         let mut running = Vec::new();
+        self.finish_stopping_nodes(nodes)?;
         for &id in nodes {
             let node = self.node(id)?;
             if let Some(identity) = self.node_process(id) {
@@ -286,7 +306,7 @@ impl Cluster {
             if let Err(error) = self.wait_for_node(node, identity) {
                 if !identity.is_alive() {
                     // Whoever asked for it has the reason, and it is not tried again behind their back.
-                    process::remove_process_file(&self.node_directory(node.id).join(NODE_PROCESS_NAME))?;
+                    process::remove_process_file(&self.node_process_file(node.id))?;
                 }
                 return Err(error);
             }
@@ -324,7 +344,7 @@ impl Cluster {
         let config_file = save_node_config(&config)?;
         let log = config.directory.join(NODE_LOG_NAME);
         Ended::clear(&config.directory)?;
-        let process_file = config.directory.join(NODE_PROCESS_NAME);
+        let process_file = self.node_process_file(id);
         process::spawn_detached(&arguments, &config_file, &log, &process_file)
             .with_context(|| format!("cannot start node {id}"))
     }
@@ -376,17 +396,15 @@ impl Cluster {
         let mut killed = Vec::new();
         for &id in nodes {
             self.node(id)?;
-            let process = self.node_process(id);
-            // Before it dies: a node without the file is not started again.
-            process::remove_process_file(&self.node_directory(id).join(NODE_PROCESS_NAME))?;
-            Restarts::clear(&self.node_directory(id))?;
-            if let Some(process) = process {
+            self.node_no_longer_wanted(id)?;
+            if let Some(process) = self.stopping_node(id) {
                 process.signal(Signal::SIGKILL);
                 killed.push((id, process));
             }
         }
-        for (_, process) in &killed {
+        for (id, process) in &killed {
             process.kill_and_wait()?;
+            process::end_stopping(&self.node_process_file(*id))?;
         }
         Ok(killed.into_iter().map(|(id, _)| id).collect())
     }
@@ -396,11 +414,23 @@ impl Cluster {
     /// # Errors
     /// When one does not end even when killed.
     pub fn stop_nodes(&self, nodes: &[NodeId]) -> anyhow::Result<()> {
-        let running: Vec<ProcessIdentity> = nodes.iter().filter_map(|&id| self.node_process(id)).collect();
         for &id in nodes {
-            process::remove_process_file(&self.node_directory(id).join(NODE_PROCESS_NAME))?;
-            Restarts::clear(&self.node_directory(id))?;
+            self.node_no_longer_wanted(id)?;
         }
+        self.finish_stopping_nodes(nodes)
+    }
+
+    /// Before a node is ended: nobody is to start it again, and it stays on record.
+    fn node_no_longer_wanted(&self, id: NodeId) -> anyhow::Result<()> {
+        process::begin_stopping(&self.node_process_file(id))?;
+        Restarts::clear(&self.node_directory(id))?;
+        Ok(())
+    }
+
+    /// Ends those of the nodes that are being stopped. An earlier command that was to do it may have been interrupted
+    /// before it had told them.
+    fn finish_stopping_nodes(&self, nodes: &[NodeId]) -> anyhow::Result<()> {
+        let running: Vec<ProcessIdentity> = nodes.iter().filter_map(|&id| self.stopping_node(id)).collect();
         for process in &running {
             process.signal(Signal::SIGTERM);
         }
@@ -409,7 +439,22 @@ impl Cluster {
                 process.kill_and_wait()?;
             }
         }
+        for &id in nodes {
+            process::end_stopping(&self.node_process_file(id))?;
+        }
         Ok(())
+    }
+
+    /// Ends whatever is being stopped, the instances before the nodes that their last redo goes to.
+    ///
+    /// # Errors
+    /// When something does not end even when killed.
+    pub fn finish_stopping(&self) -> anyhow::Result<()> {
+        for instance in &self.catalog.instances {
+            self.finish_stopping_instance(instance.id)?;
+        }
+        let nodes: Vec<NodeId> = self.catalog.nodes.iter().map(|node| node.id).collect();
+        self.finish_stopping_nodes(&nodes)
     }
 
     /// The installed shim.

@@ -167,7 +167,40 @@ pub fn is_closed_to_us(path: &Path) -> bool {
 /// # Errors
 /// When it cannot be removed.
 pub fn remove_process_file(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
+    or_none(fs::remove_file(path))
+}
+
+/// Where a process stays on record that nobody wants to run any more, until it has ended.
+fn stopping_file(process_file: &Path) -> PathBuf {
+    process_file.with_extension("stopping")
+}
+
+/// Before a process is ended: nobody is to start it again, and whoever asks is told that it is still there. What is on
+/// record already stays if there is no process file.
+///
+/// # Errors
+/// When the record cannot be made.
+pub fn begin_stopping(process_file: &Path) -> io::Result<()> {
+    or_none(fs::rename(process_file, stopping_file(process_file)))
+}
+
+/// The process that is being stopped and has not ended, also when the command that was stopping it was interrupted.
+#[must_use]
+pub fn read_stopping(process_file: &Path) -> Option<ProcessIdentity> {
+    read_process_file(&stopping_file(process_file))
+}
+
+/// After a process has ended that was being stopped.
+///
+/// # Errors
+/// When the record cannot be removed.
+pub fn end_stopping(process_file: &Path) -> io::Result<()> {
+    remove_process_file(&stopping_file(process_file))
+}
+
+/// Success also where there was no file.
+fn or_none(result: io::Result<()>) -> io::Result<()> {
+    match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -340,6 +373,28 @@ mod tests {
         identity.kill_and_wait().expect("killed");
         child.wait().expect("reaped");
         assert_eq!(read_process_file(&file), None);
+    }
+
+    #[test]
+    fn a_process_that_is_being_stopped_is_on_record_until_it_has_ended() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let path = directory.path().join("process");
+        begin_stopping(&path).expect("there is nothing to stop");
+        assert_eq!(read_stopping(&path), None);
+        record_own(&path).expect("recorded");
+        let own = ProcessIdentity::of(std::process::id());
+        // As when the command that does it is interrupted, and given again.
+        for _ in 0..2 {
+            begin_stopping(&path).expect("on record");
+            assert_eq!(
+                (read_process_file(&path), read_stopping(&path)),
+                (None, own),
+                "nobody starts it again"
+            );
+        }
+        end_stopping(&path).expect("forgotten");
+        assert_eq!(read_stopping(&path), None);
+        end_stopping(&path).expect("already");
     }
 
     #[test]

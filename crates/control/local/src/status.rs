@@ -11,7 +11,7 @@ use borealis_types::{GroupId, Lsn, NodeId};
 use borealis_wire::{Caller, NodeStatus};
 use serde::Serialize;
 
-use crate::catalog::{InstanceEntry, NODE_PROCESS_NAME, NodeEntry};
+use crate::catalog::{InstanceEntry, NodeEntry};
 use crate::cluster::{Cluster, is_not_listening};
 use crate::driver_socket::driver_status;
 use crate::process::is_closed_to_us;
@@ -63,8 +63,9 @@ pub struct NodeState {
     pub az: String,
     /// Its process id; none if it does not run.
     pub pid: Option<u32>,
-    /// `up`; `starting`: it runs, and does not listen yet; `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; or `unknown`: this
-    /// user may not ask.
+    /// `up`; `starting`: it runs, and does not listen yet; `stopping`: a command was to end it, and it has not ended;
+    /// `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; or `unknown`: this user
+    /// may not ask.
     pub state: &'static str,
     /// TCP address on which it listens.
     pub address: String,
@@ -102,8 +103,8 @@ pub struct MemberState {
     pub node: u16,
     /// It has everything of its group up to here.
     pub scl: Option<String>,
-    /// `up`, `behind` (less than the group's PGCL), or why the node says nothing of it: `down`, `starting`, `failed`,
-    /// `unresponsive`, `unknown`.
+    /// `up`, `behind` (less than the group's PGCL), or why the node says nothing of it: `down`, `starting`,
+    /// `stopping`, `failed`, `unresponsive`, `unknown`.
     pub state: &'static str,
 }
 
@@ -114,8 +115,8 @@ pub struct InstanceState {
     pub id: u16,
     /// What it does: `writer`.
     pub role: &'static str,
-    /// `up`; `waiting`: it runs, and commits wait for the write quorum; `starting`; `down`; `failed`: it has died and is
-    /// not started again; `unresponsive`; `unknown`: this user may not ask; or what the driver says.
+    /// `up`; `waiting`: it runs, and commits wait for the write quorum; `starting`; `stopping`, as a node; `down`; `failed`:
+    /// it has died and is not started again; `unresponsive`; `unknown`: this user may not ask; or what the driver says.
     pub state: String,
     /// Why it is not `up`, or was started again; left out if there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -251,6 +252,7 @@ impl Status {
 fn instance_state(cluster: &Cluster, instance: &InstanceEntry, volume: &volume::Condition) -> InstanceState {
     let folder = cluster.instance_directory(instance.id);
     let process = cluster.driver_process(instance.id);
+    let stopping = cluster.stopping_driver(instance.id);
     let (answer, silence) = match driver_status(&folder) {
         Ok(answer) if process.is_some() => (Some(answer), None),
         Ok(_) => (None, None),
@@ -261,9 +263,10 @@ fn instance_state(cluster: &Cluster, instance: &InstanceEntry, volume: &volume::
     let history = || restarts.as_ref().map(Restarts::sentence);
     let may_not_ask = |error: &io::Error| Some(format!("you may not ask its driver: {error}"));
     let (state, reason) = match (&process, text("state"), silence) {
-        (None, ..) if is_closed_to_us(&folder.join("process")) => {
+        (None, ..) if is_closed_to_us(&cluster.driver_process_file(instance.id)) => {
             ("unknown".to_owned(), Some(format!("you may not read {}", folder.display())))
         }
+        (None, ..) if stopping.is_some() => ("stopping".to_owned(), None),
         (None, ..) => (dead_state(&folder).to_owned(), history().or_else(|| left_reason(&folder))),
         (Some(_), Some(state), _) if state == "running" => match volume.has_write_quorum {
             true => ("up".to_owned(), history()),
@@ -299,7 +302,7 @@ fn instance_state(cluster: &Cluster, instance: &InstanceEntry, volume: &volume::
             .filter_map(|warning| Some(warning.as_str()?.to_owned()))
             .collect(),
         postgres_pid: answer.as_ref().and_then(|a| a.get("postgres_pid")?.as_u64()),
-        driver_pid: process.map(|process| process.process_id),
+        driver_pid: process.or(stopping).map(|process| process.process_id),
         data_dir: cluster.memory_directory(instance).join("data").display().to_string(),
         last_recovery_ms: answer.as_ref().and_then(|a| a.get("last_recovery_ms")?.as_f64()),
         driver: answer.unwrap_or(serde_json::Value::Null),
@@ -388,7 +391,8 @@ fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
 fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatus>) {
     let folder = cluster.node_directory(node.id);
     let process = cluster.node_process(node.id);
-    let is_hidden = is_closed_to_us(&folder.join(NODE_PROCESS_NAME));
+    let stopping = cluster.stopping_node(node.id);
+    let is_hidden = is_closed_to_us(&cluster.node_process_file(node.id));
     let asked = (process.is_some() || is_hidden).then(|| {
         let (volume, timeouts) = (cluster.catalog.volume_id(), Timeouts::default());
         NodeClient::connect(&cluster.endpoint(node.id), volume, node.id, Caller::Client, timeouts)
@@ -397,6 +401,7 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
     let restarts = Restarts::load(&folder);
     let history = || restarts.as_ref().map(Restarts::sentence);
     let (state, failure) = match &asked {
+        None if stopping.is_some() => ("stopping", None),
         None => (dead_state(&folder), history().or_else(|| left_reason(&folder))),
         Some(Ok(status)) if status.failure.is_some() => ("failed", status.failure.clone()),
         Some(Ok(_)) => ("up", history()),
@@ -411,7 +416,7 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
         .map(|(name, value)| (name.clone(), (*value).into()))
         .collect();
     let said_by_itself = answer.as_ref().map(|status| status.process_id);
-    let pid = process.map(|process| process.process_id).or(said_by_itself);
+    let pid = process.or(stopping).map(|process| process.process_id).or(said_by_itself);
     let address = cluster.endpoint(node.id).to_string();
     let (id, az) = (node.id.0, node.zone.0.clone());
     let hindrance = answer.as_ref().and_then(|status| status.hindrance.clone());

@@ -1,7 +1,7 @@
 //! Starting again what has died: when, how often, and what is said of it.
 //!
 //! A part (a node, or an instance's driver) has its process in a file as long as it is wanted: `kill`, `stop` and `down`
-//! remove the file before they end the process. So a file whose process is gone says that the part died by itself.
+//! give the file another name before they end the process. So a file whose process is gone says that the part died by itself.
 //! [`Supervisor`] starts it again, unless the part has said that its end is final ([`Ended`]), or it has died too often
 //! in a row ([`Restarts`]). Both are files in the part's folder, so that `borealis status` shows the reason.
 

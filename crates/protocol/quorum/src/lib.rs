@@ -28,6 +28,7 @@
 //! *Acknowledged is found.* An acknowledged record is chain-complete on four of six segments before their
 //! fence; any four fenced segments contain two of those.
 
+pub mod corroboration;
 pub mod evidence;
 pub mod quorum_set;
 pub mod read_routing;

@@ -26,9 +26,13 @@ pub struct EpochHistory {
     openings: Arc<Vec<EpochOpening>>,
 }
 
+/// Openings of a history at most, or it is not even decoded: several times of what any volume has.
+const DECODED_OPENINGS_MAX: usize = 1 << 16;
+
 /// An [`EpochHistory`] as it is stored and sent, not checked yet.
 #[derive(Serialize, Deserialize)]
 struct Openings {
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, DECODED_OPENINGS_MAX>")]
     openings: Vec<EpochOpening>,
 }
 
@@ -248,6 +252,19 @@ mod tests {
         let mut history = EpochHistory::default();
         history.push(opening(1, 40, 18));
         history.push(opening(2, 32, 18));
+    }
+
+    #[test]
+    fn a_history_longer_than_any_is_not_decoded() {
+        for (length, is_decoded) in [(DECODED_OPENINGS_MAX, true), (DECODED_OPENINGS_MAX + 1, false)] {
+            let openings = (1..=length as u64).map(|epoch| opening(epoch, 40, 18)).collect();
+            let encoded = postcard::to_stdvec(&Openings { openings }).unwrap();
+            assert_eq!(
+                postcard::from_bytes::<EpochHistory>(&encoded).is_ok(),
+                is_decoded,
+                "{length} openings"
+            );
+        }
     }
 
     #[test]

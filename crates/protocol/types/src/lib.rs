@@ -2,6 +2,7 @@
 //!
 //! Invariant: no I/O, no clock, no randomness; every type is plain data.
 
+pub mod bounded;
 mod epoch_bounds;
 mod history;
 mod invariant;

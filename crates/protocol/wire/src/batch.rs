@@ -37,7 +37,7 @@ pub struct BatchHeader {
     /// Nobody will ask for a page version below it (PGMRPL).
     pub minimum_read_point: Lsn,
     /// Where each group's redo ends at `durable.end`; empty in batches that come from a peer.
-    #[serde(deserialize_with = "crate::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
+    #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
     pub tails: Vec<GroupTail>,
 }
 

@@ -5,7 +5,6 @@
 
 pub mod batch;
 mod batch_frame;
-mod bounded;
 mod byte_string;
 pub mod frame;
 pub mod message;

@@ -93,7 +93,7 @@ pub enum Request {
         /// Every opening of the volume; the newest is of `epoch`.
         history: EpochHistory,
         /// Where each group's redo ends at the newest opening (`Segment::install`'s durable point).
-        #[serde(deserialize_with = "crate::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
+        #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
         tails: Vec<GroupTail>,
     },
     /// A recovery brings records it decided to keep. Each segment named first adopts `history`
@@ -109,7 +109,7 @@ pub enum Request {
         /// The history the records are admitted by; empty for a volume without one.
         history: EpochHistory,
         /// Redo batches, one for each run of records of one epoch; at most 256.
-        #[serde(deserialize_with = "crate::bounded::list::<_, _, REPAIR_BATCHES_MAX>")]
+        #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, REPAIR_BATCHES_MAX>")]
         batches: Vec<Vec<u8>>,
     },
     /// A page as of a position.

@@ -28,6 +28,7 @@
 //! | `refill_bytes_per_second` | how many are compared or brought in a second, of late |
 //! | `refill_fetched_bytes` | bytes of pages that peers sent since start |
 //! | `refills` | segments refilled since start |
+//! | `gossip_records_unconfirmed` | records left because only one peer sent them and they are not known to be durable |
 //! | `materializations` | rounds of materialization that did something |
 //! | `store_pages_in_trouble` | pages that cannot be made here now: damaged, or in quarantine |
 //! | `store_pages_healed`, `store_pages_mended` | pages that peers brought; pages that a round could write again |
@@ -123,6 +124,7 @@ pub struct Metrics {
     pub(crate) gossip_failures: AtomicU64,
     pub(crate) gossip_pulled_bytes: AtomicU64,
     pub(crate) gossip_pulled_batches: AtomicU64,
+    pub(crate) gossip_records_unconfirmed: AtomicU64,
     pub(crate) materializations: AtomicU64,
 }
 
@@ -150,6 +152,7 @@ impl Metrics {
             ("gossip_failures", &self.gossip_failures),
             ("gossip_pulled_bytes", &self.gossip_pulled_bytes),
             ("gossip_pulled_batches", &self.gossip_pulled_batches),
+            ("gossip_records_unconfirmed", &self.gossip_records_unconfirmed),
             ("materializations", &self.materializations),
         ];
         let mut all: Vec<(String, u64)> =

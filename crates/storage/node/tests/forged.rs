@@ -77,6 +77,47 @@ fn a_history_forged_at_one_node_does_not_spread() {
 }
 
 #[test]
+fn records_that_one_node_alone_has_do_not_spread_before_they_are_durable() {
+    let (cluster, mut writer) = volume(1);
+    let group = GroupId(0);
+    let durable = writer.durable.end;
+    let others = [0, 2, 3, 4, 5];
+    let (last, group_ends) = (writer.last, writer.group_ends.clone());
+    // As if node 1 had made it up.
+    writer.put_page(block(RELATION, 1), &image(666));
+    let invented = writer.take_batch();
+    writer.send(&invented, &[1]);
+    assert!(cluster.summary(1, group).segment_complete_lsn > durable);
+    wait_until("it was asked for", || {
+        others.iter().all(|&index| cluster.metric(index, "gossip_records_unconfirmed") > 0)
+    });
+    for index in others {
+        assert_eq!(cluster.summary(index, group).segment_complete_lsn, durable, "node {index}");
+    }
+    // The writer's own record in that place is taken by all others.
+    (writer.last, writer.group_ends) = (last, group_ends);
+    writer.put_page(block(RELATION, 1), &image(1000));
+    writer.ship(&others);
+    writer.announce(&others);
+    let key = block(RELATION, 1);
+    let page = cluster.client(4).read_page(group, key, writer.durable.end).unwrap();
+    assert!(page.expect("the page exists") == image(1000));
+}
+
+#[test]
+fn records_that_two_nodes_have_are_taken_from_them() {
+    let (cluster, mut writer) = volume(1);
+    // A node that had to let records pass may be needed for the write quorum.
+    writer.put_page(block(RELATION, 1), &image(1000));
+    let batch = writer.take_batch();
+    writer.send(&batch, &[1, 4]);
+    let end = writer.last.end;
+    wait_until("every node has it", || {
+        ALL.iter().all(|&index| cluster.summary(index, GroupId(0)).segment_complete_lsn == end)
+    });
+}
+
+#[test]
 fn what_four_members_have_is_learned_by_the_others() {
     let (mut cluster, old) = volume(1);
     cluster.kill_node(5);

@@ -166,7 +166,7 @@ impl Store {
         let total_bytes: u64 = runs.iter().map(|run| entry_bytes(payload_bytes(run))).sum();
         if total_bytes > 0 {
             // A lack of room must be found before anything is written: then it passes.
-            self.reserve(state, total_bytes as usize, Purpose::Promise)?;
+            self.reserve(state, total_bytes as usize, Purpose::Repair)?;
         }
         let mut moved = BTreeMap::new();
         for run in runs {

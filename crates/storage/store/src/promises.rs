@@ -166,10 +166,12 @@ impl Store {
         history: &EpochHistory,
     ) -> Result<(), StoreError> {
         let mut state = self.lock_to_change()?;
+        let known = Store::hosted(&state, group)?.segment.promise().epoch;
+        // Before room is made for it.
+        check_history(known, history).map_err(implausible)?;
         let entry = encode(&AdoptEntry { group, promise, history: history.clone() });
         self.reserve(&mut state, entry.len(), Purpose::Promise)?;
         let hosted = state.segments.get_mut(&group).ok_or(Refusal::NoSegment(group))?;
-        check_history(hosted.segment.promise().epoch, history).map_err(implausible)?;
         let installed = hosted.segment.adopt_for_recovery(promise, history);
         let installed = installed.map_err(|error| StoreError::Install { group, error })?;
         if installed.changed {

@@ -24,8 +24,22 @@ const MIB: u64 = 1 << 20;
 pub(crate) enum Purpose {
     /// Redo, which others have, too: not below the watermark.
     Redo,
-    /// A promise, positions, or what a recovery brings: little, and recoveries need it.
+    /// What a recovery or peers bring back: it may need this very node. Not below half of the watermark, for it may be much, and pages
+    /// and checkpoints need room to let go of log.
+    Repair,
+    /// A promise or positions: little, and recoveries need it.
     Promise,
+}
+
+/// How much room the file system has.
+struct Room {
+    available_bytes: u64,
+    /// Redo is taken.
+    takes_redo: bool,
+    /// What others bring back is taken.
+    takes_repair: bool,
+    /// A large entry might run into a full disk.
+    is_tight: bool,
 }
 
 /// Below how many free bytes no redo is taken, and from how many on it is taken again.
@@ -38,16 +52,17 @@ impl Store {
     /// Looks how much room the file system has, and returns whether redo is taken. To be called from time to time: it is
     /// how the store notices that there is room again.
     pub fn check_space(&self) -> bool {
-        self.look_at_space().0
+        self.look_at_space().takes_redo
     }
 
-    /// Whether redo is taken, and whether a large entry might run into a full disk.
-    fn look_at_space(&self) -> (bool, bool) {
+    /// Looks how much room there is, and notes whether it is too little for redo.
+    fn look_at_space(&self) -> Room {
         let space = match self.directory.disk().space(self.directory.root()) {
             Ok(space) => space,
             Err(error) => {
                 tracing::debug!(%error, "cannot see how much room the disk has");
-                return (self.takes_redo(), true);
+                let takes_redo = self.takes_redo();
+                return Room { available_bytes: 0, takes_redo, takes_repair: true, is_tight: true };
             }
         };
         let (stop, resume) = watermark(self.options.free_space_min_bytes, space);
@@ -71,12 +86,18 @@ impl Store {
             }
             _ => {}
         }
-        (!is_full, space.available_bytes < stop.saturating_add(AMPLE_BYTES))
+        let available_bytes = space.available_bytes;
+        Room {
+            available_bytes,
+            takes_redo: !is_full,
+            takes_repair: available_bytes >= stop / 2,
+            is_tight: available_bytes < stop.saturating_add(AMPLE_BYTES),
+        }
     }
 
     /// Whether so much room is free that a file can be filled ahead.
     pub(crate) fn has_ample_space(&self) -> bool {
-        !self.look_at_space().1
+        !self.look_at_space().is_tight
     }
 
     /// Whether redo is taken: the disk had room when it was last looked at.
@@ -122,6 +143,16 @@ impl Store {
         hindrances.round.clone().map_or(Ok(()), |why| Err(Refusal::NotNow(why)))
     }
 
+    /// Why not even what others bring back is taken.
+    fn no_repair(&self, room: &Room) -> Refusal {
+        Refusal::NotNow(format!(
+            "node {} has no room for what others bring back: {} MiB of disk are free; make room in {}",
+            self.identity.node,
+            room.available_bytes / MIB,
+            self.directory.root().display()
+        ))
+    }
+
     /// Makes room in the log for an entry with a payload of at most `payload_bytes`, before anything is changed that it is
     /// about.
     ///
@@ -135,10 +166,12 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut is_tight = false;
         if state.log.would_grow(payload_bytes) {
-            let takes_redo;
-            (takes_redo, is_tight) = self.look_at_space();
-            if !takes_redo && purpose == Purpose::Redo {
-                self.check_takes_redo()?;
+            let room = self.look_at_space();
+            is_tight = room.is_tight;
+            match purpose {
+                Purpose::Redo if !room.takes_redo => self.check_takes_redo()?,
+                Purpose::Repair if !room.takes_repair => return Err(self.no_repair(&room).into()),
+                _ => {}
             }
         } else if purpose == Purpose::Redo {
             self.check_takes_redo()?;

@@ -77,6 +77,8 @@ pub enum Defect {
     HistoryOnOneWord,
     /// A node takes a durable point for true that a single peer claims.
     DurableOnOneWord,
+    /// A node takes records beyond what it knows to be durable that a single peer sends.
+    RecordsOnOneWord,
     /// A writer ends when the first node refuses it because of a newer promise.
     EndsAtFirstRefusal,
     /// A writer takes one node's word that another has replaced it.

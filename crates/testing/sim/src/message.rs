@@ -187,10 +187,6 @@ pub enum Message {
     Line(LineId, OnLine),
     /// Node to node.
     GossipSummary(Vec<SegmentSummary>),
-    /// Node to node.
-    GossipAsk(GroupId, Gap),
-    /// Node to node.
-    GossipRecords(GroupId, Vec<Rc<SimRecord>>),
     /// Node to node: what records up to a point made of one part of a group, and keep it all for me.
     RefillAsk {
         /// Of which group.
@@ -213,6 +209,10 @@ pub enum Message {
     },
     /// Node to node: that point is not here, or not any more.
     RefillGone(GroupId, Lsn),
+    /// Node to node; and up to where the one that asks knows its group to be durable.
+    GossipAsk(GroupId, Gap, Lsn),
+    /// Node to node; with what the question said of the durable records.
+    GossipRecords(GroupId, Lsn, Vec<Rc<SimRecord>>),
 }
 
 /// A durable point of one group out of a list for all.

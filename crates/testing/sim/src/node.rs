@@ -9,6 +9,7 @@ mod refill;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use borealis_quorum::corroboration::Corroboration;
 use borealis_quorum::evidence::Claims;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::segment::{InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source};
@@ -131,6 +132,8 @@ pub struct SimNode {
     kept: Vec<Kept>,
     /// What it brings from peers, in group order.
     refills: Vec<Option<Refill>>,
+    /// Records that peers sent and that nobody has confirmed, in group order.
+    unconfirmed: Vec<Corroboration<Rc<SimRecord>>>,
     /// How it lies to its peers and to recoveries, if it does.
     pub lie: Option<Lie>,
 }
@@ -170,6 +173,7 @@ impl SimNode {
             claims: vec![Claims::new(); usize::from(group_count)],
             kept: vec![Kept::default(); usize::from(group_count)],
             refills: vec![None; usize::from(group_count)],
+            unconfirmed: vec![Corroboration::default(); usize::from(group_count)],
             lie: None,
         }
     }
@@ -235,6 +239,7 @@ impl SimNode {
             claims: vec![Claims::new(); self.claims.len()],
             kept: self.kept.iter().map(Kept::after_restart).collect(),
             refills: vec![None; self.refills.len()],
+            unconfirmed: vec![Corroboration::default(); self.unconfirmed.len()],
             lie: None,
         };
         copy.restart();
@@ -294,6 +299,7 @@ impl SimNode {
         self.claims.iter_mut().for_each(Claims::clear);
         self.kept.iter_mut().for_each(|kept| *kept = kept.after_restart());
         self.refills.iter_mut().for_each(|refill| *refill = None);
+        self.unconfirmed.iter_mut().for_each(|unconfirmed| *unconfirmed = Corroboration::default());
         self.running = false;
         self.syncing = false;
         self.life += 1;
@@ -459,17 +465,21 @@ impl SimNode {
                 }
             }
             Message::GossipSummary(summaries) => self.gossip(from, &summaries, &mut effects, coverage),
-            Message::GossipAsk(group, gap) => {
+            Message::GossipAsk(group, gap, durable) => {
                 let records = &self.state.records[usize::from(group.0)];
                 let after = gap.after.max(self.log_kept_from(group));
                 let range = |r: &&Rc<SimRecord>| r.span.end > after && r.span.end <= gap.through;
-                let found = records.values().filter(range).take(PAGE_RECORDS).cloned().collect();
+                let sent = |record: &Rc<SimRecord>| match self.lie {
+                    Some(lie) if record.span.end > durable => lie.sent(record),
+                    _ => Rc::clone(record),
+                };
+                let found = records.values().filter(range).take(PAGE_RECORDS).map(sent).collect();
                 // Only durable bytes leave a node.
-                self.answer(from, Message::GossipRecords(group, found), &mut effects);
+                self.answer(from, Message::GossipRecords(group, durable, found), &mut effects);
             }
-            Message::GossipRecords(group, records) => {
+            Message::GossipRecords(group, durable, records) => {
                 let before = self.segment(group).segment_complete_lsn();
-                for record in records {
+                for record in self.believed(from, group, durable, records, coverage) {
                     let mut record = record;
                     if self.defect == Defect::GossipIgnoresHistory {
                         let epoch = self.segment(group).history().newest_epoch();

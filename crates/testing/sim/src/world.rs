@@ -393,7 +393,7 @@ impl World {
                     compute.stop();
                 }
                 if let Some(rescue) = &mut self.rescue {
-                    rescue.agreed(outcome.tails.clone());
+                    rescue.agreed(outcome);
                 }
             }
         }

@@ -47,11 +47,11 @@ impl Engine {
     pub fn attach(
         &mut self,
         shm: DriverSide,
-        wal_directory: &Path,
+        data_directory: &Path,
         segment_bytes: u32,
     ) -> Result<(), EngineError> {
         let last = self.shipper.last_shipped();
-        let feed = WalFeed::new(self.server_version, wal_directory, segment_bytes, 1, last);
+        let feed = WalFeed::new(self.server_version, data_directory, segment_bytes, 1, last);
         self.poll.registry().register(&mut SourceFd(&shm.event_fd()), TOKEN_SHM, Interest::READABLE)?;
         // A new server has no open transaction. Without this the evictor would keep pages for the transactions of the last
         // server.

@@ -173,7 +173,7 @@ impl Supervisor {
             shared_memory: shm.path().to_path_buf(),
             event_descriptor: shm.event_fd(),
         };
-        engine.attach(shm, &data_directory.join("pg_wal"), control.wal_segment_bytes)?;
+        engine.attach(shm, data_directory, control.wal_segment_bytes)?;
         let config = ServerConfig {
             binaries: self.binaries.clone(),
             user: self.user.clone(),

@@ -275,6 +275,7 @@ fn reopen(
     forgotten: &[String],
 ) -> anyhow::Result<Prepared> {
     let (mut cluster, lock) = Cluster::open_locked(dir)?;
+    cluster.finish_stopping()?;
     if cluster.driver_process(WRITER).is_some() && !server_runs(&cluster.instance_directory(WRITER)) {
         // Whoever started it was killed before it served, or somebody would hold the lock. This command starts another.
         cluster.stop_instance(WRITER)?;

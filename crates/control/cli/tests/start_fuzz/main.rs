@@ -88,9 +88,19 @@ struct Coverage {
     /// Interrupted operations that turned out to be done, and not.
     interrupted: [u64; 2],
     half_dropped: u64,
+    /// Where the time went.
+    spent: BTreeMap<&'static str, Duration>,
 }
 
 impl Coverage {
+    /// Runs something, and counts how long that takes.
+    fn timed<T>(&mut self, what: &'static str, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let result = work();
+        *self.spent.entry(what).or_default() += begun.elapsed();
+        result
+    }
+
     fn count(&mut self, operation: &Operation, outcome: &Outcome) {
         let place = match outcome {
             Outcome::Done => 0,
@@ -104,7 +114,10 @@ impl Coverage {
     }
 
     fn print(&self, begun: Instant) {
-        say(&format!("{} runs in {:.0} s", self.runs, begun.elapsed().as_secs_f64()));
+        let seconds = |(what, spent): (&&str, &Duration)| format!("{what} {:.0} s", spent.as_secs_f64());
+        let spent: Vec<String> = self.spent.iter().map(seconds).collect();
+        let spent = spent.join(", ");
+        say(&format!("{} runs in {:.0} s: {spent}", self.runs, begun.elapsed().as_secs_f64()));
         say(&format!("DDL and others, {} kinds (done, refused, interrupted):", self.operations.len()));
         for (kind, [done, refused, interrupted]) in &self.operations {
             say(&format!("  {kind}: {done}, {refused}, {interrupted}"));
@@ -150,7 +163,7 @@ impl Fuzzer {
     fn run_once(&mut self) {
         for _ in 0..1 + self.random.below(5) {
             let operation = self.next_operation();
-            let outcome = run(&self.cluster, &operation);
+            let outcome = self.coverage.timed("statements", || run(&self.cluster, &operation));
             self.note(format!("{}: {:?}: {outcome:?}", operation.database, operation.sql));
             self.coverage.count(&operation, &outcome);
             match outcome {
@@ -178,20 +191,24 @@ impl Fuzzer {
         let point = operation.map_or("between statements", |operation| operation.kind);
         *self.coverage.crash_points.entry(point).or_default() += 1;
         let cluster = &self.cluster;
-        let (killed, outcome) = std::thread::scope(|scope| {
-            let running = operation.map(|operation| scope.spawn(move || run(cluster, operation)));
-            let begun = Instant::now();
-            while running.as_ref().is_some_and(|it| !it.is_finished()) && begun.elapsed() < delay {
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            let killed = crash.crash(cluster);
-            (killed, running.map_or(Outcome::Done, |running| running.join().expect("it does not panic")))
+        let (killed, outcome) = self.coverage.timed("crashes", || {
+            std::thread::scope(|scope| {
+                let running = operation.map(|operation| scope.spawn(move || run(cluster, operation)));
+                let begun = Instant::now();
+                while running.as_ref().is_some_and(|it| !it.is_finished()) && begun.elapsed() < delay {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                let killed = crash.crash(cluster);
+                (killed, running.map_or(Outcome::Done, |running| running.join().expect("it does not panic")))
+            })
         });
         if let Some(after) = again {
             *self.coverage.crashes.entry("again, during the start").or_default() += 1;
-            crash::crash_while_starting(&self.cluster, after);
+            self.coverage.timed("crashes", || crash::crash_while_starting(&self.cluster, after));
         }
-        if let Err(why) = crash.start(&self.cluster, killed.filter(|_| again.is_none())) {
+        let killed = killed.filter(|_| again.is_none());
+        let started = self.coverage.timed("starts", || crash.start(&self.cluster, killed));
+        if let Err(why) = started {
             self.fail(&format!("it does not start again: {why}"));
         }
         outcome
@@ -199,7 +216,7 @@ impl Fuzzer {
 
     /// Compares with what was acknowledged; of what was interrupted, all or nothing.
     fn look(&mut self, interrupted: Option<(Operation, Outcome)>) {
-        let (mut observed, half_dropped) = observe(&self.cluster);
+        let (mut observed, half_dropped) = self.coverage.timed("looks", || observe(&self.cluster));
         let mut possible = vec![std::mem::take(&mut self.model)];
         if let Some((operation, outcome)) = interrupted {
             self.note(format!("the interrupted one: {outcome:?}"));

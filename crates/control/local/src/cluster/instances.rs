@@ -10,7 +10,7 @@ use borealis_types::{InstanceId, VolumeId};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-use super::{Cluster, PROCESS_NAME, STOP_TIMEOUT};
+use super::{Cluster, STOP_TIMEOUT};
 use crate::log::log_tail;
 use crate::process::{self, ProcessIdentity};
 use crate::supervision::{Ended, Restarts};
@@ -23,12 +23,13 @@ const DRIVER_LOG_NAME: &str = "driver.log";
 const INSTANCE_START_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Cluster {
-    /// Before an instance is started: ends the processes of one that was killed, for they still hold its port. Its
-    /// memory is the next driver's to clear. Does nothing to one that runs.
+    /// Before an instance is started: ends the processes of one that was killed or is still being stopped, for they
+    /// hold its port. Its memory is the next driver's to clear. Does nothing to one that runs.
     ///
     /// # Errors
-    /// When there is no such instance.
+    /// When there is no such instance, or something does not end even when killed.
     pub fn clear_the_way(&self, id: InstanceId) -> anyhow::Result<()> {
+        self.finish_stopping_instance(id)?;
         if self.driver_process(id).is_none() {
             leftovers::clear(&self.memory_directory(self.instance(id)?));
         }
@@ -87,7 +88,7 @@ impl Cluster {
         if let Err(error) = self.wait_for_instance(id, identity, begin) {
             if !identity.is_alive() {
                 // Whoever asked for it has the reason, and it is not tried again behind their back.
-                process::remove_process_file(&self.instance_directory(id).join(PROCESS_NAME))?;
+                process::remove_process_file(&self.driver_process_file(id))?;
             }
             return Err(error);
         }
@@ -121,7 +122,7 @@ impl Cluster {
             .with_context(|| format!("cannot write {}", config_file.display()))?;
         Ended::clear(&config.instance_dir)?;
         let log = config.instance_dir.join(DRIVER_LOG_NAME);
-        let process_file = config.instance_dir.join(PROCESS_NAME);
+        let process_file = self.driver_process_file(id);
         process::spawn_detached(&["internal", "driver"], &config_file, &log, &process_file)
             .context("cannot start the driver")
     }
@@ -179,13 +180,14 @@ impl Cluster {
     /// When one of them does not end.
     pub fn kill_instance(&self, id: InstanceId) -> anyhow::Result<bool> {
         let memory = self.memory_directory(self.instance(id)?);
-        let driver = self.driver_process(id);
         self.no_longer_wanted(id)?;
+        let driver = self.stopping_driver(id);
         // The driver first: it would begin to restart a server that died alone.
         if let Some(driver) = driver {
             driver.kill_and_wait()?;
         }
         let server = leftovers::clear(&memory);
+        process::end_stopping(&self.driver_process_file(id))?;
         Ok(driver.is_some() || server > 0)
     }
 
@@ -194,25 +196,32 @@ impl Cluster {
     /// # Errors
     /// When it does not end even when killed.
     pub fn stop_instance(&self, id: InstanceId) -> anyhow::Result<bool> {
-        let memory = self.memory_directory(self.instance(id)?);
-        let driver = self.driver_process(id);
+        self.instance(id)?;
         self.no_longer_wanted(id)?;
+        let was_there = self.finish_stopping_instance(id)?;
+        self.clear_memory(id)?;
+        Ok(was_there)
+    }
+
+    /// Ends the driver of an instance that is being stopped, and with it the server; returns whether it was there. An
+    /// earlier command that was to do it may have been interrupted before it had told the driver.
+    pub(super) fn finish_stopping_instance(&self, id: InstanceId) -> anyhow::Result<bool> {
+        let driver = self.stopping_driver(id);
         if let Some(driver) = driver {
             driver.signal(Signal::SIGTERM);
             if !driver.wait_gone(STOP_TIMEOUT) {
                 driver.kill_and_wait()?;
-                leftovers::clear(&memory);
+                leftovers::clear(&self.memory_directory(self.instance(id)?));
             }
         }
-        self.clear_memory(id)?;
+        process::end_stopping(&self.driver_process_file(id))?;
         Ok(driver.is_some())
     }
 
-    /// Before a process is ended: nobody is to start it again.
+    /// Before a process is ended: nobody is to start it again, and it stays on record.
     fn no_longer_wanted(&self, id: InstanceId) -> anyhow::Result<()> {
-        let folder = self.instance_directory(id);
-        process::remove_process_file(&folder.join(PROCESS_NAME))?;
-        Restarts::clear(&folder)?;
+        process::begin_stopping(&self.driver_process_file(id))?;
+        Restarts::clear(&self.instance_directory(id))?;
         Ok(())
     }
 }

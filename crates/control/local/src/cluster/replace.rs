@@ -141,13 +141,14 @@ impl Cluster {
                 self.catalog.nodes.len()
             );
         }
-        if let Some(&running) = lost.iter().find(|&&id| self.node_process(id).is_some()) {
+        let runs = |id| self.node_process(id).or_else(|| self.stopping_node(id)).is_some();
+        if let Some(&running) = lost.iter().find(|&&id| runs(id)) {
             bail!(
                 "node {running} runs; only a node that is lost for good is replaced. If it is to be given up, kill it first: \
                  `borealis node kill {running}`"
             );
         }
-        if self.driver_process(WRITER).is_some() {
+        if self.driver_process(WRITER).or_else(|| self.stopping_driver(WRITER)).is_some() {
             bail!(
                 "instance {WRITER} runs; stop it first with `borealis instance stop`, or kill it if it hangs"
             );

@@ -247,11 +247,12 @@ impl Exchanges<'_> {
             return Ok(if still { Exchanged::Quiet } else { otherwise });
         }
         let stuck = before.is_none() || now.is_stuck(asked);
-        let is_collected = known.is_collected(self.peer.node, group, ours);
+        let in_vain = known.is_collected(self.peer.node, group, ours)
+            || known.unconfirmed.was_left(self.peer.node, group, (ours, durable));
         // A peer whose history is older than ours may hold records that a recovery truncated; it learns of that from us
         // first. A peer whose history is newer, but not as new as our promise, waits for the same recovery as we do.
         let agreed = newest_epoch == theirs.history.newest_epoch();
-        if (stuck || has_hole) && agreed && !is_collected && store.takes_redo() {
+        if (stuck || has_hole) && agreed && !in_vain && store.takes_redo() {
             self.parts.puller.pull(client, self.peer.node, group)?;
             // What we took ourselves does not count as having been fed.
             let ours = store.with_segment(group, Segment::segment_complete_lsn)?;

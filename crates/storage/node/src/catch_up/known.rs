@@ -11,6 +11,7 @@ use borealis_types::{GroupId, Lsn, NodeId, invariant};
 use borealis_wire::SegmentSummary;
 
 use super::proof::Proof;
+use super::unconfirmed::Unconfirmed;
 
 /// A peer that did not keep the log we need is asked again after this, in case it was a misunderstanding.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
@@ -27,6 +28,8 @@ pub(crate) struct Known {
     pulling: BTreeMap<GroupId, AtomicBool>,
     /// What of the peers' words may be taken over.
     pub(super) proof: Proof,
+    /// What of their records may not, yet.
+    pub(super) unconfirmed: Unconfirmed,
 }
 
 #[derive(Default, Debug)]
@@ -69,6 +72,7 @@ impl Known {
             changed: Condvar::new(),
             pulling: own.into_iter().map(|group| (group, AtomicBool::new(false))).collect(),
             proof: Proof::new(config),
+            unconfirmed: Unconfirmed::default(),
         }
     }
 

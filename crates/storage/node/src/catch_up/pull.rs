@@ -87,10 +87,15 @@ impl Puller {
         let Some(_permit) = self.known.begin_pull(group) else { return Ok(()) };
         while !self.known.is_stopping() {
             let above = self.store.with_segment(group, Segment::segment_complete_lsn)?;
+            let durable = self.store.with_segment(group, Segment::known_durable)?;
             let (batches, more) = client.read_tail(group, above, PULL_BYTES)?;
-            self.take(group, &batches)?;
+            let believed = self.known.unconfirmed.believed(peer, group, durable.group_tail, batches);
+            add(&self.metrics.gossip_records_unconfirmed, believed.left as u64);
+            self.take(group, &believed.batches)?;
             if self.store.with_segment(group, Segment::segment_complete_lsn)? <= above {
-                if self.known.note_nothing_came(peer, group, above) {
+                if believed.left > 0 {
+                    self.known.unconfirmed.note_left(peer, group, (above, durable.volume.end));
+                } else if self.known.note_nothing_came(peer, group, above) {
                     tracing::debug!(%peer, %group, segment_complete_lsn = %above, "no log that continues the segment");
                 }
                 return Ok(());

@@ -1,6 +1,7 @@
 //! Taking redo.
 
 mod batch;
+mod learn;
 pub(crate) mod offer;
 mod write;
 
@@ -45,14 +46,15 @@ impl Store {
     /// [`StoreError::Poisoned`].
     pub fn append(&self, batch: &[u8], origin: Origin) -> Result<Appended, StoreError> {
         self.check_poison()?;
-        let (mut batch, mut state) = loop {
+        let (mut batch, learned, mut state) = loop {
             let batch = self.parse_batch(batch)?;
             self.wait_for_room()?;
             self.check_stuck_backlog(origin)?;
+            let learned = self.learn(&batch, origin);
             let state = self.lock_to_change()?;
             // The epoch may have been installed after the batch was parsed without knowing its release.
             if batch.server_version.is_some() || state.release_in(batch.header.volume_epoch).is_none() {
-                break (batch, state);
+                break (batch, learned, state);
             }
         };
         self.index_put_off(&mut state, &batch, origin)?;
@@ -60,7 +62,7 @@ impl Store {
         self.check_origin(&state, &batch, origin)?;
         let positions_count = matches!(origin, Origin::Writer(_));
         let purpose = match origin {
-            Origin::Recovery(..) => Purpose::Promise,
+            Origin::Recovery(..) => Purpose::Repair,
             _ => Purpose::Redo,
         };
         // Before segments take anything. Positions alone are shorter than the batch that brings them.
@@ -70,7 +72,7 @@ impl Store {
         let taken = batch.records.iter().filter(|record| !record.taken.is_empty()).count();
         count(&self.counters.records_taken, taken as u64);
         if taken > 0 {
-            self.write(&mut state, batch, positions_count)?;
+            self.write(&mut state, batch, &learned, positions_count)?;
         } else if news {
             let positions = PositionsEntry::from(&batch.header);
             self.append_entry(&mut state, EntryKind::Positions, &[&encode(&positions)])?;

@@ -7,17 +7,19 @@ use crate::append::batch::OfferedBatch;
 use crate::log::entry::EntryKind;
 use crate::log::payload::{BATCH_PREFIX_BYTES, BatchPrefix};
 use crate::log::position::{LogPosition, RecordRef};
+use crate::segment::learned::LearnedRecord;
 use crate::segment::state::{EnteredRecord, State};
 use crate::{Origin, Store, StoreError};
 
 impl Store {
     /// Writes the records that segments took, and adds them to the index. If every segment took all of its
     /// records, the batch is written unchanged; otherwise records are grouped into entries by the set of
-    /// groups that took them.
+    /// groups that took them. `learned` is what is known of records in pieces that end here.
     pub(super) fn write(
         &self,
         state: &mut State,
         mut batch: OfferedBatch<'_>,
+        learned: &[LearnedRecord],
         positions_count: bool,
     ) -> Result<(), StoreError> {
         // An entry names one set of groups. Each of its records counts as taken by those groups of the set
@@ -79,7 +81,7 @@ impl Store {
                 record_effects: record.record_effects,
             })
             .collect();
-        let entered = state.enter(self.context(), &self.files, entered, &effects);
+        let entered = state.enter(self.context(), &self.files, entered, &effects, learned);
         // The segments have taken these records already. If they cannot be read back from the log because they are not
         // what was written, the store can promise nothing.
         entered.map_err(|error| self.poisoned(&error))

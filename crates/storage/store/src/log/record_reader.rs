@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use borealis_types::Lsn;
+
 use crate::StoreError;
 use crate::log::files::{LogFile, LogFiles};
 use crate::log::position::{LogPosition, RecordRef};
@@ -74,25 +76,45 @@ fn run_bytes<'r>(mut records: impl Iterator<Item = &'r RecordRef>) -> u64 {
     end - start
 }
 
+/// Where a piece of a record is.
+pub(crate) enum Piece<'b> {
+    InLog(RecordRef),
+    /// In a batch that is about to be appended: its bytes, and where it starts in the stream.
+    Brought(&'b [u8], Lsn),
+}
+
+impl Piece<'_> {
+    fn length(&self) -> usize {
+        match self {
+            Piece::InLog(reference) => reference.length as usize,
+            Piece::Brought(bytes, _) => bytes.len(),
+        }
+    }
+}
+
 /// Puts a record together from its pieces, which are read back from the log and verified one by one. The record's own
 /// checksum is left to the caller, as with a whole one.
 ///
 /// Of a message for logical decoding only the front is read: see [`borealis_wal::piece::without_body`].
-pub(crate) fn assemble(files: &LogFiles, pieces: &[RecordRef]) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn assemble(files: &LogFiles, pieces: &[Piece<'_>]) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::new();
-    let mut piece = Vec::new();
-    for reference in pieces {
-        let RecordRef { position, length, span, .. } = *reference;
-        files.needed(position.file())?.read_into(&mut piece, position.offset(), length as usize)?;
-        let content = borealis_wal::piece::open(&piece, span.start).map_err(|error| {
-            let place = format!("log file {} at offset {}", position.file(), position.offset());
-            StoreError::corrupt(place, error.to_string())
-        })?;
+    let mut buffer = Vec::new();
+    for piece in pieces {
+        let (start, place) = match *piece {
+            Piece::InLog(RecordRef { position, length, span, .. }) => {
+                files.needed(position.file())?.read_into(&mut buffer, position.offset(), length as usize)?;
+                (span.start, format!("log file {} at offset {}", position.file(), position.offset()))
+            }
+            Piece::Brought(_, start) => (start, format!("the piece at {start}")),
+        };
+        let sealed = if let Piece::Brought(bytes, _) = piece { bytes } else { &buffer[..] };
+        let content = borealis_wal::piece::open(sealed, start);
+        let content = content.map_err(|error| StoreError::corrupt(place, error.to_string()))?;
         if bytes.is_empty() {
             if let Some(front) = borealis_wal::piece::without_body(content) {
                 return Ok(front);
             }
-            bytes.reserve_exact(pieces.iter().map(|piece| piece.length as usize).sum());
+            bytes.reserve_exact(pieces.iter().map(Piece::length).sum());
         }
         bytes.extend_from_slice(content);
     }
@@ -116,7 +138,7 @@ pub(crate) fn read_record(
 
 #[cfg(test)]
 mod tests {
-    use borealis_types::{Lsn, Part, RecordSpan};
+    use borealis_types::{Part, RecordSpan};
 
     use super::*;
 

@@ -15,7 +15,7 @@ pub(crate) mod page_writer;
 mod prepare;
 mod round;
 
-use crate::materialize::pace::{Backlog, PAUSE, PAUSES_MAX};
+use crate::materialize::pace::{Backlog, MENDING_PAUSES_MAX, PAUSE, PAUSES_MAX};
 use crate::{Store, StoreError};
 
 /// What makes a round of materialization due.
@@ -105,8 +105,9 @@ impl Store {
     /// Pauses while the round is ahead of its pace, after preparing what has grown meanwhile.
     fn keep_pace(&self, share_done: f64, at_start: f64) {
         self.prepare_for_readers();
-        for _ in 0..PAUSES_MAX {
-            let urgent = self.maintenance.is_urgent();
+        for pause in 0..PAUSES_MAX {
+            let is_mending = pause >= MENDING_PAUSES_MAX && self.has_pages_to_mend();
+            let urgent = is_mending || self.maintenance.is_urgent();
             if urgent || !pace::is_ahead(share_done, at_start, self.backlog().share(&self.options)) {
                 return;
             }

@@ -1,7 +1,8 @@
 //! When redo is materialized, and how fast: no faster than new redo makes necessary.
 //!
 //! A round at full speed takes processors and disk from appends for as long as it lasts. So it pauses between
-//! pieces, but finishes well before back pressure would begin. It does not pause once somebody waits for it.
+//! pieces, but finishes well before back pressure would begin. It does not pause once somebody waits for it, and pauses
+//! less once pages that peers brought wait to be written: until then the disk has them damaged.
 //! When the store is closed, a running round is abandoned: nothing refers yet to what it wrote.
 
 use std::time::Duration;
@@ -16,6 +17,8 @@ pub(crate) const PIECE_PAGES: usize = 64;
 pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 /// Most pauses after one piece, so that a round ends even when no new redo comes.
 pub(crate) const PAUSES_MAX: u32 = 30;
+/// The same while pages from peers are in memory alone: a round writes some 2,000 pages a second then.
+pub(crate) const MENDING_PAUSES_MAX: u32 = 3;
 
 /// Back pressure begins when this many rounds' worth of records is unapplied.
 const LAG_ROUNDS_MAX: u64 = 8;

@@ -21,7 +21,7 @@ use borealis_wal::Record;
 use borealis_wire::Refusal;
 
 use crate::log::position::RecordRef;
-use crate::log::record_reader::{RecordReader, assemble};
+use crate::log::record_reader::{Piece, RecordReader, assemble};
 use crate::metrics::count;
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::{SlotAddress, in_database};
@@ -441,7 +441,8 @@ impl Store {
         };
         // One at a time: each may be as long as PostgreSQL lets a record be.
         let turn = self.assembling.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = assemble(&self.files, pieces)?;
+        let pieces: Vec<Piece<'_>> = pieces.iter().map(|piece| Piece::InLog(*piece)).collect();
+        let bytes = assemble(&self.files, &pieces)?;
         Ok(StepBytes::Assembled(bytes, turn))
     }
 

@@ -78,6 +78,11 @@ impl CutRecords {
         Arc::make_mut(&mut self.indexed).insert(record.span.end, pieces);
     }
 
+    /// The pieces of the record that the chain ends with, if its last one is not there.
+    pub(crate) fn begun(&self) -> &[RecordRef] {
+        &self.begun
+    }
+
     /// The pieces of every indexed record that has some.
     pub(crate) fn pieces(&self) -> &Pieces {
         &self.indexed

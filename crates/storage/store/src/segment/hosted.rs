@@ -14,7 +14,7 @@ use borealis_wire::Refusal;
 use crate::StoreError;
 use crate::log::files::LogFiles;
 use crate::log::position::RecordRef;
-use crate::log::record_reader::{assemble, read_record};
+use crate::log::record_reader::{Piece, assemble, read_record};
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::MaterializedState;
 use crate::pages::page_files::PageFiles;
@@ -24,6 +24,7 @@ use crate::refill::Refilled;
 use crate::segment::cut_records::{CutRecords, Next};
 use crate::segment::index::Index;
 use crate::segment::index::relations::PriorContent;
+use crate::segment::learned::LearnedRecord;
 use crate::segment::record_effects::RecordEffects;
 use crate::segment::trouble::{Cause, HealedPage, Trouble, Troubles};
 
@@ -178,13 +179,13 @@ impl HostedSegment {
         reference: RecordRef,
     ) -> Result<(), StoreError> {
         if reference.part.is_piece() {
-            return self.index_record(context, files, reference, &RecordEffects::of_piece(), &[]);
+            return self.index_record(context, files, reference, &RecordEffects::of_piece(), &[], &[]);
         }
         let bytes = read_record(files, context.redo, &reference)?;
         let (server_version, mut effects) = (self.release_of(reference.span), Vec::new());
         let record_effects =
             RecordEffects::of_bytes(context, server_version, reference.span, &bytes, &mut effects);
-        self.index_record(context, files, reference, &record_effects, &effects)
+        self.index_record(context, files, reference, &record_effects, &effects, &[])
     }
 
     /// Lets a record that the chain reaches wait in `pending`, because the system could not read the log.
@@ -226,7 +227,7 @@ impl HostedSegment {
     }
 
     /// Adds the next record of the chain to the index. `effects` is the list that `record_effects` refers to. A record
-    /// whose last piece this is, is put together from the log to learn its effects.
+    /// whose last piece this is, is put together from the log to learn its effects, unless it is among `learned`.
     ///
     /// # Errors
     /// When that cannot be read. Nothing has changed then.
@@ -237,6 +238,7 @@ impl HostedSegment {
         reference: RecordRef,
         record_effects: &RecordEffects,
         effects: &[Effect],
+        learned: &[LearnedRecord],
     ) -> Result<(), StoreError> {
         let RecordSpan { end, .. } = reference.span;
         invariant!(
@@ -261,31 +263,45 @@ impl HostedSegment {
                 self.fail(end, end, format!("the piece at {} goes on with nothing", reference.span.start))
             }
             Next::Record(record, pieces) => {
-                let bytes = match assemble(files, &pieces) {
-                    Ok(bytes) => bytes,
-                    Err(error) => {
-                        self.cut.put_back(&pieces);
-                        self.indexed_through = before;
-                        return Err(error);
-                    }
-                };
-                let (server_version, mut effects) = (self.release_of(record.span), Vec::new());
-                let sound = context.redo.verify(&bytes, record.span.start);
-                let record_effects = match sound {
-                    Ok(()) => {
-                        RecordEffects::of_bytes(context, server_version, record.span, &bytes, &mut effects)
-                    }
-                    Err(error) => {
-                        RecordEffects { effects: Err(error.to_string()), ..RecordEffects::of_piece() }
-                    }
+                let learned = learned.iter().find(|learned| learned.is_of(&pieces));
+                let put_together;
+                let (record_effects, effects) = match learned {
+                    Some(learned) => (&learned.record_effects, &learned.effects),
+                    None => match self.effects_from_log(context, files, record, &pieces) {
+                        Ok(effects) => {
+                            put_together = effects;
+                            (&put_together.0, &put_together.1)
+                        }
+                        Err(error) => {
+                            self.cut.put_back(&pieces);
+                            self.indexed_through = before;
+                            return Err(error);
+                        }
+                    },
                 };
                 // All of its pieces are needed if it cannot be applied now, so not even the first is applied.
                 let fails_at = pieces.first().map_or(end, |first| first.span.end);
                 self.cut.indexed(record, pieces);
-                self.insert(context.placement, record, &record_effects, &effects, fails_at);
+                self.insert(context.placement, record, record_effects, effects, fails_at);
             }
         }
         Ok(())
+    }
+
+    /// What a record changes that came in pieces, all of which are in the log.
+    fn effects_from_log(
+        &self,
+        context: RedoContext<'_>,
+        files: &LogFiles,
+        record: RecordRef,
+        pieces: &[RecordRef],
+    ) -> Result<(RecordEffects, Vec<Effect>), StoreError> {
+        let pieces: Vec<Piece<'_>> = pieces.iter().map(|piece| Piece::InLog(*piece)).collect();
+        let bytes = assemble(files, &pieces)?;
+        let mut effects = Vec::new();
+        let server_version = self.release_of(record.span);
+        let of_record = RecordEffects::of_pieces(context, server_version, record.span, &bytes, &mut effects);
+        Ok((of_record, effects))
     }
 
     /// Adds a whole record to the index, or notes a failure at `fails_at` if its effects are unknown.

@@ -47,6 +47,20 @@ impl RecordEffects {
         RecordEffects { effects: Ok(0..0), changes_only_existing_pages: false }
     }
 
+    /// Like [`RecordEffects::of_bytes`], for a record that was put together and that nobody has verified.
+    pub(crate) fn of_pieces(
+        context: RedoContext<'_>,
+        server_version: ServerVersion,
+        span: RecordSpan,
+        bytes: &[u8],
+        effects: &mut Vec<Effect>,
+    ) -> RecordEffects {
+        match context.redo.verify(bytes, span.start) {
+            Ok(()) => RecordEffects::of_bytes(context, server_version, span, bytes, effects),
+            Err(error) => RecordEffects { effects: Err(error.to_string()), ..RecordEffects::of_piece() },
+        }
+    }
+
     /// Like [`RecordEffects::of`], from the bytes of a record that a server of this release wrote.
     pub(crate) fn of_bytes(
         context: RedoContext<'_>,

@@ -16,6 +16,7 @@ use crate::log::position::{LogPosition, RecordRef};
 use crate::log::writer::Log;
 use crate::redo_engine::RedoContext;
 use crate::segment::hosted::HostedSegment;
+use crate::segment::learned::LearnedRecord;
 use crate::segment::record_effects::RecordEffects;
 
 /// The part of a store that its lock protects.
@@ -62,13 +63,14 @@ impl State {
     }
 
     /// Adds records that segments took to the index, as far as chains reach. Their bytes are in the log
-    /// already. `effects` is the list that their effects refer to.
+    /// already. `effects` is the list that their effects refer to, and `learned` what is known of records in pieces.
     pub(crate) fn enter(
         &mut self,
         context: RedoContext<'_>,
         files: &LogFiles,
         mut records: Vec<EnteredRecord>,
         effects: &[Effect],
+        learned: &[LearnedRecord],
     ) -> Result<(), StoreError> {
         if let Some(last) = records.iter().map(|record| record.reference.position).max() {
             invariant!(
@@ -92,7 +94,8 @@ impl State {
                 let next = hosted.pending.first_key_value().is_none_or(|(start, _)| span.start < *start);
                 if complete && next {
                     let (reference, record_effects) = (record.reference, &record.record_effects);
-                    let indexed = hosted.index_record(context, files, reference, record_effects, effects);
+                    let indexed =
+                        hosted.index_record(context, files, reference, record_effects, effects, learned);
                     indexed.or_else(|error| hosted.put_off(reference, error))?;
                 } else {
                     hosted.pending.insert(span.start, record.reference);
@@ -168,7 +171,7 @@ impl State {
         }
         let spans = records.iter().map(|record| record.reference.span);
         self.note_batch(position, payload.len(), prefix.groups, spans);
-        self.enter(context, files, entered, &effects)
+        self.enter(context, files, entered, &effects, &[])
     }
 
     /// Notes where a batch entry with records at `spans` is in the log.

@@ -79,7 +79,7 @@ fn record(span: RecordSpan, position: LogPosition) -> (RecordRef, RecordEffects)
 fn index(store: &Store, span: RecordSpan) {
     with_segment(store, |hosted| {
         let (reference, effects) = record(span, LogPosition::new(1, 64));
-        hosted.index_record(store.context(), &store.files, reference, &effects, &[]).unwrap();
+        hosted.index_record(store.context(), &store.files, reference, &effects, &[], &[]).unwrap();
     });
 }
 
@@ -246,7 +246,7 @@ fn a_record_is_not_indexed_before_it_is_in_the_log() {
     let mut state = store.lock();
     let (reference, effects) = record(writer.records[3].span, state.log.end());
     let entered = EnteredRecord { reference, groups: GroupSet::EMPTY, record_effects: effects };
-    let _ = state.enter(store.context(), &store.files, vec![entered], &[]);
+    let _ = state.enter(store.context(), &store.files, vec![entered], &[], &[]);
 }
 
 #[test]

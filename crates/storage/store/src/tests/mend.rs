@@ -4,7 +4,8 @@ mod held;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::time::Duration;
 
 use borealis_redo::RedoError;
 use borealis_types::{GroupId, Lsn, MetaKey, NodeId, PageBytes, PageKey};
@@ -16,6 +17,8 @@ use super::records::{
 };
 use crate::disk::memory::{MemoryDisk, Operation};
 use crate::disk::{Disk, OpenMode};
+use crate::environment::Clock;
+use crate::materialize::pace::{MENDING_PAUSES_MAX, PAUSES_MAX, PIECE_PAGES};
 use crate::pages::materialized_state::SlotAddress;
 use crate::{
     CountersReplay, Environment, Options, Origin, Policy, RedoEngine, ScrubCursor, Store, StoreError,
@@ -249,6 +252,42 @@ fn a_page_found_damaged_by_a_read_is_written_anew_while_the_volume_goes_on() {
     fixture.assert_reads(7);
     fixture.assert_reads(140);
     assert_eq!(fixture.store().damage(), None);
+}
+
+/// Counts the pauses of rounds instead of making them.
+#[derive(Debug, Default)]
+struct Pauses(AtomicU32);
+
+impl Clock for Pauses {
+    fn sleep(&self, _: Duration) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_round_is_in_more_of_a_hurry_while_pages_from_peers_are_in_memory_alone() {
+    let mut fixture = Fixture::new(Options { materialize_after_bytes: 8 << 10, ..options() });
+    let pauses = Arc::new(Pauses::default());
+    fixture.environment.clock = pauses.clone();
+    fixture.reopen();
+    let round = |fixture: &Fixture| {
+        assert!(fixture.store().materialize(Policy::IfDue).unwrap().advanced);
+        pauses.0.swap(0, Ordering::Relaxed)
+    };
+    fixture.write(300).unwrap();
+    let pages_of = |group| (0..300).filter(|&number| fixture.group(number) == GroupId(group)).count();
+    let between_pieces = [0, 1].map(|group| (pages_of(group) - 1) / PIECE_PAGES).iter().sum::<usize>() as u32;
+    assert!(between_pieces > 2);
+    assert_eq!(round(&fixture), between_pieces * PAUSES_MAX);
+    fixture.damage(1);
+    fixture.write(300).unwrap();
+    assert!(fixture.read(1).is_err());
+    assert_eq!(fixture.heal(), 1);
+    assert_eq!(round(&fixture), between_pieces * MENDING_PAUSES_MAX);
+    fixture.write(300).unwrap();
+    assert_eq!(round(&fixture), between_pieces * PAUSES_MAX, "nothing is left to mend");
+    fixture.reopen();
+    fixture.assert_reads(1);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod mend;
 mod model;
 mod pace;
 mod passing;
+mod pieces;
 mod records;
 mod redo;
 mod refill;

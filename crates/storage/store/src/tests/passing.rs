@@ -174,6 +174,29 @@ fn a_nearly_full_disk_takes_promises_and_serves_reads_and_takes_redo_again_when_
 }
 
 #[test]
+fn what_a_recovery_brings_leaves_half_of_the_room_that_is_kept_free() {
+    let mut node = OnDisk::new(Options { free_space_min_bytes: Some(1000), ..options() });
+    let history = node.store.with_segment(GroupId(0), |segment| segment.history().clone()).unwrap();
+    let promise = Promise { epoch: VolumeEpoch(2), writer: WriterId(11) };
+    node.store.fence(promise).unwrap();
+    let mut bring = |available_bytes| {
+        node.disk.set_available_bytes(available_bytes);
+        // More than a log file has room for.
+        for _ in 0..100 {
+            let record = node.record(0);
+            let batch = node.writer.batch(std::slice::from_ref(&record));
+            node.store.repair(promise, GroupId(0), &history, &[batch])?;
+        }
+        Ok(())
+    };
+    bring(600).unwrap();
+    let error: StoreError = bring(400).unwrap_err();
+    assert_not_now(&error);
+    assert!(error.to_string().contains("no room for what others bring back"), "{error}");
+    assert_eq!(node.store.failure(), None);
+}
+
+#[test]
 fn a_log_that_grows_sees_for_itself_that_the_disk_is_nearly_full() {
     let mut node = OnDisk::new(Options { free_space_min_bytes: Some(1000), ..options() });
     node.disk.set_available_bytes(10);

@@ -1,11 +1,15 @@
 //! What a simulated node takes from its peers: the product's rules of evidence decide.
 
+use std::rc::Rc;
+
 use borealis_quorum::DurablePoint;
 use borealis_quorum::evidence::{credible_durable, credible_history};
 use borealis_quorum::segment::SegmentSummary;
 
+use borealis_types::{GroupId, Lsn};
+
 use super::{Effects, SimNode};
-use crate::message::{Host, Message};
+use crate::message::{Host, Message, SimRecord};
 use crate::{Coverage, Defect};
 
 impl SimNode {
@@ -40,9 +44,35 @@ impl SimNode {
                 }
             }
             if let Some(gap) = plan.ask {
-                effects.send.push((from, Message::GossipAsk(group, gap)));
+                let durable = self.segment(group).known_durable().group_tail;
+                effects.send.push((from, Message::GossipAsk(group, gap, durable)));
             }
         }
+    }
+
+    /// Of the records that a peer sends, those that this node takes: what it knew to be durable when it asked, and what two
+    /// peers send.
+    pub(super) fn believed(
+        &mut self,
+        from: Host,
+        group: GroupId,
+        durable: Lsn,
+        records: Vec<Rc<SimRecord>>,
+        coverage: &mut Coverage,
+    ) -> Vec<Rc<SimRecord>> {
+        let Host::Node(peer) = from else { return Vec::new() };
+        if self.defect == Defect::RecordsOnOneWord {
+            return records;
+        }
+        let beyond = records.iter().filter(|record| record.span.end > durable);
+        let beyond = beyond.map(|record| (record.span.start, Rc::clone(record))).collect();
+        let confirmed = self.unconfirmed[usize::from(group.0)].confirm(peer, beyond);
+        coverage.add("records confirmed by a second peer", confirmed.len() as u64);
+        let (believed, left): (Vec<_>, Vec<_>) = records
+            .into_iter()
+            .partition(|record| record.span.end <= durable || confirmed.contains(&record.span.start));
+        coverage.add("records of one peer left", left.len() as u64);
+        believed
     }
 
     fn install_if_credible(

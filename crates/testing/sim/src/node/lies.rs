@@ -1,8 +1,11 @@
 //! A node whose words are not true: broken, or lied to by a stranger.
 
+use std::rc::Rc;
+
 use borealis_quorum::segment::SegmentSummary;
 use borealis_types::{EpochHistory, EpochOpening, Lsn, RecordSpan, ServerVersion, VolumeEpoch};
 
+use crate::message::SimRecord;
 use crate::random::Random;
 
 /// Beyond everything that a run writes.
@@ -21,13 +24,21 @@ pub enum Lie {
     HistoryFar,
     /// That it has nothing and knows of nothing, as after a disk was rolled back.
     RolledBack,
+    /// That other records stand where those do that who asks does not know to be durable.
+    OtherRecords,
 }
 
 impl Lie {
     /// Any of them.
     pub fn draw(random: &mut Random) -> Lie {
-        let all =
-            [Lie::DurableFar, Lie::DurableElsewhere, Lie::HistoryThatCuts, Lie::HistoryFar, Lie::RolledBack];
+        let all = [
+            Lie::DurableFar,
+            Lie::DurableElsewhere,
+            Lie::HistoryThatCuts,
+            Lie::HistoryFar,
+            Lie::RolledBack,
+            Lie::OtherRecords,
+        ];
         all[random.below(all.len() as u64) as usize]
     }
 
@@ -51,8 +62,19 @@ impl Lie {
                 told.known_durable = Default::default();
                 told.minimum_read_point = Lsn::ZERO;
             }
+            Lie::OtherRecords => {}
         }
         told
+    }
+
+    /// What it makes of a record that a peer asks for and does not know to be durable.
+    #[must_use]
+    pub fn sent(self, record: &Rc<SimRecord>) -> Rc<SimRecord> {
+        match self {
+            // No writer draws such a number.
+            Lie::OtherRecords => Rc::new(SimRecord { content: !record.content, ..(**record).clone() }),
+            _ => Rc::clone(record),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use borealis_types::VolumeEpoch;
 
+use super::rescue::Rescue;
 use super::{EPOCH_STEP, Event, NODES, World};
 use crate::node::lies::Lie;
 use crate::random::Random;
@@ -51,7 +52,9 @@ impl World {
                 self.schedule(delay, Event::Restart(position));
             }
         }
-        if self.random.chance(self.faults.lose_nodes) && self.lost.iter().filter(|&&lost| lost).count() < 2 {
+        let is_rescued = self.rescue.is_some();
+        let lost = self.lost.iter().filter(|&&lost| lost).count();
+        if self.random.chance(self.faults.lose_nodes) && lost < 2 && !is_rescued {
             let position = self.random.below(u64::from(NODES)) as usize;
             if self.nodes[position].running {
                 self.nodes[position].crash(&mut self.random, &mut self.coverage);
@@ -61,7 +64,8 @@ impl World {
             }
             self.lost[position] = true;
         }
-        if self.random.chance(self.faults.lie) && self.rescue.is_none() {
+        let may_lie = self.rescue.as_ref().is_none_or(Rescue::stands_a_liar);
+        if self.random.chance(self.faults.lie) && may_lie {
             // One node of a run, now and then, until the faults end.
             let position = *self.liar.get_or_insert(self.random.below(u64::from(NODES)) as usize);
             let lie = self.nodes[position].lie.is_none().then(|| Lie::draw(&mut self.random));

@@ -1,11 +1,14 @@
-//! More nodes are lost for good than a write quorum can spare, and somebody makes a volume of those that are left.
+//! Up to three nodes are lost for good, and somebody replaces them by copies of one of those that are left.
 //!
-//! Writers are not stopped first: the agreement of the survivors has to fence them.
+//! Writers are not stopped first: the agreement of the survivors has to fence them. While a write quorum is left, a newer
+//! writer may open the volume behind the agreement; then the survivors have to agree again. One of four or five survivors
+//! may lie; three cannot tell which of them does.
 
 use std::collections::BTreeSet;
 
 use borealis_quorum::quorum_set::QuorumSets;
-use borealis_types::{GroupId, Lsn, NodeId, READ_QUORUM, VolumeEpoch};
+use borealis_quorum::recovery::Outcome;
+use borealis_types::{GroupId, Lsn, NodeId, READ_QUORUM, VolumeEpoch, WRITE_QUORUM};
 use borealis_wire::GroupTail;
 
 use super::{EPOCH_STEP, Event, NODES, World};
@@ -19,8 +22,15 @@ pub(super) struct Rescue {
     lost: BTreeSet<NodeId>,
     /// The instance that carries out the agreement, once it was started.
     attempt: Option<u32>,
-    /// Where each group ends, as the survivors agreed.
-    agreed: Option<Vec<GroupTail>>,
+    /// What the survivors agreed on.
+    agreed: Option<Agreement>,
+}
+
+/// In which epoch the survivors agreed, and where each group ends.
+#[derive(Clone, Debug)]
+struct Agreement {
+    epoch: VolumeEpoch,
+    tails: Vec<GroupTail>,
 }
 
 impl Rescue {
@@ -29,8 +39,13 @@ impl Rescue {
         (self.attempt == Some(instance)).then(|| usize::from(NODES) - self.lost.len())
     }
 
-    pub(super) fn agreed(&mut self, tails: Vec<GroupTail>) {
-        self.agreed = Some(tails);
+    pub(super) fn agreed(&mut self, outcome: &Outcome) {
+        self.agreed = Some(Agreement { epoch: outcome.promise.epoch, tails: outcome.tails.clone() });
+    }
+
+    /// Whether so many are left that one of them may lie.
+    pub(super) fn stands_a_liar(&self) -> bool {
+        self.lost.len() < usize::from(NODES) - READ_QUORUM
     }
 }
 
@@ -41,17 +56,21 @@ impl World {
     /// If an acknowledged record is on too few nodes after it.
     pub(super) fn rescue_step(&mut self) -> Result<(), String> {
         if self.rescue.is_none() {
-            // Three cannot tell which one of them lies: a rescue trusts all that are left.
-            if self.liar.is_some() {
-                return Ok(());
-            }
-            self.lose_all_but_a_read_quorum();
+            self.lose_nodes_for_good();
         }
         let delay = self.random.between(40, 150);
-        let Some(rescue) = &self.rescue else { return Ok(()) };
+        let Some(rescue) = &mut self.rescue else { return Ok(()) };
+        let newer = |agreed: &Agreement| {
+            let opened = self.nodes.iter().map(|node| node.segment(GroupId(0)).history().newest_epoch());
+            opened.max().is_some_and(|epoch| epoch > agreed.epoch)
+        };
+        if rescue.agreed.as_ref().is_some_and(newer) {
+            self.coverage.count("agreements of survivors overtaken by a writer");
+            (rescue.agreed, rescue.attempt) = (None, None);
+        }
         let (lost, attempt, agreed) = (rescue.lost.clone(), rescue.attempt, rescue.agreed.clone());
         if agreed.is_some() || self.defect == Defect::RescueWithoutAgreement {
-            if let Some(source) = self.source_of_copies(&lost, agreed.as_deref()) {
+            if let Some(source) = self.source_of_copies(&lost, agreed.as_ref()) {
                 self.replace_by_copies(&lost, source);
                 return self.oracle.rescued(&self.nodes);
             }
@@ -67,10 +86,17 @@ impl World {
         Ok(())
     }
 
-    fn lose_all_but_a_read_quorum(&mut self) {
+    /// Loses one to three nodes, with those that are lost already. Never three if one has lied: a rescue trusts all three
+    /// that are left.
+    fn lose_nodes_for_good(&mut self) {
         let mut lost: BTreeSet<usize> =
             (0..usize::from(NODES)).filter(|&position| self.lost[position]).collect();
-        while lost.len() < usize::from(NODES) - READ_QUORUM {
+        let most = (NODES as usize - READ_QUORUM).saturating_sub(usize::from(self.liar.is_some()));
+        let wanted = match self.random.chance(500) {
+            true => most,
+            false => self.random.between(1, most as u64) as usize,
+        };
+        while lost.len() < wanted {
             lost.insert(self.random.below(u64::from(NODES)) as usize);
         }
         for &position in &lost {
@@ -79,15 +105,23 @@ impl World {
             }
             self.lost[position] = true;
         }
-        let lost = lost.into_iter().map(|position| NodeId(position as u16)).collect();
-        self.coverage.count("write quorums lost for good");
+        let lost: BTreeSet<NodeId> = lost.into_iter().map(|position| NodeId(position as u16)).collect();
+        self.coverage.count(match lost.len() > usize::from(NODES) - WRITE_QUORUM {
+            true => "write quorums lost for good",
+            false => "rescues while a write quorum is left",
+        });
         self.rescue = Some(Rescue { lost, attempt: None, agreed: None });
     }
 
-    /// The node to copy: one that has every group to its end, durably.
-    fn source_of_copies(&self, lost: &BTreeSet<NodeId>, tails: Option<&[GroupTail]>) -> Option<usize> {
+    /// The node to copy: one that says it has every group to its end, and nothing that cannot be there.
+    fn source_of_copies(&self, lost: &BTreeSet<NodeId>, agreed: Option<&Agreement>) -> Option<usize> {
         let is_complete = |node: &SimNode| {
-            tails.unwrap_or_default().iter().all(|tail| node.durable_complete(tail.group) >= tail.last_end)
+            let told = node.told_summaries();
+            let ends = |tail: &GroupTail| told[usize::from(tail.group.0)].complete.end == tail.last_end;
+            let is_durable = |tail: &GroupTail| node.durable_complete(tail.group) >= tail.last_end;
+            agreed.is_some_and(|agreed| {
+                agreed.tails.iter().all(ends) && (node.lie.is_some() || agreed.tails.iter().all(is_durable))
+            })
         };
         let careless = matches!(self.defect, Defect::RescueCopiesAnyone | Defect::RescueWithoutAgreement);
         self.nodes
@@ -113,6 +147,9 @@ impl World {
             let copy = self.nodes[source].copy_as(&self.nodes[position]);
             self.nodes[position] = copy;
             self.lost[position] = false;
+        }
+        if self.nodes.iter().any(|node| node.lie.is_some()) {
+            self.coverage.count("rescues while a survivor lies");
         }
         self.coverage.count("volumes rescued");
         self.rescue = None;

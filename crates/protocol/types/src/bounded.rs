@@ -13,7 +13,7 @@ const RESERVED_ENTRIES_MAX: usize = 64;
 ///
 /// # Errors
 /// When it has more, or an entry is malformed.
-pub(crate) fn list<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub fn list<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Commits per second and latency of two or more builds, in alternation, so that whatever else the machine does concerns all.
+"""Commits, latency and processor time of builds, in alternation, so that whatever else the machine does concerns all.
 
     python3 scripts/compare-builds.py OLD/borealis NEW/borealis [--rounds 6] [--seconds 15] [--clients 8] [--idle 0]
 
@@ -42,10 +42,14 @@ def processor_seconds(process_ids):
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def idle_share(program, folder, seconds):
-    """Processor time of the nodes and the driver of an idle cluster, in percent of one core."""
+def processes_of(program, folder):
+    """The nodes and the driver."""
     status = json.loads(run(program, "status", "--json", "--dir", folder))
-    processes = [node["pid"] for node in status["nodes"]] + [each["driver_pid"] for each in status["instances"]]
+    return [node["pid"] for node in status["nodes"]] + [each["driver_pid"] for each in status["instances"]]
+
+
+def idle_share(processes, seconds):
+    """Processor time of an idle cluster, in percent of one core."""
     time.sleep(SETTLE_SECONDS)
     before = processor_seconds(processes)
     time.sleep(seconds)
@@ -56,14 +60,23 @@ def one_round(program, folder, port, options, idle_seconds):
     run(program, "up", "--detach", "--port", port, "--dir", folder)
     idle = None
     try:
+        processes = processes_of(program, folder)
+        before = processor_seconds(processes)
         text = pgbench(port, "-n", "-M", "prepared", "-c", options.clients, "-T", options.seconds)
+        used = processor_seconds(processes) - before
         if idle_seconds > 0:
-            idle = idle_share(program, folder, idle_seconds)
+            idle = idle_share(processes, idle_seconds)
     finally:
         run(program, "down", "--dir", folder)
     tps = float(re.search(r"tps = ([\d.]+)", text)[1])
     latency_ms = float(re.search(r"latency average = ([\d.]+)", text)[1])
-    return tps, latency_ms, idle
+    processor_us = 1e6 * used / int(re.search(r"actually processed: (\d+)", text)[1])
+    return (tps, latency_ms, processor_us), idle
+
+
+def in_words(figures):
+    tps, latency_ms, processor_us = figures
+    return f"{tps:.0f} tps, {latency_ms:.2f} ms, {processor_us:.0f} us of nodes and driver for each"
 
 
 def main():
@@ -92,13 +105,12 @@ def main():
             idle_seconds = options.idle if number == options.rounds - 1 else 0
             # Whoever goes first in one round goes last in the next.
             for build, program, folder in clusters[:: 1 if number % 2 == 0 else -1]:
-                tps, latency_ms, idle = one_round(program, folder, options.port, options, idle_seconds)
-                results[build].append((tps, latency_ms))
+                figures, idle = one_round(program, folder, options.port, options, idle_seconds)
+                results[build].append(figures)
                 idle_text = "" if idle is None else f", idle {idle:.2f} % of a core"
-                print(f"round {number + 1}  {build}: {tps:.0f} tps, {latency_ms:.2f} ms{idle_text}", flush=True)
+                print(f"round {number + 1}  {build}: {in_words(figures)}{idle_text}", flush=True)
         for build, rounds in results.items():
-            tps, latency = (statistics.median(values) for values in zip(*rounds))
-            print(f"median   {build}: {tps:.0f} tps, {latency:.2f} ms")
+            print(f"median   {build}: {in_words([statistics.median(values) for values in zip(*rounds)])}")
 
 
 if __name__ == "__main__":

@@ -417,7 +417,7 @@ impl Engine {
         let now = self.now();
         let mut minimum_read_point = None;
         for &node in self.nodes().iter() {
-            while self.shipper.can_take(node, quiet) {
+            while self.shipper.can_take(node, quiet, now) {
                 let minimum = *minimum_read_point.get_or_insert_with(|| self.minimum_read_point());
                 let Some(frame) = self.shipper.next_batch(node, minimum, quiet, now) else { break };
                 let Some(connection) = self.peer(node).append.ready() else { break };

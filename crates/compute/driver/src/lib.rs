@@ -17,6 +17,7 @@
 mod broken_durability;
 pub mod config;
 pub mod contents;
+mod descriptors;
 pub mod engine;
 pub mod evict;
 mod import_state;

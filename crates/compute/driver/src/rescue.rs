@@ -3,8 +3,8 @@
 //! 1. All that are left are fenced, and everything that was ever acknowledged is found and brought to all of them: the
 //!    ordinary recovery, through [`QuorumSets::survivors`]. From then on no older writer finds a write quorum, whatever
 //!    becomes of the lost members.
-//! 2. They catch up from each other until one of them at least has every record of every group up to the end. Copies of
-//!    that one may take the places of the lost members.
+//! 2. They catch up from each other until of every group one of them at least has every record up to the end. Copies of such
+//!    segments may take the places of the lost ones.
 //!
 //! Nobody writes in the epoch that is opened here; the next start of an instance opens its own.
 
@@ -15,7 +15,7 @@ use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_quorum::GroupTail;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_spec::NodeAddress;
-use borealis_types::{EpochHistory, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wire::{Caller, SegmentSummary};
 
 use crate::config::DriverConfig;
@@ -34,8 +34,8 @@ pub struct Rescued {
     pub epoch: VolumeEpoch,
     /// The last record of the volume: every commit that was ever acknowledged is at or before its end.
     pub durable: RecordSpan,
-    /// The members that have every record of every group up to there.
-    pub complete: Vec<NodeId>,
+    /// Of each group the members that have every record up to there, one at least.
+    pub complete: BTreeMap<GroupId, Vec<NodeId>>,
 }
 
 /// Why a volume could not be opened through its survivors.
@@ -54,8 +54,8 @@ pub enum RescueError {
     NeverOpened,
     /// Records that every survivor needs are on none of them any more.
     #[error(
-        "none of the nodes that are left has all records up to {end} and none catches up any more: {standing}. Nothing \
-         was replaced"
+        "of some group none of the nodes that are left has all records up to {end} and none catches up any more: {standing}. \
+         Nothing was replaced"
     )]
     Incomplete {
         /// Where the volume ends.
@@ -65,8 +65,8 @@ pub enum RescueError {
     },
 }
 
-/// Fences every member that is not in `lost`, brings all of them what was acknowledged, and waits until one has
-/// everything. May be repeated at any time.
+/// Fences every member that is not in `lost`, brings all of them what was acknowledged, and waits until of each group one
+/// has everything. May be repeated at any time.
 ///
 /// # Errors
 /// See [`RescueError`]. Nothing is lost by a failure.
@@ -103,24 +103,32 @@ fn newest_release(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>) -> Option<Se
     newest.map(|opening| opening.server_version)
 }
 
-/// The nodes whose segments all end where their groups do. Nobody has written since these ends were agreed on and all that
-/// came after them was cut, so a node that says it has more is not to be believed.
-fn complete_nodes(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>, tails: &[GroupTail]) -> Vec<NodeId> {
+/// Of each group the nodes whose segment ends where the group does. Nobody has written since these ends were agreed on and
+/// all that came after them was cut, so a node that says it has more is not to be believed.
+fn complete_members(
+    standing: &BTreeMap<NodeId, Vec<SegmentSummary>>,
+    tails: &[GroupTail],
+) -> BTreeMap<GroupId, Vec<NodeId>> {
     let has = |segments: &[SegmentSummary], tail: &GroupTail| {
         segments
             .iter()
             .any(|segment| segment.group == tail.group && segment.segment_complete_lsn == tail.last_end)
     };
-    let complete = |segments: &[SegmentSummary]| tails.iter().all(|tail| has(segments, tail));
-    standing.iter().filter(|(_, segments)| complete(segments)).map(|(node, _)| *node).collect()
+    let of_group = |tail: &GroupTail| {
+        let members = standing.iter().filter(|(_, segments)| has(segments, tail));
+        (tail.group, members.map(|(node, _)| *node).collect())
+    };
+    tails.iter().map(of_group).collect()
 }
 
-/// Waits until the nodes have taken from each other what they lack. All of them if they can; one is enough.
+/// Waits until the nodes have taken from each other what they lack. All of them if they can; one of each group is enough.
 fn wait_until_complete(
     config: &DriverConfig,
     end: Lsn,
     tails: &[GroupTail],
-) -> Result<Vec<NodeId>, RescueError> {
+) -> Result<BTreeMap<GroupId, Vec<NodeId>>, RescueError> {
+    let present =
+        |group| config.nodes.iter().filter(move |node| config.groups.is_member(node.node, group)).count();
     let ends = |standing: &BTreeMap<NodeId, Vec<SegmentSummary>>| -> Vec<_> {
         standing.values().flatten().map(|segment| segment.segment_complete_lsn).collect()
     };
@@ -128,16 +136,16 @@ fn wait_until_complete(
     let mut moved = Instant::now();
     loop {
         let standing = ask_all(config)?;
-        let complete = complete_nodes(&standing, tails);
+        let complete = complete_members(&standing, tails);
         let now = ends(&standing);
         if now != before {
             (before, moved) = (now, Instant::now());
         }
-        if complete.len() == config.nodes.len() {
+        if complete.iter().all(|(&group, members)| members.len() == present(group)) {
             return Ok(complete);
         }
         if moved.elapsed() > CATCH_UP_STALLS_AFTER {
-            if complete.is_empty() {
+            if complete.values().any(Vec::is_empty) {
                 return Err(RescueError::Incomplete { end, standing: describe(&standing, tails) });
             }
             return Ok(complete);
@@ -164,7 +172,7 @@ fn describe(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>, tails: &[GroupTail
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_types::{EpochOpening, GroupId, WriterId};
+    use borealis_types::{EpochOpening, WriterId};
 
     fn segment(group: u16, complete: u64, epochs: &[(u64, u32)]) -> SegmentSummary {
         let mut history = EpochHistory::default();
@@ -187,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_node_that_has_every_group_to_its_end_may_be_copied() {
+    fn only_a_segment_that_has_its_group_to_the_end_may_be_copied() {
         let tails =
             [(0, 100), (1, 80)].map(|(group, end)| GroupTail { group: GroupId(group), last_end: Lsn(end) });
         let standing = BTreeMap::from([
@@ -197,11 +205,10 @@ mod tests {
             (NodeId(4), vec![segment(1, 80, &[])]),
             (NodeId(5), vec![segment(0, 120, &[]), segment(1, 80, &[])]),
         ]);
-        assert_eq!(
-            complete_nodes(&standing, &tails),
-            [NodeId(3)],
-            "node 4 lacks a whole group, and node 5 has too much"
-        );
+        let complete = complete_members(&standing, &tails);
+        let of_first = &complete[&GroupId(0)];
+        assert_eq!(*of_first, [NodeId(1), NodeId(3)], "node 4 does not host it, and node 5 has too much");
+        assert_eq!(complete[&GroupId(1)], [2, 3, 4, 5].map(NodeId));
         let said = describe(&standing, &tails);
         assert!(
             said.contains("node 1 has group 1 to 0/48") && said.contains("node 2 has group 0 to 0/60"),

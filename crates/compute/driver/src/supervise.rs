@@ -28,6 +28,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::DriverConfig;
 use crate::contents::{self, ContentsError};
+use crate::descriptors;
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
 use crate::import_state;
@@ -107,6 +108,7 @@ fn may_pass(error: &anyhow::Error) -> bool {
 /// ([`DriverError::Fenced`]).
 pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     config.validate()?;
+    descriptors::raise_limit(config.nodes.len());
     // Before any thread is made, so that every thread inherits it and the signals reach only the descriptor.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);

@@ -85,8 +85,11 @@ pub(crate) struct UpArguments {
     /// Return as soon as SQL is answered, and leave everything running.
     #[arg(long)]
     pub detach: bool,
-    /// Protection groups of a new volume. [default: 4]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    /// Storage nodes of a new cluster, spread over three zones. [default: 6]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(6..=384))]
+    pub nodes: Option<u16>,
+    /// Protection groups of a new volume; they never change, and a volume spreads over 6 nodes for each at most. [default: 16]
+    #[arg(long, visible_alias = "groups", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub protection_groups: Option<u16>,
     /// Folder with `postgres` and `initdb`. [default: where distributions put version 15]
     #[arg(long, value_name = "DIR")]
@@ -121,9 +124,9 @@ enum NodeCommand {
     },
     /// List the nodes.
     List,
-    /// Replace nodes that are lost for good by copies of one that is left; the instance must be stopped.
+    /// Replace nodes that are lost for good by ones made of the segments that are left; the instance must be stopped.
     Replace {
-        /// Node numbers. Three nodes must be left.
+        /// Node numbers. Three nodes of each group must be left.
         #[arg(required = true)]
         ids: Vec<u16>,
         /// Do it. Without, nothing is changed, and what would be done is said.
@@ -176,14 +179,14 @@ enum InternalCommand {
         #[arg(long)]
         config: PathBuf,
     },
-    /// Make a new storage node's store a copy of another one's.
-    CopyNode {
+    /// Make a new storage node's store of other ones' segments.
+    GatherNode {
         /// Its configuration.
         #[arg(long)]
         config: PathBuf,
-        /// The store to copy, which nobody may have open.
-        #[arg(long)]
-        from: PathBuf,
+        /// For each group, the store to take its segment from, which nobody may have open.
+        #[arg(long, value_name = "GROUP=STORE", value_parser = commands::internal::parse_segment)]
+        segment: Vec<(borealis_types::GroupId, PathBuf)>,
     },
     /// A storage node.
     Node {
@@ -288,8 +291,8 @@ fn main() -> ExitCode {
             commands::manual::pages(&CommandLine::command(), &folder)
         }
         Command::Internal(InternalCommand::CreateNode { config }) => commands::internal::create_node(&config),
-        Command::Internal(InternalCommand::CopyNode { config, from }) => {
-            commands::internal::copy_node(&config, &from)
+        Command::Internal(InternalCommand::GatherNode { config, segment }) => {
+            commands::internal::gather_node(&config, &segment)
         }
         Command::Internal(InternalCommand::Node { config, user }) => {
             commands::internal::node(&config, user.as_deref())

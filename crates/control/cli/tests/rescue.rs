@@ -43,7 +43,7 @@ fn three_intact_copies_are_made_a_volume_again() {
     assert!(said.contains("4 are needed to open the volume"), "{said}");
 
     let said = cluster.fails(&["node", "replace", "1", "2", "3", "6"]);
-    assert!(said.contains("2 of 6 nodes would be left"), "{said}");
+    assert!(said.contains("2 of 6 nodes of group 0 would be left"), "{said}");
     let said = cluster.fails(&["node", "replace", "1", "2", "5"]);
     assert!(said.contains("node 5 runs"), "{said}");
     let said = cluster.fails(&["node", "replace", "1", "2", "3"]);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use borealis_spec::node::CONFIG_FILE_NAME;
+use borealis_spec::{Contradiction, Membership};
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId, invariant};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::whole_file::write_whole;
 
 /// Raised with every change that an older binary would misread.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// A catalog of before nodes hosted some groups only: it says nothing of groups, and each of its six nodes has all.
+const FORMAT_OF_SIX: u32 = 1;
 pub(crate) const FILE_NAME: &str = "cluster.json";
 const LOCK_NAME: &str = "cluster.lock";
 /// There from before the first node is made until the catalog is written: only where it stands may nodes without a
@@ -38,8 +41,11 @@ pub struct Catalog {
     pub postgres_version: PostgresVersion,
     /// How many protection groups the volume is striped over.
     pub protection_groups: Placement,
-    /// Its nodes. Each hosts one segment of every group.
+    /// Its nodes.
     pub nodes: Vec<NodeEntry>,
+    /// Which of them host which group.
+    #[serde(default)]
+    pub groups: Membership,
     /// The database instances; today the writer alone.
     pub instances: Vec<InstanceEntry>,
 }
@@ -148,6 +154,7 @@ impl Catalog {
             postgres_version: version,
             protection_groups: placement,
             nodes: Vec::new(),
+            groups: Membership::default(),
             instances: Vec::new(),
         }
     }
@@ -251,18 +258,32 @@ impl Catalog {
         let value: serde_json::Value =
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         match value.get("format").and_then(serde_json::Value::as_u64) {
-            Some(found) if found == u64::from(FORMAT) => {}
+            Some(found) if found == u64::from(FORMAT) || found == u64::from(FORMAT_OF_SIX) => {}
             Some(found) => return Err(CatalogError::Format { path: path.clone(), found }),
             None => return Err(damaged("it has no format number".to_owned())),
         }
-        let catalog: Catalog = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+        let mut catalog: Catalog =
+            serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
+        if catalog.format == FORMAT_OF_SIX {
+            let nodes: Vec<NodeId> = catalog.nodes.iter().map(|node| node.id).collect();
+            catalog.groups = Membership::everyone_has_everything(catalog.protection_groups, &nodes);
+            catalog.format = FORMAT;
+        }
         if u128::from_str_radix(&catalog.volume, 16).is_err() || catalog.nodes.is_empty() {
             return Err(damaged("its volume or nodes are missing".to_owned()));
         }
         if !catalog.names_each_part_once() {
             return Err(damaged("two nodes or two instances have one number".to_owned()));
         }
+        catalog.check_groups().map_err(|contradiction| damaged(contradiction.to_string()))?;
         Ok(catalog)
+    }
+
+    /// Checks that every group has six of the nodes.
+    fn check_groups(&self) -> Result<(), Contradiction> {
+        let placement = self.protection_groups;
+        self.groups.validate(placement, |node| self.nodes.iter().any(|known| known.id == node))?;
+        self.groups.require_quorum_sets(placement)
     }
 
     /// Whether no two nodes and no two instances have one number: folders and processes are found by it.
@@ -374,11 +395,13 @@ mod tests {
     fn sample() -> Catalog {
         let placement = Placement::new(4).expect("4 groups");
         let mut catalog = Catalog::new(VolumeId(77), placement, PostgresVersion::V15);
-        catalog.nodes.push(NodeEntry {
-            id: NodeId(1),
-            zone: AvailabilityZone("az1".to_owned()),
+        catalog.nodes.extend((1..=6).map(|number: u16| NodeEntry {
+            id: NodeId(number),
+            zone: AvailabilityZone(format!("az{}", number.div_ceil(2))),
             incarnation: "ab".to_owned(),
-        });
+        }));
+        let nodes: Vec<NodeId> = catalog.nodes.iter().map(|node| node.id).collect();
+        catalog.groups = Membership::everyone_has_everything(placement, &nodes);
         catalog
     }
 
@@ -389,6 +412,38 @@ mod tests {
         let loaded = Catalog::load(directory.path()).expect("loaded");
         assert_eq!(loaded, sample());
         assert_eq!(loaded.volume_id(), VolumeId(77));
+    }
+
+    /// The sample as it is written, changed.
+    fn written(directory: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+        sample().save(directory).expect("saved");
+        let file = directory.join(FILE_NAME);
+        let mut value = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
+        change(&mut value);
+        fs::write(&file, value.to_string()).expect("written");
+    }
+
+    #[test]
+    fn six_nodes_of_before_have_every_group() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        written(directory.path(), |value| {
+            value["format"] = 1.into();
+            value.as_object_mut().expect("an object").remove("groups");
+        });
+        assert_eq!(Catalog::load(directory.path()).expect("loaded"), sample());
+    }
+
+    #[test]
+    fn a_group_without_six_known_nodes_is_not_read() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let refused = |change: &dyn Fn(&mut serde_json::Value)| {
+            written(directory.path(), change);
+            Catalog::load(directory.path()).expect_err("refused").to_string()
+        };
+        let said = refused(&|value| value["groups"][3]["nodes"][5] = 7.into());
+        assert!(said.contains("group 3 has node 7, which is not among"), "{said}");
+        let said = refused(&|value| drop(value["groups"].as_array_mut().expect("a list").pop()));
+        assert!(said.contains("group 3 has 0 members, not six"), "{said}");
     }
 
     #[test]
@@ -403,13 +458,10 @@ mod tests {
     #[test]
     fn two_nodes_of_one_number_are_not_read() {
         let directory = tempfile::tempdir().expect("temporary folder");
-        sample().save(directory.path()).expect("saved");
-        let file = directory.path().join(FILE_NAME);
-        let mut value: serde_json::Value =
-            serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
-        let node = value["nodes"][0].clone();
-        value["nodes"].as_array_mut().expect("a list").push(node);
-        fs::write(&file, value.to_string()).expect("written");
+        written(directory.path(), |value| {
+            let node = value["nodes"][0].clone();
+            value["nodes"].as_array_mut().expect("a list").push(node);
+        });
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::Damaged { .. })));
     }
 

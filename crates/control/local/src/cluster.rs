@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use borealis_client::verify::Target;
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::OperatingSystemUser;
-use borealis_spec::{DriverConfig, Endpoint, Membership, NodeAddress, NodeConfig, Tuning};
+use borealis_spec::{DriverConfig, Endpoint, NodeAddress, NodeConfig, Tuning};
 use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
@@ -23,11 +23,11 @@ use crate::process::{self, ProcessIdentity};
 use crate::supervision::{Ended, Restarts};
 use crate::whole_file::write_whole;
 
-pub use create::{CreateOptions, check_machine};
+pub use create::{CreateOptions, check_fleet, check_machine};
 pub use rebuild::{InstanceDefaults, rebuild_catalog};
 pub use replace::{Replaced, Replacement};
 
-/// Zones of a local cluster, with two nodes in each.
+/// Zones of a local cluster, with two nodes or more in each.
 const ZONES: [&str; 3] = ["az1", "az2", "az3"];
 /// The name of an instance's configuration in its folder.
 const INSTANCE_CONFIG_NAME: &str = "instance.json";
@@ -250,15 +250,9 @@ impl Cluster {
         config.postgres_version = self.catalog.postgres_version;
         config.detached = true;
         config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
-        config.groups = self.membership();
+        config.groups = self.catalog.groups.clone();
         keep_what_a_person_set(&mut config);
         Ok(config)
-    }
-
-    /// Who has which group: in a cluster of six nodes, everyone has everything.
-    fn membership(&self) -> Membership {
-        let nodes: Vec<NodeId> = self.catalog.nodes.iter().map(|node| node.id).collect();
-        Membership::everyone_has_everything(self.catalog.protection_groups, &nodes)
     }
 
     fn node_addresses(&self) -> impl Iterator<Item = NodeAddress> {
@@ -276,7 +270,7 @@ impl Cluster {
         Target {
             volume: self.catalog.volume_id(),
             nodes: self.catalog.nodes.iter().map(|node| (node.id, self.endpoint(node.id))).collect(),
-            groups: self.membership(),
+            groups: self.catalog.groups.clone(),
             placement: self.catalog.protection_groups,
             lsn: None,
             timeouts: Timeouts::default(),
@@ -471,7 +465,7 @@ impl Cluster {
             placement: self.catalog.protection_groups,
             version: self.catalog.postgres_version,
             nodes: self.node_addresses().collect(),
-            groups: self.membership(),
+            groups: self.catalog.groups.clone(),
             instance: instance.id,
             instance_dir: self.instance_directory(instance.id),
             memory_dir: self.memory_directory(instance),

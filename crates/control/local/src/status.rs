@@ -326,8 +326,9 @@ fn group_states(
     driver: Option<&serde_json::Value>,
 ) -> Vec<GroupState> {
     let state = |group: GroupId| {
-        let complete: Vec<(u16, Option<Lsn>)> = answers
-            .iter()
+        let members =
+            || answers.iter().filter(|(node, _)| cluster.catalog.groups.is_member(NodeId(node.id), group));
+        let complete: Vec<(u16, Option<Lsn>)> = members()
             .map(|(node, answer)| {
                 let segment = answer
                     .as_ref()
@@ -341,7 +342,7 @@ fn group_states(
             let own = groups.iter().find(|known| known.get("id").is_some_and(|id| *id == group.0))?;
             Some(own.get("pgcl")?.as_str()?.to_owned())
         };
-        let nodes = answers.iter().map(|(node, _)| node.state);
+        let nodes = members().map(|(node, _)| node.state);
         let members = complete
             .into_iter()
             .zip(nodes)

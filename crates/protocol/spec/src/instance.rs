@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use borealis_types::{GroupSet, InstanceId, NodeId, Placement, PostgresVersion, VolumeId};
+use borealis_types::{
+    GroupSet, InstanceId, MAX_GROUPS, NodeId, Placement, PostgresVersion, SEGMENTS_PER_GROUP, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Contradiction, Membership, NodeAddress, require};
+
+/// The most nodes that a volume can have: one for each segment of the most groups.
+pub const NODES_MAX: usize = SEGMENTS_PER_GROUP * MAX_GROUPS as usize;
 
 /// Bounds and knobs of the driver. Every one has a default that fits a small machine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -121,7 +126,7 @@ impl DriverConfig {
 
     fn check(&self) -> Result<(), Contradiction> {
         let count = self.nodes.len();
-        require!((1..=64).contains(&count), "{count} nodes; a volume has 1 to 64");
+        require!((1..=NODES_MAX).contains(&count), "{count} nodes; a volume has 1 to {NODES_MAX}");
         for (index, node) in self.nodes.iter().enumerate() {
             let again = self.nodes.iter().skip(index + 1).any(|other| other.node == node.node);
             require!(!again, "node {} is listed twice", node.node);
@@ -186,6 +191,7 @@ mod tests {
         };
         assert_eq!(config().validate(), Ok(()));
         refused("0 nodes", &|c| c.nodes.clear());
+        refused("385 nodes; a volume has 1 to 384", &|c| c.nodes = vec![c.nodes[0].clone(); 385]);
         refused("node 2 is listed twice", &|c| c.nodes[2].node = NodeId(2));
         refused("not among the peers", &|c| drop(c.nodes.pop()));
         refused("group 0 has 0 members", &|c| c.groups = Membership::default());

@@ -2,6 +2,7 @@
 //!
 //! * [`endpoint`]: where a node listens.
 //! * [`membership`]: which node is where, and which nodes have which group.
+//! * [`assignment`]: which nodes are to have which group, and the moves that get there.
 //! * [`node`]: the file `node.json`, which the control side writes and a node reads.
 //! * [`instance`]: the file `instance.json`, which the control side writes and a driver reads.
 //!
@@ -18,6 +19,7 @@
 //!
 //! Invariant: plain data and pure functions only.
 
+pub mod assignment;
 pub mod endpoint;
 pub mod instance;
 pub mod membership;

@@ -135,6 +135,15 @@ impl NodeConfig {
         self.groups.groups_on(self.node).iter().collect()
     }
 
+    /// The peers that have a segment of one of this node's groups at least: nobody else has anything to say to it. In a
+    /// fleet of hundreds they are some dozens.
+    pub fn fellows(&self) -> impl Iterator<Item = &NodeAddress> {
+        let own = self.groups.groups_on(self.node);
+        self.peers
+            .iter()
+            .filter(move |peer| self.groups.groups_on(peer.node).iter().any(|group| own.contains(group)))
+    }
+
     /// Checks that the parts agree.
     ///
     /// # Errors
@@ -219,6 +228,22 @@ mod tests {
         assert!(text.contains("\"volume\":\"feed0000000000000000000000000001\""), "{text}");
         let read: NodeConfig = serde_json::from_str(&text).expect("the same build wrote it");
         assert_eq!(NodeConfig { directory: "somewhere".into(), ..read }, config());
+    }
+
+    #[test]
+    fn fellows_are_the_peers_that_share_a_group() {
+        let mut config = config();
+        for number in 3..=5 {
+            config.peers.push(NodeAddress { node: NodeId(number), ..config.peers[0].clone() });
+        }
+        let members = |group, nodes: [u16; 3]| GroupMembers {
+            group: GroupId(group),
+            nodes: nodes.map(NodeId).to_vec(),
+        };
+        config.groups = [members(0, [1, 2, 4]), members(1, [3, 4, 5])].into_iter().collect();
+        assert_eq!(config.validate(), Ok(()));
+        let fellows: Vec<u16> = config.fellows().map(|peer| peer.node.0).collect();
+        assert_eq!(fellows, [1, 4]);
     }
 
     #[test]

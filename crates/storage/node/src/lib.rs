@@ -31,6 +31,6 @@ mod refusals;
 mod scrubber;
 mod standing;
 
-pub use borealis_store::abort_on_panic;
-pub use node::{Node, copy, create};
+pub use borealis_store::{SegmentSource, abort_on_panic};
+pub use node::{Node, create, gather};
 pub use process::run;

@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use borealis_client::stream::SocketName;
 use borealis_spec::{Endpoint, NodeConfig};
-use borealis_store::{Identity, Options, Store};
+use borealis_store::{Identity, Options, SegmentSource, Store};
 use borealis_types::GroupId;
 use borealis_wire::NodeStatus;
 
@@ -66,15 +65,15 @@ pub fn create(config: &NodeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a node's store a copy of the one in `from`, which nobody may have open, beside its configuration file.
+/// Makes a node's store of segments that other stores have, beside its configuration file.
 ///
 /// # Errors
-/// As [`create`], and when `from` is not a store of the same volume and groups.
-pub fn copy(config: &NodeConfig, from: &Path) -> anyhow::Result<()> {
+/// As [`create`], and when the sources are in use or not of the same volume, or have not the node's groups.
+pub fn gather(config: &NodeConfig, sources: &[SegmentSource]) -> anyhow::Result<()> {
     config.validate().context("the node's configuration is wrong")?;
     let directory = config.store_directory();
-    Store::copy(from, &directory, identity_of(config))
-        .with_context(|| format!("cannot copy the store {} to {}", from.display(), directory.display()))
+    Store::gather(sources, &directory, identity_of(config))
+        .with_context(|| format!("cannot make the store {} of other nodes' segments", directory.display()))
 }
 
 /// The parts of a node that others are made of.
@@ -101,7 +100,7 @@ impl Parts {
                 Arc::clone(&metrics),
                 Arc::clone(&refusals),
             )),
-            standing: Arc::new(Standing::new(Arc::clone(&store), config.peers.iter().map(|peer| peer.node))),
+            standing: Arc::new(Standing::new(Arc::clone(&store), config.fellows().map(|peer| peer.node))),
             housekeeping: Arc::new(Housekeeping::new(Arc::clone(&store))),
             scrubber: Arc::new(Scrubber::new(&store, Duration::from_secs(config.scrub_period_seconds))),
             store,
@@ -133,7 +132,7 @@ impl Parts {
             host: Host {
                 volume: config.volume,
                 node: config.node,
-                peers: config.peers.iter().map(|peer| peer.node).collect(),
+                peers: config.fellows().map(|peer| peer.node).collect(),
                 store: Arc::clone(&self.store),
                 refusals: Arc::clone(&self.refusals),
                 mistaken_lines: LineThrottle::default(),
@@ -229,7 +228,7 @@ impl Node {
         node.threads.push(spawn("refiller".to_owned(), move || refiller.run_until_stopped())?);
         let store = Arc::clone(&node.parts.store);
         node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
-        for peer in config.peers {
+        for peer in config.fellows().cloned() {
             let catch_up = Arc::clone(&catch_up);
             let name = format!("gossip-{}", peer.node);
             node.threads.push(spawn(name, move || catch_up.run_until_stopped(&peer))?);

@@ -34,7 +34,7 @@ const WORDS_WITHIN: Duration = Duration::from_secs(1);
 pub(crate) struct Standing {
     store: Arc<Store>,
     boot: Boot,
-    /// Every other node of the volume.
+    /// Every other node that has a segment of one of this node's groups.
     peers: BTreeSet<NodeId>,
     began: Instant,
     state: Mutex<State>,

@@ -8,6 +8,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
+use borealis_node::SegmentSource;
 use borealis_types::{GroupId, VolumeEpoch, WriterId};
 use borealis_wire::{Caller, Refusal};
 use common::{ALL, Cluster, Writer, block, image, wait_until};
@@ -142,7 +143,9 @@ fn a_node_that_was_replaced_is_not_measured_by_its_predecessor() {
     cluster.kill_node(SOURCE);
     std::fs::remove_dir_all(cluster.configs[VICTIM].store_directory()).unwrap();
     cluster.configs[VICTIM].incarnation += 0x1000;
-    borealis_node::copy(&cluster.configs[VICTIM], &cluster.configs[SOURCE].store_directory()).unwrap();
+    let groups = cluster.configs[VICTIM].own_groups();
+    let source = SegmentSource { store: cluster.configs[SOURCE].store_directory(), groups };
+    borealis_node::gather(&cluster.configs[VICTIM], &[source]).unwrap();
     cluster.start_node(SOURCE);
     for _ in 0..3 {
         cluster.start_node(VICTIM);

@@ -15,6 +15,10 @@ use borealis_wire::{BatchBuilder, BatchFrame, BatchHeader, GroupLink, SegmentPro
 
 use super::retained::RetainedQueue;
 
+/// A node whose groups get no records is told the durable point after this long, however busy others are: nobody may forget
+/// page versions that a node still answers with, see [`Shipper::minimum_read_point`].
+const UNTOLD_MAX: Duration = Duration::from_secs(1);
+
 /// Bounds of memory and of what is under way, for one writer.
 #[derive(Clone, Copy, Debug)]
 pub struct ShipperLimits {
@@ -63,6 +67,8 @@ struct Peer {
     in_flight: VecDeque<InFlight>,
     /// The durable point it knows.
     known_durable: Lsn,
+    /// When it was sent a batch last.
+    last_sent: Duration,
 }
 
 /// Counters of the write path, since the shipper was made.
@@ -140,6 +146,7 @@ impl Shipper {
                 acknowledged: 0,
                 in_flight: VecDeque::new(),
                 known_durable: Lsn::ZERO,
+                last_sent: Duration::ZERO,
             };
             (node, peer)
         };
@@ -472,16 +479,19 @@ impl Shipper {
         }
     }
 
-    /// Number of the node's next record, past those that are not for it.
-    fn next_for(&self, node: NodeId) -> u64 {
-        let state = self.peer(node);
-        let mut next = state.next;
-        while let Some((_, groups, _)) = self.retained.span(next)
+    /// Number of the node's next record. Those before it that are not for it are passed over once: it need not be sent
+    /// anything for them, and they are not kept for it.
+    fn next_for(&mut self, node: NodeId) -> u64 {
+        let state = self.peers.get_mut(&node).expect("a shipper is asked about nodes it was made with");
+        while let Some((_, groups, _)) = self.retained.span(state.next)
             && !intersect(groups, state.groups)
         {
-            next += 1;
+            state.next += 1;
         }
-        next
+        if state.in_flight.is_empty() {
+            state.acknowledged = state.next;
+        }
+        state.next
     }
 
     /// Number of the record after the last that may be sent now.
@@ -500,19 +510,20 @@ impl Shipper {
 
     /// Whether [`Shipper::next_batch`] has one for the node.
     #[must_use]
-    pub fn can_take(&self, node: NodeId, quiet: bool) -> bool {
+    pub fn can_take(&mut self, node: NodeId, quiet: bool, now: Duration) -> bool {
         let state = self.peer(node);
         if !state.connected || state.in_flight.len() >= self.limits.batches_in_flight {
             return false;
         }
         let untold = state.in_flight.is_empty() && state.known_durable < self.durable().end;
-        self.next_for(node) < self.sendable_end() || (quiet && untold && self.all_durable())
+        let is_time = now.saturating_sub(state.last_sent) >= UNTOLD_MAX || (quiet && self.all_durable());
+        self.next_for(node) < self.sendable_end() || (untold && is_time)
     }
 
     /// The next batch for a node, if it can take one and there is something to say.
     ///
     /// `minimum_read_point` goes into the header. When `quiet`, and all is durable, a batch without records
-    /// tells the node so, once.
+    /// tells the node so, once; and, quiet or not, a node for which there was nothing in the last second.
     pub fn next_batch(
         &mut self,
         node: NodeId,
@@ -520,7 +531,7 @@ impl Shipper {
         quiet: bool,
         now: Duration,
     ) -> Option<Rc<BatchFrame>> {
-        if !self.can_take(node, quiet) {
+        if !self.can_take(node, quiet, now) {
             return None;
         }
         self.advance_round();
@@ -556,6 +567,7 @@ impl Shipper {
             encoded.through
         );
         state.next = encoded.through;
+        state.last_sent = now;
         state.in_flight.push_back(InFlight {
             request_id: encoded.request_id,
             through: encoded.through,

@@ -1,12 +1,14 @@
 //! The processes that the other commands start.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use borealis_driver::DriverError;
 use borealis_driver::recover::RecoverError;
 use borealis_local::supervision::Ended;
+use borealis_node::SegmentSource;
+use borealis_types::GroupId;
 
 /// Makes a new storage node's empty store.
 pub fn create_node(config: &Path) -> anyhow::Result<ExitCode> {
@@ -14,10 +16,24 @@ pub fn create_node(config: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes a new storage node's store a copy of another one's.
-pub fn copy_node(config: &Path, from: &Path) -> anyhow::Result<ExitCode> {
-    borealis_node::copy(&borealis_node::config::load(config)?, from)?;
+/// Makes a new storage node's store of other ones' segments.
+pub fn gather_node(config: &Path, from: &[(GroupId, PathBuf)]) -> anyhow::Result<ExitCode> {
+    let mut sources: Vec<SegmentSource> = Vec::new();
+    for (group, store) in from {
+        match sources.iter_mut().find(|source| source.store == *store) {
+            Some(source) => source.groups.push(*group),
+            None => sources.push(SegmentSource { store: store.clone(), groups: vec![*group] }),
+        }
+    }
+    borealis_node::gather(&borealis_node::config::load(config)?, &sources)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `GROUP=STORE`, for the command-line parser.
+pub fn parse_segment(text: &str) -> Result<(GroupId, PathBuf), String> {
+    let parsed =
+        text.split_once('=').and_then(|(group, store)| Some((GroupId(group.parse().ok()?), store.into())));
+    parsed.ok_or_else(|| format!("`{text}` is not GROUP=STORE"))
 }
 
 /// Runs a storage node until it is told to stop.

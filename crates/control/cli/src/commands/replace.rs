@@ -8,7 +8,7 @@ use borealis_types::NodeId;
 
 use crate::progress::Step;
 
-/// Replaces nodes by copies of one that is left; without `yes` only says what would be done, and fails.
+/// Replaces nodes by ones made of the segments of those that are left; without `yes` only says what would be done, and fails.
 pub fn replace_nodes(dir: &Path, ids: &[u16], yes: bool) -> anyhow::Result<ExitCode> {
     let (mut cluster, _lock) = Cluster::open_locked(dir)?;
     let ids: Vec<NodeId> = ids.iter().copied().map(NodeId).collect();
@@ -17,17 +17,18 @@ pub fn replace_nodes(dir: &Path, ids: &[u16], yes: bool) -> anyhow::Result<ExitC
         explain(&replacement);
         return Ok(ExitCode::FAILURE);
     }
-    let step = Step::begin("agreeing with the nodes that are left, and copying one of them");
+    let step = Step::begin("agreeing with the nodes that are left, and copying their segments");
     let replaced = cluster.replace_nodes(&replacement)?;
     step.done();
-    if let Some(warning) = &replaced.warning {
+    for warning in &replaced.warnings {
         eprintln!("borealis: warning: {warning}");
     }
     for folder in &replaced.set_aside {
         println!("what was left of a lost node is kept in {}", folder.display());
     }
+    let sources: Vec<NodeId> = replaced.sources.iter().copied().collect();
     for id in &replacement.lost {
-        println!("node {id} is a copy of node {}", replaced.source);
+        println!("node {id} is made of segments of node {}", list(&sources));
     }
     println!(
         "the volume ends at {}; start the instance with `borealis up` or `borealis instance start`",
@@ -36,8 +37,11 @@ pub fn replace_nodes(dir: &Path, ids: &[u16], yes: bool) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
+fn list(ids: &[NodeId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 fn explain(replacement: &Replacement) {
-    let list = |ids: &[NodeId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let words = |ids: &[NodeId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     eprintln!("Nothing was changed. This would happen:");
     eprintln!(
@@ -46,7 +50,7 @@ fn explain(replacement: &Replacement) {
     );
     eprintln!("    Every acknowledged commit is on at least one of them.");
     eprintln!(
-        "  * nodes {} become copies of one of those. What is left of their folders is renamed and kept.",
+        "  * nodes {} are made anew of the segments of those. What is left of their folders is renamed and kept.",
         list(&replacement.lost)
     );
     eprintln!(

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use borealis_driver::shim_library::ShimLibrary;
 use borealis_instance::{Binaries, OperatingSystemUser, Settings, memory_directory};
-use borealis_types::{AvailabilityZone, NodeId, Placement, SEGMENTS_PER_GROUP, VolumeId, invariant};
+use borealis_spec::assignment::{Host, assign};
+use borealis_types::{AvailabilityZone, NodeId, Placement, VolumeId};
 
 use super::{Cluster, WRITER, ZONES, save_node_config, shim_library};
 use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
@@ -17,6 +18,8 @@ use crate::process;
 /// How a new cluster is made.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
+    /// Storage nodes, six or more; spread over the three zones.
+    pub nodes: u16,
     /// Protection groups of the new volume, which never change.
     pub protection_groups: Placement,
     /// TCP port of the writer.
@@ -34,7 +37,7 @@ pub struct CreateOptions {
 }
 
 impl Cluster {
-    /// Makes a new cluster in `directory`, which must be empty or not exist: six nodes, one writer.
+    /// Makes a new cluster in `directory`, which must be empty or not exist: its nodes, and one writer.
     ///
     /// # Errors
     /// When the directory cannot be used, PostgreSQL is missing or a setting is refused. Nothing is left then.
@@ -48,17 +51,19 @@ impl Cluster {
             .with_context(|| format!("cannot use {} for --memory-dir", options.memory_root.display()))?;
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let directory = directory.canonicalize().context("cannot resolve the cluster's directory")?;
+        let zones = zones_of_nodes(options.nodes);
+        let groups = assign(options.protection_groups, &hosts(&zones))?;
         Catalog::begin_creation(&directory)?;
         let volume = VolumeId(random_number()?);
         let mut catalog = Catalog::new(volume, options.protection_groups, binaries.server_version.major());
-        for index in 0..SEGMENTS_PER_GROUP {
+        for (node, zone) in zones {
             catalog.nodes.push(NodeEntry {
-                id: NodeId(index as u16 + 1),
-                zone: AvailabilityZone(ZONES[index / 2].to_owned()),
+                id: node,
+                zone,
                 incarnation: format!("{:032x}", random_number()?),
             });
         }
-        require_two_in_each_zone(&catalog.nodes);
+        catalog.groups = groups;
         catalog.instances.push(InstanceEntry {
             id: WRITER,
             port: options.port,
@@ -113,12 +118,32 @@ pub(super) fn random_number() -> anyhow::Result<u128> {
     Ok(u128::from_le_bytes(bytes))
 }
 
-/// A volume that outlives a zone and one node more needs its six segments two by two in three zones.
-fn require_two_in_each_zone(nodes: &[NodeEntry]) {
-    for zone in ZONES {
-        let count = nodes.iter().filter(|node| node.zone.0 == zone).count();
-        invariant!("two-nodes-in-each-zone", count == SEGMENTS_PER_GROUP / ZONES.len(), "{count} in {zone}");
-    }
+/// Checks that so many nodes and groups make a volume.
+///
+/// # Errors
+/// When there are fewer than six nodes, or so many that some would host nothing.
+pub fn check_fleet(nodes: u16, groups: Placement) -> anyhow::Result<()> {
+    assign(groups, &hosts(&zones_of_nodes(nodes)))?;
+    Ok(())
+}
+
+/// The nodes from 1 on and where each stands: neighbouring numbers in one zone, as evenly as the number allows.
+fn zones_of_nodes(count: u16) -> Vec<(NodeId, AvailabilityZone)> {
+    let of_zone = |(index, zone): (usize, &&str)| {
+        let extra = usize::from(index < usize::from(count) % ZONES.len());
+        std::iter::repeat_n(AvailabilityZone((*zone).to_owned()), usize::from(count) / ZONES.len() + extra)
+    };
+    (1..).map(NodeId).zip(ZONES.iter().enumerate().flat_map(of_zone)).collect()
+}
+
+fn hosts(zones: &[(NodeId, AvailabilityZone)]) -> Vec<Host> {
+    let host = |(node, zone): &(NodeId, AvailabilityZone)| Host {
+        node: *node,
+        zone: zone.clone(),
+        used_bytes: 0,
+        is_leaving: false,
+    };
+    zones.iter().map(host).collect()
 }
 
 #[cfg(test)]
@@ -126,15 +151,22 @@ mod tests {
     use super::*;
 
     #[test]
-    #[should_panic(expected = "invariant two-nodes-in-each-zone is broken: 3 in az1")]
-    fn three_nodes_in_one_zone_are_noticed() {
-        let node = |(index, zone): (usize, &&str)| NodeEntry {
-            id: NodeId(index as u16 + 1),
-            zone: AvailabilityZone((*zone).to_owned()),
-            incarnation: String::new(),
+    fn nodes_are_spread_over_the_zones_evenly() {
+        let zones = |count: u16| -> Vec<u16> {
+            let zones = zones_of_nodes(count);
+            assert!(zones.iter().map(|(node, _)| node.0).eq(1..=count));
+            zones.iter().map(|(_, zone)| zone.0[2..].parse().expect("az1 to az3")).collect()
         };
-        let nodes = |zones: [&str; 6]| zones.iter().enumerate().map(node).collect::<Vec<_>>();
-        require_two_in_each_zone(&nodes(["az1", "az1", "az2", "az2", "az3", "az3"]));
-        require_two_in_each_zone(&nodes(["az1", "az1", "az1", "az2", "az3", "az3"]));
+        assert_eq!(zones(6), [1, 1, 2, 2, 3, 3]);
+        assert_eq!(zones(8), [1, 1, 1, 2, 2, 2, 3, 3]);
+        assert_eq!(zones(10), [1, 1, 1, 1, 2, 2, 2, 3, 3, 3]);
+    }
+
+    #[test]
+    fn six_nodes_have_every_group() {
+        let placement = Placement::new(4).expect("4 groups");
+        let groups = assign(placement, &hosts(&zones_of_nodes(6))).expect("two in each zone");
+        let all: Vec<NodeId> = (1..=6).map(NodeId).collect();
+        assert_eq!(groups, borealis_spec::Membership::everyone_has_everything(placement, &all));
     }
 }

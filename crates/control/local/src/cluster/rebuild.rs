@@ -89,12 +89,21 @@ fn read_node_configs(nodes: &Path) -> anyhow::Result<Vec<NodeConfig>> {
 fn catalog_of_nodes(configs: &[NodeConfig]) -> anyhow::Result<Catalog> {
     let Some(first) = configs.first() else { bail!("none of its nodes has a configuration") };
     let mut catalog = Catalog::new(first.volume, first.placement, first.postgres_version);
+    catalog.groups = first.groups.clone();
+    catalog.groups.require_quorum_sets(first.placement)?;
     let mut nodes: BTreeMap<NodeId, NodeEntry> = BTreeMap::new();
     for config in configs {
         if (config.volume, config.placement, config.postgres_version)
             != (first.volume, first.placement, first.postgres_version)
         {
             bail!("node {} and node {} are not of one volume", first.node, config.node);
+        }
+        if config.groups != first.groups {
+            bail!(
+                "node {} and node {} do not say the same of which node has which group",
+                first.node,
+                config.node
+            );
         }
         let entry = NodeEntry {
             id: config.node,
@@ -139,8 +148,8 @@ fn read_instance(directory: &Path, catalog: &Catalog) -> Option<InstanceEntry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_spec::{Membership, NodeAddress};
-    use borealis_types::{AvailabilityZone, Placement, PostgresVersion, VolumeId};
+    use borealis_spec::{GroupMembers, Membership, NodeAddress};
+    use borealis_types::{AvailabilityZone, GroupId, Placement, PostgresVersion, VolumeId};
 
     fn node(number: u16, volume: u128) -> NodeConfig {
         let placement = Placement::new(2).expect("two groups are allowed");
@@ -180,6 +189,30 @@ mod tests {
         let catalog = catalog_of_nodes(&configs).expect("they agree");
         assert_eq!(catalog.nodes.len(), 6);
         assert_eq!(catalog.nodes[4].incarnation, format!("{:032x}", 0));
+    }
+
+    #[test]
+    fn which_node_has_which_group_comes_from_the_nodes() {
+        let groups = |last: u16| -> Membership {
+            let members = |group, nodes: [u16; 6]| GroupMembers {
+                group: GroupId(group),
+                nodes: nodes.map(NodeId).to_vec(),
+            };
+            [members(0, [1, 2, 3, 4, 5, 6]), members(1, [1, 2, 3, 4, 7, last])].into_iter().collect()
+        };
+        let config = |number: u16, last: u16| {
+            let mut config = node(number, 7);
+            for other in (7..=9).filter(|other| *other != number) {
+                config.peers.push(NodeAddress { node: NodeId(other), ..config.peers[0].clone() });
+            }
+            config.groups = groups(last);
+            config
+        };
+        let configs: Vec<NodeConfig> = (1..=8).map(|number| config(number, 8)).collect();
+        let catalog = catalog_of_nodes(&configs).expect("they agree");
+        assert_eq!((catalog.groups, catalog.nodes.len()), (groups(8), 9), "node 9 is known by its peers");
+        let said = catalog_of_nodes(&[config(1, 8), config(2, 9)]).expect_err("they differ").to_string();
+        assert!(said.contains("node 1 and node 2 do not say the same"), "{said}");
     }
 
     #[test]

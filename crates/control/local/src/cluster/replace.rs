@@ -1,10 +1,11 @@
-//! Replacing nodes that are lost for good by copies of one that is left.
+//! Replacing nodes that are lost for good by ones made of the segments that are left.
 //!
 //! The nodes that are left first agree on the end of the volume and refuse every older writer
-//! ([`borealis_driver::rescue`]); then one of them that has everything is stopped and copied. A copy gets its node's
-//! number and an incarnation of its own: what was lost is another node from then on, and is refused should it come back.
+//! ([`borealis_driver::rescue`]). Then, for each group that a lost node hosted, one that has everything of the group is
+//! chosen; those are stopped, and the lost node's store is made of their segments. It gets the node's number and an
+//! incarnation of its own: what was lost is another node from then on, and is refused should it come back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use borealis_client::{NodeClient, Timeouts};
 use borealis_driver::rescue::agree_without;
-use borealis_types::{Lsn, NodeId, READ_QUORUM};
+use borealis_spec::GroupMembers;
+use borealis_spec::node::STORE_FOLDER_NAME;
+use borealis_types::{GroupId, Lsn, NodeId, READ_QUORUM};
 use borealis_wire::Caller;
 use nix::sys::statvfs::statvfs;
 
@@ -32,17 +35,28 @@ pub struct Replacement {
 /// What a replacement did.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Replaced {
-    /// The node that was copied.
-    pub source: NodeId,
+    /// The nodes whose segments were copied.
+    pub sources: BTreeSet<NodeId>,
     /// Where the volume ends: every acknowledged commit is before it.
     pub end: Lsn,
     /// What was left of the lost nodes, under new names.
     pub set_aside: Vec<PathBuf>,
-    /// What is wrong with the node that was copied, and so with its copies, when no better one was left.
-    pub warning: Option<String>,
+    /// What is wrong with nodes that were copied, and so with the copies, where no better ones were left.
+    pub warnings: BTreeSet<String>,
 }
 
-/// What a node that has everything says of itself.
+/// Where the segments of a node that is to be made anew come from.
+type Sources = BTreeMap<GroupId, NodeId>;
+
+/// A node's store that was made, and not yet put in its place.
+struct Made {
+    node: NodeId,
+    incarnation: String,
+    folder: PathBuf,
+}
+
+/// What a node that has everything of a group says of itself.
+#[derive(Clone)]
 struct Candidate {
     node: NodeId,
     damage: Option<String>,
@@ -61,8 +75,8 @@ fn choose_source(candidates: &[Candidate]) -> anyhow::Result<(NodeId, Option<Str
     }
     if let Some(Candidate { node, damage: Some(damage), .. }) = working().next() {
         let warning = format!(
-            "no node that has everything is free of damage. Node {node} was copied, and its copies have its damage until \
-             the other nodes have mended it; look at `borealis status` and run `borealis verify`: {damage}"
+            "of some group no node that has everything is free of damage. Node {node} was copied, and the copies have its \
+             damage until the other nodes have mended it; look at `borealis status` and run `borealis verify`: {damage}"
         );
         return Ok((*node, Some(warning)));
     }
@@ -100,19 +114,30 @@ fn allocated_bytes(folder: &Path) -> std::io::Result<u64> {
     Ok(sum)
 }
 
-/// Checks that so many copies of a store fit.
-fn require_space(store: &Path, nodes: &Path, copies: usize) -> anyhow::Result<()> {
+/// The bytes that making stores of these segments takes at most: the segments themselves, and each source's log.
+fn bytes_needed<'a>(sources: impl Iterator<Item = &'a (GroupId, PathBuf)>) -> anyhow::Result<u64> {
+    let measure = |folder: PathBuf| {
+        allocated_bytes(&folder).with_context(|| format!("cannot measure {}", folder.display()))
+    };
+    let (mut sum, mut stores) = (0, BTreeSet::new());
+    for (group, store) in sources {
+        sum += measure(store.join("segments").join(group.to_string()))?;
+        if stores.insert(store) {
+            sum += measure(store.join("log"))?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Checks that so much fits.
+fn require_space(needed: u64, nodes: &Path) -> anyhow::Result<()> {
     const MIB: u64 = 1 << 20;
-    let one = allocated_bytes(store).with_context(|| format!("cannot measure {}", store.display()))?;
-    let needed = one.saturating_mul(copies as u64);
     let found =
         statvfs(nodes).with_context(|| format!("cannot see how much of {} is free", nodes.display()))?;
     let available = found.blocks_available().saturating_mul(found.fragment_size());
     if available < needed {
         bail!(
-            "{copies} copies of {} take {} MiB and {} MiB are free in {}; make room and repeat the command. Nothing was \
-             replaced",
-            store.display(),
+            "the copies take {} MiB and {} MiB are free in {}; make room and repeat the command. Nothing was replaced",
             needed.div_ceil(MIB),
             available / MIB,
             nodes.display()
@@ -133,13 +158,15 @@ impl Cluster {
         }
         let left: Vec<NodeId> =
             self.catalog.nodes.iter().map(|node| node.id).filter(|id| !lost.contains(id)).collect();
-        if left.len() < READ_QUORUM {
-            bail!(
-                "{} of {} nodes would be left, and {READ_QUORUM} are needed to see every acknowledged commit; nothing was \
-                 changed. Bring back the folder of one more node, on whatever disk it is",
-                left.len(),
-                self.catalog.nodes.len()
-            );
+        for GroupMembers { group, nodes } in self.catalog.groups.iter() {
+            let count = nodes.iter().filter(|node| left.contains(node)).count();
+            if count < READ_QUORUM {
+                bail!(
+                    "{count} of {} nodes of group {group} would be left, and {READ_QUORUM} are needed to see every \
+                     acknowledged commit; nothing was changed. Bring back the folder of one more node, on whatever disk it is",
+                    nodes.len()
+                );
+            }
         }
         let runs = |id| self.node_process(id).or_else(|| self.stopping_node(id)).is_some();
         if let Some(&running) = lost.iter().find(|&&id| runs(id)) {
@@ -156,10 +183,11 @@ impl Cluster {
         Ok(Replacement { lost: lost.into_iter().collect(), left })
     }
 
-    /// Replaces nodes by copies of one that is left. All nodes run afterwards. May be repeated after a failure.
+    /// Replaces nodes by ones made of the segments of those that are left. All nodes run afterwards. May be repeated after a
+    /// failure.
     ///
     /// # Errors
-    /// When a node that is left does not start, those that are left cannot agree, or a copy cannot be made. No node's
+    /// When a node that is left does not start, those that are left cannot agree, or a store cannot be made. No node's
     /// data is removed in any case.
     pub fn replace_nodes(&mut self, replacement: &Replacement) -> anyhow::Result<Replaced> {
         remove_unfinished_copies(&self.directory.join("nodes"))?;
@@ -170,16 +198,40 @@ impl Cluster {
         let config = self.driver_config(self.instance(WRITER)?)?;
         let lost: BTreeSet<NodeId> = replacement.lost.iter().copied().collect();
         let agreed = agree_without(&config, &lost)?;
-        let candidates: Vec<Candidate> =
-            agreed.complete.iter().map(|&node| self.ask_candidate(node)).collect();
-        let (source, warning) = choose_source(&candidates)?;
-        self.stop_nodes(&[source])?;
-        let made = self.copy_and_exchange(&replacement.lost, source);
-        // Whatever became of the copies, the source goes on.
-        self.start_nodes(&[source])?;
+        let (by_group, warnings) = self.choose_sources(&agreed.complete, &lost)?;
+        let sources: BTreeSet<NodeId> = by_group.values().copied().collect();
+        let stopped: Vec<NodeId> = sources.iter().copied().collect();
+        self.stop_nodes(&stopped)?;
+        let made = self.make_and_exchange(&replacement.lost, &by_group);
+        // Whatever became of the copies, the sources go on.
+        self.start_nodes(&stopped)?;
         let set_aside = made?;
         self.start_nodes(&replacement.lost)?;
-        Ok(Replaced { source, end: agreed.durable.end, set_aside, warning })
+        Ok(Replaced { sources, end: agreed.durable.end, set_aside, warnings })
+    }
+
+    /// For each group that a lost node hosts the node to copy, of those that have everything of it; and what is wrong with
+    /// the chosen ones.
+    fn choose_sources(
+        &self,
+        complete: &BTreeMap<GroupId, Vec<NodeId>>,
+        lost: &BTreeSet<NodeId>,
+    ) -> anyhow::Result<(Sources, BTreeSet<String>)> {
+        let mut known: BTreeMap<NodeId, Candidate> = BTreeMap::new();
+        let (mut sources, mut warnings) = (Sources::new(), BTreeSet::new());
+        let groups = self.catalog.groups.iter();
+        for GroupMembers { group, .. } in groups.filter(|of| of.nodes.iter().any(|node| lost.contains(node)))
+        {
+            let members = complete.get(group).into_iter().flatten();
+            let candidates: Vec<Candidate> = members
+                .map(|&node| known.entry(node).or_insert_with(|| self.ask_candidate(node)).clone())
+                .collect();
+            let (source, warning) = choose_source(&candidates)
+                .with_context(|| format!("no node can be copied for group {group}"))?;
+            sources.insert(*group, source);
+            warnings.extend(warning);
+        }
+        Ok((sources, warnings))
     }
 
     /// Asks a node that has everything how it is; one that does not answer is as good as failed.
@@ -193,26 +245,27 @@ impl Cluster {
         }
     }
 
-    /// Makes all copies beside the nodes' folders, then puts them in their places.
-    fn copy_and_exchange(&mut self, lost: &[NodeId], source: NodeId) -> anyhow::Result<Vec<PathBuf>> {
-        let store = self.node_config(self.node(source)?)?.store_directory();
+    /// Makes all stores beside the nodes' folders, then puts them in their places.
+    fn make_and_exchange(&mut self, lost: &[NodeId], by_group: &Sources) -> anyhow::Result<Vec<PathBuf>> {
         let nodes = self.directory.join("nodes");
-        require_space(&store, &nodes, lost.len())?;
-        let made = self.make_copies(lost, source, &store).inspect_err(|_| {
+        let segments: Vec<(NodeId, Vec<(GroupId, PathBuf)>)> =
+            lost.iter().map(|&node| (node, self.segments_for(node, by_group))).collect();
+        require_space(bytes_needed(segments.iter().flat_map(|(_, of_node)| of_node))?, &nodes)?;
+        let made = self.make_stores(&segments).inspect_err(|_| {
             // They would fill the disk for the next attempt, and for the nodes that are left.
             let _ = remove_unfinished_copies(&nodes);
         })?;
         let mut set_aside = Vec::new();
-        for (id, incarnation, folder) in made {
-            let place = self.node_directory(id);
+        for Made { node, incarnation, folder } in made {
+            let place = self.node_directory(node);
             if place.exists() {
                 let name = free_name(&place)?;
                 rename(&place, &name)?;
                 set_aside.push(name);
             }
             rename(&folder, &place)?;
-            let entry = self.catalog.nodes.iter_mut().find(|node| node.id == id);
-            entry.with_context(|| format!("there is no node {id}"))?.incarnation = incarnation;
+            let entry = self.catalog.nodes.iter_mut().find(|entry| entry.id == node);
+            entry.with_context(|| format!("there is no node {node}"))?.incarnation = incarnation;
         }
         fs::File::open(&nodes)
             .and_then(|folder| folder.sync_all())
@@ -221,33 +274,46 @@ impl Cluster {
         Ok(set_aside)
     }
 
-    /// Copies a store for each of these nodes; their new incarnations and where the copies are.
-    fn make_copies(
-        &self,
-        lost: &[NodeId],
-        source: NodeId,
-        store: &Path,
-    ) -> anyhow::Result<Vec<(NodeId, String, PathBuf)>> {
+    /// The groups that a node hosts, and the store that each is to be taken from.
+    fn segments_for(&self, node: NodeId, by_group: &Sources) -> Vec<(GroupId, PathBuf)> {
+        let store_of = |source| self.node_directory(source).join(STORE_FOLDER_NAME);
+        let groups = self.catalog.groups.groups_on(node);
+        groups.iter().filter_map(|group| Some((group, store_of(*by_group.get(&group)?)))).collect()
+    }
+
+    /// Makes a store for each of these nodes.
+    fn make_stores(&self, segments: &[(NodeId, Vec<(GroupId, PathBuf)>)]) -> anyhow::Result<Vec<Made>> {
         let mut made = Vec::new();
-        for &id in lost {
+        for (node, of_node) in segments {
             let incarnation = format!("{:032x}", random_number()?);
-            let folder = self.node_directory(id).with_extension("new");
-            self.copy_node(id, &incarnation, store, &folder)
-                .with_context(|| format!("cannot copy node {source} for node {id}"))?;
-            made.push((id, incarnation, folder));
+            let folder = self.node_directory(*node).with_extension("new");
+            self.make_store(*node, &incarnation, of_node, &folder)
+                .with_context(|| format!("cannot make node {node} of the other nodes' segments"))?;
+            made.push(Made { node: *node, incarnation, folder });
         }
         Ok(made)
     }
 
-    fn copy_node(&self, id: NodeId, incarnation: &str, store: &Path, folder: &Path) -> anyhow::Result<()> {
+    fn make_store(
+        &self,
+        id: NodeId,
+        incarnation: &str,
+        segments: &[(GroupId, PathBuf)],
+        folder: &Path,
+    ) -> anyhow::Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let mut entry = self.node(id)?.clone();
         incarnation.clone_into(&mut entry.incarnation);
         let mut config = self.node_config(&entry)?;
         folder.clone_into(&mut config.directory);
         let config_file = save_node_config(&config)?;
-        let from = store.to_str().context("the cluster's directory has a name that is not UTF-8")?;
-        process::run_to_end(&["internal", "copy-node", "--from", from], &config_file)?;
+        let mut words = vec!["internal".to_owned(), "gather-node".to_owned()];
+        for (group, store) in segments {
+            let store = store.to_str().context("the cluster's directory has a name that is not UTF-8")?;
+            words.extend(["--segment".to_owned(), format!("{group}={store}")]);
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        process::run_to_end(&words, &config_file)?;
         Ok(())
     }
 }
@@ -311,8 +377,16 @@ mod tests {
         sparse.set_len(1 << 40).unwrap();
         let bytes = allocated_bytes(&store).unwrap();
         assert!((3 << 20..4 << 20).contains(&bytes), "{bytes} bytes: holes take none");
-        require_space(&store, nodes, 2).unwrap();
-        let error = require_space(&store, nodes, usize::MAX).unwrap_err().to_string();
+        for (group, mib) in [(0, 1), (7, 2)] {
+            let segment = store.join(format!("segments/{group}"));
+            fs::create_dir_all(&segment).unwrap();
+            fs::write(segment.join("pages"), vec![1; mib << 20]).unwrap();
+        }
+        let segments = [0, 7].map(|group| (GroupId(group), store.clone()));
+        let bytes = bytes_needed(segments.iter()).unwrap();
+        assert!((6 << 20..7 << 20).contains(&bytes), "{bytes} bytes: both segments, and the log once");
+        require_space(bytes, nodes).unwrap();
+        let error = require_space(u64::MAX, nodes).unwrap_err().to_string();
         assert!(error.contains("make room and repeat the command"), "{error}");
     }
 }

@@ -36,7 +36,7 @@ const CHUNK_BYTES: usize = 16 << 10;
 pub(crate) struct Host {
     pub(crate) volume: VolumeId,
     pub(crate) node: NodeId,
-    /// The other nodes of the volume; nobody else is a peer.
+    /// The nodes that have a segment of one of this node's groups; nobody else is a peer.
     pub(crate) peers: Vec<NodeId>,
     pub(crate) store: Arc<Store>,
     pub(crate) refusals: Arc<Refusals>,

@@ -1,8 +1,8 @@
 //! Tests that look inside: a model of the whole store, damage, and the taking of redo.
 
 mod abandoned;
-mod copy;
 mod damage;
+mod gather;
 mod invariants;
 mod log_repair;
 mod mend;

@@ -1,7 +1,7 @@
 //! Random histories against a model that keeps every version of everything.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,7 +20,7 @@ use crate::disk::{Disk, OpenMode};
 use crate::pages::materialized_state::{MaterializedState, database_of, in_database};
 use crate::pages::region::Region;
 use crate::segment::index::slru::slru_page_is_gone;
-use crate::{Environment, Origin, Policy, Store, StoreError};
+use crate::{Environment, Identity, Origin, Policy, SegmentSource, Store, StoreError};
 
 struct Random(u64);
 
@@ -151,11 +151,15 @@ struct Coverage {
     cut_records: u64,
     /// Recoveries that left the first pieces of a record and not its last.
     records_cut_by_a_recovery: u64,
+    /// Stores that were made of another one's segments.
+    gathered: u64,
 }
 
 struct Run {
     random: Random,
     disk: MemoryDisk,
+    /// Where the store lies: a store that is made of another one's segments lies elsewhere.
+    path: PathBuf,
     store: Option<Store>,
     writer: Writer,
     /// As of each record.
@@ -168,7 +172,6 @@ struct Run {
 }
 
 const DATABASES: u64 = 3;
-const PATH: &str = "/node";
 
 fn on(disk: &MemoryDisk) -> Environment {
     Environment { disk: Arc::new(disk.clone()), ..environment() }
@@ -177,11 +180,13 @@ fn on(disk: &MemoryDisk) -> Environment {
 impl Run {
     fn new(seed: u64) -> Run {
         let disk = MemoryDisk::default();
-        let store = Store::create_in(&on(&disk), Path::new(PATH), identity(3), options()).unwrap();
+        let path = PathBuf::from("/node");
+        let store = Store::create_in(&on(&disk), &path, identity(3), options()).unwrap();
         let writer = Writer::start(&store);
         Run {
             random: Random(seed),
             disk,
+            path,
             store: Some(store),
             writer,
             versions: Vec::new(),
@@ -471,7 +476,25 @@ impl Run {
     }
 
     fn reopen(&mut self) {
-        self.store = Some(Store::open_in(&on(&self.disk), Path::new(PATH), options()).unwrap());
+        self.store = Some(Store::open_in(&on(&self.disk), &self.path, options()).unwrap());
+    }
+
+    /// Goes on with a store that is made of the segments of this one, as a node that replaces a lost one does.
+    fn gather(&mut self) {
+        self.coverage.gathered += 1;
+        let before = self.store().summaries().unwrap();
+        drop(self.store.take());
+        let source = |groups: &[u16]| SegmentSource {
+            store: self.path.clone(),
+            groups: groups.iter().copied().map(GroupId).collect(),
+        };
+        let number = self.coverage.gathered;
+        let path = PathBuf::from(format!("/node-{number}"));
+        let identity = Identity { incarnation: u128::from(1000 + number), ..identity(3) };
+        Store::gather_in(&on(&self.disk), &[source(&[1]), source(&[0, 2])], &path, identity).unwrap();
+        self.path = path;
+        self.reopen();
+        assert_eq!(self.store().summaries().unwrap(), before, "what was promised and complete");
     }
 
     /// Brings records of earlier epochs as a peer would, so that the writer need not.
@@ -656,6 +679,7 @@ impl Run {
             15..18 => self.raise_positions(),
             18..20 => self.read(),
             20 => self.materialize(),
+            21 if self.random.chance(4) => self.gather(),
             21 => self.check_tail(),
             22 if self.random.chance(4) => self.fail_disk(),
             22 if self.random.chance(2) => {
@@ -685,6 +709,7 @@ fn remember(total: &mut Coverage, run: &Coverage) {
     total.log_files_freed += run.log_files_freed;
     total.cut_records += run.cut_records;
     total.records_cut_by_a_recovery += run.records_cut_by_a_recovery;
+    total.gathered += run.gathered;
 }
 
 fn runs(seeds: std::ops::Range<u64>, steps: usize) -> Coverage {
@@ -726,6 +751,7 @@ fn random_histories_read_as_the_model_does() {
         log_files_freed,
         cut_records,
         records_cut_by_a_recovery,
+        gathered,
     } = total;
     let poisoned = disk_failures - disk_failures_passed;
     for happened in [
@@ -744,6 +770,7 @@ fn random_histories_read_as_the_model_does() {
         log_files_freed,
         cut_records,
         records_cut_by_a_recovery,
+        gathered,
     ] {
         assert!(happened > 0, "the runs do not cover everything");
     }

@@ -12,11 +12,30 @@ fn groups(numbers: &[u16]) -> GroupSet {
 
 fn shipper(group_count: u16, limits: ShipperLimits) -> Shipper {
     let members = [0, 1, 2, 3, 4, 5].map(NodeId);
-    let sets = (0..group_count).map(|_| QuorumSets::new(vec![members]).unwrap()).collect();
+    shipper_of(&vec![members; usize::from(group_count)], limits)
+}
+
+/// A shipper whose groups have these members.
+fn shipper_of(members: &[[NodeId; 6]], limits: ShipperLimits) -> Shipper {
+    let sets = members.iter().map(|&members| QuorumSets::new(vec![members]).unwrap()).collect();
     let tracker = WriterTracker::new(VolumeEpoch(7), sets, RecordSpan::NONE, &[]);
-    let all: Vec<u16> = (0..group_count).collect();
-    let nodes = (0..NODES).map(|node| (NodeId(node), groups(&all)));
+    let mut nodes: BTreeMap<NodeId, GroupSet> = BTreeMap::new();
+    for (group, members) in (0..).zip(members) {
+        for &node in members {
+            let groups = nodes.entry(node).or_default();
+            *groups = groups.with(GroupId(group));
+        }
+    }
     Shipper::new(tracker, VolumeEpoch(7), RecordSpan::NONE, nodes, limits)
+}
+
+/// Two groups with the nodes 0 to 5 and 4 to 9: only two nodes have both.
+fn shipper_with_nodes_that_have_some_groups(limits: ShipperLimits) -> Shipper {
+    let mut shipper = shipper_of(&[[0, 1, 2, 3, 4, 5].map(NodeId), [4, 5, 6, 7, 8, 9].map(NodeId)], limits);
+    for peer in 0..10 {
+        shipper.connected(NodeId(peer), &[], Lsn::ZERO).unwrap();
+    }
+    shipper
 }
 
 fn limits() -> ShipperLimits {
@@ -61,6 +80,75 @@ fn six_idle_nodes_share_one_encoded_batch() {
     assert!(frames.iter().all(|frame| Rc::ptr_eq(frame, &frames[0])));
     assert_eq!(shipper.counters().batches_encoded, 1);
     assert_eq!(records_of(&frames[0]), [span(1).end, span(2).end]);
+}
+
+#[test]
+fn a_node_gets_the_records_of_its_groups_and_each_counts_for_its_own() {
+    let mut shipper = shipper_with_nodes_that_have_some_groups(limits());
+    ship(&mut shipper, 1, &[0]);
+    ship(&mut shipper, 2, &[1]);
+    ship(&mut shipper, 3, &[0, 1]);
+    shipper.decoded(1);
+    assert_eq!(records_of(&next(&mut shipper, 0).unwrap()), [span(1).end, span(3).end]);
+    assert_eq!(records_of(&next(&mut shipper, 9).unwrap()), [span(2).end, span(3).end]);
+    assert_eq!(records_of(&next(&mut shipper, 4).unwrap()), [1, 2, 3].map(|number| span(number).end));
+    let complete = span(3).end.0;
+    for peer in 0..4 {
+        shipper.progressed(NodeId(peer), &progress(&[(0, complete)])).unwrap();
+    }
+    assert_eq!(shipper.durable(), span(1), "the next record is of the other group");
+    for peer in 6..9 {
+        shipper.progressed(NodeId(peer), &progress(&[(1, complete)])).unwrap();
+    }
+    // A node that does not host the group is no member of it, whatever it says.
+    shipper.progressed(NodeId(0), &progress(&[(1, complete)])).unwrap();
+    assert_eq!(shipper.take_publishable(), None, "three of group 1");
+    shipper.progressed(NodeId(5), &progress(&[(0, complete), (1, complete)])).unwrap();
+    assert_eq!((shipper.durable(), shipper.take_publishable()), (span(3), Some(1)));
+}
+
+#[test]
+fn nothing_is_kept_for_a_node_that_the_records_are_not_for() {
+    let none_kept = ShipperLimits { retained_bytes: usize::MAX, ..limits() };
+    let mut shipper = shipper_with_nodes_that_have_some_groups(none_kept);
+    ship(&mut shipper, 1, &[0]);
+    for peer in 0..10 {
+        assert_eq!(next(&mut shipper, peer).is_some(), peer < 6, "node {peer}");
+    }
+    for peer in 0..6 {
+        shipper.appended(NodeId(peer), 1 + u64::from(peer >= 4), &progress(&[(0, span(1).end.0)])).unwrap();
+    }
+    assert_eq!(shipper.retained_bytes(), 0);
+    // What is passed over is not asked for again: a record of its own is the next.
+    ship(&mut shipper, 2, &[1]);
+    assert_eq!(records_of(&next(&mut shipper, 9).unwrap()), [span(2).end]);
+}
+
+#[test]
+fn a_node_without_records_is_told_the_durable_point_while_others_are_busy() {
+    let mut shipper = shipper_with_nodes_that_have_some_groups(limits());
+    let second = Duration::from_secs(1);
+    let mut now = 10 * second;
+    let mut told = 0;
+    for number in 1..=30 {
+        ship(&mut shipper, number, &[0]);
+        for peer in 0..6 {
+            assert!(shipper.next_batch(NodeId(peer), Lsn::ZERO, false, now).is_some());
+            let id = shipper.peers[&NodeId(peer)].in_flight.back().unwrap().request_id;
+            shipper.appended(NodeId(peer), id, &progress(&[(0, span(number).end.0)])).unwrap();
+        }
+        // The stream never rests, so nobody says that it is quiet.
+        if let Some(frame) = shipper.next_batch(NodeId(9), Lsn::ZERO, false, now) {
+            let (header, reader) = BatchReader::new(frame.batch()).unwrap();
+            assert_eq!((header.durable, reader.count()), (span(number), 0));
+            let id = shipper.peers[&NodeId(9)].in_flight.back().unwrap().request_id;
+            shipper.appended(NodeId(9), id, &[]).unwrap();
+            told += 1;
+        }
+        now += second / 10;
+    }
+    assert_eq!(told, 3, "once a second");
+    assert!(shipper.known_durable(NodeId(9)) >= span(20).end);
 }
 
 #[test]

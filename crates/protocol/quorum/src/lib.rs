@@ -29,6 +29,7 @@
 //! fence; any four fenced segments contain two of those.
 
 pub mod evidence;
+pub mod membership;
 pub mod quorum_set;
 pub mod read_routing;
 pub mod recovery;

@@ -19,6 +19,7 @@ pub mod config;
 pub mod contents;
 pub mod engine;
 pub mod evict;
+mod exposition;
 mod import_state;
 pub mod instance_socket;
 pub mod recover;

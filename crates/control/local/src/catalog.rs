@@ -40,6 +40,10 @@ pub struct Catalog {
     pub protection_groups: Placement,
     /// Its nodes. Each hosts one segment of every group.
     pub nodes: Vec<NodeEntry>,
+    /// Where metrics are shown on 127.0.0.1: the instance's on this port, and each node's on this port and its number. Zero for
+    /// nowhere; absent for nowhere, too, but for nodes whose `node.json` says something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_port: Option<u16>,
     /// The database instances; today the writer alone.
     pub instances: Vec<InstanceEntry>,
 }
@@ -148,6 +152,7 @@ impl Catalog {
             postgres_version: version,
             protection_groups: placement,
             nodes: Vec::new(),
+            metrics_port: None,
             instances: Vec::new(),
         }
     }

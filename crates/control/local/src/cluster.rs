@@ -5,6 +5,7 @@ mod instances;
 mod rebuild;
 mod replace;
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use anyhow::{Context, bail};
 use borealis_client::verify::Target;
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::OperatingSystemUser;
-use borealis_spec::{DriverConfig, Endpoint, Membership, NodeAddress, NodeConfig, Tuning};
+use borealis_spec::{DriverConfig, Endpoint, Membership, MetricsAddress, NodeAddress, NodeConfig, Tuning};
 use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
@@ -233,7 +234,19 @@ impl Cluster {
         config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
         config.groups = self.membership();
         keep_what_a_person_set(&mut config);
+        if self.catalog.metrics_port.is_some() {
+            config.metrics_listen = self.metrics_address(node.id.0)?;
+        }
         Ok(config)
+    }
+
+    /// Where a part shows its metrics: so many ports after the instance's.
+    fn metrics_address(&self, after: u16) -> anyhow::Result<Option<MetricsAddress>> {
+        let Some(first) = self.catalog.metrics_port.filter(|port| *port > 0) else { return Ok(None) };
+        let port = first.checked_add(after).with_context(|| {
+            format!("--metrics-port {first}: there is no port {after} higher; choose a lower one")
+        })?;
+        Ok(Some(MetricsAddress::Loopback((Ipv4Addr::LOCALHOST, port).into())))
     }
 
     /// Who has which group: in a cluster of six nodes, everyone has everything.
@@ -435,6 +448,7 @@ impl Cluster {
             port: instance.port,
             postgres_user: instance.postgres_user.clone(),
             settings: instance.settings.clone(),
+            metrics_listen: self.metrics_address(0)?,
             tuning: Tuning { cache_limit_bytes: instance.cache_limit_bytes, ..Tuning::default() },
         })
     }
@@ -468,6 +482,7 @@ fn keep_what_a_person_set(config: &mut NodeConfig) {
     if let Some(kept) = kept {
         config.free_space_min_bytes = kept.free_space_min_bytes;
         config.scrub_period_seconds = kept.scrub_period_seconds;
+        config.metrics_listen = kept.metrics_listen;
     }
 }
 

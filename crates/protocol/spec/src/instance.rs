@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use borealis_types::{GroupSet, InstanceId, NodeId, Placement, PostgresVersion, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Contradiction, Membership, NodeAddress, require};
+use crate::{Contradiction, Membership, MetricsAddress, NodeAddress, require};
 
 /// Bounds and knobs of the driver. Every one has a default that fits a small machine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -100,6 +100,9 @@ pub struct DriverConfig {
     /// Settings of the user (`--pg-set`).
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// Where its driver shows its metrics to Prometheus; absent for nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<MetricsAddress>,
     /// Bounds and knobs; what the file leaves out has its default.
     #[serde(default)]
     pub tuning: Tuning,
@@ -166,6 +169,7 @@ mod tests {
             port: 5432,
             postgres_user: None,
             settings: BTreeMap::new(),
+            metrics_listen: Some("127.0.0.1:9187".parse().expect("a loopback address")),
             tuning: Tuning::default(),
         }
     }

@@ -40,8 +40,8 @@ pub enum Step {
     Change {
         /// The group.
         group: FleetGroup,
-        /// The epoch of the membership that this follows. If the group has a newer one by now, somebody else was faster, and
-        /// nothing is proposed.
+        /// The epoch of the membership that this was decided on. Whoever carries it out gives up when it finds that the
+        /// group has a newer one: somebody else was faster, and the next round decides anew.
         after: MembershipEpoch,
         /// What changes.
         transition: Transition,

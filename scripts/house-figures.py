@@ -31,7 +31,7 @@ FUNCTION_LIMIT = 70
 # As PostgreSQL names constants, structures and functions: `XLOG_HEAP_INSERT`, `xl_heap_insert`, `SizeOfPageHeaderData`.
 SYMBOL = re.compile(r"`(?:[A-Z][A-Z0-9]*_[A-Z0-9_]+|xl_\w+|[A-Za-z]*[a-z][A-Z]\w*|[A-Z]{3,})\b")
 PURE_OF_OLD = {"borealis-types", "borealis-wal", "borealis-redo", "borealis-quorum", "borealis-proto"}
-PURE_PLACES = ("crates/protocol/", "crates/postgres/", "crates/compute/compute")
+PURE_PLACES = ("crates/protocol/", "crates/postgres/", "crates/compute/compute", "crates/control/controller")
 
 
 class Modules:

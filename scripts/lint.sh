@@ -23,8 +23,8 @@ spelling() {
         return
     fi
     mapfile -t files < <(
-        find README.md ARCHITECTURE.md CHANGELOG.md Cargo.toml clippy.toml run test docs packaging scripts crates fuzz \
-            -name target -prune -o -type f \( -name '*.md' -o -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.sh' \
+        find README.md ARCHITECTURE.md CHANGELOG.md Cargo.toml clippy.toml run test deploy docs packaging scripts crates fuzz \
+            -name target -prune -o -type f \( -name '*.md' -o -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.sh' -o -name '*.yml' \
             -o -name run -o -name test -o -name README.Debian \) -print
     )
     codespell --quiet-level 3 --ignore-words "$ignored" "${files[@]}"

@@ -205,7 +205,9 @@ impl StatusBoard {
         }
     }
 
-    fn fresh_status(&self) -> Status {
+    /// The state as the loop sees it now; as it saw it last if it does not answer for 300 ms.
+    #[must_use]
+    pub fn fresh_status(&self) -> Status {
         let shown = lock(&self.status);
         let seen = shown.0;
         self.status_wanted.store(true, Ordering::Relaxed);

@@ -20,6 +20,7 @@ pub mod contents;
 mod descriptors;
 pub mod engine;
 pub mod evict;
+mod exposition;
 mod import_state;
 pub mod instance_socket;
 pub mod recover;

@@ -17,6 +17,7 @@ use borealis_instance::import::run_initdb;
 use borealis_instance::leftovers::IMPORT_DIRECTORY;
 use borealis_instance::memory_directory;
 use borealis_instance::{Binaries, Import, OperatingSystemUser, Settings};
+use borealis_metrics::server::MetricsServer;
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::path::control_file;
 use borealis_shm::probe_memory_file_system;
@@ -31,6 +32,7 @@ use crate::contents::{self, ContentsError};
 use crate::descriptors;
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
+use crate::exposition::exposition;
 use crate::import_state;
 use crate::instance_socket::{self, StartPhases, StatusBoard};
 use crate::recover::{self, OwnEpochs, RecoverError};
@@ -133,6 +135,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     let socket = config.instance_dir.join("driver.sock");
     instance_socket::listen(&socket, shared.clone())
         .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let _metrics_server = show_metrics(&config, &shared);
 
     let mut supervisor = Supervisor {
         config: Arc::new(config),
@@ -151,6 +154,23 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     // The socket goes with the process that answers on it.
     let _ = std::fs::remove_file(&socket);
     result
+}
+
+/// Shows metrics where the configuration says. An instance that cannot still serves.
+fn show_metrics(config: &DriverConfig, shared: &Arc<StatusBoard>) -> Option<MetricsServer> {
+    let address = config.metrics_listen.as_ref()?;
+    let (volume, instance, shared) = (config.volume, config.instance, Arc::clone(shared));
+    let text = move || exposition(volume, instance, &shared.fresh_status()).text();
+    match MetricsServer::start(address, text) {
+        Ok(server) => {
+            tracing::info!(address = %server.address(), "shows its metrics");
+            Some(server)
+        }
+        Err(error) => {
+            tracing::warn!("cannot show metrics on {address}: {error}; choose another with --metrics-port");
+            None
+        }
+    }
 }
 
 /// One driver for an instance: a second one would only fence the first, and be fenced by it.

@@ -9,6 +9,7 @@ mod progress;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use borealis_instance::confinement;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -35,6 +36,15 @@ enum Command {
         /// One JSON object on standard output.
         #[arg(long)]
         json: bool,
+        /// Show it again every so many seconds, with what moved in between; with --json, a line each time. [default: 2]
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            num_args = 0..=1,
+            default_missing_value = "2",
+            value_parser = clap::value_parser!(u64).range(1..=3600),
+        )]
+        watch: Option<u64>,
     },
     /// Run `psql` connected to the writer.
     Psql {
@@ -107,6 +117,10 @@ pub(crate) struct UpArguments {
     /// default. Kept for later starts. [default: half of what is free in the memory folder]
     #[arg(long, value_name = "SIZE", value_parser = commands::up::parse_cache_limit)]
     pub cache_limit: Option<commands::up::CacheLimit>,
+    /// Show metrics to Prometheus on 127.0.0.1: the instance on port P, each node on P and its number; 0 shows none.
+    /// Kept for later starts.
+    #[arg(long, value_name = "P")]
+    pub metrics_port: Option<u16>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -271,7 +285,10 @@ fn main() -> ExitCode {
     let outcome = match line.command {
         Command::Up(arguments) => commands::up::up(&dir, &arguments),
         Command::Down => commands::up::down(&dir),
-        Command::Status { json } => commands::status::status(&dir, json),
+        Command::Status { json, watch: None } => commands::status::status(&dir, json),
+        Command::Status { json, watch: Some(seconds) } => {
+            commands::watch::watch(&dir, json, Duration::from_secs(seconds))
+        }
         Command::Psql { arguments } => commands::psql::psql(&dir, &arguments),
         Command::Exec { command } => commands::exec::exec(&dir, &command),
         Command::Node(NodeCommand::Kill { ids }) => commands::parts::kill_nodes(&dir, &ids),

@@ -46,6 +46,10 @@ pub struct Catalog {
     /// Which of them host which group.
     #[serde(default)]
     pub groups: Membership,
+    /// Where metrics are shown on 127.0.0.1: the instance's on this port, and each node's on this port and its number. Zero for
+    /// nowhere; absent for nowhere, too, but for nodes whose `node.json` says something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_port: Option<u16>,
     /// The database instances; today the writer alone.
     pub instances: Vec<InstanceEntry>,
 }
@@ -155,6 +159,7 @@ impl Catalog {
             protection_groups: placement,
             nodes: Vec::new(),
             groups: Membership::default(),
+            metrics_port: None,
             instances: Vec::new(),
         }
     }

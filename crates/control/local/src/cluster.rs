@@ -5,6 +5,7 @@ mod instances;
 mod rebuild;
 mod replace;
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use anyhow::{Context, bail};
 use borealis_client::verify::Target;
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::OperatingSystemUser;
-use borealis_spec::{DriverConfig, Endpoint, NodeAddress, NodeConfig, Tuning};
+use borealis_spec::{DriverConfig, Endpoint, MetricsAddress, NodeAddress, NodeConfig, Tuning};
 use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
@@ -252,7 +253,19 @@ impl Cluster {
         config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
         config.groups = self.catalog.groups.clone();
         keep_what_a_person_set(&mut config);
+        if self.catalog.metrics_port.is_some() {
+            config.metrics_listen = self.metrics_address(node.id.0)?;
+        }
         Ok(config)
+    }
+
+    /// Where a part shows its metrics: so many ports after the instance's.
+    fn metrics_address(&self, after: u16) -> anyhow::Result<Option<MetricsAddress>> {
+        let Some(first) = self.catalog.metrics_port.filter(|port| *port > 0) else { return Ok(None) };
+        let port = first.checked_add(after).with_context(|| {
+            format!("--metrics-port {first}: there is no port {after} higher; choose a lower one")
+        })?;
+        Ok(Some(MetricsAddress::Loopback((Ipv4Addr::LOCALHOST, port).into())))
     }
 
     fn node_addresses(&self) -> impl Iterator<Item = NodeAddress> {
@@ -474,6 +487,7 @@ impl Cluster {
             port: instance.port,
             postgres_user: instance.postgres_user.clone(),
             settings: instance.settings.clone(),
+            metrics_listen: self.metrics_address(0)?,
             tuning: Tuning { cache_limit_bytes: instance.cache_limit_bytes, ..Tuning::default() },
         })
     }
@@ -509,6 +523,7 @@ fn keep_what_a_person_set(config: &mut NodeConfig) {
         config.log_retention_bytes = kept.log_retention_bytes;
         config.refill_bytes_per_second = kept.refill_bytes_per_second;
         config.scrub_period_seconds = kept.scrub_period_seconds;
+        config.metrics_listen = kept.metrics_listen;
     }
 }
 

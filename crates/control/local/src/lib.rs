@@ -10,6 +10,7 @@
 pub mod catalog;
 pub mod cluster;
 pub mod driver_socket;
+pub mod embedded_catalog;
 pub mod log;
 mod node_user;
 pub mod ports;

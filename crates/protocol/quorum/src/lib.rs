@@ -30,6 +30,7 @@
 
 pub mod corroboration;
 pub mod evidence;
+pub mod membership;
 pub mod quorum_set;
 pub mod read_routing;
 pub mod recovery;

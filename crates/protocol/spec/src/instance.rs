@@ -8,7 +8,7 @@ use borealis_types::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Contradiction, Membership, NodeAddress, require};
+use crate::{Contradiction, Membership, MetricsAddress, NodeAddress, require};
 
 /// The most nodes that a volume can have: one for each segment of the most groups.
 pub const NODES_MAX: usize = SEGMENTS_PER_GROUP * MAX_GROUPS as usize;
@@ -105,6 +105,9 @@ pub struct DriverConfig {
     /// Settings of the user (`--pg-set`).
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// Where its driver shows its metrics to Prometheus; absent for nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<MetricsAddress>,
     /// Bounds and knobs; what the file leaves out has its default.
     #[serde(default)]
     pub tuning: Tuning,
@@ -171,6 +174,7 @@ mod tests {
             port: 5432,
             postgres_user: None,
             settings: BTreeMap::new(),
+            metrics_listen: Some("127.0.0.1:9187".parse().expect("a loopback address")),
             tuning: Tuning::default(),
         }
     }

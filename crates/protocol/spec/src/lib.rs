@@ -23,11 +23,13 @@ pub mod assignment;
 pub mod endpoint;
 pub mod instance;
 pub mod membership;
+pub mod metrics_address;
 pub mod node;
 
 pub use endpoint::{Endpoint, ParseEndpointError};
 pub use instance::{DriverConfig, Tuning};
 pub use membership::{GroupMembers, Membership, NodeAddress};
+pub use metrics_address::{MetricsAddress, ParseMetricsAddressError};
 pub use node::NodeConfig;
 
 /// A configuration that contradicts itself. The text names the first contradiction.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use borealis_types::{AvailabilityZone, GroupId, NodeId, Placement, PostgresVersion, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Contradiction, Endpoint, Membership, NodeAddress, require};
+use crate::{Contradiction, Endpoint, Membership, MetricsAddress, NodeAddress, require};
 
 /// The file's name inside the node's folder.
 pub const CONFIG_FILE_NAME: &str = "node.json";
@@ -58,6 +58,9 @@ pub struct NodeConfig {
     /// Everything on disk is read once in this time, to find damage while peers have good copies.
     #[serde(default = "default_scrub_period_seconds")]
     pub scrub_period_seconds: u64,
+    /// Where it shows its metrics to Prometheus; absent for nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<MetricsAddress>,
     /// Started in the background: an interrupt from a terminal (SIGINT) is not meant for it.
     #[serde(default)]
     pub detached: bool,
@@ -112,6 +115,7 @@ impl NodeConfig {
             refill_bytes_per_second: default_refill_bytes_per_second(),
             free_space_min_bytes: None,
             scrub_period_seconds: default_scrub_period_seconds(),
+            metrics_listen: None,
             detached: false,
             directory,
         }

@@ -29,8 +29,8 @@ pub use postgres_version::{MajorVersion, PostgresVersion};
 pub use read_point::ReadPoint;
 pub use server_version::{ParseServerVersionError, ServerVersion, UnsupportedServerVersion};
 pub use volume::{
-    AvailabilityZone, GroupId, InstanceId, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP, VolumeEpoch, VolumeId,
-    WRITE_QUORUM, WriterId,
+    AvailabilityZone, GroupId, InstanceId, MembershipEpoch, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP,
+    VolumeEpoch, VolumeId, WRITE_QUORUM, WriterId,
 };
 
 /// PostgreSQL's block size. Borealis supports the default only and checks it when a volume is created.

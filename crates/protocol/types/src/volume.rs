@@ -42,6 +42,10 @@ number_newtype! {
     VolumeEpoch(u64)
 }
 number_newtype! {
+    /// Counts the memberships of one protection group: 1 as it was created, one more with every change.
+    MembershipEpoch(u64)
+}
+number_newtype! {
     /// A random number that tells two writers apart that chose the same epoch at the same time.
     WriterId(u64)
 }

@@ -19,6 +19,7 @@ pub mod config;
 mod connections;
 mod descriptors;
 mod durability;
+mod exposition;
 mod housekeeping;
 mod line_throttle;
 mod materializer;

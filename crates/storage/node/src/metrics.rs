@@ -39,6 +39,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use borealis_metrics::exposition::Durations;
+
 /// Powers of two of microseconds, each in four parts: at most 25 % error up to 18 minutes.
 const BUCKETS: usize = 128;
 
@@ -47,11 +49,16 @@ const BUCKETS: usize = 128;
 pub struct LatencySummary {
     buckets: [AtomicU64; BUCKETS],
     max_us: AtomicU64,
+    sum_us: AtomicU64,
 }
 
 impl Default for LatencySummary {
     fn default() -> Self {
-        LatencySummary { buckets: std::array::from_fn(|_| AtomicU64::new(0)), max_us: AtomicU64::new(0) }
+        LatencySummary {
+            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
+            max_us: AtomicU64::new(0),
+            sum_us: AtomicU64::new(0),
+        }
     }
 }
 
@@ -61,6 +68,7 @@ impl LatencySummary {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.buckets[bucket_of(us)].fetch_add(1, Relaxed);
         self.max_us.fetch_max(us, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
     }
 
     /// The duration in microseconds that `numerator / denominator` of all were at or below; zero if none.
@@ -79,11 +87,30 @@ impl LatencySummary {
         0
     }
 
+    /// The same for Prometheus, in fewer buckets: each bound is about twice the one before, from 63 µs to 16 s.
+    #[must_use]
+    pub fn durations(&self) -> Durations {
+        const BOUNDS_US: std::ops::RangeInclusive<u32> = 6..=24;
+        let mut buckets: Vec<(f64, u64)> = BOUNDS_US.map(|power| (seconds((1 << power) - 1), 0)).collect();
+        buckets.push((f64::INFINITY, 0));
+        for (bucket, count) in self.buckets.iter().enumerate() {
+            let longest = seconds(upper_bound_us(bucket));
+            // Both have a bound below each power of two, so that no bucket here is divided there.
+            let place = buckets.iter().position(|(bound, _)| longest <= *bound).unwrap_or(buckets.len() - 1);
+            buckets[place].1 += count.load(Relaxed);
+        }
+        Durations { sum_seconds: seconds(self.sum_us.load(Relaxed)), buckets }
+    }
+
     /// The longest duration, in microseconds.
     #[must_use]
     pub fn max_us(&self) -> u64 {
         self.max_us.load(Relaxed)
     }
+}
+
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
 }
 
 fn bucket_of(us: u64) -> usize {
@@ -192,6 +219,30 @@ mod tests {
                 assert!(bucket == 0 || us > upper_bound_us(bucket - 1), "{us} µs belongs to a lower bucket");
             }
         }
+    }
+
+    #[test]
+    fn prometheus_sees_every_duration_in_the_bucket_that_covers_it() {
+        let summary = LatencySummary::default();
+        let every = [0, 63, 64, 127, 128, 1_000, 16_777_215, 16_777_216, 1 << 40];
+        for us in every {
+            summary.record(Duration::from_micros(us));
+        }
+        let durations = summary.durations();
+        let up_to = |bound_us: u64| -> u64 {
+            durations
+                .buckets
+                .iter()
+                .filter(|(bound, _)| *bound <= seconds(bound_us))
+                .map(|(_, count)| count)
+                .sum()
+        };
+        for power in 6..=24 {
+            let bound = (1u64 << power) - 1;
+            assert_eq!(up_to(bound), every.iter().filter(|us| **us <= bound).count() as u64, "{bound} µs");
+        }
+        assert_eq!(durations.buckets.iter().map(|(_, count)| count).sum::<u64>(), every.len() as u64);
+        assert_eq!(durations.sum_seconds, seconds(every.iter().sum()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use borealis_client::stream::SocketName;
+use borealis_metrics::server::MetricsServer;
 use borealis_spec::{Endpoint, NodeConfig};
 use borealis_store::{Identity, Options, SegmentSource, Store};
 use borealis_types::GroupId;
@@ -18,6 +19,7 @@ use borealis_wire::NodeStatus;
 use crate::catch_up::{CatchUp, Known, Mender, Puller, Refiller, Refills};
 use crate::connections::{AppendPath, FrameMemory, Host, LargeAnswers, Listener, Requests};
 use crate::descriptors;
+use crate::exposition::exposition;
 use crate::housekeeping::Housekeeping;
 use crate::line_throttle::LineThrottle;
 use crate::materializer::Materializer;
@@ -187,6 +189,7 @@ pub struct Node {
     /// Dropped to stop accepting: the other end is polled beside the listener.
     stop_accepting: Option<UnixStream>,
     accept_thread: Option<JoinHandle<()>>,
+    metrics_server: Option<MetricsServer>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -213,6 +216,7 @@ impl Node {
             address: address.clone(),
             stop_accepting: Some(stop_accepting),
             accept_thread: None,
+            metrics_server: None,
             threads: Vec::new(),
         };
         // From here on dropping the node stops whatever was started.
@@ -228,6 +232,7 @@ impl Node {
         node.threads.push(spawn("refiller".to_owned(), move || refiller.run_until_stopped())?);
         let store = Arc::clone(&node.parts.store);
         node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
+        node.metrics_server = node.show_metrics(&config);
         for peer in config.fellows().cloned() {
             let catch_up = Arc::clone(&catch_up);
             let name = format!("gossip-{}", peer.node);
@@ -237,6 +242,28 @@ impl Node {
         node.accept_thread = Some(spawn("accept".to_owned(), accept)?);
         tracing::info!(node = %config.node, zone = %config.zone.0, %address, "storage node serves");
         Ok(node)
+    }
+
+    /// Shows metrics where the configuration says. A node that cannot still serves: its promises matter more than who watches.
+    fn show_metrics(&self, config: &NodeConfig) -> Option<MetricsServer> {
+        let address = config.metrics_listen.as_ref()?;
+        let (volume, requests, metrics) =
+            (config.volume, Arc::clone(&self.requests), Arc::clone(&self.parts.metrics));
+        let text = move || exposition(volume, &requests.status(), &metrics).text();
+        match MetricsServer::start(address, text) {
+            Ok(server) => {
+                tracing::info!(address = %server.address(), "shows its metrics");
+                Some(server)
+            }
+            Err(error) => {
+                let file = config.file();
+                tracing::warn!(
+                    "cannot show metrics on {address}: {error}; change `metrics_listen` in {}",
+                    file.display()
+                );
+                None
+            }
+        }
     }
 
     /// Where it listens.
@@ -265,6 +292,7 @@ impl Node {
 
     fn stop_threads(&mut self) {
         drop(self.stop_accepting.take());
+        drop(self.metrics_server.take());
         if let Some(thread) = self.accept_thread.take() {
             let _ = thread.join();
         }

@@ -36,6 +36,7 @@ fn engine() -> Engine {
         port: 0,
         postgres_user: None,
         settings: BTreeMap::new(),
+        metrics_listen: None,
         tuning: Tuning::default(),
     };
     let promise = Promise { epoch: VolumeEpoch(1), writer: WriterId(1) };

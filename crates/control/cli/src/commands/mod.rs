@@ -12,3 +12,4 @@ pub mod serve;
 pub mod status;
 pub mod up;
 pub mod verify;
+pub mod watch;

@@ -140,6 +140,7 @@ fn started_again(dir: &Path, arguments: &UpArguments) -> Option<Cluster> {
         pg_set,
         memory_dir: None,
         cache_limit: None,
+        metrics_port: None,
     } = arguments
     else {
         return None;
@@ -244,6 +245,7 @@ fn create(
             postgres_bin_dir: arguments.pg_bin.clone(),
             postgres_user: arguments.pg_user.clone(),
             cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
+            metrics_port: arguments.metrics_port,
             memory_root,
             settings: wanted,
         },
@@ -262,6 +264,7 @@ fn default_groups(nodes: u16) -> u16 {
 /// The catalog of a new cluster as if nobody had asked for anything but what can never change.
 fn without_wishes(catalog: &Catalog) -> Catalog {
     let mut catalog = catalog.clone();
+    catalog.metrics_port = None;
     for instance in &mut catalog.instances {
         instance.port = DEFAULT_PORT;
         instance.postgres_user = None;
@@ -320,6 +323,7 @@ fn reopen(
         }
     }
     let earlier_catalog = cluster.catalog.clone();
+    cluster.catalog.metrics_port = arguments.metrics_port.or(cluster.catalog.metrics_port);
     if arguments.memory_dir.is_some() {
         // Nobody would look for it there any more.
         cluster.clear_memory(WRITER)?;

@@ -32,6 +32,8 @@ pub struct CreateOptions {
     pub memory_root: PathBuf,
     /// How much memory cached pages should take at most; `None` for a share of what is free.
     pub cache_limit_bytes: Option<u64>,
+    /// The first port for metrics on 127.0.0.1; `None` for none.
+    pub metrics_port: Option<u16>,
     /// PostgreSQL settings by name, checked before anything is made.
     pub settings: BTreeMap<String, String>,
 }
@@ -73,6 +75,7 @@ impl Cluster {
             cache_limit_bytes: options.cache_limit_bytes,
             settings: options.settings.clone(),
         });
+        catalog.metrics_port = options.metrics_port;
         let cluster = Cluster { directory, catalog };
         for node in &cluster.catalog.nodes {
             let config = cluster.node_config(node)?;

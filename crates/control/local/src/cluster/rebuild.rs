@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use borealis_spec::{DriverConfig, NodeConfig};
+use borealis_spec::{DriverConfig, MetricsAddress, NodeConfig};
 use borealis_types::NodeId;
 
 use super::{INSTANCE_CONFIG_NAME, WRITER};
@@ -39,7 +39,10 @@ pub fn rebuild_catalog(
     let mut catalog = catalog_of_nodes(&configs)
         .with_context(|| format!("{} cannot be made anew from its nodes", directory.display()))?;
     let instance = match read_instance(directory, &catalog) {
-        Some(instance) => instance,
+        Some((instance, metrics_port)) => {
+            catalog.metrics_port = metrics_port;
+            instance
+        }
         None => {
             let InstanceDefaults { port, postgres_bin_dir, memory_root } = defaults()?;
             InstanceEntry {
@@ -126,14 +129,18 @@ fn catalog_of_nodes(configs: &[NodeConfig]) -> anyhow::Result<Catalog> {
     Ok(catalog)
 }
 
-/// What the instance was started with last; `None` if nothing says so for this volume.
-fn read_instance(directory: &Path, catalog: &Catalog) -> Option<InstanceEntry> {
+/// What the instance was started with last, and the first port for metrics; `None` if nothing says so for this volume.
+fn read_instance(directory: &Path, catalog: &Catalog) -> Option<(InstanceEntry, Option<u16>)> {
     let path = directory.join("instances").join(WRITER.to_string()).join(INSTANCE_CONFIG_NAME);
     let config: DriverConfig = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
     if config.volume != catalog.volume_id() {
         return None;
     }
-    Some(InstanceEntry {
+    let metrics_port = match config.metrics_listen {
+        Some(MetricsAddress::Loopback(address)) => Some(address.port()),
+        Some(MetricsAddress::Unix(_)) | None => None,
+    };
+    let instance = InstanceEntry {
         id: WRITER,
         port: config.port,
         postgres_bin_dir: config.postgres_bin_dir,
@@ -142,7 +149,8 @@ fn read_instance(directory: &Path, catalog: &Catalog) -> Option<InstanceEntry> {
         memory_root: config.memory_dir.parent()?.to_path_buf(),
         cache_limit_bytes: config.tuning.cache_limit_bytes,
         settings: config.settings,
-    })
+    };
+    Some((instance, metrics_port))
 }
 
 #[cfg(test)]

@@ -1,0 +1,69 @@
+//! `docs/metrics.md` says what the code shows, and the alerts ask for nothing else.
+
+use std::collections::BTreeSet;
+
+use borealis_metrics::list::{INSTANCE, INSTANCE_PREFIX, Kind, Metric, NODE, NODE_PREFIX};
+
+fn file(name: &str) -> String {
+    let path = format!("{}/../../../{name}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
+}
+
+fn table(list: &[Metric]) -> String {
+    let row = |metric: &Metric| {
+        let kind = match metric.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        format!("| `{}` | {kind} | {} | {} |\n", metric.full_name(), labels.join(", "), metric.help)
+    };
+    "| Name | Kind | Labels | Meaning |\n|---|---|---|---|\n".to_owned()
+        + &list.iter().map(row).collect::<String>()
+}
+
+#[test]
+fn the_document_has_the_list() {
+    let document = file("docs/metrics.md");
+    for list in [NODE, INSTANCE] {
+        let table = table(list);
+        assert!(document.contains(&table), "docs/metrics.md should have this table:\n{table}");
+    }
+}
+
+#[test]
+fn names_follow_the_rules_of_prometheus() {
+    let mut names = BTreeSet::new();
+    for (metric, prefix) in
+        NODE.iter().map(|m| (m, NODE_PREFIX)).chain(INSTANCE.iter().map(|m| (m, INSTANCE_PREFIX)))
+    {
+        assert!(names.insert(metric.full_name()), "{} is listed twice", metric.name);
+        assert!(metric.name.starts_with(prefix), "{}", metric.name);
+        assert!(metric.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{}", metric.name);
+        assert!(!metric.name.ends_with("_total"), "the ending of a counter is added to {}", metric.name);
+        assert_eq!(
+            metric.kind == Kind::Histogram,
+            metric.full_name().ends_with("_seconds") && metric.kind != Kind::Gauge
+        );
+        assert!(!metric.help.ends_with('.') && metric.help.len() > 10, "{}", metric.name);
+    }
+}
+
+#[test]
+fn alerts_ask_for_listed_metrics_only() {
+    let alerts = file("deploy/alerts.yml");
+    let known: BTreeSet<String> = NODE.iter().chain(INSTANCE).map(Metric::full_name).collect();
+    let asked: BTreeSet<&str> = alerts
+        .split(|character: char| !character.is_ascii_alphanumeric() && character != '_')
+        .filter(|word| word.starts_with(NODE_PREFIX) || word.starts_with(INSTANCE_PREFIX))
+        .collect();
+    assert!(asked.len() > 5, "{asked:?}");
+    for name in asked {
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|ending| name.strip_suffix(ending));
+        assert!(
+            known.contains(name) || of_histogram.is_some_and(|name| known.contains(name)),
+            "{name} is not listed"
+        );
+    }
+}

@@ -25,7 +25,7 @@ use borealis_wal::layout::FIRST_NORMAL_XID;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::config::DriverConfig;
+use crate::config::{Configured, DriverConfig};
 use crate::contents::{self, ContentsError};
 use crate::engine::{Engine, EngineError};
 use crate::evict::{Evictor, default_limit_bytes};
@@ -106,6 +106,7 @@ fn may_pass(error: &anyhow::Error) -> bool {
 /// ([`DriverError::Fenced`]).
 pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     config.validate()?;
+    let config = Configured::new(config)?;
     // Before any thread is made, so that every thread inherits it and the signals reach only the descriptor.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -182,7 +183,7 @@ pub(crate) fn new_writer() -> anyhow::Result<WriterId> {
 }
 
 struct Supervisor {
-    config: Arc<DriverConfig>,
+    config: Arc<Configured>,
     binaries: Binaries,
     user: OperatingSystemUser,
     settings: Settings,

@@ -257,6 +257,7 @@ impl Cluster {
         Target {
             volume: self.catalog.volume_id(),
             nodes: self.catalog.nodes.iter().map(|node| (node.id, self.endpoint(node.id))).collect(),
+            credentials: None,
             groups: self.membership(),
             placement: self.catalog.protection_groups,
             lsn: None,
@@ -426,6 +427,7 @@ impl Cluster {
             placement: self.catalog.protection_groups,
             version: self.catalog.postgres_version,
             nodes: self.node_addresses().collect(),
+            tls: None,
             groups: self.membership(),
             instance: instance.id,
             instance_dir: self.instance_directory(instance.id),

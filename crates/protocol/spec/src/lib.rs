@@ -1,6 +1,7 @@
 //! What storage nodes, drivers and the control side must agree on, as plain types with validation.
 //!
 //! * [`endpoint`]: where a node listens.
+//! * [`identity`]: who a part of a fleet is, as its certificate says, and the files of that certificate.
 //! * [`membership`]: which node is where, and which nodes have which group.
 //! * [`node`]: the file `node.json`, which the control side writes and a node reads.
 //! * [`instance`]: the file `instance.json`, which the control side writes and a driver reads.
@@ -19,11 +20,13 @@
 //! Invariant: plain data and pure functions only.
 
 pub mod endpoint;
+pub mod identity;
 pub mod instance;
 pub mod membership;
 pub mod node;
 
 pub use endpoint::{Endpoint, ParseEndpointError};
+pub use identity::{FleetName, Identity, ParseIdentityError, Role, TlsFiles};
 pub use instance::{DriverConfig, Tuning};
 pub use membership::{GroupMembers, Membership, NodeAddress};
 pub use node::NodeConfig;

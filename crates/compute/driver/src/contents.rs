@@ -11,7 +11,7 @@ use borealis_spec::NodeAddress;
 use borealis_types::{Lsn, META_GROUP, MetaKey, PostgresVersion, ReadPoint, VolumeEpoch};
 use borealis_wire::{Caller, Refusal};
 
-use crate::config::DriverConfig;
+use crate::config::Configured;
 
 /// Values asked for at a time.
 const VALUES_PER_PAGE: u32 = 1000;
@@ -41,7 +41,7 @@ pub enum ContentsError {
 /// # Errors
 /// When no node of the meta group can answer.
 pub fn read(
-    config: &DriverConfig,
+    config: &Configured,
     epoch: VolumeEpoch,
     durable: Lsn,
     tail: Lsn,
@@ -86,7 +86,7 @@ fn usable(version: PostgresVersion, (counters, template, values): Values) -> Res
 type Values = (Option<Vec<u8>>, Option<Vec<u8>>, Vec<(MetaKey, Vec<u8>)>);
 
 fn read_from(
-    config: &DriverConfig,
+    config: &Configured,
     node: &NodeAddress,
     epoch: VolumeEpoch,
     durable: Lsn,
@@ -116,14 +116,14 @@ fn read_from(
 
 /// A connection to a node that has the recovery's history, and where to read on it.
 pub(crate) fn connect(
-    config: &DriverConfig,
+    config: &Configured,
     node: &NodeAddress,
     epoch: VolumeEpoch,
     durable: Lsn,
     tail: Lsn,
 ) -> Result<(NodeClient, ReadPoint), ClientError> {
     let timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(5) };
-    let client = NodeClient::connect(&node.address, config.volume, node.node, Caller::Client, timeouts)?;
+    let client = NodeClient::connect(config.route(node), config.volume, node.node, Caller::Client, timeouts)?;
     let segment = client.welcome().iter().find(|segment| segment.group == META_GROUP);
     if let Some(promised) = segment.map(|segment| segment.promised_epoch).filter(|promised| *promised > epoch)
     {

@@ -39,7 +39,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use self::peers::{Line, Link, PeerLinks, Stage, TOKEN_FIRST_PEER};
 use self::server::ServerSide;
-use crate::config::DriverConfig;
+use crate::config::Configured;
 use crate::wal_feed::FeedError;
 
 /// The loop wakes at least this often, to show the shim that it is alive.
@@ -106,7 +106,7 @@ pub struct MemberView {
 
 /// The one owner of everything while a server runs: sockets, shared memory and the pure machines.
 pub struct Engine {
-    config: Arc<DriverConfig>,
+    config: Arc<Configured>,
     epoch: VolumeEpoch,
     /// The release that everything shipped here is recorded as written by.
     server_version: ServerVersion,
@@ -171,7 +171,7 @@ impl Engine {
     /// # Errors
     /// When the system refuses a poll.
     pub fn new(
-        config: Arc<DriverConfig>,
+        config: Arc<Configured>,
         outcome: Outcome,
         members: Vec<QuorumSets>,
         next_xid: u32,

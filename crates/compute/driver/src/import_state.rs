@@ -5,7 +5,7 @@ use borealis_instance::import::import_mark;
 use borealis_spec::NodeAddress;
 use borealis_types::{Lsn, META_GROUP, MetaKey, READ_QUORUM, VolumeEpoch};
 
-use crate::config::DriverConfig;
+use crate::config::Configured;
 use crate::contents::connect;
 
 /// What one node has of what an import puts into a volume.
@@ -25,7 +25,7 @@ enum Found {
 /// An import begins by removing what is there, so one node's word is not enough: as many as a recovery must see have to
 /// say so, and nobody the contrary.
 #[must_use]
-pub fn was_interrupted(config: &DriverConfig, epoch: VolumeEpoch, durable: Lsn, tail: Lsn) -> bool {
+pub fn was_interrupted(config: &Configured, epoch: VolumeEpoch, durable: Lsn, tail: Lsn) -> bool {
     let members = config.nodes.iter().filter(|node| config.groups.is_member(node.node, META_GROUP));
     let mut marked = 0;
     for node in members {
@@ -46,7 +46,7 @@ fn is_enough(marked: usize) -> bool {
 }
 
 fn ask(
-    config: &DriverConfig,
+    config: &Configured,
     node: &NodeAddress,
     epoch: VolumeEpoch,
     durable: Lsn,

@@ -31,5 +31,5 @@ pub mod shim_library;
 pub mod supervise;
 pub mod wal_feed;
 
-pub use config::DriverConfig;
+pub use config::{Configured, DriverConfig};
 pub use supervise::{DriverError, EXIT_FENCED, run};

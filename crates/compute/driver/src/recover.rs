@@ -25,7 +25,7 @@ use borealis_wire::{
     BatchBuilder, BatchHeader, BatchReader, BatchRecord, Caller, Refusal, Request, SegmentSummary,
 };
 
-use crate::config::DriverConfig;
+use crate::config::Configured;
 
 #[cfg(test)]
 mod tests;
@@ -103,7 +103,7 @@ enum Report {
 ///
 /// # Errors
 /// When they do not make quorum sets.
-pub fn quorum_sets(config: &DriverConfig) -> Result<Vec<QuorumSets>, RecoverError> {
+pub fn quorum_sets(config: &Configured) -> Result<Vec<QuorumSets>, RecoverError> {
     let configuration = |what: String| RecoverError::Configuration(what);
     config
         .placement
@@ -136,7 +136,7 @@ pub struct OwnEpochs {
 /// # Errors
 /// See [`RecoverError`]. Nothing is lost by a failure; it may be tried again at any time.
 pub fn recover(
-    config: &DriverConfig,
+    config: &Configured,
     writer: WriterId,
     server_version: ServerVersion,
     own: &mut OwnEpochs,
@@ -146,7 +146,7 @@ pub fn recover(
 
 /// [`recover`] with these members of each group, for a volume that is opened without some of them.
 pub(crate) fn recover_through(
-    config: &DriverConfig,
+    config: &Configured,
     members: &[QuorumSets],
     writer: WriterId,
     server_version: ServerVersion,
@@ -193,7 +193,7 @@ fn own_history(used: VolumeEpoch) -> Option<VolumeEpoch> {
 }
 
 struct Attempt<'a> {
-    config: &'a DriverConfig,
+    config: &'a Configured,
     members: &'a [QuorumSets],
     writer: WriterId,
     server_version: ServerVersion,
@@ -206,7 +206,7 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     fn begin(
-        config: &'a DriverConfig,
+        config: &'a Configured,
         members: &'a [QuorumSets],
         writer: WriterId,
         server_version: ServerVersion,
@@ -424,7 +424,7 @@ fn newest_of_each<'a>(
 
 /// Carries out the commands for one node.
 struct Worker {
-    config: DriverConfig,
+    config: Configured,
     address: NodeAddress,
     report: Sender<Report>,
     /// The connection for everything but appends; `None` until the first request, and after a failure.
@@ -488,8 +488,8 @@ impl Worker {
     }
 
     fn connect(&self, caller: Caller) -> Result<NodeClient, ClientError> {
-        let (address, node) = (&self.address.address, self.address.node);
-        NodeClient::connect(address, self.config.volume, node, caller, Worker::timeouts())
+        let (route, node) = (self.config.route(&self.address), self.address.node);
+        NodeClient::connect(route, self.config.volume, node, caller, Worker::timeouts())
     }
 
     fn introduce(&mut self) -> Result<(), ClientError> {

@@ -18,7 +18,7 @@ use borealis_spec::NodeAddress;
 use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wire::{Caller, SegmentSummary};
 
-use crate::config::DriverConfig;
+use crate::config::Configured;
 use crate::recover::{OwnEpochs, RecoverError, quorum_sets, recover_through};
 use crate::supervise::new_writer;
 
@@ -70,14 +70,14 @@ pub enum RescueError {
 ///
 /// # Errors
 /// See [`RescueError`]. Nothing is lost by a failure.
-pub fn agree_without(config: &DriverConfig, lost: &BTreeSet<NodeId>) -> Result<Rescued, RescueError> {
+pub fn agree_without(config: &Configured, lost: &BTreeSet<NodeId>) -> Result<Rescued, RescueError> {
     let writer = new_writer().map_err(|error| RecoverError::Configuration(format!("{error:#}")))?;
     let mut config = config.clone();
     let members: Vec<QuorumSets> = quorum_sets(&config)?
         .iter()
         .map(|sets| sets.survivors(lost).map_err(|error| RecoverError::Configuration(error.to_string())))
         .collect::<Result<_, _>>()?;
-    config.nodes.retain(|node| !lost.contains(&node.node));
+    config.told.nodes.retain(|node| !lost.contains(&node.node));
     let server_version = newest_release(&ask_all(&config)?).ok_or(RescueError::NeverOpened)?;
     let recovered = recover_through(&config, &members, writer, server_version, &mut OwnEpochs::default())?;
     let outcome = recovered.outcome;
@@ -86,10 +86,11 @@ pub fn agree_without(config: &DriverConfig, lost: &BTreeSet<NodeId>) -> Result<R
 }
 
 /// The state of every segment of every node, by node.
-fn ask_all(config: &DriverConfig) -> Result<BTreeMap<NodeId, Vec<SegmentSummary>>, RescueError> {
+fn ask_all(config: &Configured) -> Result<BTreeMap<NodeId, Vec<SegmentSummary>>, RescueError> {
     let ask = |node: &NodeAddress| {
         let timeouts = Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(5) };
-        let client = NodeClient::connect(&node.address, config.volume, node.node, Caller::Client, timeouts);
+        let client =
+            NodeClient::connect(config.route(node), config.volume, node.node, Caller::Client, timeouts);
         let summaries = client.and_then(|mut client| client.summaries());
         summaries.map(|summaries| (node.node, summaries)).map_err(RescueError::Unreachable)
     };
@@ -123,7 +124,7 @@ fn complete_members(
 
 /// Waits until the nodes have taken from each other what they lack. All of them if they can; one of each group is enough.
 fn wait_until_complete(
-    config: &DriverConfig,
+    config: &Configured,
     end: Lsn,
     tails: &[GroupTail],
 ) -> Result<BTreeMap<GroupId, Vec<NodeId>>, RescueError> {

@@ -27,7 +27,7 @@ use borealis_wal::layout::FIRST_NORMAL_XID;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::config::DriverConfig;
+use crate::config::{Configured, DriverConfig};
 use crate::contents::{self, ContentsError};
 use crate::descriptors;
 use crate::engine::{Engine, EngineError};
@@ -111,6 +111,7 @@ fn may_pass(error: &anyhow::Error) -> bool {
 pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     config.validate()?;
     descriptors::raise_limit(config.nodes.len());
+    let config = Configured::new(config)?;
     // Before any thread is made, so that every thread inherits it and the signals reach only the descriptor.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -205,7 +206,7 @@ pub(crate) fn new_writer() -> anyhow::Result<WriterId> {
 }
 
 struct Supervisor {
-    config: Arc<DriverConfig>,
+    config: Arc<Configured>,
     binaries: Binaries,
     user: OperatingSystemUser,
     settings: Settings,

@@ -8,7 +8,8 @@ use borealis_types::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Contradiction, Membership, MetricsAddress, NodeAddress, require};
+use crate::identity::require_files;
+use crate::{Contradiction, Membership, MetricsAddress, NodeAddress, TlsFiles, require};
 
 /// The most nodes that a volume can have: one for each segment of the most groups.
 pub const NODES_MAX: usize = SEGMENTS_PER_GROUP * MAX_GROUPS as usize;
@@ -86,6 +87,9 @@ pub struct DriverConfig {
     pub version: PostgresVersion,
     /// Every storage node of the volume.
     pub nodes: Vec<NodeAddress>,
+    /// Its certificate, if a node is spoken to over TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
     /// Which nodes have which group.
     pub groups: Membership,
     /// This instance's number, from 1.
@@ -134,6 +138,7 @@ impl DriverConfig {
             let again = self.nodes.iter().skip(index + 1).any(|other| other.node == node.node);
             require!(!again, "node {} is listed twice", node.node);
         }
+        require_files(self.tls.as_ref(), self.nodes.iter().map(|node| &node.address))?;
         self.groups.validate(self.placement, |node| self.nodes.iter().any(|known| known.node == node))?;
         self.groups.require_quorum_sets(self.placement)?;
         require!(self.tuning.batches_in_flight > 0, "batches_in_flight is 0; nothing could ever be sent");
@@ -165,6 +170,7 @@ mod tests {
             placement,
             version: PostgresVersion::V15,
             nodes: nodes.iter().map(address).collect(),
+            tls: None,
             groups: Membership::everyone_has_everything(placement, &nodes),
             instance: InstanceId(1),
             instance_dir: "instance".into(),
@@ -198,6 +204,9 @@ mod tests {
         refused("385 nodes; a volume has 1 to 384", &|c| c.nodes = vec![c.nodes[0].clone(); 385]);
         refused("node 2 is listed twice", &|c| c.nodes[2].node = NodeId(2));
         refused("not among the peers", &|c| drop(c.nodes.pop()));
+        refused("`tls` with the files of a certificate is missing", &|c| {
+            c.nodes[3].address = "tls:host4:7004".parse().expect("an address");
+        });
         refused("group 0 has 0 members", &|c| c.groups = Membership::default());
         refused("batches_in_flight", &|c| c.tuning.batches_in_flight = 0);
     }

@@ -1,6 +1,7 @@
 //! What storage nodes, drivers and the control side must agree on, as plain types with validation.
 //!
 //! * [`endpoint`]: where a node listens.
+//! * [`identity`]: who a part of a fleet is, as its certificate says, and the files of that certificate.
 //! * [`membership`]: which node is where, and which nodes have which group.
 //! * [`assignment`]: which nodes are to have which group, and the moves that get there.
 //! * [`node`]: the file `node.json`, which the control side writes and a node reads.
@@ -21,12 +22,14 @@
 
 pub mod assignment;
 pub mod endpoint;
+pub mod identity;
 pub mod instance;
 pub mod membership;
 pub mod metrics_address;
 pub mod node;
 
 pub use endpoint::{Endpoint, ParseEndpointError};
+pub use identity::{FleetName, Identity, ParseIdentityError, Role, TlsFiles};
 pub use instance::{DriverConfig, Tuning};
 pub use membership::{GroupMembers, Membership, NodeAddress};
 pub use metrics_address::{MetricsAddress, ParseMetricsAddressError};

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use borealis_types::{AvailabilityZone, GroupId, NodeId, Placement, PostgresVersion, VolumeId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Contradiction, Endpoint, Membership, MetricsAddress, NodeAddress, require};
+use crate::identity::require_files;
+use crate::{Contradiction, Endpoint, Membership, MetricsAddress, NodeAddress, TlsFiles, require};
 
 /// The file's name inside the node's folder.
 pub const CONFIG_FILE_NAME: &str = "node.json";
@@ -33,6 +34,9 @@ pub struct NodeConfig {
     pub incarnation: u128,
     /// Where it listens.
     pub listen: Endpoint,
+    /// Its certificate, if it or a peer is spoken to over TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
     /// Every other node of the volume.
     pub peers: Vec<NodeAddress>,
     /// Which nodes have which group, this one included.
@@ -106,6 +110,7 @@ impl NodeConfig {
             zone,
             incarnation,
             listen,
+            tls: None,
             peers: Vec::new(),
             groups: Membership::default(),
             placement,
@@ -167,6 +172,8 @@ impl NodeConfig {
             let again = self.peers.iter().skip(index + 1).any(|other| other.node == peer.node);
             require!(!again, "peer {} is listed twice", peer.node);
         }
+        let endpoints = self.peers.iter().map(|peer| &peer.address).chain([&self.listen]);
+        require_files(self.tls.as_ref(), endpoints)?;
         self.groups.validate(self.placement, |node| {
             node == self.node || self.peers.iter().any(|peer| peer.node == node)
         })?;
@@ -266,6 +273,12 @@ mod tests {
         refused("format 9", &|c| c.format = 9);
         refused("own peers", &|c| c.peers[0].node = NodeId(2));
         refused("peer 1 is listed twice", &|c| c.peers.push(c.peers[0].clone()));
+        refused("`tls` with the files of a certificate is missing", &|c| {
+            c.peers[0].address = "tls:host1:7001".parse().expect("an address");
+        });
+        refused("tls:[::1]:7002 is spoken to over TLS", &|c| {
+            c.listen = "tls:[::1]:7002".parse().expect("an address");
+        });
         refused("member of no group", &|c| {
             c.groups = [members(0, &[1]), members(1, &[1])].into_iter().collect()
         });

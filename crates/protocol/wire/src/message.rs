@@ -416,6 +416,9 @@ pub enum Refusal {
     /// The node cannot do it now, and nothing of it was done; it may be asked again, and another node meanwhile.
     #[error("not now: {0}")]
     NotNow(String),
+    /// Over TLS: the caller's certificate is not that of who it says it is.
+    #[error("the caller's certificate does not allow it: {0}")]
+    Forbidden(String),
 }
 
 /// A node's answer to one request, or a word of its own about progress.

@@ -19,6 +19,7 @@ use borealis_wire::{
 
 use crate::handshake::{Introduction, kind_of};
 use crate::stream::Stream;
+use crate::tls::Route;
 
 /// The most entries a node puts into one list it answers with; a larger `limit` is lowered to this.
 pub const MAX_LIST_ENTRIES: u32 = 4096;
@@ -174,18 +175,20 @@ impl NodeClient {
     ///
     /// # Errors
     /// When nobody listens, the node is another one or of another volume, or refuses the caller.
-    pub fn connect(
-        address: &Endpoint,
+    pub fn connect<'a>(
+        route: impl Into<Route<'a>>,
         volume: VolumeId,
         node: NodeId,
         caller: Caller,
         timeouts: Timeouts,
     ) -> Result<NodeClient, ClientError> {
+        let route = route.into();
+        let address = route.endpoint;
         let connect_error = |source| match is_timeout(&source) {
             true => ClientError::NoAnswer { node, address: address.clone(), within: timeouts.connect },
             false => ClientError::Connect { node, address: address.clone(), source },
         };
-        let stream = Stream::connect(address, timeouts.connect).map_err(connect_error)?;
+        let mut stream = Stream::connect(route, node, timeouts.connect).map_err(connect_error)?;
         stream.set_read_timeout(Some(timeouts.call)).map_err(connect_error)?;
         stream.set_write_timeout(Some(timeouts.call)).map_err(connect_error)?;
         let mut client = NodeClient {

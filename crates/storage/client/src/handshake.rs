@@ -4,6 +4,7 @@
 //! Both sides stand here, so that they cannot drift apart. What is judged came over a network: it is refused, with a
 //! reason that a person can act on, and never asserted.
 
+use borealis_spec::{Identity, Role};
 use borealis_types::{NodeId, VolumeId};
 use borealis_wire::message::PROTOCOL_VERSION;
 use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
@@ -80,6 +81,28 @@ pub fn judge_hello(
     Ok(())
 }
 
+/// The node's side, over TLS: judges whether a caller's certificate lets it be what it says it is. Who writes, recovers or
+/// reads for a writer has to be an instance of the volume, a peer that very node; anyone of the fleet may look, but an
+/// instance of another volume has no business here.
+///
+/// # Errors
+/// The refusal to answer with.
+pub fn judge_certificate(identity: &Identity, caller: &Caller, volume: VolumeId) -> Result<(), Refusal> {
+    let wanted = match (*caller, identity.role) {
+        (_, Role::Instance(other, _)) if other != volume => format!("an instance of volume {volume}"),
+        (Caller::Writer { .. } | Caller::Reader { .. } | Caller::Recovery, Role::Instance(..)) => {
+            return Ok(());
+        }
+        (Caller::Writer { .. } | Caller::Reader { .. } | Caller::Recovery, _) => {
+            format!("an instance of volume {volume}")
+        }
+        (Caller::Peer(peer), Role::Node(node)) if peer == node => return Ok(()),
+        (Caller::Peer(peer), _) => format!("node {peer}"),
+        (Caller::Client, _) => return Ok(()),
+    };
+    Err(Refusal::Forbidden(format!("it is that of {identity}, where that of {wanted} is needed")))
+}
+
 /// The name of a reply's kind, without its contents, which may be large.
 #[must_use]
 pub fn kind_of(reply: &Reply) -> String {
@@ -123,5 +146,36 @@ mod tests {
         assert_eq!(MEANT.judge(welcome), Err(expected));
         let error = MEANT.judge(Reply::Appended(Vec::new())).expect_err("no welcome");
         assert!(error.to_string().contains("kind Appended"), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_lets_its_owner_be_what_it_is() {
+        let (own, other) = (VolumeId(1), VolumeId(2));
+        let fleet = "f".parse().expect("a name");
+        let mut identity = Identity { fleet, role: Role::Client };
+        let (epoch, writer) = (borealis_types::VolumeEpoch(3), borealis_types::WriterId(7));
+        let callers = [
+            Caller::Writer { epoch, writer },
+            Caller::Reader { epoch, writer },
+            Caller::Recovery,
+            Caller::Peer(NodeId(2)),
+            Caller::Client,
+        ];
+        for (role, allowed) in [
+            (Role::Instance(own, borealis_types::InstanceId(1)), [true, true, true, false, true]),
+            (Role::Instance(other, borealis_types::InstanceId(1)), [false; 5]),
+            (Role::Node(NodeId(2)), [false, false, false, true, true]),
+            (Role::Node(NodeId(3)), [false, false, false, false, true]),
+            (Role::Controller, [false, false, false, false, true]),
+            (Role::Client, [false, false, false, false, true]),
+        ] {
+            identity.role = role;
+            let judged = callers.map(|caller| judge_certificate(&identity, &caller, own));
+            assert_eq!(judged.clone().map(|judged| judged.is_ok()), allowed, "{role:?}");
+            for refusal in judged.into_iter().filter_map(Result::err) {
+                let said = refusal.to_string();
+                assert!(said.contains(&identity.to_string()) && said.contains("is needed"), "{said}");
+            }
+        }
     }
 }

@@ -4,18 +4,22 @@
 //! * [`blocking`]: one request at a time, or a few in a row, with timeouts. For tools, recoveries and peers.
 //! * [`polled`]: never waits; for the driver's event loop.
 //! * [`stream`]: the one way to connect to a node, and the bytes on it.
+//! * [`tls`]: certificates and TLS, for connections between machines.
 //! * [`verify`]: asks every node of a volume for everything, and names what differs.
 //!
 //! Nothing here knows how a node stores anything: a driver links this crate, and no storage.
 //!
-//! Invariant: an answer is only ever taken for the answer to the request it repeats the number of.
+//! Invariant: an answer is only ever taken for the answer to the request it repeats the number of; on the network nothing
+//! is said before the other side's certificate was judged.
 
 pub mod blocking;
 pub mod handshake;
 pub mod polled;
 pub mod stream;
+pub mod tls;
 pub mod verify;
 
 pub use borealis_spec::Endpoint;
 
 pub use blocking::{ClientError, NodeClient, Timeouts};
+pub use tls::{Credentials, CredentialsError, Route};

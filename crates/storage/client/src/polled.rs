@@ -4,15 +4,17 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::rc::Rc;
 
-use borealis_spec::Endpoint;
-use borealis_types::invariant;
+use borealis_types::{NodeId, invariant};
 use borealis_wire::frame::{FRAME_HEADER_BYTES, frame_header};
 use borealis_wire::message::encode_message;
 use borealis_wire::{BatchFrame, FrameBuffer, FrameError, Request};
-use mio::net::UnixStream;
+use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use crate::stream::begin_to_connect;
+use crate::stream::{Begun, begin_to_connect};
+use crate::tls::Route;
+use crate::tls::session::{Received, Session};
+use crate::tls::stream::set_options;
 
 /// The most requests a peer may leave unread before its connection is given up. Batches do not count: their
 /// number is bounded by what may be in flight, a peer that leaves them unread is noticed by its silence, and one
@@ -35,11 +37,86 @@ impl Outgoing {
     }
 }
 
+/// The socket, and what protects what is on it.
+#[derive(Debug)]
+enum Socket {
+    Unix(UnixStream),
+    Tls(TcpStream, Box<Session>),
+}
+
+impl Socket {
+    fn source(&mut self) -> &mut dyn mio::event::Source {
+        match self {
+            Socket::Unix(socket) => socket,
+            Socket::Tls(socket, _) => socket,
+        }
+    }
+
+    /// Whether the connection is made; an error is why it never will be.
+    fn is_connected(&self) -> io::Result<bool> {
+        let (error, peer) = match self {
+            Socket::Unix(socket) => (socket.take_error()?, socket.peer_addr().map(|_| ())),
+            Socket::Tls(socket, _) => (socket.take_error()?, socket.peer_addr().map(|_| ())),
+        };
+        match (error, peer) {
+            (Some(error), _) => Err(error),
+            (None, Ok(())) => Ok(true),
+            (None, Err(error)) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            (None, Err(error)) => Err(error),
+        }
+    }
+
+    /// Sends the beginning of what both parts are together.
+    fn write(&mut self, head: &[u8], tail: &[u8]) -> io::Result<usize> {
+        let slices = [IoSlice::new(head), IoSlice::new(tail)];
+        match self {
+            Socket::Unix(socket) if head.is_empty() => socket.write(tail),
+            Socket::Unix(socket) => socket.write_vectored(&slices),
+            Socket::Tls(socket, session) => {
+                if !session.send(socket)? {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                // Before the handshake is over it takes nothing.
+                let count = session.put(&slices)?;
+                session.send(socket)?;
+                if count == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(count) }
+            }
+        }
+    }
+
+    /// Sends what was taken to be sent; false if some of it still waits for room.
+    fn settle(&mut self) -> io::Result<bool> {
+        match self {
+            Socket::Unix(_) => Ok(true),
+            Socket::Tls(socket, session) => session.send(socket),
+        }
+    }
+
+    /// Whether the other side is known, so that something can be said to it.
+    fn is_ready(&self) -> bool {
+        match self {
+            Socket::Unix(_) => true,
+            Socket::Tls(_, session) => session.peer().is_some(),
+        }
+    }
+
+    /// Reads what is there; whether that was all there is, as far as can be told.
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<(usize, bool)> {
+        match self {
+            Socket::Unix(socket) => socket.read(bytes).map(|count| (count, count < bytes.len())),
+            Socket::Tls(socket, session) => match session.read(socket, bytes)? {
+                (0, Received::Nothing) => Err(io::ErrorKind::WouldBlock.into()),
+                (count, received) => Ok((count, received == Received::Bytes { drained: true })),
+            },
+        }
+    }
+}
+
 /// One connection. The owner calls [`Connection::flush`] and [`Connection::receive`] whenever the socket may
 /// have become ready, and reads frames until there are none.
 #[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
+    socket: Socket,
     /// The owner's poll, to change what the socket is watched for.
     registry: Registry,
     token: Token,
@@ -57,15 +134,27 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Starts to connect; does not wait until it is.
+    /// Starts to connect; does not wait until it is. Over TLS nothing that is queued leaves before this very node has
+    /// shown its certificate.
     ///
     /// # Errors
-    /// When the system refuses at once.
-    pub fn open(address: &Endpoint, registry: &Registry, token: Token) -> io::Result<Connection> {
-        let mut stream = begin_to_connect(address)?;
-        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+    /// When the system refuses at once. [`io::ErrorKind::WouldBlock`]: it can be tried again in a moment.
+    pub fn open<'a>(
+        route: impl Into<Route<'a>>,
+        node: NodeId,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Connection> {
+        let mut socket = match begin_to_connect(route.into(), node)? {
+            Begun::Unix(socket) => Socket::Unix(socket),
+            Begun::Tls(socket, session) => {
+                set_options(&socket)?;
+                Socket::Tls(socket, session)
+            }
+        };
+        registry.register(socket.source(), token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Connection {
-            stream,
+            socket,
             registry: registry.try_clone()?,
             token,
             is_watched_for_room: true,
@@ -80,7 +169,7 @@ impl Connection {
     /// Takes the socket out of the poll.
     pub fn close(mut self, registry: &Registry) {
         // The socket is closed either way; an error here only says that it was gone before.
-        let _ = registry.deregister(&mut self.stream);
+        let _ = registry.deregister(self.socket.source());
     }
 
     /// Queues a request; [`Connection::flush`] writes it.
@@ -121,12 +210,8 @@ impl Connection {
                 self.written,
                 head.len() + tail.len()
             );
-            let result = if self.written < head.len() {
-                let slices = [IoSlice::new(&head[self.written..]), IoSlice::new(tail)];
-                self.stream.write_vectored(&slices)
-            } else {
-                self.stream.write(&tail[self.written - head.len()..])
-            };
+            let head_written = self.written.min(head.len());
+            let result = self.socket.write(&head[head_written..], &tail[self.written - head_written..]);
             match result {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
@@ -154,36 +239,27 @@ impl Connection {
         if self.request_bytes > REQUEST_BYTES_MAX {
             return Err(io::Error::other("the node does not read what it is sent"));
         }
-        self.watch()
+        let is_settled = self.socket.settle()?;
+        self.watch(!is_settled || (self.has_outbound() && self.socket.is_ready()))
     }
 
-    /// Has the poll tell of room to write if there is something to write, and only then.
-    fn watch(&mut self) -> io::Result<()> {
-        let has_outbound = self.has_outbound();
-        if has_outbound != self.is_watched_for_room {
-            let interest = match has_outbound {
+    /// Has the poll tell of room to write if something waits for that alone.
+    fn watch(&mut self, for_room: bool) -> io::Result<()> {
+        if for_room != self.is_watched_for_room {
+            let interest = match for_room {
                 true => Interest::READABLE | Interest::WRITABLE,
                 false => Interest::READABLE,
             };
             // Room that was made meanwhile is told at once: the poll looks when the interest changes.
-            self.registry.reregister(&mut self.stream, self.token, interest)?;
-            self.is_watched_for_room = has_outbound;
+            self.registry.reregister(self.socket.source(), self.token, interest)?;
+            self.is_watched_for_room = for_room;
         }
         Ok(())
     }
 
     fn check_established(&mut self) -> io::Result<bool> {
-        if let Some(error) = self.stream.take_error()? {
-            return Err(error);
-        }
-        match self.stream.peer_addr() {
-            Ok(_) => {
-                self.established = true;
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.established = self.socket.is_connected()?;
+        Ok(self.established)
     }
 
     /// Reads what the socket has. `scratch` is only working space. `Ok(false)` means that the peer closed the
@@ -198,12 +274,25 @@ impl Connection {
         if !self.established && !self.check_established()? {
             return Ok(true);
         }
+        let was_ready = self.socket.is_ready();
+        let received = self.receive_all(scratch, has_ended);
+        if received.is_err() {
+            // Why, for the other side.
+            let _ = self.socket.settle();
+        } else if !was_ready || !self.socket.settle()? {
+            // The handshake goes on, or is over: what waited for that can leave.
+            self.flush()?;
+        }
+        received
+    }
+
+    fn receive_all(&mut self, scratch: &mut [u8], has_ended: bool) -> io::Result<bool> {
         loop {
-            match self.stream.read(scratch) {
-                Ok(0) => return Ok(false),
-                Ok(count) => {
+            match self.socket.read(scratch) {
+                Ok((0, _)) => return Ok(false),
+                Ok((count, drained)) => {
                     self.inbound.extend(&scratch[..count]);
-                    if count < scratch.len() && !has_ended {
+                    if drained && !has_ended {
                         return Ok(true);
                     }
                 }
@@ -226,6 +315,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_spec::Endpoint;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::time::{Duration, Instant};
 
@@ -235,7 +325,8 @@ mod tests {
         let path = folder.path().join("1");
         let listener = UnixListener::bind(&path).unwrap();
         let poll = mio::Poll::new().unwrap();
-        let connection = Connection::open(&Endpoint::Unix(path), poll.registry(), Token(0)).unwrap();
+        let connection =
+            Connection::open(&Endpoint::Unix(path), NodeId(1), poll.registry(), Token(0)).unwrap();
         let (peer, _) = listener.accept().unwrap();
         (connection, poll, peer)
     }

@@ -3,15 +3,21 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use borealis_spec::Endpoint;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use borealis_spec::{Endpoint, Identity};
+use borealis_types::NodeId;
+use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
+
+use crate::tls::session::Session;
+use crate::tls::stream::{TlsStream, wait_for};
+use crate::tls::{Credentials, Route};
 
 /// Longest path of a Unix socket that the system takes: `sun_path` of `struct sockaddr_un` with its final zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -51,37 +57,76 @@ impl SocketName {
     }
 }
 
-/// Connects without waiting; [`io::ErrorKind::WouldBlock`] says that the node's queue of callers is full.
-pub(crate) fn begin_to_connect(endpoint: &Endpoint) -> io::Result<mio::net::UnixStream> {
-    let Endpoint::Unix(path) = endpoint;
-    mio::net::UnixStream::connect(SocketName::of(path)?.path())
+/// A connection that was begun without waiting.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    Unix(mio::net::UnixStream),
+    /// Still on its way, with the session that will be on it.
+    Tls(mio::net::TcpStream, Box<Session>),
+}
+
+/// Connects without waiting; [`io::ErrorKind::WouldBlock`] says that the node's queue of callers is full, or that the
+/// host's address is being looked up.
+pub(crate) fn begin_to_connect(route: Route<'_>, node: NodeId) -> io::Result<Begun> {
+    match route.endpoint {
+        Endpoint::Unix(path) => mio::net::UnixStream::connect(SocketName::of(path)?.path()).map(Begun::Unix),
+        Endpoint::Tls { host, port } => {
+            let credentials = route.credentials.ok_or_else(|| {
+                io::Error::other(
+                    "it is spoken to over TLS, and no certificate is configured here; `borealis fleet certificate` makes one",
+                )
+            })?;
+            let address = credentials.names.address(host, *port)?;
+            let session = Session::of_caller(credentials, host, node)?;
+            Ok(Begun::Tls(mio::net::TcpStream::connect(address)?, Box::new(session)))
+        }
+    }
 }
 
 /// A connection whose calls wait.
 #[derive(Debug)]
 pub struct Stream {
-    socket: UnixStream,
+    socket: Socket,
+    /// How long a call waits on a connection over TLS; a Unix socket keeps this itself.
+    read_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Unix(UnixStream),
+    Tls(Arc<TlsStream>),
 }
 
 impl From<UnixStream> for Stream {
     fn from(socket: UnixStream) -> Stream {
-        Stream { socket }
+        Stream::new(Socket::Unix(socket))
     }
 }
 
 impl Stream {
-    /// Connects to a node.
+    fn new(socket: Socket) -> Stream {
+        Stream { socket, read_timeout: None, write_timeout: None }
+    }
+
+    /// Connects to a node; over TLS, to nobody else than this one.
     ///
     /// # Errors
-    /// When nobody listens there, the caller may not connect, or the node took no caller in time.
-    pub fn connect(endpoint: &Endpoint, timeout: Duration) -> io::Result<Stream> {
-        let deadline = Instant::now() + timeout;
+    /// When nobody listens there, the caller may not connect, the node took no caller in time, or one side's certificate
+    /// is not what it has to be.
+    pub fn connect<'a>(route: impl Into<Route<'a>>, node: NodeId, timeout: Duration) -> io::Result<Stream> {
+        let (route, deadline) = (route.into(), Instant::now() + timeout);
         loop {
-            match begin_to_connect(endpoint) {
-                Ok(socket) => {
+            match begin_to_connect(route, node) {
+                Ok(Begun::Unix(socket)) => {
                     let socket = UnixStream::from(socket);
                     socket.set_nonblocking(false)?;
-                    return Ok(Stream { socket });
+                    return Ok(Stream::from(socket));
+                }
+                Ok(Begun::Tls(socket, session)) => {
+                    let stream = TlsStream::new(socket.into(), *session)?;
+                    stream.shake_hands(deadline)?;
+                    return Ok(Stream::new(Socket::Tls(Arc::new(stream))));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
                     std::thread::sleep(QUEUE_PAUSE);
@@ -91,28 +136,61 @@ impl Stream {
         }
     }
 
+    /// The node's side of a connection that it accepted. Nothing is read or sent before [`Stream::shake_hands`].
+    ///
+    /// # Errors
+    /// When the socket cannot be prepared.
+    pub fn accept(socket: TcpStream, credentials: &Credentials) -> io::Result<Stream> {
+        let stream = TlsStream::new(socket, Session::of_node(credentials)?)?;
+        Ok(Stream::new(Socket::Tls(Arc::new(stream))))
+    }
+
+    /// Makes the handshake of a connection that was accepted; says who calls, if it is over TLS.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] at the deadline, another when the caller shows no certificate of this fleet. It has been
+    /// told why, as far as it listens.
+    pub fn shake_hands(&self, deadline: Instant) -> io::Result<Option<Identity>> {
+        match &self.socket {
+            Socket::Unix(_) => Ok(None),
+            Socket::Tls(stream) => stream.shake_hands(deadline).map(Some),
+        }
+    }
+
     /// Another handle of the same connection.
     ///
     /// # Errors
     /// When the system has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Stream> {
-        Ok(Stream { socket: self.socket.try_clone()? })
+        Ok(match &self.socket {
+            Socket::Unix(socket) => Stream::from(socket.try_clone()?),
+            Socket::Tls(stream) => Stream::new(Socket::Tls(Arc::clone(stream))),
+        })
     }
 
     /// How long a read waits for bytes; it then fails with [`io::ErrorKind::WouldBlock`].
     ///
     /// # Errors
     /// When the system refuses, or the time is zero.
-    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.socket.set_read_timeout(timeout)
+    pub fn set_read_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if let Socket::Unix(socket) = &self.socket {
+            socket.set_read_timeout(timeout)?;
+        }
+        self.read_timeout = timeout;
+        Ok(())
     }
 
-    /// How long a write waits for room; it then fails with [`io::ErrorKind::WouldBlock`].
+    /// How long a write waits for room; it then fails with [`io::ErrorKind::WouldBlock`] or
+    /// [`io::ErrorKind::TimedOut`].
     ///
     /// # Errors
     /// When the system refuses, or the time is zero.
-    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.socket.set_write_timeout(timeout)
+    pub fn set_write_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if let Socket::Unix(socket) = &self.socket {
+            socket.set_write_timeout(timeout)?;
+        }
+        self.write_timeout = timeout;
+        Ok(())
     }
 
     /// Reads what is there, without waiting; `None` if nothing is. Zero bytes are the end.
@@ -120,8 +198,12 @@ impl Stream {
     /// # Errors
     /// When the connection breaks.
     pub fn read_what_is_there(&mut self, bytes: &mut [u8]) -> io::Result<Option<usize>> {
+        let socket = match &self.socket {
+            Socket::Unix(socket) => socket.as_raw_fd(),
+            Socket::Tls(stream) => return stream.read_what_is_there(bytes),
+        };
         loop {
-            match recv(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT) {
+            match recv(socket, bytes, MsgFlags::MSG_DONTWAIT) {
                 Ok(count) => return Ok(Some(count)),
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(nix::errno::Errno::EAGAIN) => return Ok(None),
@@ -135,24 +217,23 @@ impl Stream {
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] when no room came in time, another when the connection breaks or is ended meanwhile.
+    /// Over TLS it is of no use after either.
     pub fn write_within(&self, bytes: &[u8], patience: Duration) -> io::Result<usize> {
+        let socket = match &self.socket {
+            Socket::Unix(socket) => socket,
+            Socket::Tls(stream) => return stream.write_within(bytes, Some(patience)),
+        };
         let deadline = Instant::now() + patience;
         loop {
-            match send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            match send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
                 Ok(0) if !bytes.is_empty() => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => return Ok(count),
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(nix::errno::Errno::EAGAIN) => {}
                 Err(error) => return Err(error.into()),
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if !wait_for(socket, PollFlags::POLLOUT, Some(deadline))? {
                 return Err(io::ErrorKind::TimedOut.into());
-            }
-            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)], left) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -162,29 +243,32 @@ impl Stream {
     /// # Errors
     /// When it has ended already.
     pub fn shutdown(&self) -> io::Result<()> {
-        self.socket.shutdown(Shutdown::Both)
+        match &self.socket {
+            Socket::Unix(socket) => socket.shutdown(Shutdown::Both),
+            Socket::Tls(stream) => stream.shutdown(),
+        }
     }
 }
 
 impl Read for Stream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.socket.read(bytes)
+        match &mut self.socket {
+            Socket::Unix(socket) => socket.read(bytes),
+            Socket::Tls(stream) => stream.read(bytes, self.read_timeout),
+        }
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.write(bytes)
+        match &mut self.socket {
+            Socket::Unix(socket) => socket.write(bytes),
+            Socket::Tls(stream) => stream.write_within(bytes, self.write_timeout),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl AsRawFd for Stream {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
     }
 }
 
@@ -201,7 +285,8 @@ mod tests {
             std::fs::create_dir_all(&deep).unwrap();
             let path = deep.join("3");
             let listener = UnixListener::bind(SocketName::of(&path).unwrap().path()).unwrap();
-            let mut caller = Stream::connect(&Endpoint::Unix(path.clone()), Duration::from_secs(1)).unwrap();
+            let mut caller =
+                Stream::connect(&Endpoint::Unix(path.clone()), NodeId(3), Duration::from_secs(1)).unwrap();
             let mut accepted = Stream::from(listener.accept().unwrap().0);
             assert_eq!(accepted.read_what_is_there(&mut [0; 8]).unwrap(), None);
             caller.write_all(b"word").unwrap();
@@ -216,12 +301,12 @@ mod tests {
     fn a_full_queue_is_waited_for_and_nobody_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let endpoint = Endpoint::Unix(folder.path().join("3"));
-        let error = Stream::connect(&endpoint, Duration::from_secs(60)).unwrap_err();
+        let error = Stream::connect(&endpoint, NodeId(3), Duration::from_secs(60)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let _listener = UnixListener::bind(folder.path().join("3")).unwrap();
         let mut waiting = Vec::new();
         let refused = loop {
-            match Stream::connect(&endpoint, Duration::from_millis(20)) {
+            match Stream::connect(&endpoint, NodeId(3), Duration::from_millis(20)) {
                 Ok(stream) => waiting.push(stream),
                 Err(error) => break error,
             }

@@ -9,6 +9,7 @@ mod pace;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use borealis_types::{
 use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
 use crate::blocking::{ClientError, NodeClient, Timeouts};
+use crate::tls::{Credentials, Route};
 use compare::{PeerList, compare};
 use pace::Pace;
 pub use report::{Difference, Finding, NotCompared, Report, Subject, Unreachable, Verdict};
@@ -37,6 +39,8 @@ pub struct Target {
     pub volume: VolumeId,
     /// Every storage node and where it listens.
     pub nodes: Vec<(NodeId, Endpoint)>,
+    /// The certificate to show to nodes that are spoken to over TLS.
+    pub credentials: Option<Arc<Credentials>>,
     /// Which node has which group.
     pub groups: Membership,
     /// How many groups there are.
@@ -132,7 +136,8 @@ impl Verifier<'_> {
     fn connection_to(&self, node: NodeId) -> Result<NodeClient, ClientError> {
         let address = self.target.nodes.iter().find(|(known, _)| *known == node).map(|(_, address)| address);
         let address = address.expect("only the target's nodes are connected to");
-        NodeClient::connect(address, self.target.volume, node, Caller::Client, self.target.timeouts)
+        let route = Route::new(address, self.target.credentials.as_ref());
+        NodeClient::connect(route, self.target.volume, node, Caller::Client, self.target.timeouts)
     }
 
     /// Compares the small values of the meta group and collects the databases they name.

@@ -1,23 +1,20 @@
 //! A running node: its store, its threads, and how they start and stop.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
-use borealis_client::stream::SocketName;
+use borealis_client::Credentials;
 use borealis_metrics::server::MetricsServer;
-use borealis_spec::{Endpoint, NodeConfig};
+use borealis_spec::{Endpoint, NodeConfig, Role};
 use borealis_store::{Identity, Options, SegmentSource, Store};
 use borealis_types::GroupId;
 use borealis_wire::NodeStatus;
 
 use crate::catch_up::{CatchUp, Known, Mender, Puller, Refiller, Refills};
-use crate::connections::{AppendPath, FrameMemory, Host, LargeAnswers, Listener, Requests};
+use crate::connections::{Acceptor, AppendPath, FrameMemory, Host, LargeAnswers, Listener, Requests};
 use crate::descriptors;
 use crate::exposition::exposition;
 use crate::housekeeping::Housekeeping;
@@ -91,10 +88,11 @@ struct Parts {
     standing: Arc<Standing>,
     housekeeping: Arc<Housekeeping>,
     scrubber: Arc<Scrubber>,
+    credentials: Option<Arc<Credentials>>,
 }
 
 impl Parts {
-    fn new(config: &NodeConfig, store: Store) -> Parts {
+    fn new(config: &NodeConfig, store: Store, credentials: Option<Arc<Credentials>>) -> Parts {
         let (store, metrics, refusals) = (Arc::new(store), Arc::default(), Arc::default());
         Parts {
             materializer: Arc::new(Materializer::new(
@@ -111,6 +109,7 @@ impl Parts {
             connections: Arc::default(),
             known: Arc::new(Known::new(config)),
             refills: Arc::default(),
+            credentials,
         }
     }
 
@@ -165,6 +164,7 @@ impl Parts {
             metrics: Arc::clone(&self.metrics),
             known: Arc::clone(&self.known),
             standing: Arc::clone(&self.standing),
+            credentials: self.credentials.clone(),
             puller: self.puller(),
         }
     }
@@ -202,8 +202,9 @@ impl Node {
     pub fn start(config: NodeConfig) -> anyhow::Result<Node> {
         config.validate().context("the node's configuration is wrong")?;
         // The store first: a folder in use is the better message when the node runs already.
-        let parts = Parts::new(&config, open_store(&config)?);
-        let socket = listen(&config)?;
+        let store = open_store(&config)?;
+        let parts = Parts::new(&config, store, credentials_of(&config)?);
+        let socket = listen(&config, parts.credentials.as_ref())?;
         let address = config.listen.clone();
         let (stop_accepting, stop) = UnixStream::pair().context("cannot make a socket pair")?;
         let requests = Arc::new(parts.requests(&config));
@@ -225,10 +226,11 @@ impl Node {
         node.threads.push(spawn("housekeeping".to_owned(), move || housekeeping.run_until_stopped())?);
         let scrubber = Arc::clone(&node.parts.scrubber);
         node.threads.push(spawn("scrubber".to_owned(), move || scrubber.run_until_stopped())?);
-        let mender = Mender::new(&config, &node.parts.store, &node.parts.known);
+        let credentials = node.parts.credentials.clone();
+        let mender = Mender::new(&config, &node.parts.store, &node.parts.known, credentials.clone());
         node.threads.push(spawn("mender".to_owned(), move || mender.run_until_stopped())?);
         let Parts { known, refills, .. } = &node.parts;
-        let refiller = Refiller::new(&config, known, refills, node.parts.puller());
+        let refiller = Refiller::new(&config, known, refills, node.parts.puller(), credentials);
         node.threads.push(spawn("refiller".to_owned(), move || refiller.run_until_stopped())?);
         let store = Arc::clone(&node.parts.store);
         node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
@@ -318,30 +320,29 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> anyhow::Result<J
     thread::Builder::new().name(name).spawn(body).context("cannot start a thread")
 }
 
-/// Listens on the node's socket. What an earlier process of the node left there is removed: the store is open, so that
-/// process has ended.
-fn listen(config: &NodeConfig) -> anyhow::Result<UnixListener> {
-    let Endpoint::Unix(path) = &config.listen;
-    let listener = bind(path).with_context(|| {
-        format!(
-            "node {} cannot listen on {}; see to it that it may write that folder, or change `listen` in {}",
-            config.node,
-            path.display(),
-            config.file().display()
-        )
-    })?;
-    listener.set_nonblocking(true).context("cannot make the listener non-blocking")?;
-    Ok(listener)
+/// The node's certificate, which has to be that of this very node.
+fn credentials_of(config: &NodeConfig) -> anyhow::Result<Option<Arc<Credentials>>> {
+    let Some(files) = &config.tls else { return Ok(None) };
+    let credentials = Credentials::load_for(files.below(&config.directory), Role::Node(config.node))
+        .with_context(|| {
+            format!("node {} cannot speak TLS; see `tls` in {}", config.node, config.file().display())
+        })?;
+    Ok(Some(credentials))
 }
 
-fn bind(path: &std::path::Path) -> io::Result<UnixListener> {
-    let name = SocketName::of(path)?;
-    if fs::symlink_metadata(name.path()).is_ok_and(|found| found.file_type().is_socket()) {
-        fs::remove_file(name.path())?;
-    }
-    let listener = UnixListener::bind(name.path())?;
-    fs::set_permissions(name.path(), fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+fn listen(config: &NodeConfig, credentials: Option<&Arc<Credentials>>) -> anyhow::Result<Acceptor> {
+    Acceptor::listen(&config.listen, credentials).with_context(|| {
+        let wanted = match config.listen {
+            Endpoint::Unix(_) => "see to it that it may write that folder",
+            Endpoint::Tls { .. } => "see to it that the address is this host's and the port is free",
+        };
+        format!(
+            "node {} cannot listen on {}; {wanted}, or change `listen` in {}",
+            config.node,
+            config.listen,
+            config.file().display()
+        )
+    })
 }
 
 fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {

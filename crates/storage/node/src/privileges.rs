@@ -44,13 +44,15 @@ pub fn become_user(name: &str, config: &mut NodeConfig) -> anyhow::Result<HeldFo
 
 /// Names every socket by its open folder. All of a local cluster are in one.
 fn hold_sockets(config: &mut NodeConfig) -> anyhow::Result<HeldFolder> {
-    let Endpoint::Unix(own) = &config.listen;
+    // The files of a certificate are below the node's folder, or where its user can read them.
+    let Endpoint::Unix(own) = &config.listen else { return Ok(HeldFolder { _folder: None }) };
     let Some(folder) = own.parent().map(Path::to_path_buf) else { return Ok(HeldFolder { _folder: None }) };
     let held = File::open(&folder).with_context(|| format!("cannot open {}", folder.display()))?;
     let by_descriptor = Path::new("/proc/self/fd").join(held.as_raw_fd().to_string());
     let peers = config.peers.iter_mut().map(|peer| &mut peer.address);
-    for Endpoint::Unix(path) in peers.chain([&mut config.listen]) {
-        if path.parent() == Some(&folder)
+    for endpoint in peers.chain([&mut config.listen]) {
+        if let Endpoint::Unix(path) = endpoint
+            && path.parent() == Some(&folder)
             && let Some(name) = path.file_name()
         {
             *path = by_descriptor.join(name);
@@ -75,7 +77,9 @@ mod tests {
             NodeConfig::new("x".into(), VolumeId(1), NodeId(1), zone.clone(), 7, endpoint("1"), placement);
         config.peers = vec![NodeAddress { node: NodeId(2), zone, address: endpoint("2") }];
         let _held = hold_sockets(&mut config).unwrap();
-        let (Endpoint::Unix(own), Endpoint::Unix(peer)) = (&config.listen, &config.peers[0].address);
+        let (Endpoint::Unix(own), Endpoint::Unix(peer)) = (&config.listen, &config.peers[0].address) else {
+            panic!("they are sockets");
+        };
         assert!(own.starts_with("/proc/self/fd") && own.ends_with("1") && peer.ends_with("2"));
         let _listener = UnixListener::bind(own).unwrap();
         UnixStream::connect(folder.path().join("1")).unwrap();

@@ -208,7 +208,7 @@ fn missing_descriptors_pass() {
     }
     let mut alone = Alone::start(r#"ulimit -n 80; exec "$0" node "$1""#, 0);
     // Strangers take every descriptor there is.
-    let Endpoint::Unix(socket) = &alone.config().listen;
+    let Endpoint::Unix(socket) = &alone.config().listen else { panic!("it listens on a socket") };
     let strangers: Vec<UnixStream> = (0..60).filter_map(|_| UnixStream::connect(socket).ok()).collect();
     std::thread::sleep(Duration::from_millis(500));
     // More than may wait to be applied to pages, for which there is no descriptor now.

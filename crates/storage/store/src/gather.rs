@@ -123,7 +123,8 @@ impl Store {
                 above = records.map(|record| record.span.end).last().unwrap_or(above);
             }
             if !tail.more {
-                return Ok(CheckpointedSegment { chain, materialized: Arc::new(materialized) });
+                // What a refill brought so far is as of no state of its own; the new node begins one itself.
+                return Ok(CheckpointedSegment { chain, materialized: Arc::new(materialized), refilled: None });
             }
         }
     }

@@ -142,7 +142,7 @@ impl Attacker<'_> {
 
     fn connect(&mut self, attack: Attack) -> io::Result<(NodeId, Stream)> {
         let (node, endpoint) = self.random.pick(&self.options.nodes).clone();
-        let stream = Stream::connect(&endpoint, PATIENCE).and_then(|stream| {
+        let stream = Stream::connect(&endpoint, node, PATIENCE).and_then(|mut stream| {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
             Ok(stream)

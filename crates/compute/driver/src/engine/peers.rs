@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use borealis_client::Endpoint;
 use borealis_client::handshake::{Introduction, kind_of};
 use borealis_client::polled::Connection;
+use borealis_client::{Endpoint, Route};
 use borealis_compute::ship::{Greeted, UnexpectedAcknowledgement, greet};
 use borealis_types::{GroupSet, NodeId};
 use borealis_wire::message::decode_payload;
@@ -308,7 +308,8 @@ impl Engine {
                     _ => continue,
                 };
                 let address = self.peer(node).address.clone();
-                let opened = Connection::open(&address, self.poll.registry(), Engine::token(node, line));
+                let route = Route::new(&address, self.config.credentials.as_ref());
+                let opened = Connection::open(route, node, self.poll.registry(), Engine::token(node, line));
                 match opened {
                     Ok(mut connection) => {
                         connection.send(HELLO_ID, &self.introduction(node, line).hello());

@@ -14,7 +14,7 @@ use borealis_types::{
 };
 
 use super::Engine;
-use crate::config::DriverConfig;
+use crate::config::{Configured, DriverConfig};
 
 /// An engine of a volume whose nodes have no addresses, so that it connects to nobody.
 fn engine() -> Engine {
@@ -24,6 +24,7 @@ fn engine() -> Engine {
         placement: Placement::new(1).expect("one group is allowed"),
         version: PostgresVersion::V15,
         nodes: Vec::new(),
+        tls: None,
         groups: Membership::everyone_has_everything(
             Placement::new(1).expect("one group is allowed"),
             &members,
@@ -48,6 +49,7 @@ fn engine() -> Engine {
     });
     let outcome = Outcome { promise, history, durable: RecordSpan::NONE, tails: Vec::new() };
     let sets = vec![QuorumSets::new(vec![members]).expect("six different nodes")];
+    let config = Configured::new(config).expect("it names no certificate");
     Engine::new(Arc::new(config), outcome, sets, 3).expect("the system has a poll")
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use borealis_client::{NodeClient, Timeouts};
+use borealis_driver::Configured;
 use borealis_driver::rescue::agree_without;
 use borealis_spec::GroupMembers;
 use borealis_spec::node::STORE_FOLDER_NAME;
@@ -195,7 +196,7 @@ impl Cluster {
         self.stop_nodes(&replacement.lost)?;
         self.stop_instance(WRITER)?;
         self.start_nodes(&replacement.left)?;
-        let config = self.driver_config(self.instance(WRITER)?)?;
+        let config = Configured::new(self.driver_config(self.instance(WRITER)?)?)?;
         let lost: BTreeSet<NodeId> = replacement.lost.iter().copied().collect();
         let agreed = agree_without(&config, &lost)?;
         let (by_group, warnings) = self.choose_sources(&agreed.complete, &lost)?;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use borealis_client::{NodeClient, Timeouts};
+use borealis_client::{Credentials, NodeClient, Route, Timeouts};
 use borealis_quorum::segment::{InstallError, Segment};
 use borealis_spec::NodeAddress;
 use borealis_store::{Store, StoreError};
@@ -138,6 +138,7 @@ pub(crate) struct CatchUp {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) known: Arc<Known>,
     pub(crate) standing: Arc<Standing>,
+    pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) puller: Puller,
 }
 
@@ -185,7 +186,7 @@ impl Exchanges<'_> {
             None => {
                 let caller = Caller::Peer(self.parts.node);
                 let mut client = NodeClient::connect(
-                    &self.peer.address,
+                    Route::new(&self.peer.address, self.parts.credentials.as_ref()),
                     self.parts.volume,
                     self.peer.node,
                     caller,

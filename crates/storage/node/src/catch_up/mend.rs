@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use borealis_client::{ClientError, NodeClient, Timeouts};
+use borealis_client::{ClientError, Credentials, NodeClient, Route, Timeouts};
 use borealis_spec::{Membership, NodeAddress, NodeConfig};
 use borealis_store::{EntryToRepair, PageToHeal, Store};
 use borealis_types::{GroupId, Lsn, NodeId, PageBytes, PageKey, VolumeId};
@@ -42,11 +42,17 @@ pub(crate) struct Mender {
     groups: Membership,
     store: Arc<Store>,
     known: Arc<Known>,
+    credentials: Option<Arc<Credentials>>,
     unhealed_lines: LineThrottle,
 }
 
 impl Mender {
-    pub(crate) fn new(config: &NodeConfig, store: &Arc<Store>, known: &Arc<Known>) -> Mender {
+    pub(crate) fn new(
+        config: &NodeConfig,
+        store: &Arc<Store>,
+        known: &Arc<Known>,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Mender {
         Mender {
             volume: config.volume,
             node: config.node,
@@ -54,6 +60,7 @@ impl Mender {
             groups: config.groups.clone(),
             store: Arc::clone(store),
             known: Arc::clone(known),
+            credentials,
             unhealed_lines: LineThrottle::default(),
         }
     }
@@ -198,7 +205,8 @@ impl Peers<'_> {
             Some(client) => client,
             None => {
                 let caller = Caller::Peer(self.mender.node);
-                NodeClient::connect(&peer.address, self.mender.volume, peer.node, caller, TIMEOUTS)?
+                let route = Route::new(&peer.address, self.mender.credentials.as_ref());
+                NodeClient::connect(route, self.mender.volume, peer.node, caller, TIMEOUTS)?
             }
         };
         let answer = question(&mut client);

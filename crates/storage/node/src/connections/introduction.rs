@@ -1,12 +1,14 @@
-//! The first frame of a connection: who calls, and whether this is the node that is meant.
+//! The first frame of a connection: who calls, whether its certificate says so, and whether this is the node that is
+//! meant.
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use borealis_client::handshake::judge_hello;
+use borealis_client::handshake::{judge_certificate, judge_hello};
 use borealis_client::stream::Stream;
 use borealis_quorum::Promise;
+use borealis_spec::Identity;
 use borealis_store::Store;
 use borealis_types::{NodeId, VolumeEpoch, VolumeId, WriterId};
 use borealis_wire::frame::MAX_PAYLOAD_BYTES;
@@ -23,8 +25,9 @@ use crate::open_connections::{Connection, Listed, TooMany};
 use crate::refusals::Refusals;
 use crate::standing::Standing;
 
-/// A caller that has not introduced itself by then is disconnected, however it drips its bytes.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// A caller that has not introduced itself by then is disconnected, however it drips its bytes; the handshake of TLS is
+/// part of that.
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A frame that stops in the middle for this long breaks the connection; the whole of it has a limit of its own.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is asked of the socket at a time: for a writer, and for anyone else.
@@ -45,7 +48,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    fn answer(&self, hello: (u16, VolumeId, NodeId), caller: Caller) -> Reply {
+    /// `identity`: what the caller's certificate says, if it came over TLS.
+    fn answer(&self, hello: (u16, VolumeId, NodeId), caller: Caller, identity: Option<&Identity>) -> Reply {
         if let Err(refusal) = judge_hello(hello, self.volume, self.node) {
             if refusal == Refusal::Identity
                 && let Some(suppressed) = self.mistaken_lines.admit()
@@ -53,6 +57,14 @@ impl Host {
                 // Told here and not to the caller, who may be anyone.
                 let (_, volume, node) = hello;
                 tracing::warn!(%volume, %node, suppressed, "a caller meant another node than this one");
+            }
+            return Reply::Refused(refusal);
+        }
+        if let Some(identity) = identity
+            && let Err(refusal) = judge_certificate(identity, &caller, self.volume)
+        {
+            if let Some(suppressed) = self.mistaken_lines.admit() {
+                tracing::warn!(%identity, suppressed, "a caller was refused: {refusal}");
             }
             return Reply::Refused(refusal);
         }
@@ -111,16 +123,17 @@ fn kind_of(store: &Store, caller: &Caller) -> Kind {
     }
 }
 
-/// Waits for the `Hello` and answers it; returns who calls, and what its requests are received with. `None` when the
+/// Waits for the `Hello` until the deadline, and answers it; returns who calls, and what its requests are received with. `None` when the
 /// caller was refused or said nothing.
 pub(super) fn introduce(
     host: &Host,
     connection: &Connection,
     listed: &Listed,
-    stream: Stream,
+    (stream, identity): (Stream, Option<Identity>),
+    deadline: Instant,
 ) -> Result<Option<(Caller, Receiver)>, Ended> {
     let mut receiver = Receiver::new(stream, HELLO_LIMIT_BYTES, HELLO_LIMIT_BYTES);
-    let frame = match receiver.frame_before(Instant::now() + HELLO_TIMEOUT) {
+    let frame = match receiver.frame_before(deadline) {
         Ok(Some(frame)) => frame,
         Ok(None) => return Ok(None),
         Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => {
@@ -138,7 +151,7 @@ pub(super) fn introduce(
     let Request::Hello { protocol, volume, node, caller } = hello else {
         return Err(Ended::Garbage("a request before the introduction".to_owned()));
     };
-    let mut reply = host.answer((protocol, volume, node), caller);
+    let mut reply = host.answer((protocol, volume, node), caller, identity.as_ref());
     if matches!(reply, Reply::Welcome { .. })
         && let Err(TooMany { open, kind }) = listed.introduce(kind_of(&host.store, &caller))
     {

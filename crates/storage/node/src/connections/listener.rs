@@ -1,20 +1,22 @@
 //! Accepts connections and gives each a thread.
 
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use borealis_client::stream::Stream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Uid;
 
+use super::acceptor::{Accepted, Acceptor};
 use super::appends::{AppendPath, Appends};
 use super::ended::Ended;
 use super::frame_memory::FrameMemory;
-use super::introduction::{Host, introduce};
+use super::introduction::{HELLO_TIMEOUT, Host, introduce};
 use super::requests::Requests;
 use super::session::Session;
 use crate::line_throttle::LineThrottle;
@@ -46,7 +48,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Accepts connections until `stop` becomes readable or its other end closes.
-    pub(crate) fn accept_until(self: &Arc<Self>, listener: &UnixListener, stop: &UnixStream) {
+    pub(crate) fn accept_until(self: &Arc<Self>, listener: &Acceptor, stop: &UnixStream) {
         loop {
             let mut ready = [
                 PollFd::new(stop.as_fd(), PollFlags::POLLIN),
@@ -59,8 +61,8 @@ impl Listener {
                 return;
             }
             match listener.accept() {
-                Ok((stream, _)) => self.admit(stream),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Ok(accepted) => self.admit(accepted),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     if let Some(suppressed) = self.refused_lines.admit() {
                         tracing::warn!(%error, suppressed, "cannot accept connections");
@@ -71,8 +73,9 @@ impl Listener {
         }
     }
 
-    fn admit(self: &Arc<Self>, socket: UnixStream) {
-        let Ok(caller) = getsockopt(&socket, sockopt::PeerCredentials) else { return };
+    /// Whoever called by a Unix socket, if it may; and who it is for people.
+    fn take_local(&self, socket: UnixStream) -> Option<(Stream, String)> {
+        let caller = getsockopt(&socket, sockopt::PeerCredentials).ok()?;
         if !may_call(Uid::from_raw(caller.uid()), Uid::effective()) {
             add(&self.metrics.strangers_refused, 1);
             if let Some(suppressed) = self.strangers_lines.admit() {
@@ -84,14 +87,22 @@ impl Listener {
                     "a process of another user called and was not answered"
                 );
             }
-            return;
+            return None;
         }
-        let address = format!("process {}", caller.pid());
-        let prepared = socket.set_nonblocking(false).and_then(|()| {
-            let stream = Stream::from(socket);
-            Ok((stream.try_clone()?, stream))
-        });
-        let Ok((sending, stream)) = prepared else { return };
+        socket.set_nonblocking(false).ok()?;
+        Some((Stream::from(socket), format!("process {}", caller.pid())))
+    }
+
+    fn admit(self: &Arc<Self>, accepted: Accepted<'_>) {
+        let taken = match accepted {
+            Accepted::Unix(socket) => self.take_local(socket),
+            Accepted::Tls(socket, address, credentials) => {
+                // Who it is the handshake tells, in the connection's own thread and a stranger's place.
+                Stream::accept(socket, credentials).ok().map(|stream| (stream, address.to_string()))
+            }
+        };
+        let Some((stream, address)) = taken else { return };
+        let Ok(sending) = stream.try_clone() else { return };
         let connection = Arc::new(Connection::new(sending, address));
         let listed = match self.connections.list(&connection) {
             Ok(listed) => listed,
@@ -116,17 +127,42 @@ impl Listener {
         }
     }
 
+    /// A caller whose handshake failed was none of the fleet, or one whose certificate is not good any more.
+    fn note_stranger(&self, connection: &Connection, error: &io::Error) {
+        add(&self.metrics.strangers_refused, 1);
+        if let Some(suppressed) = self.strangers_lines.admit() {
+            let address = connection.address();
+            let why = match error.kind() {
+                io::ErrorKind::TimedOut => "the handshake took too long".to_owned(),
+                io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+                _ => error.to_string(),
+            };
+            tracing::warn!(address, suppressed, "a caller was not let in: {why}");
+        }
+    }
+
     /// Serves a connection until either side ends it.
     fn serve(&self, connection: &Connection, listed: &Listed, stream: Stream) {
-        let result =
-            introduce(&self.host, connection, listed, stream).and_then(|introduced| match introduced {
-                Some((caller, mut receiver)) => {
-                    let appends = Appends::new(&self.append_path, caller);
-                    Session::new(caller, &self.frame_memory, &self.requests, appends, connection)
-                        .run(&mut receiver)
-                }
-                None => Ok(()),
-            });
+        let deadline = Instant::now() + HELLO_TIMEOUT;
+        let identity = match stream.shake_hands(deadline) {
+            Ok(identity) => identity,
+            Err(error) => {
+                self.note_stranger(connection, &error);
+                connection.close();
+                return;
+            }
+        };
+        // It is at work: a stranger who has done nothing gives way before it.
+        connection.note_request();
+        let introduced = introduce(&self.host, connection, listed, (stream, identity), deadline);
+        let result = introduced.and_then(|introduced| match introduced {
+            Some((caller, mut receiver)) => {
+                let appends = Appends::new(&self.append_path, caller);
+                Session::new(caller, &self.frame_memory, &self.requests, appends, connection)
+                    .run(&mut receiver)
+            }
+            None => Ok(()),
+        });
         match result {
             Ok(()) => {}
             Err(Ended::Io(error)) => {

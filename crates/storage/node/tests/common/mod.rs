@@ -4,16 +4,19 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use borealis_client::{ClientError, NodeClient, Timeouts, verify};
+use borealis_client::{ClientError, Credentials, NodeClient, Route, Timeouts, verify};
+use borealis_fleet::{Fleet, Validity};
 use borealis_node::Node;
-use borealis_spec::{Endpoint, Membership, NodeAddress, NodeConfig};
+use borealis_spec::{Endpoint, Membership, NodeAddress, NodeConfig, Role, TlsFiles};
 use borealis_types::{
-    AvailabilityZone, BlockKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, META_GROUP, MetaKey, NodeId,
-    PageBytes, PageKey, Placement, RecordSpan, RelationFork, RelationLocator, ServerVersion, VolumeEpoch,
-    VolumeId, WriterId,
+    AvailabilityZone, BlockKey, EpochHistory, EpochOpening, Fork, GroupId, InstanceId, Lsn, META_GROUP,
+    MetaKey, NodeId, PageBytes, PageKey, Placement, RecordSpan, RelationFork, RelationLocator, ServerVersion,
+    VolumeEpoch, VolumeId, WriterId,
 };
 use borealis_wal::native::Native;
 use borealis_wire::{
@@ -28,6 +31,8 @@ pub struct Cluster {
     pub placement: Placement,
     pub configs: Vec<NodeConfig>,
     pub nodes: Vec<Option<Node>>,
+    /// What signs for the cluster's parts, if they speak TLS.
+    pub fleet: Option<Fleet>,
 }
 
 impl Cluster {
@@ -40,11 +45,44 @@ impl Cluster {
         cluster
     }
 
+    /// Makes and starts six nodes that speak TLS on the loopback address.
+    pub fn start_over_tls(group_count: u16) -> Cluster {
+        // All at one time, so that they differ.
+        let held: Vec<TcpListener> =
+            (0..NODE_COUNT).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<u16> = held.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        drop(held);
+        let endpoint = |_: &std::path::Path, index: usize| Endpoint::Tls {
+            host: "127.0.0.1".to_owned(),
+            port: ports[index],
+        };
+        let mut cluster = Cluster::create_at(group_count, endpoint);
+        let folder = cluster.directory.path().join("fleet");
+        let fleet = Fleet::init(&folder, "test".parse().unwrap(), Validity::days(2)).unwrap();
+        for config in &cluster.configs {
+            let hosts = ["127.0.0.1".to_owned()];
+            fleet
+                .issue(Role::Node(config.node), &hosts, Validity::days(1), &config.directory.join("tls"))
+                .unwrap();
+        }
+        cluster.fleet = Some(fleet);
+        for index in 0..NODE_COUNT {
+            cluster.start_node(index);
+        }
+        cluster
+    }
+
     /// Makes six nodes without starting them.
     pub fn create(group_count: u16) -> Cluster {
+        Cluster::create_at(group_count, |folder, index| {
+            Endpoint::Unix(folder.join(format!("socket-{}", index + 1)))
+        })
+    }
+
+    fn create_at(group_count: u16, endpoint: impl Fn(&std::path::Path, usize) -> Endpoint) -> Cluster {
         let directory = tempfile::tempdir().unwrap();
         let placement = Placement::new(group_count).unwrap();
-        let endpoint = |index: usize| Endpoint::Unix(directory.path().join(format!("socket-{}", index + 1)));
+        let endpoint = |index: usize| endpoint(directory.path(), index);
         let zone = |index: usize| AvailabilityZone(format!("az{}", index / 2 + 1));
         let configs: Vec<NodeConfig> = (0..NODE_COUNT)
             .map(|index| {
@@ -57,6 +95,9 @@ impl Cluster {
                     endpoint(index),
                     placement,
                 );
+                if let Endpoint::Tls { .. } = config.listen {
+                    config.tls = Some(TlsFiles::in_folder("tls".as_ref()));
+                }
                 config.memory_limit_bytes = 64 << 20;
                 config.peers = (0..NODE_COUNT)
                     .filter(|peer| *peer != index)
@@ -72,7 +113,7 @@ impl Cluster {
                 config
             })
             .collect();
-        Cluster { directory, placement, configs, nodes: (0..NODE_COUNT).map(|_| None).collect() }
+        Cluster { directory, placement, configs, nodes: (0..NODE_COUNT).map(|_| None).collect(), fleet: None }
     }
 
     pub fn start_node(&mut self, index: usize) {
@@ -95,7 +136,7 @@ impl Cluster {
 
     /// A connection on which nothing was said.
     pub fn socket(&self, index: usize) -> UnixStream {
-        let Endpoint::Unix(path) = self.address(index);
+        let Endpoint::Unix(path) = self.address(index) else { panic!("it listens on a socket") };
         UnixStream::connect(path).unwrap()
     }
 
@@ -104,8 +145,36 @@ impl Cluster {
     }
 
     pub fn try_connect(&self, index: usize, caller: Caller) -> Result<NodeClient, ClientError> {
-        let node = self.configs[index].node;
-        NodeClient::connect(self.address(index), VOLUME, node, caller, Timeouts::default())
+        let role = match caller {
+            Caller::Peer(node) => Role::Node(node),
+            Caller::Client => Role::Client,
+            Caller::Writer { .. } | Caller::Recovery | Caller::Reader { .. } => {
+                Role::Instance(VOLUME, InstanceId(1))
+            }
+        };
+        self.try_connect_as(index, caller, self.credentials(role).as_ref())
+    }
+
+    /// A connection of somebody who has this certificate, whatever it says that it is.
+    pub fn try_connect_as(
+        &self,
+        index: usize,
+        caller: Caller,
+        credentials: Option<&Arc<Credentials>>,
+    ) -> Result<NodeClient, ClientError> {
+        let route = Route::new(self.address(index), credentials);
+        NodeClient::connect(route, VOLUME, self.configs[index].node, caller, Timeouts::default())
+    }
+
+    /// A certificate for this role; none if the cluster is on sockets.
+    pub fn credentials(&self, role: Role) -> Option<Arc<Credentials>> {
+        let fleet = self.fleet.as_ref()?;
+        let folder = self.directory.path().join(format!("{role:?}").replace(' ', "-"));
+        let files = TlsFiles::in_folder(&folder);
+        if !files.certificate.exists() {
+            fleet.issue(role, &["127.0.0.1".to_owned()], Validity::days(1), &folder).unwrap();
+        }
+        Some(Credentials::load(files).unwrap())
     }
 
     pub fn client(&self, index: usize) -> NodeClient {
@@ -125,6 +194,7 @@ impl Cluster {
         verify::Target {
             volume: VOLUME,
             nodes: self.configs.iter().map(|config| (config.node, config.listen.clone())).collect(),
+            credentials: self.credentials(Role::Client),
             groups: self.configs[0].groups.clone(),
             placement: self.placement,
             lsn: None,

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use borealis_client::Credentials;
 use borealis_quorum::segment::Segment;
 use borealis_spec::{Membership, NodeAddress, NodeConfig};
 use borealis_store::{Refill, Store, StoreError};
@@ -66,6 +67,7 @@ pub(crate) struct Refiller {
     node: NodeId,
     peers: Vec<NodeAddress>,
     groups: Membership,
+    credentials: Option<Arc<Credentials>>,
     bytes_per_second: u64,
     store: Arc<Store>,
     known: Arc<Known>,
@@ -79,12 +81,14 @@ impl Refiller {
         known: &Arc<Known>,
         refills: &Arc<Refills>,
         puller: Puller,
+        credentials: Option<Arc<Credentials>>,
     ) -> Refiller {
         Refiller {
             volume: config.volume,
             node: config.node,
             peers: config.peers.clone(),
             groups: config.groups.clone(),
+            credentials,
             bytes_per_second: config.refill_bytes_per_second,
             store: Arc::clone(&puller.store),
             known: Arc::clone(known),
@@ -153,7 +157,7 @@ impl Refiller {
             self.refills.note_refilled(group);
             return Ok(());
         }
-        let mut sources = Sources::new(self.volume, self.node, group);
+        let mut sources = Sources::new(self.volume, self.node, group, self.credentials.clone());
         let Some(at) = self.refill_from(refill, group, &mut sources)? else { return Ok(()) };
         self.known.note_refilled(group);
         self.refills.note_refilled(group);

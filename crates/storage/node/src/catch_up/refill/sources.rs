@@ -1,9 +1,10 @@
 //! The peers that a refill asks, and their answers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use borealis_client::{ClientError, NodeClient, Timeouts};
+use borealis_client::{ClientError, Credentials, NodeClient, Route, Timeouts};
 use borealis_spec::NodeAddress;
 use borealis_types::{GroupId, MetaKey, NodeId, PageKey, ReadPoint, VolumeId};
 use borealis_wire::{Caller, PageChecksum, Refusal, RelationSize, Reply, Request};
@@ -24,6 +25,7 @@ pub(super) struct Sources {
     volume: VolumeId,
     node: NodeId,
     group: GroupId,
+    credentials: Option<Arc<Credentials>>,
     clients: BTreeMap<NodeId, NodeClient>,
     renewed: Instant,
 }
@@ -32,8 +34,13 @@ pub(super) struct Sources {
 pub(super) type Surveyed = [Vec<PageChecksum>; 2];
 
 impl Sources {
-    pub(super) fn new(volume: VolumeId, node: NodeId, group: GroupId) -> Sources {
-        Sources { volume, node, group, clients: BTreeMap::new(), renewed: Instant::now() }
+    pub(super) fn new(
+        volume: VolumeId,
+        node: NodeId,
+        group: GroupId,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Sources {
+        Sources { volume, node, group, credentials, clients: BTreeMap::new(), renewed: Instant::now() }
     }
 
     /// Pins `at` on every peer that can. Returns these, and the most pages that one of two says there are: one alone may
@@ -65,7 +72,8 @@ impl Sources {
     fn connected(&mut self, peer: &NodeAddress) -> Result<&mut NodeClient, ClientError> {
         if self.clients.get(&peer.node).is_none_or(NodeClient::is_broken) {
             let caller = Caller::Peer(self.node);
-            let client = NodeClient::connect(&peer.address, self.volume, peer.node, caller, TIMEOUTS)?;
+            let route = Route::new(&peer.address, self.credentials.as_ref());
+            let client = NodeClient::connect(route, self.volume, peer.node, caller, TIMEOUTS)?;
             self.clients.insert(peer.node, client);
         }
         Ok(self.clients.get_mut(&peer.node).expect("it is connected"))

@@ -30,7 +30,7 @@ pub struct Options {
     pub memory_limit_bytes: u64,
     /// Size of a log file; an entry that does not fit gets a larger file of its own. At most 2 GiB.
     pub log_file_bytes: u64,
-    /// Most log kept for lagging peers, in bytes. A peer that needs older log must be rebuilt.
+    /// Most log kept for lagging peers, in bytes. A peer that needs older log takes pages instead.
     pub log_retention_bytes: u64,
     /// Most bytes that records of pages in quarantine may take, those whose redo fails. They are kept in the
     /// checkpoint, which each round writes.

@@ -70,6 +70,8 @@ pub struct Refill<'s> {
     is_whole: bool,
     writer: PageWriter,
     unsaved_bytes: u64,
+    /// A write or sync failed: it is unknown what of the rest is on disk, and a later sync does not tell (hazard 28).
+    has_failed: bool,
 }
 
 impl std::fmt::Debug for Refill<'_> {
@@ -197,7 +199,16 @@ impl<'s> Refill<'s> {
             synced: true,
         };
         let writer = PageWriter::going_on(next, &hosted.materialized, point.volume.end);
-        Refill { store, group: hosted.group(), point, through, is_whole, writer, unsaved_bytes: 0 }
+        Refill {
+            store,
+            group: hosted.group(),
+            point,
+            through,
+            is_whole,
+            writer,
+            unsaved_bytes: 0,
+            has_failed: false,
+        }
     }
 
     /// As of where peers are to be asked: the durable point, in the stream of the newest epoch that is known.

@@ -51,6 +51,22 @@ impl Refill<'_> {
             pages.len(),
             self.through
         );
+        self.check_sound()?;
+        let written = self.write_range(through, pages);
+        self.has_failed |= written.is_err();
+        self.unsaved_bytes += written? * SLOT_BYTES as u64;
+        self.writer.next.synced = false;
+        // Without an end the last page says how far it is, and there is nothing behind it to be compared again.
+        self.through = through.or(pages.last().map(|(key, _)| *key)).or(self.through);
+        if self.unsaved_bytes >= SAVE_AFTER_BYTES { self.save() } else { Ok(()) }
+    }
+
+    /// Writes the pages of a range that were brought, and removes those that are not in it. Returns how many were brought.
+    fn write_range(
+        &mut self,
+        through: Option<PageKey>,
+        pages: &[(PageKey, Option<Box<PageBytes>>)],
+    ) -> Result<u64, StoreError> {
         let is_listed = |key: &PageKey| pages.binary_search_by(|(listed, _)| listed.cmp(key)).is_ok();
         let gone: Vec<PageKey> = self.own_pages(through).into_iter().filter(|key| !is_listed(key)).collect();
         for key in gone {
@@ -63,11 +79,13 @@ impl Refill<'_> {
             let last = same.last().map_or(*key, |(last, _)| *last);
             self.writer.put(key, last, Some(page))?;
         }
-        self.writer.next.synced = false;
-        self.unsaved_bytes += (brought.len() * SLOT_BYTES) as u64;
-        // Without an end the last page says how far it is, and there is nothing behind it to be compared again.
-        self.through = through.or(pages.last().map(|(key, _)| *key)).or(self.through);
-        if self.unsaved_bytes >= SAVE_AFTER_BYTES { self.save() } else { Ok(()) }
+        Ok(brought.len() as u64)
+    }
+
+    /// Fails once anything could not be written: a new attempt goes on from what was saved before.
+    fn check_sound(&self) -> Result<(), Refusal> {
+        let what = "what peers brought could not be written; the next attempt goes on from what was saved";
+        if self.has_failed { Err(Refusal::NotNow(what.to_owned())) } else { Ok(()) }
     }
 
     /// The pages here after [`Refill::through`], and not after `through`.
@@ -88,7 +106,10 @@ impl Refill<'_> {
     /// # Errors
     /// When it cannot be written or synced, or the checkpoint cannot be.
     pub fn save(&mut self) -> Result<(), StoreError> {
-        self.writer.next.sync()?;
+        self.check_sound()?;
+        let synced = self.writer.next.sync();
+        self.has_failed |= synced.is_err();
+        synced?;
         let _working = self.store.maintenance.enter();
         let refilled = Refilled {
             point: self.point,

@@ -407,6 +407,25 @@ fn a_disk_that_fails_at_any_step_makes_nothing_of_it_true_that_is_not() {
 }
 
 #[test]
+fn a_sync_that_failed_is_not_made_good_by_the_next() {
+    let two = Two::new(190, 40);
+    let group = GroupId(0);
+    {
+        let mut refill = two.lagging().refill(group).unwrap().unwrap();
+        two.pin(group, refill.at().unwrap()).unwrap();
+        two.bring(&mut refill, group).unwrap();
+        two.disk.fail(Operation::Sync, "segments", 0);
+        assert!(matches!(refill.save(), Err(StoreError::Io { .. })));
+        assert_eq!(two.disk.heal(), 1);
+        assert!(matches!(refill.save(), Err(StoreError::Refused(_))), "nobody knows what is on disk");
+        assert!(refill.take_range(None, &[]).is_err());
+    }
+    two.refill(group).unwrap();
+    two.refill(GroupId(1)).unwrap();
+    two.compare(two.writer.durable.end);
+}
+
+#[test]
 fn a_refill_that_is_needed_no_more_lets_rounds_go_on() {
     let mut two = Two::new(200, 40);
     let group = GroupId(0);

@@ -50,6 +50,8 @@ enum RefillError {
     Stuck(#[from] Stuck),
     #[error("no two peers agree on the sizes of relations or on small values")]
     NoAgreement,
+    #[error("the disk is nearly full")]
+    NoRoom,
     #[error("the node stops")]
     Stopping,
 }
@@ -222,6 +224,9 @@ impl Refiller {
             }
             if !refill.is_needed()? {
                 return Ok(false);
+            }
+            if !self.store.takes_redo() {
+                return Err(RefillError::NoRoom);
             }
             sources.renew(plan, at);
             match plan.step()? {

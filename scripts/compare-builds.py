@@ -2,9 +2,10 @@
 """Commits per second and latency of two builds, in alternation, so that whatever else the machine does concerns both.
 
     python3 scripts/compare-builds.py OLD/borealis NEW/borealis [--rounds 6] [--seconds 15] [--clients 8]
+    python3 scripts/compare-builds.py borealis borealis --second-up --tls      one build, over sockets and over TLS
 
 Each build has a cluster of its own below a temporary folder. Only one of them runs at a time; each round starts it, lets
-pgbench's write transaction run, and stops it. Prints each round and the medians.
+pgbench's write transaction run, and stops it. Prints each round, and the medians with the range of the rounds.
 """
 import argparse
 import pathlib
@@ -42,24 +43,32 @@ def main():
     parser.add_argument("--seconds", type=int, default=15)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--port", type=int, default=7655)
+    parser.add_argument("--second-up", nargs=argparse.REMAINDER, default=[], help="more words for the second's first `up`")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="borealis-compare-") as place:
         pathlib.Path(place).chmod(0o755)
-        clusters = [(program, pathlib.Path(place) / str(index)) for index, program in enumerate(options.programs)]
-        for program, folder in clusters:
-            run(program, "up", "--detach", "--port", options.port, "--dir", folder)
+        more = [[], options.second_up]
+        clusters = [
+            (f"{number} {' '.join([str(program), *words])}", program, pathlib.Path(place) / str(number), words)
+            for number, (program, words) in enumerate(zip(options.programs, more), 1)
+        ]
+        for _, program, folder, words in clusters:
+            run(program, "up", "--detach", "--port", options.port, "--dir", folder, *words)
             pgbench(options.port, "-i", "-q", "-s", "5")
             run(program, "down", "--dir", folder)
-        results = {program: [] for program in options.programs}
+        results = {name: [] for name, *_ in clusters}
         for number in range(options.rounds):
             # Whoever goes first in one round goes last in the next.
-            for program, folder in clusters[:: 1 if number % 2 == 0 else -1]:
+            for name, program, folder, _ in clusters[:: 1 if number % 2 == 0 else -1]:
                 tps, latency_ms = one_round(program, folder, options.port, options)
-                results[program].append((tps, latency_ms))
-                print(f"round {number + 1}  {program}: {tps:.0f} tps, {latency_ms:.2f} ms", flush=True)
-        for program, rounds in results.items():
-            tps, latency = (statistics.median(values) for values in zip(*rounds))
-            print(f"median   {program}: {tps:.0f} tps, {latency:.2f} ms")
+                results[name].append((tps, latency_ms))
+                print(f"round {number + 1}  {name}: {tps:.0f} tps, {latency_ms:.2f} ms", flush=True)
+        for name, rounds in results.items():
+            tps, latency = zip(*rounds)
+            print(
+                f"median   {name}: {statistics.median(tps):.0f} tps ({min(tps):.0f}-{max(tps):.0f}), "
+                f"{statistics.median(latency):.2f} ms ({min(latency):.2f}-{max(latency):.2f})"
+            )
 
 
 if __name__ == "__main__":

@@ -57,6 +57,9 @@ enum Command {
     /// Database instances.
     #[command(subcommand)]
     Instance(InstanceCommand),
+    /// The certificates of a fleet, from its authority in DIR/fleet.
+    #[command(subcommand)]
+    Fleet(commands::fleet::FleetCommand),
     /// Read every page from every peer, check checksums, compare peers at one LSN.
     Verify {
         /// One JSON object on standard output.
@@ -104,6 +107,9 @@ pub(crate) struct UpArguments {
     /// default. Kept for later starts. [default: half of what is free in the memory folder]
     #[arg(long, value_name = "SIZE", value_parser = commands::up::parse_cache_limit)]
     pub cache_limit: Option<commands::up::CacheLimit>,
+    /// Have the nodes of a new cluster speak TLS on 127.0.0.1, as nodes on several machines do.
+    #[arg(long)]
+    pub tls: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -243,6 +249,7 @@ fn keep_files_private(command: &Command) {
     use nix::sys::stat::{Mode, umask};
     let manages_a_cluster = match command {
         Command::Up(_) | Command::Down | Command::Node(_) | Command::Az(_) | Command::Instance(_) => true,
+        Command::Fleet(_) => true,
         Command::Internal(part) => !matches!(part, InternalCommand::Manual { .. }),
         Command::Status { .. }
         | Command::Psql { .. }
@@ -280,6 +287,7 @@ fn main() -> ExitCode {
         Command::Instance(InstanceCommand::Kill { id }) => commands::parts::kill_instance(&dir, id),
         Command::Instance(InstanceCommand::Start { id }) => commands::parts::start_instance(&dir, id),
         Command::Instance(InstanceCommand::Stop { id }) => commands::parts::stop_instance(&dir, id),
+        Command::Fleet(command) => commands::fleet::fleet(&dir, &command),
         Command::Verify { json } => commands::verify::verify(&dir, json),
         Command::RedoCheck(arguments) => commands::redo_check::redo_check(&dir, &arguments),
         Command::Bench(arguments) => commands::bench::bench(&arguments),

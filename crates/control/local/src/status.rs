@@ -5,10 +5,10 @@ mod volume;
 use std::io;
 use std::path::Path;
 
-use borealis_client::{NodeClient, Timeouts};
+use borealis_client::Timeouts;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::{GroupId, Lsn, NodeId};
-use borealis_wire::{Caller, NodeStatus};
+use borealis_wire::NodeStatus;
 use serde::Serialize;
 
 use crate::catalog::{InstanceEntry, NODE_PROCESS_NAME, NodeEntry};
@@ -386,11 +386,8 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
     let folder = cluster.node_directory(node.id);
     let process = cluster.node_process(node.id);
     let is_hidden = is_closed_to_us(&folder.join(NODE_PROCESS_NAME));
-    let asked = (process.is_some() || is_hidden).then(|| {
-        let (volume, timeouts) = (cluster.catalog.volume_id(), Timeouts::default());
-        NodeClient::connect(&cluster.endpoint(node.id), volume, node.id, Caller::Client, timeouts)
-            .and_then(|mut client| client.status())
-    });
+    let asked = (process.is_some() || is_hidden)
+        .then(|| cluster.node_client(node.id, Timeouts::default()).and_then(|mut client| client.status()));
     let restarts = Restarts::load(&folder);
     let history = || restarts.as_ref().map(Restarts::sentence);
     let (state, failure) = match &asked {

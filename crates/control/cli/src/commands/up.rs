@@ -137,6 +137,7 @@ fn started_again(dir: &Path, arguments: &UpArguments) -> Option<Cluster> {
         pg_set,
         memory_dir: None,
         cache_limit: None,
+        tls: _,
     } = arguments
     else {
         return None;
@@ -235,6 +236,7 @@ fn create(
         &CreateOptions {
             protection_groups,
             port,
+            tls: arguments.tls,
             postgres_bin_dir: arguments.pg_bin.clone(),
             postgres_user: arguments.pg_user.clone(),
             cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
@@ -298,6 +300,9 @@ fn reopen(
                 "the volume was created with {fixed} protection groups, which cannot be changed to {groups}"
             );
         }
+    }
+    if arguments.tls && !cluster.speaks_tls() {
+        bail!("the cluster was created with its nodes on Unix sockets; --tls is for a new one");
     }
     let earlier_catalog = cluster.catalog.clone();
     if arguments.memory_dir.is_some() {

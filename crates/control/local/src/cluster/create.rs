@@ -12,7 +12,7 @@ use borealis_types::{AvailabilityZone, NodeId, Placement, SEGMENTS_PER_GROUP, Vo
 
 use super::{Cluster, WRITER, ZONES, save_node_config, shim_library};
 use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
-use crate::process;
+use crate::{ports, process};
 
 /// How a new cluster is made.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct CreateOptions {
     pub postgres_user: Option<String>,
     /// A memory file system's folder.
     pub memory_root: PathBuf,
+    /// Have the nodes speak TLS on 127.0.0.1, each on a port that is free now.
+    pub tls: bool,
     /// How much memory cached pages should take at most; `None` for a share of what is free.
     pub cache_limit_bytes: Option<u64>,
     /// PostgreSQL settings by name, checked before anything is made.
@@ -51,11 +53,13 @@ impl Cluster {
         Catalog::begin_creation(&directory)?;
         let volume = VolumeId(random_number()?);
         let mut catalog = Catalog::new(volume, options.protection_groups, binaries.server_version.major());
+        let free = if options.tls { ports::find_free(SEGMENTS_PER_GROUP)? } else { Vec::new() };
         for index in 0..SEGMENTS_PER_GROUP {
             catalog.nodes.push(NodeEntry {
                 id: NodeId(index as u16 + 1),
                 zone: AvailabilityZone(ZONES[index / 2].to_owned()),
                 incarnation: format!("{:032x}", random_number()?),
+                port: free.get(index).copied(),
             });
         }
         require_two_in_each_zone(&catalog.nodes);
@@ -68,7 +72,7 @@ impl Cluster {
             cache_limit_bytes: options.cache_limit_bytes,
             settings: options.settings.clone(),
         });
-        let cluster = Cluster { directory, catalog };
+        let cluster = Cluster::new(directory, catalog);
         for node in &cluster.catalog.nodes {
             let config = cluster.node_config(node)?;
             fs::create_dir_all(&config.directory)
@@ -132,6 +136,7 @@ mod tests {
             id: NodeId(index as u16 + 1),
             zone: AvailabilityZone((*zone).to_owned()),
             incarnation: String::new(),
+            port: None,
         };
         let nodes = |zones: [&str; 6]| zones.iter().enumerate().map(node).collect::<Vec<_>>();
         require_two_in_each_zone(&nodes(["az1", "az1", "az2", "az2", "az3", "az3"]));

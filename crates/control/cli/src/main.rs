@@ -67,6 +67,9 @@ enum Command {
     /// Database instances.
     #[command(subcommand)]
     Instance(InstanceCommand),
+    /// The certificates of a fleet, from its authority in DIR/fleet.
+    #[command(subcommand)]
+    Fleet(commands::fleet::FleetCommand),
     /// Read every page from every peer, check checksums, compare peers at one LSN.
     Verify {
         /// One JSON object on standard output.
@@ -121,6 +124,9 @@ pub(crate) struct UpArguments {
     /// Kept for later starts.
     #[arg(long, value_name = "P")]
     pub metrics_port: Option<u16>,
+    /// Have the nodes of a new cluster speak TLS on 127.0.0.1, as nodes on several machines do.
+    #[arg(long)]
+    pub tls: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -260,6 +266,7 @@ fn keep_files_private(command: &Command) {
     use nix::sys::stat::{Mode, umask};
     let manages_a_cluster = match command {
         Command::Up(_) | Command::Down | Command::Node(_) | Command::Az(_) | Command::Instance(_) => true,
+        Command::Fleet(_) => true,
         Command::Internal(part) => !matches!(part, InternalCommand::Manual { .. }),
         Command::Status { .. }
         | Command::Psql { .. }
@@ -300,6 +307,7 @@ fn main() -> ExitCode {
         Command::Instance(InstanceCommand::Kill { id }) => commands::parts::kill_instance(&dir, id),
         Command::Instance(InstanceCommand::Start { id }) => commands::parts::start_instance(&dir, id),
         Command::Instance(InstanceCommand::Stop { id }) => commands::parts::stop_instance(&dir, id),
+        Command::Fleet(command) => commands::fleet::fleet(&dir, &command),
         Command::Verify { json } => commands::verify::verify(&dir, json),
         Command::RedoCheck(arguments) => commands::redo_check::redo_check(&dir, &arguments),
         Command::Bench(arguments) => commands::bench::bench(&arguments),

@@ -44,6 +44,8 @@ fn hostile(cluster: &TestCluster, seconds: u64, seed: u64) -> Options {
     Options {
         volume: VolumeId(u128::from_str_radix(&volume, 16).expect("hexadecimal")),
         nodes: nodes(cluster).into_iter().map(|(node, _, path)| (node, Endpoint::Unix(path))).collect(),
+        members: Vec::new(),
+        strangers: Vec::new(),
         duration: Duration::from_secs(seconds),
         seed,
         threads: 6,

@@ -175,10 +175,14 @@ impl Authority {
         params
     }
 
-    /// Until when it is valid.
-    #[must_use]
-    pub fn valid_until(self) -> SystemTime {
+    fn valid_until(self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(self.valid_until_seconds)
+    }
+
+    /// The last day it is valid, as `2036-11-27`.
+    #[must_use]
+    pub fn last_day(self) -> String {
+        day(self.valid_until())
     }
 }
 

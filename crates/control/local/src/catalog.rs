@@ -12,6 +12,7 @@ use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVe
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::certificates::FLEET_NAME;
 use crate::whole_file::write_whole;
 
 /// Raised with every change that an older binary would misread.
@@ -64,6 +65,9 @@ pub struct NodeEntry {
     /// The identity of its store, as 32 hexadecimal digits: a folder that was lost and made anew is another
     /// node, and must not vote under the old identity.
     pub incarnation: String,
+    /// TCP port on 127.0.0.1 if it is spoken to over TLS; absent for a Unix socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// A database instance: a driver and its server.
@@ -184,7 +188,9 @@ impl Catalog {
         Ok(names.iter().all(|name| {
             // What was being written when it was interrupted has a name that begins like its own.
             let begins = |with: &str| name.to_string_lossy().starts_with(with);
+            // An authority may be made before its cluster.
             name == LOCK_NAME
+                || name == FLEET_NAME
                 || begins(CREATING_NAME)
                 || (interrupted && (name == NODES_NAME || (begins(FILE_NAME) && name != FILE_NAME)))
         }))
@@ -404,6 +410,7 @@ mod tests {
             id: NodeId(number),
             zone: AvailabilityZone(format!("az{}", number.div_ceil(2))),
             incarnation: "ab".to_owned(),
+            port: None,
         }));
         let nodes: Vec<NodeId> = catalog.nodes.iter().map(|node| node.id).collect();
         catalog.groups = Membership::everyone_has_everything(placement, &nodes);

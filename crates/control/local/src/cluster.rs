@@ -13,11 +13,12 @@ use anyhow::{Context, bail};
 use borealis_client::verify::Target;
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::OperatingSystemUser;
-use borealis_spec::{DriverConfig, Endpoint, MetricsAddress, NodeAddress, NodeConfig, Tuning};
+use borealis_spec::{DriverConfig, Endpoint, MetricsAddress, NodeAddress, NodeConfig, TlsFiles, Tuning};
 use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
 use crate::catalog::{Catalog, CatalogLock, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
+use crate::certificates::{OwnCertificate, TLS_NAME};
 use crate::log::log_tail;
 use crate::node_user;
 use crate::process::{self, ProcessIdentity};
@@ -47,9 +48,14 @@ pub struct Cluster {
     directory: PathBuf,
     /// The nodes and instances it consists of, as `cluster.json` has them.
     pub catalog: Catalog,
+    pub(crate) own_certificate: OwnCertificate,
 }
 
 impl Cluster {
+    fn new(directory: PathBuf, catalog: Catalog) -> Cluster {
+        Cluster { directory, catalog, own_certificate: OwnCertificate::default() }
+    }
+
     /// Opens the cluster in `directory`.
     ///
     /// # Errors
@@ -60,7 +66,7 @@ impl Cluster {
         // looks may not be able to remove it, and need not.
         let _ = Catalog::end_creation(directory);
         let directory = directory.canonicalize().context("cannot resolve the cluster's directory")?;
-        Ok(Cluster { directory, catalog })
+        Ok(Cluster::new(directory, catalog))
     }
 
     /// Opens the cluster in `directory` for a command that changes it, which nobody else does as long as the lock is held.
@@ -93,9 +99,14 @@ impl Cluster {
         self.directory.join("sockets")
     }
 
-    /// Where a node listens. It follows from where the cluster is, so a cluster that was moved is found again.
+    /// Where a node listens: on a socket, whose path follows from where the cluster is, so that one that was moved is found
+    /// again; or on its port, over TLS.
     #[must_use]
     pub fn endpoint(&self, node: NodeId) -> Endpoint {
+        let entry = self.catalog.nodes.iter().find(|entry| entry.id == node);
+        if let Some(port) = entry.and_then(|entry| entry.port) {
+            return Endpoint::Tls { host: "127.0.0.1".to_owned(), port };
+        }
         Endpoint::Unix(self.sockets_directory().join(node.to_string()))
     }
 
@@ -250,6 +261,7 @@ impl Cluster {
         );
         config.postgres_version = self.catalog.postgres_version;
         config.detached = true;
+        config.tls = self.speaks_tls().then(|| TlsFiles::in_folder(Path::new(TLS_NAME)));
         config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
         config.groups = self.catalog.groups.clone();
         keep_what_a_person_set(&mut config);
@@ -284,7 +296,7 @@ impl Cluster {
             volume: self.catalog.volume_id(),
             nodes: self.catalog.nodes.iter().map(|node| (node.id, self.endpoint(node.id))).collect(),
             groups: self.catalog.groups.clone(),
-            credentials: None,
+            credentials: self.credentials().ok().flatten(),
             placement: self.catalog.protection_groups,
             lsn: None,
             timeouts: Timeouts::default(),
@@ -345,6 +357,7 @@ impl Cluster {
         let user = self.node_user()?;
         self.close_folders(user.as_ref())?;
         node_user::prepare_node_folder(&config.directory, &config.store_directory(), user.as_ref())?;
+        self.issue_for_node(id, &config.directory, user.as_ref())?;
         let mut arguments = vec!["internal", "node"];
         if let Some(user) = &user {
             arguments.extend(["--user", &user.name]);
@@ -375,13 +388,7 @@ impl Cluster {
         let log = &self.node_directory(node.id).join(NODE_LOG_NAME);
         let deadline = Instant::now() + NODE_START_TIMEOUT;
         loop {
-            let answer = NodeClient::connect(
-                &self.endpoint(node.id),
-                self.catalog.volume_id(),
-                node.id,
-                borealis_wire::Caller::Client,
-                Timeouts::default(),
-            );
+            let answer = self.node_client(node.id, Timeouts::default());
             if is_enough(&answer) {
                 return Ok(());
             }
@@ -480,7 +487,7 @@ impl Cluster {
             version: self.catalog.postgres_version,
             nodes: self.node_addresses().collect(),
             groups: self.catalog.groups.clone(),
-            tls: None,
+            tls: self.speaks_tls().then(|| TlsFiles::in_folder(Path::new(TLS_NAME))),
             instance: instance.id,
             instance_dir: self.instance_directory(instance.id),
             memory_dir: self.memory_directory(instance),

@@ -51,6 +51,21 @@ pub(crate) fn prepare_node_folder(
     give_all(AT_FDCWD, &store, &store, user)
 }
 
+/// Lets the node's user read its certificate and key in `folder`, which stays root's: nobody else puts anything there.
+///
+/// # Errors
+/// When the key is a third user's, or cannot be given away.
+pub(crate) fn give_certificate(
+    folder: &Path,
+    key: &Path,
+    user: Option<&OperatingSystemUser>,
+) -> anyhow::Result<()> {
+    let Some(user) = user else { return set_mode(folder, PRIVATE) };
+    set_mode(folder, PASSAGE)?;
+    let file = File::open(key).with_context(|| format!("cannot open {}", key.display()))?;
+    give(&file, &file.metadata()?, key, user)
+}
+
 /// Gives what is called `name` in `folder` to the user, and all that is in it. The user may change what is there meanwhile:
 /// so each folder is read and entered by its descriptor, and through no link. `path` is for messages.
 fn give_all(folder: impl AsFd, name: &Path, path: &Path, user: &OperatingSystemUser) -> anyhow::Result<()> {

@@ -5,10 +5,10 @@ mod volume;
 use std::io;
 use std::path::Path;
 
-use borealis_client::{NodeClient, Timeouts};
+use borealis_client::Timeouts;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::{GroupId, Lsn, NodeId};
-use borealis_wire::{Caller, NodeStatus};
+use borealis_wire::NodeStatus;
 use serde::Serialize;
 
 use crate::catalog::{InstanceEntry, NodeEntry};
@@ -394,11 +394,8 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
     let process = cluster.node_process(node.id);
     let stopping = cluster.stopping_node(node.id);
     let is_hidden = is_closed_to_us(&cluster.node_process_file(node.id));
-    let asked = (process.is_some() || is_hidden).then(|| {
-        let (volume, timeouts) = (cluster.catalog.volume_id(), Timeouts::default());
-        NodeClient::connect(&cluster.endpoint(node.id), volume, node.id, Caller::Client, timeouts)
-            .and_then(|mut client| client.status())
-    });
+    let asked = (process.is_some() || is_hidden)
+        .then(|| cluster.node_client(node.id, Timeouts::default()).and_then(|mut client| client.status()));
     let restarts = Restarts::load(&folder);
     let history = || restarts.as_ref().map(Restarts::sentence);
     let (state, failure) = match &asked {

@@ -124,7 +124,11 @@ impl Store {
             }
             if !tail.more {
                 // What a refill brought so far is as of no state of its own; the new node begins one itself.
-                return Ok(CheckpointedSegment { chain, materialized: Arc::new(materialized), refilled: None });
+                return Ok(CheckpointedSegment {
+                    chain,
+                    materialized: Arc::new(materialized),
+                    refilled: None,
+                });
             }
         }
     }

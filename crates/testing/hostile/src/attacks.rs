@@ -1,9 +1,13 @@
 //! The attacks: what is sent on which connection, and what became of it.
 
 use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use borealis_client::stream::Stream;
+use borealis_client::{Credentials, Route};
+use borealis_spec::Endpoint;
 use borealis_types::{NodeId, VolumeEpoch, VolumeId, WriterId};
 use borealis_wire::message::{PROTOCOL_VERSION, decode_payload};
 use borealis_wire::{Caller, Payload, Reply, Request, read_frame};
@@ -57,6 +61,8 @@ pub enum Attack {
     Drip,
     /// A frame that stops in the middle, and the end of the connection.
     Cut,
+    /// Of TLS: noise, frames in the clear, a handshake that hangs, drips or shows another fleet's certificate.
+    BrokenHandshake,
 }
 
 const ALL: [Attack; 19] = [
@@ -98,8 +104,12 @@ pub(crate) fn attack_until(options: &Options, thread: u64, deadline: Instant) ->
         report: Report::default(),
         deadline,
     };
+    let is_over_tls = options.nodes.iter().any(|(_, endpoint)| matches!(endpoint, Endpoint::Tls { .. }));
     while Instant::now() < deadline {
-        let attack = *attacker.random.pick(&ALL);
+        let attack = match is_over_tls && attacker.random.below(5) == 0 {
+            true => Attack::BrokenHandshake,
+            false => *attacker.random.pick(&ALL),
+        };
         // Broken connections are what it is about.
         let _ = attacker.attack(attack);
     }
@@ -124,6 +134,7 @@ impl Attacker<'_> {
             | Attack::HugeAnnouncement => self.as_stranger(attack),
             Attack::Idle => self.hold(),
             Attack::Drip => self.drip(),
+            Attack::BrokenHandshake => self.break_handshake(),
             Attack::UnreadAnswers => self.leave_unread(),
             _ => self.introduced(attack),
         }
@@ -142,15 +153,81 @@ impl Attacker<'_> {
 
     fn connect(&mut self, attack: Attack) -> io::Result<(NodeId, Stream)> {
         let (node, endpoint) = self.random.pick(&self.options.nodes).clone();
-        let stream = Stream::connect(&endpoint, node, PATIENCE).and_then(|mut stream| {
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            Ok(stream)
-        });
+        let stream = Stream::connect(self.route(&endpoint, &self.options.members), node, PATIENCE).and_then(
+            |mut stream| {
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_write_timeout(Some(PATIENCE))?;
+                Ok(stream)
+            },
+        );
         if stream.is_err() {
             self.count(attack, Outcome::Unanswered);
         }
         Ok((node, stream?))
+    }
+
+    /// The way to a node with one of these certificates.
+    fn route<'a>(&mut self, endpoint: &'a Endpoint, certificates: &'a [Arc<Credentials>]) -> Route<'a> {
+        let certificate = (!certificates.is_empty()).then(|| self.random.pick(certificates));
+        Route::new(endpoint, certificate)
+    }
+
+    /// Does to the handshake of TLS what can be done without a certificate of the fleet.
+    fn break_handshake(&mut self) -> io::Result<()> {
+        let attack = Attack::BrokenHandshake;
+        let (node, endpoint) = self.random.pick(&self.options.nodes).clone();
+        let Endpoint::Tls { host, port } = &endpoint else { return Ok(()) };
+        let way = self.random.below(5);
+        if way == 0 {
+            let route = self.route(&endpoint, &self.options.strangers);
+            let outcome = match Stream::connect(route, node, PATIENCE) {
+                Ok(mut stream) => {
+                    stream.set_read_timeout(Some(PATIENCE))?;
+                    let caller = self.looker();
+                    ask(&mut stream, &frames::message(1, &self.hello(node, caller)))
+                }
+                Err(_) => Outcome::Closed,
+            };
+            self.count(attack, outcome);
+            return Ok(());
+        }
+        let Ok(mut stream) = TcpStream::connect((host.as_str(), *port)) else {
+            self.count(attack, Outcome::Unanswered);
+            return Ok(());
+        };
+        stream.set_read_timeout(Some(PATIENCE))?;
+        // The beginning of a handshake record of 512 bytes.
+        let mut bytes = vec![22, 3, 1, 2, 0];
+        match way {
+            1 => {
+                let count = 1 + self.random.below(5000) as usize;
+                bytes = self.random.bytes(count);
+            }
+            2 => bytes = frames::message(1, &self.hello(node, Caller::Recovery)),
+            3 => {
+                let count = 1 + self.random.below(600) as usize;
+                bytes.extend(self.random.bytes(count));
+            }
+            _ => {
+                for byte in &bytes {
+                    stream.write_all(&[*byte])?;
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                bytes.clear();
+            }
+        }
+        // It may be gone already.
+        let _ = stream.write_all(&bytes);
+        // An alert at most, and the end; or a silence that is as long as the node's patience.
+        let outcome = match stream.read_to_end(&mut Vec::new()) {
+            Ok(_) => Outcome::Closed,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Outcome::Unanswered
+            }
+            Err(_) => Outcome::Closed,
+        };
+        self.count(attack, outcome);
+        Ok(())
     }
 
     fn hello(&self, node: NodeId, caller: Caller) -> Request {
@@ -360,7 +437,11 @@ impl Attacker<'_> {
                 };
                 match stream.write_all(&frames::message(1, &request).repeat(100)) {
                     Ok(()) if Instant::now() < self.deadline => {}
-                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => break Outcome::Closed,
+                    Err(error)
+                        if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+                    {
+                        break Outcome::Closed;
+                    }
                     _ => break Outcome::Unanswered,
                 }
             };

@@ -2,7 +2,8 @@
 //!
 //! It says that it is whoever it likes, and sends random, cut, oversized, repeated and forged frames of every kind, before
 //! and after an introduction; it holds connections and says nothing, and sends a byte at a time. [`run`] does so for a
-//! number of seconds from a seed, and counts what became of each kind of attack.
+//! number of seconds from a seed, and counts what became of each kind of attack. Of nodes that speak TLS it has certificates of
+//! the fleet, and attacks the handshake with none and with another fleet's.
 //!
 //! What it leaves out is what nobody can refuse a process of that user: to fence, install or bring records as the recovery
 //! that it says it is, within the bounds. Whoever may read a cluster's files may be its writer.
@@ -15,8 +16,10 @@ mod random;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use borealis_client::Credentials;
 use borealis_spec::Endpoint;
 use borealis_types::{NodeId, VolumeId};
 
@@ -29,6 +32,11 @@ pub struct Options {
     pub volume: VolumeId,
     /// Its nodes.
     pub nodes: Vec<(NodeId, Endpoint)>,
+    /// Certificates that it shows to nodes that speak TLS, any of them each time: those of parts of the fleet that turned
+    /// hostile.
+    pub members: Vec<Arc<Credentials>>,
+    /// And those of another fleet.
+    pub strangers: Vec<Arc<Credentials>>,
     /// How long.
     pub duration: Duration,
     /// The same seed makes the same attacks in each thread; what the nodes answer decides how many there are.

@@ -42,6 +42,8 @@ fn main() -> anyhow::Result<()> {
     let options = Options {
         volume,
         nodes: nodes.collect(),
+        members: Vec::new(),
+        strangers: Vec::new(),
         duration: Duration::from_secs(line.seconds),
         seed: line.seed,
         threads: line.threads,

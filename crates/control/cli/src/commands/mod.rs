@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod exec;
+pub mod fleet;
 pub mod internal;
 pub mod manual;
 pub mod parts;

@@ -141,6 +141,7 @@ fn started_again(dir: &Path, arguments: &UpArguments) -> Option<Cluster> {
         memory_dir: None,
         cache_limit: None,
         metrics_port: None,
+        tls: _,
     } = arguments
     else {
         return None;
@@ -242,6 +243,7 @@ fn create(
             nodes,
             protection_groups,
             port,
+            tls: arguments.tls,
             postgres_bin_dir: arguments.pg_bin.clone(),
             postgres_user: arguments.pg_user.clone(),
             cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
@@ -321,6 +323,9 @@ fn reopen(
                 "the cluster has {there} nodes; a number is for a new cluster, and does not change it to {nodes}"
             );
         }
+    }
+    if arguments.tls && !cluster.speaks_tls() {
+        bail!("the cluster was created with its nodes on Unix sockets; --tls is for a new one");
     }
     let earlier_catalog = cluster.catalog.clone();
     cluster.catalog.metrics_port = arguments.metrics_port.or(cluster.catalog.metrics_port);

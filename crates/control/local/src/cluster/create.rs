@@ -13,7 +13,7 @@ use borealis_types::{AvailabilityZone, NodeId, Placement, VolumeId};
 
 use super::{Cluster, WRITER, ZONES, save_node_config, shim_library};
 use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
-use crate::process;
+use crate::{ports, process};
 
 /// How a new cluster is made.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct CreateOptions {
     pub postgres_user: Option<String>,
     /// A memory file system's folder.
     pub memory_root: PathBuf,
+    /// Have the nodes speak TLS on 127.0.0.1, each on a port that is free now.
+    pub tls: bool,
     /// How much memory cached pages should take at most; `None` for a share of what is free.
     pub cache_limit_bytes: Option<u64>,
     /// The first port for metrics on 127.0.0.1; `None` for none.
@@ -58,11 +60,13 @@ impl Cluster {
         Catalog::begin_creation(&directory)?;
         let volume = VolumeId(random_number()?);
         let mut catalog = Catalog::new(volume, options.protection_groups, binaries.server_version.major());
-        for (node, zone) in zones {
+        let free = if options.tls { ports::find_free(zones.len())? } else { Vec::new() };
+        for (index, (node, zone)) in zones.into_iter().enumerate() {
             catalog.nodes.push(NodeEntry {
                 id: node,
                 zone,
                 incarnation: format!("{:032x}", random_number()?),
+                port: free.get(index).copied(),
             });
         }
         catalog.groups = groups;
@@ -76,7 +80,7 @@ impl Cluster {
             settings: options.settings.clone(),
         });
         catalog.metrics_port = options.metrics_port;
-        let cluster = Cluster { directory, catalog };
+        let cluster = Cluster::new(directory, catalog);
         for node in &cluster.catalog.nodes {
             let config = cluster.node_config(node)?;
             fs::create_dir_all(&config.directory)

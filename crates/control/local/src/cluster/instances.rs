@@ -116,6 +116,7 @@ impl Cluster {
         let config = self.driver_config(instance)?;
         fs::create_dir_all(&config.instance_dir)
             .with_context(|| format!("cannot create {}", config.instance_dir.display()))?;
+        self.issue_for_instance(instance)?;
         let config_file = config.instance_dir.join(super::INSTANCE_CONFIG_NAME);
         clear_memory_of_moved(&config_file, config.volume, &config.memory_dir);
         fs::write(&config_file, serde_json::to_vec_pretty(&config)?)

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use borealis_spec::{DriverConfig, MetricsAddress, NodeConfig};
+use borealis_spec::{DriverConfig, Endpoint, MetricsAddress, NodeConfig};
 use borealis_types::NodeId;
 
 use super::{INSTANCE_CONFIG_NAME, WRITER};
@@ -112,6 +112,7 @@ fn catalog_of_nodes(configs: &[NodeConfig]) -> anyhow::Result<Catalog> {
             id: config.node,
             zone: config.zone.clone(),
             incarnation: format!("{:032x}", config.incarnation),
+            port: port_of(&config.listen),
         };
         if nodes.insert(config.node, entry).is_some() {
             bail!("two folders say that they are node {}", config.node);
@@ -123,10 +124,19 @@ fn catalog_of_nodes(configs: &[NodeConfig]) -> anyhow::Result<Catalog> {
             id: peer.node,
             zone: peer.zone.clone(),
             incarnation: format!("{:032x}", 0),
+            port: port_of(&peer.address),
         });
     }
     catalog.nodes = nodes.into_values().collect();
     Ok(catalog)
+}
+
+/// The port of a node that speaks TLS.
+fn port_of(address: &Endpoint) -> Option<u16> {
+    match address {
+        Endpoint::Tls { port, .. } => Some(*port),
+        Endpoint::Unix(_) => None,
+    }
 }
 
 /// What the instance was started with last, and the first port for metrics; `None` if nothing says so for this volume.

@@ -11,13 +11,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use borealis_client::{NodeClient, Timeouts};
+use borealis_client::Timeouts;
 use borealis_driver::Configured;
 use borealis_driver::rescue::agree_without;
 use borealis_spec::GroupMembers;
 use borealis_spec::node::STORE_FOLDER_NAME;
 use borealis_types::{GroupId, Lsn, NodeId, READ_QUORUM};
-use borealis_wire::Caller;
 use nix::sys::statvfs::statvfs;
 
 use super::create::random_number;
@@ -196,6 +195,7 @@ impl Cluster {
         self.stop_nodes(&replacement.lost)?;
         self.stop_instance(WRITER)?;
         self.start_nodes(&replacement.left)?;
+        self.issue_for_instance(self.instance(WRITER)?)?;
         let config = Configured::new(self.driver_config(self.instance(WRITER)?)?)?;
         let lost: BTreeSet<NodeId> = replacement.lost.iter().copied().collect();
         let agreed = agree_without(&config, &lost)?;
@@ -237,9 +237,7 @@ impl Cluster {
 
     /// Asks a node that has everything how it is; one that does not answer is as good as failed.
     fn ask_candidate(&self, node: NodeId) -> Candidate {
-        let (volume, timeouts) = (self.catalog.volume_id(), Timeouts::default());
-        let asked = NodeClient::connect(&self.endpoint(node), volume, node, Caller::Client, timeouts)
-            .and_then(|mut client| client.status());
+        let asked = self.node_client(node, Timeouts::default()).and_then(|mut client| client.status());
         match asked {
             Ok(status) => Candidate { node, damage: status.damage, failure: status.failure },
             Err(error) => Candidate { node, damage: None, failure: Some(error.to_string()) },

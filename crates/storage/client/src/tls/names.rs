@@ -53,7 +53,10 @@ impl Names {
         }
         match &entry.failure {
             Some(failure) => Err(io::Error::new(io::ErrorKind::NotFound, failure.clone())),
-            None => Err(io::ErrorKind::WouldBlock.into()),
+            None => {
+                let what = format!("the address of the host `{host}` is being looked up");
+                Err(io::Error::new(io::ErrorKind::WouldBlock, what))
+            }
         }
     }
 

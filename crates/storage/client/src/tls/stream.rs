@@ -208,3 +208,26 @@ impl TlsStream {
         self.socket.shutdown(Shutdown::Both)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::getsockopt;
+    use std::net::TcpListener;
+
+    #[test]
+    fn nothing_waits_for_company_and_a_host_that_vanished_is_noticed_in_twenty_seconds() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        set_options(&socket).unwrap();
+        assert!(
+            getsockopt(&socket, sockopt::TcpNoDelay).unwrap()
+                && getsockopt(&socket, sockopt::KeepAlive).unwrap()
+        );
+        let idle = getsockopt(&socket, sockopt::TcpKeepIdle).unwrap();
+        let interval = getsockopt(&socket, sockopt::TcpKeepInterval).unwrap();
+        let count = getsockopt(&socket, sockopt::TcpKeepCount).unwrap();
+        assert_eq!(idle + interval * count, 20);
+        assert_eq!(getsockopt(&socket, sockopt::TcpUserTimeout).unwrap(), 20_000);
+    }
+}

@@ -1,0 +1,166 @@
+//! The certificates of a fleet: its authority, and what that signs for nodes, instances and tools.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use borealis_fleet::{Fleet, Issued, Validity};
+use borealis_local::certificates::FLEET_NAME;
+use borealis_spec::{FleetName, Role};
+use borealis_types::{InstanceId, NodeId, VolumeId};
+use clap::{Args, Subcommand, ValueEnum};
+
+/// What is done with certificates.
+#[derive(Debug, Subcommand)]
+pub enum FleetCommand {
+    /// Make the certificate authority of a new fleet.
+    Init {
+        /// The fleet's name: lower-case letters, digits and `-`. [default: one at random]
+        #[arg(long)]
+        name: Option<FleetName>,
+        /// For how many days the authority is valid.
+        #[arg(long, value_name = "N", default_value_t = 3650)]
+        valid_days: u32,
+    },
+    /// Make the certificate and key of a part, or renew them.
+    Certificate(CertificateArguments),
+    /// Make a new authority that signs from now on, trusted beside those before it.
+    Rotate {
+        /// For how many days it is valid.
+        #[arg(long, value_name = "N", default_value_t = 3650)]
+        valid_days: u32,
+    },
+    /// Trust an authority no more, once every part has a certificate of a newer one.
+    Retire {
+        /// Its number, as `fleet list` shows it.
+        number: u32,
+    },
+    /// List the authorities.
+    List,
+}
+
+/// Whose certificate is made.
+#[derive(Debug, Args)]
+pub struct CertificateArguments {
+    /// What the part is.
+    #[arg(long)]
+    role: RoleName,
+    /// The number of a node or instance.
+    #[arg(long, value_name = "N", required_if_eq_any = [("role", "node"), ("role", "instance")])]
+    id: Option<u16>,
+    /// The volume of an instance, 32 hexadecimal digits, as its nodes' `node.json` says.
+    #[arg(long, value_parser = parse_volume, required_if_eq("role", "instance"))]
+    volume: Option<VolumeId>,
+    /// A name or an IP address that a node is called by; may be given many times.
+    #[arg(long = "host", value_name = "HOST", required_if_eq("role", "node"))]
+    hosts: Vec<String>,
+    /// For how many days it is valid, at most as long as the authority.
+    #[arg(long, value_name = "N", default_value_t = 365)]
+    valid_days: u32,
+    /// The folder for the three files. [default: DIR/fleet/ROLE-N]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// The kinds of parts.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum RoleName {
+    /// A storage node.
+    Node,
+    /// A database instance, which writes and recovers its volume.
+    Instance,
+    /// The controller.
+    Controller,
+    /// A tool that looks.
+    Client,
+}
+
+fn parse_volume(text: &str) -> Result<VolumeId, String> {
+    match u128::from_str_radix(text, 16) {
+        Ok(number) if text.len() == 32 => Ok(VolumeId(number)),
+        _ => Err("a volume has 32 hexadecimal digits".to_owned()),
+    }
+}
+
+/// Makes, renews and lists certificates.
+pub fn fleet(dir: &Path, command: &FleetCommand) -> anyhow::Result<ExitCode> {
+    let place = std::path::absolute(dir).context("cannot find out where this is")?.join(FLEET_NAME);
+    match command {
+        FleetCommand::Init { name, valid_days } => {
+            let name = match name {
+                Some(name) => name.clone(),
+                None => random_name()?,
+            };
+            let fleet = Fleet::init(&place, name, Validity::days(*valid_days))?;
+            eprintln!(
+                "the fleet `{}` has its authority; keep {} where nobody else can read it, and a copy elsewhere",
+                fleet.name(),
+                place.join("authority-1.key").display()
+            );
+            println!("{}", fleet.authorities_file().display());
+        }
+        FleetCommand::Certificate(arguments) => {
+            let issued = certificate(&Fleet::open(&place)?, &place, arguments)?;
+            eprintln!("{} is valid until {}", issued.identity, issued.last_day());
+            println!("{}", issued.files.certificate.parent().unwrap_or(&place).display());
+        }
+        FleetCommand::Rotate { valid_days } => {
+            let mut fleet = Fleet::open(&place)?;
+            let authority = fleet.rotate(Validity::days(*valid_days))?;
+            eprintln!(
+                "authority {} signs from now on. First give {} to every part, as its authorities.pem; then renew every \
+                 certificate; then `borealis fleet retire` those before it",
+                authority.number,
+                fleet.authorities_file().display()
+            );
+            println!("{}", fleet.authorities_file().display());
+        }
+        FleetCommand::Retire { number } => {
+            let mut fleet = Fleet::open(&place)?;
+            fleet.retire(*number)?;
+            eprintln!("give {} to every part, as its authorities.pem", fleet.authorities_file().display());
+            println!("{}", fleet.authorities_file().display());
+        }
+        FleetCommand::List => list(&Fleet::open(&place)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn certificate(fleet: &Fleet, place: &Path, arguments: &CertificateArguments) -> anyhow::Result<Issued> {
+    let (role, name) = match (arguments.role, arguments.id, arguments.volume) {
+        (RoleName::Node, Some(id), None) => (Role::Node(NodeId(id)), format!("node-{id}")),
+        (RoleName::Instance, Some(id), Some(volume)) => {
+            (Role::Instance(volume, InstanceId(id)), format!("instance-{volume}-{id}"))
+        }
+        (RoleName::Controller, None, None) => (Role::Controller, "controller".to_owned()),
+        (RoleName::Client, None, None) => (Role::Client, "client".to_owned()),
+        _ => bail!("--id is for a node or an instance, --volume for an instance; nothing was made"),
+    };
+    let out = match &arguments.out {
+        Some(out) => std::path::absolute(out).context("cannot find out where --out is")?,
+        None => place.join(name),
+    };
+    Ok(fleet.issue(role, &arguments.hosts, Validity::days(arguments.valid_days), &out)?)
+}
+
+fn list(fleet: &Fleet) {
+    let newest = fleet.authorities().last().map(|authority| authority.number);
+    println!("fleet {}", fleet.name());
+    for authority in fleet.authorities() {
+        let state = match authority.is_retired {
+            true => "retired",
+            false if Some(authority.number) == newest => "signs",
+            false => "trusted",
+        };
+        println!("authority {} {state} until {}", authority.number, authority.last_day());
+    }
+}
+
+fn random_name() -> anyhow::Result<FleetName> {
+    let mut bytes = [0; 4];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("cannot read random numbers from /dev/urandom")?;
+    format!("fleet-{:08x}", u32::from_le_bytes(bytes)).parse().context("it is a name")
+}

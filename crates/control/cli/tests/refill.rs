@@ -45,7 +45,8 @@ fn a_node_that_was_away_for_ten_times_the_kept_log_comes_back_by_itself() {
     let cluster = TestCluster::start(&[]);
     cluster.ok(&["down"]);
     configure(&cluster, "log_retention_bytes", KEPT_BYTES);
-    configure(&cluster, "refill_bytes_per_second", 0);
+    // So slow that it can be watched.
+    configure(&cluster, "refill_bytes_per_second", 16 * MIB);
     cluster.up(&[]);
     Ledger::create(&cluster);
     cluster.client_program("pgbench", &["-i", "-q", "-s", "5"]);

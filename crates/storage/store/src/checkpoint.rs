@@ -13,7 +13,8 @@ use crate::directory::{Directory, decode, encode};
 use crate::log::batch_locations::{BatchLocations, FileBatches, GroupRange};
 use crate::log::position::LogPosition;
 use crate::pages::materialized_state::MaterializedState;
-use crate::refill::Refilled;
+use crate::pages::refilled::Refilled;
+use crate::pages::shared_state;
 
 const MAGIC: [u8; 8] = *b"BORCHKP\x02";
 
@@ -39,25 +40,6 @@ pub(crate) struct CheckpointedSegment {
     pub materialized: Arc<MaterializedState>,
     /// What peers brought of a later state.
     pub refilled: Option<Refilled>,
-}
-
-/// A state is stored where it is, however many share it.
-pub(crate) mod shared_state {
-    use super::{Arc, Deserialize, MaterializedState, Serialize};
-    use serde::{Deserializer, Serializer};
-
-    pub(crate) fn serialize<S: Serializer>(
-        materialized: &Arc<MaterializedState>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        MaterializedState::serialize(materialized, serializer)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Arc<MaterializedState>, D::Error> {
-        MaterializedState::deserialize(deserializer).map(Arc::new)
-    }
 }
 
 impl Checkpoint {

@@ -4,4 +4,6 @@ pub(crate) mod cache;
 pub(crate) mod held;
 pub(crate) mod materialized_state;
 pub(crate) mod page_files;
+pub(crate) mod refilled;
 pub(crate) mod region;
+pub(crate) mod shared_state;

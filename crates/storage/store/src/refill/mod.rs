@@ -25,17 +25,14 @@ use std::sync::Arc;
 use borealis_quorum::DurablePoint;
 use borealis_types::{GroupId, Lsn, PageKey, ReadPoint, invariant};
 use borealis_wire::Refusal;
-use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::shared_state;
 use crate::directory::encode;
 use crate::log::entry::EntryKind;
 use crate::log::files::LogFiles;
 use crate::log::payload::JumpEntry;
 use crate::materialize::page_writer::{NextState, PageWriter};
-use crate::pages::materialized_state::MaterializedState;
 use crate::pages::page_files::SlotRun;
-use crate::pages::region::Region;
+use crate::pages::refilled::Refilled;
 use crate::redo_engine::RedoContext;
 use crate::segment::cut_records::CutRecords;
 use crate::segment::hosted::HostedSegment;
@@ -45,21 +42,6 @@ use crate::segment::trouble::Troubles;
 use crate::space::Purpose;
 use crate::store::Sequence;
 use crate::{Store, StoreError};
-
-/// What was brought so far and is durable.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Refilled {
-    /// What it is to be as of.
-    pub point: DurablePoint,
-    /// Pages up to this one are as of the point; others are as of any earlier LSN, or damaged.
-    pub through: Option<PageKey>,
-    /// All of it is as of the point, and so are sizes and values.
-    pub is_whole: bool,
-    #[serde(with = "shared_state")]
-    pub state: Arc<MaterializedState>,
-    /// Regions that an extent of the state has left. The checkpoint may still name them.
-    pub freed: Vec<Region>,
-}
 
 /// A refill under way. Dropped at any time, it goes on from what was last saved when it is taken up again.
 pub struct Refill<'s> {

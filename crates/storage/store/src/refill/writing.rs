@@ -7,10 +7,11 @@ use std::sync::Arc;
 use borealis_types::{Lsn, MetaKey, PageBytes, PageKey, invariant};
 use borealis_wire::{Refusal, RelationSize};
 
-use super::{Refill, Refilled};
+use super::Refill;
 use crate::StoreError;
 use crate::pages::materialized_state::{MaterializedState, extent_of};
 use crate::pages::page_files::SLOT_BYTES;
+use crate::pages::refilled::Refilled;
 
 /// What is brought between two saves, in bytes: this much is brought again after a crash.
 const SAVE_AFTER_BYTES: u64 = 256 << 20;

@@ -18,13 +18,13 @@ use crate::log::record_reader::{Piece, assemble, read_record};
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::MaterializedState;
 use crate::pages::page_files::PageFiles;
-use crate::pins::Pins;
+use crate::pages::refilled::Refilled;
 use crate::redo_engine::RedoContext;
-use crate::refill::Refilled;
 use crate::segment::cut_records::{CutRecords, Next};
 use crate::segment::index::Index;
 use crate::segment::index::relations::PriorContent;
 use crate::segment::learned::LearnedRecord;
+use crate::segment::pins::Pins;
 use crate::segment::record_effects::RecordEffects;
 use crate::segment::trouble::{Cause, HealedPage, Trouble, Troubles};
 

@@ -5,6 +5,7 @@ pub(crate) mod entries;
 pub(crate) mod hosted;
 pub(crate) mod index;
 pub(crate) mod learned;
+pub(crate) mod pins;
 pub(crate) mod record_effects;
 pub(crate) mod replay;
 pub(crate) mod state;

@@ -237,6 +237,9 @@ impl WalFeed {
     }
 }
 
+const _: () = assert!(WINDOW_BYTES < PIECE_BYTES as u64, "no window has a record whole that is to be cut");
+const _: () = assert!(WINDOW_BYTES.is_multiple_of(WAL_PAGE_BYTES), "windows are whole pages");
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -269,6 +272,3 @@ mod tests {
         assert!(matches!(fill(), Err(FeedError::File { .. })), "what is above pg_wal is a link");
     }
 }
-
-const _: () = assert!(WINDOW_BYTES < PIECE_BYTES as u64, "no window has a record whole that is to be cut");
-const _: () = assert!(WINDOW_BYTES.is_multiple_of(WAL_PAGE_BYTES), "windows are whole pages");

@@ -34,9 +34,11 @@ struct Agreement {
 }
 
 impl Rescue {
-    /// Whether an instance is the one that the survivors agree with; so many copies of a record it needs.
+    /// Whether an instance is the one that the survivors agree with; so many copies of a record it needs: a write quorum,
+    /// or all that are left. It brings records to all of them, but of five one may be a liar that says it has them.
     pub(super) fn copies_needed(&self, instance: u32) -> Option<usize> {
-        (self.attempt == Some(instance)).then(|| usize::from(NODES) - self.lost.len())
+        let left = usize::from(NODES) - self.lost.len();
+        (self.attempt == Some(instance)).then_some(left.min(WRITE_QUORUM))
     }
 
     pub(super) fn agreed(&mut self, outcome: &Outcome) {

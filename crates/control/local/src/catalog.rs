@@ -12,7 +12,6 @@ use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVe
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::certificates::FLEET_NAME;
 use crate::whole_file::write_whole;
 
 /// Raised with every change that an older binary would misread.
@@ -25,6 +24,8 @@ const LOCK_NAME: &str = "cluster.lock";
 /// catalog be removed, for they never held anything.
 const CREATING_NAME: &str = "cluster.creating";
 const NODES_NAME: &str = "nodes";
+/// The folder of the cluster's certificate authority, if its nodes speak TLS.
+pub const FLEET_NAME: &str = "fleet";
 /// What starting a node leaves in its folder, beside its store.
 pub(crate) const NODE_LOG_NAME: &str = "node.log";
 pub(crate) const NODE_PROCESS_NAME: &str = "process";

@@ -1,5 +1,6 @@
 //! A local cluster: where its parts are, how they are configured, and its nodes.
 
+mod certificates;
 mod create;
 mod instances;
 mod rebuild;
@@ -18,13 +19,13 @@ use borealis_types::{InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
 use crate::catalog::{Catalog, CatalogLock, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
-use crate::certificates::{OwnCertificate, TLS_NAME};
 use crate::log::log_tail;
 use crate::node_user;
 use crate::process::{self, ProcessIdentity};
 use crate::supervision::{Ended, Restarts};
 use crate::whole_file::write_whole;
 
+use certificates::{OwnCertificate, TLS_NAME};
 pub use create::{CreateOptions, check_fleet, check_machine};
 pub use rebuild::{InstanceDefaults, rebuild_catalog};
 pub use replace::{Replaced, Replacement};
@@ -48,7 +49,7 @@ pub struct Cluster {
     directory: PathBuf,
     /// The nodes and instances it consists of, as `cluster.json` has them.
     pub catalog: Catalog,
-    pub(crate) own_certificate: OwnCertificate,
+    own_certificate: OwnCertificate,
 }
 
 impl Cluster {

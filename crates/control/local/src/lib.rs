@@ -8,7 +8,6 @@
 //! keeps working.
 
 pub mod catalog;
-pub mod certificates;
 pub mod cluster;
 pub mod driver_socket;
 pub mod embedded_catalog;

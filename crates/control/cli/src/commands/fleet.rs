@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use borealis_fleet::{Fleet, Issued, Validity};
-use borealis_local::certificates::FLEET_NAME;
+use borealis_local::catalog::FLEET_NAME;
 use borealis_spec::{FleetName, Role};
 use borealis_types::{InstanceId, NodeId, VolumeId};
 use clap::{Args, Subcommand, ValueEnum};

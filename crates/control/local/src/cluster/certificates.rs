@@ -12,14 +12,12 @@ use borealis_spec::{Role, TlsFiles};
 use borealis_types::NodeId;
 use borealis_wire::Caller;
 
-use crate::catalog::InstanceEntry;
-use crate::cluster::Cluster;
+use super::Cluster;
+use crate::catalog::{FLEET_NAME, InstanceEntry};
 use crate::node_user;
 
-/// The folder of the cluster's authority, and of the certificate that commands show, below that of the cluster.
-pub const FLEET_NAME: &str = "fleet";
 /// A part's certificate in the part's folder.
-pub(crate) const TLS_NAME: &str = "tls";
+pub(super) const TLS_NAME: &str = "tls";
 const CLIENT_NAME: &str = "client";
 /// Nobody renews them while a part runs, so that they outlive it.
 const VALID_DAYS: u32 = 3650;
@@ -28,7 +26,7 @@ const HOSTS: [&str; 2] = ["127.0.0.1", "localhost"];
 
 /// The certificate that commands show, read when it is first needed; why it cannot be used, if so.
 #[derive(Debug, Default)]
-pub(crate) struct OwnCertificate(OnceLock<Result<Arc<Credentials>, String>>);
+pub(super) struct OwnCertificate(OnceLock<Result<Arc<Credentials>, String>>);
 
 impl Cluster {
     /// Whether nodes are spoken to over TLS.
@@ -44,7 +42,7 @@ impl Cluster {
     }
 
     /// Gives a node its certificate, which `user` may read; does nothing if it listens on a socket.
-    pub(crate) fn issue_for_node(
+    pub(super) fn issue_for_node(
         &self,
         node: NodeId,
         folder: &Path,
@@ -65,7 +63,7 @@ impl Cluster {
     }
 
     /// Gives an instance its certificate; does nothing if all nodes listen on sockets.
-    pub(crate) fn issue_for_instance(&self, instance: &InstanceEntry) -> anyhow::Result<()> {
+    pub(super) fn issue_for_instance(&self, instance: &InstanceEntry) -> anyhow::Result<()> {
         if !self.speaks_tls() {
             return Ok(());
         }
@@ -109,7 +107,7 @@ impl Cluster {
     ///
     /// # Errors
     /// Says why it cannot be used.
-    pub(crate) fn credentials(&self) -> Result<Option<Arc<Credentials>>, String> {
+    pub(super) fn credentials(&self) -> Result<Option<Arc<Credentials>>, String> {
         if !self.speaks_tls() {
             return Ok(None);
         }

@@ -71,7 +71,8 @@ pub fn create(config: &NodeConfig) -> anyhow::Result<()> {
 pub fn gather(config: &NodeConfig, sources: &[SegmentSource]) -> anyhow::Result<()> {
     config.validate().context("the node's configuration is wrong")?;
     let directory = config.store_directory();
-    Store::gather(sources, &directory, identity_of(config))
+    let options = options_of(config, Options::default().open_files_max);
+    Store::gather(sources, &directory, identity_of(config), &options)
         .with_context(|| format!("cannot make the store {} of other nodes' segments", directory.display()))
 }
 

@@ -37,14 +37,19 @@ pub struct SegmentSource {
 
 impl Store {
     /// Makes a store of `identity` in the empty or absent folder `to`, with the segments that `sources` name: of the same
-    /// volume, and each of the identity's groups once. What a segment promised, it promises here, too. Durable on return;
+    /// volume, and each of the identity's groups once. What a segment promised, it promises here, too. `options` are the new store's. Durable on return;
     /// one that was interrupted never opens.
     ///
     /// # Errors
     /// When a source is in use or damaged beyond single pages, may not vote, belongs to another volume or has not the
     /// groups; when `to` is not empty; or when a file cannot be read or written.
-    pub fn gather(sources: &[SegmentSource], to: &Path, identity: Identity) -> Result<(), StoreError> {
-        Store::gather_in(&Environment::default(), sources, to, identity)
+    pub fn gather(
+        sources: &[SegmentSource],
+        to: &Path,
+        identity: Identity,
+        options: &Options,
+    ) -> Result<(), StoreError> {
+        Store::gather_in(&Environment::default(), sources, to, identity, options)
     }
 
     /// [`Store::gather`] on another disk.
@@ -56,6 +61,7 @@ impl Store {
         sources: &[SegmentSource],
         to: &Path,
         identity: Identity,
+        options: &Options,
     ) -> Result<(), StoreError> {
         let mut groups: Vec<GroupId> = sources.iter().flat_map(|source| &source.groups).copied().collect();
         groups.sort_unstable();
@@ -69,10 +75,10 @@ impl Store {
         let target = Directory::new(Arc::clone(&environment.disk), to);
         target.create(&identity)?;
         let seal = identity.incarnation;
-        let mut log = Log::create(target.disk(), &target.log(), seal, Options::default().log_file_bytes)?;
+        let mut log = Log::create(target.disk(), &target.log(), seal, options.log_file_bytes)?;
         let mut segments = Vec::new();
         for source in sources {
-            let store = Store::open_in(environment, &source.store, Options::default())?;
+            let store = Store::open_in(environment, &source.store, options.clone())?;
             for &group in &source.groups {
                 segments.push(store.give_segment(group, &target, &identity, &mut log)?);
             }

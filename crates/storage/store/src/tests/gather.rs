@@ -20,7 +20,7 @@ fn other_identity(group_count: u16) -> Identity {
 }
 
 fn gather(sources: &[SegmentSource], to: &Path, identity: Identity) -> Result<(), StoreError> {
-    Store::gather_in(&environment(), sources, to, identity)
+    Store::gather_in(&environment(), sources, to, identity, &options())
 }
 
 fn of(store: &Path, groups: &[u16]) -> SegmentSource {
@@ -228,7 +228,7 @@ fn a_copy_that_was_interrupted_never_opens() {
         write_round(&store, &mut writer, true);
         drop(store);
         disk.fail(operation, part, 0);
-        let failed = Store::gather_in(&environment, &[of(path, &[0])], copied, other_identity(1));
+        let failed = Store::gather_in(&environment, &[of(path, &[0])], copied, other_identity(1), &options());
         assert!(failed.is_err() && disk.heal() == 1, "{operation:?} of {part}");
         assert!(Store::open_in(&environment, copied, options()).is_err(), "{operation:?} of {part}");
         Store::open_in(&environment, path, options()).expect("the original is as it was");

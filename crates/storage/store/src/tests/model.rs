@@ -491,7 +491,8 @@ impl Run {
         let number = self.coverage.gathered;
         let path = PathBuf::from(format!("/node-{number}"));
         let identity = Identity { incarnation: u128::from(1000 + number), ..identity(3) };
-        Store::gather_in(&on(&self.disk), &[source(&[1]), source(&[0, 2])], &path, identity).unwrap();
+        let sources = [source(&[1]), source(&[0, 2])];
+        Store::gather_in(&on(&self.disk), &sources, &path, identity, &options()).unwrap();
         self.path = path;
         self.reopen();
         assert_eq!(self.store().summaries().unwrap(), before, "what was promised and complete");
@@ -679,7 +680,7 @@ impl Run {
             15..18 => self.raise_positions(),
             18..20 => self.read(),
             20 => self.materialize(),
-            21 if self.random.chance(4) => self.gather(),
+            21 if self.random.chance(10) => self.gather(),
             21 => self.check_tail(),
             22 if self.random.chance(4) => self.fail_disk(),
             22 if self.random.chance(2) => {

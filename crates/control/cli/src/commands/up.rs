@@ -14,7 +14,7 @@ use borealis_local::cluster::{
 use borealis_local::driver_socket::{ask_driver, server_runs};
 use borealis_local::supervision::detached;
 use borealis_local::supervision::serving::Serving;
-use borealis_types::{MAX_GROUPS, NodeId, Placement};
+use borealis_types::{MAX_GROUPS, NodeId, Placement, SEGMENTS_PER_GROUP};
 
 use super::serve::{own_signals, serve, stop, stop_parts};
 use crate::UpArguments;
@@ -220,6 +220,7 @@ fn create(
         .with_context(|| format!("--protection-groups {groups}: a volume has 1 to {MAX_GROUPS}"))?;
     let port = arguments.port.unwrap_or(DEFAULT_PORT);
     require_free_port(port)?;
+    require_other_ports(port, arguments.metrics_port, SEGMENTS_PER_GROUP as u16)?;
     // Checked before the directory is made, so that a mistake leaves nothing behind.
     settings.check_libraries(&Binaries::find(arguments.pg_bin.as_deref())?)?;
     let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
@@ -322,6 +323,8 @@ fn reopen(
     // Before anything is saved: a command that fails leaves no wishes behind.
     OperatingSystemUser::choose(instance.postgres_user.as_deref())?;
     let port = instance.port;
+    let last_node = cluster.catalog.nodes.iter().map(|node| node.id.0).max().unwrap_or(0);
+    require_other_ports(port, cluster.catalog.metrics_port, last_node)?;
     cluster.clear_the_way(WRITER)?;
     require_free_port(port)?;
     // One that was left from before would be a second one beside this command, or of an older program. After all checks: a
@@ -354,6 +357,23 @@ fn apply(arguments: &UpArguments, instance: &mut InstanceEntry) -> anyhow::Resul
     Ok(())
 }
 
+/// Checks that the ports for metrics, the first for the instance and one for each node, leave out the database's: whoever is
+/// first would keep the other from listening.
+fn require_other_ports(port: u16, metrics_port: Option<u16>, last_node: u16) -> anyhow::Result<()> {
+    let Some(first) = metrics_port.filter(|first| *first > 0) else { return Ok(()) };
+    let Some(last) = first.checked_add(last_node) else {
+        bail!(
+            "--metrics-port {first}: there are no {last_node} higher ports for the nodes; choose a lower one"
+        );
+    };
+    if (first..=last).contains(&port) {
+        bail!(
+            "--metrics-port {first}: the nodes' ports go up to {last}, and {port} is the database's; choose another"
+        );
+    }
+    Ok(())
+}
+
 fn require_free_port(port: u16) -> anyhow::Result<()> {
     if borealis_local::ports::is_free(port) {
         return Ok(());
@@ -377,6 +397,15 @@ pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_leave_the_port_of_the_database_alone() {
+        let refused = |port, metrics_port| require_other_ports(port, Some(metrics_port), 6).is_err();
+        assert!(!refused(5432, 0) && !refused(5432, 5433) && !refused(5432, 5425));
+        assert!(refused(5432, 5432) && refused(5432, 5426));
+        assert!(refused(5432, 65_530) && !refused(5432, 65_529), "there is no port 65536");
+        assert!(require_other_ports(5432, None, 6).is_ok());
+    }
 
     #[test]
     fn a_cache_limit_has_a_unit() {

@@ -226,6 +226,7 @@ fn create(
     check_fleet(nodes, protection_groups)?;
     let port = arguments.port.unwrap_or(DEFAULT_PORT);
     require_free_port(port)?;
+    require_other_ports(port, arguments.metrics_port, nodes)?;
     // Checked before the directory is made, so that a mistake leaves nothing behind.
     settings.check_libraries(&Binaries::find(arguments.pg_bin.as_deref())?)?;
     let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
@@ -347,6 +348,8 @@ fn reopen(
     // Before anything is saved: a command that fails leaves no wishes behind.
     OperatingSystemUser::choose(instance.postgres_user.as_deref())?;
     let port = instance.port;
+    let last_node = cluster.catalog.nodes.iter().map(|node| node.id.0).max().unwrap_or(0);
+    require_other_ports(port, cluster.catalog.metrics_port, last_node)?;
     cluster.clear_the_way(WRITER)?;
     require_free_port(port)?;
     // One that was left from before would be a second one beside this command, or of an older program. After all checks: a
@@ -375,6 +378,23 @@ fn apply(arguments: &UpArguments, instance: &mut InstanceEntry) -> anyhow::Resul
     }
     if let Some(limit) = arguments.cache_limit {
         instance.cache_limit_bytes = limit.0;
+    }
+    Ok(())
+}
+
+/// Checks that the ports for metrics, the first for the instance and one for each node, leave out the database's: whoever is
+/// first would keep the other from listening.
+fn require_other_ports(port: u16, metrics_port: Option<u16>, last_node: u16) -> anyhow::Result<()> {
+    let Some(first) = metrics_port.filter(|first| *first > 0) else { return Ok(()) };
+    let Some(last) = first.checked_add(last_node) else {
+        bail!(
+            "--metrics-port {first}: there are no {last_node} higher ports for the nodes; choose a lower one"
+        );
+    };
+    if (first..=last).contains(&port) {
+        bail!(
+            "--metrics-port {first}: the nodes' ports go up to {last}, and {port} is the database's; choose another"
+        );
     }
     Ok(())
 }
@@ -410,6 +430,15 @@ mod tests {
             assert!(in_largest_zone <= 2 * default_groups(nodes), "{nodes} nodes");
         }
         assert_eq!((default_groups(6), default_groups(97), default_groups(384)), (16, 17, 64));
+    }
+
+    #[test]
+    fn metrics_leave_the_port_of_the_database_alone() {
+        let refused = |port, metrics_port| require_other_ports(port, Some(metrics_port), 6).is_err();
+        assert!(!refused(5432, 0) && !refused(5432, 5433) && !refused(5432, 5425));
+        assert!(refused(5432, 5432) && refused(5432, 5426));
+        assert!(refused(5432, 65_530) && !refused(5432, 65_529), "there is no port 65536");
+        assert!(require_other_ports(5432, None, 6).is_ok());
     }
 
     #[test]

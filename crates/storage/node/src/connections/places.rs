@@ -40,7 +40,7 @@ impl Kind {
 
 /// Most connections that are open at one time, those that are being closed included. Reached only if callers come faster
 /// than the threads of closed connections end.
-pub(crate) const CONNECTIONS_MAX: usize = 448;
+pub(crate) const CONNECTIONS_MAX: usize = 512;
 
 /// A connection that has a place.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +95,7 @@ mod tests {
         let mut there = occupants(Kind::Client, 128, 0);
         there.extend(occupants(Kind::Stranger, 64, 0));
         there.extend(occupants(Kind::OtherWriter, 12, 0));
-        there.extend(occupants(Kind::Peer(NodeId(2)), 4, 0));
+        there.extend(occupants(Kind::Peer(NodeId(2)), 6, 0));
         let verdict = |kind| find(kind, there.iter().copied());
         for full in [Kind::Client, Kind::Stranger, Kind::OtherWriter, Kind::Peer(NodeId(2))] {
             assert_eq!(verdict(full), Verdict::Full, "{full:?}");

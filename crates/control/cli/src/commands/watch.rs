@@ -12,8 +12,8 @@ use borealis_types::Lsn;
 /// Moves the cursor to the first line, and clears what is below it: the picture changes in its place.
 const REDRAW: &str = "\x1b[H\x1b[J";
 
-/// Shows the state of the cluster every so often until it is interrupted or nobody reads it any more. With `json`, each is one
-/// line.
+/// Shows the state of the cluster every so often until a signal ends it: an interrupt, or that nobody reads it any more. With
+/// `json`, each is one line.
 pub fn watch(dir: &Path, json: bool, every: Duration) -> anyhow::Result<ExitCode> {
     let mut before: Option<(Instant, Status)> = None;
     loop {
@@ -26,10 +26,7 @@ pub fn watch(dir: &Path, json: bool, every: Duration) -> anyhow::Result<ExitCode
             let redraw = if io::stdout().is_terminal() { REDRAW } else { "" };
             format!("{redraw}{}\n{}\n", status.text(), moved.unwrap_or_default())
         };
-        match io::stdout().write_all(picture.as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
-            written => written?,
-        }
+        io::stdout().write_all(picture.as_bytes())?;
         before = Some((now, status));
         std::thread::sleep(every.saturating_sub(now.elapsed()));
     }

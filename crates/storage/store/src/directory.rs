@@ -25,7 +25,7 @@ use crate::{Identity, StoreError};
 
 /// The last byte is the format version of the whole store. A store of another version is refused when it is
 /// opened.
-const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x04";
+const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x05";
 const HEADER_BYTES: usize = 20;
 
 /// What the identity file holds.

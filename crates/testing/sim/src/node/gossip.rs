@@ -1,11 +1,15 @@
 //! What a simulated node takes from its peers: the product's rules of evidence decide.
 
+use std::rc::Rc;
+
 use borealis_quorum::DurablePoint;
 use borealis_quorum::evidence::{credible_durable, credible_history};
-use borealis_quorum::segment::SegmentSummary;
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_quorum::segment::{SegmentSummary, Source, Standing};
+use borealis_types::GroupId;
 
 use super::{Effects, SimNode};
-use crate::message::{Host, Message};
+use crate::message::{Host, Message, SimRecord};
 use crate::{Coverage, Defect};
 
 impl SimNode {
@@ -19,17 +23,21 @@ impl SimNode {
         let Host::Node(peer) = from else { return };
         for summary in summaries {
             let group = summary.group;
+            let Some(members) = self.members(group) else { continue };
+            if self.segment(group).standing() == Standing::Absent {
+                continue;
+            }
             self.claims[usize::from(group.0)].insert(peer, summary.clone());
             let plan = self.segment(group).plan_gossip(summary);
             if plan.install_history {
-                self.install_if_credible(summary, effects, coverage);
+                self.install_if_credible(summary, &members, effects, coverage);
             }
             if plan.observe_durable {
                 let (segment, claims) = (self.segment(group), &self.claims[usize::from(group.0)]);
                 let epoch = segment.history().newest_epoch();
                 let point = match self.defect {
                     Defect::DurableOnOneWord => Some(summary.known_durable),
-                    _ => credible_durable(&self.members, self.id, segment, claims),
+                    _ => credible_durable(&members, self.id, segment, claims),
                 };
                 match point {
                     Some(point) => {
@@ -45,9 +53,32 @@ impl SimNode {
         }
     }
 
+    pub(super) fn take_from_peer(
+        &mut self,
+        group: GroupId,
+        records: Vec<Rc<SimRecord>>,
+        effects: &mut Effects,
+        coverage: &mut Coverage,
+    ) {
+        let before = self.segment(group).segment_complete_lsn();
+        for mut record in records {
+            if self.defect == Defect::GossipIgnoresHistory {
+                let epoch = self.segment(group).history().newest_epoch();
+                record = Rc::new(SimRecord { epoch, ..(*record).clone() });
+            }
+            if self.offer(group, Source::Peer, &record, effects, coverage).must_persist() {
+                coverage.count("records taken from peers");
+            }
+        }
+        if self.segment(group).segment_complete_lsn() > before {
+            self.push_progress(group, effects, coverage);
+        }
+    }
+
     fn install_if_credible(
         &mut self,
         summary: &SegmentSummary,
+        members: &QuorumSets,
         effects: &mut Effects,
         coverage: &mut Coverage,
     ) {
@@ -55,7 +86,7 @@ impl SimNode {
         let (segment, claims) = (self.segment(group), &self.claims[usize::from(group.0)]);
         let history = match self.defect {
             Defect::HistoryOnOneWord => Some(summary.history.clone()),
-            _ => credible_history(&self.members, self.id, segment, claims),
+            _ => credible_history(members, self.id, segment, claims),
         };
         let Some(history) = history else {
             return coverage.count("histories of peers without proof");

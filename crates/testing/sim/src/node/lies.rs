@@ -1,9 +1,13 @@
 //! A node whose words are not true: broken, or lied to by a stranger.
 
+use borealis_quorum::membership::{MembershipState, Replacement, Transition};
 use borealis_quorum::segment::SegmentSummary;
-use borealis_types::{EpochHistory, EpochOpening, Lsn, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_types::{EpochHistory, EpochOpening, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
 
 use crate::random::Random;
+
+/// A node that does not exist.
+const MADE_UP_NODE: u16 = 99;
 
 /// Beyond everything that a run writes.
 const FAR: u64 = 1 << 32;
@@ -21,13 +25,21 @@ pub enum Lie {
     HistoryFar,
     /// That it has nothing and knows of nothing, as after a disk was rolled back.
     RolledBack,
+    /// That its group chose another membership.
+    OtherMembers,
 }
 
 impl Lie {
     /// Any of them.
     pub fn draw(random: &mut Random) -> Lie {
-        let all =
-            [Lie::DurableFar, Lie::DurableElsewhere, Lie::HistoryThatCuts, Lie::HistoryFar, Lie::RolledBack];
+        let all = [
+            Lie::DurableFar,
+            Lie::DurableElsewhere,
+            Lie::HistoryThatCuts,
+            Lie::HistoryFar,
+            Lie::RolledBack,
+            Lie::OtherMembers,
+        ];
         all[random.below(all.len() as u64) as usize]
     }
 
@@ -51,8 +63,25 @@ impl Lie {
                 told.known_durable = Default::default();
                 told.minimum_read_point = Lsn::ZERO;
             }
+            Lie::OtherMembers => {}
         }
         told
+    }
+
+    /// What it makes of the truth about memberships, to peers and instances. To controllers it tells the truth: like any
+    /// Paxos, the choice bears members that are silent, not members that lie about their votes.
+    #[must_use]
+    pub fn told_members(self, truth: MembershipState) -> MembershipState {
+        let installed = truth.installed();
+        let made_up = match (self, installed.replacements().first()) {
+            (Lie::OtherMembers, Some(&begun)) => installed.after(Transition::Finish(begun)),
+            (Lie::OtherMembers, None) => {
+                let [old, ..] = *installed.base();
+                installed.after(Transition::Begin(Replacement { old, new: NodeId(MADE_UP_NODE) }))
+            }
+            _ => return truth,
+        };
+        made_up.map_or(truth, MembershipState::new)
     }
 }
 

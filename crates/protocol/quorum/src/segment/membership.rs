@@ -5,24 +5,10 @@
 //! group is *absent*: it keeps the last membership it knew, so that it can teach it and is not led back by an old message.
 
 use borealis_types::{GroupId, Lsn, MembershipEpoch, NodeId, RecordSpan, VolumeEpoch};
-use serde::{Deserialize, Serialize};
 
-use super::{Segment, SegmentRecord};
+use super::{Segment, SegmentRecord, Standing};
 use crate::DurablePoint;
 use crate::membership::{Accepted, Ballot, Contradiction, GroupMembership, MembershipState, NotAccepted};
-
-/// What a segment is to its group.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum Standing {
-    /// It counts: its SCL says what it has.
-    #[default]
-    Full,
-    /// It came into the group and does not have everything yet. Its SCL is zero to everyone, it answers no reads, and no
-    /// recovery counts it as a copy.
-    Joining,
-    /// Its node is no member. It has nothing.
-    Absent,
-}
 
 /// A request was meant for another membership than the one installed here.
 #[derive(Clone, PartialEq, Eq, Debug)]

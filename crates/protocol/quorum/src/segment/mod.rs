@@ -28,10 +28,10 @@ mod membership_tests;
 mod tests;
 mod types;
 
-pub use membership::{BaseRefused, MembershipInstalled, OtherMembership, Standing};
+pub use membership::{BaseRefused, MembershipInstalled, OtherMembership};
 pub use types::{
     CheckpointError, Fenced, Gap, GossipPlan, InstallError, Installed, Offer, ReadRefusal, SegmentCheckpoint,
-    SegmentRecord, SegmentSummary, Source,
+    SegmentRecord, SegmentSummary, Source, Standing,
 };
 
 /// How many records from the writer or from peers wait for a predecessor before more are refused.

@@ -3,7 +3,6 @@
 use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
 use serde::{Deserialize, Serialize};
 
-use super::Standing;
 use crate::membership::MembershipState;
 use crate::{ChainLink, DurablePoint, Promise};
 
@@ -208,6 +207,19 @@ pub enum ReadRefusal {
         /// The highest position it can be read at.
         through: Lsn,
     },
+}
+
+/// What a segment is to its group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Standing {
+    /// It counts: its SCL says what it has.
+    #[default]
+    Full,
+    /// It came into the group and does not have everything yet. Its SCL is zero to everyone, it answers no reads, and no
+    /// recovery counts it as a copy.
+    Joining,
+    /// Its node is no member. It has nothing.
+    Absent,
 }
 
 /// A segment's state as stored in a checkpoint of the node's log.

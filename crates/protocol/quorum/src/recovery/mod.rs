@@ -189,6 +189,9 @@ impl<Handle: Clone> Recovery<Handle> {
                 }
                 Ok(())
             }
+            Event::MembershipChanged { group, membership } => {
+                Err(Failure::MembershipChanged { group, membership })
+            }
             Event::Tick => {
                 if self.deadline.is_some_and(|deadline| now >= deadline) {
                     return Err(Failure::NoQuorum { groups: self.groups_waiting() });
@@ -440,8 +443,14 @@ impl<Handle: Clone> Recovery<Handle> {
         self.needed(id, decision).filter(lacks).cloned().collect()
     }
 
-    /// Whether the segment has every needed record, as it said or because it was brought.
+    /// Whether the segment counts as a copy of what is needed. A joining one has it, and lacks what is older.
     fn has_everything(&self, node: NodeId, id: GroupId) -> bool {
+        let is_joining = |summary: &SegmentSummary| summary.joining;
+        self.needs_nothing(node, id) && !self.group(id).summaries.get(&node).is_some_and(is_joining)
+    }
+
+    /// Whether the segment has every needed record, as it said or because it was brought.
+    fn needs_nothing(&self, node: NodeId, id: GroupId) -> bool {
         let group = self.group(id);
         group.repaired.contains(&node)
             || group.tails.get(&node).is_some_and(|tail| tail.suffices == Some(true))
@@ -476,7 +485,7 @@ impl<Handle: Clone> Recovery<Handle> {
                 .map(|(&node, _)| node)
                 .collect();
             for node in read {
-                if !self.has_everything(node, id) {
+                if !self.needs_nothing(node, id) {
                     self.request_once(Request::Repair(node, id), now, commands);
                 }
             }
@@ -491,7 +500,7 @@ impl<Handle: Clone> Recovery<Handle> {
             // of its segments needs any; one that answers after the end learns it from the writer or its peers.
             let complete = self
                 .group_ids()
-                .all(|id| !self.group(id).summaries.contains_key(&node) || self.has_everything(node, id));
+                .all(|id| !self.group(id).summaries.contains_key(&node) || self.needs_nothing(node, id));
             if complete && !self.installed.contains(&node) {
                 self.request_once(Request::Install(node), now, commands);
             }

@@ -8,6 +8,7 @@ use borealis_types::{
 };
 
 use super::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
+use crate::membership::GroupMembership;
 use crate::quorum_set::QuorumSets;
 use crate::segment::{Segment, Source};
 use crate::writer::WriterTracker;
@@ -24,6 +25,8 @@ struct Cluster {
     down: BTreeSet<u16>,
     /// Lost for good, so that the others are opened as survivors.
     lost: BTreeSet<NodeId>,
+    /// Say that they are joining.
+    joining: BTreeSet<u16>,
 }
 
 impl Cluster {
@@ -34,6 +37,7 @@ impl Cluster {
             records: vec![vec![BTreeMap::new(); usize::from(groups)]; 6],
             down: BTreeSet::new(),
             lost: BTreeSet::new(),
+            joining: BTreeSet::new(),
         }
     }
 
@@ -60,7 +64,12 @@ impl Cluster {
                 let all = self.segments.get_mut(usize::from(node.0))?;
                 let summaries: Result<Vec<_>, _> = all.iter_mut().map(|s| s.fence(promise)).collect();
                 Some(match summaries {
-                    Ok(summaries) => Event::Fenced { node, summaries },
+                    Ok(mut summaries) => {
+                        summaries
+                            .iter_mut()
+                            .for_each(|summary| summary.joining = self.joining.contains(&node.0));
+                        Event::Fenced { node, summaries }
+                    }
                     Err(fenced) => Event::Refused { node, current: fenced.current.epoch },
                 })
             }
@@ -220,6 +229,40 @@ fn a_new_volume_starts_empty_and_a_recovery_without_news_changes_nothing() {
     assert_eq!(outcome.durable, RecordSpan::NONE);
     let opened: Vec<_> = outcome.history.openings().iter().map(|o| (o.epoch.0, o.server_version)).collect();
     assert_eq!(opened, [(1, release(1)), (2, release(2))]);
+}
+
+#[test]
+fn a_joining_segment_gets_history_and_records_and_counts_as_no_copy() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    writer.ship(&mut cluster, &[(0, &[0, 1])], 1);
+    cluster.down = [4, 5].into();
+    cluster.joining = [3].into();
+    // Three copies and a newcomer: not opened, though all four have what the recovery brought.
+    assert!(matches!(cluster.recover(2, |_| true), Some(Err(Failure::NoQuorum { .. }))));
+    assert_eq!(cluster.records[3][0].len(), 1, "it gets what is kept");
+    cluster.down.remove(&4);
+    let outcome = cluster.recover_up(3);
+    assert_eq!(outcome.durable.end, Lsn(40));
+    assert_eq!(cluster.segments[3][0].history(), &outcome.history);
+}
+
+#[test]
+fn a_recovery_ends_when_it_learns_that_the_members_changed() {
+    let options = RecoveryOptions {
+        promise: promise(1),
+        server_version: release(1),
+        members: Cluster::new(1).members(),
+        retry_after: Duration::from_secs(1),
+        give_up_after: None,
+    };
+    let (mut recovery, _) = Recovery::<u64>::start(options, Duration::ZERO);
+    let membership = GroupMembership::created([0, 1, 2, 3, 4, 6].map(NodeId)).expect("six different nodes");
+    let group = GroupId(0);
+    let event = Event::MembershipChanged { group, membership: membership.clone() };
+    let failed = Command::Failed(Failure::MembershipChanged { group, membership });
+    assert_eq!(recovery.handle(event, Duration::ZERO), [failed]);
+    assert_eq!(recovery.handle(Event::Tick, Duration::from_secs(9)), []);
 }
 
 #[test]

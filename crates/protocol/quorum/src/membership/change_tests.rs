@@ -201,13 +201,16 @@ fn nothing_begins_that_would_leave_a_set_without_four_members_that_have_everythi
     assert_eq!(done(&group.make(third, 5)).sets().len(), 4);
 }
 
+/// What some segments get, and others do not.
+type Gift<'a> = &'a dyn Fn(&mut Segment);
+
 #[test]
 fn nobody_is_dropped_while_the_sets_that_stay_lack_a_promise_a_history_or_a_record() {
     let span = RecordSpan { start: Lsn(40), end: Lsn(80) };
     let record = ChainLink { previous_end: Lsn(40), span };
     // Four of the old set: that of the one that goes, and only three of those that stay.
     let had_by = [0, 1, 2, 5].map(NodeId);
-    let lacks: [(&str, &dyn Fn(&mut Segment)); 3] = [
+    let lacks: [(&str, Gift<'_>); 3] = [
         ("a record", &|segment| {
             segment.offer(Source::Writer, VolumeEpoch(1), record);
         }),

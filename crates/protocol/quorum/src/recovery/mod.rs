@@ -79,7 +79,7 @@ struct Decision {
 pub struct Recovery<Handle> {
     options: RecoveryOptions,
     groups: Vec<Group<Handle>>,
-    /// The newest history of the first write quorum in every group.
+    /// The newest history of those that answered before the decision, a write quorum in every group.
     base_history: Option<EpochHistory>,
     decision: Option<Decision>,
     /// All groups have everything up to VDL at a write quorum, so installing has begun.
@@ -289,16 +289,22 @@ impl<Handle: Clone> Recovery<Handle> {
         Ok(())
     }
 
-    /// Whether the history is known by which records count. Finds it when a write quorum of every group has answered.
+    /// Whether the history is known by which records count: when a write quorum of every group has answered. Until the
+    /// decision, one that answers later may be the second that vouches for a newer one; the tails are read again then.
+    /// Durable points are taken from all that answered, and they hold under the newest history of the same members only.
     fn find_base_history(&mut self) -> Result<bool, Failure> {
-        if self.base_history.is_some() {
-            return Ok(true);
-        }
         let answered = |g: &Group<Handle>| g.members.is_write_quorum(|node| g.summaries.contains_key(&node));
         if !self.groups.iter().all(answered) {
             return Ok(false);
         }
-        self.base_history = Some(self.newest_history()?);
+        if self.base_history.is_none() {
+            self.refuse_premature_openings()?;
+        }
+        let newest = self.newest_history()?;
+        if self.base_history.as_ref().is_some_and(|known| *known != newest) {
+            self.forget_tails();
+        }
+        self.base_history = Some(newest);
         Ok(true)
     }
 

@@ -535,6 +535,33 @@ fn a_history_that_one_member_has_is_passed_over() {
 }
 
 #[test]
+fn a_history_counts_that_the_first_four_could_not_vouch_for() {
+    let mut cluster = Cluster::new(1);
+    cluster.down = BTreeSet::from([4, 5]);
+    let mut writer = Writer::first(&mut cluster);
+    let records = [1, 2].map(|content| writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], content));
+    let point = DurablePoint { volume: records[0].span, group_tail: records[0].span.end };
+    for node in 0..4 {
+        assert!(cluster.segments[node][0].observe_durable(VolumeEpoch(1), point));
+    }
+    // Of the first four to answer two were away, one denies what it has, and one alone knows of the first recovery. The
+    // durable point that another one vouches for, later, is of that recovery.
+    cluster.down.clear();
+    cluster.segments[2][0] = Segment::new(GroupId(0));
+    cluster.records[2][0].clear();
+    let (late, unread) = (Cell::new(2), Cell::new(4));
+    let swallow = |left: &Cell<u32>| left.replace(left.get().saturating_sub(1)) > 0;
+    let allow = |command: &Command<u64>| match command {
+        Command::Fence { node: NodeId(0 | 1), .. } => !swallow(&late),
+        Command::ReadTail { .. } => !swallow(&unread),
+        _ => true,
+    };
+    let outcome = cluster.recover(2, allow).expect("it ends").expect("six are up");
+    let epochs: Vec<u64> = outcome.history.openings().iter().map(|opening| opening.epoch.0).collect();
+    assert_eq!((outcome.durable, epochs), (records[1].span, vec![1, 2]));
+}
+
+#[test]
 fn a_forged_history_that_cuts_acknowledged_records_makes_nobody_cut_them() {
     for down in [&[][..], &[4, 5]] {
         let (mut cluster, records) = written();

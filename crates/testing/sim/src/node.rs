@@ -386,6 +386,12 @@ impl SimNode {
         self.summaries().into_iter().map(|summary| self.told(summary)).collect()
     }
 
+    /// What it says of what it has on disk, which is what a copy of it would have, true or not.
+    #[must_use]
+    pub fn told_of_disk(&self) -> Vec<SegmentSummary> {
+        self.durable.segments.iter().map(|segment| self.told(segment.summary())).collect()
+    }
+
     fn told(&self, summary: SegmentSummary) -> SegmentSummary {
         match self.lie {
             Some(lie) => lie.told(summary),

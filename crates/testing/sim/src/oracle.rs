@@ -9,7 +9,7 @@ use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::Outcome;
 use borealis_types::{
     EpochHistory, GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, RecordSpan, SEGMENTS_PER_GROUP,
-    VolumeEpoch,
+    VolumeEpoch, WRITE_QUORUM,
 };
 
 use crate::Coverage;
@@ -28,11 +28,13 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Where what was durable under earlier memberships has to be.
+    /// Where what was at a write quorum before has to be: under earlier memberships, or when more nodes were left. Of a
+    /// write quorum, as many may be among the lost as others lack a record.
     fn bases(&self) -> Result<Counted, String> {
         let bases = self.sets.iter().map(|sets| QuorumSets::new(sets.sets()[..1].to_vec()));
         let sets = bases.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-        Ok(Counted { sets, left: self.left })
+        let left = self.left.map(|left| left - (SEGMENTS_PER_GROUP - WRITE_QUORUM));
+        Ok(Counted { sets, left })
     }
 }
 

@@ -118,15 +118,12 @@ impl World {
         self.rescue = Some(Rescue { lost, attempt: None, agreed: None });
     }
 
-    /// The node to copy: one that says it has every group to its end, and nothing that cannot be there.
+    /// The node to copy: one that says it has every group to its end on disk, and nothing that cannot be there.
     fn source_of_copies(&self, lost: &BTreeSet<NodeId>, agreed: Option<&Agreement>) -> Option<usize> {
         let is_complete = |node: &SimNode| {
-            let told = node.told_summaries();
+            let told = node.told_of_disk();
             let ends = |tail: &GroupTail| told[usize::from(tail.group.0)].complete.end == tail.last_end;
-            let is_durable = |tail: &GroupTail| node.durable_complete(tail.group) >= tail.last_end;
-            agreed.is_some_and(|agreed| {
-                agreed.tails.iter().all(ends) && (node.lie.is_some() || agreed.tails.iter().all(is_durable))
-            })
+            agreed.is_some_and(|agreed| agreed.tails.iter().all(ends))
         };
         let careless = matches!(self.defect, Defect::RescueCopiesAnyone | Defect::RescueWithoutAgreement);
         self.nodes

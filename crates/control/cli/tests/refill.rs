@@ -40,6 +40,16 @@ fn size_bytes(folder: &Path) -> u64 {
     text.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 
+/// Copies the segments of node 6 from one folder of this disk to another: how many bytes, and how long it takes.
+fn copy_segments(cluster: &TestCluster) -> (u64, Duration) {
+    let segments = cluster.dir().join("nodes/6/store/segments");
+    let (copy, bytes, begun) = (cluster.dir().join("copy"), size_bytes(&segments), Instant::now());
+    let copied = Command::new("cp").arg("-r").arg(&segments).arg(&copy).status().expect("cp runs");
+    let synced = Command::new("sync").arg("-f").arg(&copy).status().expect("sync runs");
+    assert!(copied.success() && synced.success());
+    (bytes, begun.elapsed())
+}
+
 #[test]
 fn a_node_that_was_away_for_ten_times_the_kept_log_comes_back_by_itself() {
     let cluster = TestCluster::start(&[]);
@@ -96,12 +106,7 @@ fn a_node_that_was_away_for_ten_times_the_kept_log_comes_back_by_itself() {
     assert!(!cluster.logs().contains("keeps log that old"), "the old message is gone");
 
     let fetched = metric(&cluster, 6, "refill_fetched_bytes");
-    // The same bytes, from one folder of this disk to another.
-    let segments = cluster.dir().join("nodes/6/store/segments");
-    let (copy, copied_bytes, begun) = (cluster.dir().join("copy"), size_bytes(&segments), Instant::now());
-    let copied = Command::new("cp").arg("-r").arg(&segments).arg(&copy).status().expect("cp runs");
-    let synced = Command::new("sync").arg("-f").arg(&copy).status().expect("sync runs");
-    assert!(copied.success() && synced.success());
+    let (copied_bytes, copying) = copy_segments(&cluster);
     let rate = |bytes: u64, took: Duration| bytes as f64 / MIB as f64 / took.as_secs_f64();
     harness::say(&format!(
         "{} MiB of redo while away, {} MiB kept; back within {:.1} s of its start, of which {} MiB came as pages \
@@ -112,7 +117,7 @@ fn a_node_that_was_away_for_ten_times_the_kept_log_comes_back_by_itself() {
         fetched / MIB,
         rate(fetched, took),
         copied_bytes / MIB,
-        rate(copied_bytes, begun.elapsed()),
+        rate(copied_bytes, copying),
         quiet,
         busy,
     ));

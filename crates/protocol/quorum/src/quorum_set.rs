@@ -138,6 +138,15 @@ impl QuorumSets {
         self.sets.iter().any(|set| suffices(set))
     }
 
+    /// Whether the nodes for which `has` holds leave no write quorum of any membership that follows to the others: three of
+    /// **every** set, for the change may end with any of them.
+    pub fn is_read_quorum_of_each(&self, has: impl Fn(NodeId) -> bool) -> bool {
+        let suffices = |set: &[NodeId]| {
+            self.present(set).filter(|&node| has(node)).count() >= self.count_needed(set, READ_QUORUM)
+        };
+        self.sets.iter().all(|set| suffices(set))
+    }
+
     /// The highest position that a write quorum has reached, given each node's own.
     pub fn write_quorum_reached(&self, position_of: impl Fn(NodeId) -> Lsn) -> Lsn {
         self.sets
@@ -248,6 +257,21 @@ mod tests {
             let both = is_write(&single(), mask) && is_write(&after, mask);
             assert_eq!(is_write(&changing(), mask), both);
         }
+    }
+
+    /// A lease rests on this: whoever confirmed it while members change meets a successor in the only set that stays.
+    #[test]
+    fn three_of_each_set_meet_a_write_quorum_of_any_set_that_may_stay_and_three_of_one_may_not() {
+        let after = QuorumSets::new(vec![[0, 1, 2, 3, 4, 6].map(NodeId)]).expect("six different nodes");
+        let mut missed = false;
+        for mask in 0..1u32 << 7 {
+            for successor in (0..1u32 << 7).filter(|&other| is_write(&after, other)) {
+                let meets = mask & successor != 0;
+                assert!(meets || !changing().is_read_quorum_of_each(|node| mask & 1 << node.0 != 0));
+                missed |= is_read(&changing(), mask) && !meets;
+            }
+        }
+        assert!(missed, "three of any set would do");
     }
 
     #[test]

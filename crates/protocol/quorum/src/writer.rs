@@ -230,6 +230,15 @@ impl WriterTracker {
         self.advance_durable()
     }
 
+    /// A group's members, as they are counted.
+    ///
+    /// # Panics
+    /// If the group does not exist.
+    #[must_use]
+    pub fn members(&self, group: GroupId) -> &QuorumSets {
+        &self.group(group).members
+    }
+
     fn group(&self, id: GroupId) -> &Group {
         self.groups.get(usize::from(id.0)).expect("the group is one of the volume's")
     }

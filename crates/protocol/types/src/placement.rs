@@ -106,6 +106,12 @@ impl GroupSet {
         GroupSet(self.0 | 1 << group.0)
     }
 
+    /// The set without `group`.
+    #[must_use]
+    pub fn without(self, group: GroupId) -> GroupSet {
+        if self.contains(group) { GroupSet(self.0 & !(1 << group.0)) } else { self }
+    }
+
     /// Every group that is in either set.
     #[must_use]
     pub fn union(self, other: GroupSet) -> GroupSet {
@@ -199,5 +205,9 @@ mod tests {
         assert_eq!(set.iter().map(|g| g.0).collect::<Vec<_>>(), [0, 5, 63]);
         assert_eq!(set.len(), 3);
         assert!(set.contains(GroupId(5)) && !set.contains(GroupId(6)));
+        assert_eq!(
+            set.without(GroupId(5)).without(GroupId(6)),
+            GroupSet::EMPTY.with(GroupId(63)).with(GroupId(0))
+        );
     }
 }

@@ -1,12 +1,14 @@
 //! A simulated instance: a real recovery that, once it is done, becomes a real writer.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use borealis_quorum::Promise;
+use borealis_quorum::membership::{GroupMembership, MembershipState, credible_membership};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::{Command, Event, Recovery, RecoveryOptions};
-use borealis_types::{Lsn, NodeId, ServerVersion};
+use borealis_types::{GroupId, Lsn, MembershipEpoch, NodeId, ServerVersion};
 
 use crate::Defect;
 use crate::effects::Effects;
@@ -36,36 +38,118 @@ pub struct Compute {
     /// Goes on when told that it is fenced.
     pub stubborn: bool,
     members: Vec<QuorumSets>,
+    /// The membership of each group as this instance knows it.
+    memberships: Vec<GroupMembership>,
+    /// What nodes said of a group's memberships when they refused something, in group order.
+    claims: Vec<BTreeMap<NodeId, MembershipState>>,
     defect: Defect,
     role: Role,
 }
 
+/// Who takes over, and with which server.
+#[derive(Debug)]
+pub struct Start {
+    /// Counts instances in the order they start.
+    pub id: u32,
+    /// The epoch it opens, and its name there.
+    pub promise: Promise,
+    /// The release of its server.
+    pub server_version: ServerVersion,
+    /// What it tells the recovery of that: the same unless something is broken on purpose.
+    pub recorded: ServerVersion,
+    /// Through which members it recovers, if not through all.
+    pub survivors: Option<Vec<QuorumSets>>,
+    /// The membership of each group as it knows it.
+    pub memberships: Vec<GroupMembership>,
+}
+
+/// The sets that writes are counted in.
+fn sets_written(membership: &GroupMembership, defect: Defect) -> QuorumSets {
+    match defect {
+        Defect::NewSetsNotWritten => QuorumSets::new(vec![*membership.base()]).expect("a set of it is one"),
+        _ => membership.quorum_sets(),
+    }
+}
+
+/// The sets that a recovery goes through.
+fn sets_recovered(membership: &GroupMembership, defect: Defect) -> QuorumSets {
+    match defect {
+        Defect::NewSetsNotRecovered => QuorumSets::new(vec![*membership.base()]).expect("a set of it is one"),
+        _ => membership.quorum_sets(),
+    }
+}
+
 impl Compute {
-    /// An instance that takes the volume over. Its server runs `server_version`, and it tells the recovery
-    /// `recorded`, which is the same unless something is broken on purpose.
+    /// An instance that takes the volume over.
     #[must_use]
-    pub fn start(
-        id: u32,
-        promise: Promise,
-        server_version: ServerVersion,
-        recorded: ServerVersion,
-        members: Vec<QuorumSets>,
-        now_ms: u64,
-        defect: Defect,
-    ) -> (Compute, Effects) {
+    pub fn start(start: Start, now_ms: u64, defect: Defect) -> (Compute, Effects) {
+        let Start { id, promise, server_version, recorded, survivors, memberships } = start;
+        let all = || memberships.iter().map(|membership| sets_recovered(membership, defect)).collect();
         let options = RecoveryOptions {
             promise,
             server_version: recorded,
-            members: members.clone(),
+            members: survivors.clone().unwrap_or_else(all),
             retry_after: Duration::from_millis(RETRY_MS),
             give_up_after: Some(Duration::from_millis(20 * RETRY_MS)),
         };
         let (recovery, commands) = Recovery::start(options, Duration::from_millis(now_ms));
         let role = Role::Recovering(Box::new(recovery));
-        let mut compute = Compute { id, promise, server_version, stubborn: false, members, defect, role };
+        let of_groups = || memberships.iter().map(|membership| sets_written(membership, defect)).collect();
+        let members = survivors.unwrap_or_else(of_groups);
+        let claims = vec![BTreeMap::new(); memberships.len()];
+        let stubborn = false;
+        let mut compute =
+            Compute { id, promise, server_version, stubborn, members, memberships, claims, defect, role };
         let mut effects = Effects::default();
         compute.carry_out(commands, now_ms, &mut effects);
         (compute, effects)
+    }
+
+    /// The membership of each group as it knows it.
+    #[must_use]
+    pub fn memberships(&self) -> &[GroupMembership] {
+        &self.memberships
+    }
+
+    /// For which memberships what it asks now is made, in group order.
+    #[must_use]
+    pub fn made_for(&self) -> Rc<[MembershipEpoch]> {
+        self.memberships.iter().map(GroupMembership::epoch).collect()
+    }
+
+    /// A node refused something because it has newer memberships. What enough nodes say is learned.
+    fn learn(
+        &mut self,
+        node: NodeId,
+        told: Vec<(GroupId, MembershipState)>,
+        now_ms: u64,
+        effects: &mut Effects,
+    ) {
+        for (group, state) in told {
+            let position = usize::from(group.0);
+            let (Some(known), Some(claims)) = (self.memberships.get(position), self.claims.get_mut(position))
+            else {
+                continue;
+            };
+            claims.insert(node, state);
+            let Some(newer) = credible_membership(Some(known), claims) else { continue };
+            self.memberships[position] = newer.clone();
+            self.members[position] = sets_written(&newer, self.defect);
+            match &mut self.role {
+                Role::Recovering(recovery) => {
+                    effects.count("memberships learned by recoveries");
+                    let event = Event::MembershipChanged { group, membership: newer };
+                    let commands = recovery.handle(event, Duration::from_millis(now_ms));
+                    self.carry_out(commands, now_ms, effects);
+                }
+                Role::Writing(writer) => {
+                    effects.count("memberships learned by writers");
+                    let sets = self.members[position].clone();
+                    writer.take_members(group, &sets, Duration::from_millis(now_ms), effects);
+                }
+                Role::Stopped => {}
+            }
+        }
     }
 
     /// Whether it has stopped.
@@ -133,6 +217,14 @@ impl Compute {
     /// Takes a message from a node.
     pub fn receive(&mut self, node: NodeId, message: Message, now_ms: u64) -> Effects {
         let mut effects = Effects::default();
+        let message = match message {
+            Message::OlderMembership(told) => {
+                self.learn(node, told, now_ms, &mut effects);
+                self.go_on(now_ms, &mut effects);
+                return effects;
+            }
+            other => other,
+        };
         match &mut self.role {
             Role::Recovering(recovery) => {
                 let event = match message {

@@ -35,8 +35,8 @@ pub struct Effects {
     pub durable: Option<Lsn>,
     /// Reads that came to an end.
     pub answered: Vec<(Asked, Answer)>,
-    /// The writer ended by itself: why, and how many nodes took its batches then.
-    pub ended: Option<(TenureEnd, usize)>,
+    /// The writer ended by itself: why, and how many nodes took its batches then, if those were a write quorum.
+    pub ended: Option<(TenureEnd, Option<usize>)>,
     /// What happened, for the coverage.
     pub counted: Vec<&'static str>,
     /// A contradiction that a correct protocol rules out.

@@ -1,6 +1,6 @@
 //! Deterministic simulation of the quorum protocol and of the compute side under faults.
 //!
-//! One [`run`] is one history of a small volume: six storage nodes, one to four protection groups, writers
+//! One [`run`] is one history of a small volume: six to ten storage nodes, one to four protection groups, writers
 //! that come and go (some go on after they were replaced), recoveries (some die half way, some compete), in some runs a
 //! node that says what is not true to its peers and to recoveries, and a network and machines that fail in every way they can. The machines under test are the product's: segments and
 //! recovery of `borealis-quorum`, the shipper, the reads and the greeting of nodes of `borealis-compute`, batches and
@@ -21,6 +21,11 @@
 //!   random one.
 //!
 //! After the faults stop, the volume must become writable again, and every segment complete.
+//!
+//! In most runs members are replaced as well: controllers begin, finish and take back replacements, one or two of a group at
+//! once, die at any step, work against each other, and begin from old lists of members; newcomers join. Then the oracle
+//! checks at every membership that a node acts on that it is the only one of its epoch, that a write quorum of the one before
+//! chose it, and that four of its old members have everything acknowledged.
 //!
 //! Invariant: the same seed gives the same trace.
 
@@ -93,6 +98,24 @@ pub enum Defect {
     PinIgnored,
     /// A refill that begins again at another point keeps the pages that are as of the one before.
     RefillMixesPoints,
+    /// A controller drops a member without looking what the sets that stay have.
+    FinishWithoutBar,
+    /// A segment that is joining is counted like any other.
+    JoiningCounts,
+    /// A member accepts a membership of an older attempt than it promised.
+    BallotIgnored,
+    /// A member does not tell a newer attempt what it accepted.
+    AcceptedForgotten,
+    /// A node carries out what was asked for an older membership.
+    OlderMembershipServed,
+    /// A node acts on a membership that a single peer says is installed.
+    MembershipOnOneWord,
+    /// A writer counts in the old members' set alone while members change.
+    NewSetsNotWritten,
+    /// A recovery goes through the old members' set alone while members change.
+    NewSetsNotRecovered,
+    /// A joining segment takes a base that lacks a record.
+    BaseIncomplete,
 }
 
 /// How a run is set up.

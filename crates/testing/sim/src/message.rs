@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use borealis_quorum::membership::{self, MembershipState};
 use borealis_quorum::recovery::TailRecord;
 use borealis_quorum::segment::{Gap, SegmentSummary};
 use borealis_quorum::{ChainLink, DurablePoint, GroupLink, GroupTail, Promise};
@@ -113,6 +114,8 @@ pub enum Host {
     Node(NodeId),
     /// An instance: a recovery that becomes a writer.
     Compute(u32),
+    /// A controller: one change of one group's membership.
+    Controller(u32),
 }
 
 /// A connection of an instance to a node. The network delivers what is sent on one in order, or breaks it.
@@ -213,6 +216,27 @@ pub enum Message {
     GossipAsk(GroupId, Gap, Lsn),
     /// Node to node; with what the question said of the durable records.
     GossipRecords(GroupId, Lsn, Vec<Rc<SimRecord>>),
+    /// Node to node: what it stores of each group's memberships.
+    GossipMembership(Vec<(GroupId, MembershipState)>),
+    /// Node to instance: what it asked was made for an older membership. What the node stores of those groups' memberships.
+    OlderMembership(Vec<(GroupId, MembershipState)>),
+    /// Controller to node.
+    Membership(GroupId, membership::Request),
+    /// Node to controller.
+    MembershipAnswer(membership::Answer),
+    /// A joining segment asks a peer for everything as of one durable point.
+    AskBase(GroupId),
+    /// Stands for pages as of one point: every record of the group up to its end there.
+    Base {
+        /// Of which group.
+        group: GroupId,
+        /// Under whose history the point is durable.
+        epoch: VolumeEpoch,
+        /// The point.
+        point: DurablePoint,
+        /// The records.
+        records: Vec<Rc<SimRecord>>,
+    },
 }
 
 /// A durable point of one group out of a list for all.

@@ -3,6 +3,7 @@
 mod gossip;
 pub mod lies;
 mod lines;
+mod membership;
 mod pieces;
 mod refill;
 
@@ -11,10 +12,15 @@ use std::rc::Rc;
 
 use borealis_quorum::corroboration::Corroboration;
 use borealis_quorum::evidence::Claims;
+use borealis_quorum::membership::{Accepted, Ballot, GroupMembership, MembershipState};
 use borealis_quorum::quorum_set::QuorumSets;
-use borealis_quorum::segment::{InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source};
+use borealis_quorum::segment::{
+    InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source, Standing,
+};
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId};
+use borealis_types::{
+    EpochHistory, GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId,
+};
 use borealis_wire::{Caller, Refusal, Reply, SegmentProgress};
 
 use self::lies::Lie;
@@ -36,6 +42,10 @@ enum Entry {
     Observe(GroupId, VolumeEpoch, DurablePoint),
     ReadPoint(GroupId, VolumeEpoch, Lsn),
     Jump(GroupId, DurablePoint, Vec<Rc<SimRecord>>),
+    Prepare(GroupId, MembershipEpoch, Ballot),
+    Accept(GroupId, Accepted),
+    Members(GroupId, GroupMembership),
+    Base(GroupId, VolumeEpoch, DurablePoint, Vec<Rc<SimRecord>>),
 }
 
 /// Records of one group, by start position.
@@ -44,15 +54,21 @@ type Records = BTreeMap<Lsn, Rc<SimRecord>>;
 /// What a node is after its log is applied: also what a checkpoint stores.
 #[derive(Clone, Debug)]
 struct State {
+    own: NodeId,
     segments: Vec<Segment>,
     records: Vec<Records>,
 }
 
 impl State {
-    fn new(group_count: u16) -> State {
+    fn new(own: NodeId, memberships: &[GroupMembership]) -> State {
+        let segment = |(membership, id): (&GroupMembership, u16)| match membership.contains(own) {
+            true => Segment::created(GroupId(id), membership.clone()),
+            false => Segment::absent(GroupId(id)),
+        };
         State {
-            segments: (0..group_count).map(|id| Segment::new(GroupId(id))).collect(),
-            records: vec![Records::new(); usize::from(group_count)],
+            own,
+            segments: memberships.iter().zip(0..).map(segment).collect(),
+            records: vec![Records::new(); memberships.len()],
         }
     }
 
@@ -97,6 +113,9 @@ impl State {
             Entry::ReadPoint(group, epoch, point) => {
                 self.segments[usize::from(group.0)].observe_minimum_read_point(*epoch, *point);
             }
+            Entry::Prepare(..) | Entry::Accept(..) | Entry::Members(..) | Entry::Base(..) => {
+                self.apply_membership(entry);
+            }
         }
     }
 }
@@ -124,8 +143,6 @@ pub struct SimNode {
     answers: Vec<(usize, Host, Message)>,
     /// Open connections. Writers among them hear of progress they did not cause.
     lines: BTreeMap<LineId, (Host, Caller)>,
-    /// The members of every group.
-    members: QuorumSets,
     /// What was last heard of each other node's segments, in group order.
     claims: Vec<Claims>,
     /// What it keeps of each group, and for whom, in group order.
@@ -134,6 +151,8 @@ pub struct SimNode {
     refills: Vec<Option<Refill>>,
     /// Records that peers sent and that nobody has confirmed, in group order.
     unconfirmed: Vec<Corroboration<Rc<SimRecord>>>,
+    /// What each other node last said of a group's memberships, in group order.
+    membership_claims: Vec<BTreeMap<NodeId, MembershipState>>,
     /// How it lies to its peers and to recoveries, if it does.
     pub lie: Option<Lie>,
 }
@@ -147,15 +166,17 @@ pub struct Effects {
     pub stored: Vec<(GroupId, Rc<SimRecord>)>,
     /// Reads that were answered with a page.
     pub read: Vec<(GroupId, ReadPoint)>,
+    /// Memberships that it acts on from now on.
+    pub members: Vec<(GroupId, GroupMembership)>,
     /// A contradiction that a correct protocol rules out.
     pub impossible: Option<String>,
 }
 
 impl SimNode {
-    /// An empty node with a segment of every group.
+    /// An empty node with a segment of every group that it is a member of.
     #[must_use]
-    pub fn new(id: NodeId, group_count: u16, defect: Defect) -> SimNode {
-        let state = State::new(group_count);
+    pub fn new(id: NodeId, memberships: &[GroupMembership], defect: Defect) -> SimNode {
+        let state = State::new(id, memberships);
         SimNode {
             id,
             running: true,
@@ -169,11 +190,11 @@ impl SimNode {
             synced: 0,
             answers: Vec::new(),
             lines: BTreeMap::new(),
-            members: QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).expect("six different nodes"),
-            claims: vec![Claims::new(); usize::from(group_count)],
-            kept: vec![Kept::default(); usize::from(group_count)],
-            refills: vec![None; usize::from(group_count)],
-            unconfirmed: vec![Corroboration::default(); usize::from(group_count)],
+            claims: vec![Claims::new(); memberships.len()],
+            kept: vec![Kept::default(); memberships.len()],
+            refills: vec![None; memberships.len()],
+            unconfirmed: vec![Corroboration::default(); memberships.len()],
+            membership_claims: vec![BTreeMap::new(); memberships.len()],
             lie: None,
         }
     }
@@ -213,6 +234,19 @@ impl SimNode {
         records.get(&record.span.start).is_some_and(|known| known.content == record.content)
     }
 
+    /// The same of a segment that counts.
+    #[must_use]
+    pub fn has_copy_durably(&self, group: GroupId, record: &SimRecord) -> bool {
+        let segment = &self.durable.segments[usize::from(group.0)];
+        segment.standing() == Standing::Full && self.has_durably(group, record)
+    }
+
+    /// What it stores of a group's memberships, durably.
+    #[must_use]
+    pub fn durable_membership(&self, group: GroupId) -> Option<&MembershipState> {
+        self.durable.segments[usize::from(group.0)].membership()
+    }
+
     /// SCL of a segment as it would be after a crash of this node now.
     #[must_use]
     pub fn durable_complete(&self, group: GroupId) -> Lsn {
@@ -222,24 +256,25 @@ impl SimNode {
     /// A node with what this one has on disk, in the place of `replaced`, which is lost.
     #[must_use]
     pub fn copy_as(&self, replaced: &SimNode) -> SimNode {
+        let durable = State { own: replaced.id, ..self.durable.clone() };
         let mut copy = SimNode {
             id: replaced.id,
             running: false,
             life: replaced.life + 1,
             syncing: false,
             defect: self.defect,
-            state: self.durable.clone(),
-            durable: self.durable.clone(),
+            state: durable.clone(),
+            durable,
             checkpoint: self.checkpoint.clone(),
             log: self.log[..self.synced].to_vec(),
             synced: self.synced,
             answers: Vec::new(),
             lines: BTreeMap::new(),
-            members: self.members.clone(),
             claims: vec![Claims::new(); self.claims.len()],
             kept: self.kept.iter().map(Kept::after_restart).collect(),
             refills: vec![None; self.refills.len()],
             unconfirmed: vec![Corroboration::default(); self.unconfirmed.len()],
+            membership_claims: vec![BTreeMap::new(); self.claims.len()],
             lie: None,
         };
         copy.restart();
@@ -300,6 +335,7 @@ impl SimNode {
         self.kept.iter_mut().for_each(|kept| *kept = kept.after_restart());
         self.refills.iter_mut().for_each(|refill| *refill = None);
         self.unconfirmed.iter_mut().for_each(|unconfirmed| *unconfirmed = Corroboration::default());
+        self.membership_claims.iter_mut().for_each(BTreeMap::clear);
         self.running = false;
         self.syncing = false;
         self.life += 1;
@@ -313,7 +349,7 @@ impl SimNode {
         let (segments, records) = self.checkpoint.clone();
         let segments =
             segments.into_iter().map(|c| Segment::restore(c).expect("a segment restores its own state"));
-        let mut state = State { segments: segments.collect(), records };
+        let mut state = State { own: self.id, segments: segments.collect(), records };
         for entry in &self.log {
             state.apply(entry);
         }
@@ -331,16 +367,29 @@ impl SimNode {
         }
     }
 
-    /// The state of every segment.
+    /// The state of every segment that is here.
     #[must_use]
     pub fn summaries(&self) -> Vec<SegmentSummary> {
-        self.state.segments.iter().map(Segment::summary).collect()
+        self.groups().map(|group| self.summary(group)).collect()
+    }
+
+    fn summary(&self, group: GroupId) -> SegmentSummary {
+        let mut summary = self.segment(group).summary();
+        // What a segment that does not know that it is joining would say.
+        summary.joining &= self.defect != Defect::JoiningCounts;
+        summary
     }
 
     /// What it says of itself to peers, true or not.
     #[must_use]
     pub fn told_summaries(&self) -> Vec<SegmentSummary> {
         self.summaries().into_iter().map(|summary| self.told(summary)).collect()
+    }
+
+    /// What it says of what it has on disk, which is what a copy of it would have, true or not.
+    #[must_use]
+    pub fn told_of_disk(&self) -> Vec<SegmentSummary> {
+        self.durable.segments.iter().map(|segment| self.told(segment.summary())).collect()
     }
 
     fn told(&self, summary: SegmentSummary) -> SegmentSummary {
@@ -350,8 +399,16 @@ impl SimNode {
         }
     }
 
-    fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
-        (0..self.state.segments.len()).map(|position| GroupId(position as u16))
+    /// The groups that have a segment here.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
+        let here = |segment: &&Segment| segment.standing() != Standing::Absent;
+        let groups: Vec<GroupId> = self.state.segments.iter().filter(here).map(Segment::group).collect();
+        groups.into_iter()
+    }
+
+    /// What the segment of a group knows of its members.
+    fn members(&self, group: GroupId) -> Option<QuorumSets> {
+        Some(self.segment(group).membership()?.installed().quorum_sets())
     }
 
     fn segment_mut(&mut self, group: GroupId) -> &mut Segment {
@@ -367,6 +424,9 @@ impl SimNode {
         coverage: &mut Coverage,
     ) -> Offer {
         let Some(link) = record.link(group) else { return Offer::Conflict };
+        if self.segment(group).standing() == Standing::Absent {
+            return Offer::Stale;
+        }
         let offer = self.segment_mut(group).offer(source, record.epoch, link);
         if offer.must_persist() {
             self.log.push(Entry::Record(group, Rc::clone(record)));
@@ -423,9 +483,18 @@ impl SimNode {
         }
     }
 
-    /// Takes one message.
-    pub fn receive(&mut self, from: Host, message: Message, coverage: &mut Coverage) -> Effects {
+    /// Takes one message; an instance says with each which memberships it was made for, in group order.
+    pub fn receive(
+        &mut self,
+        from: Host,
+        message: Message,
+        made_for: Option<&[MembershipEpoch]>,
+        coverage: &mut Coverage,
+    ) -> Effects {
         let mut effects = Effects::default();
+        if made_for.is_some_and(|made_for| !self.is_for(from, &message, made_for, &mut effects, coverage)) {
+            return effects;
+        }
         match message {
             Message::Fence(promise) => self.fence(from, promise, &mut effects, coverage),
             Message::ReadTail { group, above } => {
@@ -465,37 +534,21 @@ impl SimNode {
                 }
             }
             Message::GossipSummary(summaries) => self.gossip(from, &summaries, &mut effects, coverage),
-            Message::GossipAsk(group, gap, durable) => {
-                let records = &self.state.records[usize::from(group.0)];
-                let after = gap.after.max(self.log_kept_from(group));
-                let range = |r: &&Rc<SimRecord>| r.span.end > after && r.span.end <= gap.through;
-                let sent = |record: &Rc<SimRecord>| match self.lie {
-                    Some(lie) if record.span.end > durable => lie.sent(record),
-                    _ => Rc::clone(record),
-                };
-                let found = records.values().filter(range).take(PAGE_RECORDS).map(sent).collect();
-                // Only durable bytes leave a node.
-                self.answer(from, Message::GossipRecords(group, durable, found), &mut effects);
+            Message::GossipAsk(group, gap, durable) => self.give_log(from, group, gap, durable, &mut effects),
+            Message::Membership(group, request) => self.take_membership(from, group, &request, &mut effects),
+            Message::GossipMembership(claims) => {
+                self.gossip_membership(from, claims, &mut effects, coverage);
+            }
+            Message::AskBase(group) => self.give_base(from, group, &mut effects),
+            Message::Base { group, epoch, point, records } => {
+                self.take_base(group, epoch, point, records, &mut effects, coverage);
             }
             Message::GossipRecords(group, durable, records) => {
-                let before = self.segment(group).segment_complete_lsn();
-                for record in self.believed(from, group, durable, records, coverage) {
-                    let mut record = record;
-                    if self.defect == Defect::GossipIgnoresHistory {
-                        let epoch = self.segment(group).history().newest_epoch();
-                        record = Rc::new(SimRecord { epoch, ..(*record).clone() });
-                    }
-                    if self.offer(group, Source::Peer, &record, &mut effects, coverage).must_persist() {
-                        coverage.count("records taken from peers");
-                    }
-                }
-                if self.segment(group).segment_complete_lsn() > before {
-                    self.push_progress(group, &mut effects, coverage);
-                } else {
-                    self.refill_from(from, group, &mut effects, coverage);
-                }
+                self.take_from_peer(from, (group, durable), records, &mut effects, coverage);
             }
-            Message::RefillAsk { group, at, part } => self.give_part(from, group, at, part, &mut effects),
+            Message::RefillAsk { group, at, part } => {
+                self.give_part(from, (group, at, part), &mut effects, coverage);
+            }
             Message::RefillPart { group, lsn, part, records } => {
                 self.take_part((group, lsn, part), records, &mut effects, coverage);
             }
@@ -526,11 +579,8 @@ impl SimNode {
         for group in self.groups() {
             let before = self.segment(group).clone();
             match self.segment_mut(group).fence(promise) {
-                Ok(summary) => {
-                    summaries.push(match self.lie {
-                        Some(lie) => lie.told(summary),
-                        None => summary,
-                    });
+                Ok(_) => {
+                    summaries.push(self.told(self.summary(group)));
                     if self.defect == Defect::NoFence {
                         *self.segment_mut(group) = before;
                     } else if *self.segment(group) != before {

@@ -4,14 +4,39 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use borealis_compute::read::Answer;
+use borealis_quorum::membership::{GroupMembership, Transition};
+use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::Outcome;
-use borealis_types::{EpochHistory, GroupId, Lsn, ReadPoint, RecordSpan, VolumeEpoch, WRITE_QUORUM};
+use borealis_types::{
+    EpochHistory, GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, RecordSpan, SEGMENTS_PER_GROUP,
+    VolumeEpoch, WRITE_QUORUM,
+};
 
 use crate::Coverage;
 use crate::effects::Asked;
 use crate::message::{SimRecord, page_lsn, page_of};
 use crate::node::SimNode;
 use crate::random::Random;
+
+/// Where what counts as durable has to be.
+#[derive(Debug)]
+pub struct Counted {
+    /// At a write quorum of each group's sets.
+    pub sets: Vec<QuorumSets>,
+    /// In a rescue, at so many members: as many as are left.
+    pub left: Option<usize>,
+}
+
+impl Counted {
+    /// Where what was at a write quorum before has to be: under earlier memberships, or when more nodes were left. Of a
+    /// write quorum, as many may be among the lost as others lack a record.
+    fn bases(&self) -> Result<Counted, String> {
+        let bases = self.sets.iter().map(|sets| QuorumSets::new(sets.sets()[..1].to_vec()));
+        let sets = bases.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+        let left = self.left.map(|left| left - (SEGMENTS_PER_GROUP - WRITE_QUORUM));
+        Ok(Counted { sets, left })
+    }
+}
 
 /// The truth about one volume.
 #[derive(Debug, Default)]
@@ -25,6 +50,10 @@ pub struct Oracle {
     history: EpochHistory,
     /// Records that a completed recovery cut, and by which epoch.
     cut: BTreeMap<u64, VolumeEpoch>,
+    /// Where each epoch was opened, whether or not its recovery completed.
+    opened: BTreeMap<VolumeEpoch, Lsn>,
+    /// Every membership that a node ever acted on.
+    chosen: BTreeMap<(GroupId, MembershipEpoch), GroupMembership>,
 }
 
 impl Oracle {
@@ -50,15 +79,116 @@ impl Oracle {
         self.history.newest_epoch()
     }
 
-    fn check_copies(record: &SimRecord, needed: usize, nodes: &[SimNode]) -> Result<(), String> {
+    /// Whether a record is durably on enough members of each of its groups, counting only segments that have joined.
+    fn check_copies(record: &SimRecord, members: &Counted, nodes: &[SimNode]) -> Result<(), String> {
         for link in &record.links {
-            let copies = nodes.iter().filter(|node| node.has_durably(link.group, record)).count();
-            if copies < needed {
-                let group = link.group;
-                return Err(format!("{record:?} counts as durable with {copies} copies in group {group}"));
+            let (group, sets) = (link.group, &members.sets[usize::from(link.group.0)]);
+            let has = |id: NodeId| {
+                nodes.get(usize::from(id.0)).is_some_and(|node| node.has_copy_durably(group, record))
+            };
+            let suffices = match members.left {
+                Some(left) => sets.sets()[0].iter().filter(|&&node| has(node)).count() >= left,
+                None => sets.is_write_quorum(has),
+            };
+            if !suffices {
+                let at: Vec<NodeId> = sets.members().filter(|&node| has(node)).collect();
+                let sets = sets.sets();
+                let copies_in =
+                    |set: &[NodeId; SEGMENTS_PER_GROUP]| set.iter().filter(|&node| at.contains(node)).count();
+                let copies = sets.iter().map(copies_in).min().unwrap_or_default();
+                return Err(format!(
+                    "{record:?} counts as durable with {copies} copies in group {group}: {at:?} of {sets:?}"
+                ));
             }
         }
         Ok(())
+    }
+
+    /// A node acts on a membership: it must be the only one of its epoch, and at the first of them it must have been chosen
+    /// by a write quorum of the one before, and everything acknowledged must be at four of its base.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn acts_on(
+        &mut self,
+        group: GroupId,
+        membership: &GroupMembership,
+        nodes: &[SimNode],
+        coverage: &mut Coverage,
+    ) -> Result<(), String> {
+        let epoch = membership.epoch();
+        if let Some(known) = self.chosen.get(&(group, epoch)) {
+            return match known == membership {
+                true => Ok(()),
+                false => Err(format!("group {group}: both {known:?} and {membership:?} were chosen")),
+            };
+        }
+        let before = self.chosen.get(&(group, MembershipEpoch(epoch.0 - 1)));
+        let before = before.ok_or_else(|| format!("group {group}: nobody acted before {membership:?}"))?;
+        let voted = |id: NodeId| {
+            let node = nodes.get(usize::from(id.0));
+            node.and_then(|node| node.durable_membership(group))
+                .is_some_and(|state| state.supports(membership))
+        };
+        if !before.quorum_sets().is_write_quorum(voted) {
+            return Err(format!("group {group}: {membership:?} was not chosen by {before:?}"));
+        }
+        coverage.count(match before.transition_to(membership) {
+            Some(Transition::Begin(_)) if membership.sets().len() == 4 => "second replacements begun",
+            Some(Transition::Begin(_)) => "replacements begun",
+            Some(Transition::Finish(_)) => "replacements finished",
+            Some(Transition::TakeBack(_)) => "replacements taken back",
+            None => return Err(format!("group {group}: {membership:?} does not follow {before:?}")),
+        });
+        self.chosen.insert((group, epoch), membership.clone());
+        self.check_members(group, vec![*membership.base()], nodes)
+    }
+
+    /// Whether every durable record of a group is at enough members of these sets.
+    ///
+    /// # Errors
+    /// If one is not.
+    pub fn check_members(
+        &self,
+        group: GroupId,
+        sets: Vec<[NodeId; SEGMENTS_PER_GROUP]>,
+        nodes: &[SimNode],
+    ) -> Result<(), String> {
+        let sets = QuorumSets::new(sets).map_err(|error| error.to_string())?;
+        for record in self.durable.values().filter(|record| record.link(group).is_some()) {
+            let has = |id: NodeId| {
+                nodes.get(usize::from(id.0)).is_some_and(|node| node.has_copy_durably(group, record))
+            };
+            if !sets.is_write_quorum(has) {
+                let holders: Vec<NodeId> = nodes
+                    .iter()
+                    .filter(|node| node.has_copy_durably(group, record))
+                    .map(|node| node.id)
+                    .collect();
+                return Err(format!(
+                    "group {group}: the members {sets:?} have {record:?} at {holders:?} only"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A node has a history.
+    pub fn noted(&mut self, history: &EpochHistory) {
+        if let Some(newest) = history.newest() {
+            self.opened.insert(newest.epoch, newest.last.end);
+        }
+    }
+
+    /// A group was made with these members.
+    pub fn created(&mut self, group: GroupId, membership: &GroupMembership) {
+        self.chosen.insert((group, membership.epoch()), membership.clone());
+    }
+
+    /// The newest membership of a group that anyone acts on, and those before it, newest first.
+    pub fn memberships(&self, group: GroupId) -> impl Iterator<Item = &GroupMembership> {
+        let of_group = (group, MembershipEpoch(0))..=(group, MembershipEpoch(u64::MAX));
+        self.chosen.range(of_group).rev().map(|(_, membership)| membership)
     }
 
     /// The volume as `history` leaves it, up to `last`.
@@ -80,15 +210,14 @@ impl Oracle {
         if at == last { Ok(stream) } else { Err(format!("the stream ends at {at:?} instead of {last:?}")) }
     }
 
-    /// A recovery completed: nothing acknowledged may be missing, and what it kept must be durable, in so many copies: a
-    /// write quorum, or all that are left in a rescue.
+    /// A recovery completed: nothing acknowledged may be missing, and what it kept must be durable there.
     ///
     /// # Errors
     /// What is wrong.
     pub fn recovered(
         &mut self,
         outcome: &Outcome,
-        copies: usize,
+        members: &Counted,
         nodes: &[SimNode],
         coverage: &mut Coverage,
     ) -> Result<(), String> {
@@ -108,9 +237,16 @@ impl Oracle {
                 return Err(format!("epoch {} lost {record:?}", outcome.promise.epoch));
             }
         }
+        // A recovery that stopped while it installed had brought what it kept to a write quorum of the members of its time.
+        let before = ..outcome.promise.epoch;
+        let opened = self.opened.range(before).map(|(_, end)| *end).max().unwrap_or_default();
         for record in stream.iter().filter(|r| r.span.end > self.durable_end) {
             coverage.count("unacknowledged records kept by a recovery");
-            Oracle::check_copies(record, copies, nodes)?;
+            if record.span.end > opened {
+                Oracle::check_copies(record, members, nodes)?;
+            } else {
+                Oracle::check_copies(record, &members.bases()?, nodes)?;
+            }
         }
         for tail in &outcome.tails {
             let of_group = stream.iter().rev().find(|r| r.link(tail.group).is_some());
@@ -133,7 +269,7 @@ impl Oracle {
         Ok(())
     }
 
-    /// A writer told its clients that everything up to `through` is durable.
+    /// A writer told its clients that everything up to `through` is durable: it must be there.
     ///
     /// # Errors
     /// What is wrong.
@@ -141,6 +277,7 @@ impl Oracle {
         &mut self,
         epoch: VolumeEpoch,
         through: Lsn,
+        members: &Counted,
         nodes: &[SimNode],
         coverage: &mut Coverage,
     ) -> Result<(), String> {
@@ -161,7 +298,7 @@ impl Oracle {
             if record.span.start < self.durable_end {
                 return Err(format!("{record:?} acknowledged below the durable end {}", self.durable_end));
             }
-            Oracle::check_copies(record, WRITE_QUORUM, nodes)?;
+            Oracle::check_copies(record, members, nodes)?;
             coverage.count("records acknowledged");
             self.durable.insert(record.span.start, Rc::clone(record));
             self.durable_end = record.span.end;
@@ -173,8 +310,8 @@ impl Oracle {
     ///
     /// # Errors
     /// If a record is not.
-    pub fn rescued(&self, nodes: &[SimNode]) -> Result<(), String> {
-        self.durable.values().try_for_each(|record| Oracle::check_copies(record, WRITE_QUORUM, nodes))
+    pub fn rescued(&self, members: &Counted, nodes: &[SimNode]) -> Result<(), String> {
+        self.durable.values().try_for_each(|record| Oracle::check_copies(record, members, nodes))
     }
 
     /// A node stored a record.

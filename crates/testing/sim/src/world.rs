@@ -1,6 +1,7 @@
 //! The event loop: virtual time, and what each event makes its party do.
 
 mod faults;
+mod membership;
 mod network;
 mod rescue;
 mod tenure;
@@ -8,18 +9,22 @@ mod tenure;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem::discriminant;
+use std::rc::Rc;
 
 use borealis_compute::read::Answer;
 use borealis_quorum::Promise;
+use borealis_quorum::membership::GroupMembership;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::Failure;
-use borealis_quorum::segment::SegmentSummary;
-use borealis_types::{GroupId, Lsn, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId};
+use borealis_types::{
+    GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId,
+};
 use borealis_wire::Reply;
 
 use self::faults::Faults;
+use self::membership::Controller;
 use self::rescue::Rescue;
-use crate::compute::Compute;
+use crate::compute::{Compute, Start};
 use crate::effects::Effects;
 use crate::message::{Host, LineId, Message, OnLine};
 use crate::node::{self, SimNode};
@@ -27,11 +32,16 @@ use crate::oracle::Oracle;
 use crate::random::Random;
 use crate::{Coverage, Defect, Options, Report, Violation};
 
+/// Members of every group at first.
 const NODES: u16 = 6;
+/// Nodes without a segment at first, in runs with changes of membership.
+const SPARES: u16 = 4;
+/// In so many of a thousand runs, members are replaced.
+const CHANGES: u64 = 600;
 /// Writers run one of this many releases, so that volumes often move between two and back.
 const RELEASES: u64 = 3;
-/// In so many of a thousand runs, three nodes are lost for good at once.
-const RESCUES: u64 = 400;
+/// In so many of a thousand other runs, three nodes are lost for good at once.
+const RESCUES: u64 = 800;
 /// Between the epochs of instances: nobody is ever promised what lies between, and only a liar speaks of it.
 const EPOCH_STEP: u64 = 2;
 /// Faults happen until here.
@@ -41,15 +51,28 @@ const HEALED_BY_MS: u64 = 60_000;
 
 #[derive(Debug)]
 enum Event {
-    Deliver { from: Host, to: Host, message: Message },
+    /// What an instance sends names the memberships it was made for, in group order.
+    Deliver {
+        from: Host,
+        to: Host,
+        message: Message,
+        made_for: Option<Rc<[MembershipEpoch]>>,
+    },
     NodeTick(usize),
-    Synced { node: usize, life: u64, position: usize },
+    Synced {
+        node: usize,
+        life: u64,
+        position: usize,
+    },
     Restart(usize),
     ComputeTick(u32),
     Write(u32),
     Fault,
     Rescue,
     Supervise,
+    /// Somebody looks whether a membership has to change.
+    Manage,
+    ControllerTick(u32),
 }
 
 /// One simulated history.
@@ -65,7 +88,13 @@ pub struct World {
     lost: Vec<bool>,
     rescue: Option<Rescue>,
     computes: BTreeMap<u32, Compute>,
-    members: Vec<QuorumSets>,
+    group_count: u16,
+    /// Whether members are replaced in this run.
+    changes: bool,
+    /// Nodes that were members of a group, and are not or came back.
+    left: BTreeSet<(NodeId, GroupId)>,
+    controllers: BTreeMap<u32, Controller>,
+    next_controller: u32,
     oracle: Oracle,
     coverage: Coverage,
     trace: DefaultHasher,
@@ -98,10 +127,17 @@ impl World {
     pub fn new(options: Options) -> World {
         let mut random = Random::new(options.seed);
         let group_count = random.between(1, 4) as u16;
-        let everyone = [0, 1, 2, 3, 4, 5].map(NodeId);
-        let set = QuorumSets::new(vec![everyone]).expect("six different nodes");
+        let changes = random.chance(CHANGES);
+        let everyone = GroupMembership::created([0, 1, 2, 3, 4, 5].map(NodeId)).expect("six different nodes");
+        let memberships = vec![everyone; usize::from(group_count)];
         let faults = Faults::draw(&mut random);
-        let nodes = (0..NODES).map(|id| SimNode::new(NodeId(id), group_count, options.defect)).collect();
+        let count = if changes { NODES + SPARES } else { NODES };
+        let nodes: Vec<SimNode> =
+            (0..count).map(|id| SimNode::new(NodeId(id), &memberships, options.defect)).collect();
+        let mut oracle = Oracle::default();
+        for (membership, id) in memberships.iter().zip(0..) {
+            oracle.created(GroupId(id), membership);
+        }
         World {
             random,
             defect: options.defect,
@@ -109,15 +145,19 @@ impl World {
             now: 0,
             sequence: 0,
             events: BTreeMap::new(),
+            lost: vec![false; nodes.len()],
+            installed: vec![VolumeEpoch(0); nodes.len()],
             nodes,
-            lost: vec![false; usize::from(NODES)],
             rescue: None,
             computes: BTreeMap::new(),
-            members: vec![set; usize::from(group_count)],
-            oracle: Oracle::default(),
+            group_count,
+            changes,
+            left: BTreeSet::new(),
+            controllers: BTreeMap::new(),
+            next_controller: 0,
+            oracle,
             coverage: Coverage::default(),
             trace: DefaultHasher::new(),
-            installed: vec![VolumeEpoch(0); usize::from(NODES)],
             opened: BTreeMap::new(),
             liar: None,
             sides: None,
@@ -137,12 +177,14 @@ impl World {
     /// # Errors
     /// The first broken promise.
     pub fn run(mut self) -> Result<Report, Violation> {
-        for node in 0..usize::from(NODES) {
+        for node in 0..self.nodes.len() {
             self.schedule(node as u64 * 3, Event::NodeTick(node));
         }
         self.schedule(0, Event::Supervise);
         self.schedule(50, Event::Fault);
-        if self.random.chance(RESCUES) {
+        if self.changes {
+            self.schedule(100, Event::Manage);
+        } else if self.random.chance(RESCUES) {
             let at = self.random.between(500, CHAOS_MS);
             self.schedule(at, Event::Rescue);
         }
@@ -169,7 +211,7 @@ impl World {
     fn note(&mut self, event: &Event) {
         self.now.hash(&mut self.trace);
         discriminant(event).hash(&mut self.trace);
-        if let Event::Deliver { from, to, message } = event {
+        if let Event::Deliver { from, to, message, .. } = event {
             format!("{from:?}{to:?}").hash(&mut self.trace);
             discriminant(message).hash(&mut self.trace);
             if let Message::Line(line, content) = message {
@@ -182,16 +224,23 @@ impl World {
 
     fn step(&mut self, event: Event) -> Result<bool, String> {
         match event {
-            Event::Deliver { from, to: Host::Node(id), message } => {
+            Event::Deliver { from, to: Host::Node(id), message, made_for } => {
                 let position = usize::from(id.0);
-                if self.nodes[position].running {
-                    let effects = self.nodes[position].receive(from, message, &mut self.coverage);
+                // A list that somebody made up may have nodes that do not exist.
+                if self.nodes.get(position).is_none_or(|node| !node.running) {
+                    if let Message::Line(line, _) = message {
+                        self.break_line(line, from, Host::Node(id));
+                    }
+                } else {
+                    let made_for = made_for.as_deref();
+                    let effects = self.nodes[position].receive(from, message, made_for, &mut self.coverage);
                     self.finish_node(position, from, effects)?;
-                } else if let Message::Line(line, _) = message {
-                    self.break_line(line, from, Host::Node(id));
                 }
             }
-            Event::Deliver { from: Host::Node(node), to: Host::Compute(id), message } => {
+            Event::Deliver { from: Host::Node(_), to: Host::Controller(id), message, .. } => {
+                self.controller_receive(id, message);
+            }
+            Event::Deliver { from: Host::Node(node), to: Host::Compute(id), message, .. } => {
                 if let Message::Line(_, OnLine::Reply(_, reply)) = &message {
                     self.check_claims(node, id, reply)?;
                 }
@@ -200,7 +249,7 @@ impl World {
                     self.finish_compute(id, effects)?;
                 }
             }
-            Event::Deliver { .. } => return Err("instances do not talk to each other".to_owned()),
+            Event::Deliver { .. } => return Err("only nodes answer".to_owned()),
             Event::NodeTick(position) => self.node_tick(position),
             Event::Synced { node, life, position } => self.synced(node, life, position),
             Event::Restart(position) => {
@@ -238,6 +287,8 @@ impl World {
                 }
             }
             Event::Rescue => self.rescue_step()?,
+            Event::Manage => self.manage(),
+            Event::ControllerTick(id) => self.controller_tick(id),
             Event::Supervise => return self.supervise(),
         }
         self.check_random_read()?;
@@ -262,8 +313,10 @@ impl World {
         };
         let node = &self.nodes[usize::from(node.0)];
         for (group, complete) in claims {
-            // Only while nothing newer was promised can the claim be compared with what is there now.
-            if node.running && node.segment(group).promise().epoch == epoch {
+            // Only while nothing newer was promised can the claim be compared with what is there now. A segment that left
+            // since it made the claim has made sure that others have what it had.
+            let has_left = self.left.contains(&(node.id, group));
+            if node.running && !has_left && node.segment(group).promise().epoch == epoch {
                 self.oracle.check_complete(node, group, epoch, complete)?;
             }
         }
@@ -275,13 +328,13 @@ impl World {
         if !self.random.chance(100) {
             return Ok(());
         }
-        let group = GroupId(self.random.below(self.members.len() as u64) as u16);
+        let group = GroupId(self.random.below(u64::from(self.group_count)) as u16);
         let newest = self.oracle.newest_epoch();
         // Those that missed a recovery are few, and the ones that could be wrong.
         let is_behind =
             |node: &SimNode| node.running && node.segment(group).history().newest_epoch() < newest;
         let behind = self.nodes.iter().position(is_behind).filter(|_| self.random.chance(500));
-        let position = behind.unwrap_or_else(|| self.random.below(u64::from(NODES)) as usize);
+        let position = behind.unwrap_or_else(|| self.random.below(self.nodes.len() as u64) as usize);
         // A replaced instance knows of nothing after the opening that replaced it.
         let older = self.random.chance(250).then(|| self.oracle.older_reader(&mut self.random)).flatten();
         let (epoch, end) = older.unwrap_or((newest, self.oracle.durable_end()));
@@ -307,6 +360,13 @@ impl World {
             self.coverage.count("pages read by instances");
             let node = &self.nodes[position];
             self.oracle.check_read(node, group, at).map_err(|what| format!("{asked_by:?}: {what}"))?;
+        }
+        for (group, membership) in &effects.members {
+            let id = self.nodes[position].id;
+            if !membership.contains(id) {
+                self.left.insert((id, *group));
+            }
+            self.oracle.acts_on(*group, membership, &self.nodes, &mut self.coverage)?;
         }
         self.note_installed(position);
         let from = Host::Node(self.nodes[position].id);
@@ -349,11 +409,18 @@ impl World {
         if self.random.chance(100) && self.nodes[position].store_checkpoint(&mut self.coverage) {
             self.coverage.count("checkpoints");
         }
-        let peer = self.random.below(u64::from(NODES)) as usize;
-        if peer != position {
-            let summaries = self.nodes[position].told_summaries();
-            let (from, to) = (self.nodes[position].id, self.nodes[peer].id);
-            self.send(Host::Node(from), Host::Node(to), Message::GossipSummary(summaries));
+        let peers = self.nodes[position].peers();
+        let from = Host::Node(self.nodes[position].id);
+        if let Some(&peer) = peers.get(self.random.below(peers.len().max(1) as u64) as usize) {
+            let (summaries, memberships) =
+                (self.nodes[position].told_summaries(), self.nodes[position].told_memberships());
+            self.send(from, Host::Node(peer), Message::GossipSummary(summaries));
+            if self.changes {
+                self.send(from, Host::Node(peer), Message::GossipMembership(memberships));
+            }
+            if let Some(group) = self.nodes[position].joining_group(&mut self.random) {
+                self.send(from, Host::Node(peer), Message::AskBase(group));
+            }
         }
     }
 
@@ -384,10 +451,9 @@ impl World {
             if epoch > self.oracle.newest_epoch() {
                 self.opened.entry(epoch).or_insert(self.now);
             }
-            let survivors = self.rescue.as_ref().and_then(|rescue| rescue.copies_needed(id));
-            let copies = survivors.unwrap_or(WRITE_QUORUM);
-            self.oracle.recovered(outcome, copies, &self.nodes, &mut self.coverage)?;
-            if survivors.is_some() {
+            let members = self.sets_that_count(id);
+            self.oracle.recovered(outcome, &members, &self.nodes, &mut self.coverage)?;
+            if members.left.is_some() {
                 // Nobody writes in the epoch in which survivors agree.
                 if let Some(compute) = self.computes.get_mut(&id) {
                     compute.stop();
@@ -404,21 +470,11 @@ impl World {
             self.coverage.count(what);
         }
         if let Some(failure) = &effects.failed {
-            match failure {
-                Failure::Superseded { current } => {
-                    self.coverage.count("recoveries superseded");
-                    self.last_epoch = self.last_epoch.max(*current);
-                }
-                Failure::NoQuorum { .. } => self.coverage.count("recoveries without quorum"),
-                // With a liar among those that answer, it is right to refuse: nothing is cut.
-                _ if self.liar.is_some() || superseded => {
-                    self.coverage.count("recoveries that refused contradictory words")
-                }
-                other => return Err(format!("recovery of epoch {epoch}: {other}")),
-            }
+            self.note_failure(id, failure, superseded)?;
         }
         if let Some(through) = effects.durable {
-            self.oracle.acknowledged(epoch, through, &self.nodes, &mut self.coverage)?;
+            let members = self.sets_that_count(id);
+            self.oracle.acknowledged(epoch, through, &members, &self.nodes, &mut self.coverage)?;
         }
         for (asked, answer) in &effects.answered {
             self.coverage.count(match answer {
@@ -430,12 +486,43 @@ impl World {
         Ok(())
     }
 
-    fn start_compute(&mut self, epoch: VolumeEpoch) {
-        self.start_compute_through(epoch, self.members.clone());
+    /// A recovery gave up.
+    fn note_failure(&mut self, id: u32, failure: &Failure, superseded: bool) -> Result<(), String> {
+        let epoch = self.computes[&id].promise.epoch;
+        match failure {
+            Failure::Superseded { current } => {
+                self.coverage.count("recoveries superseded");
+                self.last_epoch = self.last_epoch.max(*current);
+            }
+            Failure::MembershipChanged { .. } => {
+                self.coverage.count("recoveries begun again with other members");
+                let memberships = self.computes[&id].memberships().to_vec();
+                let epoch = VolumeEpoch(self.last_epoch.0 + EPOCH_STEP);
+                self.start_compute_through(epoch, None, memberships);
+            }
+            Failure::NoQuorum { .. } => self.coverage.count("recoveries without quorum"),
+            // With a liar among those that answer, it is right to refuse: nothing is cut.
+            _ if self.liar.is_some() || superseded => {
+                self.coverage.count("recoveries that refused contradictory words")
+            }
+            other => return Err(format!("recovery of epoch {epoch}: {other}")),
+        }
+        Ok(())
     }
 
-    /// Starts an instance that recovers through these members of each group.
-    fn start_compute_through(&mut self, epoch: VolumeEpoch, members: Vec<QuorumSets>) -> u32 {
+    fn start_compute(&mut self, epoch: VolumeEpoch) {
+        let memberships = self.hinted_memberships();
+        self.start_compute_through(epoch, None, memberships);
+    }
+
+    /// Starts an instance that knows these memberships, and recovers through these members of each group, if not through
+    /// all.
+    fn start_compute_through(
+        &mut self,
+        epoch: VolumeEpoch,
+        survivors: Option<Vec<QuorumSets>>,
+        memberships: Vec<GroupMembership>,
+    ) -> u32 {
         let id = self.next_compute;
         self.next_compute += 1;
         self.last_epoch = self.last_epoch.max(epoch);
@@ -446,8 +533,8 @@ impl World {
             _ => server_version,
         };
         self.last_release = server_version;
-        let (mut compute, effects) =
-            Compute::start(id, promise, server_version, recorded, members, self.now, self.defect);
+        let start = Start { id, promise, server_version, recorded, survivors, memberships };
+        let (mut compute, effects) = Compute::start(start, self.now, self.defect);
         compute.stubborn = self.random.chance(500);
         self.coverage.count("recoveries started");
         let host = compute.host();
@@ -478,12 +565,8 @@ impl World {
             return Ok(false);
         }
         if self.now > HEALED_BY_MS {
-            let state = |segment: &SegmentSummary| {
-                let newest = segment.history.newest_epoch();
-                let SegmentSummary { group, promised, complete, known_durable, .. } = segment;
-                format!("\n  group {group}: {promised:?} {newest:?} {complete:?} {known_durable:?}")
-            };
-            let states: String = self.nodes.iter().flat_map(SimNode::summaries).map(|s| state(&s)).collect();
+            let states: String =
+                self.nodes.iter().zip(&self.lost).map(|(n, lost)| n.in_words(*lost)).collect();
             return Err(format!("not well again after the faults: {states}"));
         }
         if self.now < CHAOS_MS + 3_000 {
@@ -513,22 +596,25 @@ impl World {
         self.finally(durable)
     }
 
+    fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (0..self.group_count).map(GroupId)
+    }
+
     /// Whether every segment that is left has everything; then nothing acknowledged is lost.
     fn finally(&mut self, durable: Lsn) -> Result<bool, String> {
         let epoch = self.oracle.newest_epoch();
-        for group in (0..self.members.len()).map(|position| GroupId(position as u16)) {
-            for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
-                if node.segment(group).check_read(ReadPoint { epoch, lsn: durable }).is_err() {
-                    return Ok(false);
-                }
+        if !self.memberships_are_settled() {
+            return Ok(false);
+        }
+        let left: Vec<(GroupId, usize)> = self.groups().flat_map(|group| self.members_left(group)).collect();
+        for &(group, position) in &left {
+            if self.nodes[position].segment(group).check_read(ReadPoint { epoch, lsn: durable }).is_err() {
+                return Ok(false);
             }
         }
-        for group in (0..self.members.len()).map(|position| GroupId(position as u16)) {
-            for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
-                self.oracle.check_read(node, group, ReadPoint { epoch, lsn: durable })?;
-            }
-        }
-        for (node, _) in self.nodes.iter().zip(&self.lost).filter(|(_, lost)| !**lost) {
+        for (group, position) in left {
+            let node = &self.nodes[position];
+            self.oracle.check_read(node, group, ReadPoint { epoch, lsn: durable })?;
             self.oracle.check_releases(node, &mut self.coverage)?;
         }
         self.coverage.count("runs");

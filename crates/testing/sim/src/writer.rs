@@ -3,6 +3,8 @@
 //! What stands here is what the driver's event loop does around them: open connections, introduce itself, give up
 //! those that fall silent, and after every event send what may be sent and publish what became durable.
 
+mod members;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,11 +19,10 @@ use borealis_quorum::writer::WriterTracker;
 use borealis_types::server_request;
 use borealis_types::{
     BlockKey, Fork, GroupId, GroupSet, Lsn, NodeId, PageKey, Part, Placement, RecordSpan, RelationFork,
-    RelationLocator, ServerVersion, VolumeEpoch, VolumeId,
+    RelationLocator, ServerVersion, VolumeEpoch,
 };
 use borealis_wal::Effect;
-use borealis_wire::message::PROTOCOL_VERSION;
-use borealis_wire::{Caller, Refusal, Reply, Request, SegmentProgress, SegmentSummary};
+use borealis_wire::{Refusal, Reply, Request, SegmentProgress, SegmentSummary};
 
 use crate::Defect;
 use crate::effects::{Asked, Effects};
@@ -165,7 +166,7 @@ impl Writer {
         defect: Defect,
     ) -> Writer {
         let epoch = outcome.promise.epoch;
-        let nodes: Vec<NodeId> = members[0].members().collect();
+        let nodes = members::groups_of_nodes(&members);
         let placement = Placement::new(members.len() as u16).expect("a volume has a group");
         // Each instance another tuning, the same for the same seed.
         let mut tuning = Random::new(u64::from(instance) << 32 | epoch.0);
@@ -179,8 +180,6 @@ impl Writer {
         let limits_of_tenure = TenureLimits { lease, outvoted: OUTVOTED };
         let tenure = Tenure::new(epoch, members.clone(), limits_of_tenure, now);
         let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
-        let groups = placement.all();
-        let all = nodes.iter().map(|&node| (node, groups));
         let down = Link::Down { retry_at: Duration::ZERO };
         Writer {
             instance,
@@ -188,11 +187,11 @@ impl Writer {
             stubborn: false,
             defect,
             placement,
-            shipper: Shipper::new(tracker, epoch, outcome.durable, all, limits),
+            shipper: Shipper::new(tracker, epoch, outcome.durable, nodes.clone(), limits),
             reads: Reads::new(epoch, placement, READ_TIMEOUT, PREFETCH_BYTES),
             tenure,
             router: ReadRouter::new(),
-            links: nodes.iter().map(|&node| (node, NodeLinks { append: down, read: down })).collect(),
+            links: nodes.keys().map(|&node| (node, NodeLinks { append: down, read: down })).collect(),
             cutting: (GroupSet::EMPTY, 0),
             next_line: 0,
             last_shipped_at: Duration::ZERO,
@@ -329,7 +328,9 @@ impl Writer {
         now: Duration,
         effects: &mut Effects,
     ) -> bool {
-        let greeted = greet(self.epoch(), self.placement.all(), segments);
+        let hosted = segments.iter().fold(GroupSet::EMPTY, |set, segment| set.with(segment.group));
+        self.tenure.hosts(node, hosted);
+        let greeted = greet(self.epoch(), self.shipper.groups_of(node), segments);
         if !matches!(greeted, Greeted::Fenced { .. }) {
             self.tenure.introduced(node, self.epoch(), self.epoch(), now);
         }
@@ -439,10 +440,15 @@ impl Writer {
         self.stubborn
     }
 
-    /// Nodes that take its batches.
-    fn ready_nodes(&self) -> usize {
-        let is_ready = |links: &&NodeLinks| matches!(links.append, Link::Up { stage: Stage::Ready, .. });
-        self.links.values().filter(is_ready).count()
+    /// Nodes that take its batches: how many, if they are a write quorum of every group.
+    fn ready_nodes(&self) -> Option<usize> {
+        let is_ready = |links: &NodeLinks| matches!(links.append, Link::Up { stage: Stage::Ready, .. });
+        let tracker = self.shipper.tracker();
+        let suffices = |group| {
+            tracker.members(group).is_write_quorum(|node| self.links.get(&node).is_some_and(is_ready))
+        };
+        let count = self.links.values().filter(|links| is_ready(links)).count();
+        self.placement.groups().all(suffices).then_some(count)
     }
 
     fn look_at_tenure(&mut self, now: Duration, effects: &mut Effects) -> bool {
@@ -578,23 +584,6 @@ impl Writer {
         for (id, answer) in self.reads.take_done() {
             let asked = self.asked.remove(&id).expect("only what was asked is answered, and once");
             effects.answered.push((asked, answer));
-        }
-    }
-
-    fn connect_due(&mut self, now: Duration, effects: &mut Effects) {
-        let (epoch, writer) = (self.epoch(), self.outcome.promise.writer);
-        let (append, read) = (Caller::Writer { epoch, writer }, Caller::Reader { epoch, writer });
-        for (&node, links) in &mut self.links {
-            for (which, caller) in [(Which::Append, append), (Which::Read, read)] {
-                if !matches!(links.link(which), Link::Down { retry_at } if *retry_at <= now) {
-                    continue;
-                }
-                let line = LineId(u64::from(self.instance) << 32 | self.next_line);
-                self.next_line += 1;
-                let hello = Request::Hello { protocol: PROTOCOL_VERSION, volume: VolumeId(0), node, caller };
-                effects.send.push((node, Message::Line(line, OnLine::Request(HELLO_ID, hello))));
-                *links.link(which) = Link::Up { line, stage: Stage::Greeting, since: now };
-            }
         }
     }
 }

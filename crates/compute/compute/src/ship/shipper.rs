@@ -5,10 +5,11 @@
 //! Invariant: a sequence is published only when everything decoded at it is at or below the volume durable
 //! LSN, and the volume durable LSN comes from the quorum tracker alone.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
+use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::writer::{ImpossibleAcknowledgement, WriterTracker};
 use borealis_types::{GroupId, GroupSet, Lsn, NodeId, Part, RecordForm, RecordSpan, VolumeEpoch, invariant};
 use borealis_wire::{BatchBuilder, BatchFrame, BatchHeader, GroupLink, SegmentProgress};
@@ -69,6 +70,21 @@ struct Peer {
     known_durable: Lsn,
     /// When it was sent a batch last.
     last_sent: Duration,
+}
+
+impl Peer {
+    /// That needs nothing before record number `first`.
+    fn unconnected(groups: GroupSet, first: u64) -> Peer {
+        Peer {
+            groups,
+            connected: false,
+            next: first,
+            acknowledged: first,
+            in_flight: VecDeque::new(),
+            known_durable: Lsn::ZERO,
+            last_sent: Duration::ZERO,
+        }
+    }
 }
 
 /// Counters of the write path, since the shipper was made.
@@ -138,18 +154,7 @@ impl Shipper {
         nodes: impl IntoIterator<Item = (NodeId, GroupSet)>,
         limits: ShipperLimits,
     ) -> Shipper {
-        let peer = |(node, groups)| {
-            let peer = Peer {
-                groups,
-                connected: false,
-                next: 0,
-                acknowledged: 0,
-                in_flight: VecDeque::new(),
-                known_durable: Lsn::ZERO,
-                last_sent: Duration::ZERO,
-            };
-            (node, peer)
-        };
+        let peer = |(node, groups)| (node, Peer::unconnected(groups, 0));
         Shipper {
             #[cfg(feature = "broken-durability")]
             one_is_enough: false,
@@ -465,6 +470,42 @@ impl Shipper {
             }
         }
         Ok(())
+    }
+
+    /// Replaces a group's members, at a step of its membership. Every old and new member is unconnected then, and counts as
+    /// having nothing of the group until it has introduced itself again: a segment may have left and come back empty
+    /// since it was last heard of.
+    pub fn set_members(&mut self, group: GroupId, members: &QuorumSets) {
+        let mut affected: BTreeSet<NodeId> = self.tracker.members(group).members().collect();
+        for &node in &affected {
+            // Less than was shipped: it cannot be impossible.
+            let _ = self.tracker.restate(node, group, Lsn::ZERO);
+        }
+        affected.extend(members.members());
+        self.tracker.set_members(group, members.clone());
+        let first = self.retained.first();
+        for node in affected {
+            let peer = self.peers.entry(node).or_insert_with(|| Peer::unconnected(GroupSet::EMPTY, first));
+            let kept =
+                if members.contains(node) { peer.groups.with(group) } else { peer.groups.without(group) };
+            *peer = Peer { known_durable: peer.known_durable, ..Peer::unconnected(kept, peer.acknowledged) };
+            if kept.is_empty() {
+                self.peers.remove(&node);
+            }
+        }
+        self.release();
+    }
+
+    /// Whether a node has a group of this shipper.
+    #[must_use]
+    pub fn has_peer(&self, node: NodeId) -> bool {
+        self.peers.contains_key(&node)
+    }
+
+    /// The groups that a node is sent.
+    #[must_use]
+    pub fn groups_of(&self, node: NodeId) -> GroupSet {
+        self.peers.get(&node).map_or(GroupSet::EMPTY, |peer| peer.groups)
     }
 
     fn release(&mut self) {

@@ -14,11 +14,11 @@
 //!   What this instance shows of its pages, from whatever cache, is so at most one lease older than a successor's first
 //!   change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use borealis_quorum::quorum_set::QuorumSets;
-use borealis_types::{NodeId, VolumeEpoch};
+use borealis_types::{GroupId, GroupSet, NodeId, VolumeEpoch};
 
 /// Of a lease: how often the nodes are asked to confirm it.
 const ASKS_IN_A_LEASE: u32 = 4;
@@ -64,6 +64,8 @@ pub struct Tenure {
     members: Vec<QuorumSets>,
     limits: TenureLimits,
     words: BTreeMap<NodeId, Word>,
+    /// The groups that a node introduced itself with: it confirms nothing of others.
+    hosted: BTreeMap<NodeId, GroupSet>,
     outvoted_since: Option<Duration>,
     asked: Option<Duration>,
     looked: Duration,
@@ -85,11 +87,27 @@ impl Tenure {
             members,
             limits,
             words,
+            hosted: BTreeMap::new(),
             outvoted_since: None,
             asked: None,
             looked: now,
             excused_until: now,
             excused_lease: None,
+        }
+    }
+
+    /// Replaces a group's members, at a step of its membership. A new member has confirmed nothing yet.
+    ///
+    /// # Panics
+    /// If the group does not exist.
+    pub fn set_members(&mut self, group: GroupId, members: QuorumSets, now: Duration) {
+        let of_group = self.members.get_mut(usize::from(group.0)).expect("the group is one of the volume's");
+        *of_group = members;
+        let nodes: BTreeSet<NodeId> = self.members.iter().flat_map(QuorumSets::members).collect();
+        self.words.retain(|node, _| nodes.contains(node));
+        for node in nodes {
+            let word = Word { promised: None, installed: None, heard: now, confirmed: Duration::ZERO };
+            self.words.entry(node).or_insert(word);
         }
     }
 
@@ -109,6 +127,17 @@ impl Tenure {
         let (promised, installed) = (newer(promised), newer(installed));
         if let Some(word) = self.words.get_mut(&node) {
             *word = Word { promised, installed, heard: now, ..*word };
+        }
+    }
+
+    /// A node introduced itself with segments of these groups. A member that has not joined yet has none to be promised to
+    /// anyone, so what it confirms says nothing of that group. Until a node has introduced itself, it counts for all.
+    pub fn hosts(&mut self, node: NodeId, groups: GroupSet) {
+        let before = self.hosted.insert(node, groups);
+        let gained = before.is_some_and(|before| groups.iter().any(|group| !before.contains(group)));
+        if let Some(word) = self.words.get_mut(&node).filter(|_| gained) {
+            // What it confirmed before, it confirmed without that segment.
+            word.confirmed = Duration::ZERO;
         }
     }
 
@@ -134,22 +163,23 @@ impl Tenure {
         due
     }
 
-    /// Since when the lease runs: a read quorum of each group confirmed a question that was sent then or later.
+    /// Since when the lease runs: a read quorum of each set of each group confirmed a question that was sent then or later.
+    /// Of each set, for a successor may be promised by a write quorum of the only one that stays.
     #[must_use]
     pub fn lease_begun(&self) -> Duration {
-        let of_group = |members: &QuorumSets| {
-            let mut times: Vec<Duration> = members
-                .members()
-                .filter_map(|node| self.words.get(&node))
-                .map(|word| word.confirmed)
-                .collect();
+        let of_group = |(members, id): (&QuorumSets, u16)| {
+            let confirmed = |node: NodeId| {
+                let hosts = self.hosted.get(&node).is_none_or(|groups| groups.contains(GroupId(id)));
+                self.words.get(&node).filter(|_| hosts).map(|word| word.confirmed)
+            };
+            let mut times: Vec<Duration> = members.members().filter_map(confirmed).collect();
             times.sort_unstable();
             let is_since = |time: &Duration| {
-                members.is_read_quorum(|node| self.words.get(&node).is_some_and(|w| w.confirmed >= *time))
+                members.is_read_quorum_of_each(|node| confirmed(node).is_some_and(|at| at >= *time))
             };
             times.into_iter().rev().find(is_since).unwrap_or_default()
         };
-        self.members.iter().map(of_group).min().unwrap_or_default()
+        self.members.iter().zip(0..).map(of_group).min().unwrap_or_default()
     }
 
     /// Looks whether it is over. `is_connected`: whether a node takes batches.
@@ -313,6 +343,27 @@ mod tests {
         assert_eq!(run(&mut tenure, 0..2000, &[0, 3, 5]), None);
         let over = run(&mut tenure, 2000..9000, &[0, 3]);
         assert_eq!(over, Some((3000, TenureEnd::LeaseOver(at(1050)))));
+    }
+
+    #[test]
+    fn while_members_change_a_lease_is_confirmed_by_three_of_each_set() {
+        let mut tenure = tenure();
+        let sets = vec![[0, 1, 2, 3, 4, 5].map(NodeId), [0, 1, 2, 3, 4, 6].map(NodeId)];
+        let during = QuorumSets::new(sets).expect("six different nodes");
+        tenure.set_members(GroupId(0), during, at(0));
+        assert_eq!(run(&mut tenure, 0..2000, &[0, 3, 5, 6]), None);
+        // Three of the old set, two of the new: a successor of the new set alone would not meet them.
+        let over = run(&mut tenure, 2000..9000, &[0, 3, 5]);
+        assert_eq!(over, Some((3000, TenureEnd::LeaseOver(at(1050)))));
+    }
+
+    #[test]
+    fn a_member_without_a_segment_of_a_group_confirms_nothing_of_it() {
+        let mut tenure = tenure();
+        tenure.hosts(NodeId(3), GroupSet::EMPTY.with(GroupId(0)).with(GroupId(1)));
+        assert_eq!(run(&mut tenure, 0..2000, &[0, 3, 5]), None);
+        tenure.hosts(NodeId(3), GroupSet::EMPTY.with(GroupId(0)));
+        assert!(run(&mut tenure, 2000..9000, &[0, 3, 5]).is_some());
     }
 
     #[test]

@@ -207,6 +207,8 @@ impl Engine {
         let installing = matches!(self.peer(node).append, Link::Up { stage: Stage::Installing, .. });
         let greeted = greet(self.epoch, self.peer(node).groups, segments);
         let now = self.now();
+        self.tenure
+            .hosts(node, segments.iter().fold(GroupSet::EMPTY, |set, segment| set.with(segment.group)));
         if !matches!(greeted, Greeted::Fenced { .. }) {
             self.tenure.introduced(node, self.epoch, self.epoch, now);
         }

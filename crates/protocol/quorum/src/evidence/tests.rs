@@ -43,6 +43,7 @@ fn claim(history: &EpochHistory, point: DurablePoint, complete: u64) -> SegmentS
         complete: span(complete, complete),
         known_durable: point,
         minimum_read_point: point.volume.end,
+        joining: false,
     }
 }
 

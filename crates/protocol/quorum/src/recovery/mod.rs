@@ -79,7 +79,7 @@ struct Decision {
 pub struct Recovery<Handle> {
     options: RecoveryOptions,
     groups: Vec<Group<Handle>>,
-    /// The newest history of the first write quorum in every group.
+    /// The newest history of those that answered before the decision, a write quorum in every group.
     base_history: Option<EpochHistory>,
     decision: Option<Decision>,
     /// All groups have everything up to VDL at a write quorum, so installing has begun.
@@ -189,6 +189,9 @@ impl<Handle: Clone> Recovery<Handle> {
                 }
                 Ok(())
             }
+            Event::MembershipChanged { group, membership } => {
+                Err(Failure::MembershipChanged { group, membership })
+            }
             Event::Tick => {
                 if self.deadline.is_some_and(|deadline| now >= deadline) {
                     return Err(Failure::NoQuorum { groups: self.groups_waiting() });
@@ -286,16 +289,22 @@ impl<Handle: Clone> Recovery<Handle> {
         Ok(())
     }
 
-    /// Whether the history is known by which records count. Finds it when a write quorum of every group has answered.
+    /// Whether the history is known by which records count: when a write quorum of every group has answered. Until the
+    /// decision, one that answers later may be the second that vouches for a newer one; the tails are read again then.
+    /// Durable points are taken from all that answered, and they hold under the newest history of the same members only.
     fn find_base_history(&mut self) -> Result<bool, Failure> {
-        if self.base_history.is_some() {
-            return Ok(true);
-        }
         let answered = |g: &Group<Handle>| g.members.is_write_quorum(|node| g.summaries.contains_key(&node));
         if !self.groups.iter().all(answered) {
             return Ok(false);
         }
-        self.base_history = Some(self.newest_history()?);
+        if self.base_history.is_none() {
+            self.refuse_premature_openings()?;
+        }
+        let newest = self.newest_history()?;
+        if self.base_history.as_ref().is_some_and(|known| *known != newest) {
+            self.forget_tails();
+        }
+        self.base_history = Some(newest);
         Ok(true)
     }
 
@@ -440,8 +449,14 @@ impl<Handle: Clone> Recovery<Handle> {
         self.needed(id, decision).filter(lacks).cloned().collect()
     }
 
-    /// Whether the segment has every needed record, as it said or because it was brought.
+    /// Whether the segment counts as a copy of what is needed. A joining one has it, and lacks what is older.
     fn has_everything(&self, node: NodeId, id: GroupId) -> bool {
+        let is_joining = |summary: &SegmentSummary| summary.joining;
+        self.needs_nothing(node, id) && !self.group(id).summaries.get(&node).is_some_and(is_joining)
+    }
+
+    /// Whether the segment has every needed record, as it said or because it was brought.
+    fn needs_nothing(&self, node: NodeId, id: GroupId) -> bool {
         let group = self.group(id);
         group.repaired.contains(&node)
             || group.tails.get(&node).is_some_and(|tail| tail.suffices == Some(true))
@@ -476,7 +491,7 @@ impl<Handle: Clone> Recovery<Handle> {
                 .map(|(&node, _)| node)
                 .collect();
             for node in read {
-                if !self.has_everything(node, id) {
+                if !self.needs_nothing(node, id) {
                     self.request_once(Request::Repair(node, id), now, commands);
                 }
             }
@@ -491,7 +506,7 @@ impl<Handle: Clone> Recovery<Handle> {
             // of its segments needs any; one that answers after the end learns it from the writer or its peers.
             let complete = self
                 .group_ids()
-                .all(|id| !self.group(id).summaries.contains_key(&node) || self.has_everything(node, id));
+                .all(|id| !self.group(id).summaries.contains_key(&node) || self.needs_nothing(node, id));
             if complete && !self.installed.contains(&node) {
                 self.request_once(Request::Install(node), now, commands);
             }

@@ -8,6 +8,7 @@ use borealis_types::{
 };
 
 use super::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
+use crate::membership::GroupMembership;
 use crate::quorum_set::QuorumSets;
 use crate::segment::{Segment, Source};
 use crate::writer::WriterTracker;
@@ -24,6 +25,8 @@ struct Cluster {
     down: BTreeSet<u16>,
     /// Lost for good, so that the others are opened as survivors.
     lost: BTreeSet<NodeId>,
+    /// Say that they are joining.
+    joining: BTreeSet<u16>,
 }
 
 impl Cluster {
@@ -34,6 +37,7 @@ impl Cluster {
             records: vec![vec![BTreeMap::new(); usize::from(groups)]; 6],
             down: BTreeSet::new(),
             lost: BTreeSet::new(),
+            joining: BTreeSet::new(),
         }
     }
 
@@ -60,7 +64,12 @@ impl Cluster {
                 let all = self.segments.get_mut(usize::from(node.0))?;
                 let summaries: Result<Vec<_>, _> = all.iter_mut().map(|s| s.fence(promise)).collect();
                 Some(match summaries {
-                    Ok(summaries) => Event::Fenced { node, summaries },
+                    Ok(mut summaries) => {
+                        summaries
+                            .iter_mut()
+                            .for_each(|summary| summary.joining = self.joining.contains(&node.0));
+                        Event::Fenced { node, summaries }
+                    }
                     Err(fenced) => Event::Refused { node, current: fenced.current.epoch },
                 })
             }
@@ -220,6 +229,40 @@ fn a_new_volume_starts_empty_and_a_recovery_without_news_changes_nothing() {
     assert_eq!(outcome.durable, RecordSpan::NONE);
     let opened: Vec<_> = outcome.history.openings().iter().map(|o| (o.epoch.0, o.server_version)).collect();
     assert_eq!(opened, [(1, release(1)), (2, release(2))]);
+}
+
+#[test]
+fn a_joining_segment_gets_history_and_records_and_counts_as_no_copy() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    writer.ship(&mut cluster, &[(0, &[0, 1])], 1);
+    cluster.down = [4, 5].into();
+    cluster.joining = [3].into();
+    // Three copies and a newcomer: not opened, though all four have what the recovery brought.
+    assert!(matches!(cluster.recover(2, |_| true), Some(Err(Failure::NoQuorum { .. }))));
+    assert_eq!(cluster.records[3][0].len(), 1, "it gets what is kept");
+    cluster.down.remove(&4);
+    let outcome = cluster.recover_up(3);
+    assert_eq!(outcome.durable.end, Lsn(40));
+    assert_eq!(cluster.segments[3][0].history(), &outcome.history);
+}
+
+#[test]
+fn a_recovery_ends_when_it_learns_that_the_members_changed() {
+    let options = RecoveryOptions {
+        promise: promise(1),
+        server_version: release(1),
+        members: Cluster::new(1).members(),
+        retry_after: Duration::from_secs(1),
+        give_up_after: None,
+    };
+    let (mut recovery, _) = Recovery::<u64>::start(options, Duration::ZERO);
+    let membership = GroupMembership::created([0, 1, 2, 3, 4, 6].map(NodeId)).expect("six different nodes");
+    let group = GroupId(0);
+    let event = Event::MembershipChanged { group, membership: membership.clone() };
+    let failed = Command::Failed(Failure::MembershipChanged { group, membership });
+    assert_eq!(recovery.handle(event, Duration::ZERO), [failed]);
+    assert_eq!(recovery.handle(Event::Tick, Duration::from_secs(9)), []);
 }
 
 #[test]
@@ -489,6 +532,33 @@ fn a_history_that_one_member_has_is_passed_over() {
             assert_eq!(epochs, [1, 6], "node {liar}");
         }
     }
+}
+
+#[test]
+fn a_history_counts_that_the_first_four_could_not_vouch_for() {
+    let mut cluster = Cluster::new(1);
+    cluster.down = BTreeSet::from([4, 5]);
+    let mut writer = Writer::first(&mut cluster);
+    let records = [1, 2].map(|content| writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], content));
+    let point = DurablePoint { volume: records[0].span, group_tail: records[0].span.end };
+    for node in 0..4 {
+        assert!(cluster.segments[node][0].observe_durable(VolumeEpoch(1), point));
+    }
+    // Of the first four to answer two were away, one denies what it has, and one alone knows of the first recovery. The
+    // durable point that another one vouches for, later, is of that recovery.
+    cluster.down.clear();
+    cluster.segments[2][0] = Segment::new(GroupId(0));
+    cluster.records[2][0].clear();
+    let (late, unread) = (Cell::new(2), Cell::new(4));
+    let swallow = |left: &Cell<u32>| left.replace(left.get().saturating_sub(1)) > 0;
+    let allow = |command: &Command<u64>| match command {
+        Command::Fence { node: NodeId(0 | 1), .. } => !swallow(&late),
+        Command::ReadTail { .. } => !swallow(&unread),
+        _ => true,
+    };
+    let outcome = cluster.recover(2, allow).expect("it ends").expect("six are up");
+    let epochs: Vec<u64> = outcome.history.openings().iter().map(|opening| opening.epoch.0).collect();
+    assert_eq!((outcome.durable, epochs), (records[1].span, vec![1, 2]));
 }
 
 #[test]

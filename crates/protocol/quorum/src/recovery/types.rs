@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
 
+use crate::membership::GroupMembership;
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
 use crate::{GroupLink, GroupTail, Promise};
@@ -75,6 +76,14 @@ pub enum Event<Handle> {
     Installed {
         /// The node that installed it.
         node: NodeId,
+    },
+    /// A group has a newer membership: enough members say so
+    /// ([`credible_membership`](crate::membership::credible_membership)).
+    MembershipChanged {
+        /// The group.
+        group: GroupId,
+        /// Its membership.
+        membership: GroupMembership,
     },
     /// Time passed. Requests without an answer are sent again.
     Tick,
@@ -151,6 +160,14 @@ pub enum Failure {
     Superseded {
         /// The epoch the other instance was promised.
         current: VolumeEpoch,
+    },
+    /// The members of a group have changed. A new recovery, with a higher epoch, begins with the new ones.
+    #[error("the members of group {group} have changed (membership epoch {})", .membership.epoch())]
+    MembershipChanged {
+        /// The group.
+        group: GroupId,
+        /// Its membership.
+        membership: GroupMembership,
     },
     /// Too few members answered in time.
     #[error("fewer than a write quorum of members answered in {} protection group(s), the first is group {}",

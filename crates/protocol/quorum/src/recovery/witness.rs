@@ -34,7 +34,6 @@ use crate::segment::SegmentSummary;
 impl<Handle: Clone> Recovery<Handle> {
     /// The newest history that enough members have.
     pub(super) fn newest_history(&self) -> Result<EpochHistory, Failure> {
-        self.refuse_premature_openings()?;
         let mut histories: BTreeMap<VolumeEpoch, Vec<(&EpochHistory, GroupId)>> = BTreeMap::new();
         for (id, group) in self.group_ids().zip(&self.groups) {
             for summary in group.summaries.values() {
@@ -57,7 +56,7 @@ impl<Handle: Clone> Recovery<Handle> {
     }
 
     /// Nobody opens an epoch without a promise of it, and this one was promised to us, who have not yet.
-    fn refuse_premature_openings(&self) -> Result<(), Failure> {
+    pub(super) fn refuse_premature_openings(&self) -> Result<(), Failure> {
         // Only of the write quorum that answered first: a later member may have our own opening from a peer.
         for (id, group) in self.group_ids().zip(&self.groups) {
             let premature =
@@ -135,6 +134,13 @@ impl<Handle: Clone> Recovery<Handle> {
         self.decision = None;
         for group in &mut self.groups {
             group.summaries.remove(&node);
+        }
+        self.forget_tails();
+    }
+
+    /// What was read counted by another history, or from another point.
+    pub(super) fn forget_tails(&mut self) {
+        for group in &mut self.groups {
             group.tails.clear();
             group.union.clear();
         }

@@ -18,17 +18,22 @@ use std::collections::{BTreeMap, VecDeque};
 use borealis_types::{EpochHistory, GroupId, Lsn, ReadPoint, RecordSpan, VolumeEpoch, WriterId, invariant};
 use borealis_wire::Refusal;
 
+use crate::membership::MembershipState;
 use crate::{ChainLink, DurablePoint, Promise};
 
+mod membership;
+#[cfg(test)]
+mod membership_tests;
 mod refill;
 #[cfg(test)]
 mod tests;
 mod types;
 
+pub use membership::{BaseRefused, MembershipInstalled, OtherMembership};
 pub use refill::JumpRefused;
 pub use types::{
     CheckpointError, Fenced, Gap, GossipPlan, InstallError, Installed, Offer, ReadRefusal, SegmentCheckpoint,
-    SegmentRecord, SegmentSummary, Source,
+    SegmentRecord, SegmentSummary, Source, Standing,
 };
 
 /// How many records from the writer or from peers wait for a predecessor before more are refused.
@@ -49,6 +54,9 @@ pub struct Segment {
     recent: VecDeque<SegmentRecord>,
     /// Records whose predecessor is missing, by the end of that predecessor.
     held: BTreeMap<Lsn, SegmentRecord>,
+    /// What it stores of the group's memberships; `None` where configuration fixes the members.
+    membership: Option<MembershipState>,
+    standing: Standing,
 }
 
 impl Segment {
@@ -64,6 +72,8 @@ impl Segment {
             floor: RecordSpan::NONE,
             recent: VecDeque::new(),
             held: BTreeMap::new(),
+            membership: None,
+            standing: Standing::Full,
         }
     }
 
@@ -102,9 +112,17 @@ impl Segment {
         (epoch == self.history.newest_epoch()).then(|| (epoch, self.segment_complete_lsn()))
     }
 
-    /// The last record of the unbroken chain, whose end is SCL.
+    /// The last record of the unbroken chain, whose end is SCL; none while the segment is joining.
     #[must_use]
     pub fn complete(&self) -> RecordSpan {
+        match self.standing {
+            Standing::Full => self.chain_end(),
+            Standing::Joining | Standing::Absent => RecordSpan::NONE,
+        }
+    }
+
+    /// The last record of the chain, whatever it counts for.
+    fn chain_end(&self) -> RecordSpan {
         self.recent.back().map_or(self.floor, |record| record.link.span)
     }
 
@@ -149,6 +167,7 @@ impl Segment {
             complete: self.complete(),
             known_durable: self.known_durable,
             minimum_read_point: self.minimum_read_point,
+            joining: self.standing != Standing::Full,
         }
     }
 
@@ -168,7 +187,7 @@ impl Segment {
             return Offer::Conflict;
         }
         let record = SegmentRecord { epoch, link };
-        let complete = self.segment_complete_lsn();
+        let complete = self.chain_end().end;
         if link.span.end <= complete {
             return self.compare_with_recent(record);
         }
@@ -218,7 +237,7 @@ impl Segment {
 
     /// Appends a record to the unbroken chain.
     fn extend(&mut self, record: SegmentRecord) {
-        let complete = self.segment_complete_lsn();
+        let complete = self.chain_end().end;
         let previous_end = record.link.previous_end;
         invariant!(
             "no-hole-below-scl",
@@ -235,7 +254,7 @@ impl Segment {
 
     /// Moves held records to the chain as far as they connect.
     fn connect_held(&mut self) {
-        while let Some(record) = self.held.remove(&self.segment_complete_lsn()) {
+        while let Some(record) = self.held.remove(&self.chain_end().end) {
             self.extend(record);
         }
     }
@@ -249,7 +268,7 @@ impl Segment {
         let uncertain = self.recent.front().is_none_or(|first| first.link.span.end > durable);
         invariant!("durable-before-uncertain", uncertain, "{:?} is not above {durable}", self.recent.front());
         // What connects is in the chain and does not wait.
-        let waits = self.held.first_key_value().is_none_or(|(&after, _)| after > self.segment_complete_lsn());
+        let waits = self.held.first_key_value().is_none_or(|(&after, _)| after > self.chain_end().end);
         invariant!("no-hole-below-scl", waits, "{:?} waits for what is here", self.held.first_key_value());
     }
 
@@ -431,6 +450,9 @@ impl Segment {
     /// the known durable position means complete to that position.
     #[must_use]
     pub fn readable_through(&self) -> Lsn {
+        if self.standing != Standing::Full {
+            return Lsn::ZERO;
+        }
         let complete = self.segment_complete_lsn();
         if complete >= self.known_durable.group_tail {
             complete.max(self.known_durable.volume.end)
@@ -454,7 +476,7 @@ impl Segment {
             return Err(ReadRefusal::HistoryBehind { wanted: epoch, known });
         }
         let (from, through) = (self.minimum_read_point, self.readable_through());
-        if lsn > through {
+        if lsn > through || self.standing != Standing::Full {
             return Err(ReadRefusal::Behind { from, through });
         }
         if lsn < from {
@@ -479,9 +501,13 @@ impl Segment {
         })
     }
 
-    /// What this segment knows it lacks, if anything.
+    /// What this segment knows it lacks, if anything. A joining segment lacks everything before its base, which nobody's
+    /// log reaches: it does not ask for records before it has one.
     #[must_use]
     pub fn gap(&self) -> Option<Gap> {
+        if self.standing != Standing::Full {
+            return None;
+        }
         let after = self.segment_complete_lsn();
         let through = match self.held.first_key_value() {
             Some((&first, _)) => first,
@@ -508,7 +534,8 @@ impl Segment {
             Some(gap) => gap.through,
             None => peer.complete.end,
         };
-        let ask = (peer.complete.end > after && through > after).then_some(Gap { after, through });
+        let may_ask = self.standing == Standing::Full && peer.complete.end > after && through > after;
+        let ask = may_ask.then_some(Gap { after, through });
         GossipPlan {
             install_history,
             observe_durable: peer.known_durable.volume.end > self.known_durable.volume.end,
@@ -521,7 +548,9 @@ impl Segment {
     pub fn checkpoint(&self) -> SegmentCheckpoint {
         self.assert_consistent();
         SegmentCheckpoint {
-            summary: self.summary(),
+            summary: SegmentSummary { complete: self.chain_end(), ..self.summary() },
+            membership: self.membership.clone(),
+            standing: self.standing,
             floor: self.floor,
             recent: self.recent.iter().copied().collect(),
             held: self.held.values().copied().collect(),
@@ -533,7 +562,7 @@ impl Segment {
     /// # Errors
     /// If the checkpoint contradicts itself.
     pub fn restore(checkpoint: SegmentCheckpoint) -> Result<Segment, CheckpointError> {
-        let SegmentCheckpoint { summary, floor, recent, held } = checkpoint;
+        let SegmentCheckpoint { summary, membership, standing, floor, recent, held } = checkpoint;
         if summary.promised.epoch < summary.history.newest_epoch() {
             return Err(CheckpointError("the promise is older than the history"));
         }
@@ -575,6 +604,8 @@ impl Segment {
             floor,
             recent: recent.into(),
             held: held.into_iter().map(|record| (record.link.previous_end, record)).collect(),
+            membership,
+            standing,
         };
         // Everything above was checked and refused if it is wrong; this says that the checks were complete.
         segment.assert_consistent();

@@ -3,11 +3,17 @@
 //! A *refill* brings the pages of the group as of a durable point instead of the records up to there. The segment then
 //! has every effect of these records, and none of their bytes. Nobody asks for those: a recovery begins above what any
 //! segment it fenced knows to be durable, and a peer that lacks them is refilled itself.
+//!
+//! A member that was away *jumps*; a joining segment takes its base ([`Segment::take_base`]). What happens to the chain is
+//! one thing, `Segment::go_on_from`. When it may happen differs, so each is refused what is the other's. A member has
+//! acknowledged what it has: it jumps to what it knows itself to be durable, never back, and its chain ends there or
+//! before. A newcomer counts for nothing: it may know of no durable point, has perhaps a chain from the group's first record
+//! that is longer than its base, and becomes full even where the group has no record yet.
 
 use borealis_types::{Lsn, ReadPoint, RecordSpan, invariant};
 use borealis_wire::Refusal;
 
-use super::{Fenced, ReadRefusal, Segment};
+use super::{Fenced, ReadRefusal, Segment, SegmentRecord, Standing};
 use crate::DurablePoint;
 
 /// Why a segment does not go on from a point.
@@ -16,6 +22,9 @@ pub enum JumpRefused {
     /// A recovery is under way: what the segment told it must stay true until it ends.
     #[error(transparent)]
     Fenced(#[from] Fenced),
+    /// The segment is joining or absent: it has no chain to go on from, and takes a base instead.
+    #[error("the segment is not a full member of its group")]
+    NotFull,
     /// The chain reaches the point already.
     #[error("the chain is complete through {complete} already")]
     Reached {
@@ -39,6 +48,9 @@ impl Segment {
     }
 
     fn check_jump(&self, point: DurablePoint) -> Result<(), JumpRefused> {
+        if self.standing != Standing::Full {
+            return Err(JumpRefused::NotFull);
+        }
         if self.promised.epoch > self.history.newest_epoch() {
             return Err(Fenced { current: self.promised }.into());
         }
@@ -56,20 +68,32 @@ impl Segment {
     /// records that waited go on from it. Nothing below the point can be read here any more.
     ///
     /// # Errors
-    /// If a recovery is under way, the chain has reached the point, or it is not known to be durable. Nothing has changed
+    /// If the segment is no full member, a recovery is under way, the chain has reached the point, or it is not known to be durable. Nothing has changed
     /// then.
     pub fn jump(&mut self, point: DurablePoint) -> Result<(), JumpRefused> {
         self.check_jump(point)?;
         // The chain ends below a durable point, so all of it is durable.
         invariant!("durable-before-uncertain", self.recent.is_empty(), "{:?}", self.recent.front());
-        let tail = point.group_tail;
-        self.floor = RecordSpan { start: tail, end: tail };
-        // What begins before the tail and ends behind it would contradict the chain.
-        self.held.retain(|&previous_end, _| previous_end >= tail);
-        self.minimum_read_point = self.minimum_read_point.max(point.volume.end);
-        self.connect_held();
+        self.go_on_from(point);
         self.assert_consistent();
         Ok(())
+    }
+
+    /// The chain goes on from the group's last record at `point`, and older versions never were here. Returns the records
+    /// that this replaces: complete ones, those that waited for one before the point, and any that crosses it, which
+    /// contradicts the chain. The chain must end below the point.
+    pub(super) fn go_on_from(&mut self, point: DurablePoint) -> Vec<SegmentRecord> {
+        let tail = point.group_tail;
+        let mut replaced: Vec<SegmentRecord> = self.recent.drain(..).collect();
+        let after = self.held.split_off(&tail);
+        replaced.extend(std::mem::replace(&mut self.held, after).into_values());
+        self.floor = RecordSpan { start: tail, end: tail };
+        if point.volume.end > self.known_durable.volume.end {
+            self.known_durable = point;
+        }
+        self.minimum_read_point = self.minimum_read_point.max(point.volume.end);
+        self.connect_held();
+        replaced
     }
 
     /// [`Segment::permit_read`] where versions from `pinned` on are kept although nobody else reads them any more.
@@ -145,6 +169,16 @@ mod tests {
         segment.fence(Promise { epoch: VolumeEpoch(2), writer: WriterId(2) }).expect("newer");
         assert!(matches!(segment.jump(at), Err(JumpRefused::Fenced(_))));
         assert_eq!((segment.refill_point(), segment.segment_complete_lsn()), (None, Lsn(200)));
+    }
+
+    #[test]
+    fn a_segment_that_is_joining_or_absent_does_not_jump() {
+        let segment = lagging();
+        let at = segment.refill_point().expect("it lacks records");
+        for standing in [Standing::Joining, Standing::Absent] {
+            let mut other = Segment { standing, ..segment.clone() };
+            assert_eq!((other.refill_point(), other.jump(at)), (None, Err(JumpRefused::NotFull)));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use borealis_types::{EpochHistory, GroupId, Lsn, RecordSpan, VolumeEpoch};
 use serde::{Deserialize, Serialize};
 
+use crate::membership::MembershipState;
 use crate::{ChainLink, DurablePoint, Promise};
 
 /// A record as a segment knows it.
@@ -131,6 +132,8 @@ pub struct SegmentSummary {
     pub known_durable: DurablePoint,
     /// The lowest position anyone may still read at.
     pub minimum_read_point: Lsn,
+    /// It does not have everything yet, whatever records it has: it counts as a copy of nothing.
+    pub joining: bool,
 }
 
 impl From<&borealis_wire::SegmentSummary> for SegmentSummary {
@@ -148,6 +151,8 @@ impl From<&borealis_wire::SegmentSummary> for SegmentSummary {
                 group_tail: message.known_durable_tail,
             },
             minimum_read_point: message.minimum_read_point,
+            // A joining segment says no more than that its SCL is zero; no message asks it for more yet.
+            joining: false,
         }
     }
 }
@@ -204,11 +209,28 @@ pub enum ReadRefusal {
     },
 }
 
+/// What a segment is to its group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Standing {
+    /// It counts: its SCL says what it has.
+    #[default]
+    Full,
+    /// It came into the group and does not have everything yet. Its SCL is zero to everyone, it answers no reads, and no
+    /// recovery counts it as a copy.
+    Joining,
+    /// Its node is no member. It has nothing.
+    Absent,
+}
+
 /// A segment's state as stored in a checkpoint of the node's log.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SegmentCheckpoint {
     /// What the segment says about itself.
     pub summary: SegmentSummary,
+    /// What it stores of its group's memberships.
+    pub membership: Option<MembershipState>,
+    /// What it is to its group.
+    pub standing: Standing,
     /// The last record of the chain that is not after the known durable position.
     pub floor: RecordSpan,
     /// The chain above `floor`, in order.

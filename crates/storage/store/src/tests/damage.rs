@@ -285,7 +285,7 @@ fn a_store_of_an_older_format_is_refused_with_what_to_do() {
     // Version 2 knew no releases.
     file.write_all_at(&[2], 7).unwrap();
     let error = open(&path).expect_err("it must not be opened").to_string();
-    for part in ["identity", "format version 2", "knows 4", "pg_dump"] {
+    for part in ["identity", "format version 2", "knows 5", "pg_dump"] {
         assert!(error.contains(part), "{part} is missing from: {error}");
     }
 }

@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use borealis_quorum::DurablePoint;
 use borealis_quorum::evidence::{credible_durable, credible_history};
-use borealis_quorum::segment::SegmentSummary;
-
+use borealis_quorum::quorum_set::QuorumSets;
+use borealis_quorum::segment::{Gap, SegmentSummary, Source, Standing};
 use borealis_types::{GroupId, Lsn};
 
-use super::{Effects, SimNode};
+use super::{Effects, PAGE_RECORDS, SimNode};
 use crate::message::{Host, Message, SimRecord};
 use crate::{Coverage, Defect};
 
@@ -23,17 +23,21 @@ impl SimNode {
         let Host::Node(peer) = from else { return };
         for summary in summaries {
             let group = summary.group;
+            let Some(members) = self.members(group) else { continue };
+            if self.segment(group).standing() == Standing::Absent {
+                continue;
+            }
             self.claims[usize::from(group.0)].insert(peer, summary.clone());
             let plan = self.segment(group).plan_gossip(summary);
             if plan.install_history {
-                self.install_if_credible(summary, effects, coverage);
+                self.install_if_credible(summary, &members, effects, coverage);
             }
             if plan.observe_durable {
                 let (segment, claims) = (self.segment(group), &self.claims[usize::from(group.0)]);
                 let epoch = segment.history().newest_epoch();
                 let point = match self.defect {
                     Defect::DurableOnOneWord => Some(summary.known_durable),
-                    _ => credible_durable(&self.members, self.id, segment, claims),
+                    _ => credible_durable(&members, self.id, segment, claims),
                 };
                 match point {
                     Some(point) => {
@@ -48,6 +52,26 @@ impl SimNode {
                 effects.send.push((from, Message::GossipAsk(group, gap, durable)));
             }
         }
+    }
+
+    /// Gives a peer what the log has of what it lacks.
+    pub(super) fn give_log(
+        &mut self,
+        from: Host,
+        group: GroupId,
+        gap: Gap,
+        durable: Lsn,
+        effects: &mut Effects,
+    ) {
+        let after = gap.after.max(self.log_kept_from(group));
+        let range = |r: &&Rc<SimRecord>| r.span.end > after && r.span.end <= gap.through;
+        let sent = |record: &Rc<SimRecord>| match self.lie {
+            Some(lie) if record.span.end > durable => lie.sent(record),
+            _ => Rc::clone(record),
+        };
+        let found = self.records(group).values().filter(range).take(PAGE_RECORDS).map(sent).collect();
+        // Only durable bytes leave a node.
+        self.answer(from, Message::GossipRecords(group, durable, found), effects);
     }
 
     /// Of the records that a peer sends, those that this node takes: what it knew to be durable when it asked, and what two
@@ -75,9 +99,35 @@ impl SimNode {
         believed
     }
 
+    pub(super) fn take_from_peer(
+        &mut self,
+        from: Host,
+        (group, durable): (GroupId, Lsn),
+        records: Vec<Rc<SimRecord>>,
+        effects: &mut Effects,
+        coverage: &mut Coverage,
+    ) {
+        let before = self.segment(group).segment_complete_lsn();
+        for mut record in self.believed(from, group, durable, records, coverage) {
+            if self.defect == Defect::GossipIgnoresHistory {
+                let epoch = self.segment(group).history().newest_epoch();
+                record = Rc::new(SimRecord { epoch, ..(*record).clone() });
+            }
+            if self.offer(group, Source::Peer, &record, effects, coverage).must_persist() {
+                coverage.count("records taken from peers");
+            }
+        }
+        if self.segment(group).segment_complete_lsn() > before {
+            self.push_progress(group, effects, coverage);
+        } else {
+            self.refill_from(from, group, effects, coverage);
+        }
+    }
+
     fn install_if_credible(
         &mut self,
         summary: &SegmentSummary,
+        members: &QuorumSets,
         effects: &mut Effects,
         coverage: &mut Coverage,
     ) {
@@ -85,7 +135,7 @@ impl SimNode {
         let (segment, claims) = (self.segment(group), &self.claims[usize::from(group.0)]);
         let history = match self.defect {
             Defect::HistoryOnOneWord => Some(summary.history.clone()),
-            _ => credible_history(&self.members, self.id, segment, claims),
+            _ => credible_history(members, self.id, segment, claims),
         };
         let Some(history) = history else {
             return coverage.count("histories of peers without proof");

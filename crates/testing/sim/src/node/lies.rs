@@ -2,11 +2,15 @@
 
 use std::rc::Rc;
 
+use borealis_quorum::membership::{MembershipState, Replacement, Transition};
 use borealis_quorum::segment::SegmentSummary;
-use borealis_types::{EpochHistory, EpochOpening, Lsn, RecordSpan, ServerVersion, VolumeEpoch};
+use borealis_types::{EpochHistory, EpochOpening, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
 
 use crate::message::SimRecord;
 use crate::random::Random;
+
+/// A node that does not exist.
+const MADE_UP_NODE: u16 = 99;
 
 /// Beyond everything that a run writes.
 const FAR: u64 = 1 << 32;
@@ -26,6 +30,8 @@ pub enum Lie {
     RolledBack,
     /// That other records stand where those do that who asks does not know to be durable.
     OtherRecords,
+    /// That its group chose another membership.
+    OtherMembers,
 }
 
 impl Lie {
@@ -38,6 +44,7 @@ impl Lie {
             Lie::HistoryFar,
             Lie::RolledBack,
             Lie::OtherRecords,
+            Lie::OtherMembers,
         ];
         all[random.below(all.len() as u64) as usize]
     }
@@ -62,7 +69,7 @@ impl Lie {
                 told.known_durable = Default::default();
                 told.minimum_read_point = Lsn::ZERO;
             }
-            Lie::OtherRecords => {}
+            Lie::OtherRecords | Lie::OtherMembers => {}
         }
         told
     }
@@ -75,6 +82,22 @@ impl Lie {
             Lie::OtherRecords => Rc::new(SimRecord { content: !record.content, ..(**record).clone() }),
             _ => Rc::clone(record),
         }
+    }
+
+    /// What it makes of the truth about memberships, to peers and instances. To controllers it tells the truth: like any
+    /// Paxos, the choice bears members that are silent, not members that lie about their votes.
+    #[must_use]
+    pub fn told_members(self, truth: MembershipState) -> MembershipState {
+        let installed = truth.installed();
+        let made_up = match (self, installed.replacements().first()) {
+            (Lie::OtherMembers, Some(&begun)) => installed.after(Transition::Finish(begun)),
+            (Lie::OtherMembers, None) => {
+                let [old, ..] = *installed.base();
+                installed.after(Transition::Begin(Replacement { old, new: NodeId(MADE_UP_NODE) }))
+            }
+            _ => return truth,
+        };
+        made_up.map_or(truth, MembershipState::new)
     }
 }
 

@@ -228,7 +228,9 @@ impl SimNode {
 
     fn observe_header(&mut self, header: &BatchHeader) {
         let (epoch, minimum) = (header.volume_epoch, header.minimum_read_point);
-        for group in self.groups() {
+        // A writer that has not learned of this member yet says nothing of its groups: not that they are empty.
+        let listed = |group: &GroupId| header.tails.iter().any(|tail| tail.group == *group);
+        for group in self.groups().filter(listed) {
             self.observe(group, epoch, durable_point(header.durable, &header.tails, group));
             if self.segment_mut(group).observe_minimum_read_point(epoch, minimum) {
                 self.log.push(Entry::ReadPoint(group, epoch, minimum));

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use borealis_quorum::DurablePoint;
+use borealis_quorum::corroboration::Corroboration;
+use borealis_quorum::membership::GroupMembership;
 use borealis_types::{GroupId, Lsn, NodeId, ReadPoint};
 
 use super::{Effects, Entry, SimNode};
@@ -49,6 +51,23 @@ impl SimNode {
     /// From where on a group's log is kept.
     pub(super) fn log_kept_from(&self, group: GroupId) -> Lsn {
         self.kept[usize::from(group.0)].collected
+    }
+
+    /// Everything as of a point came from peers: there is no log of what was before it.
+    pub(super) fn begin_log_at(&mut self, group: GroupId, point: DurablePoint) {
+        let kept = &mut self.kept[usize::from(group.0)];
+        kept.collected = kept.collected.max(point.volume.end);
+    }
+
+    /// Nothing is kept for a node that is no member any more. A node that `left` keeps nothing for anyone, and what it
+    /// was bringing is for a segment that is gone.
+    pub(super) fn keep_for_members(&mut self, group: GroupId, members: &GroupMembership, left: bool) {
+        let position = usize::from(group.0);
+        self.kept[position].pins.retain(|peer, _| !left && members.contains(*peer));
+        if left {
+            self.refills[position] = None;
+            self.unconfirmed[position] = Corroboration::default();
+        }
     }
 
     /// Lets go of log that nobody reads below, as a checkpoint does.
@@ -103,12 +122,15 @@ impl SimNode {
     pub(super) fn give_part(
         &mut self,
         from: Host,
-        group: GroupId,
-        at: ReadPoint,
-        part: u8,
+        (group, at, part): (GroupId, ReadPoint, u8),
         effects: &mut Effects,
+        coverage: &mut Coverage,
     ) {
         let Host::Node(peer) = from else { return };
+        if !self.members(group).is_some_and(|members| members.contains(peer)) {
+            // It was dropped, or this node has not learned of it yet. A pin for it might never be given up.
+            return coverage.count("parts not given to nodes that are no members");
+        }
         let segment = self.segment(group);
         let collected = self.log_kept_from(group);
         let is_there = at.lsn <= segment.known_durable().volume.end
@@ -167,6 +189,7 @@ impl SimNode {
             }
         }
         self.log.push(Entry::Jump(group, point, block));
+        self.begin_log_at(group, point);
         self.push_progress(group, effects, coverage);
     }
 }

@@ -20,6 +20,7 @@ pub(super) struct Faults {
     pub(super) compete: u64,
     pub(super) lose_nodes: u64,
     pub(super) lie: u64,
+    pub(super) crash_controller: u64,
 }
 
 impl Faults {
@@ -37,6 +38,7 @@ impl Faults {
             compete: level(150),
             lose_nodes: level(8),
             lie: level(20),
+            crash_controller: level(60),
         }
     }
 }
@@ -44,7 +46,7 @@ impl Faults {
 impl World {
     pub(super) fn fault(&mut self) {
         if self.random.chance(self.faults.crash_node) {
-            let position = self.random.below(u64::from(NODES)) as usize;
+            let position = self.random.below(self.nodes.len() as u64) as usize;
             if self.nodes[position].running {
                 self.nodes[position].crash(&mut self.random, &mut self.coverage);
                 self.coverage.count("node crashes");
@@ -52,17 +54,18 @@ impl World {
                 self.schedule(delay, Event::Restart(position));
             }
         }
-        let is_rescued = self.rescue.is_some();
-        let lost = self.lost.iter().filter(|&&lost| lost).count();
-        if self.random.chance(self.faults.lose_nodes) && lost < 2 && !is_rescued {
-            let position = self.random.below(u64::from(NODES)) as usize;
-            if self.nodes[position].running {
-                self.nodes[position].crash(&mut self.random, &mut self.coverage);
-            }
-            if !self.lost[position] {
+        if self.random.chance(self.faults.lose_nodes) && self.rescue.is_none() {
+            let position = self.random.below(self.nodes.len() as u64) as usize;
+            if self.can_lose(position) {
+                if self.nodes[position].running {
+                    self.nodes[position].crash(&mut self.random, &mut self.coverage);
+                }
                 self.coverage.count("nodes lost for ever");
+                self.lost[position] = true;
             }
-            self.lost[position] = true;
+        }
+        if self.random.chance(self.faults.crash_controller) {
+            self.crash_controller();
         }
         let may_lie = self.rescue.as_ref().is_none_or(Rescue::stands_a_liar);
         if self.random.chance(self.faults.lie) && may_lie {
@@ -112,7 +115,7 @@ impl World {
         for node in &mut self.nodes {
             node.lie = None;
         }
-        for position in 0..usize::from(NODES) {
+        for position in 0..self.nodes.len() {
             if !self.nodes[position].running && !self.lost[position] {
                 self.nodes[position].restart();
             }

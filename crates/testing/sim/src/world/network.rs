@@ -1,6 +1,7 @@
 //! The network: it delays, loses and repeats single messages; a connection delivers in order, or breaks.
 
 use super::{Event, World};
+use crate::compute::Compute;
 use crate::message::{Host, LineId, Message, OnLine};
 
 /// Until the system tells an instance that a connection broke.
@@ -8,6 +9,11 @@ const BREAK_NOTICED_MS: (u64, u64) = (20, 600);
 
 impl World {
     pub(super) fn send(&mut self, from: Host, to: Host, message: Message) {
+        // What an instance asks is made for the memberships that it knows as it asks.
+        let made_for = match from {
+            Host::Compute(id) => self.computes.get(&id).map(Compute::made_for),
+            Host::Node(_) | Host::Controller(_) => None,
+        };
         let line = match &message {
             Message::Line(line, _) => Some(*line),
             _ => None,
@@ -21,7 +27,8 @@ impl World {
             let parted = self.sides.is_some_and(|(mask, both_ways)| {
                 let side = |host| match host {
                     Host::Node(id) => mask >> id.0 & 1,
-                    Host::Compute(id) => mask >> (8 + id % 8) & 1,
+                    Host::Compute(id) => mask >> (16 + id % 16) & 1,
+                    Host::Controller(id) => mask >> (32 + id % 16) & 1,
                 };
                 side(from) != side(to) && (both_ways || side(from) == 0)
             });
@@ -35,7 +42,8 @@ impl World {
             if line.is_none() && self.random.chance(self.faults.duplicate) {
                 self.coverage.count("messages repeated");
                 let delay = self.random.between(1, 400);
-                self.schedule(delay, Event::Deliver { from, to, message: message.clone() });
+                let made_for = made_for.clone();
+                self.schedule(delay, Event::Deliver { from, to, message: message.clone(), made_for });
             }
         }
         let late = self.chaos() && self.random.chance(self.faults.delay_long);
@@ -46,7 +54,7 @@ impl World {
             *arrival = (self.now + delay).max(*arrival);
             delay = *arrival - self.now;
         }
-        self.schedule(delay, Event::Deliver { from, to, message });
+        self.schedule(delay, Event::Deliver { from, to, message, made_for });
     }
 
     /// A connection breaks; its instance hears of it some time later, its node when it next says something.
@@ -58,6 +66,6 @@ impl World {
         let (node, compute) = if matches!(from, Host::Node(_)) { (from, to) } else { (to, from) };
         let delay = self.random.between(BREAK_NOTICED_MS.0, BREAK_NOTICED_MS.1);
         let message = Message::Line(line, OnLine::Closed);
-        self.schedule(delay, Event::Deliver { from: node, to: compute, message });
+        self.schedule(delay, Event::Deliver { from: node, to: compute, message, made_for: None });
     }
 }

@@ -14,6 +14,7 @@ use borealis_wire::GroupTail;
 use super::{EPOCH_STEP, Event, NODES, World};
 use crate::Defect;
 use crate::node::SimNode;
+use crate::oracle::Counted;
 
 /// A rescue under way.
 #[derive(Debug)]
@@ -34,11 +35,9 @@ struct Agreement {
 }
 
 impl Rescue {
-    /// Whether an instance is the one that the survivors agree with; so many copies of a record it needs: a write quorum,
-    /// or all that are left. It brings records to all of them, but of five one may be a liar that says it has them.
-    pub(super) fn copies_needed(&self, instance: u32) -> Option<usize> {
-        let left = usize::from(NODES) - self.lost.len();
-        (self.attempt == Some(instance)).then_some(left.min(WRITE_QUORUM))
+    /// How many members are left, if an instance is the one that they agree with.
+    pub(super) fn members_left(&self, instance: u32) -> Option<usize> {
+        (self.attempt == Some(instance)).then(|| usize::from(NODES) - self.lost.len())
     }
 
     pub(super) fn agreed(&mut self, outcome: &Outcome) {
@@ -74,12 +73,16 @@ impl World {
         if agreed.is_some() || self.defect == Defect::RescueWithoutAgreement {
             if let Some(source) = self.source_of_copies(&lost, agreed.as_ref()) {
                 self.replace_by_copies(&lost, source);
-                return self.oracle.rescued(&self.nodes);
+                let six = Counted { sets: self.newest_sets(), left: None };
+                return self.oracle.rescued(&six, &self.nodes);
             }
         } else if attempt.and_then(|id| self.computes.get(&id)).is_none_or(|compute| compute.is_stopped()) {
-            let members = self.members.iter().map(|sets| sets.survivors(&lost));
+            let sets = self.newest_sets();
+            let members = sets.iter().map(|sets| sets.survivors(&lost));
             let members: Vec<QuorumSets> = members.map(|sets| sets.expect("a read quorum is left")).collect();
-            let id = self.start_compute_through(VolumeEpoch(self.last_epoch.0 + EPOCH_STEP), members);
+            let memberships = self.newest_memberships();
+            let epoch = VolumeEpoch(self.last_epoch.0 + EPOCH_STEP);
+            let id = self.start_compute_through(epoch, Some(members), memberships);
             if let Some(rescue) = &mut self.rescue {
                 rescue.attempt = Some(id);
             }
@@ -115,15 +118,12 @@ impl World {
         self.rescue = Some(Rescue { lost, attempt: None, agreed: None });
     }
 
-    /// The node to copy: one that says it has every group to its end, and nothing that cannot be there.
+    /// The node to copy: one that says it has every group to its end on disk, and nothing that cannot be there.
     fn source_of_copies(&self, lost: &BTreeSet<NodeId>, agreed: Option<&Agreement>) -> Option<usize> {
         let is_complete = |node: &SimNode| {
-            let told = node.told_summaries();
+            let told = node.told_of_disk();
             let ends = |tail: &GroupTail| told[usize::from(tail.group.0)].complete.end == tail.last_end;
-            let is_durable = |tail: &GroupTail| node.durable_complete(tail.group) >= tail.last_end;
-            agreed.is_some_and(|agreed| {
-                agreed.tails.iter().all(ends) && (node.lie.is_some() || agreed.tails.iter().all(is_durable))
-            })
+            agreed.is_some_and(|agreed| agreed.tails.iter().all(ends))
         };
         let careless = matches!(self.defect, Defect::RescueCopiesAnyone | Defect::RescueWithoutAgreement);
         self.nodes
@@ -132,7 +132,7 @@ impl World {
     }
 
     fn replace_by_copies(&mut self, lost: &BTreeSet<NodeId>, source: usize) {
-        let behind = (0..self.members.len()).map(|position| GroupId(position as u16)).any(|group| {
+        let behind = self.groups().any(|group| {
             let ends: Vec<Lsn> = self
                 .nodes
                 .iter()

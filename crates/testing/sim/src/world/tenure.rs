@@ -1,7 +1,7 @@
 //! Whether instances end when they have to, and not otherwise.
 
 use borealis_compute::ship::TenureEnd;
-use borealis_types::{VolumeEpoch, WRITE_QUORUM};
+use borealis_types::VolumeEpoch;
 
 use super::World;
 use crate::writer::LEASE;
@@ -10,12 +10,12 @@ use crate::writer::LEASE;
 const LOOK_MS: u64 = 250;
 
 impl World {
-    /// An instance of `epoch` ended by itself while `ready` nodes took its batches.
+    /// An instance of `epoch` ended by itself while `ready` nodes, a write quorum, took its batches.
     pub(super) fn check_end(
         &mut self,
         epoch: VolumeEpoch,
         end: TenureEnd,
-        ready: usize,
+        ready: Option<usize>,
     ) -> Result<(), String> {
         match end {
             TenureEnd::Replaced(by) => {
@@ -27,7 +27,7 @@ impl World {
             }
             TenureEnd::Outvoted(by) => {
                 self.coverage.count("writers that ended as outvoted");
-                if ready >= WRITE_QUORUM {
+                if let Some(ready) = ready {
                     return Err(format!(
                         "epoch {epoch} ended because of {by}, with {ready} nodes left to it"
                     ));
@@ -40,9 +40,11 @@ impl World {
 
     /// Notes the newest history that a node ever had, which a recovery may take back from it.
     pub(super) fn note_installed(&mut self, position: usize) {
-        let newest =
-            self.nodes[position].summaries().into_iter().map(|summary| summary.history.newest_epoch());
-        self.installed[position] = self.installed[position].max(newest.max().unwrap_or_default());
+        let node = &self.nodes[position];
+        for history in node.groups().map(|group| node.segment(group).history()) {
+            self.installed[position] = self.installed[position].max(history.newest_epoch());
+            self.oracle.noted(history);
+        }
     }
 
     /// An instance that is alive must not have had a successor for longer than its lease.

@@ -152,6 +152,37 @@ fn a_node_without_records_is_told_the_durable_point_while_others_are_busy() {
 }
 
 #[test]
+fn other_members_are_sent_to_and_counted_anew_and_those_that_left_are_neither() {
+    let mut shipper = shipper(2, limits());
+    connect_all(&mut shipper);
+    ship(&mut shipper, 1, &[0]);
+    for node in 0..6 {
+        let frame = next(&mut shipper, node).unwrap();
+        assert_eq!(records_of(&frame), [span(1).end]);
+    }
+    let end = span(1).end.0;
+    for node in [0, 1, 5] {
+        shipper.appended(NodeId(node), 1, &progress(&[(0, end)])).unwrap();
+    }
+    let with_node_6 = QuorumSets::new(vec![[0, 1, 2, 3, 4, 6].map(NodeId)]).unwrap();
+    shipper.set_members(GroupId(0), &with_node_6);
+    assert_eq!(shipper.groups_of(NodeId(5)), groups(&[1]));
+    assert_eq!(shipper.groups_of(NodeId(6)), groups(&[0]));
+    // Unconnected, all that have the group: what they said before does not count.
+    assert!((0..7).all(|node| next(&mut shipper, node).is_none()));
+    for node in [2, 3] {
+        shipper.connected(NodeId(node), &progress(&[(0, end)]), Lsn::ZERO).unwrap();
+    }
+    assert_eq!(shipper.durable(), RecordSpan::NONE);
+    for node in [0, 6] {
+        shipper.connected(NodeId(node), &progress(&[(0, end)]), Lsn::ZERO).unwrap();
+    }
+    assert_eq!(shipper.durable(), span(1));
+    shipper.set_members(GroupId(1), &with_node_6);
+    assert!(!shipper.has_peer(NodeId(5)) && shipper.has_peer(NodeId(6)));
+}
+
+#[test]
 fn while_a_node_is_busy_its_next_batch_fills() {
     let mut shipper = shipper(1, limits());
     connect_all(&mut shipper);

@@ -325,15 +325,16 @@ impl World {
 
     /// A reader of any epoch asks any node, whatever an instance would do.
     fn check_random_read(&mut self) -> Result<(), String> {
-        if !self.random.chance(100) {
-            return Ok(());
-        }
         let group = GroupId(self.random.below(u64::from(self.group_count)) as u16);
         let newest = self.oracle.newest_epoch();
-        // Those that missed a recovery are few, and the ones that could be wrong.
+        // Those that missed a recovery are few, and the ones that could be wrong: they are asked more often.
         let is_behind =
             |node: &SimNode| node.running && node.segment(group).history().newest_epoch() < newest;
-        let behind = self.nodes.iter().position(is_behind).filter(|_| self.random.chance(500));
+        let behind = self.nodes.iter().position(is_behind);
+        if !self.random.chance(if behind.is_some() { 300 } else { 100 }) {
+            return Ok(());
+        }
+        let behind = behind.filter(|_| self.random.chance(700));
         let position = behind.unwrap_or_else(|| self.random.below(self.nodes.len() as u64) as usize);
         // A replaced instance knows of nothing after the opening that replaced it.
         let older = self.random.chance(250).then(|| self.oracle.older_reader(&mut self.random)).flatten();

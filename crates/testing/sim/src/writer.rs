@@ -440,14 +440,16 @@ impl Writer {
         self.stubborn
     }
 
-    /// Nodes that take its batches: how many, if they are a write quorum of every group.
+    /// Nodes that take its batches: how many, if they are a write quorum of every group. One that refused a read for a newer
+    /// promise takes none, though its other connection has not heard so yet.
     fn ready_nodes(&self) -> Option<usize> {
-        let is_ready = |links: &NodeLinks| matches!(links.append, Link::Up { stage: Stage::Ready, .. });
-        let tracker = self.shipper.tracker();
-        let suffices = |group| {
-            tracker.members(group).is_write_quorum(|node| self.links.get(&node).is_some_and(is_ready))
+        let is_ready = |node: NodeId| {
+            let is_up = |links: &NodeLinks| matches!(links.append, Link::Up { stage: Stage::Ready, .. });
+            self.links.get(&node).is_some_and(is_up) && self.tenure.fenced_by(node).is_none()
         };
-        let count = self.links.values().filter(|links| is_ready(links)).count();
+        let tracker = self.shipper.tracker();
+        let suffices = |group| tracker.members(group).is_write_quorum(is_ready);
+        let count = self.links.keys().filter(|&&node| is_ready(node)).count();
         self.placement.groups().all(suffices).then_some(count)
     }
 

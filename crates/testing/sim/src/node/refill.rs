@@ -16,6 +16,8 @@ use crate::{Coverage, Defect};
 
 /// Ranges of pages that a group has.
 const PARTS: u8 = 4;
+/// How many ranges one peer is asked for; the rest is asked of whoever answers next, so a refill has several sources.
+const PARTS_AT_ONCE: usize = 2;
 /// How many collections a pin outlives that is not renewed.
 const LEASE_COLLECTIONS: u8 = 3;
 
@@ -110,7 +112,8 @@ impl SimNode {
             *refill = Some(Refill { point: newest, parts: BTreeMap::new() });
         }
         let Some(Refill { point, parts }) = refill else { return };
-        let missing: Vec<u8> = (0..PARTS).filter(|part| !parts.contains_key(part)).collect();
+        let missing = (0..PARTS).filter(|part| !parts.contains_key(part)).take(PARTS_AT_ONCE);
+        let missing: Vec<u8> = missing.collect();
         let lsn = point.volume.end;
         let at = ReadPoint { epoch: self.segment(group).history().newest_epoch(), lsn };
         for part in missing {

@@ -174,8 +174,8 @@ impl World {
         let membership = self.newest_membership(group);
         if let Some(&begun) = membership.replacements().first() {
             // A newcomer that cannot join because a recovery waits for one more full member is taken back, and the volume
-            // opens.
-            let is_lost = self.lost[usize::from(begun.new.0)] || self.random.chance(250);
+            // opens. Each attempt to finish takes until it is given up, so every other one is to take back.
+            let is_lost = self.lost[usize::from(begun.new.0)] || self.random.chance(500);
             return Some(if is_lost { Transition::TakeBack(begun) } else { Transition::Finish(begun) });
         }
         let lost = membership.members().into_iter().find(|node| self.lost[usize::from(node.0)]);

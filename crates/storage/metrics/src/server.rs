@@ -1,7 +1,7 @@
 //! A server that answers `GET /metrics`, and nothing else.
 //!
-//! One thread serves one caller at a time; each has [`CALLER_TIMEOUT`] in all, so a caller that hangs keeps the next one waiting
-//! for that long and no longer. A request is at most [`REQUEST_BYTES_MAX`] long, and its connection ends with the answer.
+//! One thread serves one caller at a time; each has `CALLER_TIMEOUT` in all, so a caller that hangs keeps the next one waiting
+//! for that long and no longer. A request is at most `REQUEST_BYTES_MAX` long, and its connection ends with the answer.
 
 use std::fs;
 use std::io::{self, Read, Write};

@@ -1,11 +1,12 @@
 //! Connecting to a node, and the bytes on a connection: the same for tools, recoveries, drivers and peers, and for the
 //! node that accepted.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,20 @@ use crate::tls::{Credentials, Route};
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Before connecting again to a node whose queue of callers is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(2);
+
+/// Listens on a Unix socket that only the process's user and root may open. What an earlier process left there is removed.
+///
+/// # Errors
+/// When the socket cannot be made there.
+pub fn listen_for_owner(path: &Path) -> io::Result<UnixListener> {
+    let name = SocketName::of(path)?;
+    if fs::symlink_metadata(name.path()).is_ok_and(|found| found.file_type().is_socket()) {
+        fs::remove_file(name.path())?;
+    }
+    let listener = UnixListener::bind(name.path())?;
+    fs::set_permissions(name.path(), fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
 
 /// A name for a Unix socket that the system takes, however long its path is. It is good for as long as it lives.
 #[derive(Debug)]

@@ -3,17 +3,14 @@
 //! One thread serves one caller at a time; each has `CALLER_TIMEOUT` in all, so a caller that hangs keeps the next one waiting
 //! for that long and no longer. A request is at most `REQUEST_BYTES_MAX` long, and its connection ends with the answer.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use borealis_client::stream::SocketName;
+use borealis_client::stream::listen_for_owner;
 use borealis_spec::MetricsAddress;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -81,7 +78,7 @@ enum Caller {
 impl Listener {
     fn bind(address: &MetricsAddress) -> io::Result<Listener> {
         let listener = match address {
-            MetricsAddress::Unix(path) => Listener::Unix(bind_unix(path)?),
+            MetricsAddress::Unix(path) => Listener::Unix(listen_for_owner(path)?),
             MetricsAddress::Loopback(address) => Listener::Tcp(TcpListener::bind(address)?),
         };
         match &listener {
@@ -146,17 +143,6 @@ impl Listener {
             }
         }
     }
-}
-
-/// As a node's own socket: for its user and root.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    let name = SocketName::of(path)?;
-    if fs::symlink_metadata(name.path()).is_ok_and(|found| found.file_type().is_socket()) {
-        fs::remove_file(name.path())?;
-    }
-    let listener = UnixListener::bind(name.path())?;
-    fs::set_permissions(name.path(), fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 impl Caller {

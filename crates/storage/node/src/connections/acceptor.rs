@@ -1,15 +1,12 @@
 //! Where a node listens: on a Unix socket, or over TLS. Nothing listens on TCP without it.
 
-use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::Arc;
 
-use borealis_client::stream::SocketName;
+use borealis_client::stream::listen_for_owner;
 use borealis_client::{Credentials, Endpoint};
 
 /// Takes connections; never waits for one.
@@ -38,7 +35,7 @@ impl Acceptor {
     ) -> io::Result<Acceptor> {
         match endpoint {
             Endpoint::Unix(path) => {
-                let listener = bind(path)?;
+                let listener = listen_for_owner(path)?;
                 listener.set_nonblocking(true)?;
                 Ok(Acceptor::Unix(listener))
             }
@@ -74,14 +71,4 @@ impl AsFd for Acceptor {
             Acceptor::Tls(listener, _) => listener.as_fd(),
         }
     }
-}
-
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    let name = SocketName::of(path)?;
-    if fs::symlink_metadata(name.path()).is_ok_and(|found| found.file_type().is_socket()) {
-        fs::remove_file(name.path())?;
-    }
-    let listener = UnixListener::bind(name.path())?;
-    fs::set_permissions(name.path(), fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }

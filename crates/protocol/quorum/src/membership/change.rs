@@ -17,7 +17,7 @@ use borealis_types::{GroupId, NodeId, invariant};
 
 use super::bar::Bar;
 use super::evidence::credible_membership;
-use super::{Accepted, Ballot, MembershipState};
+use super::{Accepted, Ballot, MembershipState, Request};
 use super::{GroupMembership, InvalidTransition, Transition};
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
@@ -56,24 +56,6 @@ pub enum Command {
     Done(GroupMembership),
     /// Given up. Another change may take up whatever this one began.
     Failed(ChangeFailure),
-}
-
-/// What a member is asked to do. It answers with its state in any case.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Request {
-    /// Nothing.
-    Ask,
-    /// [`Segment::prepare_membership`](crate::segment::Segment::prepare_membership).
-    Prepare {
-        /// The membership that is to be followed by another.
-        installed: GroupMembership,
-        /// The attempt.
-        ballot: Ballot,
-    },
-    /// [`Segment::accept_membership`](crate::segment::Segment::accept_membership).
-    Accept(Accepted),
-    /// [`Segment::install_membership`](crate::segment::Segment::install_membership).
-    Install(GroupMembership),
 }
 
 /// Why a change was given up.

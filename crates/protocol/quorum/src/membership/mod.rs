@@ -32,9 +32,11 @@ mod evidence_tests;
 mod sets_tests;
 
 pub use bar::Bar;
-pub use change::{Answer, Change, ChangeFailure, ChangeOptions, Command, Event, Request};
+pub use change::{Answer, Change, ChangeFailure, ChangeOptions, Command, Event};
 pub use evidence::credible_membership;
 
+/// What a change asks of a member.
+pub use borealis_types::membership::MembershipRequest as Request;
 pub use borealis_types::membership::{
     Accepted, Ballot, Contradiction, GroupMembership, InvalidMembership, InvalidTransition, MembershipState,
     NotAccepted, REPLACEMENTS_MAX, Replacement, Transition,

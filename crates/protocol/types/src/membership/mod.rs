@@ -2,9 +2,11 @@
 //! memberships follow each other safely is the subject of `borealis_quorum::membership`.
 
 mod acceptor;
+mod request;
 mod sets;
 
 pub use acceptor::{Accepted, Ballot, Contradiction, MembershipState, NotAccepted};
+pub use request::MembershipRequest;
 pub use sets::{
     GroupMembership, InvalidMembership, InvalidTransition, REPLACEMENTS_MAX, Replacement, Transition,
 };

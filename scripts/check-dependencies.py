@@ -26,7 +26,7 @@ LAYERS = {
     # Compute never links the storage engine: it speaks to storage through the client. Metrics are one list for all.
     "compute": ["compute", "postgres", "protocol", "storage/client", "storage/metrics"],
     # The command line contains the tools.
-    "control": ["control", "compute", "storage", "postgres", "protocol", "testing/bench", "testing/redo-check"],
+    "control": ["control", "compute", "storage", "postgres", "protocol", "testing/bench", "testing/chaos", "testing/redo-check"],
     "testing": ["testing", "control", "compute", "storage", "postgres", "protocol"],
 }
 # Narrower than their folder: a crate that may use these crates alone.

@@ -80,6 +80,8 @@ enum Command {
     RedoCheck(commands::redo_check::RedoCheckArguments),
     /// Measure Borealis beside stock PostgreSQL on this machine.
     Bench(commands::bench::BenchArguments),
+    /// Hurt a cluster of its own under load, and say whether anything was lost.
+    Chaos(commands::chaos::ChaosArguments),
     /// Print a completion script, for a shell to load.
     Completion {
         /// For which shell.
@@ -273,7 +275,7 @@ fn keep_files_private(command: &Command) {
         | Command::Exec { .. }
         | Command::Verify { .. }
         | Command::Completion { .. } => false,
-        Command::RedoCheck(_) | Command::Bench(_) => false,
+        Command::RedoCheck(_) | Command::Bench(_) | Command::Chaos(_) => false,
     };
     if manages_a_cluster {
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
@@ -311,6 +313,7 @@ fn main() -> ExitCode {
         Command::Verify { json } => commands::verify::verify(&dir, json),
         Command::RedoCheck(arguments) => commands::redo_check::redo_check(&dir, &arguments),
         Command::Bench(arguments) => commands::bench::bench(&arguments),
+        Command::Chaos(arguments) => commands::chaos::chaos(&arguments),
         Command::Completion { shell } => commands::manual::completion(&CommandLine::command(), shell),
         Command::Internal(InternalCommand::Manual { folder }) => {
             commands::manual::pages(&CommandLine::command(), &folder)

@@ -1,6 +1,7 @@
 //! One module for each group of commands.
 
 pub mod bench;
+pub mod chaos;
 pub mod exec;
 pub mod fleet;
 pub mod internal;

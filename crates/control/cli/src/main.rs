@@ -146,6 +146,21 @@ enum NodeCommand {
     },
     /// List the nodes.
     List,
+    /// Make the empty store of a node of a fleet on many hosts. Done once in a node's life.
+    Create {
+        /// Its configuration, `node.json` in its folder.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Run a node of a fleet on many hosts, until it is told to stop.
+    Run {
+        /// Its configuration, `node.json` in its folder.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The system user to become first, if root starts it.
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+    },
     /// Replace nodes that are lost for good by ones made of the segments that are left; the instance must be stopped.
     Replace {
         /// Node numbers. Three nodes of each group must be left.
@@ -184,6 +199,12 @@ enum InstanceCommand {
         /// Its number.
         #[arg(default_value_t = 1)]
         id: u16,
+    },
+    /// Run an instance of a fleet on many hosts, until it is told to stop: it takes the volume over.
+    Run {
+        /// Its configuration, `instance.json` in its folder.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Stop an instance in order.
     Stop {
@@ -244,7 +265,10 @@ enum InternalCommand {
 fn end_with_the_reader() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // The nodes and the driver have sockets whose peers go away at any time.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "internal") {
+    let mut words = std::env::args_os().skip(1);
+    let is_part =
+        words.next().is_some_and(|word| word == "internal") || words.next().is_some_and(|word| word == "run");
+    if is_part {
         // They have no terminal and no configuration file that could be read again.
         // SAFETY: ignoring runs no code of ours.
         let _ = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
@@ -302,6 +326,11 @@ fn main() -> ExitCode {
         Command::Exec { command } => commands::exec::exec(&dir, &command),
         Command::Node(NodeCommand::Kill { ids }) => commands::parts::kill_nodes(&dir, &ids),
         Command::Node(NodeCommand::Start { ids }) => commands::parts::start_nodes(&dir, &ids),
+        Command::Node(NodeCommand::Create { config }) => commands::internal::create_node(&config),
+        Command::Node(NodeCommand::Run { config, user }) => {
+            commands::internal::node(&config, user.as_deref())
+        }
+        Command::Instance(InstanceCommand::Run { config }) => commands::internal::driver(&config),
         Command::Node(NodeCommand::List) => commands::status::list_nodes(&dir),
         Command::Node(NodeCommand::Replace { ids, yes }) => commands::replace::replace_nodes(&dir, &ids, yes),
         Command::Az(ZoneCommand::Kill { zone }) => commands::parts::kill_zone(&dir, &zone),

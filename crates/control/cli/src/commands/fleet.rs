@@ -5,11 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use borealis_fleet::{Fleet, Issued, Validity};
+use borealis_fleet::hosts::write_hosts;
+use borealis_fleet::inventory::Inventory;
+use borealis_fleet::{Fleet, FleetError, Issued, Validity};
 use borealis_local::catalog::FLEET_NAME;
 use borealis_spec::{FleetName, Role};
 use borealis_types::{InstanceId, NodeId, VolumeId};
 use clap::{Args, Subcommand, ValueEnum};
+
+/// An authority is valid for ten years, where nobody says otherwise.
+const AUTHORITY_DAYS: u32 = 3650;
 
 /// What is done with certificates.
 #[derive(Debug, Subcommand)]
@@ -20,7 +25,16 @@ pub enum FleetCommand {
         #[arg(long)]
         name: Option<FleetName>,
         /// For how many days the authority is valid.
-        #[arg(long, value_name = "N", default_value_t = 3650)]
+        #[arg(long, value_name = "N", default_value_t = AUTHORITY_DAYS)]
+        valid_days: u32,
+    },
+    /// Write down what each host of a fleet is given: configurations and certificates, anew each time.
+    Plan {
+        /// What the fleet consists of; see docs/operations.md.
+        #[arg(value_name = "FLEET.toml")]
+        inventory: PathBuf,
+        /// For how many days the certificates are valid, at most as long as the authority.
+        #[arg(long, value_name = "N", default_value_t = 365)]
         valid_days: u32,
     },
     /// Make the certificate and key of a part, or renew them.
@@ -100,6 +114,9 @@ pub fn fleet(dir: &Path, command: &FleetCommand) -> anyhow::Result<ExitCode> {
             );
             println!("{}", fleet.authorities_file().display());
         }
+        FleetCommand::Plan { inventory, valid_days } => {
+            plan(&place, inventory, Validity::days(*valid_days))?;
+        }
         FleetCommand::Certificate(arguments) => {
             let issued = certificate(&Fleet::open(&place)?, &place, arguments)?;
             eprintln!("{} is valid until {}", issued.identity, issued.last_day());
@@ -125,6 +142,40 @@ pub fn fleet(dir: &Path, command: &FleetCommand) -> anyhow::Result<ExitCode> {
         FleetCommand::List => list(&Fleet::open(&place)?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the authority, too, if there is none: the inventory names the fleet.
+fn plan(place: &Path, inventory: &Path, validity: Validity) -> anyhow::Result<()> {
+    let text =
+        std::fs::read_to_string(inventory).with_context(|| format!("cannot read {}", inventory.display()))?;
+    let inventory = Inventory::parse(&text)
+        .with_context(|| format!("{} describes no fleet; nothing was changed", inventory.display()))?;
+    let fleet = match Fleet::open(place) {
+        Err(FleetError::Missing(_)) => {
+            let fleet = Fleet::init(place, inventory.name.clone(), Validity::days(AUTHORITY_DAYS))?;
+            eprintln!(
+                "the fleet `{}` has its authority; keep {} where nobody else can read it, and a copy elsewhere",
+                fleet.name(),
+                place.join("authority-1.key").display()
+            );
+            fleet
+        }
+        fleet => fleet?,
+    };
+    // Read before anything is written, so that a machine without it changes nothing.
+    let mut source =
+        std::fs::File::open("/dev/urandom").context("cannot read random numbers from /dev/urandom")?;
+    // One for the volume, and one for the store of each node.
+    let mut bytes = vec![[0; 16]; inventory.nodes.len() + 1];
+    for number in &mut bytes {
+        source.read_exact(number).context("cannot read random numbers from /dev/urandom")?;
+    }
+    let mut numbers = bytes.into_iter().map(u128::from_le_bytes);
+    let random = || numbers.next().expect("a plan takes one for the volume, and one for each node");
+    for host in write_hosts(&fleet, place, &inventory, validity, random)? {
+        println!("{}", host.display());
+    }
+    Ok(())
 }
 
 fn certificate(fleet: &Fleet, place: &Path, arguments: &CertificateArguments) -> anyhow::Result<Issued> {

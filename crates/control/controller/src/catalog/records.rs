@@ -209,11 +209,7 @@ pub trait Record: Serialize + DeserializeOwned {
 
     /// The condition that the entry is still as it was in `fleet`, or still not there.
     fn is_as_in(&self, fleet: &Fleet) -> Condition {
-        let key = self.key();
-        match fleet.revisions.get(&key) {
-            Some(revision) => Condition::Unchanged(key, *revision),
-            None => Condition::Absent(key),
-        }
+        fleet.is_as_read(&self.key())
     }
 
     /// The record that an entry holds.
@@ -313,6 +309,15 @@ impl Fleet {
             .check()
             .map_err(|why| CatalogError::Damaged(format!("the entry `settings`: {why}")))?;
         Ok(fleet)
+    }
+
+    /// The condition that an entry is still as it was read, or still not there.
+    #[must_use]
+    pub fn is_as_read(&self, key: &Key) -> Condition {
+        match self.revisions.get(key) {
+            Some(revision) => Condition::Unchanged(key.clone(), *revision),
+            None => Condition::Absent(key.clone()),
+        }
     }
 
     fn add(&mut self, key: &Key, entry: &Entry) -> Result<(), CatalogError> {

@@ -132,12 +132,8 @@ impl<'a> Sending<'a> {
         end
     }
 
-    fn send<'scope>(
-        &mut self,
-        scope: &'scope std::thread::Scope<'scope, 'a>,
-        node: NodeId,
-        request: Request,
-    ) where
+    fn send<'scope>(&mut self, scope: &'scope std::thread::Scope<'scope, 'a>, node: NodeId, request: Request)
+    where
         'a: 'scope,
     {
         let Some(place) = self.plan.whereabouts.iter().find(|place| place.node == node) else { return };
@@ -182,11 +178,8 @@ impl<'a> Sending<'a> {
     }
 
     /// After the end: who leaves is told, once it has answered what it was asked before.
-    fn finish<'scope>(
-        &mut self,
-        scope: &'scope std::thread::Scope<'scope, 'a>,
-        receiver: &Receiver<Answered>,
-    ) where
+    fn finish<'scope>(&mut self, scope: &'scope std::thread::Scope<'scope, 'a>, receiver: &Receiver<Answered>)
+    where
         'a: 'scope,
     {
         self.next.retain(|_, request| matches!(request, Request::Install(_)));

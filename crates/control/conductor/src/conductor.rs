@@ -17,8 +17,8 @@ use borealis_controller::catalog::{
 use borealis_controller::fleet::Observed;
 use borealis_controller::reconcile::{Decision, Plan, Step, reconcile};
 use borealis_quorum::membership::{GroupMembership, Replacement, Transition};
-use borealis_types::{AvailabilityZone, MembershipEpoch, NodeId, VolumeId};
 use borealis_types::membership::MembershipState;
+use borealis_types::{AvailabilityZone, NodeId};
 
 use crate::change::{self, carry_through};
 use crate::host::Host;
@@ -81,7 +81,13 @@ pub struct Picture {
 }
 
 /// Looks once. `memory` learns of it; `now` is a monotonic clock's.
-pub fn look(fleet: Fleet, nodes: &dyn Nodes, host: &mut dyn Host, memory: &mut Memory, now: impl Fn() -> Duration) -> Picture {
+pub fn look(
+    fleet: Fleet,
+    nodes: &dyn Nodes,
+    host: &mut dyn Host,
+    memory: &mut Memory,
+    now: impl Fn() -> Duration,
+) -> Picture {
     let answers = ask_everyone(nodes, &fleet);
     let witnesses = host.witnesses(&fleet);
     let now = now();
@@ -168,12 +174,14 @@ impl Conductor {
         Ok(Round::Acted(picture.plan))
     }
 
-    /// Waits until a step has ended, at most for so long.
-    pub fn wait(&mut self, at_most: Duration) {
-        if let Ok(group) = self.ended.1.recv_timeout(at_most) {
+    /// Waits until a step has ended, at most for so long; whether one has.
+    pub fn wait(&mut self, at_most: Duration) -> bool {
+        let ended = self.ended.1.recv_timeout(at_most);
+        if let Ok(group) = ended {
             self.at_work.remove(&group);
         }
         self.at_work_no_longer();
+        ended.is_ok()
     }
 
     /// Whether a step is being carried through.
@@ -254,10 +262,11 @@ impl Conductor {
 
     /// Notes the memberships that were seen, for whoever has to know whom to ask.
     fn note_memberships(&mut self, picture: &Picture) -> Result<(), CatalogError> {
-        let records = picture.observed.groups.iter().map(|(&group, seen)| MembershipRecord {
-            group,
-            membership: seen.membership.clone(),
-        });
+        let records = picture
+            .observed
+            .groups
+            .iter()
+            .map(|(&group, seen)| MembershipRecord { group, membership: seen.membership.clone() });
         let news: Vec<Write> = records
             .filter(|record| picture.fleet.memberships.get(&record.group) != Some(record))
             .map(|record| record.put())
@@ -378,7 +387,11 @@ impl Conductor {
             }
             Err(why) => {
                 let pause = self.start_pauses.get(zone).map_or(START_PAUSE, |(_, pause)| *pause);
-                tracing::warn!("no node can be started in {}: {why}; tried again after {} s", zone.0, pause.as_secs());
+                tracing::warn!(
+                    "no node can be started in {}: {why}; tried again after {} s",
+                    zone.0,
+                    pause.as_secs()
+                );
                 let next = (pause * 2).min(START_PAUSE_MAX);
                 self.start_pauses.insert(zone.clone(), (Instant::now() + pause, next));
             }

@@ -26,69 +26,59 @@ pub struct WitnessedGroup {
     pub acknowledged: BTreeMap<NodeId, Lsn>,
 }
 
-/// The place where a controller runs, as far as it can do more than ask nodes.
+/// The place where a controller runs, as far as it can do more than ask nodes. Unless said otherwise it has no part of the fleet.
 pub trait Host: Send {
     /// Whether anything may be changed now: another command may be about to.
-    fn may_act(&mut self) -> bool;
+    fn may_act(&mut self) -> bool {
+        true
+    }
 
     /// What is known here and should stand in the catalog, each with what it is to be now.
     ///
     /// # Errors
     /// Says why it cannot be found out.
-    fn news(&mut self, fleet: &Fleet) -> Result<Vec<Change>, String>;
+    fn news(&mut self, _fleet: &Fleet) -> Result<Vec<Change>, String> {
+        Ok(Vec::new())
+    }
 
     /// What writers say that can be asked from here.
-    fn witnesses(&mut self, fleet: &Fleet) -> Vec<Witness>;
+    fn witnesses(&mut self, _fleet: &Fleet) -> Vec<Witness> {
+        Vec::new()
+    }
 
     /// Why it is of no use to wait for a node, if that is known here.
-    fn lost(&mut self, node: &NodeRecord) -> Option<String>;
+    fn lost(&mut self, _node: &NodeRecord) -> Option<String> {
+        None
+    }
 
     /// Node processes that were started here and have not answered yet, by zone, given those that did in this round.
-    fn starting(&mut self, fleet: &Fleet, answered: &BTreeSet<NodeId>) -> BTreeMap<AvailabilityZone, usize>;
+    fn starting(
+        &mut self,
+        _fleet: &Fleet,
+        _answered: &BTreeSet<NodeId>,
+    ) -> BTreeMap<AvailabilityZone, usize> {
+        BTreeMap::new()
+    }
 
     /// Makes a node of the zone and starts its process.
     ///
     /// # Errors
     /// Says why it cannot.
-    fn start_node(&mut self, zone: &AvailabilityZone) -> Result<NodeRecord, String>;
+    fn start_node(&mut self, zone: &AvailabilityZone) -> Result<NodeRecord, String> {
+        Err(format!("nothing can be started in {} from here", zone.0))
+    }
 
     /// Stops a node's process for good, if it runs here. It holds nothing.
     ///
     /// # Errors
     /// Says why it cannot.
-    fn retire(&mut self, node: NodeId) -> Result<(), String>;
+    fn retire(&mut self, _node: NodeId) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A host that has no part of the fleet.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct NoHost;
 
-impl Host for NoHost {
-    fn may_act(&mut self) -> bool {
-        true
-    }
-
-    fn news(&mut self, _: &Fleet) -> Result<Vec<Change>, String> {
-        Ok(Vec::new())
-    }
-
-    fn witnesses(&mut self, _: &Fleet) -> Vec<Witness> {
-        Vec::new()
-    }
-
-    fn lost(&mut self, _: &NodeRecord) -> Option<String> {
-        None
-    }
-
-    fn starting(&mut self, _: &Fleet, _: &BTreeSet<NodeId>) -> BTreeMap<AvailabilityZone, usize> {
-        BTreeMap::new()
-    }
-
-    fn start_node(&mut self, zone: &AvailabilityZone) -> Result<NodeRecord, String> {
-        Err(format!("nothing can be started in {} from here", zone.0))
-    }
-
-    fn retire(&mut self, _: NodeId) -> Result<(), String> {
-        Ok(())
-    }
-}
+impl Host for NoHost {}

@@ -26,7 +26,7 @@ pub struct Addressee {
     pub address: String,
 }
 
-/// Asks nodes as the controller. Calls come from several threads at once, and end within a bounded time.
+/// Asks nodes. Calls come from several threads at once, and end within a bounded time.
 pub trait Nodes: Send + Sync {
     /// Asks one thing.
     ///
@@ -38,16 +38,17 @@ pub trait Nodes: Send + Sync {
 /// Connections to nodes, which are kept as long as they are good.
 #[derive(Debug)]
 pub struct Connections {
+    caller: Caller,
     credentials: Option<Arc<Credentials>>,
     timeouts: Timeouts,
     kept: Mutex<BTreeMap<Addressee, Vec<NodeClient>>>,
 }
 
 impl Connections {
-    /// None yet. `credentials` are a controller's; `None` if every node listens on a socket of this machine.
+    /// None yet. `credentials` are the caller's; `None` if every node listens on a socket of this machine.
     #[must_use]
-    pub fn new(credentials: Option<Arc<Credentials>>, timeouts: Timeouts) -> Connections {
-        Connections { credentials, timeouts, kept: Mutex::new(BTreeMap::new()) }
+    pub fn new(caller: Caller, credentials: Option<Arc<Credentials>>, timeouts: Timeouts) -> Connections {
+        Connections { caller, credentials, timeouts, kept: Mutex::new(BTreeMap::new()) }
     }
 
     fn take(&self, addressee: &Addressee) -> Option<NodeClient> {
@@ -66,14 +67,21 @@ impl Connections {
     }
 
     fn connect(&self, addressee: &Addressee) -> Result<NodeClient, NoAnswer> {
-        let endpoint: Endpoint =
-            addressee.address.parse().map_err(|error| NoAnswer(format!("`{}`: {error}", addressee.address)))?;
+        let endpoint: Endpoint = addressee
+            .address
+            .parse()
+            .map_err(|error| NoAnswer(format!("`{}`: {error}", addressee.address)))?;
         let route = Route::new(&endpoint, self.credentials.as_ref());
-        NodeClient::connect(route, addressee.volume, addressee.node, Caller::Controller, self.timeouts)
+        NodeClient::connect(route, addressee.volume, addressee.node, self.caller, self.timeouts)
             .map_err(|error| NoAnswer(error.to_string()))
     }
 
-    fn call(&self, addressee: &Addressee, mut client: NodeClient, request: &Request) -> Result<Reply, ClientError> {
+    fn call(
+        &self,
+        addressee: &Addressee,
+        mut client: NodeClient,
+        request: &Request,
+    ) -> Result<Reply, ClientError> {
         let answer = client.call(request);
         if !client.is_broken() {
             self.keep(addressee, client);

@@ -190,9 +190,9 @@ pub fn begun_after<'a>(
     claims: &'a BTreeMap<NodeId, MembershipState>,
 ) -> Option<&'a GroupMembership> {
     let installed = claims.values().map(MembershipState::installed);
-    installed.filter(|next| current.transition_to(next).is_some()).find(|next| {
-        claims.values().filter(|claim| claim.supports(next)).count() >= SUPPORT_MIN
-    })
+    installed
+        .filter(|next| current.transition_to(next).is_some())
+        .find(|next| claims.values().filter(|claim| claim.supports(next)).count() >= SUPPORT_MIN)
 }
 
 /// What nodes said that they store of a group's memberships.
@@ -227,10 +227,8 @@ fn observe_group(
         return None;
     }
     let end = segments.values().map(|(segment, _)| segment.known_durable_tail).max().unwrap_or_default();
-    let members = segments
-        .iter()
-        .map(|(&node, (segment, status))| (node, progress(segment, status, end)))
-        .collect();
+    let members =
+        segments.iter().map(|(&node, (segment, status))| (node, progress(segment, status, end))).collect();
     let of_refills = segments.values().flat_map(|(_, status)| &status.refills);
     let largest =
         of_refills.filter(|refill| refill.group == group.group).map(|refill| refill.total_bytes).max();
@@ -241,10 +239,7 @@ fn observe_group(
 /// How far a member is, given where its group's durable redo ends as far as any member knows.
 fn progress(segment: &SegmentSummary, status: &NodeStatus, end: Lsn) -> MemberProgress {
     if let Some(refill) = status.refills.iter().find(|refill| refill.group == segment.group) {
-        return MemberProgress::CatchingUp {
-            done_bytes: refill.done_bytes,
-            total_bytes: refill.total_bytes,
-        };
+        return MemberProgress::CatchingUp { done_bytes: refill.done_bytes, total_bytes: refill.total_bytes };
     }
     let lacks = end.0.saturating_sub(segment.segment_complete_lsn.0);
     if segment.joining || lacks > IN_FLIGHT_BYTES {

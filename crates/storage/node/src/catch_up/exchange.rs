@@ -236,7 +236,7 @@ impl Exchanges<'_> {
             && !fed
             && let Some(positions) = store.with_segment(group, |segment| known.proof.positions(segment))?
         {
-            store.note_positions(&positions)?;
+            store.note_positions(&positions, &[])?;
         }
         self.parts.standing.note_segment(self.peer.node, theirs);
         if let Some(floor) = known.note_peer(self.peer.node, theirs) {

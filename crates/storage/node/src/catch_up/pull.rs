@@ -149,7 +149,7 @@ impl Puller {
         let mut progress = Vec::new();
         let mut taken = None;
         for batch in batches {
-            let appended = self.store.append(batch, Origin::Peer(group))?;
+            let appended = self.store.append(batch, Origin::Peer(group), &[])?;
             if appended.taken > 0 {
                 taken = taken.max(Some(appended.sequence));
                 progress = appended.progress;

@@ -111,7 +111,7 @@ impl<'a> Appends<'a> {
         batch: &[u8],
         promise: Promise,
     ) -> Result<(Sequence, Vec<SegmentProgress>), Refusal> {
-        match self.path.store.append(batch, Origin::Writer(promise)) {
+        match self.path.store.append(batch, Origin::Writer(promise), &[]) {
             Ok(appended) => {
                 self.concerned =
                     appended.progress.iter().fold(self.concerned, |set, moved| set.with(moved.group));

@@ -97,7 +97,7 @@ impl Host {
 /// writer sends before is that recovery's, which is taken below the watermark of free space, too.
 fn has_begun(store: &Store, epoch: VolumeEpoch) -> bool {
     let has = |group| store.with_segment(group, |segment| segment.history().newest_epoch() >= epoch);
-    store.identity().groups.iter().all(|&group| has(group).unwrap_or(true))
+    store.groups().into_iter().all(|group| has(group).unwrap_or(true))
 }
 
 /// Whether a caller is the writer that this node promised its epoch to, or its reader, in any of its segments. A promise
@@ -108,8 +108,8 @@ pub(super) fn holds_promise(store: &Store, caller: &Caller) -> bool {
     let is_it = |standing: Promise| {
         standing.epoch == epoch && (standing.writer == writer || standing.writer == WriterId(0))
     };
-    let mut groups = store.identity().groups.iter();
-    groups.any(|&group| store.with_segment(group, |segment| is_it(segment.promise())).unwrap_or(false))
+    let mut groups = store.groups().into_iter();
+    groups.any(|group| store.with_segment(group, |segment| is_it(segment.promise())).unwrap_or(false))
 }
 
 /// The kind of places that a caller belongs to.

@@ -61,13 +61,13 @@ impl Requests {
         match request {
             Request::Hello { .. } => Err(Refusal::Misuse("a second introduction".to_owned())),
             Request::Fence { epoch, writer } => {
-                let summaries = store.fence(Promise { epoch, writer }).map_err(refuse)?;
+                let summaries = store.fence(Promise { epoch, writer }, &[]).map_err(refuse)?;
                 tracing::info!(%epoch, "promised a new writer");
                 self.connections.tell_fenced(epoch);
                 Ok(Reply::Summaries(summaries))
             }
             Request::Repair { epoch, writer, group, history, batches } => {
-                let repaired = store.repair(Promise { epoch, writer }, group, &history, &batches);
+                let repaired = store.repair(Promise { epoch, writer }, group, &history, &batches, &[]);
                 repaired.map(Reply::Summaries).map_err(refuse)
             }
             Request::Install { epoch, writer, history, tails } => {
@@ -75,7 +75,7 @@ impl Requests {
                     let what = "the newest opening of an installed history is of the epoch that installs it";
                     return Err(Refusal::Misuse(what.to_owned()));
                 }
-                let summaries = store.install(writer, &history, &tails).map_err(refuse)?;
+                let summaries = store.install(writer, &history, &tails, &[]).map_err(refuse)?;
                 tracing::info!(%epoch, "installed a recovery's history");
                 self.known.wake();
                 Ok(Reply::Summaries(summaries))
@@ -148,7 +148,7 @@ impl Requests {
         let refuse = |error: StoreError| self.refusals.of(&error);
         // The word of a store that keeps no promise any more says nothing of who else was promised what.
         self.store.check_poison().map_err(refuse)?;
-        for &group in &self.store.identity().groups {
+        for &group in &self.store.groups() {
             let promised = self.store.with_segment(group, |segment| segment.promise().epoch);
             let promised = promised.map_err(refuse)?;
             if promised > epoch {

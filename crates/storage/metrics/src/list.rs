@@ -137,6 +137,20 @@ pub const NODE: &[Metric] = &[
     gauge("borealis_node_refill_bytes_per_second", "Bytes of pages compared or brought in a second, of late"),
     counter("borealis_node_refill_fetched_bytes", "Bytes of pages that peers sent for refills"),
     counter("borealis_node_refills", "Segments refilled"),
+    counter(
+        "borealis_node_memberships_installed",
+        "Memberships of groups that were acted on for the first time",
+    ),
+    counter(
+        "borealis_node_memberships_refused",
+        "Callers refused because they know another membership, or are no peers",
+    ),
+    gauge(
+        "borealis_node_segments_joining",
+        "Segments that came into their group and do not have everything yet",
+    ),
+    counter("borealis_node_segments_joined", "Segments that came into their group and then had everything"),
+    counter("borealis_node_segments_left", "Segments that left their group"),
     counter("borealis_node_materializations", "Rounds of materialization that did something"),
     gauge("borealis_node_resident_bytes", "Resident memory of the process, in bytes"),
     counter("borealis_node_store_records_taken", "Records that at least one segment took"),

@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 
 use borealis_quorum::membership::{Accepted, Ballot, Contradiction, GroupMembership, MembershipState};
 use borealis_quorum::segment::{MembershipInstalled, Standing};
-use borealis_types::{GroupId, MembershipEpoch};
+use borealis_types::{GroupId, MembershipEpoch, VolumeEpoch};
 use borealis_wire::Refusal;
 
 use crate::directory::encode;
@@ -211,6 +211,39 @@ impl Store {
             )));
         }
         check_counted("membership epoch", membership.epoch().0)
+    }
+
+    /// Whether what a caller asks from here on may be carried out, that knows these memberships. `epoch` is that in which it
+    /// writes, if it has one. The check is made again with everything that it protects.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherMembership`], or [`Refusal::Fenced`] for a caller that has to learn no more than that.
+    pub fn check_made_for(
+        &self,
+        made_for: &[(GroupId, MembershipEpoch)],
+        epoch: Option<VolumeEpoch>,
+    ) -> Result<(), StoreError> {
+        self.lock().check_made_for(made_for, epoch)
+    }
+
+    /// Whether no segment here is promised to an epoch newer than this one, and none acts on a newer membership than its
+    /// asker knows: both as of one moment, for a node that left a group would otherwise confirm for those who count it still.
+    ///
+    /// # Errors
+    /// [`Refusal::Fenced`], [`StoreError::OtherMembership`], or [`StoreError::Poisoned`]: the word of a store that keeps no
+    /// promise any more says nothing of who else was promised what.
+    pub fn confirm(
+        &self,
+        epoch: VolumeEpoch,
+        made_for: &[(GroupId, MembershipEpoch)],
+    ) -> Result<(), StoreError> {
+        let state = self.lock_to_change()?;
+        state.check_made_for(made_for, Some(epoch))?;
+        let promised = state.segments.values().map(|hosted| hosted.segment.promise().epoch).max();
+        match promised.filter(|promised| *promised > epoch) {
+            Some(promised) => Err(Refusal::Fenced(promised).into()),
+            None => Ok(()),
+        }
     }
 
     /// What a segment is to its group. [`Standing::Absent`] where there is none.

@@ -6,6 +6,7 @@ mod instances;
 mod rebuild;
 mod replace;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -295,8 +296,9 @@ impl Cluster {
     pub fn verification_target(&self) -> Target {
         Target {
             volume: self.catalog.volume_id(),
-            nodes: self.catalog.nodes.iter().map(|node| (node.id, self.endpoint(node.id))).collect(),
+            nodes: self.node_addresses().collect(),
             groups: self.catalog.groups.clone(),
+            memberships: BTreeMap::new(),
             credentials: self.credentials().ok().flatten(),
             placement: self.catalog.protection_groups,
             lsn: None,
@@ -488,6 +490,7 @@ impl Cluster {
             version: self.catalog.postgres_version,
             nodes: self.node_addresses().collect(),
             groups: self.catalog.groups.clone(),
+            memberships: BTreeMap::new(),
             tls: self.speaks_tls().then(|| TlsFiles::in_folder(Path::new(TLS_NAME))),
             instance: instance.id,
             instance_dir: self.instance_directory(instance.id),

@@ -1,5 +1,6 @@
 //! Which node is where, and which nodes have a segment of which protection group.
 
+use borealis_types::membership::GroupMembership;
 use borealis_types::{AvailabilityZone, GroupId, GroupSet, NodeId, Placement};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,19 @@ impl Membership {
             .iter()
             .filter(|members| members.nodes.contains(&node))
             .fold(GroupSet::EMPTY, |set, members| set.with(members.group))
+    }
+
+    /// The membership that a group had when it was made: epoch 1, with the six nodes that it has here. Those who store their
+    /// memberships themselves began with the same.
+    ///
+    /// # Errors
+    /// If there are not six, or one is named twice.
+    pub fn created(&self, group: GroupId) -> Result<GroupMembership, Contradiction> {
+        let nodes = self.nodes_of(group);
+        let Ok(set) = nodes.try_into() else {
+            return Err(Contradiction(format!("group {group} has {} members, not six", nodes.len())));
+        };
+        GroupMembership::created(set).map_err(|error| Contradiction(format!("group {group}: {error}")))
     }
 
     /// Checks what holds in every volume: the groups exist and are listed once, and their nodes are known and

@@ -303,8 +303,9 @@ impl Cluster {
     pub fn verification_target(&self) -> Target {
         Target {
             volume: self.catalog.volume_id(),
-            nodes: self.catalog.nodes.iter().map(|node| (node.id, self.endpoint(node.id))).collect(),
-            groups: self.complete_members(),
+            nodes: self.node_addresses(&self.catalog.groups),
+            groups: self.catalog.groups.clone(),
+            memberships: self.memberships(),
             credentials: self.credentials().ok().flatten(),
             placement: self.catalog.protection_groups,
             lsn: None,
@@ -490,13 +491,13 @@ impl Cluster {
     }
 
     fn driver_config(&self, instance: &InstanceEntry) -> anyhow::Result<DriverConfig> {
-        let groups = self.complete_members();
         Ok(DriverConfig {
             volume: self.catalog.volume_id(),
             placement: self.catalog.protection_groups,
             version: self.catalog.postgres_version,
-            nodes: self.node_addresses(&groups),
-            groups,
+            nodes: self.node_addresses(&self.catalog.groups),
+            groups: self.catalog.groups.clone(),
+            memberships: self.memberships(),
             tls: self.speaks_tls().then(|| TlsFiles::in_folder(Path::new(TLS_NAME))),
             instance: instance.id,
             instance_dir: self.instance_directory(instance.id),

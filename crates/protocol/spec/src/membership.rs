@@ -85,6 +85,19 @@ impl Membership {
         self.0.iter().filter_map(first).collect()
     }
 
+    /// The membership that a group had when it was made: epoch 1, with the six nodes that it has here. Those who store their
+    /// memberships themselves began with the same.
+    ///
+    /// # Errors
+    /// If there are not six, or one is named twice.
+    pub fn created(&self, group: GroupId) -> Result<GroupMembership, Contradiction> {
+        let nodes = self.nodes_of(group);
+        let Ok(set) = nodes.try_into() else {
+            return Err(Contradiction(format!("group {group} has {} members, not six", nodes.len())));
+        };
+        GroupMembership::created(set).map_err(|error| Contradiction(format!("group {group}: {error}")))
+    }
+
     /// Checks what holds in every volume: the groups exist and are listed once, and their nodes are known and
     /// named once in each.
     ///

@@ -237,6 +237,12 @@ pub const INSTANCE: &[Metric] = &[
         "A write quorum of the group has everything up to here (PGCL)",
     ),
     metric(
+        "borealis_instance_membership_epoch",
+        Kind::Gauge,
+        &["group"],
+        "The membership of the group that the writer goes by: 1 until a member was replaced",
+    ),
+    metric(
         "borealis_instance_segment_acknowledged_lsn",
         Kind::Gauge,
         &["group", "node"],
@@ -247,6 +253,12 @@ pub const INSTANCE: &[Metric] = &[
         Kind::Gauge,
         &["group", "node"],
         "One while the writer is connected to the segment's node",
+    ),
+    metric(
+        "borealis_instance_node_heard_seconds",
+        Kind::Gauge,
+        &["node"],
+        "Since the node said anything to this writer, in seconds",
     ),
     gauge(
         "borealis_instance_last_recovery_seconds",

@@ -59,11 +59,7 @@ impl Cluster {
     /// The memberships that the volume was made with.
     #[must_use]
     pub fn first_memberships(&self) -> BTreeMap<GroupId, GroupMembership> {
-        let first = |members: &GroupMembers| {
-            let set = members.nodes.as_slice().try_into().ok()?;
-            Some((members.group, GroupMembership::created(set).ok()?))
-        };
-        self.catalog.groups.iter().filter_map(first).collect()
+        self.catalog.groups.first_memberships()
     }
 
     /// Which six nodes have everything of each group by now, as far as is known.

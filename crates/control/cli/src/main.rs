@@ -70,6 +70,18 @@ enum Command {
     /// The certificates of a fleet, from its authority in DIR/fleet.
     #[command(subcommand)]
     Fleet(commands::fleet::FleetCommand),
+    /// Move segments until every node of a zone has as many as the others.
+    Rebalance {
+        /// Do it. Without, nothing is changed, and what would be moved is said.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Watch over a fleet on several hosts, and have what is lost replaced; `borealis up` does it for its own cluster.
+    Controller {
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Read every page from every peer, check checksums, compare peers at one LSN.
     Verify {
         /// One JSON object on standard output.
@@ -126,6 +138,10 @@ pub(crate) struct UpArguments {
     /// Kept for later starts.
     #[arg(long, value_name = "P")]
     pub metrics_port: Option<u16>,
+    /// Replace a node that nobody has heard for so many seconds by a new one; 0 replaces none. Kept for later starts.
+    /// [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub replace_after: Option<u64>,
     /// Have the nodes of a new cluster speak TLS on 127.0.0.1, as nodes on several machines do.
     #[arg(long)]
     pub tls: bool,
@@ -160,6 +176,28 @@ enum NodeCommand {
         /// The system user to become first, if root starts it.
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+    },
+    /// Add a node, which hosts nothing until a segment is moved to it.
+    Add {
+        /// The zone it is to stand in.
+        #[arg(long, value_name = "AZ")]
+        az: String,
+    },
+    /// Empty a node: its segments go to other nodes of its zone, one after another, and then it is stopped.
+    Drain {
+        /// Its number.
+        id: u16,
+        /// Keep it after all.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Strike a node that hosts nothing from the cluster.
+    Remove {
+        /// Its number.
+        id: u16,
+        /// Delete its folder; without, it is set aside.
+        #[arg(long)]
+        yes: bool,
     },
     /// Replace nodes that are lost for good by ones made of the segments that are left; the instance must be stopped.
     Replace {
@@ -246,6 +284,12 @@ enum InternalCommand {
         #[arg(long)]
         config: PathBuf,
     },
+    /// The controller of a local cluster.
+    Controller {
+        /// The cluster's catalog.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Starts again what dies of a cluster that nobody serves in the foreground.
     Supervise {
         /// Its catalog.
@@ -292,7 +336,7 @@ fn keep_files_private(command: &Command) {
     use nix::sys::stat::{Mode, umask};
     let manages_a_cluster = match command {
         Command::Up(_) | Command::Down | Command::Node(_) | Command::Az(_) | Command::Instance(_) => true,
-        Command::Fleet(_) => true,
+        Command::Fleet(_) | Command::Rebalance { .. } | Command::Controller { .. } => true,
         Command::Internal(part) => !matches!(part, InternalCommand::Manual { .. }),
         Command::Status { .. }
         | Command::Psql { .. }
@@ -333,6 +377,11 @@ fn main() -> ExitCode {
         Command::Instance(InstanceCommand::Run { config }) => commands::internal::driver(&config),
         Command::Node(NodeCommand::List) => commands::status::list_nodes(&dir),
         Command::Node(NodeCommand::Replace { ids, yes }) => commands::replace::replace_nodes(&dir, &ids, yes),
+        Command::Node(NodeCommand::Add { az }) => commands::nodes::add(&dir, &az),
+        Command::Node(NodeCommand::Drain { id, undo }) => commands::nodes::drain(&dir, id, undo),
+        Command::Node(NodeCommand::Remove { id, yes }) => commands::nodes::remove(&dir, id, yes),
+        Command::Rebalance { yes } => commands::rebalance::rebalance(&dir, yes),
+        Command::Controller { config } => commands::controller::standalone(&config),
         Command::Az(ZoneCommand::Kill { zone }) => commands::parts::kill_zone(&dir, &zone),
         Command::Az(ZoneCommand::Start { zone }) => commands::parts::start_zone(&dir, &zone),
         Command::Instance(InstanceCommand::Kill { id }) => commands::parts::kill_instance(&dir, id),
@@ -355,6 +404,7 @@ fn main() -> ExitCode {
             commands::internal::node(&config, user.as_deref())
         }
         Command::Internal(InternalCommand::Supervise { config }) => commands::serve::supervise(&config),
+        Command::Internal(InternalCommand::Controller { config }) => commands::controller::local(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };
     match outcome {

@@ -40,6 +40,8 @@ pub struct Store {
     pub(crate) commit: GroupCommit,
     /// Held by whoever changes materialized states.
     pub(crate) maintenance: Maintenance,
+    /// Held by whoever makes the folder of a segment that comes.
+    pub(crate) joining: Mutex<()>,
     pub(crate) cache: Mutex<PageCache>,
     /// Held by whoever has a record in memory that came in pieces: such records are long.
     pub(crate) assembling: Mutex<()>,
@@ -68,7 +70,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// The node, volume and groups that this store belongs to.
+    /// The node and volume that this store belongs to. Which groups have a segment here now, [`Store::groups`] says.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity

@@ -142,6 +142,23 @@ impl Segment {
         Ok(MembershipInstalled { changed, left })
     }
 
+    /// The point that a joining segment takes for its base, unless it has to hear of a history first: the newest that it
+    /// knows to be durable.
+    #[must_use]
+    pub fn base_point(&self) -> Option<DurablePoint> {
+        let newest = self.history.newest()?.epoch;
+        let may_take = self.standing == Standing::Joining && self.promised.epoch <= newest;
+        (may_take && self.known_durable.group_tail <= self.known_durable.volume.end)
+            .then_some(self.known_durable)
+    }
+
+    /// Whether the chain has every record of the group up to `point`, from the first one on: what these made can be made
+    /// here, and need not be brought.
+    #[must_use]
+    pub fn has_chain_to(&self, point: DurablePoint) -> bool {
+        self.chain_end().end >= point.group_tail
+    }
+
     /// The joining segment has, durably, everything of the group as of `point`, which is durable under the history of `epoch`:
     /// its chain goes on from there, and it is full from then on. Returns the records that the base contains: the caller
     /// forgets them.

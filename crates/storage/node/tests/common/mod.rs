@@ -194,14 +194,19 @@ impl Cluster {
     pub fn verify_target(&self) -> verify::Target {
         verify::Target {
             volume: VOLUME,
-            nodes: self.configs.iter().map(|config| (config.node, config.listen.clone())).collect(),
+            nodes: self.configs.iter().map(address_of).collect(),
             credentials: self.credentials(Role::Client),
             groups: self.configs[0].groups.clone(),
+            memberships: BTreeMap::new(),
             placement: self.placement,
             lsn: None,
             timeouts: Timeouts::default(),
         }
     }
+}
+
+fn address_of(config: &NodeConfig) -> NodeAddress {
+    NodeAddress { node: config.node, zone: config.zone.clone(), address: config.listen.clone() }
 }
 
 /// Waits until `condition` holds.

@@ -282,9 +282,9 @@ impl Run {
         let encoded = self.writer.batch(&batch);
         let again = self.random.chance(5);
         let origin = Origin::Writer(self.writer.promise);
-        let appended = self.store().append(&encoded, origin).unwrap();
+        let appended = self.store().append(&encoded, origin, &[]).unwrap();
         if again {
-            let repeated = self.store().append(&encoded, origin).unwrap();
+            let repeated = self.store().append(&encoded, origin, &[]).unwrap();
             assert_eq!(repeated.taken, 0, "the same batch was taken twice");
             assert_eq!(repeated.progress, appended.progress);
         }
@@ -401,7 +401,7 @@ impl Run {
         self.disk.fail(operation, part, self.random.below(4) as u32);
         let failed_before = self.coverage.disk_failures;
         let batch = self.writer.batch(&self.delayed);
-        let appended = self.store().append(&batch, Origin::Writer(self.writer.promise));
+        let appended = self.store().append(&batch, Origin::Writer(self.writer.promise), &[]);
         let synced = appended.and_then(|appended| self.store().sync(appended.sequence));
         let materialized = self.store().materialize(Policy::Now);
         self.coverage.disk_failures = u64::from(self.disk.heal());
@@ -513,7 +513,7 @@ impl Run {
             }
             let batch = builder.finish();
             for group in self.writer.placement.groups() {
-                self.store().append(&batch, Origin::Peer(group)).unwrap();
+                self.store().append(&batch, Origin::Peer(group), &[]).unwrap();
             }
         }
     }
@@ -532,14 +532,17 @@ impl Run {
         };
         let old = std::mem::replace(&mut writer.promise, promise);
         let store = self.store.as_ref().unwrap();
-        store.fence(promise).unwrap();
+        store.fence(promise, &[]).unwrap();
         let mut builder = borealis_wire::BatchBuilder::new(&borealis_wire::BatchHeader {
             volume_epoch: old.epoch,
             ..Default::default()
         });
         if let Some(record) = writer.records.iter().find(|record| record.epoch == old.epoch) {
             builder.push_form(record.span, record.form, &record.links, &record.bytes);
-            assert!(store.append(&builder.finish(), Origin::Writer(old)).is_err(), "fenced, and not refused");
+            assert!(
+                store.append(&builder.finish(), Origin::Writer(old), &[]).is_err(),
+                "fenced, and not refused"
+            );
         }
         let inside = writer.records.get(kept).is_some_and(|record| !record.form.part.begins_record());
         self.coverage.records_cut_by_a_recovery += u64::from(inside);
@@ -552,7 +555,7 @@ impl Run {
             .groups()
             .map(|group| GroupTail { group, last_end: writer.tail_at(group, Lsn::MAX) })
             .collect();
-        store.install(promise.writer, &writer.history, &tails).unwrap();
+        store.install(promise.writer, &writer.history, &tails, &[]).unwrap();
         for summary in store.summaries().unwrap() {
             assert!(summary.segment_complete_lsn <= writer.durable.end, "something survived the cut");
             self.synced.insert(summary.group, summary.segment_complete_lsn);

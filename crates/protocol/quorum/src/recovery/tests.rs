@@ -596,6 +596,30 @@ fn a_history_that_a_dead_recovery_installed_at_one_member_is_passed_over_by_any_
     }
 }
 
+/// Each of two later recoveries died while it installed, at another member: nobody's history ends with the completed one, of
+/// which two members are left.
+#[test]
+fn a_completed_recovery_counts_though_those_that_have_it_continue_it_differently() {
+    let mut cluster = Cluster::new(1);
+    Writer::first(&mut cluster);
+    cluster.down = BTreeSet::from([4, 5]);
+    let outcome = cluster.recover_up(2);
+    let mut writer = Writer::new(&cluster, &outcome);
+    let acknowledged = writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], 1);
+    for (epoch, installs_at) in [(3, 0), (4, 1)] {
+        let dies = |command: &Command<u64>| match command {
+            Command::Install { node, .. } => node.0 == installs_at,
+            _ => true,
+        };
+        let failed = cluster.recover(epoch, dies).expect("it ends");
+        assert_eq!(failed, Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
+    }
+    cluster.down = BTreeSet::from([2, 3]);
+    let outcome = cluster.recover_up(5);
+    let epochs: Vec<u64> = outcome.history.openings().iter().map(|opening| opening.epoch.0).collect();
+    assert_eq!((outcome.durable, epochs), (acknowledged.span, vec![1, 2, 5]));
+}
+
 #[test]
 fn of_five_or_four_survivors_none_is_believed_alone() {
     for lost in [&[5][..], &[4, 5]] {

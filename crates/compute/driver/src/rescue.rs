@@ -192,6 +192,8 @@ mod tests {
             readable_through: Lsn::ZERO,
             minimum_read_point: Lsn::ZERO,
             materialized_lsn: Lsn::ZERO,
+            joining: false,
+            membership_epoch: borealis_types::MembershipEpoch(1),
         }
     }
 

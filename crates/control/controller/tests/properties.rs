@@ -8,6 +8,7 @@ use borealis_controller::catalog::records::{MoveRecord, NodeState, Settings};
 use borealis_controller::fleet::MemberProgress;
 use borealis_controller::reconcile::Step;
 use borealis_quorum::membership::Transition;
+use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::NodeId;
 use common::{SEGMENT_BYTES, Scene, group, under_way};
 use proptest::collection::vec;
@@ -112,7 +113,10 @@ fn check_step(scene: &Scene, step: &Step) {
     assert!(seen.is_established, "what was begun before is carried through first");
     assert!(seen.membership.after(*transition).is_ok(), "{transition:?} of {:?}", seen.membership);
     let answers = |node: NodeId| seen.members.contains_key(&node);
-    assert!(seen.membership.quorum_sets().is_write_quorum(answers), "nobody can choose the next membership");
+    assert!(
+        QuorumSets::of(&seen.membership).is_write_quorum(answers),
+        "nobody can choose the next membership"
+    );
     let change = transition.replacement();
     match transition {
         Transition::Begin(_) => {

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 
+use borealis_types::membership::GroupMembership;
 use borealis_types::{Lsn, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP, VolumeEpoch, WRITE_QUORUM};
 
 // Any write quorum meets any other, and any read quorum; two zones of three hold a write quorum.
@@ -62,6 +63,12 @@ impl QuorumSets {
             }
         }
         Ok(QuorumSets { sets, lost: BTreeSet::new() })
+    }
+
+    /// The sets of a membership.
+    #[must_use]
+    pub fn of(membership: &GroupMembership) -> QuorumSets {
+        QuorumSets { sets: membership.sets().to_vec(), lost: BTreeSet::new() }
     }
 
     /// The same sets when the members in `lost` will never answer again. **All** others are needed then, for reading and

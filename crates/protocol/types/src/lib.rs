@@ -8,6 +8,7 @@ mod history;
 mod invariant;
 mod key;
 mod lsn;
+pub mod membership;
 mod part;
 mod placement;
 mod postgres_version;

@@ -14,6 +14,6 @@ pub use batch::{BatchBuilder, BatchError, BatchHeader, BatchReader, BatchRecord,
 pub use batch_frame::BatchFrame;
 pub use frame::{FrameBuffer, FrameError, read_frame, write_frame};
 pub use message::{
-    Boot, Caller, NodeStatus, PageChecksum, Payload, Refusal, RelationSize, Remembered, RememberedSegment,
-    Reply, Request, SegmentProgress, SegmentSummary, ValuePart,
+    Boot, Caller, NodeStatus, PageChecksum, Payload, PeerHeard, RefillProgress, Refusal, RelationSize,
+    Remembered, RememberedSegment, Reply, Request, SegmentProgress, SegmentSummary, ValuePart, Whereabouts,
 };

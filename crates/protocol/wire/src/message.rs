@@ -7,21 +7,25 @@
 //!
 //! The first request on a connection is [`Request::Hello`]; a node closes a connection that starts otherwise.
 
+use borealis_types::membership::{MembershipRequest, MembershipState};
 use borealis_types::{
-    AvailabilityZone, DatabaseKey, EpochHistory, GroupId, Lsn, MAX_GROUPS, MetaKey, NodeId, PageKey,
-    ReadPoint, RecordSpan, RelationFork, SlruKind, VolumeEpoch, VolumeId, WriterId,
+    AvailabilityZone, DatabaseKey, EpochHistory, GroupId, Lsn, MAX_GROUPS, MembershipEpoch, MetaKey, NodeId,
+    PageKey, ReadPoint, RecordSpan, RelationFork, SlruKind, VolumeEpoch, VolumeId, WriterId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
 /// The payload's body is a [`Request`] or a [`Reply`].
 pub const KIND_MESSAGE: u8 = 2;
+
+/// The nodes whose whereabouts one message tells: more than any membership has members.
+pub const WHEREABOUTS_MAX: usize = 1024;
 
 /// The batches of one [`Request::Repair`]; an empty one takes a byte on the wire and 24 bytes of memory.
 const REPAIR_BATCHES_MAX: usize = 256;
@@ -50,6 +54,8 @@ pub enum Caller {
         /// Its writer's identity within the epoch.
         writer: WriterId,
     },
+    /// The controller of the fleet: it looks, and changes who the members of a group are.
+    Controller,
 }
 
 /// What is asked of a node.
@@ -65,6 +71,10 @@ pub enum Request {
         node: NodeId,
         /// The caller's role, and its identity in it.
         caller: Caller,
+        /// Of a writer, a reader or a recovery: for which membership of each group everything is meant that it asks on this
+        /// connection. A group that is not listed is not checked.
+        #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
+        memberships: Vec<(GroupId, MembershipEpoch)>,
     },
     /// Promise every segment to this writer: no older epoch is acknowledged any more.
     Fence {
@@ -218,6 +228,29 @@ pub enum Request {
         /// Entries of the answer at most; the node has a limit of its own, too.
         limit: u32,
     },
+    /// What the node stores of the memberships of its groups, those included that it has left, and where other nodes are.
+    Memberships,
+    /// A step of a group's membership. Answered with [`Reply::Member`], durable first.
+    Membership {
+        /// The group.
+        group: GroupId,
+        /// What is asked.
+        request: MembershipRequest,
+        /// Where the nodes that it names are to be found.
+        #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, WHEREABOUTS_MAX>")]
+        nodes: Vec<Whereabouts>,
+    },
+}
+
+/// Where a node is to be found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Whereabouts {
+    /// Its number.
+    pub node: NodeId,
+    /// Its zone.
+    pub zone: AvailabilityZone,
+    /// Where it listens, as in its configuration. It is a hint: who answers there has to be that node.
+    pub address: String,
 }
 
 /// One opening of a node's store.
@@ -274,6 +307,10 @@ pub struct SegmentSummary {
     pub minimum_read_point: Lsn,
     /// All its redo up to here is in page images.
     pub materialized_lsn: Lsn,
+    /// It does not have everything yet, whatever records it has: it counts as a copy of nothing.
+    pub joining: bool,
+    /// The membership of the group that it acts on; zero where configuration says once and for all who the members are.
+    pub membership_epoch: MembershipEpoch,
 }
 
 /// How far a segment's chain is unbroken and durable.
@@ -364,6 +401,36 @@ pub struct NodeStatus {
     /// What keeps it from some of its work for now, and passes with its cause: a disk that is nearly full, an error of the
     /// system. It keeps its promises.
     pub hindrance: Option<String>,
+    /// The identity of its store.
+    pub incarnation: u128,
+    /// What may still be written on its disk before it takes no more redo, in bytes.
+    pub free_bytes: u64,
+    /// When it last heard each of the nodes that have a segment of one of its groups.
+    #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, WHEREABOUTS_MAX>")]
+    pub heard: Vec<PeerHeard>,
+    /// Segments that take pages from peers.
+    #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
+    pub refills: Vec<RefillProgress>,
+}
+
+/// When a node last heard another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerHeard {
+    /// The other node.
+    pub node: NodeId,
+    /// How many milliseconds ago; since the one that says it was started, if it never did.
+    pub ms_ago: u64,
+}
+
+/// How far a segment is that takes pages from peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RefillProgress {
+    /// Its group.
+    pub group: GroupId,
+    /// Bytes of pages that it has compared or taken.
+    pub done_bytes: u64,
+    /// Of so many; zero while that is not known.
+    pub total_bytes: u64,
 }
 
 /// Why a node refused a request; the connection stays good.
@@ -419,6 +486,26 @@ pub enum Refusal {
     /// Over TLS: the caller's certificate is not that of who it says it is.
     #[error("the caller's certificate does not allow it: {0}")]
     Forbidden(String),
+    /// The caller knows an older membership of these groups than the node acts on, or one that the node has not learned of. What
+    /// the node stores of them.
+    #[error("{}", other_membership(.states))]
+    OtherMembership {
+        /// Of each group, what the node stores.
+        #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
+        states: Vec<(GroupId, MembershipState)>,
+        /// Where their members are to be found.
+        #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, WHEREABOUTS_MAX>")]
+        nodes: Vec<Whereabouts>,
+    },
+}
+
+fn other_membership(states: &[(GroupId, MembershipState)]) -> String {
+    match states.first() {
+        Some((group, state)) => {
+            format!("group {group} has other members by now (membership {})", state.installed().epoch())
+        }
+        None => "the node has not learned yet who the members are".to_owned(),
+    }
 }
 
 /// A node's answer to one request, or a word of its own about progress.
@@ -481,6 +568,22 @@ pub enum Reply {
     Pinned {
         /// About how many pages the group has; zero when the pin was ended.
         pages: u64,
+    },
+    /// To [`Request::Memberships`].
+    Memberships {
+        /// What the node stores of each group that it has or had a segment of.
+        #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
+        states: Vec<(GroupId, MembershipState)>,
+        /// Where nodes are to be found, as far as it knows.
+        #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, WHEREABOUTS_MAX>")]
+        nodes: Vec<Whereabouts>,
+    },
+    /// To [`Request::Membership`]: the member's whole state, whether or not it did what was asked.
+    Member {
+        /// What it stores of the group's memberships; `None` if it never heard of the group.
+        membership: Option<MembershipState>,
+        /// Its segment; `None` if it has none.
+        segment: Option<SegmentSummary>,
     },
 }
 
@@ -585,6 +688,8 @@ mod tests {
                 readable_through: Lsn(end),
                 minimum_read_point: Lsn(end),
                 materialized_lsn: Lsn(end),
+                joining: false,
+                membership_epoch: MembershipEpoch(1),
             };
             let without = postcard::to_stdvec(&summary).unwrap().len();
             summary.history.push(EpochOpening {

@@ -2,14 +2,16 @@
 //! is received and before anything is decoded.
 //!
 //! ```text
-//! request                    writer  recovery  reader  client  peer   payload at most
-//! Append                       x                                      MAX_PAYLOAD_BYTES
-//! Repair                       x        x                             MAX_PAYLOAD_BYTES
-//! Install                      x        x                             INSTALL_LIMIT_BYTES
-//! Fence                        x        x                             REQUEST_LIMIT_BYTES
-//! Summaries, reads, Status,    x        x        x       x      x     REQUEST_LIMIT_BYTES
-//! Acquaint, Confirm
-//! Pin                                                         x     REQUEST_LIMIT_BYTES
+//! request                    writer  recovery  reader  client  peer  controller  payload at most
+//! Append                       x                                                 MAX_PAYLOAD_BYTES
+//! Repair                       x        x                                        MAX_PAYLOAD_BYTES
+//! Install                      x        x                                        INSTALL_LIMIT_BYTES
+//! Fence                        x        x                                        REQUEST_LIMIT_BYTES
+//! Summaries, reads, Status,    x        x        x       x      x        x       REQUEST_LIMIT_BYTES
+//! Acquaint, Confirm,
+//! Memberships
+//! Pin                                                           x                REQUEST_LIMIT_BYTES
+//! Membership                                                             x       MEMBERSHIP_LIMIT_BYTES
 //! ```
 //!
 //! The largest frames are for the writer that a node has promised its epoch to. Everyone else's are bounded by
@@ -19,13 +21,15 @@ use crate::frame::MAX_PAYLOAD_BYTES;
 use crate::message::{KIND_APPEND, KIND_MESSAGE, PAYLOAD_HEADER_BYTES};
 use crate::{Caller, Request};
 
-/// The largest introduction: version, volume, node and caller take some sixty bytes.
-pub const HELLO_LIMIT_BYTES: usize = 256;
+/// The largest introduction: version, volume, node and caller take some sixty bytes, the membership of each group at most 12.
+pub const HELLO_LIMIT_BYTES: usize = 1 << 10;
 /// The largest request that carries neither redo nor a history. The longest has a file's path in it.
 pub const REQUEST_LIMIT_BYTES: usize = 8 << 10;
 /// The largest [`Request::Install`]: a history of some 60,000 openings. A node writes it into its log once for each of
 /// its groups, all in one entry, so 64 groups must fit one.
 pub const INSTALL_LIMIT_BYTES: usize = 1 << 20;
+/// The largest [`Request::Membership`]: four sets of members, and an address for each.
+pub const MEMBERSHIP_LIMIT_BYTES: usize = REQUEST_LIMIT_BYTES;
 /// The largest frame of a writer or recovery that does not hold the node's promise. Ordinary batches are smaller: larger
 /// ones hold one large record alone, and wait until the node has heard of the writer.
 pub const ORDINARY_LIMIT_BYTES: usize = 2 << 20;
@@ -73,10 +77,14 @@ pub enum RequestKind {
     Pin,
     /// [`Request::ListForks`]
     ListForks,
+    /// [`Request::Memberships`]
+    Memberships,
+    /// [`Request::Membership`]
+    Membership,
 }
 
 /// The kinds of [`Request`] by the number that its encoding begins with (postcard: the variant's place in the enum).
-const KINDS: [RequestKind; 18] = [
+const KINDS: [RequestKind; 20] = [
     RequestKind::Hello,
     RequestKind::Fence,
     RequestKind::Summaries,
@@ -95,6 +103,8 @@ const KINDS: [RequestKind; 18] = [
     RequestKind::Confirm,
     RequestKind::Pin,
     RequestKind::ListForks,
+    RequestKind::Memberships,
+    RequestKind::Membership,
 ];
 
 /// A frame that its caller may not send.
@@ -136,6 +146,8 @@ impl Request {
             Request::Confirm { .. } => RequestKind::Confirm,
             Request::Pin { .. } => RequestKind::Pin,
             Request::ListForks { .. } => RequestKind::ListForks,
+            Request::Memberships => RequestKind::Memberships,
+            Request::Membership { .. } => RequestKind::Membership,
         }
     }
 }
@@ -153,8 +165,8 @@ impl RequestKind {
     /// Whether it changes what a node promises or holds. The rest only looks.
     #[must_use]
     pub fn changes(self) -> bool {
-        use RequestKind::{Append, Fence, Install, Repair};
-        matches!(self, Append | Fence | Install | Repair)
+        use RequestKind::{Append, Fence, Install, Membership, Repair};
+        matches!(self, Append | Fence | Install | Repair | Membership)
     }
 
     /// Whether its answer may take megabytes, or the node's memory for as long as it is made.
@@ -171,10 +183,13 @@ impl RequestKind {
         if self == RequestKind::Pin {
             return matches!(caller, Caller::Peer(_));
         }
+        if self == RequestKind::Membership {
+            return *caller == Caller::Controller;
+        }
         match caller {
             Caller::Writer { .. } => true,
             Caller::Recovery => self != RequestKind::Append,
-            Caller::Client | Caller::Peer(_) | Caller::Reader { .. } => !self.changes(),
+            Caller::Client | Caller::Peer(_) | Caller::Reader { .. } | Caller::Controller => !self.changes(),
         }
     }
 
@@ -182,6 +197,7 @@ impl RequestKind {
         match self {
             RequestKind::Append | RequestKind::Repair => MAX_PAYLOAD_BYTES,
             RequestKind::Install => INSTALL_LIMIT_BYTES,
+            RequestKind::Membership => MEMBERSHIP_LIMIT_BYTES,
             _ => REQUEST_LIMIT_BYTES,
         }
     }
@@ -194,7 +210,7 @@ pub fn limit_bytes(caller: &Caller, holds_promise: bool) -> usize {
     match caller {
         Caller::Writer { .. } if holds_promise => MAX_PAYLOAD_BYTES,
         Caller::Writer { .. } | Caller::Recovery => ORDINARY_LIMIT_BYTES,
-        Caller::Client | Caller::Peer(_) | Caller::Reader { .. } => REQUEST_LIMIT_BYTES,
+        Caller::Client | Caller::Peer(_) | Caller::Reader { .. } | Caller::Controller => REQUEST_LIMIT_BYTES,
     }
 }
 
@@ -214,15 +230,18 @@ pub fn judge(caller: &Caller, holds_promise: bool, length: usize, begin: &[u8]) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Whereabouts;
     use crate::message::{append_header, encode_message};
+    use borealis_types::membership::{GroupMembership, MembershipRequest};
     use borealis_types::{
-        DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PageKey, RelationFork, RelationLocator,
-        SlruKind, VolumeEpoch, VolumeId, WriterId,
+        AvailabilityZone, DatabaseKey, EpochHistory, GroupId, Lsn, MembershipEpoch, MetaKey, NodeId, PageKey,
+        RelationFork, RelationLocator, SlruKind, VolumeEpoch, VolumeId, WriterId,
     };
 
     const WRITER: Caller = Caller::Writer { epoch: VolumeEpoch(3), writer: WriterId(7) };
     const READER: Caller = Caller::Reader { epoch: VolumeEpoch(3), writer: WriterId(7) };
-    const CALLERS: [Caller; 5] = [WRITER, Caller::Recovery, READER, Caller::Client, Caller::Peer(NodeId(2))];
+    const CALLERS: [Caller; 6] =
+        [WRITER, Caller::Recovery, READER, Caller::Client, Caller::Peer(NodeId(2)), Caller::Controller];
 
     /// One request of every kind, the largest of those that are bounded by [`REQUEST_LIMIT_BYTES`].
     fn requests() -> Vec<Request> {
@@ -235,12 +254,19 @@ mod tests {
         let key = PageKey::Slru { kind: SlruKind::Transactions, page: u32::MAX };
         let meta_key = MetaKey::SmallFile("x".repeat(4096));
         let limit = u32::MAX;
+        let whereabouts = |node| Whereabouts {
+            node: NodeId(node),
+            zone: AvailabilityZone("z".repeat(63)),
+            address: format!("tls:{}:65535", "h".repeat(253)),
+        };
+        let nodes = (0..8).map(whereabouts).collect();
         vec![
             Request::Hello {
                 protocol: u16::MAX,
                 volume: VolumeId(u128::MAX),
                 node: NodeId(u16::MAX),
                 caller: WRITER,
+                memberships: (0..64).map(|group| (GroupId(group), MembershipEpoch(u64::MAX))).collect(),
             },
             Request::Fence { epoch, writer },
             Request::Summaries,
@@ -259,7 +285,17 @@ mod tests {
             Request::Confirm { epoch },
             Request::Pin { group, at, lease_ms: u32::MAX },
             Request::ListForks { group, at, after: Some(relation_fork), limit },
+            Request::Memberships,
+            Request::Membership { group, request: largest_step(), nodes },
         ]
+    }
+
+    /// Two replacements under way.
+    fn largest_step() -> MembershipRequest {
+        let set = |old: [u16; 2]| [u16::MAX, 2, 3, 4, old[0], old[1]].map(NodeId);
+        let sets = [[5, 6], [7, 6], [5, 8], [7, 8]].map(set).to_vec();
+        let epoch = MembershipEpoch(u64::MAX);
+        MembershipRequest::Install(GroupMembership::new(epoch, sets).expect("all combinations"))
     }
 
     #[test]
@@ -273,7 +309,7 @@ mod tests {
         }
         assert_eq!(RequestKind::of_payload(&append_header(1)), Some(RequestKind::Append));
         assert_eq!(RequestKind::of_payload(&[0, 0, 0, 0, 0, 0, 0, 0, 9, 0]), None);
-        assert_eq!(RequestKind::of_payload(&[0, 0, 0, 0, 0, 0, 0, 0, KIND_MESSAGE, 18]), None);
+        assert_eq!(RequestKind::of_payload(&[0, 0, 0, 0, 0, 0, 0, 0, KIND_MESSAGE, 20]), None);
         assert!(encode_message(u64::MAX, &all[0]).len() <= HELLO_LIMIT_BYTES);
     }
 
@@ -283,16 +319,20 @@ mod tests {
             let kind = request.kind();
             let allowed = CALLERS.map(|caller| kind.is_allowed(&caller));
             if kind == RequestKind::Pin {
-                assert_eq!(allowed, [false, false, false, false, true]);
+                assert_eq!(allowed, [false, false, false, false, true, false]);
+                continue;
+            }
+            if kind == RequestKind::Membership {
+                assert_eq!(allowed, [false, false, false, false, false, true]);
                 continue;
             }
             let changes =
                 matches!(request, Request::Fence { .. } | Request::Install { .. } | Request::Repair { .. });
-            assert_eq!(allowed, [true, true, !changes, !changes, !changes], "{kind:?}");
+            assert_eq!(allowed, [true, true, !changes, !changes, !changes, !changes], "{kind:?}");
         }
         assert_eq!(
             CALLERS.map(|caller| RequestKind::Append.is_allowed(&caller)),
-            [true, false, false, false, false]
+            [true, false, false, false, false, false]
         );
     }
 

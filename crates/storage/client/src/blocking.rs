@@ -182,7 +182,20 @@ impl NodeClient {
         caller: Caller,
         timeouts: Timeouts,
     ) -> Result<NodeClient, ClientError> {
-        let route = route.into();
+        let introduction = Introduction { volume, node, caller, memberships: Vec::new() };
+        NodeClient::introduced(route, &introduction, timeouts)
+    }
+
+    /// Connects to the node that is meant, with an introduction that says for which memberships it is meant.
+    ///
+    /// # Errors
+    /// As [`NodeClient::connect`].
+    pub fn introduced<'a>(
+        route: impl Into<Route<'a>>,
+        introduction: &Introduction,
+        timeouts: Timeouts,
+    ) -> Result<NodeClient, ClientError> {
+        let (route, node) = (route.into(), introduction.node);
         let address = route.endpoint;
         let connect_error = |source| match is_timeout(&source) {
             true => ClientError::NoAnswer { node, address: address.clone(), within: timeouts.connect },
@@ -204,7 +217,6 @@ impl NodeClient {
             fenced_by: None,
             welcome: Vec::new(),
         };
-        let introduction = Introduction { volume, node, caller };
         let reply = client.call(&introduction.hello())?;
         client.welcome =
             introduction.judge(reply).map_err(|error| client.protocol_error(error.to_string()))?;

@@ -5,12 +5,12 @@
 //! reason that a person can act on, and never asserted.
 
 use borealis_spec::{Identity, Role};
-use borealis_types::{NodeId, VolumeId};
+use borealis_types::{GroupId, MembershipEpoch, NodeId, VolumeId};
 use borealis_wire::message::PROTOCOL_VERSION;
 use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
 /// What a caller says first: who it is, and whom it means.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Introduction {
     /// The volume it means. A node of another one refuses.
     pub volume: VolumeId,
@@ -18,6 +18,8 @@ pub struct Introduction {
     pub node: NodeId,
     /// Who calls, and so what it may ask (`borealis_wire::roles`).
     pub caller: Caller,
+    /// Of a writer, a reader or a recovery: for which membership of each group everything is meant that it asks.
+    pub memberships: Vec<(GroupId, MembershipEpoch)>,
 }
 
 /// Why an introduction did not lead to a connection.
@@ -42,16 +44,16 @@ pub enum HandshakeError {
 impl Introduction {
     /// The first request on a connection.
     #[must_use]
-    pub fn hello(self) -> Request {
-        let Introduction { volume, node, caller } = self;
-        Request::Hello { protocol: PROTOCOL_VERSION, volume, node, caller }
+    pub fn hello(&self) -> Request {
+        let Introduction { volume, node, caller, ref memberships } = *self;
+        Request::Hello { protocol: PROTOCOL_VERSION, volume, node, caller, memberships: memberships.clone() }
     }
 
     /// Judges the reply to [`Introduction::hello`]; returns the node's segments as they are now.
     ///
     /// # Errors
     /// When it is no welcome by the node that was meant. The connection is then of no use.
-    pub fn judge(self, reply: Reply) -> Result<Vec<SegmentSummary>, HandshakeError> {
+    pub fn judge(&self, reply: Reply) -> Result<Vec<SegmentSummary>, HandshakeError> {
         match reply {
             Reply::Welcome { node, segments } if node == self.node => Ok(segments),
             Reply::Welcome { node: answered, .. } => {
@@ -98,6 +100,8 @@ pub fn judge_certificate(identity: &Identity, caller: &Caller, volume: VolumeId)
         }
         (Caller::Peer(peer), Role::Node(node)) if peer == node => return Ok(()),
         (Caller::Peer(peer), _) => format!("node {peer}"),
+        (Caller::Controller, Role::Controller) => return Ok(()),
+        (Caller::Controller, _) => "the controller".to_owned(),
         (Caller::Client, _) => return Ok(()),
     };
     Err(Refusal::Forbidden(format!("it is that of {identity}, where that of {wanted} is needed")))
@@ -113,7 +117,12 @@ pub fn kind_of(reply: &Reply) -> String {
 mod tests {
     use super::*;
 
-    const MEANT: Introduction = Introduction { volume: VolumeId(1), node: NodeId(2), caller: Caller::Client };
+    const MEANT: Introduction = Introduction {
+        volume: VolumeId(1),
+        node: NodeId(2),
+        caller: Caller::Client,
+        memberships: Vec::new(),
+    };
 
     fn answered_by(volume: VolumeId, node: NodeId, protocol: u16) -> Reply {
         let Request::Hello { volume: meant_volume, node: meant_node, .. } = MEANT.hello() else {
@@ -160,14 +169,15 @@ mod tests {
             Caller::Recovery,
             Caller::Peer(NodeId(2)),
             Caller::Client,
+            Caller::Controller,
         ];
         for (role, allowed) in [
-            (Role::Instance(own, borealis_types::InstanceId(1)), [true, true, true, false, true]),
-            (Role::Instance(other, borealis_types::InstanceId(1)), [false; 5]),
-            (Role::Node(NodeId(2)), [false, false, false, true, true]),
-            (Role::Node(NodeId(3)), [false, false, false, false, true]),
-            (Role::Controller, [false, false, false, false, true]),
-            (Role::Client, [false, false, false, false, true]),
+            (Role::Instance(own, borealis_types::InstanceId(1)), [true, true, true, false, true, false]),
+            (Role::Instance(other, borealis_types::InstanceId(1)), [false; 6]),
+            (Role::Node(NodeId(2)), [false, false, false, true, true, false]),
+            (Role::Node(NodeId(3)), [false, false, false, false, true, false]),
+            (Role::Controller, [false, false, false, false, true, true]),
+            (Role::Client, [false, false, false, false, true, false]),
         ] {
             identity.role = role;
             let judged = callers.map(|caller| judge_certificate(&identity, &caller, own));

@@ -474,6 +474,8 @@ mod tests {
             readable_through: Lsn(through),
             minimum_read_point: Lsn(from),
             materialized_lsn: Lsn::ZERO,
+            joining: false,
+            membership_epoch: borealis_types::MembershipEpoch(1),
         }
     }
 

@@ -65,6 +65,7 @@ fn garbage_closes_its_own_connection_and_no_other() {
         volume: VOLUME,
         node: NodeId(1),
         caller: Caller::Client,
+        memberships: Vec::new(),
     };
     for garbage in [&noise, &announced_gigabyte, &bad_checksum] {
         let mut stream = cluster.socket(0);
@@ -213,7 +214,13 @@ fn frame(message: &Request) -> Vec<u8> {
 /// A connection of this caller, as a bare socket.
 fn introduced(cluster: &Cluster, caller: Caller) -> UnixStream {
     let mut stream = cluster.socket(0);
-    let hello = Request::Hello { protocol: PROTOCOL_VERSION, volume: VOLUME, node: NodeId(1), caller };
+    let hello = Request::Hello {
+        protocol: PROTOCOL_VERSION,
+        volume: VOLUME,
+        node: NodeId(1),
+        caller,
+        memberships: Vec::new(),
+    };
     write_frame(&mut stream, &encode_message(1, &hello)).unwrap();
     assert!(read_frame(&mut stream, &mut Vec::new()).unwrap());
     stream
@@ -292,7 +299,13 @@ fn a_caller_that_means_another_node_is_told_so() {
     }
     for protocol in [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1] {
         let mut stream = cluster.socket(0);
-        let hello = Request::Hello { protocol, volume: VOLUME, node: NodeId(1), caller: Caller::Client };
+        let hello = Request::Hello {
+            protocol,
+            volume: VOLUME,
+            node: NodeId(1),
+            caller: Caller::Client,
+            memberships: Vec::new(),
+        };
         write_frame(&mut stream, &encode_message(1, &hello)).unwrap();
         let mut payload = Vec::new();
         assert!(read_frame(&mut stream, &mut payload).unwrap());

@@ -114,6 +114,7 @@ fn nobody_without_a_certificate_of_the_fleet_is_let_in() {
         volume: VOLUME,
         node: NodeId(1),
         caller: Caller::Client,
+        memberships: Vec::new(),
     };
     let payload = encode_message(1, &hello);
     plain.write_all(&frame_header(&payload)).unwrap();

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use borealis_quorum::evidence::{Implausible, check_history};
+use borealis_quorum::segment::Standing;
 use borealis_quorum::{DurablePoint, Promise};
 use borealis_types::{EpochHistory, GroupId, WriterId, check_epoch, invariant};
 use borealis_wire::{GroupTail, Refusal, SegmentSummary};
@@ -243,6 +244,8 @@ fn summaries(state: &State) -> Vec<SegmentSummary> {
             readable_through: segment.readable_through(),
             minimum_read_point: segment.minimum_read_point(),
             materialized_lsn: hosted.materialized.lsn,
+            joining: segment.standing() != Standing::Full,
+            membership_epoch: segment.membership().map(|state| state.installed().epoch()).unwrap_or_default(),
         }
     };
     state.segments.values().map(summary).collect()

@@ -136,8 +136,13 @@ const PATHS: [&str; 8] = [
 /// Frames, as `proto_frame` reads them: the flags that have it make checksum and length, the way the stream is cut,
 /// and the payloads.
 fn frames() -> Vec<Vec<u8>> {
-    let hello =
-        Request::Hello { protocol: 1, volume: VolumeId(7), node: NodeId(2), caller: Caller::Peer(NodeId(3)) };
+    let hello = Request::Hello {
+        protocol: 1,
+        volume: VolumeId(7),
+        node: NodeId(2),
+        caller: Caller::Peer(NodeId(3)),
+        memberships: Vec::new(),
+    };
     let key = PageKey::Slru { kind: borealis_types::SlruKind::Transactions, page: 4 };
     let mut payloads = vec![
         encode_message(1, &hello),

@@ -231,7 +231,13 @@ impl Attacker<'_> {
     }
 
     fn hello(&self, node: NodeId, caller: Caller) -> Request {
-        Request::Hello { protocol: PROTOCOL_VERSION, volume: self.volume, node, caller }
+        Request::Hello {
+            protocol: PROTOCOL_VERSION,
+            volume: self.volume,
+            node,
+            caller,
+            memberships: Vec::new(),
+        }
     }
 
     /// Anyone but a recovery or writer that could be taken for the rightful one.

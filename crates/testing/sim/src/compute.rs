@@ -67,7 +67,7 @@ pub struct Start {
 fn sets_written(membership: &GroupMembership, defect: Defect) -> QuorumSets {
     match defect {
         Defect::NewSetsNotWritten => QuorumSets::new(vec![*membership.base()]).expect("a set of it is one"),
-        _ => membership.quorum_sets(),
+        _ => QuorumSets::of(membership),
     }
 }
 
@@ -75,7 +75,7 @@ fn sets_written(membership: &GroupMembership, defect: Defect) -> QuorumSets {
 fn sets_recovered(membership: &GroupMembership, defect: Defect) -> QuorumSets {
     match defect {
         Defect::NewSetsNotRecovered => QuorumSets::new(vec![*membership.base()]).expect("a set of it is one"),
-        _ => membership.quorum_sets(),
+        _ => QuorumSets::of(membership),
     }
 }
 

@@ -408,7 +408,7 @@ impl SimNode {
 
     /// What the segment of a group knows of its members.
     fn members(&self, group: GroupId) -> Option<QuorumSets> {
-        Some(self.segment(group).membership()?.installed().quorum_sets())
+        Some(QuorumSets::of(self.segment(group).membership()?.installed()))
     }
 
     fn segment_mut(&mut self, group: GroupId) -> &mut Segment {

@@ -130,7 +130,7 @@ impl Oracle {
             node.and_then(|node| node.durable_membership(group))
                 .is_some_and(|state| state.supports(membership))
         };
-        if !before.quorum_sets().is_write_quorum(voted) {
+        if !QuorumSets::of(before).is_write_quorum(voted) {
             return Err(format!("group {group}: {membership:?} was not chosen by {before:?}"));
         }
         coverage.count(match before.transition_to(membership) {

@@ -72,6 +72,8 @@ mod tests {
             readable_through: Lsn(80),
             minimum_read_point: Lsn::ZERO,
             materialized_lsn: Lsn::ZERO,
+            joining: false,
+            membership_epoch: borealis_types::MembershipEpoch(1),
         }
     }
 

@@ -297,7 +297,7 @@ impl Engine {
             Line::Append => Caller::Writer { epoch, writer },
             Line::Read => Caller::Reader { epoch, writer },
         };
-        Introduction { volume: self.config.volume, node, caller }
+        Introduction { volume: self.config.volume, node, caller, memberships: Vec::new() }
     }
 
     /// Opens connections whose time has come.

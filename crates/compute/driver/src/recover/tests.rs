@@ -54,6 +54,8 @@ fn an_attempt_of_its_own_that_died_half_way_is_no_successor() {
             readable_through: Lsn::ZERO,
             minimum_read_point: Lsn::ZERO,
             materialized_lsn: Lsn::ZERO,
+            joining: false,
+            membership_epoch: borealis_types::MembershipEpoch(1),
         }
     };
     let welcomes: BTreeMap<_, _> = [&[4, 9][..], &[4, 9], &[4], &[4]]

@@ -1,6 +1,7 @@
 //! What one group needs: that what was begun is carried through, that a change ends, or that one begins.
 
 use borealis_quorum::membership::{GroupMembership, REPLACEMENTS_MAX, Replacement, Transition};
+use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::{AvailabilityZone, NodeId, WRITE_QUORUM};
 
 use super::view::View;
@@ -47,7 +48,7 @@ pub(super) fn decide<'a>(
     seen: &'a GroupObservation,
     plan: &mut Plan,
 ) -> Vec<Begin<'a>> {
-    let quorum_sets = seen.membership.quorum_sets();
+    let quorum_sets = QuorumSets::of(&seen.membership);
     let can_change = quorum_sets.is_write_quorum(|node| seen.members.contains_key(&node));
     if !can_change {
         plan.remarks.push(format!(

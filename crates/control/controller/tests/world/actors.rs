@@ -9,6 +9,7 @@ use borealis_controller::fleet::{
     GroupObservation, MemberProgress, NodeObservation, Observed, Observer, SelfReport,
 };
 use borealis_controller::reconcile::{Decision, Step, reconcile};
+use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::NodeId;
 
 use super::{Faults, NEWCOMER_UNITS, World};
@@ -123,7 +124,7 @@ impl World {
             Step::Change { group, after, transition } => return self.propose(*group, *after, *transition),
             Step::Settle(name) => {
                 let group = &self.groups[name];
-                let quorum_sets = group.membership.quorum_sets();
+                let quorum_sets = QuorumSets::of(&group.membership);
                 if !quorum_sets.is_write_quorum(|node| self.answers(group, node)) {
                     return false;
                 }

@@ -1,6 +1,7 @@
 //! What goes wrong, drawn from the seed.
 
 use borealis_controller::catalog::records::{FleetGroup, NodeState};
+use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::NodeId;
 
 use super::World;
@@ -66,7 +67,7 @@ impl World {
                 other != node
                     && segment.is_some_and(|s| s.missing == 0 && s.store == self.nodes[&other].store)
             };
-            !group.membership.contains(node) || group.membership.quorum_sets().is_write_quorum(is_left)
+            !group.membership.contains(node) || QuorumSets::of(&group.membership).is_write_quorum(is_left)
         })
     }
 

@@ -15,6 +15,7 @@ use borealis_controller::catalog::{Catalog, Change, News, Outcome, Revision, Tra
 use borealis_controller::fleet::Observer;
 use borealis_controller::reconcile::Step;
 use borealis_quorum::membership::{GroupMembership, Transition};
+use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::{AvailabilityZone, MembershipEpoch, NodeId};
 
 use crate::common::{WRITER, group, record, volume, zone, zone_of};
@@ -282,7 +283,7 @@ impl World {
     /// What a proposer and the segments make of a proposal: true if the next membership was chosen.
     fn propose(&mut self, name: FleetGroup, after: MembershipEpoch, transition: Transition) -> bool {
         let group = &self.groups[&name];
-        let quorum_sets = group.membership.quorum_sets();
+        let quorum_sets = QuorumSets::of(&group.membership);
         if group.membership.epoch() != after
             || !group.is_established
             || !quorum_sets.is_write_quorum(|node| self.answers(group, node))
@@ -294,7 +295,7 @@ impl World {
         let is_complete = |node: NodeId| self.answers(group, node) && group.segments[&node].missing == 0;
         let change = transition.replacement();
         match transition {
-            Transition::Finish(_) if !next.quorum_sets().is_write_quorum(is_complete) => return false,
+            Transition::Finish(_) if !QuorumSets::of(&next).is_write_quorum(is_complete) => return false,
             Transition::Begin(_) => self.check_begin(name, change.old, change.new),
             Transition::Finish(_) | Transition::TakeBack(_) => {}
         }

@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use borealis_types::{GroupId, NodeId, invariant};
 
-use super::acceptor::{Accepted, Ballot, MembershipState};
 use super::bar::Bar;
 use super::evidence::credible_membership;
-use super::sets::{GroupMembership, InvalidTransition, Transition};
+use super::{Accepted, Ballot, MembershipState, Request};
+use super::{GroupMembership, InvalidTransition, Transition};
+use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
 
 /// What a change is told.
@@ -55,24 +56,6 @@ pub enum Command {
     Done(GroupMembership),
     /// Given up. Another change may take up whatever this one began.
     Failed(ChangeFailure),
-}
-
-/// What a member is asked to do. It answers with its state in any case.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Request {
-    /// Nothing.
-    Ask,
-    /// [`Segment::prepare_membership`](crate::segment::Segment::prepare_membership).
-    Prepare {
-        /// The membership that is to be followed by another.
-        installed: GroupMembership,
-        /// The attempt.
-        ballot: Ballot,
-    },
-    /// [`Segment::accept_membership`](crate::segment::Segment::accept_membership).
-    Accept(Accepted),
-    /// [`Segment::install_membership`](crate::segment::Segment::install_membership).
-    Install(GroupMembership),
 }
 
 /// Why a change was given up.
@@ -275,7 +258,8 @@ impl Change {
             Transition::Finish(r) => self.current.contains(r.new) && !self.current.contains(r.old),
             Transition::TakeBack(r) => self.current.contains(r.old) && !self.current.contains(r.new),
         };
-        let is_established = || self.current.quorum_sets().is_write_quorum(|node| self.has_installed(node));
+        let is_established =
+            || QuorumSets::of(&self.current).is_write_quorum(|node| self.has_installed(node));
         if is_reached {
             return is_established().then(|| Command::Done(self.current.clone()));
         }
@@ -314,7 +298,7 @@ impl Change {
     /// Whether members that have everything, and answered, are a write quorum of each set to come: writes would wait
     /// for newcomers otherwise, for as long as those copy, and a recovery for ever.
     fn leaves_writes(&self, next: &GroupMembership) -> bool {
-        next.quorum_sets().is_write_quorum(|node| {
+        QuorumSets::of(next).is_write_quorum(|node| {
             let summary = self.answers.get(&node).and_then(|answer| answer.summary.as_ref());
             self.has_installed(node) && summary.is_some_and(|summary| !summary.joining)
         })
@@ -323,7 +307,7 @@ impl Change {
     /// Whether a write quorum of each set that stays has what the bar asks for, as its members said last.
     fn meets_bar(&self, next: &GroupMembership) -> bool {
         let Some(bar) = self.bar() else { return false };
-        next.quorum_sets().is_write_quorum(|node| {
+        QuorumSets::of(next).is_write_quorum(|node| {
             let summary = self.answers.get(&node).and_then(|answer| answer.summary.as_ref());
             self.has_installed(node) && summary.is_some_and(|summary| bar.is_met_by(summary))
         })
@@ -341,7 +325,7 @@ impl Change {
             self.attempt = Some(Attempt { ballot, promises, value: None, accepts });
         }
         self.count_votes(now);
-        let (attempt, sets) = (self.attempt.as_ref()?, self.current.quorum_sets());
+        let (attempt, sets) = (self.attempt.as_ref()?, QuorumSets::of(&self.current));
         if attempt.value.is_none() && sets.is_write_quorum(|node| attempt.promises.contains_key(&node)) {
             self.choose_value(now);
             self.count_votes(now);
@@ -358,7 +342,7 @@ impl Change {
     /// Counted anew from what the members said last.
     fn assert_chosen(&self, value: &GroupMembership) {
         let accepted = |node| self.state_of(node).is_some_and(|state| state.supports(value));
-        let quorum = self.current.quorum_sets().is_write_quorum(accepted);
+        let quorum = QuorumSets::of(&self.current).is_write_quorum(accepted);
         invariant!("membership-chosen-by-a-write-quorum", quorum, "{value:?}: {:?}", self.answers.keys());
     }
 

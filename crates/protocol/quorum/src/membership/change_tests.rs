@@ -8,7 +8,8 @@ use borealis_types::{
     VolumeEpoch, WriterId,
 };
 
-use super::change::{Answer, Change, ChangeFailure, ChangeOptions, Command, Event, Request};
+use super::Request;
+use super::change::{Answer, Change, ChangeFailure, ChangeOptions, Command, Event};
 use super::{Accepted, Ballot, GroupMembership, InvalidTransition, MembershipState, Replacement, Transition};
 use crate::segment::{Segment, Source, Standing};
 use crate::{ChainLink, DurablePoint, Promise};

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use borealis_types::{NodeId, READ_QUORUM};
 
-use super::acceptor::MembershipState;
-use super::sets::GroupMembership;
+use super::GroupMembership;
+use super::MembershipState;
+use crate::quorum_set::QuorumSets;
 
 /// How many members must have a membership installed before it is believed of them alone.
 const INSTALLED_BY: usize = READ_QUORUM;
@@ -43,7 +44,7 @@ fn is_credible(
         claims.iter().filter(|(node, claim)| may_say(node) && claim.installed() == candidate).count();
     let has_voted = |node: NodeId| claims.get(&node).is_some_and(|claim| claim.supports(candidate));
     let is_next = |known: &GroupMembership| {
-        known.transition_to(candidate).is_some() && known.quorum_sets().is_write_quorum(has_voted)
+        known.transition_to(candidate).is_some() && QuorumSets::of(known).is_write_quorum(has_voted)
     };
     installed >= INSTALLED_BY || (installed >= INSTALLED_BY_AT_LEAST && known.is_some_and(is_next))
 }

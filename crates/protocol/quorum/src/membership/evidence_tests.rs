@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use borealis_types::NodeId;
 
-use super::acceptor::{Accepted, Ballot, MembershipState};
+use super::{Accepted, Ballot, MembershipState};
 use super::{GroupMembership, Replacement, Transition, credible_membership};
 
 fn created() -> GroupMembership {

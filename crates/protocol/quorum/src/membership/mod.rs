@@ -19,7 +19,6 @@
 //! four members ([`Bar`]). Write quorums two steps apart may meet in one member, so promises and histories have to be
 //! carried over like records.
 
-mod acceptor;
 mod bar;
 #[cfg(test)]
 mod bar_tests;
@@ -29,14 +28,16 @@ mod change_tests;
 mod evidence;
 #[cfg(test)]
 mod evidence_tests;
-mod sets;
 #[cfg(test)]
 mod sets_tests;
 
-pub use acceptor::{Accepted, Ballot, Contradiction, MembershipState, NotAccepted};
 pub use bar::Bar;
-pub use change::{Answer, Change, ChangeFailure, ChangeOptions, Command, Event, Request};
+pub use change::{Answer, Change, ChangeFailure, ChangeOptions, Command, Event};
 pub use evidence::credible_membership;
-pub use sets::{
-    GroupMembership, InvalidMembership, InvalidTransition, REPLACEMENTS_MAX, Replacement, Transition,
+
+/// What a change asks of a member.
+pub use borealis_types::membership::MembershipRequest as Request;
+pub use borealis_types::membership::{
+    Accepted, Ballot, Contradiction, GroupMembership, InvalidMembership, InvalidTransition, MembershipState,
+    NotAccepted, REPLACEMENTS_MAX, Replacement, Transition,
 };

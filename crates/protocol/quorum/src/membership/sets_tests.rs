@@ -4,6 +4,7 @@
 use borealis_types::{MembershipEpoch, NodeId, SEGMENTS_PER_GROUP, WRITE_QUORUM};
 
 use super::{GroupMembership, InvalidMembership, InvalidTransition, Replacement, Transition};
+use crate::quorum_set::QuorumSets;
 
 /// Six members, and the two that come.
 const NODES: u16 = 8;
@@ -42,7 +43,7 @@ fn transitions(from: &GroupMembership) -> Vec<Transition> {
 
 /// The subsets that are write quorums.
 fn write_quorums(membership: &GroupMembership) -> Vec<u32> {
-    let sets = membership.quorum_sets();
+    let sets = QuorumSets::of(membership);
     (0..1 << NODES).filter(|mask| sets.is_write_quorum(|node| mask & 1 << node.0 != 0)).collect()
 }
 
@@ -75,7 +76,7 @@ fn successive_write_quorums_meet_in_two_members_of_a_common_set() {
 #[test]
 fn a_write_quorum_with_the_next_membership_leaves_none_to_the_one_before() {
     for from in states() {
-        let sets = from.quorum_sets();
+        let sets = QuorumSets::of(&from);
         for transition in transitions(&from) {
             let to = from.after(transition).expect("only what is allowed is listed");
             for refuse in write_quorums(&to) {
@@ -137,7 +138,7 @@ fn losses_that_leave_writes_before_a_replacement_leave_them_while_it_goes_on() {
     for state in states() {
         let gone = state.replacements().iter().fold(0u32, |mask, r| mask | 1 << r.old.0);
         let newcomers = state.replacements().iter().fold(0u32, |mask, r| mask | 1 << r.new.0);
-        let (sets, before) = (state.quorum_sets(), created().quorum_sets());
+        let (sets, before) = (QuorumSets::of(&state), QuorumSets::of(&created()));
         for lost in 0..1u32 << 6 {
             // The old ones are gone, and the new ones count for nothing yet.
             let left = 0b11_1111 & !lost & !gone;
@@ -148,7 +149,7 @@ fn losses_that_leave_writes_before_a_replacement_leave_them_while_it_goes_on() {
             let has_complete = |node: NodeId| complete & 1 << node.0 != 0;
             let newest = state.sets().last().expect("there is a set");
             let of_newest = newest.iter().filter(|&&node| has_complete(node)).count();
-            let finished = replaced(&state).quorum_sets().is_write_quorum(has_complete);
+            let finished = QuorumSets::of(&replaced(&state)).is_write_quorum(has_complete);
             assert_eq!(finished, of_newest >= WRITE_QUORUM);
         }
     }
@@ -169,7 +170,7 @@ fn a_zone_lost_leaves_writes_and_one_more_reads_in_every_state() {
             let replaced = state.replacements().into_iter().find(|r| r.new == node).map(|r| r.old);
             replaced.unwrap_or(node).0 / 2
         };
-        let sets = state.quorum_sets();
+        let sets = QuorumSets::of(&state);
         for zone in 0..3 {
             assert!(sets.is_write_quorum(|node| zone_of(node) != zone), "{state:?} without zone {zone}");
             for extra in 0..NODES {
@@ -195,7 +196,7 @@ fn what_is_no_membership_is_refused() {
     assert_eq!(new(1, &[set, set]), Err(InvalidMembership::Combinations));
     assert_eq!(new(1, &[set, other, third, set]), Err(InvalidMembership::Combinations));
     let twice = [0, 1, 2, 3, 4, 4].map(NodeId);
-    assert!(matches!(new(1, &[twice]), Err(InvalidMembership::Set(_))));
+    assert!(matches!(new(1, &[twice]), Err(InvalidMembership::Repeated(_))));
     let begin =
         |membership: &GroupMembership, old, new| membership.after(Transition::Begin(replacement(old, new)));
     assert_eq!(begin(&created(), 6, 7), Err(InvalidTransition::NotMember(NodeId(6))));

@@ -151,8 +151,7 @@ impl From<&borealis_wire::SegmentSummary> for SegmentSummary {
                 group_tail: message.known_durable_tail,
             },
             minimum_read_point: message.minimum_read_point,
-            // A joining segment says no more than that its SCL is zero; no message asks it for more yet.
-            joining: false,
+            joining: message.joining,
         }
     }
 }

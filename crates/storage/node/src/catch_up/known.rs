@@ -260,6 +260,8 @@ mod tests {
             readable_through: Lsn(complete),
             minimum_read_point: Lsn::ZERO,
             materialized_lsn: Lsn::ZERO,
+            joining: false,
+            membership_epoch: borealis_types::MembershipEpoch(1),
         }
     }
 

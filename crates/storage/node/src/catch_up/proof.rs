@@ -121,6 +121,8 @@ mod tests {
             readable_through: end,
             minimum_read_point: end,
             materialized_lsn: Lsn::ZERO,
+            joining: false,
+            membership_epoch: borealis_types::MembershipEpoch(1),
         }
     }
 

@@ -89,7 +89,11 @@ impl<'a> Appends<'a> {
         add(&metrics.append_bytes, batch.len() as u64);
         let appended = match self.caller {
             Caller::Writer { epoch, writer } => self.append(batch, Promise { epoch, writer }),
-            Caller::Client | Caller::Reader { .. } | Caller::Peer(_) | Caller::Recovery => {
+            Caller::Client
+            | Caller::Reader { .. }
+            | Caller::Peer(_)
+            | Caller::Recovery
+            | Caller::Controller => {
                 Err(Refusal::Misuse("only a writer may append; say so in the introduction".to_owned()))
             }
         };

@@ -118,7 +118,7 @@ fn kind_of(store: &Store, caller: &Caller) -> Kind {
         Caller::Writer { .. } | Caller::Reader { .. } if holds_promise(store, caller) => Kind::PromisedWriter,
         Caller::Writer { .. } | Caller::Recovery => Kind::OtherWriter,
         // Whose writer has no promise here is no more than anyone.
-        Caller::Client | Caller::Reader { .. } => Kind::Client,
+        Caller::Client | Caller::Reader { .. } | Caller::Controller => Kind::Client,
         Caller::Peer(node) => Kind::Peer(*node),
     }
 }
@@ -148,7 +148,7 @@ pub(super) fn introduce(
         }
         Err(error) => return Err(Ended::Garbage(error.to_string())),
     };
-    let Request::Hello { protocol, volume, node, caller } = hello else {
+    let Request::Hello { protocol, volume, node, caller, .. } = hello else {
         return Err(Ended::Garbage("a request before the introduction".to_owned()));
     };
     let mut reply = host.answer((protocol, volume, node), caller, identity.as_ref());
@@ -169,7 +169,9 @@ pub(super) fn introduce(
             (Some(Promise { epoch, writer }), WRITER_CHUNK_BYTES, MAX_PAYLOAD_BYTES)
         }
         Caller::Recovery => (None, CHUNK_BYTES, MAX_PAYLOAD_BYTES),
-        Caller::Client | Caller::Peer(_) | Caller::Reader { .. } => (None, CHUNK_BYTES, REQUEST_LIMIT_BYTES),
+        Caller::Client | Caller::Peer(_) | Caller::Reader { .. } | Caller::Controller => {
+            (None, CHUNK_BYTES, REQUEST_LIMIT_BYTES)
+        }
     };
     connection.introduce(writer);
     // What each request may take is judged when it begins to arrive, see `Session::run`.

@@ -31,7 +31,7 @@ impl LargeAnswers {
         let kind = match caller {
             Caller::Writer { .. } | Caller::Reader { .. } if holds_promise => 0,
             Caller::Writer { .. } | Caller::Recovery => 1,
-            Caller::Client | Caller::Reader { .. } => 2,
+            Caller::Client | Caller::Reader { .. } | Caller::Controller => 2,
             Caller::Peer(_) => 3,
         };
         let deadline = Instant::now() + wait;

@@ -123,6 +123,9 @@ impl Requests {
             Request::ListForks { group, at, after, limit } => {
                 Ok(Reply::Relations(store.list_forks(group, at, after, list(limit)).map_err(refuse)?))
             }
+            Request::Memberships | Request::Membership { .. } => {
+                Err(Refusal::Misuse("the members of this volume's groups are fixed".to_owned()))
+            }
         }
     }
 
@@ -174,6 +177,10 @@ impl Requests {
             hindrance: self.store.hindrance(),
             segments,
             metrics,
+            incarnation: self.store.identity().incarnation,
+            free_bytes: 0,
+            heard: Vec::new(),
+            refills: Vec::new(),
         }
     }
 }

@@ -148,6 +148,7 @@ impl Cluster {
         let role = match caller {
             Caller::Peer(node) => Role::Node(node),
             Caller::Client => Role::Client,
+            Caller::Controller => Role::Controller,
             Caller::Writer { .. } | Caller::Recovery | Caller::Reader { .. } => {
                 Role::Instance(VOLUME, InstanceId(1))
             }

@@ -3,8 +3,7 @@
 use std::rc::Rc;
 
 use borealis_quorum::Promise;
-use borealis_quorum::segment::Segment;
-use borealis_quorum::segment::Source;
+use borealis_quorum::segment::{Segment, Source, Standing};
 use borealis_types::{EpochOpening, GroupId, Lsn, ReadPoint, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wire::message::decode_payload;
 use borealis_wire::{
@@ -261,5 +260,7 @@ fn wire_summary(segment: &Segment) -> SegmentSummary {
         readable_through: segment.readable_through(),
         minimum_read_point: segment.minimum_read_point(),
         materialized_lsn: Lsn::ZERO,
+        joining: segment.standing() != Standing::Full,
+        membership_epoch: segment.membership().map(|state| state.installed().epoch()).unwrap_or_default(),
     }
 }

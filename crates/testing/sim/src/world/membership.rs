@@ -40,7 +40,7 @@ impl World {
     }
 
     pub(super) fn newest_sets(&self) -> Vec<QuorumSets> {
-        self.newest_memberships().iter().map(GroupMembership::quorum_sets).collect()
+        self.newest_memberships().iter().map(QuorumSets::of).collect()
     }
 
     /// The sets in which what an instance counts as durable must be: those of the membership it knows. Of them, those that are
@@ -185,7 +185,7 @@ impl World {
             return Some(Transition::Begin(Replacement { old, new }));
         }
         // A controller died while it installed the last step: another makes the same step.
-        let is_established = membership.quorum_sets().is_write_quorum(|id| {
+        let is_established = QuorumSets::of(&membership).is_write_quorum(|id| {
             let state = self.nodes[usize::from(id.0)].segment(group).membership();
             state.is_some_and(|state| *state.installed() == membership)
         });

@@ -61,7 +61,13 @@ impl Writer {
                 }
                 let line = LineId(u64::from(self.instance) << 32 | self.next_line);
                 self.next_line += 1;
-                let hello = Request::Hello { protocol: PROTOCOL_VERSION, volume: VolumeId(0), node, caller };
+                let hello = Request::Hello {
+                    protocol: PROTOCOL_VERSION,
+                    volume: VolumeId(0),
+                    node,
+                    caller,
+                    memberships: Vec::new(),
+                };
                 effects.send.push((node, Message::Line(line, OnLine::Request(HELLO_ID, hello))));
                 *links.link(which) = Link::Up { line, stage: Stage::Greeting, since: now };
             }

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use borealis_types::{MembershipEpoch, NodeId, SEGMENTS_PER_GROUP};
 use serde::{Deserialize, Serialize};
 
-use crate::quorum_set::{QuorumSets, QuorumSetsError};
+use crate::{MembershipEpoch, NodeId, SEGMENTS_PER_GROUP};
 
 /// Members of one set.
 type Set = [NodeId; SEGMENTS_PER_GROUP];
 
 /// Replacements under way at once, at most: each doubles the sets.
 pub const REPLACEMENTS_MAX: usize = 2;
+
+/// As many sets as there are while so many replacements are under way.
+const SETS_MAX: usize = 1 << REPLACEMENTS_MAX;
 
 /// The members of one group: every combination of old and new members of the replacements under way.
 ///
@@ -28,6 +30,7 @@ pub struct GroupMembership {
 #[derive(Serialize, Deserialize)]
 struct Unchecked {
     epoch: MembershipEpoch,
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, SETS_MAX>")]
     sets: Vec<Set>,
 }
 
@@ -65,9 +68,9 @@ impl Transition {
 /// Sets that are no membership.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum InvalidMembership {
-    /// A set is none.
-    #[error(transparent)]
-    Set(#[from] QuorumSetsError),
+    /// A node is in one set twice.
+    #[error("node {0} is in one set of members twice")]
+    Repeated(NodeId),
     /// Epochs count from 1.
     #[error("membership epochs begin with 1")]
     Epoch,
@@ -109,7 +112,9 @@ impl GroupMembership {
             return Err(InvalidMembership::Count(sets.len()));
         }
         let membership = GroupMembership { epoch, sets };
-        QuorumSets::new(membership.sets.clone())?;
+        if let Some(node) = membership.sets.iter().find_map(repeated) {
+            return Err(InvalidMembership::Repeated(node));
+        }
         let replacements = membership.replacements();
         let base = GroupMembership { epoch, sets: vec![membership.sets[0]] };
         let rebuilt = replacements.iter().try_fold(base, |sets, replacement| sets.doubled(*replacement));
@@ -145,15 +150,6 @@ impl GroupMembership {
     #[must_use]
     pub fn base(&self) -> &[NodeId; SEGMENTS_PER_GROUP] {
         &self.sets[0]
-    }
-
-    /// For the arithmetic of quorums.
-    ///
-    /// # Panics
-    /// Never: a membership's sets are quorum sets.
-    #[must_use]
-    pub fn quorum_sets(&self) -> QuorumSets {
-        QuorumSets::new(self.sets.clone()).expect("the sets of a membership were checked when it was made")
     }
 
     /// Every node in any set, in number order.
@@ -216,7 +212,7 @@ impl GroupMembership {
 
     fn doubled(&self, replacement: Replacement) -> Result<GroupMembership, InvalidTransition> {
         let Replacement { old, new } = replacement;
-        if self.sets.len() >= 1 << REPLACEMENTS_MAX {
+        if self.sets.len() >= SETS_MAX {
             return Err(InvalidTransition::TooMany);
         }
         if self.contains(new) {
@@ -251,4 +247,9 @@ impl From<GroupMembership> for Unchecked {
     fn from(membership: GroupMembership) -> Unchecked {
         Unchecked { epoch: membership.epoch, sets: membership.sets }
     }
+}
+
+/// A node that is in the set twice.
+fn repeated(set: &Set) -> Option<NodeId> {
+    set.iter().enumerate().find(|(place, node)| set[..*place].contains(node)).map(|(_, node)| *node)
 }

@@ -85,8 +85,9 @@ impl MembershipState {
             || self.accepted.as_ref().is_some_and(|accepted| accepted.membership == *membership)
     }
 
-    /// Promises to accept nothing of older attempts. Returns whether that is news to store.
-    pub(crate) fn prepare(&mut self, ballot: Ballot) -> bool {
+    /// Promises to accept nothing of older attempts. Returns whether that is news to store. The segment that this is the state of
+    /// decides whether it may.
+    pub fn prepare(&mut self, ballot: Ballot) -> bool {
         let is_newer = ballot > self.promised;
         if is_newer {
             self.promised = ballot;
@@ -95,7 +96,7 @@ impl MembershipState {
     }
 
     /// Accepts a membership for the next epoch. Returns whether that is news to store.
-    pub(crate) fn accept(&mut self, proposed: &Accepted) -> Result<bool, NotAccepted> {
+    pub fn accept(&mut self, proposed: &Accepted) -> Result<bool, NotAccepted> {
         if proposed.ballot < self.promised {
             return Err(NotAccepted::Promised { promised: self.promised });
         }
@@ -109,7 +110,7 @@ impl MembershipState {
     }
 
     /// Acts on a newer membership, which was chosen, from now on. Returns whether it is newer.
-    pub(crate) fn install(&mut self, membership: &GroupMembership) -> Result<bool, Contradiction> {
+    pub fn install(&mut self, membership: &GroupMembership) -> Result<bool, Contradiction> {
         if membership.epoch() == self.installed.epoch() && *membership != self.installed {
             return Err(Contradiction);
         }
@@ -121,7 +122,8 @@ impl MembershipState {
     }
 
     /// Whether this is what the same segment said later than `earlier`.
-    pub(super) fn is_after(&self, earlier: &MembershipState) -> bool {
+    #[must_use]
+    pub fn is_after(&self, earlier: &MembershipState) -> bool {
         let key = |state: &MembershipState| {
             (state.installed.epoch(), state.promised, state.accepted.as_ref().map(|accepted| accepted.ballot))
         };

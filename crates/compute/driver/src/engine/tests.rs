@@ -47,7 +47,9 @@ fn engine() -> Engine {
         last: RecordSpan::NONE,
         server_version: ServerVersion::NEWEST_TESTED,
     });
-    let outcome = Outcome { promise, history, durable: RecordSpan::NONE, tails: Vec::new() };
+    let confirmed_before = Duration::ZERO;
+    let outcome =
+        Outcome { promise, history, durable: RecordSpan::NONE, tails: Vec::new(), confirmed_before };
     let sets = vec![QuorumSets::new(vec![members]).expect("six different nodes")];
     let config = Configured::new(config).expect("it names no certificate");
     Engine::new(Arc::new(config), outcome, sets, 3).expect("the system has a poll")

@@ -375,6 +375,24 @@ fn a_member_that_dies_half_way_is_replaced_by_one_that_answers_late() {
     assert!(copies >= 4);
 }
 
+/// The last of four installs late. The others were asked two seconds after the beginning, and may have promised somebody
+/// newer ever since.
+#[test]
+fn an_outcome_says_how_long_ago_it_was_certain_that_nobody_is_newer() {
+    let mut cluster = Cluster::new(2);
+    assert_eq!(cluster.recover_up(1).confirmed_before, Duration::ZERO);
+    cluster.down = BTreeSet::from([4, 5]);
+    let (unread, uninstalled) = (Cell::new(16), Cell::new(3));
+    let swallow = |left: &Cell<u32>| left.replace(left.get().saturating_sub(1)) > 0;
+    let late = |command: &Command<u64>| match command {
+        Command::ReadTail { .. } => !swallow(&unread),
+        Command::Install { node: NodeId(3), .. } => !swallow(&uninstalled),
+        _ => true,
+    };
+    let outcome = cluster.recover(2, late).expect("it ends").expect("four are up");
+    assert_eq!(outcome.confirmed_before, Duration::from_secs(3));
+}
+
 #[test]
 fn a_member_whose_tail_comes_late_is_repaired_before_it_gets_the_history() {
     let mut cluster = Cluster::new(1);
@@ -725,7 +743,7 @@ fn a_writer_let_start_by_three_is_noticed() {
     let mut recovery = unanswered();
     recovery.decision = Some(decision(EpochHistory::default()));
     recovery.installed = [0, 1, 2].map(NodeId).into();
-    let _ = recovery.outcome();
+    let _ = recovery.outcome(Duration::ZERO);
 }
 
 #[test]
@@ -737,7 +755,7 @@ fn an_outcome_of_another_epoch_is_noticed() {
     history.push(EpochOpening { epoch: VolumeEpoch(1), last, server_version: release(1) });
     recovery.decision = Some(decision(history));
     recovery.installed = [0, 1, 2, 3].map(NodeId).into();
-    let _ = recovery.outcome();
+    let _ = recovery.outcome(Duration::ZERO);
 }
 
 #[test]

@@ -204,7 +204,15 @@ impl Engine {
             lease: Duration::from_millis(tuning.lease_ms),
             outvoted: Duration::from_millis(tuning.outvoted_ms),
         };
-        let tenure = Tenure::new(epoch, members.clone(), tenure_limits, Duration::ZERO);
+        // The clock of the engine begins with the lease: when the recovery was last certain that there is no successor.
+        let started = now.checked_sub(outcome.confirmed_before).unwrap_or(now);
+        let tenure = Tenure::new(
+            epoch,
+            members.clone(),
+            tenure_limits,
+            Duration::ZERO,
+            now.saturating_duration_since(started),
+        );
         let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
         let limits = ShipperLimits {
             batches_in_flight: tuning.batches_in_flight,
@@ -247,7 +255,7 @@ impl Engine {
             tenure,
             tenure_checked: Duration::ZERO,
             server: None,
-            started: now,
+            started,
             last_shipped_at: now,
             reads_due: None,
             standstill: Standstill::default(),

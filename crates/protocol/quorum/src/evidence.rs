@@ -5,7 +5,8 @@
 //!
 //! * a **history**, when a write quorum of members has it (or one that continues it). That is what the recovery that
 //!   made it had to reach before its writer could start. With fewer the writer itself brings it, which is authorized
-//!   by its promise and needs nobody's word;
+//!   by its promise and needs nobody's word. Perhaps nobody has just this one any more: members continue it
+//!   differently where later recoveries died while they installed ([`Witnessed`]);
 //! * a **durable point**, when a read quorum of members claims the very same point under the very same history, and has
 //!   the group's records up to it. While the stream moves they rarely agree on one; then a read quorum that is at least
 //!   as far makes durable what this segment has itself: the point is then a record of its own chain.
@@ -51,10 +52,49 @@ pub fn check_history(known: VolumeEpoch, history: &EpochHistory) -> Result<(), I
     Ok(check_epoch(known, history.newest_epoch())?)
 }
 
-/// Whether a history is an earlier one, or that one with more openings behind it.
-#[must_use]
-pub fn continues(history: &EpochHistory, earlier: &EpochHistory) -> bool {
-    history.openings().starts_with(earlier.openings())
+/// What members have of one member's history: all of it, or only the beginning.
+///
+/// A completed recovery is on a write quorum, and need not be the *end* of any history there: every later recovery that died
+/// while it installed may have left its own opening on some of these members, each on others. So members do not bear witness to a
+/// history as a whole but to its beginning, as far as theirs is the same.
+pub(crate) struct Witnessed<'a> {
+    history: &'a EpochHistory,
+    /// How many openings each member has of it, from the first on.
+    count_of: BTreeMap<NodeId, usize>,
+}
+
+impl<'a> Witnessed<'a> {
+    /// A member may have several histories, one in each group: that counts which has most of this one.
+    pub(crate) fn new(
+        history: &'a EpochHistory,
+        members: impl IntoIterator<Item = (NodeId, &'a EpochHistory)>,
+    ) -> Witnessed<'a> {
+        let mut count_of: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for (node, other) in members {
+            let pairs = history.openings().iter().zip(other.openings());
+            let same = pairs.take_while(|(opening, other)| opening == other).count();
+            let most = count_of.entry(node).or_default();
+            *most = same.max(*most);
+        }
+        Witnessed { history, count_of }
+    }
+
+    /// The longest beginning that so many members have that they suffice, given a test whether a member is among them.
+    pub(crate) fn longest(&self, suffice: impl Fn(&dyn Fn(NodeId) -> bool) -> bool) -> Option<EpochHistory> {
+        let mut counts: Vec<usize> = self.count_of.values().copied().filter(|count| *count > 0).collect();
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        counts.dedup();
+        let has = |count: usize| move |node| self.count_of.get(&node).is_some_and(|has| *has >= count);
+        let count = counts.into_iter().find(|&count| suffice(&has(count)))?;
+        let mut beginning = EpochHistory::default();
+        self.history.openings()[..count].iter().for_each(|opening| beginning.push(*opening));
+        Some(beginning)
+    }
+
+    /// The longest beginning that so many members have.
+    pub(crate) fn longest_of(&self, members: usize) -> Option<EpochHistory> {
+        self.longest(|has| self.count_of.keys().filter(|node| has(**node)).count() >= members)
+    }
 }
 
 /// The newest epoch that two of those who answered have the history of, given the newest of each. A recovery that completed
@@ -66,7 +106,8 @@ pub fn newest_installed(newest_of_each: impl IntoIterator<Item = VolumeEpoch>) -
     newest.iter().rev().nth(1).copied().unwrap_or_default()
 }
 
-/// The newest history that is above what the segment of `own` has and that a write quorum of members has stored.
+/// The newest history that is above what the segment of `own` has and that a write quorum of members has stored, each perhaps
+/// with more behind it.
 #[must_use]
 pub fn credible_history(
     members: &QuorumSets,
@@ -75,21 +116,18 @@ pub fn credible_history(
     claims: &Claims,
 ) -> Option<EpochHistory> {
     let (known, promised) = (segment.history().newest_epoch(), segment.promise().epoch);
-    let mut candidates: Vec<&EpochHistory> = claims.values().map(|claim| &claim.history).collect();
-    candidates.sort_by_key(|history| std::cmp::Reverse(history.newest_epoch()));
-    candidates
-        .into_iter()
-        .take_while(|history| history.newest_epoch() > known)
+    // Our own does not count: it is older.
+    let others =
+        || claims.iter().filter(|(node, _)| **node != own).map(|(&node, claim)| (node, &claim.history));
+    let bounded = |history: &EpochHistory| check_history(promised, history).is_ok();
+    let witnessed =
+        others().filter(|(_, history)| history.newest_epoch() > known && bounded(history)).filter_map(
+            |(_, history)| Witnessed::new(history, others()).longest(|has| members.is_write_quorum(has)),
+        );
+    witnessed
         // The recovery that a newer promise was given to decides about all that is older.
-        .take_while(|history| history.newest_epoch() >= promised)
-        .filter(|history| check_history(promised, history).is_ok())
-        .find(|candidate| {
-            // Our own does not count: it is older.
-            members.is_write_quorum(|node| {
-                node != own && claims.get(&node).is_some_and(|claim| continues(&claim.history, candidate))
-            })
-        })
-        .cloned()
+        .filter(|history| history.newest_epoch() > known && history.newest_epoch() >= promised)
+        .max_by_key(EpochHistory::newest_epoch)
 }
 
 /// The furthest durable point that a read quorum of other members vouches for, if it is news to the segment of `own`.

@@ -14,7 +14,8 @@
 //! A recovery that stopped while installing leaves its opening on a minority; the next recovery may not
 //! see it and may decide to keep records that it cut. Were both openings kept, the segments of the
 //! minority would refuse records that are durable. A recovery that completed was stored by a write quorum of
-//! every group, every later fence meets that quorum, so every later history extends it.
+//! every group, every later fence meets that quorum, so every later history extends it. What the two members of that
+//! meeting have *in common* counts, not how their histories end: each may end with another recovery that died.
 //!
 //! *One record per position.* Under one history the admitted records of different epochs lie in disjoint
 //! ranges, and a writer sends records only in the epoch that its history ends with. So a segment, which

@@ -230,6 +230,10 @@ impl Oracle {
                 Err(format!("{outcome:?} completed, but {:?} does not continue it", self.history))
             };
         }
+        if !outcome.history.openings().starts_with(self.history.openings()) {
+            // Whatever the writer of that one acknowledges, or would have, has to stay.
+            return Err(format!("{outcome:?} completed, but does not continue {:?}", self.history));
+        }
         let stream = self.stream_of(&outcome.history, outcome.durable)?;
         let kept: BTreeMap<Lsn, &Rc<SimRecord>> = stream.iter().map(|r| (r.span.start, r)).collect();
         for (start, record) in &self.durable {

@@ -178,7 +178,8 @@ impl Writer {
         };
         let lease = if defect == Defect::LeaseIgnored { Duration::MAX / 2 } else { LEASE };
         let limits_of_tenure = TenureLimits { lease, outvoted: OUTVOTED };
-        let tenure = Tenure::new(epoch, members.clone(), limits_of_tenure, now);
+        let confirmed = now.saturating_sub(outcome.confirmed_before);
+        let tenure = Tenure::new(epoch, members.clone(), limits_of_tenure, confirmed, now);
         let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
         let down = Link::Down { retry_at: Duration::ZERO };
         Writer {

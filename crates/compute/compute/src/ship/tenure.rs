@@ -77,10 +77,17 @@ pub struct Tenure {
 }
 
 impl Tenure {
-    /// That of the writer whose recovery just completed: all its nodes were promised to it then.
+    /// That of the writer whose recovery just completed. `confirmed`: when it was last certain that there is no successor
+    /// ([`Outcome::confirmed_before`](borealis_quorum::recovery::Outcome::confirmed_before)).
     #[must_use]
-    pub fn new(epoch: VolumeEpoch, members: Vec<QuorumSets>, limits: TenureLimits, now: Duration) -> Tenure {
-        let word = Word { promised: None, installed: None, heard: now, confirmed: now };
+    pub fn new(
+        epoch: VolumeEpoch,
+        members: Vec<QuorumSets>,
+        limits: TenureLimits,
+        confirmed: Duration,
+        now: Duration,
+    ) -> Tenure {
+        let word = Word { promised: None, installed: None, heard: now, confirmed };
         let words = members.iter().flat_map(QuorumSets::members).map(|node| (node, word)).collect();
         Tenure {
             epoch,
@@ -257,7 +264,7 @@ mod tests {
 
     fn tenure() -> Tenure {
         let set = QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).unwrap();
-        Tenure::new(EPOCH, vec![set; 2], LIMITS, at(0))
+        Tenure::new(EPOCH, vec![set; 2], LIMITS, at(0), at(0))
     }
 
     /// Checks at every 50 ms; `nodes` confirm each time. The first end, and when.
@@ -343,6 +350,14 @@ mod tests {
         assert_eq!(run(&mut tenure, 0..2000, &[0, 3, 5]), None);
         let over = run(&mut tenure, 2000..9000, &[0, 3]);
         assert_eq!(over, Some((3000, TenureEnd::LeaseOver(at(1050)))));
+    }
+
+    #[test]
+    fn a_lease_begins_before_the_tenure_when_the_recovery_ended_late() {
+        let set = QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).unwrap();
+        let begun = |now| Tenure::new(EPOCH, vec![set.clone()], LIMITS, at(0), at(now));
+        assert_eq!(run(&mut begun(900), 900..2000, &[]), Some((1050, TenureEnd::LeaseOver(at(1050)))));
+        assert_eq!(begun(1500).check(|_| true, at(1500)), Err(TenureEnd::LeaseOver(at(1500))));
     }
 
     #[test]

@@ -48,7 +48,9 @@ fn engine() -> Engine {
         last: RecordSpan::NONE,
         server_version: ServerVersion::NEWEST_TESTED,
     });
-    let outcome = Outcome { promise, history, durable: RecordSpan::NONE, tails: Vec::new() };
+    let confirmed_before = Duration::ZERO;
+    let outcome =
+        Outcome { promise, history, durable: RecordSpan::NONE, tails: Vec::new(), confirmed_before };
     let config = Configured::new(config).expect("it names no certificate");
     let memberships = Memberships::new(config.group_memberships().expect("six nodes"), Vec::new());
     Engine::new(Arc::new(config), outcome, memberships, 3).expect("the system has a poll")

@@ -79,6 +79,23 @@ fn a_history_that_others_continue_counts_for_all_of_them() {
     assert_eq!(credible_history(&members(), OWN, &segment(), &said), Some(older));
 }
 
+/// Later recoveries died while they installed, one at each of some members: what a write quorum stored is the end of nobody's
+/// history any more.
+#[test]
+fn a_history_that_all_continue_differently_is_believed() {
+    let completed = history(&[(1, 0), (2, 80)]);
+    let continued = |epoch| history(&[(1, 0), (2, 80), (epoch, 80)]);
+    let nothing = DurablePoint::default();
+    let said = |epochs: &[u64]| {
+        let of = (1..).zip(epochs).map(|(node, &epoch)| (node, claim(&continued(epoch), nothing, 80)));
+        claims(&of.collect::<Vec<_>>())
+    };
+    let believed = |said: &Claims| credible_history(&members(), OWN, &segment(), said);
+    assert_eq!(believed(&said(&[3, 4, 5])), None, "three could make it up");
+    assert_eq!(believed(&said(&[3, 4, 5, 6])), Some(completed));
+    assert_eq!(believed(&said(&[3, 3, 3, 3, 4])), Some(continued(3)));
+}
+
 #[test]
 fn a_history_beyond_the_bounds_is_not_believed_whoever_says_it() {
     let far = history(&[(1, 0), (2 + EPOCH_STEP_MAX, 80)]);

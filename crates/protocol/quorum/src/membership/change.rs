@@ -22,6 +22,10 @@ use super::{GroupMembership, InvalidTransition, Transition};
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
 
+/// So many repetitions after it began, an attempt is begun anew: who promised in it may be gone. Twice as many if it has come
+/// so far as to propose something.
+const ATTEMPT_REPETITIONS: u32 = 4;
+
 /// What a change is told.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -98,6 +102,7 @@ pub struct ChangeOptions {
 #[derive(Clone, Debug)]
 struct Attempt {
     ballot: Ballot,
+    begun: Duration,
     /// Who promised, and what each had accepted before.
     promises: BTreeMap<NodeId, Option<Accepted>>,
     /// What is proposed, once a write quorum promised.
@@ -158,6 +163,12 @@ impl Change {
     #[must_use]
     pub fn bar(&self) -> Option<Bar> {
         Bar::of(self.current.base(), |node| self.first.get(&node))
+    }
+
+    /// The membership that is proposed to follow, once an attempt has come so far.
+    #[must_use]
+    pub fn proposed(&self) -> Option<&GroupMembership> {
+        self.attempt.as_ref()?.value.as_ref()
     }
 
     /// Takes one event and says what to do next. After [`Command::Done`] or [`Command::Failed`] every further event is
@@ -284,23 +295,25 @@ impl Change {
         })
     }
 
-    /// The membership to propose if nobody else has begun, and it may be proposed now.
-    fn own_value(&self) -> Option<GroupMembership> {
+    /// The membership to propose if nobody else has begun, and it may be proposed now. `is_here`: whether a member is there
+    /// still, though its answer may be old.
+    fn own_value(&self, is_here: impl Fn(NodeId) -> bool) -> Option<GroupMembership> {
         let next = self.current.after(self.options.goal).ok()?;
         let may = match self.options.goal {
-            Transition::Begin(_) => self.leaves_writes(&next),
+            Transition::Begin(_) => self.leaves_writes(&next, is_here),
             Transition::Finish(_) => self.meets_bar(&next),
             Transition::TakeBack(_) => true,
         };
         may.then_some(next)
     }
 
-    /// Whether members that have everything, and answered, are a write quorum of each set to come: writes would wait
-    /// for newcomers otherwise, for as long as those copy, and a recovery for ever.
-    fn leaves_writes(&self, next: &GroupMembership) -> bool {
+    /// Whether members that have everything, and are there, are a write quorum of each set to come: writes would wait
+    /// for newcomers otherwise, for as long as those copy, and a recovery for ever. Should the newcomer be lost as well, not
+    /// even the replacement can be taken back.
+    fn leaves_writes(&self, next: &GroupMembership, is_here: impl Fn(NodeId) -> bool) -> bool {
         QuorumSets::of(next).is_write_quorum(|node| {
             let summary = self.answers.get(&node).and_then(|answer| answer.summary.as_ref());
-            self.has_installed(node) && summary.is_some_and(|summary| !summary.joining)
+            self.has_installed(node) && is_here(node) && summary.is_some_and(|summary| !summary.joining)
         })
     }
 
@@ -316,18 +329,22 @@ impl Change {
     /// Goes on with the attempt, or begins one. Returns what was chosen.
     fn advance_attempt(&mut self, now: Duration) -> Option<GroupMembership> {
         if self.attempt.is_none() {
-            if now < self.next_attempt_at || !(self.is_begun() || self.own_value().is_some()) {
+            let has_own = || self.own_value(|_| true).is_some();
+            if now < self.next_attempt_at || !(self.is_begun() || has_own()) {
                 return None;
             }
             self.counter += 1;
             let ballot = Ballot { counter: self.counter, proposer: self.options.proposer };
             let (promises, accepts) = (BTreeMap::new(), BTreeSet::new());
-            self.attempt = Some(Attempt { ballot, promises, value: None, accepts });
+            self.attempt = Some(Attempt { ballot, begun: now, promises, value: None, accepts });
         }
         self.count_votes(now);
+        if self.attempt.as_ref().is_some_and(|attempt| self.is_overdue(attempt, now)) {
+            self.postpone(now);
+        }
         let (attempt, sets) = (self.attempt.as_ref()?, QuorumSets::of(&self.current));
         if attempt.value.is_none() && sets.is_write_quorum(|node| attempt.promises.contains_key(&node)) {
-            self.choose_value(now);
+            self.choose_value();
             self.count_votes(now);
         }
         let attempt = self.attempt.as_ref()?;
@@ -352,19 +369,27 @@ impl Change {
         invariant!("finish-follows-the-bar", !drops || self.meets_bar(value), "{value:?}, {:?}", self.bar());
     }
 
-    /// What must be proposed: what the highest attempt before got accepted, or else what this change is for.
-    fn choose_value(&mut self, now: Duration) {
-        let own = self.own_value();
-        let Some(attempt) = &mut self.attempt else { return };
+    /// Whether an attempt takes so long that members on whose promises it goes may be gone. What it got accepted, the next one
+    /// finds.
+    fn is_overdue(&self, attempt: &Attempt, now: Duration) -> bool {
+        let repetitions = ATTEMPT_REPETITIONS * if attempt.value.is_some() { 2 } else { 1 };
+        now >= attempt.begun.saturating_add(self.options.retry_after.saturating_mul(repetitions))
+    }
+
+    /// What must be proposed: what the highest attempt before got accepted, or else what this change is for. If neither is
+    /// there to propose, what was seen to be begun was not chosen, and more members have to promise first, or to have what the
+    /// bar asks for.
+    fn choose_value(&mut self) {
+        let Some(attempt) = &self.attempt else { return };
+        // Of a member that promised, the promise says that it was there when the attempt had begun.
+        let own = self.own_value(|node| attempt.promises.contains_key(&node));
         let accepted = attempt.promises.values().flatten().max_by_key(|accepted| accepted.ballot);
-        if let Some(begun) = accepted.map(|accepted| accepted.membership.clone()) {
-            attempt.value = Some(begun);
-        } else if let Some(own) = own {
-            attempt.value = Some(own.clone());
-            self.assert_may_propose(&own);
-        } else {
-            // What was seen to be begun was not chosen, and this change has nothing to propose yet.
-            self.postpone(now);
+        let begun = accepted.map(|accepted| accepted.membership.clone());
+        if let (None, Some(own)) = (&begun, &own) {
+            self.assert_may_propose(own);
+        }
+        if let Some(attempt) = &mut self.attempt {
+            attempt.value = begun.or(own);
         }
     }
 

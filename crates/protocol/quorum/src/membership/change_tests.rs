@@ -202,6 +202,32 @@ fn nothing_begins_that_would_leave_a_set_without_four_members_that_have_everythi
     assert_eq!(done(&group.make(third, 5)).sets().len(), 4);
 }
 
+/// Two members promise, and are lost before the others answer: what they said was true when they said it.
+#[test]
+fn nothing_begins_for_which_members_are_counted_that_are_gone_since() {
+    let mut group = Group::new();
+    let (mut change, mut commands) = group.start(Transition::Begin(FIRST), 1);
+    for is_prepare in [false, true] {
+        let asked = std::mem::take(&mut commands);
+        for command in asked {
+            let Command::Send { node, request } = command else { panic!("it ends too early: {command:?}") };
+            let answers =
+                !is_prepare || (matches!(request, Request::Prepare { .. }) && [3, 4].contains(&node.0));
+            if let Some(answer) = answers.then(|| group.carry_out(node, &request)).flatten() {
+                commands.extend(change.handle(Event::Answer(answer), group.now));
+            }
+        }
+    }
+    let promised = |node| group.segments[&NodeId(node)].membership().expect("a member").promised().counter;
+    assert_eq!([2, 3, 4].map(promised), [0, 1, 1]);
+    group.down = [3, 4].map(NodeId).into();
+    group.now += RETRY * 5;
+    let commands = change.handle(Event::Tick, group.now);
+    let end = group.run(&mut change, commands, &mut usize::MAX.clone());
+    assert!(matches!(end, Some(Command::Failed(ChangeFailure::TimedOut { .. }))), "{end:?}");
+    assert_eq!(group.chosen.len(), 1, "with node 6 lost too, three of its set would be left");
+}
+
 /// What some segments get, and others do not.
 type Gift<'a> = &'a dyn Fn(&mut Segment);
 

@@ -85,6 +85,8 @@ pub struct Recovery<Handle> {
     /// All groups have everything up to VDL at a write quorum, so installing has begun.
     installing: bool,
     installed: BTreeSet<NodeId>,
+    /// When each node was first asked to install: if it has, it was promised to nobody newer then.
+    install_asked: BTreeMap<NodeId, Duration>,
     /// Requests under way, and when they were last sent.
     outstanding: BTreeMap<Request, Duration>,
     /// Members that count as absent, because what they say cannot be true.
@@ -116,6 +118,7 @@ impl<Handle: Clone> Recovery<Handle> {
             decision: None,
             installing: false,
             installed: BTreeSet::new(),
+            install_asked: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             left_out: BTreeSet::new(),
             deadline,
@@ -284,7 +287,7 @@ impl<Handle: Clone> Recovery<Handle> {
         });
         if done {
             self.finished = true;
-            commands.push(Command::Done(self.outcome()));
+            commands.push(Command::Done(self.outcome(now)));
         }
         Ok(())
     }
@@ -308,7 +311,7 @@ impl<Handle: Clone> Recovery<Handle> {
         Ok(true)
     }
 
-    fn outcome(&self) -> Outcome {
+    fn outcome(&self, now: Duration) -> Outcome {
         let decision = self.decision.as_ref().expect("installing follows the decision");
         for (id, group) in self.group_ids().zip(&self.groups) {
             let quorum = group.members.is_write_quorum(|node| self.installed.contains(&node));
@@ -321,7 +324,23 @@ impl<Handle: Clone> Recovery<Handle> {
             durable: decision.durable,
             history: decision.history.clone(),
             tails: self.outcome_tails(decision),
+            confirmed_before: now.saturating_sub(self.confirmed()),
         }
+    }
+
+    /// Since when no successor can have begun, at the earliest: a read quorum of each set of each group installed what it was
+    /// asked for then or later, and would have refused after a newer promise.
+    fn confirmed(&self) -> Duration {
+        let asked = |node| self.install_asked.get(&node).filter(|_| self.installed.contains(&node)).copied();
+        let of_group = |group: &Group<Handle>| {
+            let mut times: Vec<Duration> = group.members.members().filter_map(asked).collect();
+            times.sort_unstable_by(|a, b| b.cmp(a));
+            let is_since = |time: &Duration| {
+                group.members.is_read_quorum_of_each(|node| asked(node).is_some_and(|at| at >= *time))
+            };
+            times.into_iter().find(is_since).unwrap_or_default()
+        };
+        self.groups.iter().map(of_group).min().unwrap_or_default()
     }
 
     fn group_ids(&self) -> impl Iterator<Item = GroupId> + use<Handle> {
@@ -549,6 +568,9 @@ impl<Handle: Clone> Recovery<Handle> {
                 Command::Install { node, promise, history: decision.history.clone(), tails }
             }
         };
+        if let Request::Install(node) = request {
+            self.install_asked.entry(node).or_insert(now);
+        }
         self.outstanding.insert(request, now);
         commands.push(command);
     }

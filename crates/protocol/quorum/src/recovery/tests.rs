@@ -375,6 +375,24 @@ fn a_member_that_dies_half_way_is_replaced_by_one_that_answers_late() {
     assert!(copies >= 4);
 }
 
+/// The last of four installs late. The others were asked two seconds after the beginning, and may have promised somebody
+/// newer ever since.
+#[test]
+fn an_outcome_says_how_long_ago_it_was_certain_that_nobody_is_newer() {
+    let mut cluster = Cluster::new(2);
+    assert_eq!(cluster.recover_up(1).confirmed_before, Duration::ZERO);
+    cluster.down = BTreeSet::from([4, 5]);
+    let (unread, uninstalled) = (Cell::new(16), Cell::new(3));
+    let swallow = |left: &Cell<u32>| left.replace(left.get().saturating_sub(1)) > 0;
+    let late = |command: &Command<u64>| match command {
+        Command::ReadTail { .. } => !swallow(&unread),
+        Command::Install { node: NodeId(3), .. } => !swallow(&uninstalled),
+        _ => true,
+    };
+    let outcome = cluster.recover(2, late).expect("it ends").expect("four are up");
+    assert_eq!(outcome.confirmed_before, Duration::from_secs(3));
+}
+
 #[test]
 fn a_member_whose_tail_comes_late_is_repaired_before_it_gets_the_history() {
     let mut cluster = Cluster::new(1);
@@ -596,6 +614,30 @@ fn a_history_that_a_dead_recovery_installed_at_one_member_is_passed_over_by_any_
     }
 }
 
+/// Each of two later recoveries died while it installed, at another member: nobody's history ends with the completed one, of
+/// which two members are left.
+#[test]
+fn a_completed_recovery_counts_though_those_that_have_it_continue_it_differently() {
+    let mut cluster = Cluster::new(1);
+    Writer::first(&mut cluster);
+    cluster.down = BTreeSet::from([4, 5]);
+    let outcome = cluster.recover_up(2);
+    let mut writer = Writer::new(&cluster, &outcome);
+    let acknowledged = writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], 1);
+    for (epoch, installs_at) in [(3, 0), (4, 1)] {
+        let dies = |command: &Command<u64>| match command {
+            Command::Install { node, .. } => node.0 == installs_at,
+            _ => true,
+        };
+        let failed = cluster.recover(epoch, dies).expect("it ends");
+        assert_eq!(failed, Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
+    }
+    cluster.down = BTreeSet::from([2, 3]);
+    let outcome = cluster.recover_up(5);
+    let epochs: Vec<u64> = outcome.history.openings().iter().map(|opening| opening.epoch.0).collect();
+    assert_eq!((outcome.durable, epochs), (acknowledged.span, vec![1, 2, 5]));
+}
+
 #[test]
 fn of_five_or_four_survivors_none_is_believed_alone() {
     for lost in [&[5][..], &[4, 5]] {
@@ -701,7 +743,7 @@ fn a_writer_let_start_by_three_is_noticed() {
     let mut recovery = unanswered();
     recovery.decision = Some(decision(EpochHistory::default()));
     recovery.installed = [0, 1, 2].map(NodeId).into();
-    let _ = recovery.outcome();
+    let _ = recovery.outcome(Duration::ZERO);
 }
 
 #[test]
@@ -713,7 +755,7 @@ fn an_outcome_of_another_epoch_is_noticed() {
     history.push(EpochOpening { epoch: VolumeEpoch(1), last, server_version: release(1) });
     recovery.decision = Some(decision(history));
     recovery.installed = [0, 1, 2, 3].map(NodeId).into();
-    let _ = recovery.outcome();
+    let _ = recovery.outcome(Duration::ZERO);
 }
 
 #[test]

@@ -150,6 +150,9 @@ pub struct Outcome {
     pub history: EpochHistory,
     /// Where each group's log ends, in group order.
     pub tails: Vec<GroupTail>,
+    /// How long before the end it was last certain that there is no successor. The last node may have answered late, and
+    /// another recovery may have come by the others meanwhile: a writer's lease begins when this was certain.
+    pub confirmed_before: Duration,
 }
 
 /// Why a recovery gave up.

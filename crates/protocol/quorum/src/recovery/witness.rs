@@ -4,10 +4,11 @@
 //! or may have been lied to, though. So what decides is vouched for by a second member, and who says what all others
 //! rule out is left out of account, as if it had not answered:
 //!
-//! * **The newest history** is the newest that two members have. A recovery that completed has its history on four
-//!   members, two of which are among any four. One that a single member has is of a recovery that died while it installed,
-//!   or was never made. It is passed over: the member takes the next history, which differs only after what it knows to be
-//!   durable, or refuses and counts as absent.
+//! * **The newest history** is the newest that two members have, each perhaps with more behind it. A recovery that completed has
+//!   its history on four members, two of which are among any four; where later recoveries died while they installed, those two
+//!   may continue it differently, so that nobody's history ends with it ([`Witnessed`]). What a single member has is of a
+//!   recovery that died while it installed, or was never made. It is passed over: the member takes the next history, which
+//!   differs only after what it knows to be durable, or refuses and counts as absent.
 //! * **Known durable points.** What was durable when it was said is complete on four members of each group, two of which
 //!   are among any four. So the walk starts at the second highest point, and must reach the highest. If it does not, whoever
 //!   said it is left out, and the rest is asked anew: four members are enough without it.
@@ -26,7 +27,7 @@ use borealis_types::{EpochHistory, GroupId, NodeId, VolumeEpoch};
 
 use super::{Decision, Failure, Group, Recovery, Request};
 use crate::DurablePoint;
-use crate::evidence::continues;
+use crate::evidence::Witnessed;
 #[cfg(doc)]
 use crate::quorum_set::QuorumSets;
 use crate::segment::SegmentSummary;
@@ -34,25 +35,29 @@ use crate::segment::SegmentSummary;
 impl<Handle: Clone> Recovery<Handle> {
     /// The newest history that enough members have.
     pub(super) fn newest_history(&self) -> Result<EpochHistory, Failure> {
-        let mut histories: BTreeMap<VolumeEpoch, Vec<(&EpochHistory, GroupId)>> = BTreeMap::new();
+        // A node's segments nearly always have the same history: that is compared once.
+        let mut histories: BTreeMap<(NodeId, VolumeEpoch), (&EpochHistory, GroupId)> = BTreeMap::new();
         for (id, group) in self.group_ids().zip(&self.groups) {
-            for summary in group.summaries.values() {
-                let known = histories.entry(summary.history.newest_epoch()).or_default();
-                if !known.iter().any(|(history, _)| **history == summary.history) {
-                    known.push((&summary.history, id));
-                }
+            for (&node, summary) in &group.summaries {
+                let history = &summary.history;
+                histories.entry((node, history.newest_epoch())).or_insert((history, id));
             }
         }
-        for (_, of_epoch) in histories.into_iter().rev() {
-            let is_vouched = |history| self.nodes_with(history).len() >= self.witnesses_needed();
-            let mut vouched = of_epoch.into_iter().filter(|(history, _)| is_vouched(history));
-            match (vouched.next(), vouched.next()) {
-                (None, _) => {}
-                (Some((history, _)), None) => return Ok(history.clone()),
-                (Some((_, group)), Some(_)) => return Err(self.contradiction(group, "history")),
-            }
+        let of_members = || histories.iter().map(|(&(node, _), &(history, _))| (node, history));
+        let vouched = histories.values().filter_map(|&(history, group)| {
+            let longest = Witnessed::new(history, of_members()).longest_of(self.witnesses_needed())?;
+            Some((longest, group))
+        });
+        let vouched: Vec<(EpochHistory, GroupId)> = vouched.collect();
+        let Some((newest, _)) = vouched.iter().max_by_key(|(history, _)| history.newest_epoch()) else {
+            return Ok(EpochHistory::default());
+        };
+        let contradicts =
+            |history: &EpochHistory| history.newest_epoch() == newest.newest_epoch() && history != newest;
+        match vouched.iter().find(|(history, _)| contradicts(history)) {
+            Some((_, group)) => Err(self.contradiction(*group, "history")),
+            None => Ok(newest.clone()),
         }
-        Ok(EpochHistory::default())
     }
 
     /// Nobody opens an epoch without a promise of it, and this one was promised to us, who have not yet.
@@ -78,12 +83,6 @@ impl<Handle: Clone> Recovery<Handle> {
     fn contradiction(&self, group: GroupId, what: &'static str) -> Failure {
         let ends = self.group(group).summaries.values().map(|summary| summary.complete.end);
         Failure::Contradiction { group, position: ends.max().unwrap_or_default(), what }
-    }
-
-    /// The members that have this history in some group, or one that continues it.
-    fn nodes_with(&self, history: &EpochHistory) -> BTreeSet<NodeId> {
-        let summaries = self.groups.iter().flat_map(|group| &group.summaries);
-        summaries.filter(|(_, summary)| continues(&summary.history, history)).map(|(&node, _)| node).collect()
     }
 
     /// The durable point of a group that the walk begins at: the second highest that members know, so that one of them

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use borealis_quorum::membership::{
     Answer, Change, ChangeOptions, Command, Event as ChangeEvent, GroupMembership, MembershipState,
-    Replacement, Transition,
+    Replacement, Request, Transition,
 };
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::segment::Standing;
@@ -95,8 +95,25 @@ impl World {
                     .iter()
                     .filter_map(|node| node.segment(group).membership().and_then(MembershipState::accepted));
                 let recent = self.oracle.memberships(group).take(2);
-                recent.chain(accepted.map(|accepted| &accepted.membership)).all(|m| suffices(group, m))
+                let accepted = accepted.map(|accepted| &accepted.membership);
+                recent.chain(accepted).chain(self.proposed(group)).all(|m| suffices(group, m))
             })
+    }
+
+    /// What may be chosen though no member has accepted it yet: it is on its way. As many members may be lost of a set as it
+    /// can spare, and nothing can be made of more; a controller that proposes has seen that they are there, and cannot see
+    /// what is lost while its proposal travels.
+    fn proposed(&self, group: GroupId) -> impl Iterator<Item = &GroupMembership> {
+        let at_work = self.controllers.values().filter(move |controller| controller.group == group);
+        let travelling = self.events.values().filter_map(move |event| match event {
+            Event::Deliver { message: Message::Membership(of, Request::Accept(proposed)), .. }
+                if *of == group =>
+            {
+                Some(&proposed.membership)
+            }
+            _ => None,
+        });
+        at_work.filter_map(|controller| controller.change.proposed()).chain(travelling)
     }
 
     pub(super) fn crash_controller(&mut self) {

@@ -160,7 +160,8 @@ impl Store {
     /// # Errors
     /// [`Refusal::Misuse`] when another one of the same epoch is installed, or it is out of bounds;
     /// [`Refusal::NotNow`] when there is no room, and [`StoreError::Io`] when the folder of a segment that comes cannot
-    /// be made: nothing has changed then. [`StoreError::Poisoned`].
+    /// be made: nothing has changed then. [`StoreError::Io`] also when it cannot be noted that the log is synced: then it is
+    /// done, and the same may be asked again. [`StoreError::Poisoned`].
     pub fn install_membership(
         &self,
         group: GroupId,

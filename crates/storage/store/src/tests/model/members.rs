@@ -18,6 +18,7 @@ use crate::{Origin, Refill, Store, StoreError};
 const OWN: NodeId = NodeId(3);
 
 /// What the model knows of one group.
+#[derive(Clone)]
 struct Group {
     /// The newest membership that was chosen, which the node need not have heard of.
     chosen: GroupMembership,
@@ -224,50 +225,59 @@ impl Run {
 
     /// What was refused, or not confirmed, is stored or is not: nothing in between.
     fn change_while_disk_fails(&mut self, group: GroupId, change: &Change) {
-        let operations = [Operation::Write, Operation::Sync, Operation::SyncFolder, Operation::Remove];
-        let operation = operations[self.random.below(4) as usize];
-        let part = ["/log", "/segments", ""][self.random.below(3) as usize];
-        self.disk.fail(operation, part, self.random.below(2) as u32);
+        let stops = self.random.chance(2);
+        if stops {
+            self.disk.stop_after(self.random.below(12) as u32);
+        } else {
+            let operations = [Operation::Write, Operation::Sync, Operation::SyncFolder, Operation::Remove];
+            let operation = operations[self.random.below(4) as usize];
+            let part = ["/log", "/segments", ""][self.random.below(3) as usize];
+            self.disk.fail(operation, part, self.random.below(2) as u32);
+        }
         let failed_before = self.coverage.disk_failures;
         let asked = change.ask(self.store(), group);
         self.coverage.disk_failures = u64::from(self.disk.heal());
-        if self.coverage.disk_failures == failed_before {
+        if !stops && self.coverage.disk_failures == failed_before {
             asked.unwrap();
             return change.apply(self.members.group(group));
         }
         self.coverage.members.failures += 1;
-        if self.store().failure().is_none() && asked.is_err() && self.random.chance(2) {
-            // It passes: nothing has changed, and the same succeeds.
-            self.check_members();
-            change.ask(self.store(), group).unwrap();
-            return change.apply(self.members.group(group));
+        let passes = !stops && self.store().failure().is_none() && self.random.chance(2);
+        if !passes {
+            self.lose_power_in_between();
         }
-        let is_confirmed = asked.is_ok();
+        self.take_stored(group, change, asked.is_ok());
+        if passes {
+            change.ask(self.store(), group).unwrap();
+            change.apply(self.members.group(group));
+        } else {
+            self.crash(false);
+        }
+    }
+
+    fn lose_power_in_between(&mut self) {
         drop(self.store.take());
         let random = &mut self.random;
         self.disk.lose_power(|bound| random.below(bound));
         self.reopen();
-        let known = self.members.group(group);
-        let before = known.stored.membership().cloned();
-        let mut after = Segment::clone(&known.stored);
-        let mut applied =
-            Group { chosen: known.chosen.clone(), stored: after.clone(), folder: known.folder.clone() };
-        change.apply(&mut applied);
-        std::mem::swap(&mut after, &mut applied.stored);
+    }
+
+    /// Sees whether a change was stored that failed, or was confirmed.
+    fn take_stored(&mut self, group: GroupId, change: &Change, is_confirmed: bool) {
+        let mut changed = self.members.groups[&group].clone();
+        change.apply(&mut changed);
         let stored = self.store().membership(group).unwrap();
-        let is_done = stored.as_ref() == after.membership() && (is_confirmed || stored != before);
+        let is_done = stored.as_ref() == changed.stored.membership();
         assert!(is_done || !is_confirmed, "group {group} lost what was confirmed: {stored:?}");
         if is_done {
-            let known = self.members.group(group);
-            (known.stored, known.folder) = (after, applied.folder);
+            *self.members.group(group) = changed;
         } else {
             self.coverage.members.failures_undone += 1;
         }
-        if self.store().groups().binary_search(&group).is_err() {
+        if !self.store().groups().contains(&group) {
             self.synced.remove(&group);
         }
         self.check_members();
-        self.crash(false);
     }
 
     /// The next membership of a group is chosen, and the node hears of it, perhaps.
@@ -369,12 +379,29 @@ impl Run {
             // Somebody had all of the log after all.
             self.deliver_everything();
         }
+        let fault =
+            [Fault::None, Fault::None, Fault::Checkpoint, Fault::Power][self.random.below(4) as usize];
         let store = self.store.take().unwrap();
-        let (refilled, is_of_own) = match store.refill(group).unwrap() {
-            Some(refill) => (self.refill(group, refill), false),
-            None => (store.standing(group) == Standing::Full, true),
-        };
+        let has_chain = |segment: &Segment| segment.base_point().is_some_and(|at| segment.has_chain_to(at));
+        let is_of_own = store.with_segment(group, has_chain).unwrap();
+        if is_of_own {
+            self.plant(fault, 0);
+        }
+        let refilled = store.refill(group).and_then(|refill| match refill {
+            Some(refill) => self.refill(group, refill, fault),
+            None => Ok(store.standing(group) == Standing::Full),
+        });
         self.store = Some(store);
+        self.coverage.disk_failures = u64::from(self.disk.heal());
+        let refilled = match fault {
+            Fault::Power => {
+                self.lose_power_in_between();
+                let is_full = self.store().standing(group) == Standing::Full;
+                assert!(is_full || !matches!(refilled, Ok(true)), "group {group} lost its base");
+                is_full
+            }
+            Fault::None | Fault::Checkpoint => refilled.unwrap(),
+        };
         if !refilled {
             self.coverage.members.refills_crashed += 1;
             return self.crash(true);
@@ -398,6 +425,15 @@ impl Run {
         }
     }
 
+    /// `writes` to the checkpoint succeed before the one that is to fail.
+    fn plant(&mut self, fault: Fault, writes: u32) {
+        match fault {
+            Fault::None => {}
+            Fault::Checkpoint => self.disk.fail(Operation::Write, "/checkpoint.new", writes),
+            Fault::Power => self.disk.stop_after(self.random.below(16) as u32),
+        }
+    }
+
     fn deliver_everything(&mut self) {
         self.delayed = self.writer.records.clone();
         self.catch_up(self.writer.promise.epoch);
@@ -406,15 +442,16 @@ impl Run {
     }
 
     /// Brings what the model has as of the refill's point. False if it is not finished.
-    fn refill(&mut self, group: GroupId, mut refill: Refill<'_>) -> bool {
+    fn refill(&mut self, group: GroupId, mut refill: Refill<'_>, fault: Fault) -> Result<bool, StoreError> {
         if refill.is_whole() {
-            refill.finish_whole().unwrap();
-            return true;
+            self.plant(fault, 0);
+            refill.finish_whole()?;
+            return Ok(true);
         }
         let lsn = refill.at().unwrap().lsn;
         let last = self.writer.records.iter().rev().find(|record| record.span.end <= lsn);
         if last.is_some_and(|last| !last.form.part.ends_record()) {
-            return false;
+            return Ok(false);
         }
         let world: World = self.world(lsn);
         let here = |key: &&PageKey| self.writer.placement.group_of(key) == group;
@@ -436,7 +473,7 @@ impl Run {
                 refill.save().unwrap();
             }
             if self.random.chance(12) {
-                return false;
+                return Ok(false);
             }
             if is_last {
                 break;
@@ -453,10 +490,25 @@ impl Run {
         let values = world.meta.iter().filter(|_| is_meta);
         let values: Vec<(MetaKey, Vec<u8>)> =
             values.map(|(key, hash)| (key.clone(), hash.to_le_bytes().to_vec())).collect();
-        refill.finish(&sizes, values).unwrap();
-        true
+        // One checkpoint names everything, and the other comes after the base.
+        self.plant(fault, CHECKPOINT_WRITES);
+        refill.finish(&sizes, values)?;
+        Ok(true)
     }
 }
+
+/// What happens while a segment takes its base.
+#[derive(Clone, Copy)]
+enum Fault {
+    None,
+    /// The checkpoint after it cannot be written: the log has the base all the same.
+    Checkpoint,
+    /// The power is gone.
+    Power,
+}
+
+/// A checkpoint is written in so many pieces.
+const CHECKPOINT_WRITES: u32 = 2;
 
 /// A segment with this membership that is a full member.
 fn full(group: GroupId, membership: borealis_quorum::membership::MembershipState) -> Segment {

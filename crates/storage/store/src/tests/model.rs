@@ -704,11 +704,11 @@ impl Run {
         if self.random.chance(10) {
             self.store().preparation.prepare().unwrap();
         }
-        match self.random.below(30) {
+        match self.random.below(31) {
             24 => self.damage(),
-            26 => self.change_members(),
-            27 => self.vote(),
-            28 | 29 => self.bring_base(),
+            26 | 27 => self.change_members(),
+            28 => self.vote(),
+            29 | 30 => self.bring_base(),
             25 => self.heal(),
             0..7 => self.write(),
             7..13 => self.deliver(),

@@ -171,6 +171,10 @@ impl Run {
         self.members.groups[&group].stored.standing() == Standing::Full
     }
 
+    fn is_here(&self, group: GroupId) -> bool {
+        self.members.groups[&group].folder.is_some()
+    }
+
     fn random_group(&mut self) -> GroupId {
         GroupId(self.random.below(u64::from(self.writer.placement.group_count())) as u16)
     }
@@ -212,7 +216,9 @@ impl Run {
 
     /// Asks the store for a change and the model, too; sometimes the disk fails meanwhile, or the power does afterwards.
     fn change(&mut self, group: GroupId, change: &Change) {
-        if self.random.chance(8) {
+        // Above all while a segment comes.
+        let comes = !self.is_here(group) && matches!(change, Change::Install(next) if next.contains(OWN));
+        if self.random.chance(if comes { 2 } else { 8 }) {
             return self.change_while_disk_fails(group, change);
         }
         change.ask(self.store(), group).unwrap();
@@ -283,7 +289,7 @@ impl Run {
     /// The next membership of a group is chosen, and the node hears of it, perhaps.
     pub(super) fn change_members(&mut self) {
         let group = self.random_group();
-        for _ in 0..1 + self.random.below(3) {
+        for _ in 0..[1, 1, 2, 3][self.random.below(4) as usize] {
             let transition = self.random_transition(group);
             let known = self.members.group(group);
             if let Ok(next) = known.chosen.after(transition) {
@@ -319,6 +325,11 @@ impl Run {
     fn random_transition(&mut self, group: GroupId) -> Transition {
         let chosen = self.members.groups[&group].chosen.clone();
         let under_way = chosen.replacements();
+        // A newcomer is taken back, or becomes a member, before it is full.
+        let own = under_way.iter().find(|replacement| replacement.new == OWN);
+        if let Some(&replacement) = own.filter(|_| self.random.chance(3)) {
+            return Transition::TakeBack(replacement);
+        }
         if !under_way.is_empty() && self.random.chance(2) {
             let replacement = under_way[self.random.below(under_way.len() as u64) as usize];
             return match self.random.chance(3) {
@@ -375,7 +386,7 @@ impl Run {
         let history = self.writer.history.clone();
         self.store().install_from_peers(group, &history).unwrap();
         self.store().note_positions(&self.writer.header(), &[]).unwrap();
-        if self.random.chance(3) {
+        if self.random.chance(8) {
             // Somebody had all of the log after all.
             self.deliver_everything();
         }

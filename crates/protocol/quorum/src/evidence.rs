@@ -90,11 +90,6 @@ impl<'a> Witnessed<'a> {
         self.history.openings()[..count].iter().for_each(|opening| beginning.push(*opening));
         Some(beginning)
     }
-
-    /// The longest beginning that so many members have.
-    pub(crate) fn longest_of(&self, members: usize) -> Option<EpochHistory> {
-        self.longest(|has| self.count_of.keys().filter(|node| has(**node)).count() >= members)
-    }
 }
 
 /// The newest epoch that two of those who answered have the history of, given the newest of each. A recovery that completed

@@ -210,6 +210,20 @@ impl Oracle {
         if at == last { Ok(stream) } else { Err(format!("the stream ends at {at:?} instead of {last:?}")) }
     }
 
+    /// A recovery completed: it must continue every one that did before, whatever that one's writer acknowledged. Not where a
+    /// member lied: one that denies what it has leaves, with two away, one witness of a history, which may be forged as well.
+    /// Then it is enough that nothing acknowledged is lost.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn continues(&self, outcome: &Outcome) -> Result<(), String> {
+        let is_newer = outcome.promise.epoch > self.history.newest_epoch();
+        if is_newer && !outcome.history.openings().starts_with(self.history.openings()) {
+            return Err(format!("{outcome:?} completed, but does not continue {:?}", self.history));
+        }
+        Ok(())
+    }
+
     /// A recovery completed: nothing acknowledged may be missing, and what it kept must be durable there.
     ///
     /// # Errors
@@ -229,10 +243,6 @@ impl Oracle {
             } else {
                 Err(format!("{outcome:?} completed, but {:?} does not continue it", self.history))
             };
-        }
-        if !outcome.history.openings().starts_with(self.history.openings()) {
-            // Whatever the writer of that one acknowledges, or would have, has to stay.
-            return Err(format!("{outcome:?} completed, but does not continue {:?}", self.history));
         }
         let stream = self.stream_of(&outcome.history, outcome.durable)?;
         let kept: BTreeMap<Lsn, &Rc<SimRecord>> = stream.iter().map(|r| (r.span.start, r)).collect();

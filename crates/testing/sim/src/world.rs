@@ -453,6 +453,9 @@ impl World {
             if epoch > self.oracle.newest_epoch() {
                 self.opened.entry(epoch).or_insert(self.now);
             }
+            if self.liar.is_none() {
+                self.oracle.continues(outcome)?;
+            }
             let members = self.sets_that_count(id);
             self.oracle.recovered(outcome, &members, &self.nodes, &mut self.coverage)?;
             if members.left.is_some() {

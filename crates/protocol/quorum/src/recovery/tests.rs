@@ -638,6 +638,36 @@ fn a_completed_recovery_counts_though_those_that_have_it_continue_it_differently
     assert_eq!((outcome.durable, epochs), (acknowledged.span, vec![1, 2, 5]));
 }
 
+/// A recovery cut a record that it did not see, and died when two members had its history. The next one saw the record and
+/// not those two, brought it to a write quorum, and died as well. All six know that the first was never completed: nobody has
+/// to give up what the second made durable.
+#[test]
+fn a_history_that_two_members_have_and_four_do_not_is_passed_over() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    let record = writer.ship(&mut cluster, &[(0, &[5])], 1);
+    for (epoch, down, installs_at) in [(2, [4, 5], [0, 1]), (3, [0, 1], [5, 5])] {
+        cluster.down = down.into();
+        let dies = |command: &Command<u64>| match command {
+            Command::Install { node, .. } => installs_at.contains(&node.0),
+            _ => true,
+        };
+        let failed = cluster.recover(epoch, dies).expect("it ends");
+        assert_eq!(failed, Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
+    }
+    assert_eq!(cluster.segments[5][0].known_durable().volume, record.span);
+    cluster.down.clear();
+    // It is decided when all have answered.
+    let unread = Cell::new(6_u32);
+    let allow = |command: &Command<u64>| match command {
+        Command::ReadTail { .. } => unread.replace(unread.get().saturating_sub(1)) == 0,
+        _ => true,
+    };
+    let outcome = cluster.recover(4, allow).expect("it ends").expect("six are up");
+    assert_eq!(outcome.durable, record.span);
+    assert_eq!(*cluster.segments[5][0].history(), outcome.history, "it was not left out");
+}
+
 #[test]
 fn of_five_or_four_survivors_none_is_believed_alone() {
     for lost in [&[5][..], &[4, 5]] {

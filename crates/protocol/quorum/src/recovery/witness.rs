@@ -4,7 +4,8 @@
 //! or may have been lied to, though. So what decides is vouched for by a second member, and who says what all others
 //! rule out is left out of account, as if it had not answered:
 //!
-//! * **The newest history** is the newest that two members have, each perhaps with more behind it. A recovery that completed has
+//! * **The newest history** is the newest that two members have, each perhaps with more behind it, and that may be at a write
+//!   quorum. A recovery that completed has
 //!   its history on four members, two of which are among any four; where later recoveries died while they installed, those two
 //!   may continue it differently, so that nobody's history ends with it ([`Witnessed`]). What a single member has is of a
 //!   recovery that died while it installed, or was never made. It is passed over: the member takes the next history, which
@@ -19,11 +20,13 @@
 //! ask for: perhaps one of three survivors is all that is left of a write quorum. There each member is believed.
 //!
 //! A member that is left out makes the recovery wait for another; it never makes it cut. What is not defended: two broken
-//! members of those that answer, and records that a broken member invents after the last one that is durable.
+//! members of those that answer; records that a broken member invents after the last one that is durable; and a member that
+//! denies what it has while two are away, for of a history that only one of the other three has nobody can tell whether
+//! it was completed or made up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use borealis_types::{EpochHistory, GroupId, NodeId, VolumeEpoch};
+use borealis_types::{EpochHistory, GroupId, NodeId, SEGMENTS_PER_GROUP, VolumeEpoch, WRITE_QUORUM};
 
 use super::{Decision, Failure, Group, Recovery, Request};
 use crate::DurablePoint;
@@ -45,8 +48,12 @@ impl<Handle: Clone> Recovery<Handle> {
         }
         let of_members = || histories.iter().map(|(&(node, _), &(history, _))| (node, history));
         let vouched = histories.values().filter_map(|&(history, group)| {
-            let longest = Witnessed::new(history, of_members()).longest_of(self.witnesses_needed())?;
-            Some((longest, group))
+            let vouched = |has: &dyn Fn(NodeId) -> bool| {
+                let members: BTreeSet<NodeId> =
+                    of_members().map(|(node, _)| node).filter(|&node| has(node)).collect();
+                members.len() >= self.witnesses_needed() && self.may_be_completed(has)
+            };
+            Some((Witnessed::new(history, of_members()).longest(vouched)?, group))
         });
         let vouched: Vec<(EpochHistory, GroupId)> = vouched.collect();
         let Some((newest, _)) = vouched.iter().max_by_key(|(history, _)| history.newest_epoch()) else {
@@ -58,6 +65,16 @@ impl<Handle: Clone> Recovery<Handle> {
             Some((_, group)) => Err(self.contradiction(*group, "history")),
             None => Ok(newest.clone()),
         }
+    }
+
+    /// Whether what these members have may be at a write quorum of each group's base, counting all that did not answer, and
+    /// one that denies it. Two members may have what certainly nobody completed, and another recovery may have brought to
+    /// a write quorum what that one cut.
+    fn may_be_completed(&self, has: &dyn Fn(NodeId) -> bool) -> bool {
+        self.groups.iter().all(|group| {
+            let answered = group.members.sets()[0].iter().filter(|node| group.summaries.contains_key(node));
+            answered.filter(|node| !has(**node)).count() <= SEGMENTS_PER_GROUP - WRITE_QUORUM + 1
+        })
     }
 
     /// Nobody opens an epoch without a promise of it, and this one was promised to us, who have not yet.

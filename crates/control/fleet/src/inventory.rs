@@ -334,6 +334,8 @@ impl Inventory {
             nodes: addresses.to_vec(),
             tls: Some(TlsFiles::in_folder(Path::new(TLS_NAME))),
             groups: chosen.created.clone(),
+            // Those that the volume was created with: the nodes tell of newer ones.
+            memberships: BTreeMap::new(),
             instance: instance.id,
             instance_dir: self.directory.join(format!("instance-{}", instance.id)),
             memory_dir: instance.memory.join(name),

@@ -35,7 +35,13 @@ fn engine(folder: &Path) -> Engine {
     let mut history = EpochHistory::default();
     let server_version = ServerVersion::NEWEST_TESTED;
     history.push(EpochOpening { epoch: promise.epoch, last: RecordSpan::NONE, server_version });
-    let outcome = Outcome { promise, history, durable: RecordSpan::NONE, tails: Vec::new() };
+    let outcome = Outcome {
+        promise,
+        history,
+        durable: RecordSpan::NONE,
+        tails: Vec::new(),
+        confirmed_before: Duration::ZERO,
+    };
     let memberships = known(&config).expect("the configuration is sound");
     Engine::new(Arc::new(config), outcome, memberships, 3).expect("the system has a poll")
 }

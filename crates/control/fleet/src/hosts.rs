@@ -48,7 +48,18 @@ pub enum HostsError {
     },
 }
 
-/// Writes down what each host is given, anew and whole; returns the folder of each host. `fleet` is the authority in `folder`.
+/// What was written down.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// A folder for each host, with all that is for it.
+    pub folders: Vec<PathBuf>,
+    /// The folder of each controller, in which its certificate is.
+    pub controllers: Vec<PathBuf>,
+    /// What the parts are told.
+    pub plan: Plan,
+}
+
+/// Writes down what each host is given, anew and whole. `fleet` is the authority in `folder`.
 ///
 /// # Errors
 /// When the inventory makes no fleet, or something cannot be written.
@@ -58,7 +69,7 @@ pub fn write_hosts(
     inventory: &Inventory,
     validity: Validity,
     random: impl FnMut() -> u128,
-) -> Result<Vec<PathBuf>, HostsError> {
+) -> Result<Written, HostsError> {
     if *fleet.name() != inventory.name {
         let (found, wanted) = (fleet.name().to_string(), inventory.name.to_string());
         return Err(HostsError::OtherFleet { folder: folder.to_owned(), found, wanted });
@@ -78,11 +89,13 @@ pub fn write_hosts(
         write_part(&part, INSTANCE_CONFIG_NAME, config)?;
         fleet.issue(Role::Instance(config.volume, config.instance), &[], validity, &part.join(TLS_NAME))?;
     }
+    let mut controllers = Vec::new();
     for controller in &inventory.controllers {
         let part = hosts.join(&controller.host).join("controller");
         fleet.issue(Role::Controller, &[], validity, &part.join(TLS_NAME))?;
+        controllers.push(part);
     }
-    Ok(folders(&hosts, inventory, &plan))
+    Ok(Written { folders: folders(&hosts, inventory, &plan), controllers, plan })
 }
 
 fn folders(hosts: &Path, inventory: &Inventory, plan: &Plan) -> Vec<PathBuf> {
@@ -142,7 +155,7 @@ mod tests {
             };
             write_hosts(&fleet, folder.path(), &inventory, Validity::days(30), random).expect("written")
         };
-        let hosts = write();
+        let hosts = write().folders;
         assert_eq!(hosts.len(), 7);
         let read =
             |path: PathBuf| fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

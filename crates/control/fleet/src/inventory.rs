@@ -187,6 +187,8 @@ pub struct Chosen {
 pub struct Plan {
     /// To be kept for the next time.
     pub chosen: Chosen,
+    /// Where each node listens, in the order of the inventory.
+    pub addresses: Vec<NodeAddress>,
     /// Every node's configuration, and the host that it is for.
     pub nodes: Vec<(String, NodeConfig)>,
     /// Every instance's configuration, and the host that it is for.
@@ -273,7 +275,7 @@ impl Inventory {
             Ok((instance.host.clone(), config))
         });
         let instances = instances.collect::<Result<Vec<_>, InventoryError>>()?;
-        Ok(Plan { chosen, nodes, instances })
+        Ok(Plan { chosen, addresses, nodes, instances })
     }
 
     fn hosts(&self) -> Vec<Host> {

@@ -1,16 +1,23 @@
 //! The certificates of a fleet: its authority, and what that signs for nodes, instances and tools.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use borealis_controller::catalog::records::{
+    FleetGroup, MembershipRecord, NodeRecord, NodeState, Record, VolumeRecord,
+};
+use borealis_controller::catalog::{Catalog, Change, Key, TRANSACTION_PARTS_MAX, Transaction};
 use borealis_fleet::hosts::write_hosts;
-use borealis_fleet::inventory::Inventory;
+use borealis_fleet::inventory::{Chosen, Inventory, Plan};
 use borealis_fleet::{Fleet, FleetError, Issued, Validity};
 use borealis_local::catalog::FLEET_NAME;
-use borealis_spec::{FleetName, Role};
-use borealis_types::{InstanceId, NodeId, VolumeId};
+use borealis_local::embedded_catalog::EmbeddedCatalog;
+use borealis_spec::{FleetName, Role, TlsFiles};
+use borealis_types::membership::GroupMembership;
+use borealis_types::{InstanceId, NodeId, PostgresVersion, VolumeId};
 use clap::{Args, Subcommand, ValueEnum};
 
 /// An authority is valid for ten years, where nobody says otherwise.
@@ -172,10 +179,58 @@ fn plan(place: &Path, inventory: &Path, validity: Validity) -> anyhow::Result<()
     }
     let mut numbers = bytes.into_iter().map(u128::from_le_bytes);
     let random = || numbers.next().expect("a plan takes one for the volume, and one for each node");
-    for host in write_hosts(&fleet, place, &inventory, validity, random)? {
-        println!("{}", host.display());
+    let written = write_hosts(&fleet, place, &inventory, validity, random)?;
+    for part in &written.controllers {
+        give_catalog(part, &inventory, &written.plan)?;
+    }
+    written.folders.iter().for_each(|host| println!("{}", host.display()));
+    Ok(())
+}
+
+/// Gives a controller its configuration, and a catalog with what the fleet was created as: the nodes tell it what became of that.
+fn give_catalog(part: &Path, inventory: &Inventory, plan: &Plan) -> anyhow::Result<()> {
+    let catalog_folder = part.join("catalog");
+    std::fs::create_dir_all(&catalog_folder)
+        .with_context(|| format!("cannot make {}", catalog_folder.display()))?;
+    let config = serde_json::json!({"catalog": "catalog", "tls": TlsFiles::in_folder(Path::new("tls"))});
+    let config_file = part.join("controller.json");
+    std::fs::write(&config_file, format!("{config:#}\n"))
+        .with_context(|| format!("cannot write {}", config_file.display()))?;
+    let mut catalog = EmbeddedCatalog::new(&catalog_folder);
+    let entered: BTreeSet<Key> = catalog.list("")?.entries.into_keys().collect();
+    let mut changes = records(inventory, plan);
+    changes.retain(|change| !entered.contains(change.key()));
+    for changes in changes.chunks(TRANSACTION_PARTS_MAX) {
+        let transaction = Transaction { conditions: Vec::new(), changes: changes.to_vec() };
+        catalog.commit(&transaction)?;
     }
     Ok(())
+}
+
+/// What a catalog says of a fleet that was just created.
+fn records(inventory: &Inventory, plan: &Plan) -> Vec<Change> {
+    let Chosen { volume, groups, incarnations, created } = &plan.chosen;
+    let (volume, placement) = (*volume, *groups);
+    let mut changes =
+        vec![VolumeRecord { volume, postgres_version: PostgresVersion::NEWEST, placement }.put()];
+    for (line, address) in inventory.nodes.iter().zip(&plan.addresses) {
+        let record = NodeRecord {
+            node: line.id,
+            zone: line.zone.clone(),
+            address: address.address.to_string(),
+            incarnation: incarnations.get(&line.id).cloned().unwrap_or_default(),
+            state: NodeState::Active,
+        };
+        changes.push(record.put());
+    }
+    let sets =
+        created.iter().filter_map(|members| Some((members.group, members.nodes.clone().try_into().ok()?)));
+    for (group, set) in sets {
+        if let Ok(membership) = GroupMembership::created(set) {
+            changes.push(MembershipRecord { group: FleetGroup { volume, group }, membership }.put());
+        }
+    }
+    changes
 }
 
 fn certificate(fleet: &Fleet, place: &Path, arguments: &CertificateArguments) -> anyhow::Result<Issued> {

@@ -1,6 +1,7 @@
 //! The event loop: virtual time, and what each event makes its party do.
 
 mod faults;
+mod instances;
 mod membership;
 mod network;
 mod rescue;
@@ -11,21 +12,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem::discriminant;
 use std::rc::Rc;
 
-use borealis_compute::read::Answer;
-use borealis_quorum::Promise;
 use borealis_quorum::membership::GroupMembership;
-use borealis_quorum::quorum_set::QuorumSets;
-use borealis_quorum::recovery::Failure;
-use borealis_types::{
-    GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId,
-};
+use borealis_types::{GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, ServerVersion, VolumeEpoch};
 use borealis_wire::Reply;
 
 use self::faults::Faults;
 use self::membership::Controller;
 use self::rescue::Rescue;
-use crate::compute::{Compute, Start};
-use crate::effects::Effects;
+use crate::compute::Compute;
 use crate::message::{Host, LineId, Message, OnLine};
 use crate::node::{self, SimNode};
 use crate::oracle::Oracle;
@@ -107,6 +101,8 @@ pub struct World {
     liar: Option<usize>,
     /// Who cannot reach whom: hosts on different sides, in one or in both directions.
     sides: Option<(u64, bool)>,
+    /// Until when they cannot for certain; zero if that may end at any time.
+    parted_until: u64,
     /// Connections that broke: nothing arrives on them any more.
     broken: BTreeSet<LineId>,
     /// When the last message of a connection arrives, in each direction (`true`: at the node).
@@ -162,6 +158,7 @@ impl World {
             opened: BTreeMap::new(),
             liar: None,
             sides: None,
+            parted_until: 0,
             broken: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             next_compute: 0,
@@ -424,138 +421,6 @@ impl World {
                 self.send(from, Host::Node(peer), Message::AskBase(group));
             }
         }
-    }
-
-    fn finish_compute(&mut self, id: u32, effects: Effects) -> Result<(), String> {
-        if let Some(what) = effects.impossible {
-            return Err(what);
-        }
-        let epoch = self.computes[&id].promise.epoch;
-        for (node, message) in effects.send {
-            self.send(Host::Compute(id), Host::Node(node), message);
-        }
-        if let Some(record) = &effects.shipped {
-            self.coverage.count(if epoch < self.oracle.newest_epoch() {
-                "records written by replaced writers"
-            } else {
-                "records written"
-            });
-            self.oracle.shipped(record);
-        }
-        self.coverage.add("members left out by a recovery", effects.left_out as u64);
-        // A recovery that was superseded may read what its successor changed; it finishes nothing any more.
-        let superseded = self.nodes.iter().any(|node| node.segment(GroupId(0)).promise().epoch > epoch);
-        if effects.left_out > 0 && self.liar.is_none() && !superseded {
-            return Err(format!("the recovery of epoch {epoch} left a member out, and nobody lied"));
-        }
-        if let Some(outcome) = &effects.recovered {
-            self.coverage.count("recoveries completed");
-            if epoch > self.oracle.newest_epoch() {
-                self.opened.entry(epoch).or_insert(self.now);
-            }
-            if self.liar.is_none() {
-                self.oracle.continues(outcome)?;
-            }
-            let members = self.sets_that_count(id);
-            self.oracle.recovered(outcome, &members, &self.nodes, &mut self.coverage)?;
-            if members.left.is_some() {
-                // Nobody writes in the epoch in which survivors agree.
-                if let Some(compute) = self.computes.get_mut(&id) {
-                    compute.stop();
-                }
-                if let Some(rescue) = &mut self.rescue {
-                    rescue.agreed(outcome);
-                }
-            }
-        }
-        if let Some((end, ready)) = effects.ended {
-            self.check_end(epoch, end, ready)?;
-        }
-        for what in &effects.counted {
-            self.coverage.count(what);
-        }
-        if let Some(failure) = &effects.failed {
-            self.note_failure(id, failure, superseded)?;
-        }
-        if let Some(through) = effects.durable {
-            let members = self.sets_that_count(id);
-            self.oracle.acknowledged(epoch, through, &members, &self.nodes, &mut self.coverage)?;
-        }
-        for (asked, answer) in &effects.answered {
-            self.coverage.count(match answer {
-                Answer::Error(_) => "reads of instances given up",
-                _ => "reads of instances answered",
-            });
-            self.oracle.check_answer(*asked, answer).map_err(|what| format!("instance {id}: {what}"))?;
-        }
-        Ok(())
-    }
-
-    /// A recovery gave up.
-    fn note_failure(&mut self, id: u32, failure: &Failure, superseded: bool) -> Result<(), String> {
-        let epoch = self.computes[&id].promise.epoch;
-        match failure {
-            Failure::Superseded { current } => {
-                self.coverage.count("recoveries superseded");
-                self.last_epoch = self.last_epoch.max(*current);
-            }
-            Failure::MembershipChanged { .. } => {
-                self.coverage.count("recoveries begun again with other members");
-                let memberships = self.computes[&id].memberships().to_vec();
-                let epoch = VolumeEpoch(self.last_epoch.0 + EPOCH_STEP);
-                self.start_compute_through(epoch, None, memberships);
-            }
-            Failure::NoQuorum { .. } => self.coverage.count("recoveries without quorum"),
-            // With a liar among those that answer, it is right to refuse: nothing is cut.
-            _ if self.liar.is_some() || superseded => {
-                self.coverage.count("recoveries that refused contradictory words")
-            }
-            other => return Err(format!("recovery of epoch {epoch}: {other}")),
-        }
-        Ok(())
-    }
-
-    fn start_compute(&mut self, epoch: VolumeEpoch) {
-        let memberships = self.hinted_memberships();
-        self.start_compute_through(epoch, None, memberships);
-    }
-
-    /// Starts an instance that knows these memberships, and recovers through these members of each group, if not through
-    /// all.
-    fn start_compute_through(
-        &mut self,
-        epoch: VolumeEpoch,
-        survivors: Option<Vec<QuorumSets>>,
-        memberships: Vec<GroupMembership>,
-    ) -> u32 {
-        let id = self.next_compute;
-        self.next_compute += 1;
-        self.last_epoch = self.last_epoch.max(epoch);
-        let promise = Promise { epoch, writer: WriterId(u64::from(id) + 1) };
-        let server_version = self.draw_release();
-        let recorded = match self.defect {
-            Defect::RecoveryRecordsOldRelease => self.last_release,
-            _ => server_version,
-        };
-        self.last_release = server_version;
-        let start = Start { id, promise, server_version, recorded, survivors, memberships };
-        let (mut compute, effects) = Compute::start(start, self.now, self.defect);
-        compute.stubborn = self.random.chance(500);
-        self.coverage.count("recoveries started");
-        let host = compute.host();
-        self.computes.insert(id, compute);
-        for (node, message) in effects.send {
-            self.send(host, Host::Node(node), message);
-        }
-        self.schedule(80, Event::ComputeTick(id));
-        self.schedule(20, Event::Write(id));
-        id
-    }
-
-    fn draw_release(&mut self) -> ServerVersion {
-        let older = self.random.below(RELEASES) as u32;
-        ServerVersion::new(ServerVersion::NEWEST_TESTED.server_version_num() - older)
-            .expect("a known release")
     }
 
     /// Starts an instance when none is left; after the faults also when the volume stands still.

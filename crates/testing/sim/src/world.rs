@@ -34,6 +34,8 @@ const SPARES: u16 = 4;
 const CHANGES: u64 = 600;
 /// Writers run one of this many releases, so that volumes often move between two and back.
 const RELEASES: u64 = 3;
+/// In so many of a thousand of those, each group has members of its own, and nodes host only some groups.
+const SPREAD: u64 = 400;
 /// In so many of a thousand other runs, three nodes are lost for good at once.
 const RESCUES: u64 = 800;
 /// Between the epochs of instances: nobody is ever promised what lies between, and only a liar speaks of it.
@@ -118,6 +120,20 @@ pub struct World {
     unwell_since: u64,
 }
 
+/// Who holds each group at first: the same six nodes, or six of all for each.
+fn first_members(random: &mut Random, group_count: u16, changes: bool) -> Vec<GroupMembership> {
+    let is_spread = changes && random.chance(SPREAD);
+    let mut members = || {
+        let mut nodes: Vec<u16> = (0..if is_spread { NODES + SPARES } else { NODES }).collect();
+        while nodes.len() > usize::from(NODES) {
+            nodes.swap_remove(random.below(nodes.len() as u64) as usize);
+        }
+        let six = nodes.first_chunk::<6>().expect("so many are left");
+        GroupMembership::created(six.map(NodeId)).expect("six different nodes")
+    };
+    (0..group_count).map(|_| members()).collect()
+}
+
 impl World {
     /// A world at time zero.
     #[must_use]
@@ -125,8 +141,7 @@ impl World {
         let mut random = Random::new(options.seed);
         let group_count = random.between(1, 4) as u16;
         let changes = random.chance(CHANGES);
-        let everyone = GroupMembership::created([0, 1, 2, 3, 4, 5].map(NodeId)).expect("six different nodes");
-        let memberships = vec![everyone; usize::from(group_count)];
+        let memberships = first_members(&mut random, group_count, changes);
         let faults = Faults::draw(&mut random);
         let count = if changes { NODES + SPARES } else { NODES };
         let nodes: Vec<SimNode> =

@@ -5,13 +5,14 @@ use borealis_quorum::Promise;
 use borealis_quorum::membership::GroupMembership;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::Failure;
-use borealis_types::{GroupId, ServerVersion, VolumeEpoch, WriterId};
+use borealis_types::{ServerVersion, VolumeEpoch, WriterId};
 
 use super::{EPOCH_STEP, Event, RELEASES, World};
 use crate::Defect;
 use crate::compute::{Compute, Start};
 use crate::effects::Effects;
 use crate::message::Host;
+use crate::node::SimNode;
 
 impl World {
     pub(super) fn finish_compute(&mut self, id: u32, effects: Effects) -> Result<(), String> {
@@ -32,7 +33,8 @@ impl World {
         }
         self.coverage.add("members left out by a recovery", effects.left_out as u64);
         // A recovery that was superseded may read what its successor changed; it finishes nothing any more.
-        let superseded = self.nodes.iter().any(|node| node.segment(GroupId(0)).promise().epoch > epoch);
+        let newer = |node: &SimNode| node.groups().any(|group| node.segment(group).promise().epoch > epoch);
+        let superseded = self.nodes.iter().any(newer);
         if effects.left_out > 0 && self.liar.is_none() && !superseded {
             return Err(format!("the recovery of epoch {epoch} left a member out, and nobody lied"));
         }

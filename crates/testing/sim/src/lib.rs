@@ -22,7 +22,7 @@
 //!
 //! After the faults stop, the volume must become writable again, and every segment complete.
 //!
-//! In most runs members are replaced as well: controllers begin, finish and take back replacements, one or two of a group at
+//! In most runs members are replaced as well, and in some of these each group has six of ten nodes of its own from the beginning: controllers begin, finish and take back replacements, one or two of a group at
 //! once, die at any step, work against each other, and begin from old lists of members; newcomers join. Then the oracle
 //! checks at every membership that a node acts on that it is the only one of its epoch, that a write quorum of the one before
 //! chose it, and that four of its old members have everything acknowledged.

@@ -5,120 +5,35 @@ pub mod lies;
 mod lines;
 mod membership;
 mod pieces;
+mod recovery;
 mod refill;
+mod state;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use borealis_quorum::DurablePoint;
 use borealis_quorum::corroboration::Corroboration;
 use borealis_quorum::evidence::Claims;
-use borealis_quorum::membership::{Accepted, Ballot, GroupMembership, MembershipState};
+use borealis_quorum::membership::{GroupMembership, MembershipState};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::segment::{
     InstallError, Offer, Segment, SegmentCheckpoint, SegmentSummary, Source, Standing,
 };
-use borealis_quorum::{DurablePoint, Promise};
 use borealis_types::{
     EpochHistory, GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId,
 };
-use borealis_wire::{Caller, Refusal, Reply, SegmentProgress};
+use borealis_wire::{Caller, Reply, SegmentProgress};
 
 use self::lies::Lie;
 use self::refill::{Kept, Refill};
+use self::state::{Entry, Records, State, checkpoint_of};
 use crate::message::{Host, LineId, Message, SimRecord, durable_point};
 use crate::random::Random;
 use crate::{Coverage, Defect};
 
 /// How many records one answer carries at most.
 const PAGE_RECORDS: usize = 8;
-
-/// One entry of the node's log.
-#[derive(Clone, Debug)]
-enum Entry {
-    Record(GroupId, Rc<SimRecord>),
-    Fence(GroupId, Promise),
-    Install(GroupId, Option<WriterId>, EpochHistory, DurablePoint),
-    Adopt(GroupId, Promise, EpochHistory),
-    Observe(GroupId, VolumeEpoch, DurablePoint),
-    ReadPoint(GroupId, VolumeEpoch, Lsn),
-    Jump(GroupId, DurablePoint, Vec<Rc<SimRecord>>),
-    Prepare(GroupId, MembershipEpoch, Ballot),
-    Accept(GroupId, Accepted),
-    Members(GroupId, GroupMembership),
-    Base(GroupId, VolumeEpoch, DurablePoint, Vec<Rc<SimRecord>>),
-}
-
-/// Records of one group, by start position.
-type Records = BTreeMap<Lsn, Rc<SimRecord>>;
-
-/// What a node is after its log is applied: also what a checkpoint stores.
-#[derive(Clone, Debug)]
-struct State {
-    own: NodeId,
-    segments: Vec<Segment>,
-    records: Vec<Records>,
-}
-
-impl State {
-    fn new(own: NodeId, memberships: &[GroupMembership]) -> State {
-        let segment = |(membership, id): (&GroupMembership, u16)| match membership.contains(own) {
-            true => Segment::created(GroupId(id), membership.clone()),
-            false => Segment::absent(GroupId(id)),
-        };
-        State {
-            own,
-            segments: memberships.iter().zip(0..).map(segment).collect(),
-            records: vec![Records::new(); memberships.len()],
-        }
-    }
-
-    fn forget(&mut self, group: GroupId, cut: &[borealis_quorum::segment::SegmentRecord]) {
-        for record in cut {
-            let removed = self.records[usize::from(group.0)].remove(&record.link.span.start);
-            assert!(
-                removed.is_some_and(|known| known.epoch == record.epoch),
-                "a segment cuts only what it has"
-            );
-        }
-    }
-
-    /// Applies an entry that was accepted when it was written.
-    fn apply(&mut self, entry: &Entry) {
-        match entry {
-            Entry::Record(group, record) => {
-                let link = record.link(*group).expect("a record is logged for its own groups");
-                let offer = self.segments[usize::from(group.0)].offer(Source::Replay, record.epoch, link);
-                assert!(offer.must_persist(), "replay must take what was taken: {offer:?}");
-                self.records[usize::from(group.0)].insert(record.span.start, Rc::clone(record));
-            }
-            Entry::Fence(group, promise) => {
-                self.segments[usize::from(group.0)].fence(*promise).expect("it was granted before");
-            }
-            Entry::Install(group, writer, history, durable) => {
-                let installed = self.segments[usize::from(group.0)].install(*writer, history, *durable);
-                self.forget(*group, &installed.expect("it was installed before").cut);
-            }
-            Entry::Adopt(group, promise, history) => {
-                let adopted = self.segments[usize::from(group.0)].adopt_for_recovery(*promise, history);
-                self.forget(*group, &adopted.expect("it was adopted before").cut);
-            }
-            Entry::Observe(group, epoch, point) => {
-                self.segments[usize::from(group.0)].observe_durable(*epoch, *point);
-            }
-            Entry::Jump(group, point, block) => {
-                self.segments[usize::from(group.0)].jump(*point).expect("it was allowed before");
-                let records = block.iter().map(|record| (record.span.start, Rc::clone(record)));
-                self.records[usize::from(group.0)].extend(records);
-            }
-            Entry::ReadPoint(group, epoch, point) => {
-                self.segments[usize::from(group.0)].observe_minimum_read_point(*epoch, *point);
-            }
-            Entry::Prepare(..) | Entry::Accept(..) | Entry::Members(..) | Entry::Base(..) => {
-                self.apply_membership(entry);
-            }
-        }
-    }
-}
 
 /// A storage node.
 #[derive(Debug)]
@@ -572,85 +487,4 @@ impl SimNode {
             }
         }
     }
-
-    fn fence(&mut self, from: Host, promise: Promise, effects: &mut Effects, coverage: &mut Coverage) {
-        let mut summaries = Vec::new();
-        let mut refused = None;
-        for group in self.groups() {
-            let before = self.segment(group).clone();
-            match self.segment_mut(group).fence(promise) {
-                Ok(_) => {
-                    summaries.push(self.told(self.summary(group)));
-                    if self.defect == Defect::NoFence {
-                        *self.segment_mut(group) = before;
-                    } else if *self.segment(group) != before {
-                        self.log.push(Entry::Fence(group, promise));
-                    }
-                }
-                Err(fenced) => refused = refused.max(Some(fenced.current.epoch)),
-            }
-        }
-        if refused.is_none() {
-            self.tell_fenced(promise.epoch, effects, coverage);
-        }
-        let answer = match refused {
-            None => Message::Fenced(summaries),
-            Some(current) => {
-                coverage.count("fences refused");
-                Message::Refused(current)
-            }
-        };
-        self.answer(from, answer, effects);
-    }
-
-    /// Tells connected writers of older epochs, unasked.
-    fn tell_fenced(&mut self, promised: VolumeEpoch, effects: &mut Effects, coverage: &mut Coverage) {
-        for (line, (host, caller)) in self.lines.clone() {
-            if matches!(caller, Caller::Writer { epoch, .. } if epoch < promised) {
-                coverage.count("writers told of a fence");
-                self.reply(host, line, 0, Reply::Refused(Refusal::Fenced(promised)), effects);
-            }
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of one message, and where results go")]
-    fn repair(
-        &mut self,
-        from: Host,
-        group: GroupId,
-        promise: Promise,
-        history: &EpochHistory,
-        records: &[Rc<SimRecord>],
-        effects: &mut Effects,
-        coverage: &mut Coverage,
-    ) {
-        match self.segment_mut(group).adopt_for_recovery(promise, history) {
-            Ok(adopted) => {
-                if adopted.changed {
-                    self.log.push(Entry::Adopt(group, promise, history.clone()));
-                    coverage.count("histories adopted for a repair");
-                }
-                coverage.add("records cut", adopted.cut.len() as u64);
-                self.state.forget(group, &adopted.cut);
-            }
-            // A repeated repair that arrives after the installation: the recovery has its answer already.
-            Err(_) => {
-                return self.answer(from, Message::Refused(self.segment(group).promise().epoch), effects);
-            }
-        }
-        if self.defect != Defect::NoRepair {
-            for record in records {
-                coverage.count("records repaired");
-                let offer = self.offer(group, Source::Recovery, record, effects, coverage);
-                if !offer.must_persist() && offer != Offer::Duplicate {
-                    effects.impossible = Some(format!("node {} refused a repair: {offer:?}", self.id));
-                }
-            }
-        }
-        self.answer(from, Message::Repaired(group), effects);
-    }
-}
-
-fn checkpoint_of(state: &State) -> (Vec<SegmentCheckpoint>, Vec<Records>) {
-    (state.segments.iter().map(Segment::checkpoint).collect(), state.records.clone())
 }

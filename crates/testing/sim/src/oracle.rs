@@ -29,11 +29,11 @@ pub struct Counted {
 
 impl Counted {
     /// Where what was at a write quorum before has to be: under earlier memberships, or when more nodes were left. Of a
-    /// write quorum, as many may be among the lost as others lack a record.
+    /// write quorum of six all that are lost may have been among the four that had it.
     fn bases(&self) -> Result<Counted, String> {
         let bases = self.sets.iter().map(|sets| QuorumSets::new(sets.sets()[..1].to_vec()));
         let sets = bases.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-        let left = self.left.map(|left| left - (SEGMENTS_PER_GROUP - WRITE_QUORUM));
+        let left = self.left.map(|left| WRITE_QUORUM - (SEGMENTS_PER_GROUP - left));
         Ok(Counted { sets, left })
     }
 }

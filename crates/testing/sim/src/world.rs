@@ -1,6 +1,7 @@
 //! The event loop: virtual time, and what each event makes its party do.
 
 mod faults;
+mod instances;
 mod membership;
 mod network;
 mod rescue;
@@ -11,21 +12,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::mem::discriminant;
 use std::rc::Rc;
 
-use borealis_compute::read::Answer;
-use borealis_quorum::Promise;
 use borealis_quorum::membership::GroupMembership;
-use borealis_quorum::quorum_set::QuorumSets;
-use borealis_quorum::recovery::Failure;
-use borealis_types::{
-    GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, ServerVersion, VolumeEpoch, WriterId,
-};
+use borealis_types::{GroupId, Lsn, MembershipEpoch, NodeId, ReadPoint, ServerVersion, VolumeEpoch};
 use borealis_wire::Reply;
 
 use self::faults::Faults;
 use self::membership::Controller;
 use self::rescue::Rescue;
-use crate::compute::{Compute, Start};
-use crate::effects::Effects;
+use crate::compute::Compute;
 use crate::message::{Host, LineId, Message, OnLine};
 use crate::node::{self, SimNode};
 use crate::oracle::Oracle;
@@ -40,6 +34,8 @@ const SPARES: u16 = 4;
 const CHANGES: u64 = 600;
 /// Writers run one of this many releases, so that volumes often move between two and back.
 const RELEASES: u64 = 3;
+/// In so many of a thousand of those, each group has members of its own, and nodes host only some groups.
+const SPREAD: u64 = 400;
 /// In so many of a thousand other runs, three nodes are lost for good at once.
 const RESCUES: u64 = 800;
 /// Between the epochs of instances: nobody is ever promised what lies between, and only a liar speaks of it.
@@ -107,6 +103,8 @@ pub struct World {
     liar: Option<usize>,
     /// Who cannot reach whom: hosts on different sides, in one or in both directions.
     sides: Option<(u64, bool)>,
+    /// Until when they cannot for certain; zero if that may end at any time.
+    parted_until: u64,
     /// Connections that broke: nothing arrives on them any more.
     broken: BTreeSet<LineId>,
     /// When the last message of a connection arrives, in each direction (`true`: at the node).
@@ -122,6 +120,20 @@ pub struct World {
     unwell_since: u64,
 }
 
+/// Who holds each group at first: the same six nodes, or six of all for each.
+fn first_members(random: &mut Random, group_count: u16, changes: bool) -> Vec<GroupMembership> {
+    let is_spread = changes && random.chance(SPREAD);
+    let mut members = || {
+        let mut nodes: Vec<u16> = (0..if is_spread { NODES + SPARES } else { NODES }).collect();
+        while nodes.len() > usize::from(NODES) {
+            nodes.swap_remove(random.below(nodes.len() as u64) as usize);
+        }
+        let six = nodes.first_chunk::<6>().expect("so many are left");
+        GroupMembership::created(six.map(NodeId)).expect("six different nodes")
+    };
+    (0..group_count).map(|_| members()).collect()
+}
+
 impl World {
     /// A world at time zero.
     #[must_use]
@@ -129,8 +141,7 @@ impl World {
         let mut random = Random::new(options.seed);
         let group_count = random.between(1, 4) as u16;
         let changes = random.chance(CHANGES);
-        let everyone = GroupMembership::created([0, 1, 2, 3, 4, 5].map(NodeId)).expect("six different nodes");
-        let memberships = vec![everyone; usize::from(group_count)];
+        let memberships = first_members(&mut random, group_count, changes);
         let faults = Faults::draw(&mut random);
         let count = if changes { NODES + SPARES } else { NODES };
         let nodes: Vec<SimNode> =
@@ -162,6 +173,7 @@ impl World {
             opened: BTreeMap::new(),
             liar: None,
             sides: None,
+            parted_until: 0,
             broken: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             next_compute: 0,
@@ -424,138 +436,6 @@ impl World {
                 self.send(from, Host::Node(peer), Message::AskBase(group));
             }
         }
-    }
-
-    fn finish_compute(&mut self, id: u32, effects: Effects) -> Result<(), String> {
-        if let Some(what) = effects.impossible {
-            return Err(what);
-        }
-        let epoch = self.computes[&id].promise.epoch;
-        for (node, message) in effects.send {
-            self.send(Host::Compute(id), Host::Node(node), message);
-        }
-        if let Some(record) = &effects.shipped {
-            self.coverage.count(if epoch < self.oracle.newest_epoch() {
-                "records written by replaced writers"
-            } else {
-                "records written"
-            });
-            self.oracle.shipped(record);
-        }
-        self.coverage.add("members left out by a recovery", effects.left_out as u64);
-        // A recovery that was superseded may read what its successor changed; it finishes nothing any more.
-        let superseded = self.nodes.iter().any(|node| node.segment(GroupId(0)).promise().epoch > epoch);
-        if effects.left_out > 0 && self.liar.is_none() && !superseded {
-            return Err(format!("the recovery of epoch {epoch} left a member out, and nobody lied"));
-        }
-        if let Some(outcome) = &effects.recovered {
-            self.coverage.count("recoveries completed");
-            if epoch > self.oracle.newest_epoch() {
-                self.opened.entry(epoch).or_insert(self.now);
-            }
-            if self.liar.is_none() {
-                self.oracle.continues(outcome)?;
-            }
-            let members = self.sets_that_count(id);
-            self.oracle.recovered(outcome, &members, &self.nodes, &mut self.coverage)?;
-            if members.left.is_some() {
-                // Nobody writes in the epoch in which survivors agree.
-                if let Some(compute) = self.computes.get_mut(&id) {
-                    compute.stop();
-                }
-                if let Some(rescue) = &mut self.rescue {
-                    rescue.agreed(outcome);
-                }
-            }
-        }
-        if let Some((end, ready)) = effects.ended {
-            self.check_end(epoch, end, ready)?;
-        }
-        for what in &effects.counted {
-            self.coverage.count(what);
-        }
-        if let Some(failure) = &effects.failed {
-            self.note_failure(id, failure, superseded)?;
-        }
-        if let Some(through) = effects.durable {
-            let members = self.sets_that_count(id);
-            self.oracle.acknowledged(epoch, through, &members, &self.nodes, &mut self.coverage)?;
-        }
-        for (asked, answer) in &effects.answered {
-            self.coverage.count(match answer {
-                Answer::Error(_) => "reads of instances given up",
-                _ => "reads of instances answered",
-            });
-            self.oracle.check_answer(*asked, answer).map_err(|what| format!("instance {id}: {what}"))?;
-        }
-        Ok(())
-    }
-
-    /// A recovery gave up.
-    fn note_failure(&mut self, id: u32, failure: &Failure, superseded: bool) -> Result<(), String> {
-        let epoch = self.computes[&id].promise.epoch;
-        match failure {
-            Failure::Superseded { current } => {
-                self.coverage.count("recoveries superseded");
-                self.last_epoch = self.last_epoch.max(*current);
-            }
-            Failure::MembershipChanged { .. } => {
-                self.coverage.count("recoveries begun again with other members");
-                let memberships = self.computes[&id].memberships().to_vec();
-                let epoch = VolumeEpoch(self.last_epoch.0 + EPOCH_STEP);
-                self.start_compute_through(epoch, None, memberships);
-            }
-            Failure::NoQuorum { .. } => self.coverage.count("recoveries without quorum"),
-            // With a liar among those that answer, it is right to refuse: nothing is cut.
-            _ if self.liar.is_some() || superseded => {
-                self.coverage.count("recoveries that refused contradictory words")
-            }
-            other => return Err(format!("recovery of epoch {epoch}: {other}")),
-        }
-        Ok(())
-    }
-
-    fn start_compute(&mut self, epoch: VolumeEpoch) {
-        let memberships = self.hinted_memberships();
-        self.start_compute_through(epoch, None, memberships);
-    }
-
-    /// Starts an instance that knows these memberships, and recovers through these members of each group, if not through
-    /// all.
-    fn start_compute_through(
-        &mut self,
-        epoch: VolumeEpoch,
-        survivors: Option<Vec<QuorumSets>>,
-        memberships: Vec<GroupMembership>,
-    ) -> u32 {
-        let id = self.next_compute;
-        self.next_compute += 1;
-        self.last_epoch = self.last_epoch.max(epoch);
-        let promise = Promise { epoch, writer: WriterId(u64::from(id) + 1) };
-        let server_version = self.draw_release();
-        let recorded = match self.defect {
-            Defect::RecoveryRecordsOldRelease => self.last_release,
-            _ => server_version,
-        };
-        self.last_release = server_version;
-        let start = Start { id, promise, server_version, recorded, survivors, memberships };
-        let (mut compute, effects) = Compute::start(start, self.now, self.defect);
-        compute.stubborn = self.random.chance(500);
-        self.coverage.count("recoveries started");
-        let host = compute.host();
-        self.computes.insert(id, compute);
-        for (node, message) in effects.send {
-            self.send(host, Host::Node(node), message);
-        }
-        self.schedule(80, Event::ComputeTick(id));
-        self.schedule(20, Event::Write(id));
-        id
-    }
-
-    fn draw_release(&mut self) -> ServerVersion {
-        let older = self.random.below(RELEASES) as u32;
-        ServerVersion::new(ServerVersion::NEWEST_TESTED.server_version_num() - older)
-            .expect("a known release")
     }
 
     /// Starts an instance when none is left; after the faults also when the volume stands still.

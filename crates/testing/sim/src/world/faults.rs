@@ -7,6 +7,9 @@ use super::{EPOCH_STEP, Event, NODES, World};
 use crate::node::lies::Lie;
 use crate::random::Random;
 
+/// So many of a thousand writers that are replaced are cut off then, and do not hear of it.
+const CUT_OFF: u64 = 150;
+
 /// How bad this run's world is, per thousand.
 #[derive(Debug)]
 pub(super) struct Faults {
@@ -45,6 +48,9 @@ impl Faults {
 
 impl World {
     pub(super) fn fault(&mut self) {
+        if self.parted_until > 0 && self.now >= self.parted_until {
+            (self.sides, self.parted_until) = (None, 0);
+        }
         if self.random.chance(self.faults.crash_node) {
             let position = self.random.below(self.nodes.len() as u64) as usize;
             if self.nodes[position].running {
@@ -96,10 +102,13 @@ impl World {
                 self.coverage.count("recoveries competing for one epoch");
             } else {
                 self.coverage.count("writers replaced while alive");
+                if self.random.chance(CUT_OFF) {
+                    self.cut_writers_off();
+                }
             }
             self.start_compute(VolumeEpoch(self.last_epoch.0 + if compete { 0 } else { EPOCH_STEP }));
         }
-        if self.random.chance(self.faults.partition) {
+        if self.random.chance(self.faults.partition) && self.now >= self.parted_until {
             self.sides = match self.sides {
                 Some(_) => None,
                 None => {

@@ -4,10 +4,33 @@ use super::{Event, World};
 use crate::compute::Compute;
 use crate::message::{Host, LineId, Message, OnLine};
 
+/// For how long a writer that is cut off stays so at least.
+const CUT_OFF_MS: (u64, u64) = (500, 2_000);
 /// Until the system tells an instance that a connection broke.
 const BREAK_NOTICED_MS: (u64, u64) = (20, 600);
 
+/// The bit of a partition that says on which side a host is.
+fn side_bit(host: Host) -> u64 {
+    match host {
+        Host::Node(id) => 1 << id.0,
+        Host::Compute(id) => 1 << (16 + id % 16),
+        Host::Controller(id) => 1 << (32 + id % 16),
+    }
+}
+
 impl World {
+    /// For longer than a lease, whoever writes reaches nobody and hears nothing. The next instance is on the others' side.
+    pub(super) fn cut_writers_off(&mut self) {
+        let writers = self.computes.values().filter(|compute| compute.positions().is_some());
+        let mask = writers.fold(0, |mask, compute| mask | side_bit(compute.host()));
+        let next = side_bit(Host::Compute(self.next_compute));
+        if mask != 0 && mask & next == 0 {
+            self.coverage.count("writers cut off when they are replaced");
+            self.sides = Some((mask, true));
+            self.parted_until = self.now + self.random.between(CUT_OFF_MS.0, CUT_OFF_MS.1);
+        }
+    }
+
     pub(super) fn send(&mut self, from: Host, to: Host, message: Message) {
         // What an instance asks is made for the memberships that it knows as it asks.
         let made_for = match from {
@@ -25,12 +48,8 @@ impl World {
             // One lost message breaks a connection, so they are lost less often there.
             let loses = self.random.below(if line.is_some() { 4000 } else { 1000 }) < self.faults.lose;
             let parted = self.sides.is_some_and(|(mask, both_ways)| {
-                let side = |host| match host {
-                    Host::Node(id) => mask >> id.0 & 1,
-                    Host::Compute(id) => mask >> (16 + id % 16) & 1,
-                    Host::Controller(id) => mask >> (32 + id % 16) & 1,
-                };
-                side(from) != side(to) && (both_ways || side(from) == 0)
+                let is_away = |host| mask & side_bit(host) != 0;
+                is_away(from) != is_away(to) && (both_ways || !is_away(from))
             });
             if loses || parted {
                 self.coverage.count(if loses { "messages lost" } else { "messages lost in a partition" });

@@ -90,7 +90,12 @@ impl Store {
             };
             InstallEntry { group, writer: Some(writer), history: history.clone(), durable }
         };
-        self.install_items(made_for, |state| state.segments.values().map(item).collect())
+        // One that came since the fence has the history from its peers later: it must not keep the others from it.
+        let came_since =
+            |hosted: &&HostedSegment| hosted.is_joining() && hosted.segment.promise().epoch < newest.epoch;
+        self.install_items(made_for, |state| {
+            state.segments.values().filter(|hosted| !came_since(hosted)).map(item).collect()
+        })
     }
 
     /// Installs a newer history that the members of one group have proven (`borealis_quorum::evidence`). Durable on
@@ -118,8 +123,7 @@ impl Store {
         let (summaries, sequence, failed) = {
             let mut state = self.lock_to_change()?;
             let items = items(&state);
-            let epoch = items.first().map(|item| item.history.newest_epoch());
-            state.check_made_for(made_for, epoch)?;
+            state.check_made_for(made_for, items.first().map(|item| item.history.newest_epoch()))?;
             // All of them become one entry of the log, or fewer; one that the log does not hold would end the process.
             let entry_bytes = encode(&items).len();
             if entry_bytes > PAYLOAD_BYTES_MAX {

@@ -142,14 +142,15 @@ impl Segment {
         Ok(MembershipInstalled { changed, left })
     }
 
-    /// The point that a joining segment takes for its base, unless it has to hear of a history first: the newest that it
-    /// knows to be durable.
+    /// The point that a joining segment takes for its base: the newest that it knows to be durable. `None` while it has to hear
+    /// of a history first, or of a point that is not older than that.
     #[must_use]
     pub fn base_point(&self) -> Option<DurablePoint> {
-        let newest = self.history.newest()?.epoch;
-        let may_take = self.standing == Standing::Joining && self.promised.epoch <= newest;
-        (may_take && self.known_durable.group_tail <= self.known_durable.volume.end)
-            .then_some(self.known_durable)
+        let newest = self.history.newest()?;
+        let point = self.known_durable;
+        let may_take = self.standing == Standing::Joining && self.promised.epoch <= newest.epoch;
+        let is_known = newest.last.end <= point.volume.end && point.group_tail <= point.volume.end;
+        (may_take && is_known).then_some(point)
     }
 
     /// Whether the chain has every record of the group up to `point`, from the first one on: what these made can be made

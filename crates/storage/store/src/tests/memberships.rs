@@ -422,6 +422,27 @@ fn an_installation_that_does_not_list_the_group_of_a_joining_segment_says_nothin
 }
 
 #[test]
+fn a_segment_that_came_since_the_fence_does_not_keep_the_others_from_their_history() {
+    let disk = MemoryDisk::default();
+    let (store, mut writer) = store(&disk);
+    let promise = Promise { epoch: VolumeEpoch(2), writer: WriterId(12) };
+    for membership in &chain()[1..3] {
+        store.install_membership(GROUP, membership).unwrap();
+    }
+    store.fence(promise, &[]).unwrap();
+    store.install_membership(GROUP, &chain()[3]).unwrap();
+    let last = writer.last();
+    let opening = *writer.history.newest().unwrap();
+    writer.history.push(borealis_types::EpochOpening { epoch: promise.epoch, last, ..opening });
+    let installed = store.install(promise.writer, &writer.history, &[], &[]).unwrap();
+    let epochs: Vec<_> = installed.iter().map(|summary| summary.history.newest_epoch()).collect();
+    assert_eq!(epochs, [VolumeEpoch(2), VolumeEpoch(0)]);
+    let store = reopen(&disk, store);
+    store.install_from_peers(GROUP, &writer.history).unwrap();
+    assert_eq!(store.summaries().unwrap()[1].history, writer.history);
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_leaves_everything_as_it_was() {
     for (operation, after) in [(Operation::SyncFolder, 0), (Operation::SyncFolder, 1), (Operation::Remove, 0)]
     {

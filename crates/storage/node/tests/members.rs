@@ -85,7 +85,8 @@ fn a_member_is_replaced_under_writes_and_its_space_is_freed() {
         is_full(&cluster, 6, GROUP)
     });
     assert!(cluster.segment(6, GroupId(1)).is_none(), "it is no member of the other group");
-    assert_eq!((cluster.metric(6, "segments_joined"), cluster.metric(6, "segments_joining")), (1, 0));
+    wait_until("it says so", || cluster.metric(6, "segments_joined") == 1);
+    assert_eq!(cluster.metric(6, "segments_joining"), 0);
     assert!(cluster.metric(6, "refill_fetched_bytes") > 0, "it came by pages");
     let finished =
         step(&cluster, (GROUP, &begun, Transition::Finish(moved)), &mut || learner.write(&cluster, 5));

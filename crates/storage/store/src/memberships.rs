@@ -8,16 +8,18 @@
 //! names them, by the materializer or at a later opening. What stays is the membership, for others to learn.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::PoisonError;
 
 use borealis_quorum::membership::{Accepted, Ballot, Contradiction, GroupMembership, MembershipState};
 use borealis_quorum::segment::{MembershipInstalled, Standing};
-use borealis_types::{GroupId, MembershipEpoch, VolumeEpoch};
+use borealis_types::{GroupId, MembershipEpoch, VolumeEpoch, invariant};
 use borealis_wire::Refusal;
 
 use crate::directory::encode;
 use crate::log::entry::EntryKind;
 use crate::log::payload::{AcceptEntry, MembersEntry, PrepareEntry};
+use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
 use crate::segment::stay::Homes;
 use crate::space::Purpose;
@@ -158,7 +160,8 @@ impl Store {
     /// # Errors
     /// [`Refusal::Misuse`] when another one of the same epoch is installed, or it is out of bounds;
     /// [`Refusal::NotNow`] when there is no room, and [`StoreError::Io`] when the folder of a segment that comes cannot
-    /// be made: nothing has changed then. [`StoreError::Poisoned`].
+    /// be made: nothing has changed then. [`StoreError::Io`] also when it cannot be noted that the log is synced: then it is
+    /// done, and the same may be asked again. [`StoreError::Poisoned`].
     pub fn install_membership(
         &self,
         group: GroupId,
@@ -267,10 +270,20 @@ impl Store {
     pub(crate) fn remove_left(&self, left: &[(GroupId, MembershipEpoch)]) {
         for &(group, joined) in left {
             let folder = self.directory.segment(group, joined);
+            self.check_nobodys(&folder);
             if let Err(error) = self.directory.remove_segment(&folder) {
                 tracing::warn!(%error, folder = %folder.display(), "what is left of a segment keeps its space for now");
             }
         }
+    }
+
+    /// Checks that a folder which is about to be removed is no segment's.
+    fn check_nobodys(&self, folder: &Path) {
+        let state = self.lock();
+        let is_its =
+            |hosted: &&HostedSegment| self.directory.segment(hosted.group(), hosted.stay.joined) == folder;
+        let owner = state.segments.values().find(is_its).map(HostedSegment::group);
+        invariant!("removed-folder-is-nobodys", owner.is_none(), "{} is that of {owner:?}", folder.display());
     }
 
     /// Removes folders that neither a segment here nor the newest checkpoint names: of segments that were about to come, or
@@ -287,6 +300,7 @@ impl Store {
             Err(error) => return tracing::warn!(%error, "what is left of segments cannot be looked for"),
         };
         for folder in unnamed {
+            self.check_nobodys(&folder);
             match self.directory.remove_segment(&folder) {
                 Ok(()) => tracing::info!(folder = %folder.display(), "removed what was left of a segment"),
                 Err(error) => {

@@ -77,15 +77,20 @@ impl Store {
         let Some(newest) = history.newest().copied() else {
             return Err(Refusal::Misuse("a history without any opening opens no epoch".to_owned()).into());
         };
-        let item = |group: GroupId| {
+        let item = |hosted: &HostedSegment| {
+            let group = hosted.group();
             let tail = tails.iter().find(|tail| tail.group == group);
             // A group that is not listed has no record above the opening. If its chain ends there it is
             // complete; for any other chain that is not known.
             let group_tail = tail.map_or(newest.last.end, |tail| tail.last_end);
-            let durable = DurablePoint { volume: newest.last, group_tail };
+            let durable = match tail {
+                // It would take for its base what nobody said of its group.
+                None if hosted.is_joining() => DurablePoint::default(),
+                _ => DurablePoint { volume: newest.last, group_tail },
+            };
             InstallEntry { group, writer: Some(writer), history: history.clone(), durable }
         };
-        self.install_items(made_for, |state| state.segments.keys().map(|&group| item(group)).collect())
+        self.install_items(made_for, |state| state.segments.values().map(item).collect())
     }
 
     /// Installs a newer history that the members of one group have proven (`borealis_quorum::evidence`). Durable on

@@ -166,7 +166,10 @@ impl Store {
 
     /// Notes the SCL of a group's slowest peer. Log above it is kept, within the retention limit.
     pub fn set_peer_floor(&self, group: GroupId, lsn: Lsn) {
-        self.lock().peer_floors.insert(group, lsn);
+        let mut state = self.lock();
+        if state.segments.contains_key(&group) {
+            state.peer_floors.insert(group, lsn);
+        }
     }
 
     /// Named counters and gauges: what [`crate`] counts, and memory and log in use, in bytes.
@@ -187,6 +190,8 @@ impl Store {
             ("cache_memory_bytes", self.cache.lock().unwrap_or_else(PoisonError::into_inner).memory_bytes()),
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
+            ("segments", state.segments.len() as u64),
+            ("segments_joining", state.segments.values().filter(|hosted| hosted.is_joining()).count() as u64),
             ("extents", extents),
             ("boot", boot),
             (

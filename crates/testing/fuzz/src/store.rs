@@ -113,7 +113,8 @@ fn fill(root: &Path) -> Lsn {
             builder.push(span, &[GroupLink { group: GROUP, previous_end: last.end }], &record);
             last = span;
         }
-        let appended = store.append(&builder.finish(), Origin::Writer(promise), &[]).expect("the batch connects");
+        let appended =
+            store.append(&builder.finish(), Origin::Writer(promise), &[]).expect("the batch connects");
         store.sync(appended.sequence).expect("the disk works");
         if round < 2 {
             header.durable = last;

@@ -148,7 +148,8 @@ impl Segment {
     pub fn base_point(&self) -> Option<DurablePoint> {
         let newest = self.history.newest()?.epoch;
         let may_take = self.standing == Standing::Joining && self.promised.epoch <= newest;
-        (may_take && self.known_durable.group_tail <= self.known_durable.volume.end).then_some(self.known_durable)
+        (may_take && self.known_durable.group_tail <= self.known_durable.volume.end)
+            .then_some(self.known_durable)
     }
 
     /// Whether the chain has every record of the group up to `point`, from the first one on: what these made can be made

@@ -22,6 +22,7 @@ pub(crate) enum Operation {
     Rename,
     Remove,
     SyncFolder,
+    CreateFolder,
 }
 
 /// A disk in memory. Clones are the same disk.
@@ -89,6 +90,8 @@ struct Faults {
     errno: Option<i32>,
     /// How often a planted fault came about.
     happened: u32,
+    /// How many operations succeed before the power is gone.
+    left: Option<u32>,
 }
 
 #[derive(Default)]
@@ -173,6 +176,12 @@ impl Drop for HeldLock {
 impl Faults {
     fn check(faults: &Mutex<Faults>, operation: Operation, path: &Path) -> io::Result<()> {
         let mut faults = faults.lock().unwrap();
+        if let Some(left) = &mut faults.left {
+            match left.checked_sub(1) {
+                Some(fewer) => *left = fewer,
+                None => return Err(io::Error::other("the power is gone")),
+            }
+        }
         let Some((planted, part, left)) = &mut faults.next else { return Ok(()) };
         if *planted != operation || !path.to_string_lossy().contains(part.as_str()) {
             return Ok(());
@@ -212,6 +221,11 @@ impl MemoryDisk {
         let mut faults = names.faults.lock().unwrap();
         faults.next = Some((operation, part.to_owned(), 0));
         (faults.stays, faults.errno) = (true, Some(errno));
+    }
+
+    /// The power is gone after so many operations more: nothing succeeds from then on, until [`MemoryDisk::lose_power`].
+    pub(crate) fn stop_after(&self, operations: u32) {
+        self.names().faults.lock().unwrap().left = Some(operations);
     }
 
     /// How much [`Disk::space`] says is free from now on; at first it is without bound.
@@ -254,6 +268,7 @@ impl MemoryDisk {
         names.files = durable.clone();
         names.durable = durable;
         names.locks.lock().unwrap().clear();
+        names.faults.lock().unwrap().left = None;
     }
 }
 
@@ -312,6 +327,7 @@ impl Disk for MemoryDisk {
 
     fn create_folder(&self, folder: &Path) -> io::Result<()> {
         let mut names = self.names();
+        Faults::check(&names.faults, Operation::CreateFolder, folder)?;
         let absent: Vec<PathBuf> = folder
             .ancestors()
             .filter(|folder| !names.folders.contains(*folder))

@@ -165,6 +165,12 @@ fn a_newcomer_dies_and_those_who_were_away_learn_from_the_others() {
     }
     assert!(cluster.segment(0, GROUP).is_none());
     wait_until("its space is free", || folders(&cluster, 0, GROUP).is_empty());
+    // And has nothing more to say to them, nor they to it.
+    std::thread::sleep(Duration::from_secs(4));
+    let refused = || (0..7).map(|index| cluster.metric(index, "memberships_refused")).collect::<Vec<u64>>();
+    let before = refused();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(refused(), before);
     wait_long("node 6 has what it missed", || {
         learner.write(&cluster, 1);
         cluster.summary(5, GROUP).readable_through >= learner.writer.group_ends[&GROUP]

@@ -244,13 +244,18 @@ impl Exchanges<'_> {
         }
     }
 
-    /// Takes what a node says that refuses to be a peer; false if the error is another.
+    /// Takes what a node says that refuses to be a peer; false if the error is another. Where nobody answers, the node may be
+    /// somewhere else.
     fn learn_from(&self, error: &CatchUpError) -> bool {
         let CatchUpError::Peer(error) = error else { return false };
+        if error.refusal().is_none() {
+            self.parts.members.note_unreached(self.peer.node);
+        }
         let Some(Refusal::OtherMembership { states, nodes }) = error.refusal() else { return false };
         if let Err(error) = self.parts.members.take_claims(self.peer.node, states, nodes) {
             tracing::warn!(peer = %self.peer.node, %error, "what a node says of memberships cannot be acted on yet");
         }
+        self.parts.members.note_refused_by(self.peer.node);
         true
     }
 

@@ -37,6 +37,9 @@ const KNOCKS_MAX: usize = 16;
 /// Where nobody answers is tried for this long before another place.
 const TURN_AFTER: Duration = Duration::from_secs(3);
 
+/// What a node says of memberships: what it stores of each, and where nodes are.
+pub(crate) type Told = (Vec<(GroupId, MembershipState)>, Vec<Whereabouts>);
+
 /// The members of one group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Group {
@@ -456,7 +459,7 @@ impl Members {
     ///
     /// # Errors
     /// When the store failed.
-    pub(crate) fn told(&self) -> Result<(Vec<(GroupId, MembershipState)>, Vec<Whereabouts>), StoreError> {
+    pub(crate) fn told(&self) -> Result<Told, StoreError> {
         let states = self.store.memberships()?;
         Ok((states, self.lock().book.whereabouts(|_| true)))
     }

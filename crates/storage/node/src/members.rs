@@ -34,6 +34,11 @@ use crate::standing::Standing;
 const KNOCK_LASTS: Duration = Duration::from_secs(60);
 /// So many of these at one time.
 const KNOCKS_MAX: usize = 16;
+/// Where nobody answers is tried for this long before another place.
+const TURN_AFTER: Duration = Duration::from_secs(3);
+
+/// What a node says of memberships: what it stores of each, and where nodes are.
+pub(crate) type Told = (Vec<(GroupId, MembershipState)>, Vec<Whereabouts>);
 
 /// The members of one group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -93,12 +98,22 @@ struct State {
     groups: BTreeMap<GroupId, Group>,
     claims: Claims,
     book: AddressBook,
-    /// When a node called last that says it is a peer and is none.
-    knocks: BTreeMap<NodeId, Instant>,
+    /// Who called and says that it is a peer, and is none.
+    knocks: BTreeMap<NodeId, Knock>,
+    /// When another place was last tried for a node.
+    turned: BTreeMap<NodeId, Instant>,
     /// When each other node was last heard.
     heard: BTreeMap<NodeId, Instant>,
     /// Raised with every change of whom to gossip with.
     version: u64,
+}
+
+/// A node that called as a peer and is none.
+#[derive(Clone, Copy, Debug)]
+struct Knock {
+    last: Instant,
+    /// It was called back, and says the same: neither is a peer of the other, and nobody has anything to learn.
+    is_settled: bool,
 }
 
 impl State {
@@ -157,6 +172,7 @@ impl Members {
             claims: Claims::default(),
             book: AddressBook::open(config),
             knocks: BTreeMap::new(),
+            turned: BTreeMap::new(),
             heard: BTreeMap::new(),
             version: 1,
         };
@@ -210,8 +226,9 @@ impl Members {
     /// Whom to gossip with: the members of the groups here, and whoever called not long ago as if it were one.
     pub(crate) fn peers_to_ask(&self) -> BTreeMap<NodeId, NodeAddress> {
         let mut state = self.lock();
-        state.knocks.retain(|_, last| last.elapsed() < KNOCK_LASTS);
-        let asked = state.fellows(self.node).into_iter().chain(state.knocks.keys().copied());
+        state.knocks.retain(|_, knock| knock.last.elapsed() < KNOCK_LASTS);
+        let knocks = state.knocks.iter().filter(|(_, knock)| !knock.is_settled).map(|(node, _)| *node);
+        let asked = state.fellows(self.node).into_iter().chain(knocks);
         asked.filter_map(|node| Some((node, state.book.of(node)?.clone()))).collect()
     }
 
@@ -233,7 +250,36 @@ impl Members {
         if node == self.node || (state.knocks.len() >= KNOCKS_MAX && !state.knocks.contains_key(&node)) {
             return;
         }
-        if state.knocks.insert(node, Instant::now()).is_none() {
+        let (last, before) = (Instant::now(), state.knocks.get(&node).copied());
+        if before.is_some_and(|knock| knock.is_settled && knock.last.elapsed() < KNOCK_LASTS) {
+            return;
+        }
+        state.knocks.insert(node, Knock { last, is_settled: false });
+        if before.is_none_or(|knock| knock.is_settled) {
+            state.version += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Notes that a node that was called refuses to be a peer. If it is none, and nothing is left to learn, it is not called
+    /// again until members change: two such nodes would call each other back for ever.
+    pub(crate) fn note_refused_by(&self, node: NodeId) {
+        let mut state = self.lock();
+        let is_open = |group| state.claims.has_newer(self.node, group, state.epoch_of(group));
+        if state.fellows(self.node).contains(&node) || state.claims.groups().any(is_open) {
+            return;
+        }
+        state.knocks.insert(node, Knock { last: Instant::now(), is_settled: true });
+        state.version += 1;
+        self.changed.notify_all();
+    }
+
+    /// Notes that nobody answered where a node is said to be.
+    pub(crate) fn note_unreached(&self, node: NodeId) {
+        let mut state = self.lock();
+        let was_turned = state.turned.get(&node).is_some_and(|when| when.elapsed() < TURN_AFTER);
+        if !was_turned && state.book.turn(node) {
+            state.turned.insert(node, Instant::now());
             state.version += 1;
             self.changed.notify_all();
         }
@@ -353,6 +399,8 @@ impl Members {
         let (before, fellows) = {
             let mut state = self.lock();
             let before = state.groups.insert(group, now.clone());
+            // Who is a peer may be another question now.
+            state.knocks.retain(|_, knock| !knock.is_settled);
             state.version += 1;
             (before, state.fellows(self.node))
         };
@@ -411,7 +459,7 @@ impl Members {
     ///
     /// # Errors
     /// When the store failed.
-    pub(crate) fn told(&self) -> Result<(Vec<(GroupId, MembershipState)>, Vec<Whereabouts>), StoreError> {
+    pub(crate) fn told(&self) -> Result<Told, StoreError> {
         let states = self.store.memberships()?;
         Ok((states, self.lock().book.whereabouts(|_| true)))
     }

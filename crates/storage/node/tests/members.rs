@@ -85,7 +85,8 @@ fn a_member_is_replaced_under_writes_and_its_space_is_freed() {
         is_full(&cluster, 6, GROUP)
     });
     assert!(cluster.segment(6, GroupId(1)).is_none(), "it is no member of the other group");
-    assert_eq!((cluster.metric(6, "segments_joined"), cluster.metric(6, "segments_joining")), (1, 0));
+    wait_until("it says so", || cluster.metric(6, "segments_joined") == 1);
+    assert_eq!(cluster.metric(6, "segments_joining"), 0);
     assert!(cluster.metric(6, "refill_fetched_bytes") > 0, "it came by pages");
     let finished =
         step(&cluster, (GROUP, &begun, Transition::Finish(moved)), &mut || learner.write(&cluster, 5));
@@ -164,6 +165,12 @@ fn a_newcomer_dies_and_those_who_were_away_learn_from_the_others() {
     }
     assert!(cluster.segment(0, GROUP).is_none());
     wait_until("its space is free", || folders(&cluster, 0, GROUP).is_empty());
+    // And has nothing more to say to them, nor they to it.
+    std::thread::sleep(Duration::from_secs(4));
+    let refused = || (0..7).map(|index| cluster.metric(index, "memberships_refused")).collect::<Vec<u64>>();
+    let before = refused();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(refused(), before);
     wait_long("node 6 has what it missed", || {
         learner.write(&cluster, 1);
         cluster.summary(5, GROUP).readable_through >= learner.writer.group_ends[&GROUP]

@@ -20,13 +20,12 @@ use borealis_client::{ClientError, Credentials, NodeClient, Route, Timeouts};
 use borealis_quorum::segment::{InstallError, Segment, Standing as SegmentStanding};
 use borealis_spec::NodeAddress;
 use borealis_store::{Store, StoreError};
-use borealis_types::membership::MembershipState;
 use borealis_types::{GroupId, Lsn, NodeId, VolumeId, invariant};
-use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary, Whereabouts};
+use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
 use super::known::{Known, has_hole};
 use super::pull::{CatchUpError, Puller};
-use crate::members::Members;
+use crate::members::{Members, Told};
 use crate::metrics::{Metrics, add};
 use crate::standing::Standing;
 
@@ -230,10 +229,7 @@ impl Exchanges<'_> {
         Ok(exchanged)
     }
 
-    fn ask_memberships(
-        &self,
-        client: &mut NodeClient,
-    ) -> Result<(Vec<(GroupId, MembershipState)>, Vec<Whereabouts>), ClientError> {
+    fn ask_memberships(&self, client: &mut NodeClient) -> Result<Told, ClientError> {
         match client.call(&Request::Memberships)? {
             Reply::Memberships { states, nodes } => Ok((states, nodes)),
             other => Err(ClientError::Protocol {
@@ -244,13 +240,18 @@ impl Exchanges<'_> {
         }
     }
 
-    /// Takes what a node says that refuses to be a peer; false if the error is another.
+    /// Takes what a node says that refuses to be a peer; false if the error is another. Where nobody answers, the node may be
+    /// somewhere else.
     fn learn_from(&self, error: &CatchUpError) -> bool {
         let CatchUpError::Peer(error) = error else { return false };
+        if error.refusal().is_none() {
+            self.parts.members.note_unreached(self.peer.node);
+        }
         let Some(Refusal::OtherMembership { states, nodes }) = error.refusal() else { return false };
         if let Err(error) = self.parts.members.take_claims(self.peer.node, states, nodes) {
             tracing::warn!(peer = %self.peer.node, %error, "what a node says of memberships cannot be acted on yet");
         }
+        self.parts.members.note_refused_by(self.peer.node);
         true
     }
 

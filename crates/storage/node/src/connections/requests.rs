@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use borealis_client::blocking::{MAX_LIST_ENTRIES, MAX_SLRU_PAGES};
 use borealis_quorum::Promise;
 use borealis_store::{Store, StoreError};
-use borealis_types::{AvailabilityZone, GroupId, MembershipEpoch, NodeId, ReadPoint};
+use borealis_types::{AvailabilityZone, EpochHistory, GroupId, MembershipEpoch, NodeId, ReadPoint};
 use borealis_wire::roles::RequestKind;
-use borealis_wire::{Caller, NodeStatus, Refusal, Reply, Request};
+use borealis_wire::{Caller, GroupTail, NodeStatus, Refusal, Reply, Request};
 
 use super::large_answers::LargeAnswers;
 use crate::catch_up::{Known, Refills};
@@ -74,25 +74,13 @@ impl Requests {
         let list = |limit: u32| limit.min(MAX_LIST_ENTRIES) as usize;
         match request {
             Request::Hello { .. } => Err(Refusal::Misuse("a second introduction".to_owned())),
-            Request::Fence { epoch, writer } => {
-                let summaries = store.fence(Promise { epoch, writer }, made_for).map_err(refuse)?;
-                tracing::info!(%epoch, "promised a new writer");
-                self.connections.tell_fenced(epoch);
-                Ok(Reply::Summaries(summaries))
-            }
+            Request::Fence { epoch, writer } => self.fence(Promise { epoch, writer }, made_for),
             Request::Repair { epoch, writer, group, history, batches } => {
                 let repaired = store.repair(Promise { epoch, writer }, group, &history, &batches, made_for);
                 repaired.map(Reply::Summaries).map_err(refuse)
             }
             Request::Install { epoch, writer, history, tails } => {
-                if history.newest_epoch() != epoch {
-                    let what = "the newest opening of an installed history is of the epoch that installs it";
-                    return Err(Refusal::Misuse(what.to_owned()));
-                }
-                let summaries = store.install(writer, &history, &tails, made_for).map_err(refuse)?;
-                tracing::info!(%epoch, "installed a recovery's history");
-                self.known.wake();
-                Ok(Reply::Summaries(summaries))
+                self.install(Promise { epoch, writer }, &history, &tails, made_for)
             }
             Request::Summaries => store.summaries().map(Reply::Summaries).map_err(refuse),
             Request::ReadTail { group, above, limit_bytes } => {
@@ -149,6 +137,32 @@ impl Requests {
                 Ok(Reply::Member { membership, segment })
             }
         }
+    }
+
+    fn fence(&self, promise: Promise, made_for: &[(GroupId, MembershipEpoch)]) -> Result<Reply, Refusal> {
+        let refuse = |error: StoreError| self.members.refusal(&error, &self.refusals);
+        let summaries = self.store.fence(promise, made_for).map_err(refuse)?;
+        tracing::info!(epoch = %promise.epoch, "promised a new writer");
+        self.connections.tell_fenced(promise.epoch);
+        Ok(Reply::Summaries(summaries))
+    }
+
+    fn install(
+        &self,
+        promise: Promise,
+        history: &EpochHistory,
+        tails: &[GroupTail],
+        made_for: &[(GroupId, MembershipEpoch)],
+    ) -> Result<Reply, Refusal> {
+        let refuse = |error: StoreError| self.members.refusal(&error, &self.refusals);
+        if history.newest_epoch() != promise.epoch {
+            let what = "the newest opening of an installed history is of the epoch that installs it";
+            return Err(Refusal::Misuse(what.to_owned()));
+        }
+        let summaries = self.store.install(promise.writer, history, tails, made_for).map_err(refuse)?;
+        tracing::info!(epoch = %promise.epoch, "installed a recovery's history");
+        self.known.wake();
+        Ok(Reply::Summaries(summaries))
     }
 
     /// Keeps what a peer takes.

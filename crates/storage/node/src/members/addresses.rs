@@ -1,8 +1,9 @@
 //! Where other nodes are to be found: the file `addresses.json` beside the store's files, and what is told since.
 //!
 //! An address is a hint. The handshake, and over TLS the certificate, decide whether it is that node that answers there, so a
-//! wrong one costs time and nothing else. Who says it decides which of two counts: the controller, who knows where a node moved
-//! to, before `node.json`, and both before a peer. A peer is asked only about nodes that are wanted, and may not lead from
+//! wrong one costs time and nothing else. Of each node the last word of everyone is kept, and who says it decides which is tried
+//! first: the controller's, who knows where a node moved to, then that of `node.json`, then a peer's; the next one when nobody
+//! answers there. A peer is asked only about nodes that are wanted, and may not lead from
 //! TLS to a socket, behind which nobody shows a certificate.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,7 +82,8 @@ impl HeldFolder {
 pub(crate) struct AddressBook {
     own: NodeAddress,
     held: HeldFolder,
-    nodes: BTreeMap<NodeId, Entry>,
+    /// Of each node one entry from each source, the one to try first at the front.
+    nodes: BTreeMap<NodeId, Vec<Entry>>,
     file: PathBuf,
 }
 
@@ -106,14 +108,24 @@ impl AddressBook {
         book
     }
 
-    /// Where a node is to be found; `None` if nobody said.
+    /// Where a node is to be found, most likely; `None` if nobody said.
     pub(crate) fn of(&self, node: NodeId) -> Option<&NodeAddress> {
-        self.nodes.get(&node).map(|entry| &entry.address)
+        self.nodes.get(&node)?.first().map(|entry| &entry.address)
+    }
+
+    /// Nobody answered where a node was said to be: the next place is tried. Returns whether there is another.
+    pub(crate) fn turn(&mut self, node: NodeId) -> bool {
+        let Some(entries) = self.nodes.get_mut(&node).filter(|entries| entries.len() > 1) else {
+            return false;
+        };
+        entries.rotate_left(1);
+        true
     }
 
     /// Where these nodes are, this one among them if it is asked for, as others call the places.
     pub(crate) fn whereabouts(&self, wanted: impl Fn(NodeId) -> bool) -> Vec<Whereabouts> {
-        let all = self.nodes.values().map(|entry| &entry.address).chain([&self.own]);
+        let firsts = self.nodes.values().filter_map(|entries| entries.first());
+        let all = firsts.map(|entry| &entry.address).chain([&self.own]);
         let told = |known: &NodeAddress| Whereabouts {
             node: known.node,
             zone: known.zone.clone(),
@@ -149,19 +161,23 @@ impl AddressBook {
 
     fn take(&mut self, source: Source, address: NodeAddress) -> bool {
         let node = address.node;
-        let entry = Entry { source, address };
-        if node == self.own.node
-            || self.nodes.get(&node).is_some_and(|known| known.source > source || *known == entry)
-        {
+        if node == self.own.node {
             return false;
         }
-        self.nodes.insert(node, entry);
+        let entries = self.nodes.entry(node).or_default();
+        let is_known = |known: &Entry| known.source >= source && known.address == address;
+        if entries.iter().any(is_known) {
+            return false;
+        }
+        entries.retain(|known| known.source != source && known.address != address);
+        let before = entries.partition_point(|known| known.source > source);
+        entries.insert(before, Entry { source, address });
         true
     }
 
     /// What to write to the file, and where that is.
     pub(crate) fn to_save(&self) -> (PathBuf, Vec<u8>) {
-        let told = self.nodes.values().filter(|entry| entry.source != Source::Configuration);
+        let told = self.nodes.values().flatten().filter(|entry| entry.source != Source::Configuration);
         let named = |entry: &Entry| {
             let NodeAddress { node, zone, address } = entry.address.clone();
             let address = NodeAddress { node, zone, address: self.held.named(&address) };
@@ -236,7 +252,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut book = AddressBook::open(&config(folder.path(), "tls:one:7"));
         let wanted = [2, 3, 4].map(NodeId).into();
-        assert!(!book.learn(Source::Peer, &[said(2, "tls:elsewhere:7")], &wanted));
+        assert!(book.learn(Source::Peer, &[said(2, "tls:elsewhere:7")], &wanted));
         assert_eq!(address(&book, 2).as_deref(), Some("tls:two:7"));
         assert!(book.learn(Source::Peer, &[said(3, "tls:three:7")], &wanted));
         assert!(book.learn(Source::Controller, &[said(2, "tls:moved:8"), said(9, "tls:nine:7")], &wanted));
@@ -250,6 +266,25 @@ mod tests {
         std::fs::write(&file, "{").unwrap();
         let anew = AddressBook::open(&config(folder.path(), "tls:one:7"));
         assert_eq!((address(&anew, 2).as_deref(), address(&anew, 3)), (Some("tls:two:7"), None));
+    }
+
+    #[test]
+    fn where_nobody_answers_the_next_place_is_tried() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut book = AddressBook::open(&config(folder.path(), "tls:one:7"));
+        let wanted = [2].map(NodeId).into();
+        assert!(!book.turn(NodeId(2)), "there is one place");
+        book.learn(Source::Peer, &[said(2, "tls:heard:7")], &wanted);
+        book.learn(Source::Controller, &[said(2, "tls:moved:7")], &wanted);
+        let mut tried = Vec::new();
+        for _ in 0..4 {
+            tried.extend(address(&book, 2));
+            assert!(book.turn(NodeId(2)));
+        }
+        assert_eq!(tried, ["tls:moved:7", "tls:two:7", "tls:heard:7", "tls:moved:7"]);
+        assert!(book.learn(Source::Controller, &[said(2, "tls:again:7")], &wanted));
+        assert_eq!(address(&book, 2).as_deref(), Some("tls:again:7"), "news is tried first");
+        assert!(!book.turn(NodeId(9)));
     }
 
     #[test]

@@ -119,12 +119,7 @@ impl Refiller {
                 if failed.get(&group).is_some_and(waits) {
                     continue;
                 }
-                let (was_joining, begun) = (self.is_joining(group), Instant::now());
-                let outcome = self.refill(group);
-                if was_joining && self.store.standing(group) == Standing::Full {
-                    self.note_joined(group, begun);
-                }
-                match outcome {
+                match self.refill(group) {
                     Ok(()) => drop(failed.remove(&group)),
                     Err(RefillError::Stopping) => return,
                     Err(_) if self.store.standing(group) == Standing::Absent => {
@@ -167,29 +162,34 @@ impl Refiller {
     }
 
     fn refill(&self, group: GroupId) -> Result<(), RefillError> {
-        let begun = Instant::now();
+        let (begun, was_joining) = (Instant::now(), self.is_joining(group));
         let Some(refill) = self.store.refill(group)? else {
             // If a segment that was joining needed nothing, its writer has not heard of it.
             self.puller.jump(group, || Ok(()))?;
+            self.note_if_joined(group, was_joining, begun);
             return Ok(());
         };
         if refill.is_whole() {
             self.puller.jump(group, || refill.finish_whole())?;
-            self.known.note_refilled(group);
-            self.refills.note_refilled(group);
+            self.note_refilled(group, was_joining, begun);
             return Ok(());
         }
         let mut sources = Sources::new(self.volume, self.node, group, self.credentials.clone());
         let Some(at) = self.refill_from(refill, group, &mut sources)? else { return Ok(()) };
-        self.known.note_refilled(group);
-        self.refills.note_refilled(group);
         tracing::info!(%group, lsn = %at.lsn, seconds = begun.elapsed().as_secs_f32(), "a segment was refilled from peers");
+        self.note_refilled(group, was_joining, begun);
         // The records since then come from the peers' logs.
         self.known.wake();
         if self.wait_for_chain(group) {
             sources.release(at);
         }
         Ok(())
+    }
+
+    fn note_refilled(&self, group: GroupId, was_joining: bool, begun: Instant) {
+        self.known.note_refilled(group);
+        self.refills.note_refilled(group);
+        self.note_if_joined(group, was_joining, begun);
     }
 
     /// Brings everything, and lets the segment go on from there. Returns as of where; `None` if it is not needed any more.
@@ -295,7 +295,10 @@ impl Refiller {
     }
 
     /// Says that a segment has everything of its group from now on, and lets whoever waits for it hear that.
-    fn note_joined(&self, group: GroupId, begun: Instant) {
+    fn note_if_joined(&self, group: GroupId, was_joining: bool, begun: Instant) {
+        if !was_joining || self.store.standing(group) != Standing::Full {
+            return;
+        }
         add(&self.metrics.segments_joined, 1);
         self.known.note_refilled(group);
         let seconds = begun.elapsed().as_secs_f32();

@@ -77,8 +77,9 @@ impl Refills {
         let page = PAGE_SIZE as u64;
         let progress = |(group, (done, all)): (&GroupId, &(u64, u64))| RefillProgress {
             group: *group,
-            done_bytes: (*done).min(*all) * page,
-            total_bytes: *all * page,
+            done_bytes: *done * page,
+            // Peers count what they have in pages; what is only in their log may make it more.
+            total_bytes: if *all == 0 { 0 } else { (*all).max(*done) * page },
         };
         self.lock().groups.iter().map(progress).collect()
     }

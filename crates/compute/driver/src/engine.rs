@@ -181,8 +181,8 @@ impl Transport for ReadLines<'_> {
 }
 
 impl Engine {
-    /// An engine for the writer that a recovery made through the members of these memberships. `next_xid` is the first transaction id that the
-    /// volume's counters do not know to be used.
+    /// An engine for the writer that a recovery made through the members of these memberships. `next_xid` is the first
+    /// transaction id that the volume's counters do not know to be used.
     ///
     /// # Errors
     /// When the system refuses a poll.

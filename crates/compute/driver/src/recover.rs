@@ -144,9 +144,9 @@ pub struct OwnEpochs {
     tried: BTreeSet<VolumeEpoch>,
 }
 
-/// Takes the volume over through the members of its groups, for a server of this release, in an epoch above the one that this driver opened last, in case
-/// nodes have lost what they promised it. On return, no older writer can have anything acknowledged any more, and
-/// everything that was ever acknowledged is at or below the outcome's durable point.
+/// Takes the volume over through the members of its groups, for a server of this release, in an epoch above the one that
+/// this driver opened last, in case nodes have lost what they promised it. On return, no older writer can have anything
+/// acknowledged any more, and everything that was ever acknowledged is at or below the outcome's durable point.
 ///
 /// When nodes know of newer memberships, and enough of them say so, it begins anew with those; `memberships` then has them.
 ///

@@ -1,8 +1,8 @@
 //! Opening a volume through the members that are left when so many are lost for good that no write quorum is.
 //!
 //! 1. All that are left are fenced, and everything that was ever acknowledged is found and brought to all of them: the
-//!    ordinary recovery, through [`borealis_quorum::quorum_set::QuorumSets::survivors`]. From then on no older writer finds a write quorum, whatever
-//!    becomes of the lost members.
+//!    ordinary recovery, through [`borealis_quorum::quorum_set::QuorumSets::survivors`]. From then on no older writer
+//!    finds a write quorum, whatever becomes of the lost members.
 //! 2. They catch up from each other until of every group one of them at least has every record up to the end. Copies of such
 //!    segments may take the places of the lost ones.
 //!

@@ -519,32 +519,4 @@ fn assert_readable_on_all(summaries: &[(NodeId, SegmentSummary)], lsn: Lsn) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use borealis_types::{EpochHistory, RecordSpan, VolumeEpoch, WriterId};
-
-    fn summary(from: u64, through: u64) -> SegmentSummary {
-        SegmentSummary {
-            group: META_GROUP,
-            promised_epoch: VolumeEpoch(1),
-            promised_writer: WriterId(1),
-            history: EpochHistory::default(),
-            segment_complete_lsn: Lsn(through),
-            known_durable: RecordSpan::NONE,
-            known_durable_tail: Lsn::ZERO,
-            readable_through: Lsn(through),
-            minimum_read_point: Lsn(from),
-            materialized_lsn: Lsn::ZERO,
-            joining: false,
-            membership_epoch: borealis_types::MembershipEpoch(1),
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "invariant compared-where-every-peer-can-answer is broken")]
-    fn a_comparison_below_a_read_point_is_noticed() {
-        let summaries = [(NodeId(1), summary(100, 200)), (NodeId(2), summary(150, 250))];
-        assert_readable_on_all(&summaries, Lsn(160));
-        assert_readable_on_all(&summaries, Lsn(120));
-    }
-}
+mod tests;

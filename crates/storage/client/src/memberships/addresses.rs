@@ -11,6 +11,8 @@ use borealis_wire::message::WHEREABOUTS_MAX;
 const ADDRESS_BYTES_MAX: usize = 4096;
 /// The nodes whose words about others are kept: as many as one message may name, which is more than a volume has members.
 const TELLERS_MAX: usize = WHEREABOUTS_MAX;
+/// The places of one node that are tried: each costs time, and anyone may invent one.
+const PLACES_MAX: usize = 8;
 /// The longest name of a zone that is kept.
 const ZONE_BYTES_MAX: usize = 255;
 
@@ -67,7 +69,8 @@ impl AddressBook {
         }
     }
 
-    /// Every address that a node may have, the likeliest first: that which was configured, then those that most nodes say.
+    /// The addresses that a node may have, at most eight, the likeliest first: that which was configured, then those that most
+    /// nodes say.
     #[must_use]
     pub fn all(&self, node: NodeId) -> Vec<&NodeAddress> {
         let mut found: Vec<(usize, &NodeAddress)> = Vec::new();
@@ -81,7 +84,7 @@ impl AddressBook {
             }
         }
         found.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
-        found.into_iter().map(|(_, address)| address).collect()
+        found.into_iter().map(|(_, address)| address).take(PLACES_MAX).collect()
     }
 
     /// The address to try after so many attempts in a row that failed: all that are known take turns.
@@ -141,5 +144,10 @@ mod tests {
             book.told(NodeId(teller), &wanted, &[whereabouts(2, "tls:host2:7001")]);
         }
         assert_eq!(book.told.len(), TELLERS_MAX);
+        for teller in 2..20 {
+            book.told(NodeId(teller), &wanted, &[whereabouts(2, &format!("tls:host{teller}:7001"))]);
+        }
+        assert_eq!(found(&book, 2).len(), PLACES_MAX);
+        assert_eq!(found(&book, 2)[0], "tls:host2:7001", "what most say comes first");
     }
 }

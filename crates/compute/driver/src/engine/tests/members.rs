@@ -14,6 +14,7 @@ use borealis_types::{
 use borealis_wire::Whereabouts;
 
 use super::super::{Engine, ReadLines};
+use crate::config::Configured;
 use crate::fake_nodes::{FakeNode, GROUP};
 use crate::memberships::known;
 use crate::memberships::tests::{configured, seven_for_six};
@@ -30,7 +31,10 @@ fn nodes(folder: &Path, nodes: impl IntoIterator<Item = u16>) -> Vec<FakeNode> {
 
 /// The writer that a recovery through the first six nodes made.
 fn engine(folder: &Path) -> Engine {
-    let config = configured(folder, 1);
+    engine_of(configured(folder, 1))
+}
+
+fn engine_of(config: Configured) -> Engine {
     let promise = Promise { epoch: VolumeEpoch(1), writer: WriterId(1) };
     let mut history = EpochHistory::default();
     let server_version = ServerVersion::NEWEST_TESTED;
@@ -204,4 +208,26 @@ fn a_node_that_says_where_others_are_and_lies_costs_time_alone() {
     turn_until(&mut engine, "all are connected", |engine| connected(engine).len() == 7);
     assert_eq!(epoch_of(&engine), Some(MembershipEpoch(2)));
     commit(&mut engine);
+}
+
+#[test]
+fn a_writer_that_has_nothing_to_write_learns_when_it_asks_whether_its_epoch_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let nodes = nodes(folder.path(), 1..=7);
+    let mut config = configured(folder.path(), 1);
+    config.told.tuning.lease_ms = 2000;
+    let mut engine = engine_of(config);
+    commit(&mut engine);
+    turn_until(&mut engine, "all are connected", |engine| connected(engine).len() == 6);
+    for fake in &nodes {
+        fake.install(&seven_for_six(&first()));
+    }
+    turn_until(&mut engine, "it has learned", |engine| epoch_of(engine) == Some(MembershipEpoch(2)));
+    // The lease goes on with the new members: it would be over by now without their word.
+    let learned = engine.now();
+    turn_until(&mut engine, "a lease has passed", |engine| {
+        engine.now() > learned + Duration::from_millis(2500)
+    });
+    assert_eq!(connected(&engine), [1, 2, 3, 4, 5, 6, 7]);
+    assert!(engine.node_views().all(|view| view.heard < Duration::from_millis(1500)), "all are heard");
 }

@@ -285,8 +285,8 @@ enum InternalCommand {
 #[allow(unsafe_code)] // Changing a signal's action has no safe interface.
 fn end_with_the_reader() {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // The nodes and the driver have sockets whose peers go away at any time.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "internal") {
+    // The nodes, the driver and the controller have sockets whose peers go away at any time.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "internal" || word == "controller") {
         // They have no terminal and no configuration file that could be read again.
         // SAFETY: ignoring runs no code of ours.
         let _ = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };

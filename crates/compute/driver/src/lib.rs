@@ -22,6 +22,8 @@ mod descriptors;
 pub mod engine;
 pub mod evict;
 mod exposition;
+#[cfg(test)]
+mod fake_nodes;
 mod import_state;
 pub mod instance_socket;
 pub mod memberships;

@@ -228,10 +228,15 @@ mod tests {
             (NodeId(3), vec![segment(0, 100, &[]), segment(1, 80, &[])]),
             (NodeId(4), vec![segment(1, 80, &[])]),
             (NodeId(5), vec![segment(0, 120, &[]), segment(1, 80, &[])]),
+            (NodeId(6), vec![SegmentSummary { joining: true, ..segment(0, 100, &[]) }]),
         ]);
         let complete = complete_members(&standing, &tails);
         let of_first = &complete[&GroupId(0)];
-        assert_eq!(*of_first, [NodeId(1), NodeId(3)], "node 4 does not host it, and node 5 has too much");
+        assert_eq!(
+            *of_first,
+            [NodeId(1), NodeId(3)],
+            "node 4 does not host it, node 5 has too much, node 6 is joining"
+        );
         assert_eq!(complete[&GroupId(1)], [2, 3, 4, 5].map(NodeId));
         let said = describe(&standing, &tails);
         assert!(

@@ -21,6 +21,7 @@ use borealis_metrics::server::MetricsServer;
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::path::control_file;
 use borealis_shm::probe_memory_file_system;
+use borealis_types::membership::REPLACEMENTS_MAX;
 use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId, invariant};
 use borealis_wal::EffectError;
 use borealis_wal::layout::FIRST_NORMAL_XID;
@@ -112,7 +113,10 @@ fn may_pass(error: &anyhow::Error) -> bool {
 /// ([`DriverError::Fenced`]).
 pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     config.validate()?;
-    descriptors::raise_limit(config.nodes.len());
+    // Two members of each group may be replaced at a time, by nodes that are not among the configured ones.
+    descriptors::raise_limit(
+        config.nodes.len() + REPLACEMENTS_MAX * usize::from(config.placement.group_count()),
+    );
     let config = Configured::new(config)?;
     // Before any thread is made, so that every thread inherits it and the signals reach only the descriptor.
     let mut signals = SigSet::empty();

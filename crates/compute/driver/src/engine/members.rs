@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use borealis_client::Memberships;
 use borealis_quorum::quorum_set::QuorumSets;
-use borealis_types::membership::GroupMembership;
+use borealis_types::membership::{GroupMembership, MembershipState};
 use borealis_types::{GroupId, GroupSet, NodeId};
 use borealis_wire::Refusal;
 
@@ -33,15 +33,20 @@ impl Engine {
     /// A node refused something because it stores other memberships, or says so unasked. What it says is noted, and what
     /// follows is done at the end of the turn. Its connection is of no use: what it was made for does not change.
     pub(super) fn note_other_membership(&mut self, node: NodeId, line: Line, refusal: &Refusal) {
-        if let Refusal::OtherMembership { states, nodes } = refusal {
-            self.changed.extend(self.memberships.take(node, states, nodes));
-        }
+        let Refusal::OtherMembership { states, nodes } = refusal else { return };
+        let is_newer = |(group, state): &(GroupId, MembershipState)| {
+            self.memberships.of(*group).is_some_and(|known| state.installed().epoch() > known.epoch())
+        };
+        let has_newer = states.iter().any(is_newer);
+        self.changed.extend(self.memberships.take(node, states, nodes));
         let failures = self.peer(node).failures;
         self.disconnect(node, line, &refusal.to_string());
         // It was found where it was looked for.
         self.peer(node).failures = failures;
-        // It may be about to learn what this writer knows, or others to say what it says.
-        self.peer(node).link(line).retry_soon(Instant::now());
+        if !has_newer {
+            // It has not learned yet what this writer knows, and soon will.
+            self.peer(node).link(line).retry_soon(Instant::now());
+        }
     }
 
     /// Goes on with the members that were learned of in this turn.

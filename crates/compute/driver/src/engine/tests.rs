@@ -1,4 +1,6 @@
-//! The defect: an engine that goes on after its stream stopped.
+//! The defect: an engine that goes on after its stream stopped. And what it does when members change.
+
+mod members;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

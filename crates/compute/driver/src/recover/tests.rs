@@ -1,3 +1,7 @@
+//! The parts of a recovery that are its own, and recoveries of volumes whose members have changed.
+
+mod members;
+
 use borealis_quorum::recovery::TailRecord;
 use borealis_types::{EPOCH_STEP_MAX, EpochHistory, Lsn, RecordSpan};
 use borealis_wire::{BatchReader, GroupLink};

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use borealis_spec::{Endpoint, NodeAddress};
 use borealis_types::NodeId;
 use borealis_wire::Whereabouts;
+use borealis_wire::message::WHEREABOUTS_MAX;
 
 /// The longest text that is looked at as an address: the longest path that the system has.
 const ADDRESS_BYTES_MAX: usize = 4096;
-/// The nodes whose words about others are kept: more than all members that a volume has while two of each group's are
-/// replaced would be as many again.
-const TELLERS_MAX: usize = 1024;
+/// The nodes whose words about others are kept: as many as one message may name, which is more than a volume has members.
+const TELLERS_MAX: usize = WHEREABOUTS_MAX;
 /// The longest name of a zone that is kept.
 const ZONE_BYTES_MAX: usize = 255;
 

@@ -3,7 +3,7 @@ use borealis_controller::catalog::table::MemoryCatalog;
 use borealis_controller::catalog::{Catalog, Transaction};
 use borealis_types::membership::{Accepted, Ballot, Replacement, Transition};
 use borealis_types::{
-    AvailabilityZone, EpochHistory, Placement, PostgresVersion, RecordSpan, VolumeEpoch, WriterId,
+    EpochHistory, GroupId, InstanceId, Placement, PostgresVersion, RecordSpan, VolumeEpoch, WriterId,
 };
 use borealis_wire::{PeerHeard, RefillProgress};
 
@@ -11,7 +11,6 @@ use super::*;
 
 const VOLUME: VolumeId = VolumeId(7);
 const GROUP: FleetGroup = FleetGroup { volume: VOLUME, group: GroupId(0) };
-const WRITER: (VolumeId, InstanceId) = (VOLUME, InstanceId(1));
 const FAR: u64 = 1 << 30;
 
 fn created() -> GroupMembership {
@@ -157,12 +156,12 @@ fn every_observer_says_how_long_ago_by_its_own_clock() {
     let at = Duration::from_millis;
     let old = &created();
     let mut memory = Memory::new();
-    memory.take(&fleet, &answers(&[old; 6]), &[], at(1_000));
+    memory.take(&fleet, &answers(&[old; 6]), Vec::new(), at(1_000));
     let mut without_3 = answers(&[old; 6]);
     without_3.remove(&(NodeId(3), VOLUME));
     let peer = without_3.get_mut(&(NodeId(1), VOLUME)).expect("it answers");
     peer.status.heard = vec![PeerHeard { node: NodeId(3), ms_ago: 700 }];
-    memory.take(&fleet, &without_3, &[], at(4_000));
+    memory.take(&fleet, &without_3, Vec::new(), at(4_000));
     let heard = |memory: &Memory| {
         observed(&fleet, &without_3, memory, &HostReport::default(), at(4_500)).nodes[&NodeId(3)]
             .heard_ms_ago
@@ -171,35 +170,19 @@ fn every_observer_says_how_long_ago_by_its_own_clock() {
     let expected = BTreeMap::from([(Observer::Controller, 3_500), (Observer::Peer(NodeId(1)), 700)]);
     assert_eq!(heard(&memory), expected);
     let mut started_late = Memory::new();
-    started_late.take(&fleet, &without_3, &[], at(4_000));
+    started_late.take(&fleet, &without_3, Vec::new(), at(4_000));
     assert_eq!(heard(&started_late)[&Observer::Controller], 500, "it could not have heard it before");
 }
 
 #[test]
-fn a_writer_hears_who_acknowledges_and_not_who_only_holds_its_connection() {
+fn a_writer_that_says_nothing_is_no_witness() {
     let fleet = fleet();
-    let at = Duration::from_millis;
-    let witness = |complete: u64, acknowledged: &[(u16, u64)]| Witness {
-        volume: WRITER.0,
-        instance: WRITER.1,
-        groups: BTreeMap::from([(
-            GROUP.group,
-            WitnessedGroup {
-                complete: Lsn(complete),
-                acknowledged: acknowledged.iter().map(|(node, lsn)| (NodeId(*node), Lsn(*lsn))).collect(),
-            },
-        )]),
-    };
     let mut memory = Memory::new();
-    memory.take(&fleet, &Answers::new(), &[witness(100, &[(1, 100), (2, 100)])], at(1_000));
-    memory.take(&fleet, &Answers::new(), &[witness(200, &[(1, 200), (2, 100)])], at(2_000));
-    memory.take(&fleet, &Answers::new(), &[witness(300, &[(1, 300), (2, 100)])], at(3_000));
-    let writer = Observer::Writer(WRITER.0, WRITER.1);
-    let heard = |memory: &Memory, node| {
-        memory.heard_ms_ago(NodeId(node), &Answers::new(), at(3_000)).get(&writer).copied()
-    };
-    assert_eq!([1, 2, 3].map(|node| heard(&memory, node)), [Some(0), Some(1_000), Some(2_000)]);
-    assert_eq!(heard(&memory, 7), None, "it has nothing to do with it");
-    memory.take(&fleet, &Answers::new(), &[], at(3_000));
-    assert_eq!(heard(&memory, 1), None, "who says nothing is no witness");
+    let witness = Witness { volume: VOLUME, instance: InstanceId(1), heard_ms_ago: [(NodeId(1), 20)].into() };
+    let heard = |memory: &Memory| memory.heard_ms_ago(NodeId(1), &Answers::new(), Duration::from_secs(3));
+    let writer = Observer::Writer(VOLUME, InstanceId(1));
+    memory.take(&fleet, &Answers::new(), vec![witness], Duration::from_secs(1));
+    assert_eq!(heard(&memory)[&writer], 20);
+    memory.take(&fleet, &Answers::new(), Vec::new(), Duration::from_secs(2));
+    assert!(!heard(&memory).contains_key(&writer));
 }

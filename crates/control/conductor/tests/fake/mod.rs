@@ -28,8 +28,10 @@ pub const GROUPS: u16 = 3;
 /// Where the volume's redo ends.
 const END: Lsn = Lsn(40);
 
-pub fn zone_of(node: u16) -> AvailabilityZone {
-    AvailabilityZone(format!("az{}", (node - 1) / 2 % 3 + 1))
+/// Of the first six two stand in each zone, side by side; those after them take turns.
+fn zone_of(node: u16) -> AvailabilityZone {
+    let zone = if node <= 6 { (node - 1) / 2 } else { (node - 7) % 3 };
+    AvailabilityZone(format!("az{}", zone + 1))
 }
 
 pub fn settings() -> Settings {

@@ -308,10 +308,10 @@ enum InternalCommand {
 #[allow(unsafe_code)] // Changing a signal's action has no safe interface.
 fn end_with_the_reader() {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // The nodes and the driver have sockets whose peers go away at any time.
+    // The nodes, the driver and the controller have sockets whose peers go away at any time.
     let mut words = std::env::args_os().skip(1);
-    let is_part =
-        words.next().is_some_and(|word| word == "internal") || words.next().is_some_and(|word| word == "run");
+    let is_part = words.next().is_some_and(|word| word == "internal" || word == "controller")
+        || words.next().is_some_and(|word| word == "run");
     if is_part {
         // They have no terminal and no configuration file that could be read again.
         // SAFETY: ignoring runs no code of ours.

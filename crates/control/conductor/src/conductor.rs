@@ -91,7 +91,7 @@ pub fn look(
     let answers = ask_everyone(nodes, &fleet);
     let witnesses = host.witnesses(&fleet);
     let now = now();
-    memory.take(&fleet, &answers, &witnesses, now);
+    memory.take(&fleet, &answers, witnesses, now);
     let active = fleet.nodes.values().filter(|record| record.state != NodeState::Removed);
     let lost = active.filter_map(|record| Some((record.node, host.lost(record)?))).collect();
     let answered: BTreeSet<NodeId> = answers.keys().map(|(node, _)| *node).collect();

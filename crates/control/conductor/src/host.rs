@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use borealis_controller::catalog::Change;
 use borealis_controller::catalog::records::{Fleet, NodeRecord};
-use borealis_types::{AvailabilityZone, GroupId, InstanceId, Lsn, NodeId, VolumeId};
+use borealis_types::{AvailabilityZone, InstanceId, NodeId, VolumeId};
 
 /// What the driver of a writer said of the nodes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,20 +13,12 @@ pub struct Witness {
     pub volume: VolumeId,
     /// Which instance it is.
     pub instance: InstanceId,
-    /// What it said of each group.
-    pub groups: BTreeMap<GroupId, WitnessedGroup>,
+    /// How many milliseconds ago it heard each node that has a segment.
+    pub heard_ms_ago: BTreeMap<NodeId, u64>,
 }
 
-/// What a writer says of a group.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct WitnessedGroup {
-    /// A write quorum of it has everything up to here.
-    pub complete: Lsn,
-    /// Of the members that it is connected to, how far each has acknowledged.
-    pub acknowledged: BTreeMap<NodeId, Lsn>,
-}
-
-/// The place where a controller runs, as far as it can do more than ask nodes. Unless said otherwise it has no part of the fleet.
+/// The place where a controller runs, as far as it can do more than ask nodes. Unless
+/// said otherwise it has no part of the fleet.
 pub trait Host: Send {
     /// Whether anything may be changed now: another command may be about to.
     fn may_act(&mut self) -> bool {

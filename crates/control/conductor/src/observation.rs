@@ -3,7 +3,7 @@
 //! Everything here is a function of answers and of `now`, a monotonic clock's reading. [`Memory`] is all that lasts from one round
 //! to the next: when each node was heard last, since this controller began.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use borealis_controller::catalog::records::{Fleet, FleetGroup, NodeState};
@@ -12,10 +12,10 @@ use borealis_controller::fleet::{
 };
 use borealis_quorum::membership::{GroupMembership, MembershipState, credible_membership};
 use borealis_quorum::quorum_set::QuorumSets;
-use borealis_types::{GroupId, InstanceId, Lsn, NodeId, VolumeId};
+use borealis_types::{AvailabilityZone, Lsn, NodeId, VolumeId};
 use borealis_wire::{NodeStatus, SegmentSummary};
 
-use crate::host::{Witness, WitnessedGroup};
+use crate::host::Witness;
 use crate::questions::{Answer, Answers};
 
 /// How far behind a segment may be and count as complete: answers are not of one moment, and what a writer may have in
@@ -28,30 +28,23 @@ const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 const SUPPORT_MIN: usize = 2;
 
 /// When everybody was heard last.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Memory {
     /// By the controller itself.
     own: BTreeMap<NodeId, Duration>,
-    writers: BTreeMap<(VolumeId, InstanceId), WriterMemory>,
-}
-
-/// What a writer said in earlier rounds.
-#[derive(Clone, Default, Debug)]
-struct WriterMemory {
-    heard: BTreeMap<NodeId, Duration>,
-    /// How far each group was complete in the round before.
-    complete: BTreeMap<GroupId, Lsn>,
+    /// What writers said in the last round.
+    witnesses: Vec<Witness>,
 }
 
 impl Memory {
     /// Of a controller that begins.
     #[must_use]
     pub fn new() -> Memory {
-        Memory { own: BTreeMap::new(), writers: BTreeMap::new() }
+        Memory::default()
     }
 
     /// Takes note of a round of answers that came at `now`.
-    pub fn take(&mut self, fleet: &Fleet, answers: &Answers, witnesses: &[Witness], now: Duration) {
+    pub fn take(&mut self, fleet: &Fleet, answers: &Answers, witnesses: Vec<Witness>, now: Duration) {
         for &node in fleet.nodes.keys() {
             // Who was never heard is missed since it could have been.
             self.own.entry(node).or_insert(now);
@@ -59,15 +52,7 @@ impl Memory {
         for (node, _) in answers.keys() {
             self.own.insert(*node, now);
         }
-        // A writer that says nothing is no witness, and one that speaks again has missed nobody meanwhile.
-        let speaks = |key: &(VolumeId, InstanceId)| {
-            witnesses.iter().any(|witness| (witness.volume, witness.instance) == *key)
-        };
-        self.writers.retain(|key, _| speaks(key));
-        for witness in witnesses {
-            let memory = self.writers.entry((witness.volume, witness.instance)).or_default();
-            memory.take(fleet, witness, now);
-        }
+        self.witnesses = witnesses;
     }
 
     /// How long ago each observer heard a node.
@@ -76,46 +61,15 @@ impl Memory {
             |heard: &Duration| u64::try_from(now.saturating_sub(*heard).as_millis()).unwrap_or(u64::MAX);
         let mut heard = BTreeMap::new();
         heard.extend(self.own.get(&node).map(|at| (Observer::Controller, ms_ago(at))));
-        for (&(volume, instance), memory) in &self.writers {
-            let at = memory.heard.get(&node);
-            heard.extend(at.map(|at| (Observer::Writer(volume, instance), ms_ago(at))));
+        for witness in &self.witnesses {
+            let ago = witness.heard_ms_ago.get(&node);
+            heard.extend(ago.map(|ago| (Observer::Writer(witness.volume, witness.instance), *ago)));
         }
         for (&(peer, _), answer) in answers {
             let said = answer.status.heard.iter().filter(|said| said.node == node && peer != node);
             heard.extend(said.map(|said| (Observer::Peer(peer), said.ms_ago)));
         }
         heard
-    }
-}
-
-impl Default for Memory {
-    fn default() -> Memory {
-        Memory::new()
-    }
-}
-
-impl WriterMemory {
-    fn take(&mut self, fleet: &Fleet, witness: &Witness, now: Duration) {
-        let mut concerned = BTreeSet::new();
-        for (&group, said) in &witness.groups {
-            let group_of_fleet = FleetGroup { volume: witness.volume, group };
-            let members = fleet.memberships.get(&group_of_fleet).map(|record| record.membership.members());
-            concerned.extend(members.into_iter().flatten());
-            concerned.extend(said.acknowledged.keys().copied());
-            self.hear(group, said, now);
-        }
-        for node in concerned {
-            self.heard.entry(node).or_insert(now);
-        }
-        self.complete = witness.groups.iter().map(|(&group, said)| (group, said.complete)).collect();
-    }
-
-    /// A connection alone is no sign of life: a process that hangs keeps its own. Whoever has acknowledged what was complete a
-    /// round ago is at work.
-    fn hear(&mut self, group: GroupId, said: &WitnessedGroup, now: Duration) {
-        let Some(&before) = self.complete.get(&group) else { return };
-        let at_work = said.acknowledged.iter().filter(|(_, lsn)| **lsn >= before);
-        self.heard.extend(at_work.map(|(&node, _)| (node, now)));
     }
 }
 
@@ -154,7 +108,7 @@ pub struct HostReport {
     /// Why it is of no use to wait for these nodes.
     pub lost: BTreeMap<NodeId, String>,
     /// Node processes that were started and have not answered yet, by zone.
-    pub starting: BTreeMap<borealis_types::AvailabilityZone, usize>,
+    pub starting: BTreeMap<AvailabilityZone, usize>,
 }
 
 fn answer_of(node: NodeId, answers: &Answers) -> Option<&Answer> {

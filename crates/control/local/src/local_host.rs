@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use borealis_conductor::host::WitnessedGroup;
 use borealis_conductor::{Host, Witness};
 use borealis_controller::catalog::Change;
 use borealis_controller::catalog::records::{
     Fleet, FleetGroup, InstanceRecord, MembershipRecord, NodeRecord, NodeState, Record, Settings,
     VolumeRecord,
 };
-use borealis_types::{AvailabilityZone, GroupId, InstanceId, NodeId, VolumeId};
+use borealis_types::{AvailabilityZone, InstanceId, NodeId, VolumeId};
 
 use crate::catalog::{Catalog, NodeEntry};
 use crate::cluster::Cluster;
@@ -163,18 +162,12 @@ pub fn witness(volume: VolumeId, instance: InstanceId, status: &serde_json::Valu
     if status["state"] != "running" {
         return None;
     }
-    let lsn = |value: &serde_json::Value| value.as_str()?.parse().ok();
-    let group = |value: &serde_json::Value| {
-        let number = u16::try_from(value["id"].as_u64()?).ok()?;
-        let member = |value: &serde_json::Value| {
-            let node = u16::try_from(value["node"].as_u64()?).ok()?;
-            (value["state"] == "up").then_some((NodeId(node), lsn(&value["scl"])?))
-        };
-        let members = value["members"].as_array()?.iter().filter_map(member).collect();
-        Some((GroupId(number), WitnessedGroup { complete: lsn(&value["pgcl"])?, acknowledged: members }))
+    let node = |value: &serde_json::Value| {
+        let number = u16::try_from(value["node"].as_u64()?).ok()?;
+        Some((NodeId(number), value["heard_ms"].as_u64()?))
     };
-    let groups = status["groups"].as_array()?.iter().filter_map(group).collect();
-    Some(Witness { volume, instance, groups })
+    let heard_ms_ago = status["nodes"].as_array()?.iter().filter_map(node).collect();
+    Some(Witness { volume, instance, heard_ms_ago })
 }
 
 /// Asks the drivers that can be asked from here: those whose folder, the record's address, is on this machine.
@@ -236,23 +229,17 @@ impl Host for RemoteHost {
 
 #[cfg(test)]
 mod tests {
-    use borealis_types::Lsn;
-
     use super::*;
 
     #[test]
     fn a_driver_that_serves_says_whom_it_hears() {
-        let mut status = serde_json::json!({"state": "running", "groups": [
-            {"id": 3, "pgcl": "0/20", "members": [
-                {"node": 1, "scl": "0/20", "state": "up"},
-                {"node": 2, "scl": "0/10", "state": "down"},
-                {"node": "nonsense", "scl": "0/10", "state": "up"},
-            ]},
-            {"id": "nonsense"},
+        let mut status = serde_json::json!({"state": "running", "nodes": [
+            {"node": 1, "heard_ms": 20, "connected": true},
+            {"node": 2, "heard_ms": 61_000, "connected": false},
+            {"node": "nonsense", "heard_ms": 3},
         ]});
         let said = witness(VolumeId(7), InstanceId(1), &status).expect("it runs");
-        let group = WitnessedGroup { complete: Lsn(0x20), acknowledged: [(NodeId(1), Lsn(0x20))].into() };
-        assert_eq!(said.groups, BTreeMap::from([(GroupId(3), group)]));
+        assert_eq!(said.heard_ms_ago, BTreeMap::from([(NodeId(1), 20), (NodeId(2), 61_000)]));
         status["state"] = "recovering".into();
         assert_eq!(witness(VolumeId(7), InstanceId(1), &status), None);
     }

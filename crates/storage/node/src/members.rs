@@ -82,7 +82,6 @@ pub(crate) struct Members {
     known: Arc<Known>,
     standing: Arc<Standing>,
     metrics: Arc<Metrics>,
-    began: Instant,
     /// Held by whoever installs a membership, until everybody here has heard of it.
     installing: Mutex<()>,
     /// Held by whoever writes the file of addresses.
@@ -184,7 +183,6 @@ impl Members {
             known,
             standing,
             metrics,
-            began: Instant::now(),
             installing: Mutex::new(()),
             saving: Mutex::new(()),
             state: Mutex::new(state),
@@ -290,14 +288,16 @@ impl Members {
         self.lock().heard.insert(node, Instant::now());
     }
 
-    /// When each member of the groups here was last heard.
+    /// When each member of the groups here was last heard; one that never was, since this was first asked of it: a newcomer has not
+    /// been missed for as long as this node runs.
     pub(crate) fn heard(&self) -> Vec<PeerHeard> {
-        let state = self.lock();
+        let mut state = self.lock();
+        let (now, fellows) = (Instant::now(), state.fellows(self.node));
         let heard = |node: NodeId| {
-            let since = state.heard.get(&node).copied().unwrap_or(self.began);
+            let since = *state.heard.entry(node).or_insert(now);
             PeerHeard { node, ms_ago: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX) }
         };
-        state.fellows(self.node).into_iter().map(heard).collect()
+        fellows.into_iter().map(heard).collect()
     }
 
     /// How many segments here do not have everything yet.

@@ -57,6 +57,7 @@ pub fn serve(cluster: &Cluster, signals: SigSet) -> anyhow::Result<ExitCode> {
         }
         if !cluster.anything_is_wanted() && !cluster.anything_runs() {
             say("everything was stopped");
+            controlling::stop(cluster)?;
             return Ok(ExitCode::SUCCESS);
         }
         if supervisor.nothing_is_left() {

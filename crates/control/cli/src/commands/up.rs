@@ -146,13 +146,15 @@ fn started_again(dir: &Path, arguments: &UpArguments) -> Option<Cluster> {
         memory_dir: None,
         cache_limit: None,
         metrics_port: None,
-        replace_after: None,
+        replace_after,
         tls: _,
     } = arguments
     else {
         return None;
     };
-    let is_as_wished = port.is_none_or(|port| port == instance.port) && pg_set.is_empty();
+    let patience_ms = || Some(cluster.fleet().ok()??.settings.replace_after_ms);
+    let is_as_patient = replace_after.is_none_or(|seconds| patience_ms() == Some(seconds * 1000));
+    let is_as_wished = port.is_none_or(|port| port == instance.port) && pg_set.is_empty() && is_as_patient;
     (is_as_wished && cluster.was_started_again(WRITER)).then_some(cluster)
 }
 

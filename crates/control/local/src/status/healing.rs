@@ -69,9 +69,8 @@ pub(super) fn picture(cluster: &Cluster, answers: &[NodeAnswer]) -> Picture {
     let answers: Answers = answers.iter().filter_map(said).collect();
     let answered: BTreeSet<NodeId> = answers.keys().map(|(node, _)| *node).collect();
     let mut memory = Memory::new();
-    let witnesses = ask_witnesses(&fleet);
-    memory.take(&fleet, &Answers::new(), &witnesses, Duration::ZERO);
-    memory.take(&fleet, &answers, &witnesses, LISTENED);
+    memory.take(&fleet, &Answers::new(), Vec::new(), Duration::ZERO);
+    memory.take(&fleet, &answers, ask_witnesses(&fleet), LISTENED);
     let active = fleet.nodes.values().filter(|record| record.state != Wish::Removed);
     let report = HostReport {
         lost: active.filter_map(|record| Some((record.node, lost(cluster, record.node)?))).collect(),

@@ -26,7 +26,7 @@ LAYERS = {
     # Compute never links the storage engine: it speaks to storage through the client. Metrics are one list for all.
     "compute": ["compute", "postgres", "protocol", "storage/client", "storage/metrics"],
     # The command line contains the tools.
-    "control": ["control", "compute", "storage", "postgres", "protocol", "testing/bench", "testing/redo-check"],
+    "control": ["control", "compute", "storage", "postgres", "protocol", "testing/bench", "testing/chaos", "testing/redo-check"],
     "testing": ["testing", "control", "compute", "storage", "postgres", "protocol"],
 }
 # Narrower than their folder: a crate that may use these crates alone.
@@ -47,8 +47,10 @@ ONLY = {
     # Pure: ship, read, cache.
     "compute/compute": ["postgres", "protocol"],
     "compute/instance": ["postgres", "protocol"],
-    # Pure: it decides; control/local acts.
+    # Pure: it decides; control/conductor acts.
     "control/controller": ["protocol"],
+    # It asks nodes and steers none of their processes: that is its host's matter.
+    "control/conductor": ["protocol", "storage/client", "control/controller"],
 }
 # Places whose crates do no I/O and know no clock. Each has a clippy.toml that says the same to the compiler.
 PURE = ["protocol", "postgres", "compute/compute", "control/controller"]

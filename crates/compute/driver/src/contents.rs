@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use borealis_client::{ClientError, NodeClient, Timeouts};
+use borealis_client::{ClientError, Memberships, NodeClient, Timeouts};
 use borealis_instance::Contents;
 use borealis_quorum::quorum_set::replaced_by;
 use borealis_redo::control_file::ControlFile;
@@ -42,6 +42,7 @@ pub enum ContentsError {
 /// When no node of the meta group can answer.
 pub fn read(
     config: &Configured,
+    memberships: &Memberships,
     epoch: VolumeEpoch,
     durable: Lsn,
     tail: Lsn,
@@ -50,8 +51,8 @@ pub fn read(
     let mut newer = Vec::new();
     let mut missing = None;
     let mut unanswered = 0;
-    for node in config.nodes.iter().filter(|node| config.groups.is_member(node.node, META_GROUP)) {
-        match read_from(config, node, epoch, durable, tail) {
+    for node in members(memberships) {
+        match read_from(config, &node, epoch, durable, tail) {
             Ok(found) => match usable(config.version, found) {
                 Ok(contents) => return Ok(contents),
                 // One node's word does not keep a volume from starting: another may have what this one lost.
@@ -114,6 +115,14 @@ fn read_from(
     }
 }
 
+/// The members of the meta group, and where they are.
+pub(crate) fn members(memberships: &Memberships) -> Vec<NodeAddress> {
+    let of_group = |node: &NodeAddress| {
+        memberships.of(META_GROUP).is_some_and(|membership| membership.contains(node.node))
+    };
+    memberships.nodes().into_iter().filter(of_group).collect()
+}
+
 /// A connection to a node that has the recovery's history, and where to read on it.
 pub(crate) fn connect(
     config: &Configured,
@@ -131,6 +140,10 @@ pub(crate) fn connect(
     }
     if segment.is_none_or(|segment| segment.history.newest_epoch() != epoch) {
         let what = format!("it does not know the recovery of epoch {epoch} yet");
+        return Err(ClientError::Protocol { node: node.node, address: node.address.clone(), what });
+    }
+    if segment.is_some_and(|segment| segment.joining) {
+        let what = "it is joining the group and does not have everything yet".to_owned();
         return Err(ClientError::Protocol { node: node.node, address: node.address.clone(), what });
     }
     // Between the group's last record and the durable point nothing changes, so every position there shows the

@@ -7,6 +7,7 @@
 //! stopped (fenced, or poisoned) nothing is published at all.
 
 mod cut;
+mod members;
 mod peers;
 mod server;
 mod standing;
@@ -14,13 +15,14 @@ mod standstill;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use borealis_client::Memberships;
 use borealis_compute::read::{ReadCounters, Reads, Transport};
 use borealis_compute::ship::{
     Router, ShipCounters, Shipper, ShipperLimits, Standstill, Tenure, TenureLimits,
@@ -30,7 +32,6 @@ use borealis_quorum::read_routing::ReadRouter;
 use borealis_quorum::recovery::Outcome;
 use borealis_quorum::writer::WriterTracker;
 use borealis_shm::{InstanceState, SlotIndex};
-use borealis_spec::NodeAddress;
 use borealis_types::{GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch, invariant};
 use borealis_wal::{EffectError, Record, RecordError};
 use borealis_wire::Request;
@@ -104,6 +105,17 @@ pub struct MemberView {
     pub fenced_by: Option<VolumeEpoch>,
 }
 
+/// A node as the driver sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodeView {
+    /// The node.
+    pub node: NodeId,
+    /// How long ago it said anything on a connection of this writer; since the writer began, if it never did.
+    pub heard: Duration,
+    /// Whether it takes batches.
+    pub connected: bool,
+}
+
 /// The one owner of everything while a server runs: sockets, shared memory and the pure machines.
 pub struct Engine {
     config: Arc<Configured>,
@@ -111,6 +123,10 @@ pub struct Engine {
     /// The release that everything shipped here is recorded as written by.
     server_version: ServerVersion,
     outcome: Outcome,
+    /// Who the members of each group are, as far as it was learned.
+    memberships: Memberships,
+    /// Groups whose members are others since the last turn; the connections are still those of before.
+    changed: BTreeSet<GroupId>,
     poll: Poll,
     events: Events,
     /// Scratch list of one turn: token, and whether the peer closed. Kept between turns to save an allocation.
@@ -174,17 +190,18 @@ fn tenure_of(config: &Configured, outcome: &Outcome, members: &[QuorumSets], age
 }
 
 impl Engine {
-    /// An engine for the writer that a recovery made. `next_xid` is the first transaction id that the
-    /// volume's counters do not know to be used.
+    /// An engine for the writer that a recovery made through the members of these memberships. `next_xid` is the first
+    /// transaction id that the volume's counters do not know to be used.
     ///
     /// # Errors
     /// When the system refuses a poll.
     pub fn new(
         config: Arc<Configured>,
         outcome: Outcome,
-        members: Vec<QuorumSets>,
+        memberships: Memberships,
         next_xid: u32,
     ) -> Result<Engine, EngineError> {
+        let members: Vec<QuorumSets> = memberships.groups().values().map(QuorumSets::of).collect();
         let now = Instant::now();
         let epoch = outcome.promise.epoch;
         let server_version = outcome
@@ -202,19 +219,11 @@ impl Engine {
             retained_bytes: tuning.retained_bytes,
             in_rounds: tuning.in_rounds,
         };
-        let links = |node: &NodeAddress| PeerLinks {
-            address: node.address.clone(),
-            groups: config.groups_on(node.node),
-            append: Link::new(now),
-            read: Link::new(now),
-            installed: false,
-            last_failure: String::new(),
-        };
+        let of_nodes = members::groups_of_nodes(&memberships);
         let peers: BTreeMap<NodeId, PeerLinks> =
-            config.nodes.iter().map(|node| (node.node, links(node))).collect();
-        let nodes = peers.iter().map(|(&node, peer)| (node, peer.groups));
+            of_nodes.iter().map(|(&node, &groups)| (node, PeerLinks::new(groups, now))).collect();
         #[cfg_attr(not(feature = "broken-durability"), expect(unused_mut, reason = "only a test breaks it"))]
-        let mut shipper = Shipper::new(tracker, epoch, outcome.durable, nodes, limits);
+        let mut shipper = Shipper::new(tracker, epoch, outcome.durable, of_nodes, limits);
         #[cfg(feature = "broken-durability")]
         if crate::broken_durability::is_wanted() {
             shipper.break_durability();
@@ -231,6 +240,8 @@ impl Engine {
             epoch,
             server_version,
             outcome,
+            memberships,
+            changed: BTreeSet::new(),
             poll: Poll::new()?,
             events: Events::with_capacity(256),
             ready: Vec::new(),
@@ -308,6 +319,21 @@ impl Engine {
         })
     }
 
+    /// Every node that has a segment, in number order.
+    pub fn node_views(&self) -> impl Iterator<Item = NodeView> {
+        self.peers.iter().map(|(&node, peer)| NodeView {
+            node,
+            heard: peer.heard.elapsed(),
+            connected: peer.append.is_ready(),
+        })
+    }
+
+    /// Who the members of each group are, as far as it was learned.
+    #[must_use]
+    pub fn memberships(&self) -> &Memberships {
+        &self.memberships
+    }
+
     /// The nodes of the volume, in number order.
     fn nodes(&self) -> Rc<[NodeId]> {
         Rc::clone(&self.nodes)
@@ -381,6 +407,7 @@ impl Engine {
             server.shm.heartbeat();
         }
         self.take_events()?;
+        self.take_members();
         self.publish();
         self.run_timers();
         self.look_at_tenure()

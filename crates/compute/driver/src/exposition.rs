@@ -28,11 +28,15 @@ pub(crate) fn exposition(volume: VolumeId, instance: InstanceId, status: &Status
     for group in &status.groups {
         let id = group.id.to_string();
         add("group_complete_lsn", &[&id], position(&group.pgcl));
+        add("membership_epoch", &[&id], group.membership_epoch.into());
         for member in &group.members {
             let node = member.node.to_string();
             add("segment_acknowledged_lsn", &[&id, &node], position(&member.scl));
             add("segment_connected", &[&id, &node], (member.state == "up").into());
         }
+    }
+    for node in &status.nodes {
+        add("node_heard_seconds", &[&node.node.to_string()], Value::Fraction(node.heard_ms as f64 / 1e3));
     }
     if let Some(ms) = status.last_recovery_ms {
         add("last_recovery_seconds", &[], Value::Fraction(ms / 1e3));
@@ -69,16 +73,19 @@ fn counters(counters: &Counters) -> [(&'static str, u64); 17] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::instance_socket::{GroupStatus, MemberStatus};
+    use crate::instance_socket::{GroupStatus, MemberStatus, NodeStatus};
 
     #[test]
     fn an_instance_says_everything_that_is_listed_and_nothing_else() {
         let member = MemberStatus { node: 4, scl: "0/1A".to_owned(), state: "up" };
-        let group = GroupStatus { id: 2, pgcl: "0/1B".to_owned(), members: vec![member] };
+        let group =
+            GroupStatus { id: 2, membership_epoch: 3, pgcl: "0/1B".to_owned(), members: vec![member] };
+        let node = NodeStatus { node: 4, heard_ms: 2500, connected: true };
         let status = Status {
             state: "running",
             vdl: "1/0".to_owned(),
             groups: vec![group],
+            nodes: vec![node],
             last_recovery_ms: Some(1500.0),
             ..Status::default()
         };
@@ -91,6 +98,8 @@ mod tests {
             "borealis_instance_durable_lsn 4294967296",
             "borealis_instance_shipped_lsn 0",
             "borealis_instance_segment_acknowledged_lsn{group=\"2\",node=\"4\"} 26",
+            "borealis_instance_membership_epoch{group=\"2\"} 3",
+            "borealis_instance_node_heard_seconds{node=\"4\"} 2.5",
             "borealis_instance_last_recovery_seconds 1.5",
         ] {
             assert!(text.lines().any(|said| said == line), "{line} is not in\n{text}");

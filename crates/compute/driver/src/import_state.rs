@@ -1,12 +1,12 @@
 //! Whether a volume still has to be filled, or filled again because that was interrupted.
 
-use borealis_client::ClientError;
+use borealis_client::{ClientError, Memberships};
 use borealis_instance::import::import_mark;
 use borealis_spec::NodeAddress;
-use borealis_types::{Lsn, META_GROUP, MetaKey, READ_QUORUM, VolumeEpoch};
+use borealis_types::{Lsn, MetaKey, READ_QUORUM, VolumeEpoch};
 
 use crate::config::Configured;
-use crate::contents::connect;
+use crate::contents::{connect, members};
 
 /// What one node has of what an import puts into a volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,11 +25,16 @@ enum Found {
 /// An import begins by removing what is there, so one node's word is not enough: as many as a recovery must see have to
 /// say so, and nobody the contrary.
 #[must_use]
-pub fn was_interrupted(config: &Configured, epoch: VolumeEpoch, durable: Lsn, tail: Lsn) -> bool {
-    let members = config.nodes.iter().filter(|node| config.groups.is_member(node.node, META_GROUP));
+pub fn was_interrupted(
+    config: &Configured,
+    memberships: &Memberships,
+    epoch: VolumeEpoch,
+    durable: Lsn,
+    tail: Lsn,
+) -> bool {
     let mut marked = 0;
-    for node in members {
-        match ask(config, node, epoch, durable, tail) {
+    for node in members(memberships) {
+        match ask(config, &node, epoch, durable, tail) {
             // As at nearly every start: the first node says so, and no other is asked.
             Ok(Found::Template | Found::Nothing) => return false,
             Ok(Found::Mark) => marked += 1,

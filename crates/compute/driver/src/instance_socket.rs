@@ -39,10 +39,24 @@ pub struct MemberStatus {
 pub struct GroupStatus {
     /// The group's number; 0 is the meta group.
     pub id: u16,
+    /// The membership of the group that the writer goes by.
+    pub membership_epoch: u64,
     /// A write quorum has everything up to here (PGCL).
     pub pgcl: String,
-    /// The six segments of the group, in the order of their nodes.
+    /// The segments of the group, in the order of their nodes: six, or up to eight while members are being replaced.
     pub members: Vec<MemberStatus>,
+}
+
+/// A node, as the writer sees it.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct NodeStatus {
+    /// Its number.
+    pub node: u16,
+    /// How many milliseconds ago it said anything to this writer; since the writer began with it, if it never did. A node that
+    /// is connected says something in every quarter of a lease.
+    pub heard_ms: u64,
+    /// Whether it takes batches.
+    pub connected: bool,
 }
 
 /// How long the parts of the last start took, in milliseconds.
@@ -116,6 +130,8 @@ pub struct Status {
     pub shipped: String,
     /// Every protection group of the volume, by its number.
     pub groups: Vec<GroupStatus>,
+    /// Every node that has a segment, by its number: what this writer observes of it.
+    pub nodes: Vec<NodeStatus>,
     /// Process id of the driver.
     pub driver_pid: u32,
     /// The release of the server, recorded in the volume as the writer of this epoch; `None` before the first start.

@@ -2,6 +2,7 @@
 //!
 //! * [`supervise`]: the life of an instance. [`recover`] opens the volume ([`rescue`]: without members that are lost for
 //!   good), [`release`] asks which PostgreSQL runs next, [`contents`] reads what a data directory needs, [`instance_socket`] is the local socket.
+//! * [`memberships`]: who the members of each group are, as this instance knows it from one start to the next.
 //! * [`engine`]: the event loop that owns everything while the server runs. It moves bytes; what they mean is
 //!   decided by the machines without I/O of [`borealis_compute`]: which groups get a record, who has which record, what
 //!   is durable, whom to ask for a page, which answer counts. [`wal_feed`] reads the server's log.
@@ -21,8 +22,11 @@ mod descriptors;
 pub mod engine;
 pub mod evict;
 mod exposition;
+#[cfg(test)]
+mod fake_nodes;
 mod import_state;
 pub mod instance_socket;
+pub mod memberships;
 pub mod recover;
 pub mod release;
 pub mod rescue;

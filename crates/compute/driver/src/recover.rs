@@ -10,36 +10,39 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use borealis_client::{ClientError, NodeClient, Timeouts};
+use borealis_client::{Memberships, Timeouts};
 use borealis_quorum::Promise;
 use borealis_quorum::evidence::newest_installed;
 use borealis_quorum::quorum_set::QuorumSets;
-use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
-use borealis_spec::NodeAddress;
+use borealis_quorum::recovery::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions};
 use borealis_types::{
-    EPOCH_LIMIT, EPOCH_STEP_MAX, EpochHistory, GroupId, Lsn, NodeId, PostgresVersion, RecordForm,
-    ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId,
+    EPOCH_LIMIT, GroupId, NodeId, RecordForm, ServerVersion, VolumeEpoch, WRITE_QUORUM, WriterId,
 };
-use borealis_wal::record::previous_start;
-use borealis_wire::{
-    BatchBuilder, BatchHeader, BatchReader, BatchRecord, Caller, Refusal, Request, SegmentSummary,
-};
+use borealis_wire::{Refusal, SegmentSummary};
 
 use crate::config::Configured;
+use crate::memberships::{in_words, remember};
+use worker::Worker;
 
 #[cfg(test)]
 mod tests;
+mod worker;
 
 /// A request without an answer is repeated after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long to wait for the last nodes to introduce themselves once a write quorum has.
 const STRAGGLERS: Duration = Duration::from_millis(100);
-/// Bytes of one page of a tail.
-const TAIL_PAGE_BYTES: u32 = 4 << 20;
 /// Of a node that counts as absent, see `borealis_quorum::recovery::Recovery::left_out`.
 const LEFT_OUT: &str = "left out of account: what it says of the volume is ruled out by the others; look at its disk, or rebuild it";
-/// The size goal of a repair's batches.
-const REPAIR_BATCH_BYTES: usize = 1 << 20;
+/// How often one recovery begins anew because the members of groups are others than it knew. Each time takes a change of
+/// members, which is rare.
+const BEGINNINGS_MAX: u32 = 32;
+/// How long a newer membership may be claimed without being believed before everyone is asked, and how often everyone is.
+const ASK_AFTER: Duration = Duration::from_millis(500);
+const ASKS_MAX: u32 = 3;
+/// How long a node may take then.
+const ASK_TIMEOUTS: Timeouts =
+    Timeouts { connect: Duration::from_millis(500), call: Duration::from_millis(1000) };
 
 /// How long each phase of a recovery took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +83,11 @@ pub enum RecoverError {
     /// The configuration does not make quorums.
     #[error("the instance's configuration is unusable: {0}")]
     Configuration(String),
+    /// Whenever a recovery was under way, the members of a group changed.
+    #[error(
+        "the members of groups changed {0} times while the volume was being opened; it is tried again when they rest"
+    )]
+    MembersChange(u32),
 }
 
 /// A record as it is sent to whom it lacks.
@@ -95,29 +103,36 @@ enum Report {
     Welcome(NodeId, Vec<SegmentSummary>),
     /// The node does not answer; the thread goes on trying.
     Unreachable(NodeId, String),
+    /// The node stores other memberships than the recovery is made for.
+    OtherMembership(NodeId, Refusal),
     /// An answer that the recovery's state machine has to see.
     Event(Event<Handle>),
 }
 
-/// The members of every group, in group order.
+/// Why an attempt ended without a result.
+enum Ended {
+    /// The members of these groups are others than it was made for.
+    Learned(Vec<GroupId>),
+    Error(RecoverError),
+}
+
+impl From<RecoverError> for Ended {
+    fn from(error: RecoverError) -> Ended {
+        Ended::Error(error)
+    }
+}
+
+/// The members of every group as quorums, in group order. Those that are `lost` for good count as members that the others
+/// stand in for.
 ///
 /// # Errors
-/// When they do not make quorum sets.
-pub fn quorum_sets(config: &Configured) -> Result<Vec<QuorumSets>, RecoverError> {
-    let configuration = |what: String| RecoverError::Configuration(what);
-    config
-        .placement
-        .groups()
-        .map(|group| {
-            let members = config
-                .groups
-                .nodes_of(group)
-                .try_into()
-                .ok()
-                .ok_or_else(|| configuration(format!("group {group} has not six members")))?;
-            QuorumSets::new(vec![members]).map_err(|error| configuration(error.to_string()))
-        })
-        .collect()
+/// When too few are left.
+fn quorum_sets(memberships: &Memberships, lost: &BTreeSet<NodeId>) -> Result<Vec<QuorumSets>, RecoverError> {
+    let survivors = |membership| {
+        let sets = QuorumSets::of(membership);
+        sets.survivors(lost).map_err(|error| RecoverError::Configuration(error.to_string()))
+    };
+    memberships.groups().values().map(survivors).collect()
 }
 
 /// What one driver has asked for so far.
@@ -129,25 +144,29 @@ pub struct OwnEpochs {
     tried: BTreeSet<VolumeEpoch>,
 }
 
-/// Takes the volume over for a server of this release, in an epoch above the one that this driver opened last, in case
-/// nodes have lost what they promised it. On return, no older writer can have anything acknowledged any more, and
-/// everything that was ever acknowledged is at or below the outcome's durable point.
+/// Takes the volume over through the members of its groups, for a server of this release, in an epoch above the one that
+/// this driver opened last, in case nodes have lost what they promised it. On return, no older writer can have anything
+/// acknowledged any more, and everything that was ever acknowledged is at or below the outcome's durable point.
+///
+/// When nodes know of newer memberships, and enough of them say so, it begins anew with those; `memberships` then has them.
 ///
 /// # Errors
 /// See [`RecoverError`]. Nothing is lost by a failure; it may be tried again at any time.
 pub fn recover(
     config: &Configured,
+    memberships: &mut Memberships,
     writer: WriterId,
     server_version: ServerVersion,
     own: &mut OwnEpochs,
 ) -> Result<Recovered, RecoverError> {
-    recover_through(config, &quorum_sets(config)?, writer, server_version, own)
+    recover_without(&BTreeSet::new(), config, memberships, writer, server_version, own)
 }
 
-/// [`recover`] with these members of each group, for a volume that is opened without some of them.
-pub(crate) fn recover_through(
+/// [`recover`] for a volume that is opened without some of its members.
+pub(crate) fn recover_without(
+    lost: &BTreeSet<NodeId>,
     config: &Configured,
-    members: &[QuorumSets],
+    memberships: &mut Memberships,
     writer: WriterId,
     server_version: ServerVersion,
     own: &mut OwnEpochs,
@@ -155,21 +174,37 @@ pub(crate) fn recover_through(
     let deadline = Instant::now() + Duration::from_millis(config.tuning.recovery_timeout_ms);
     let mut at_least = own.opened;
     let mut newest_history = own_history(own.opened);
+    let (mut beginnings, mut asks_left) = (0, ASKS_MAX);
     loop {
-        let mut attempt = Attempt::begin(config, members, writer, server_version);
-        match attempt.run(at_least, own, &mut newest_history, deadline) {
+        let members = quorum_sets(memberships, lost)?;
+        let mut attempt = Attempt::begin(config, memberships, members, writer, server_version);
+        attempt.asks_left = asks_left;
+        let result = attempt.run(at_least, own, &mut newest_history, deadline);
+        asks_left = attempt.asks_left;
+        match result {
             Ok(recovered) => {
                 own.opened = recovered.outcome.promise.epoch;
                 return Ok(recovered);
             }
+            Err(Ended::Learned(groups)) => {
+                beginnings += 1;
+                if beginnings > BEGINNINGS_MAX {
+                    return Err(RecoverError::MembersChange(beginnings));
+                }
+                let learned = in_words(memberships, &groups);
+                tracing::info!("the recovery begins anew, for members have changed; {learned}");
+                remember(config, memberships);
+            }
             // Another recovery came in between. Unless it finishes, ours goes on with a higher epoch.
-            Err(RecoverError::Failed(Failure::Superseded { current })) if Instant::now() < deadline => {
+            Err(Ended::Error(RecoverError::Failed(Failure::Superseded { current })))
+                if Instant::now() < deadline =>
+            {
                 tracing::info!(epoch = current.0, "another recovery holds the volume; trying a higher epoch");
                 at_least = at_least.max(current);
                 // Different instances wait differently long, so that they do not beat each other for ever.
                 std::thread::sleep(Duration::from_millis(5 + writer.0 % 50));
             }
-            Err(error) => return Err(error),
+            Err(Ended::Error(error)) => return Err(error),
         }
     }
 }
@@ -180,12 +215,6 @@ fn next_epoch(promised: VolumeEpoch) -> Option<VolumeEpoch> {
     promised.0.checked_add(1).map(VolumeEpoch).filter(|next| *next < EPOCH_LIMIT)
 }
 
-/// The epochs to have promised on the way from one to a later one that is further than a node goes at once.
-fn fence_steps(promised: VolumeEpoch, wanted: VolumeEpoch) -> impl Iterator<Item = VolumeEpoch> {
-    let first = promised.0.saturating_add(EPOCH_STEP_MAX);
-    (first..wanted.0).step_by(EPOCH_STEP_MAX as usize).map(VolumeEpoch)
-}
-
 /// The newest history that a driver knows before it asks: its own, if it has opened the volume in the epoch `used`. A newer
 /// one is of a writer that took the volume over, and must not lose it again to whom it replaced.
 fn own_history(used: VolumeEpoch) -> Option<VolumeEpoch> {
@@ -194,7 +223,9 @@ fn own_history(used: VolumeEpoch) -> Option<VolumeEpoch> {
 
 struct Attempt<'a> {
     config: &'a Configured,
-    members: &'a [QuorumSets],
+    memberships: &'a mut Memberships,
+    /// Those of `memberships` as quorums, in group order.
+    members: Vec<QuorumSets>,
     writer: WriterId,
     server_version: ServerVersion,
     commands: BTreeMap<NodeId, Sender<Command<Handle>>>,
@@ -202,12 +233,17 @@ struct Attempt<'a> {
     begun: Instant,
     welcomes: BTreeMap<NodeId, Vec<SegmentSummary>>,
     unreachable: BTreeMap<NodeId, String>,
+    /// Since when a newer membership is claimed that is not believed.
+    claimed_since: Option<Instant>,
+    /// How often everyone may still be asked.
+    asks_left: u32,
 }
 
 impl<'a> Attempt<'a> {
     fn begin(
         config: &'a Configured,
-        members: &'a [QuorumSets],
+        memberships: &'a mut Memberships,
+        members: Vec<QuorumSets>,
         writer: WriterId,
         server_version: ServerVersion,
     ) -> Attempt<'a> {
@@ -217,31 +253,30 @@ impl<'a> Attempt<'a> {
         )]
         let (report, reports) = channel();
         let mut commands = BTreeMap::new();
-        for node in &config.nodes {
+        let mut unreachable = BTreeMap::new();
+        let nodes: BTreeSet<NodeId> = members.iter().flat_map(QuorumSets::members).collect();
+        for node in nodes {
+            let addresses = memberships.addresses().all(node).into_iter().cloned().collect();
+            let worker = Worker::new(config.clone(), addresses, memberships.made_for(), report.clone());
+            let Some(worker) = worker else {
+                unreachable.insert(node, "no node has said where it is".to_owned());
+                continue;
+            };
             #[expect(
                 clippy::disallowed_methods,
                 reason = "a recovery asks a node again only after its answer or a pause"
             )]
             let (command, receiver) = channel();
-            commands.insert(node.node, command);
-            let worker = Worker {
-                config: config.clone(),
-                address: node.clone(),
-                report: report.clone(),
-                client: None,
-                writer_client: None,
-                promised: VolumeEpoch(0),
-                promise: None,
-                reader_client: None,
-            };
-            let name = format!("recover-{}", node.node);
+            commands.insert(node, command);
+            let name = format!("recover-{node}");
             // A thread that cannot be started counts as a node that does not answer.
             if let Err(error) = std::thread::Builder::new().name(name).spawn(move || worker.run(&receiver)) {
-                let _ = report.send(Report::Unreachable(node.node, error.to_string()));
+                unreachable.insert(node, error.to_string());
             }
         }
         Attempt {
             config,
+            memberships,
             members,
             writer,
             server_version,
@@ -249,7 +284,9 @@ impl<'a> Attempt<'a> {
             reports,
             begun: Instant::now(),
             welcomes: BTreeMap::new(),
-            unreachable: BTreeMap::new(),
+            unreachable,
+            claimed_since: None,
+            asks_left: 0,
         }
     }
 
@@ -259,14 +296,14 @@ impl<'a> Attempt<'a> {
         own: &mut OwnEpochs,
         newest_history: &mut Option<VolumeEpoch>,
         deadline: Instant,
-    ) -> Result<Recovered, RecoverError> {
+    ) -> Result<Recovered, Ended> {
         self.wait_for_welcomes(deadline)?;
         let connect = self.begun.elapsed();
         let summaries = || self.welcomes.values().flatten();
         let installed = newest_installed(newest_of_each(&self.welcomes, own));
         match newest_history {
             // A writer that finished its recovery while ours was running is newer than we are.
-            Some(known) if installed > *known => return Err(RecoverError::TakenOver(installed)),
+            Some(known) if installed > *known => return Err(RecoverError::TakenOver(installed).into()),
             known => *known = Some(installed),
         }
         let promised = summaries().map(|s| s.promised_epoch).max().unwrap_or_default().max(at_least);
@@ -285,7 +322,7 @@ impl<'a> Attempt<'a> {
         let options = RecoveryOptions {
             promise,
             server_version: self.server_version,
-            members: self.members.to_vec(),
+            members: self.members.clone(),
             retry_after: RETRY_AFTER,
             give_up_after: Some(deadline.saturating_duration_since(self.begun)),
         };
@@ -305,9 +342,9 @@ impl<'a> Attempt<'a> {
                             self.welcomes.remove(&node);
                             self.unreachable.insert(node, LEFT_OUT.to_owned());
                         }
-                        return Err(self.no_quorum(&groups));
+                        return Err(self.no_quorum(&groups).into());
                     }
-                    Command::Failed(failure) => return Err(RecoverError::Failed(failure)),
+                    Command::Failed(failure) => return Err(RecoverError::Failed(failure).into()),
                     command => self.dispatch(command),
                 }
             }
@@ -319,6 +356,11 @@ impl<'a> Attempt<'a> {
                 }
                 Ok(Report::Unreachable(node, why)) => {
                     self.unreachable.insert(node, why);
+                    Event::Tick
+                }
+                Ok(Report::OtherMembership(node, refusal)) => {
+                    self.unreachable.insert(node, refusal.to_string());
+                    self.take_claims(node, &refusal)?;
                     Event::Tick
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Event::Tick,
@@ -345,25 +387,28 @@ impl<'a> Attempt<'a> {
 
     /// Waits until every node has introduced itself or failed to; or a write quorum of every group has, and
     /// the others had a moment.
-    fn wait_for_welcomes(&mut self, deadline: Instant) -> Result<(), RecoverError> {
+    fn wait_for_welcomes(&mut self, deadline: Instant) -> Result<(), Ended> {
         let mut quorum_since = None;
+        let nodes = self.members.iter().flat_map(QuorumSets::members).collect::<BTreeSet<NodeId>>().len();
         loop {
             let waiting: Vec<GroupId> = self
                 .config
                 .placement
                 .groups()
-                .zip(self.members)
+                .zip(&self.members)
                 .filter(|(_, members)| !members.is_write_quorum(|node| self.welcomes.contains_key(&node)))
                 .map(|(group, _)| group)
                 .collect();
             let heard = self.welcomes.len() + self.unreachable.len();
             if waiting.is_empty() {
                 let since = *quorum_since.get_or_insert_with(Instant::now);
-                if heard >= self.config.nodes.len() || since.elapsed() >= STRAGGLERS {
+                if heard >= nodes || since.elapsed() >= STRAGGLERS {
                     return Ok(());
                 }
             } else if Instant::now() >= deadline {
-                return Err(self.no_quorum(&waiting));
+                return Err(self.no_quorum(&waiting).into());
+            } else {
+                self.ask_everyone()?;
             }
             match self.reports.recv_timeout(Duration::from_millis(20)) {
                 Ok(Report::Welcome(node, summaries)) => {
@@ -374,16 +419,48 @@ impl<'a> Attempt<'a> {
                     self.welcomes.remove(&node);
                     self.unreachable.insert(node, why);
                 }
+                Ok(Report::OtherMembership(node, refusal)) => {
+                    self.welcomes.remove(&node);
+                    self.unreachable.insert(node, refusal.to_string());
+                    self.take_claims(node, &refusal)?;
+                }
                 Ok(Report::Event(_)) | Err(_) => {}
             }
         }
+    }
+
+    /// A node refused because it stores other memberships. Ends the attempt if they are believed.
+    fn take_claims(&mut self, node: NodeId, refusal: &Refusal) -> Result<(), Ended> {
+        let Refusal::OtherMembership { states, nodes } = refusal else { return Ok(()) };
+        let changed = self.memberships.take(node, states, nodes);
+        if !changed.is_empty() {
+            return Err(Ended::Learned(changed));
+        }
+        if self.memberships.has_newer_claims() && self.claimed_since.is_none() {
+            self.claimed_since = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Asks everyone who is or may be a member for memberships, if one is claimed for a while and too few of those who are
+    /// known can say so: they may all have left since.
+    fn ask_everyone(&mut self) -> Result<(), Ended> {
+        if self.asks_left == 0 || self.claimed_since.is_none_or(|since| since.elapsed() < ASK_AFTER) {
+            return Ok(());
+        }
+        self.asks_left -= 1;
+        self.claimed_since = Some(Instant::now());
+        tracing::info!("a node knows of newer members; all that may be members are asked");
+        let credentials = self.config.credentials.as_ref();
+        let changed = self.memberships.ask(credentials, self.config.volume, ASK_TIMEOUTS);
+        if changed.is_empty() { Ok(()) } else { Err(Ended::Learned(changed)) }
     }
 
     /// Says which groups lack whom.
     fn no_quorum(&self, groups: &[GroupId]) -> RecoverError {
         let mut text = String::new();
         let mut absent = BTreeSet::new();
-        for (group, members) in self.config.placement.groups().zip(self.members) {
+        for (group, members) in self.config.placement.groups().zip(&self.members) {
             if !groups.contains(&group) {
                 continue;
             }
@@ -420,220 +497,4 @@ fn newest_of_each<'a>(
         openings.into_iter().find(|epoch| !own.tried.contains(epoch)).unwrap_or_default()
     };
     welcomes.values().map(move |segments| segments.iter().map(newest).max().unwrap_or_default())
-}
-
-/// Carries out the commands for one node.
-struct Worker {
-    config: Configured,
-    address: NodeAddress,
-    report: Sender<Report>,
-    /// The connection for everything but appends; `None` until the first request, and after a failure.
-    client: Option<NodeClient>,
-    /// For repairs: introduced as the writer.
-    writer_client: Option<NodeClient>,
-    /// The newest epoch that the node is known to be promised to.
-    promised: VolumeEpoch,
-    /// What the node promised this recovery.
-    promise: Option<Promise>,
-    /// For the ends of logs: introduced as the reader of the writer to be, whose turns nobody else has.
-    reader_client: Option<NodeClient>,
-}
-
-impl Worker {
-    fn run(mut self, commands: &Receiver<Command<Handle>>) {
-        let mut pause = Duration::from_millis(10);
-        while let Err(error) = self.introduce() {
-            if self.report.send(Report::Unreachable(self.address.node, error.to_string())).is_err() {
-                return;
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(500));
-            if let Err(std::sync::mpsc::TryRecvError::Disconnected) = self.probe(commands) {
-                return;
-            }
-        }
-        while let Ok(command) = commands.recv() {
-            match self.carry_out(command) {
-                Ok(event) => {
-                    if self.report.send(Report::Event(event)).is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    let event = match error.refusal() {
-                        Some(Refusal::Fenced(current)) => {
-                            Report::Event(Event::Refused { node: self.address.node, current: *current })
-                        }
-                        _ => Report::Unreachable(self.address.node, error.to_string()),
-                    };
-                    if self.report.send(event).is_err() {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether the owner is still there. A command that arrived for a node that cannot be reached is dropped;
-    /// the state machine sends it again.
-    fn probe(&self, commands: &Receiver<Command<Handle>>) -> Result<(), std::sync::mpsc::TryRecvError> {
-        match commands.try_recv() {
-            Ok(_) | Err(std::sync::mpsc::TryRecvError::Empty) => Ok(()),
-            Err(gone) => Err(gone),
-        }
-    }
-
-    fn timeouts() -> Timeouts {
-        Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(5) }
-    }
-
-    fn connect(&self, caller: Caller) -> Result<NodeClient, ClientError> {
-        let (route, node) = (self.config.route(&self.address), self.address.node);
-        NodeClient::connect(route, self.config.volume, node, caller, Worker::timeouts())
-    }
-
-    fn introduce(&mut self) -> Result<(), ClientError> {
-        let client = self.connect(Caller::Recovery)?;
-        let promised = client.welcome().iter().map(|segment| segment.promised_epoch).max();
-        self.promised = self.promised.max(promised.unwrap_or_default());
-        // The owner may be gone; the next command tells.
-        let _ = self.report.send(Report::Welcome(self.address.node, client.welcome().to_vec()));
-        self.client = Some(client);
-        Ok(())
-    }
-
-    fn client(&mut self) -> Result<&mut NodeClient, ClientError> {
-        if self.client.as_ref().is_none_or(NodeClient::is_broken) {
-            self.client = Some(self.connect(Caller::Recovery)?);
-        }
-        Ok(self.client.as_mut().expect("it was just put there"))
-    }
-
-    /// The connection for reading the ends of logs.
-    fn reader(&mut self) -> Result<&mut NodeClient, ClientError> {
-        let Some(Promise { epoch, writer }) = self.promise else { return self.client() };
-        if self.reader_client.as_ref().is_none_or(NodeClient::is_broken) {
-            self.reader_client = Some(self.connect(Caller::Reader { epoch, writer })?);
-        }
-        Ok(self.reader_client.as_mut().expect("it was just put there"))
-    }
-
-    fn carry_out(&mut self, command: Command<Handle>) -> Result<Event<Handle>, ClientError> {
-        let node = self.address.node;
-        match command {
-            Command::Fence { promise, .. } => {
-                // A node promises only so many epochs at once, and somebody may have led another one far ahead.
-                for step in fence_steps(self.promised, promise.epoch) {
-                    self.client()?.fence(step, promise.writer)?;
-                    self.promised = step;
-                }
-                let summaries = self.client()?.fence(promise.epoch, promise.writer)?;
-                self.promised = promise.epoch;
-                self.promise = Some(promise);
-                Ok(Event::Fenced { node, summaries: summaries.iter().map(Into::into).collect() })
-            }
-            Command::ReadTail { group, above, .. } => {
-                let (batches, more) = self.reader()?.read_tail(group, above, TAIL_PAGE_BYTES)?;
-                let mut records = Vec::new();
-                for batch in &batches {
-                    if !read_batch(self.config.version, batch, group, above, &mut records) {
-                        let address = self.address.address.clone();
-                        let what = format!("a malformed tail of group {group}");
-                        return Err(ClientError::Protocol { node, address, what });
-                    }
-                }
-                Ok(Event::TailPage { node, group, above, records, more })
-            }
-            Command::Repair { group, promise, history, records, .. } => {
-                self.repair(promise, group, &history, &records)?;
-                Ok(Event::Repaired { node, group })
-            }
-            Command::Install { promise: Promise { epoch, writer }, history, tails, .. } => {
-                self.client()?.call(&Request::Install { epoch, writer, history, tails })?;
-                Ok(Event::Installed { node })
-            }
-            Command::Done(_) | Command::Failed(_) => Ok(Event::Tick),
-        }
-    }
-
-    fn repair(
-        &mut self,
-        promise: Promise,
-        group: GroupId,
-        history: &EpochHistory,
-        records: &[TailRecord<Handle>],
-    ) -> Result<(), ClientError> {
-        let Promise { epoch, writer } = promise;
-        if self.writer_client.as_ref().is_none_or(NodeClient::is_broken) {
-            // A writer may send large frames.
-            self.writer_client = Some(self.connect(Caller::Writer { epoch, writer })?);
-        }
-        let client = self.writer_client.as_mut().expect("it was just put there");
-        let mut records = records;
-        // A group without records to bring still has its history adopted.
-        loop {
-            let mut batches = Vec::new();
-            if let Some(first) = records.first() {
-                let (batch, rest) = repair_batch(first.epoch, records);
-                batches.push(batch);
-                records = rest;
-            }
-            client.call(&Request::Repair { epoch, writer, group, history: history.clone(), batches })?;
-            if records.is_empty() {
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// A batch of the first records, which are of one epoch, and the records left. Beyond the size goal it holds at
-/// most one record, so that it fits into a frame.
-fn repair_batch(epoch: VolumeEpoch, mut records: &[TailRecord<Handle>]) -> (Vec<u8>, &[TailRecord<Handle>]) {
-    let mut batch = BatchBuilder::new(&BatchHeader { volume_epoch: epoch, ..BatchHeader::default() });
-    while let Some((record, rest)) = records.split_first()
-        && record.epoch == epoch
-        && (batch.record_count() == 0 || batch.size_bytes() + record.handle.bytes.len() <= REPAIR_BATCH_BYTES)
-    {
-        batch.push_form(record.span, record.handle.form, &record.links, &record.handle.bytes);
-        records = rest;
-    }
-    (batch.finish(), records)
-}
-
-/// Adds the records of one batch of a tail; `false` if it is malformed.
-fn read_batch(
-    version: PostgresVersion,
-    batch: &[u8],
-    group: GroupId,
-    above: Lsn,
-    records: &mut Vec<TailRecord<Handle>>,
-) -> bool {
-    let Ok((header, reader)) = BatchReader::new(batch) else { return false };
-    for record in reader {
-        let Ok(record) = record else { return false };
-        if record.span.end <= above || record.link(group).is_none() {
-            continue;
-        }
-        let Some(previous_start) = sound_record(version, &record) else { return false };
-        records.push(TailRecord {
-            epoch: header.volume_epoch,
-            span: record.span,
-            previous_start,
-            links: record.links,
-            handle: Handle { form: record.form, bytes: Arc::from(record.bytes) },
-        });
-    }
-    true
-}
-
-/// Start of the entry before a record in the volume, if the record's bytes are those that were written.
-fn sound_record(version: PostgresVersion, record: &BatchRecord<'_>) -> Option<Lsn> {
-    let start = record.span.start;
-    if record.form.part.is_piece() {
-        borealis_wal::piece::open(record.bytes, start).ok()?;
-        return record.form.previous_start;
-    }
-    borealis_wal::verify_checksum(record.bytes, start).ok()?;
-    let named = previous_start(version, record.span, record.bytes).ok()?;
-    Some(record.form.previous_start.unwrap_or(named))
 }

@@ -1,8 +1,8 @@
 //! Opening a volume through the members that are left when so many are lost for good that no write quorum is.
 //!
 //! 1. All that are left are fenced, and everything that was ever acknowledged is found and brought to all of them: the
-//!    ordinary recovery, through [`QuorumSets::survivors`]. From then on no older writer finds a write quorum, whatever
-//!    becomes of the lost members.
+//!    ordinary recovery, through [`borealis_quorum::quorum_set::QuorumSets::survivors`]. From then on no older writer
+//!    finds a write quorum, whatever becomes of the lost members.
 //! 2. They catch up from each other until of every group one of them at least has every record up to the end. Copies of such
 //!    segments may take the places of the lost ones.
 //!
@@ -11,19 +11,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use borealis_client::{ClientError, NodeClient, Timeouts};
+use borealis_client::{ClientError, Memberships, NodeClient, Timeouts};
 use borealis_quorum::GroupTail;
-use borealis_quorum::quorum_set::QuorumSets;
-use borealis_spec::NodeAddress;
+use borealis_types::membership::GroupMembership;
 use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
 use borealis_wire::{Caller, SegmentSummary};
 
 use crate::config::Configured;
-use crate::recover::{OwnEpochs, RecoverError, quorum_sets, recover_through};
+use crate::memberships::known;
+use crate::recover::{OwnEpochs, RecoverError, recover_without};
 use crate::supervise::new_writer;
 
 /// How long those that are left may take to catch up from each other, from the last one that moved.
 const CATCH_UP_STALLS_AFTER: Duration = Duration::from_secs(20);
+/// How long a node may take to answer.
+const TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(5) };
 /// Between two looks at how far they are.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -47,6 +49,12 @@ pub enum RescueError {
     /// A member that is said to be there does not answer.
     #[error("{0}; every node that is not given up must run")]
     Unreachable(ClientError),
+    /// Nobody has said where a member is that is not given up.
+    #[error(
+        "node {0} is a member, and neither the configuration nor any node says where it listens; every node that is not \
+         given up must run"
+    )]
+    Nowhere(NodeId),
     /// No node ever had a record of this volume.
     #[error(
         "no node that is left knows of any start of this volume, so there is nothing to rescue; create it again"
@@ -72,29 +80,38 @@ pub enum RescueError {
 /// See [`RescueError`]. Nothing is lost by a failure.
 pub fn agree_without(config: &Configured, lost: &BTreeSet<NodeId>) -> Result<Rescued, RescueError> {
     let writer = new_writer().map_err(|error| RecoverError::Configuration(format!("{error:#}")))?;
-    let mut config = config.clone();
-    let members: Vec<QuorumSets> = quorum_sets(&config)?
-        .iter()
-        .map(|sets| sets.survivors(lost).map_err(|error| RecoverError::Configuration(error.to_string())))
-        .collect::<Result<_, _>>()?;
-    config.told.nodes.retain(|node| !lost.contains(&node.node));
-    let server_version = newest_release(&ask_all(&config)?).ok_or(RescueError::NeverOpened)?;
-    let recovered = recover_through(&config, &members, writer, server_version, &mut OwnEpochs::default())?;
+    let mut memberships = known(config).map_err(|error| RecoverError::Configuration(format!("{error:#}")))?;
+    // Who has to be there are the members of today.
+    memberships.ask(config.credentials.as_ref(), config.volume, TIMEOUTS);
+    let standing = ask_all(config, &memberships, lost)?;
+    let server_version = newest_release(&standing).ok_or(RescueError::NeverOpened)?;
+    let mut own = OwnEpochs::default();
+    let recovered = recover_without(lost, config, &mut memberships, writer, server_version, &mut own)?;
     let outcome = recovered.outcome;
-    let complete = wait_until_complete(&config, outcome.durable.end, &outcome.tails)?;
+    let complete = wait_until_complete(config, &memberships, lost, outcome.durable.end, &outcome.tails)?;
     Ok(Rescued { epoch: outcome.promise.epoch, durable: outcome.durable, complete })
 }
 
-/// The state of every segment of every node, by node.
-fn ask_all(config: &Configured) -> Result<BTreeMap<NodeId, Vec<SegmentSummary>>, RescueError> {
-    let ask = |node: &NodeAddress| {
-        let timeouts = Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(5) };
-        let client =
-            NodeClient::connect(config.route(node), config.volume, node.node, Caller::Client, timeouts);
-        let summaries = client.and_then(|mut client| client.summaries());
-        summaries.map(|summaries| (node.node, summaries)).map_err(RescueError::Unreachable)
+/// The state of every segment of every member that is not lost, by node.
+fn ask_all(
+    config: &Configured,
+    memberships: &Memberships,
+    lost: &BTreeSet<NodeId>,
+) -> Result<BTreeMap<NodeId, Vec<SegmentSummary>>, RescueError> {
+    let members = memberships.members();
+    let ask = |&node: &NodeId| {
+        let mut failure = RescueError::Nowhere(node);
+        for address in memberships.addresses().all(node) {
+            let client =
+                NodeClient::connect(config.route(address), config.volume, node, Caller::Client, TIMEOUTS);
+            match client.and_then(|mut client| client.summaries()) {
+                Ok(summaries) => return Ok((node, summaries)),
+                Err(error) => failure = RescueError::Unreachable(error),
+            }
+        }
+        Err(failure)
     };
-    config.nodes.iter().map(ask).collect()
+    members.difference(lost).map(ask).collect()
 }
 
 /// The release that wrote last, by the newest history that anyone has.
@@ -111,9 +128,9 @@ fn complete_members(
     tails: &[GroupTail],
 ) -> BTreeMap<GroupId, Vec<NodeId>> {
     let has = |segments: &[SegmentSummary], tail: &GroupTail| {
-        segments
-            .iter()
-            .any(|segment| segment.group == tail.group && segment.segment_complete_lsn == tail.last_end)
+        segments.iter().any(|segment| {
+            segment.group == tail.group && segment.segment_complete_lsn == tail.last_end && !segment.joining
+        })
     };
     let of_group = |tail: &GroupTail| {
         let members = standing.iter().filter(|(_, segments)| has(segments, tail));
@@ -125,18 +142,22 @@ fn complete_members(
 /// Waits until the nodes have taken from each other what they lack. All of them if they can; one of each group is enough.
 fn wait_until_complete(
     config: &Configured,
+    memberships: &Memberships,
+    lost: &BTreeSet<NodeId>,
     end: Lsn,
     tails: &[GroupTail],
 ) -> Result<BTreeMap<GroupId, Vec<NodeId>>, RescueError> {
-    let present =
-        |group| config.nodes.iter().filter(move |node| config.groups.is_member(node.node, group)).count();
+    let present = |group: GroupId| {
+        let members = memberships.of(group).map(GroupMembership::members).unwrap_or_default();
+        members.difference(lost).count()
+    };
     let ends = |standing: &BTreeMap<NodeId, Vec<SegmentSummary>>| -> Vec<_> {
         standing.values().flatten().map(|segment| segment.segment_complete_lsn).collect()
     };
     let mut before = Vec::new();
     let mut moved = Instant::now();
     loop {
-        let standing = ask_all(config)?;
+        let standing = ask_all(config, memberships, lost)?;
         let complete = complete_members(&standing, tails);
         let now = ends(&standing);
         if now != before {
@@ -207,10 +228,15 @@ mod tests {
             (NodeId(3), vec![segment(0, 100, &[]), segment(1, 80, &[])]),
             (NodeId(4), vec![segment(1, 80, &[])]),
             (NodeId(5), vec![segment(0, 120, &[]), segment(1, 80, &[])]),
+            (NodeId(6), vec![SegmentSummary { joining: true, ..segment(0, 100, &[]) }]),
         ]);
         let complete = complete_members(&standing, &tails);
         let of_first = &complete[&GroupId(0)];
-        assert_eq!(*of_first, [NodeId(1), NodeId(3)], "node 4 does not host it, and node 5 has too much");
+        assert_eq!(
+            *of_first,
+            [NodeId(1), NodeId(3)],
+            "node 4 does not host it, node 5 has too much, node 6 is joining"
+        );
         assert_eq!(complete[&GroupId(1)], [2, 3, 4, 5].map(NodeId));
         let said = describe(&standing, &tails);
         assert!(

@@ -21,6 +21,7 @@ use borealis_metrics::server::MetricsServer;
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::path::control_file;
 use borealis_shm::probe_memory_file_system;
+use borealis_types::membership::REPLACEMENTS_MAX;
 use borealis_types::{META_GROUP, RecordSpan, VolumeEpoch, WriterId, invariant};
 use borealis_wal::EffectError;
 use borealis_wal::layout::FIRST_NORMAL_XID;
@@ -35,6 +36,7 @@ use crate::evict::{Evictor, default_limit_bytes};
 use crate::exposition::exposition;
 use crate::import_state;
 use crate::instance_socket::{self, StartPhases, StatusBoard};
+use crate::memberships;
 use crate::recover::{self, OwnEpochs, RecoverError};
 use crate::release;
 use crate::shim_gate::ShimFault;
@@ -100,7 +102,8 @@ fn may_pass(error: &anyhow::Error) -> bool {
     // Promises alone do not say that another writer began: the next recovery finds out.
     let fenced = matches!(error.downcast_ref(), Some(ContentsError::Fenced(_)));
     let tenure = matches!(error.downcast_ref(), Some(EngineError::Outvoted(_) | EngineError::LeaseOver(_)));
-    fenced || tenure
+    let moving = matches!(error.downcast_ref(), Some(RecoverError::MembersChange(_)));
+    fenced || tenure || moving
 }
 
 /// Runs the instance until it is told to stop by a signal (`SIGTERM`, `SIGINT`) or over its socket.
@@ -110,7 +113,10 @@ fn may_pass(error: &anyhow::Error) -> bool {
 /// ([`DriverError::Fenced`]).
 pub fn run(config: DriverConfig) -> anyhow::Result<()> {
     config.validate()?;
-    descriptors::raise_limit(config.nodes.len());
+    // Two members of each group may be replaced at a time, by nodes that are not among the configured ones.
+    descriptors::raise_limit(
+        config.nodes.len() + REPLACEMENTS_MAX * usize::from(config.placement.group_count()),
+    );
     let config = Configured::new(config)?;
     // Before any thread is made, so that every thread inherits it and the signals reach only the descriptor.
     let mut signals = SigSet::empty();
@@ -320,7 +326,14 @@ impl Supervisor {
             memory_directory::prepare(&self.config.memory_dir, &self.user, memory_directory::NEEDED_MIB)?;
         probe_memory_file_system(&self.config.memory_dir)?;
 
-        let recovered = recover::recover(&self.config, self.writer, server_version, &mut self.own_epochs)?;
+        let mut memberships = memberships::known(&self.config)?;
+        let recovered = recover::recover(
+            &self.config,
+            &mut memberships,
+            self.writer,
+            server_version,
+            &mut self.own_epochs,
+        )?;
         phases.connect_ms = ms(recovered.phases.connect);
         phases.protocol_ms = ms(recovered.phases.protocol);
         let outcome = recovered.outcome;
@@ -333,8 +346,7 @@ impl Supervisor {
             protocol_ms = phases.protocol_ms,
             "the volume is open for writing"
         );
-        let members = recover::quorum_sets(&self.config)?;
-        let mut engine = Engine::new(self.config.clone(), outcome.clone(), members, FIRST_NORMAL_XID)?;
+        let mut engine = Engine::new(self.config.clone(), outcome, memberships, FIRST_NORMAL_XID)?;
         engine.watch(self.signals.as_raw_fd())?;
         let waker = Arc::new(engine.waker()?);
         self.shared.set_waker(Some(waker));
@@ -379,7 +391,8 @@ impl Supervisor {
         let directory_begun = Instant::now();
         let durable = engine.shipper().durable();
         let tail = engine.shipper().tracker().durable_point(META_GROUP).group_tail;
-        let contents = contents::read(&self.config, engine.shipper().epoch(), durable.end, tail)?;
+        let contents =
+            contents::read(&self.config, engine.memberships(), engine.shipper().epoch(), durable.end, tail)?;
         engine.set_next_xid((contents.counters.next_full_xid & 0xFFFF_FFFF) as u32);
         let control = ControlFile::decode(&contents.control_file_template)
             .context("the volume's control file template")?;
@@ -410,7 +423,9 @@ impl Supervisor {
         if durable == RecordSpan::NONE {
             return true;
         }
-        let again = import_state::was_interrupted(&self.config, shipper.epoch(), durable.end, tail);
+        let memberships = engine.memberships();
+        let again =
+            import_state::was_interrupted(&self.config, memberships, shipper.epoch(), durable.end, tail);
         if again {
             tracing::info!("the first start was interrupted while it filled the volume; it is filled anew");
         }
@@ -495,6 +510,7 @@ mod tests {
         assert!(!waits_for_quorum(&taken, true) && !may_pass(&taken));
         let lease = anyhow::Error::from(EngineError::LeaseOver(Duration::from_secs(11)));
         assert!(!waits_for_quorum(&lease, true) && may_pass(&lease));
+        assert!(may_pass(&RecoverError::MembersChange(33).into()));
     }
 
     #[test]

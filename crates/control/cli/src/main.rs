@@ -70,6 +70,18 @@ enum Command {
     /// The certificates of a fleet, from its authority in DIR/fleet.
     #[command(subcommand)]
     Fleet(commands::fleet::FleetCommand),
+    /// Move segments until every node of a zone has as many as the others.
+    Rebalance {
+        /// Do it. Without, nothing is changed, and what would be moved is said.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Watch over a fleet on several hosts, and have what is lost replaced; `borealis up` does it for its own cluster.
+    Controller {
+        /// Its configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Read every page from every peer, check checksums, compare peers at one LSN.
     Verify {
         /// One JSON object on standard output.
@@ -80,6 +92,8 @@ enum Command {
     RedoCheck(commands::redo_check::RedoCheckArguments),
     /// Measure Borealis beside stock PostgreSQL on this machine.
     Bench(commands::bench::BenchArguments),
+    /// Hurt a cluster of its own under load, and say whether anything was lost.
+    Chaos(commands::chaos::ChaosArguments),
     /// Print a completion script, for a shell to load.
     Completion {
         /// For which shell.
@@ -124,6 +138,10 @@ pub(crate) struct UpArguments {
     /// Kept for later starts.
     #[arg(long, value_name = "P")]
     pub metrics_port: Option<u16>,
+    /// Replace a node that nobody has heard for so many seconds by a new one; 0 replaces none. Kept for later starts.
+    /// [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub replace_after: Option<u64>,
     /// Have the nodes of a new cluster speak TLS on 127.0.0.1, as nodes on several machines do.
     #[arg(long)]
     pub tls: bool,
@@ -144,6 +162,43 @@ enum NodeCommand {
     },
     /// List the nodes.
     List,
+    /// Make the empty store of a node of a fleet on many hosts. Done once in a node's life.
+    Create {
+        /// Its configuration, `node.json` in its folder.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Run a node of a fleet on many hosts, until it is told to stop.
+    Run {
+        /// Its configuration, `node.json` in its folder.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The system user to become first, if root starts it.
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+    },
+    /// Add a node, which hosts nothing until a segment is moved to it.
+    Add {
+        /// The zone it is to stand in.
+        #[arg(long, value_name = "AZ")]
+        az: String,
+    },
+    /// Empty a node: its segments go to other nodes of its zone, one after another, and then it is stopped.
+    Drain {
+        /// Its number.
+        id: u16,
+        /// Keep it after all.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Strike a node that hosts nothing from the cluster.
+    Remove {
+        /// Its number.
+        id: u16,
+        /// Delete its folder; without, it is set aside.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Replace nodes that are lost for good by ones made of the segments that are left; the instance must be stopped.
     Replace {
         /// Node numbers. Three nodes of each group must be left.
@@ -182,6 +237,12 @@ enum InstanceCommand {
         /// Its number.
         #[arg(default_value_t = 1)]
         id: u16,
+    },
+    /// Run an instance of a fleet on many hosts, until it is told to stop: it takes the volume over.
+    Run {
+        /// Its configuration, `instance.json` in its folder.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Stop an instance in order.
     Stop {
@@ -223,6 +284,12 @@ enum InternalCommand {
         #[arg(long)]
         config: PathBuf,
     },
+    /// The controller of a local cluster.
+    Controller {
+        /// The cluster's catalog.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Starts again what dies of a cluster that nobody serves in the foreground.
     Supervise {
         /// Its catalog.
@@ -241,8 +308,11 @@ enum InternalCommand {
 #[allow(unsafe_code)] // Changing a signal's action has no safe interface.
 fn end_with_the_reader() {
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // The nodes and the driver have sockets whose peers go away at any time.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "internal") {
+    // The nodes, the driver and the controller have sockets whose peers go away at any time.
+    let mut words = std::env::args_os().skip(1);
+    let is_part = words.next().is_some_and(|word| word == "internal" || word == "controller")
+        || words.next().is_some_and(|word| word == "run");
+    if is_part {
         // They have no terminal and no configuration file that could be read again.
         // SAFETY: ignoring runs no code of ours.
         let _ = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
@@ -266,14 +336,14 @@ fn keep_files_private(command: &Command) {
     use nix::sys::stat::{Mode, umask};
     let manages_a_cluster = match command {
         Command::Up(_) | Command::Down | Command::Node(_) | Command::Az(_) | Command::Instance(_) => true,
-        Command::Fleet(_) => true,
+        Command::Fleet(_) | Command::Rebalance { .. } | Command::Controller { .. } => true,
         Command::Internal(part) => !matches!(part, InternalCommand::Manual { .. }),
         Command::Status { .. }
         | Command::Psql { .. }
         | Command::Exec { .. }
         | Command::Verify { .. }
         | Command::Completion { .. } => false,
-        Command::RedoCheck(_) | Command::Bench(_) => false,
+        Command::RedoCheck(_) | Command::Bench(_) | Command::Chaos(_) => false,
     };
     if manages_a_cluster {
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
@@ -300,8 +370,18 @@ fn main() -> ExitCode {
         Command::Exec { command } => commands::exec::exec(&dir, &command),
         Command::Node(NodeCommand::Kill { ids }) => commands::parts::kill_nodes(&dir, &ids),
         Command::Node(NodeCommand::Start { ids }) => commands::parts::start_nodes(&dir, &ids),
+        Command::Node(NodeCommand::Create { config }) => commands::internal::create_node(&config),
+        Command::Node(NodeCommand::Run { config, user }) => {
+            commands::internal::node(&config, user.as_deref())
+        }
+        Command::Instance(InstanceCommand::Run { config }) => commands::internal::driver(&config),
         Command::Node(NodeCommand::List) => commands::status::list_nodes(&dir),
         Command::Node(NodeCommand::Replace { ids, yes }) => commands::replace::replace_nodes(&dir, &ids, yes),
+        Command::Node(NodeCommand::Add { az }) => commands::nodes::add(&dir, &az),
+        Command::Node(NodeCommand::Drain { id, undo }) => commands::nodes::drain(&dir, id, undo),
+        Command::Node(NodeCommand::Remove { id, yes }) => commands::nodes::remove(&dir, id, yes),
+        Command::Rebalance { yes } => commands::rebalance::rebalance(&dir, yes),
+        Command::Controller { config } => commands::controller::standalone(&config),
         Command::Az(ZoneCommand::Kill { zone }) => commands::parts::kill_zone(&dir, &zone),
         Command::Az(ZoneCommand::Start { zone }) => commands::parts::start_zone(&dir, &zone),
         Command::Instance(InstanceCommand::Kill { id }) => commands::parts::kill_instance(&dir, id),
@@ -311,6 +391,7 @@ fn main() -> ExitCode {
         Command::Verify { json } => commands::verify::verify(&dir, json),
         Command::RedoCheck(arguments) => commands::redo_check::redo_check(&dir, &arguments),
         Command::Bench(arguments) => commands::bench::bench(&arguments),
+        Command::Chaos(arguments) => commands::chaos::chaos(&arguments),
         Command::Completion { shell } => commands::manual::completion(&CommandLine::command(), shell),
         Command::Internal(InternalCommand::Manual { folder }) => {
             commands::manual::pages(&CommandLine::command(), &folder)
@@ -323,6 +404,7 @@ fn main() -> ExitCode {
             commands::internal::node(&config, user.as_deref())
         }
         Command::Internal(InternalCommand::Supervise { config }) => commands::serve::supervise(&config),
+        Command::Internal(InternalCommand::Controller { config }) => commands::controller::local(&config),
         Command::Internal(InternalCommand::Driver { config }) => commands::internal::driver(&config),
     };
     match outcome {

@@ -114,7 +114,11 @@ pub fn judge(settings: &Settings, record: &NodeRecord, seen: &NodeObservation) -
                 Health::Unknown
             }
         }
-        (_, observers) if for_ms >= settings.replace_after_ms && observers >= OBSERVERS_NEEDED => {
+        (_, observers)
+            if settings.replaces()
+                && for_ms >= settings.replace_after_ms
+                && observers >= OBSERVERS_NEEDED =>
+        {
             Health::Gone { for_ms, observers }
         }
         _ => Health::Silent { for_ms },
@@ -215,6 +219,16 @@ mod tests {
             4,
             "every state but broken occurs, and silent and gone begin alike: {states:?}"
         );
+    }
+
+    #[test]
+    fn whoever_replaces_nothing_gives_no_node_up_for_its_silence() {
+        let settings = Settings { replace_after_ms: 0, ..SETTINGS };
+        assert_eq!(settings.check(), Ok(()));
+        let heard_ms_ago = observers().into_iter().map(|observer| (observer, u64::MAX)).collect();
+        let seen = NodeObservation { heard_ms_ago, ..NodeObservation::default() };
+        assert!(judge(&SETTINGS, &record(), &seen).is_lost());
+        assert_eq!(judge(&settings, &record(), &seen), Health::Silent { for_ms: u64::MAX });
     }
 
     #[test]

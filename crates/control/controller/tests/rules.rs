@@ -83,6 +83,19 @@ fn a_node_that_says_it_is_broken_is_replaced_at_once() {
 }
 
 #[test]
+fn nothing_lost_is_replaced_where_nobody_wants_that_unless_its_node_is_emptied() {
+    let mut scene = Scene::new(9, 1);
+    scene.fleet.settings = Settings { replace_after_ms: 0, starts_nodes: true, ..scene.fleet.settings };
+    scene.breaks(3);
+    scene.silence(2, 1 << 40);
+    assert_eq!(scene.steps(), []);
+    assert!(scene.remarks(&["group 0", "node 3 is broken", "`--replace-after` is 0"]));
+    assert!(scene.remarks(&["node 2", "`--replace-after` is 0"]));
+    scene.set_state(3, NodeState::Draining);
+    assert_eq!(scene.changes(), [(0, begin(3, 9))]);
+}
+
+#[test]
 fn nothing_is_moved_out_of_a_lost_zone() {
     let mut scene = Scene::new(12, 3);
     for node in [1, 4, 7, 10] {

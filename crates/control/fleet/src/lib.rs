@@ -17,6 +17,8 @@
 //! Invariant: no authority's key is ever overwritten or removed.
 
 mod files;
+pub mod hosts;
+pub mod inventory;
 
 use std::fs;
 use std::io;

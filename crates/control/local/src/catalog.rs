@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use borealis_spec::node::CONFIG_FILE_NAME;
 use borealis_spec::{Contradiction, Membership};
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId, invariant};
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::whole_file::write_whole;
 
 /// Raised with every change that an older binary would misread.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+/// A catalog of before groups changed their members: which nodes have which group is what it was in the beginning.
+const FORMAT_OF_FIXED_MEMBERS: u32 = 2;
 /// A catalog of before nodes hosted some groups only: it says nothing of groups, and each of its six nodes has all.
 const FORMAT_OF_SIX: u32 = 1;
 pub(crate) const FILE_NAME: &str = "cluster.json";
@@ -45,9 +48,14 @@ pub struct Catalog {
     pub protection_groups: Placement,
     /// Its nodes.
     pub nodes: Vec<NodeEntry>,
-    /// Which of them host which group.
+    /// Which nodes hosted which group when the volume was made. The segments know who does now; `fleet.json` says what was seen
+    /// of it last.
     #[serde(default)]
     pub groups: Membership,
+    /// Numbers of nodes that are gone for good. They are never given again: what such a node has promised would be taken for
+    /// the new one's.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub retired_nodes: BTreeSet<NodeId>,
     /// Where metrics are shown on 127.0.0.1: the instance's on this port, and each node's on this port and its number. Zero for
     /// nowhere; absent for nowhere, too, but for nodes whose `node.json` says something else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -164,6 +172,7 @@ impl Catalog {
             protection_groups: placement,
             nodes: Vec::new(),
             groups: Membership::default(),
+            retired_nodes: BTreeSet::new(),
             metrics_port: None,
             instances: Vec::new(),
         }
@@ -270,7 +279,11 @@ impl Catalog {
         let value: serde_json::Value =
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         match value.get("format").and_then(serde_json::Value::as_u64) {
-            Some(found) if found == u64::from(FORMAT) || found == u64::from(FORMAT_OF_SIX) => {}
+            Some(found)
+                if [FORMAT, FORMAT_OF_FIXED_MEMBERS, FORMAT_OF_SIX]
+                    .into_iter()
+                    .map(u64::from)
+                    .any(|known| known == found) => {}
             Some(found) => return Err(CatalogError::Format { path: path.clone(), found }),
             None => return Err(damaged("it has no format number".to_owned())),
         }
@@ -279,8 +292,8 @@ impl Catalog {
         if catalog.format == FORMAT_OF_SIX {
             let nodes: Vec<NodeId> = catalog.nodes.iter().map(|node| node.id).collect();
             catalog.groups = Membership::everyone_has_everything(catalog.protection_groups, &nodes);
-            catalog.format = FORMAT;
         }
+        catalog.format = FORMAT;
         if u128::from_str_radix(&catalog.volume, 16).is_err() || catalog.nodes.is_empty() {
             return Err(damaged("its volume or nodes are missing".to_owned()));
         }
@@ -291,10 +304,12 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Checks that every group has six of the nodes.
+    /// Checks that every group had six of the nodes that there are or were.
     fn check_groups(&self) -> Result<(), Contradiction> {
         let placement = self.protection_groups;
-        self.groups.validate(placement, |node| self.nodes.iter().any(|known| known.id == node))?;
+        self.groups.validate(placement, |node| {
+            self.retired_nodes.contains(&node) || self.nodes.iter().any(|known| known.id == node)
+        })?;
         self.groups.require_quorum_sets(placement)
     }
 
@@ -303,6 +318,25 @@ impl Catalog {
         let nodes: BTreeSet<NodeId> = self.nodes.iter().map(|node| node.id).collect();
         let instances: BTreeSet<InstanceId> = self.instances.iter().map(|instance| instance.id).collect();
         (nodes.len(), instances.len()) == (self.nodes.len(), self.instances.len())
+            && nodes.is_disjoint(&self.retired_nodes)
+    }
+
+    /// The number of the next node: above all that were ever given.
+    ///
+    /// # Errors
+    /// When there is none left.
+    pub fn next_node(&self) -> anyhow::Result<NodeId> {
+        let nodes = self.nodes.iter().map(|node| node.id);
+        let hosts = self.groups.iter().flat_map(|members| members.nodes.iter().copied());
+        let last = nodes.chain(hosts).chain(self.retired_nodes.iter().copied()).max().unwrap_or_default();
+        last.0.checked_add(1).map(NodeId).context("there are no numbers left for nodes")
+    }
+
+    /// Whether a command is changing the cluster now.
+    #[must_use]
+    pub fn is_locked(directory: &Path) -> bool {
+        let Ok(file) = File::options().write(true).open(directory.join(LOCK_NAME)) else { return false };
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
     }
 
     /// Writes the catalog, whole or not at all.
@@ -566,11 +600,24 @@ mod tests {
     }
 
     #[test]
+    fn a_nodes_number_is_given_once() {
+        let mut catalog = sample();
+        assert_eq!(catalog.next_node().expect("there are more"), NodeId(7));
+        catalog.retired_nodes.insert(NodeId(9));
+        assert_eq!(catalog.next_node().expect("there are more"), NodeId(10));
+        catalog.retired_nodes.insert(NodeId(u16::MAX));
+        assert!(catalog.next_node().is_err());
+    }
+
+    #[test]
     fn one_command_at_a_time() {
         let directory = tempfile::tempdir().expect("temporary folder");
+        assert!(!Catalog::is_locked(directory.path()), "nobody ever did");
         let first = Catalog::lock(directory.path()).expect("free");
+        assert!(Catalog::is_locked(directory.path()));
         assert!(matches!(Catalog::lock(directory.path()), Err(CatalogError::Locked(_))));
         drop(first);
+        assert!(!Catalog::is_locked(directory.path()));
         assert!(Catalog::lock(directory.path()).is_ok());
     }
 }

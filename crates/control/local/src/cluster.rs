@@ -3,6 +3,7 @@
 mod certificates;
 mod create;
 mod instances;
+mod members;
 mod rebuild;
 mod replace;
 
@@ -14,8 +15,10 @@ use anyhow::{Context, bail};
 use borealis_client::verify::Target;
 use borealis_client::{ClientError, NodeClient, Timeouts};
 use borealis_instance::OperatingSystemUser;
-use borealis_spec::{DriverConfig, Endpoint, MetricsAddress, NodeAddress, NodeConfig, TlsFiles, Tuning};
-use borealis_types::{InstanceId, NodeId};
+use borealis_spec::{
+    DriverConfig, Endpoint, Membership, MetricsAddress, NodeAddress, NodeConfig, TlsFiles, Tuning,
+};
+use borealis_types::{AvailabilityZone, InstanceId, NodeId};
 use nix::sys::signal::Signal;
 
 use crate::catalog::{Catalog, CatalogLock, InstanceEntry, NODE_LOG_NAME, NODE_PROCESS_NAME, NodeEntry};
@@ -27,11 +30,14 @@ use crate::whole_file::write_whole;
 
 use certificates::{OwnCertificate, TLS_NAME};
 pub use create::{CreateOptions, check_fleet, check_machine};
+pub use members::Left;
 pub use rebuild::{InstanceDefaults, rebuild_catalog};
 pub use replace::{Replaced, Replacement};
 
 /// Zones of a local cluster, with two nodes or more in each.
 const ZONES: [&str; 3] = ["az1", "az2", "az3"];
+/// Where nodes stand that are gone for good.
+const GONE_ZONE: &str = "gone";
 /// The name of an instance's configuration in its folder.
 const INSTANCE_CONFIG_NAME: &str = "instance.json";
 /// The name of the file with an instance's process.
@@ -263,8 +269,9 @@ impl Cluster {
         config.postgres_version = self.catalog.postgres_version;
         config.detached = true;
         config.tls = self.speaks_tls().then(|| TlsFiles::in_folder(Path::new(TLS_NAME)));
-        config.peers = self.node_addresses().filter(|peer| peer.node != node.id).collect();
         config.groups = self.catalog.groups.clone();
+        let addresses = self.node_addresses(&config.groups).into_iter();
+        config.peers = addresses.filter(|peer| peer.node != node.id).collect();
         keep_what_a_person_set(&mut config);
         if self.catalog.metrics_port.is_some() {
             config.metrics_listen = self.metrics_address(node.id.0)?;
@@ -281,13 +288,14 @@ impl Cluster {
         Ok(Some(MetricsAddress::Loopback((Ipv4Addr::LOCALHOST, port).into())))
     }
 
-    fn node_addresses(&self) -> impl Iterator<Item = NodeAddress> {
-        let nodes = self.catalog.nodes.iter();
-        nodes.map(|node| NodeAddress {
-            node: node.id,
-            zone: node.zone.clone(),
-            address: self.endpoint(node.id),
-        })
+    /// Where the nodes are. Whom `groups` names has an address, also when nobody answers there any more.
+    fn node_addresses(&self, groups: &Membership) -> Vec<NodeAddress> {
+        let there = self.catalog.nodes.iter().map(|node| (node.id, node.zone.clone()));
+        let is_named = |node: &&NodeId| groups.iter().any(|members| members.nodes.contains(node));
+        let gone = self.catalog.retired_nodes.iter().filter(is_named);
+        let gone = gone.map(|&node| (node, AvailabilityZone(GONE_ZONE.to_owned())));
+        let address = |(node, zone)| NodeAddress { node, zone, address: self.endpoint(node) };
+        there.chain(gone).map(address).collect()
     }
 
     /// What a verification of the whole volume has to look at.
@@ -295,8 +303,9 @@ impl Cluster {
     pub fn verification_target(&self) -> Target {
         Target {
             volume: self.catalog.volume_id(),
-            nodes: self.catalog.nodes.iter().map(|node| (node.id, self.endpoint(node.id))).collect(),
+            nodes: self.node_addresses(&self.catalog.groups),
             groups: self.catalog.groups.clone(),
+            memberships: self.memberships(),
             credentials: self.credentials().ok().flatten(),
             placement: self.catalog.protection_groups,
             lsn: None,
@@ -486,8 +495,9 @@ impl Cluster {
             volume: self.catalog.volume_id(),
             placement: self.catalog.protection_groups,
             version: self.catalog.postgres_version,
-            nodes: self.node_addresses().collect(),
+            nodes: self.node_addresses(&self.catalog.groups),
             groups: self.catalog.groups.clone(),
+            memberships: self.memberships(),
             tls: self.speaks_tls().then(|| TlsFiles::in_folder(Path::new(TLS_NAME))),
             instance: instance.id,
             instance_dir: self.instance_directory(instance.id),

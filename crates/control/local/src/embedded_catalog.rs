@@ -72,6 +72,32 @@ impl EmbeddedCatalog {
         EmbeddedCatalog { directory: directory.to_path_buf(), clock: Box::new(clock) }
     }
 
+    /// What the catalog in a folder says, for whoever only looks: without its lock, which only its owner may take. `None` if
+    /// there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn peek(directory: &Path) -> Result<Option<Listing>, CatalogError> {
+        let catalog = EmbeddedCatalog::new(directory);
+        let Some(text) = catalog.text()? else { return Ok(None) };
+        let reading = catalog.reading()?;
+        let table =
+            Table::read(&text, &reading.clock, reading.now_ms).map_err(|error| catalog.named(error))?;
+        Ok(Some(table.list("")))
+    }
+
+    fn reading(&self) -> Result<Reading, CatalogError> {
+        (self.clock)().map_err(|error| CatalogError::Unavailable(format!("the clock: {error}")))
+    }
+
+    /// With the file's name.
+    fn named(&self, error: CatalogError) -> CatalogError {
+        match error {
+            CatalogError::Damaged(why) => CatalogError::Damaged(format!("{}: {why}", self.path().display())),
+            other => other,
+        }
+    }
+
     fn path(&self) -> PathBuf {
         self.directory.join(FILE_NAME)
     }
@@ -113,17 +139,13 @@ impl EmbeddedCatalog {
         act: impl FnOnce(&mut Table, u64) -> Result<T, CatalogError>,
     ) -> Result<T, CatalogError> {
         let _lock = self.lock()?;
-        let reading =
-            (self.clock)().map_err(|error| CatalogError::Unavailable(format!("the clock: {error}")))?;
+        let reading = self.reading()?;
         let before = self.text()?;
         let table = match &before {
             Some(text) => Table::read(text, &reading.clock, reading.now_ms),
             None => Ok(Table::new(&reading.clock)),
         };
-        let mut table = table.map_err(|error| match error {
-            CatalogError::Damaged(why) => CatalogError::Damaged(format!("{}: {why}", self.path().display())),
-            other => other,
-        })?;
+        let mut table = table.map_err(|error| self.named(error))?;
         let result = act(&mut table, reading.now_ms)?;
         let after = table.text();
         if before.as_ref() != Some(&after) {

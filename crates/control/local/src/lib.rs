@@ -11,6 +11,8 @@ pub mod catalog;
 pub mod cluster;
 pub mod driver_socket;
 pub mod embedded_catalog;
+pub mod fleet_records;
+pub mod local_host;
 pub mod log;
 mod node_user;
 pub mod ports;

@@ -1,21 +1,25 @@
 //! The state of a cluster, for people and scripts.
 
+mod healing;
 mod volume;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
 use borealis_client::Timeouts;
+use borealis_conductor::questions::Answer;
+use borealis_quorum::membership::GroupMembership;
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::{GroupId, Lsn, NodeId};
-use borealis_wire::NodeStatus;
 use serde::Serialize;
 
 use crate::catalog::{InstanceEntry, NodeEntry};
 use crate::cluster::{Cluster, is_not_listening};
 use crate::driver_socket::driver_status;
 use crate::process::is_closed_to_us;
-use crate::supervision::{Ended, Restarts, detached, serving};
+use crate::supervision::{Ended, Restarts, controlling, detached, serving};
+pub use healing::{ChangeState, Healing};
 
 /// State of everything. Field names are part of the command-line contract.
 #[derive(Debug, Clone, Serialize)]
@@ -28,10 +32,14 @@ pub struct Status {
     pub protection_groups: Vec<GroupState>,
     /// Every instance of the catalog, also those that are down.
     pub instances: Vec<InstanceState>,
+    /// What changes of who has which group, and what the controller makes of what is not as it should be.
+    pub healing: Healing,
     /// The process that starts again what dies, if it is one of its own: `borealis up` without `--detach` does it itself.
     pub supervisor_pid: Option<u32>,
     /// The `borealis up` that serves in the foreground, and does the same.
     pub serving_pid: Option<u32>,
+    /// The controller, which has lost nodes replaced.
+    pub controller_pid: Option<u32>,
     /// Something of the cluster is to run, and nobody starts it again when it dies.
     pub unwatched: bool,
 }
@@ -64,8 +72,8 @@ pub struct NodeState {
     /// Its process id; none if it does not run.
     pub pid: Option<u32>,
     /// `up`; `starting`: it runs, and does not listen yet; `stopping`: a command was to end it, and it has not ended;
-    /// `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; or `unknown`: this user
-    /// may not ask.
+    /// `failed`: it runs and stores nothing more, or has died too often; `unresponsive`; `down`; `removed`: it was emptied, and
+    /// is not to run any more; or `unknown`: this user may not ask.
     pub state: &'static str,
     /// TCP address on which it listens.
     pub address: String,
@@ -78,6 +86,11 @@ pub struct NodeState {
     /// What is damaged or in quarantine on it and not repaired yet, while it goes on; left out if nothing is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
+    /// Groups that it has a segment of, as a member or to become one.
+    pub groups: usize,
+    /// Its segments are to go to other nodes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
     /// How far it is with taking pages from its peers, for what no log continues any more; left out if there is nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub catching_up: Option<String>,
@@ -92,7 +105,9 @@ pub struct GroupState {
     pub id: u16,
     /// Four of six have everything up to here; `None` if fewer answer and the writer does not know, either.
     pub pgcl: Option<String>,
-    /// One entry for each of its six segments.
+    /// Which membership of the group it is, counted from 1.
+    pub membership: u64,
+    /// One entry for each of its six segments, and one for each that is to take the place of another.
     pub members: Vec<MemberState>,
 }
 
@@ -103,7 +118,7 @@ pub struct MemberState {
     pub node: u16,
     /// It has everything of its group up to here.
     pub scl: Option<String>,
-    /// `up`, `behind` (less than the group's PGCL), or why the node says nothing of it: `down`, `starting`,
+    /// `up`, `behind` (less than the group's PGCL), `joining` (it does not count yet), or why the node says nothing of it: `down`, `starting`,
     /// `stopping`, `failed`, `unresponsive`, `unknown`.
     pub state: &'static str,
 }
@@ -144,7 +159,9 @@ impl Status {
     #[must_use]
     pub fn collect(cluster: &Cluster) -> Status {
         let answers = ask_nodes(cluster);
-        let condition = volume::condition(&answers, cluster.catalog.protection_groups.groups());
+        let picture = healing::picture(cluster, &answers);
+        let memberships = healing::memberships(cluster, &picture);
+        let condition = volume::condition(&answers, &memberships);
         let instances: Vec<InstanceState> = cluster
             .catalog
             .instances
@@ -153,9 +170,11 @@ impl Status {
             .collect();
         let driver = instances.iter().find(|instance| matches!(instance.state.as_str(), "up" | "waiting"));
         let driver = driver.map(|instance| &instance.driver);
-        let groups = group_states(cluster, &answers, driver);
+        let groups = group_states(&memberships, &answers, driver);
+        let healing = healing::Healing::of(&picture, &answers);
         let answered = answers.iter().any(|(_, answer)| answer.is_some());
-        let segments = || answers.iter().filter_map(|(_, answer)| answer.as_ref()).flat_map(|a| &a.segments);
+        let segments =
+            || answers.iter().filter_map(|(_, answer)| answer.as_ref()).flat_map(|a| &a.status.segments);
         let known_durable = segments().map(|segment| segment.known_durable.end).max();
         let epoch = segments().map(|segment| segment.promised_epoch).max();
         let position = |name: &str| {
@@ -164,6 +183,7 @@ impl Status {
         };
         let supervisor_pid = detached::process(cluster.directory()).map(|process| process.process_id);
         let serving_pid = serving::process(cluster.directory()).map(|process| process.process_id);
+        let controller_pid = controlling::process(cluster.directory()).map(|process| process.process_id);
         let unwatched = cluster.anything_is_wanted() && supervisor_pid.is_none() && serving_pid.is_none();
         Status {
             volume: VolumeState {
@@ -174,11 +194,13 @@ impl Status {
                 vdl: position("vdl"),
                 vcl: position("vcl"),
             },
-            nodes: answers.into_iter().map(|(node, _)| node).collect(),
+            nodes: healing::described(answers, &picture, &memberships),
             protection_groups: groups,
             instances,
+            healing,
             supervisor_pid,
             serving_pid,
+            controller_pid,
             unwatched,
         }
     }
@@ -212,6 +234,9 @@ impl Status {
             for note in node.damage.iter().chain(&node.catching_up) {
                 text += &format!("      {note}\n");
             }
+            if node.draining {
+                text += &format!("      being emptied: {} segments are left\n", node.groups);
+            }
         }
         text += "\ngroup  complete to      segments\n";
         for group in &self.protection_groups {
@@ -241,6 +266,7 @@ impl Status {
                 text += &format!("          warning: {warning}\n");
             }
         }
+        text += &self.healing.text();
         if self.unwatched {
             text += "\nnobody starts again what dies; `borealis up --detach` does\n";
         }
@@ -321,57 +347,64 @@ fn left_reason(folder: &Path) -> Option<String> {
 
 /// Every group, over what the nodes say of their segments, and what the writer's driver says where too few do.
 fn group_states(
-    cluster: &Cluster,
-    answers: &[(NodeState, Option<NodeStatus>)],
+    memberships: &BTreeMap<GroupId, GroupMembership>,
+    answers: &[NodeAnswer],
     driver: Option<&serde_json::Value>,
 ) -> Vec<GroupState> {
-    let state = |group: GroupId| {
-        let members =
-            || answers.iter().filter(|(node, _)| cluster.catalog.groups.is_member(NodeId(node.id), group));
-        let complete: Vec<(u16, Option<Lsn>)> = members()
-            .map(|(node, answer)| {
-                let segment = answer
-                    .as_ref()
-                    .and_then(|status| status.segments.iter().find(|segment| segment.group == group));
-                (node.id, segment.map(|segment| segment.segment_complete_lsn))
-            })
-            .collect();
-        let group_complete = write_quorum_lsn(&complete);
+    let state = |(&group, membership): (&GroupId, &GroupMembership)| {
+        let segment = |node: NodeId| {
+            let (state, answer) = answers.iter().find(|(state, _)| state.id == node.0)?;
+            let segments = answer.as_ref().map(|answer| &answer.status.segments);
+            let segment = segments.and_then(|all| all.iter().find(|segment| segment.group == group));
+            Some((state.state, segment))
+        };
+        // A segment that does not have everything yet is no copy, whatever it has.
+        let complete = |node: NodeId| {
+            let segment = segment(node)?.1?;
+            Some(if segment.joining { Lsn::ZERO } else { segment.segment_complete_lsn })
+        };
+        let group_complete = write_quorum_lsn(membership, complete);
         let said_by_driver = || {
             let groups = driver?.get("groups")?.as_array()?;
             let own = groups.iter().find(|known| known.get("id").is_some_and(|id| *id == group.0))?;
             Some(own.get("pgcl")?.as_str()?.to_owned())
         };
-        let nodes = members().map(|(node, _)| node.state);
-        let members = complete
-            .into_iter()
-            .zip(nodes)
-            .map(|((node, lsn), node_state)| MemberState {
-                node,
-                scl: lsn.map(|lsn| lsn.to_string()),
-                state: match lsn {
+        let newcomers = membership.replacements().into_iter().map(|replacement| replacement.new);
+        let nodes = membership.base().iter().copied().chain(newcomers);
+        let members = nodes
+            .map(|node| {
+                let (node_state, segment) = segment(node).unwrap_or(("down", None));
+                let state = match segment {
                     // It answers, and has no segment to speak of.
                     None if node_state == "up" => "failed",
                     None => node_state,
-                    Some(lsn) if group_complete.is_some_and(|complete| lsn < complete) => "behind",
+                    Some(segment) if segment.joining => "joining",
+                    Some(segment)
+                        if group_complete.is_some_and(|complete| segment.segment_complete_lsn < complete) =>
+                    {
+                        "behind"
+                    }
                     Some(_) => "up",
-                },
+                };
+                let scl = segment.map(|segment| segment.segment_complete_lsn.to_string());
+                MemberState { node: node.0, scl, state }
             })
             .collect();
         let pgcl = group_complete.map(|lsn| lsn.to_string()).or_else(said_by_driver);
-        GroupState { id: group.0, pgcl, members }
+        GroupState { id: group.0, pgcl, membership: membership.epoch().0, members }
     };
-    cluster.catalog.protection_groups.groups().map(state).collect()
+    memberships.iter().map(state).collect()
 }
 
 /// The highest LSN that a write quorum has reached, given each node's own; `None` if too few answered to know.
-fn write_quorum_lsn(complete: &[(u16, Option<Lsn>)]) -> Option<Lsn> {
-    let nodes: Vec<NodeId> = complete.iter().map(|(node, _)| NodeId(*node)).collect();
-    let sets = QuorumSets::new(vec![nodes.try_into().ok()?]).ok()?;
-    let reached = |node: NodeId| complete.iter().find(|(id, _)| *id == node.0).and_then(|(_, lsn)| *lsn);
-    let answered = sets.is_write_quorum(|node| reached(node).is_some());
-    answered.then(|| sets.write_quorum_reached(|node| reached(node).unwrap_or_default()))
+fn write_quorum_lsn(membership: &GroupMembership, complete: impl Fn(NodeId) -> Option<Lsn>) -> Option<Lsn> {
+    let sets = QuorumSets::of(membership);
+    let answered = sets.is_write_quorum(|node| complete(node).is_some());
+    answered.then(|| sets.write_quorum_reached(|node| complete(node).unwrap_or_default()))
 }
+
+/// A node's state, and what it said itself.
+type NodeAnswer = (NodeState, Option<Answer>);
 
 /// Asks some nodes how they are, all at the same time.
 pub fn ask_some_nodes(cluster: &Cluster, ids: &[NodeId]) -> Vec<NodeState> {
@@ -379,29 +412,41 @@ pub fn ask_some_nodes(cluster: &Cluster, ids: &[NodeId]) -> Vec<NodeState> {
     answers.filter(|node| ids.contains(&NodeId(node.id))).collect()
 }
 
-fn ask_nodes(cluster: &Cluster) -> Vec<(NodeState, Option<NodeStatus>)> {
+fn ask_nodes(cluster: &Cluster) -> Vec<NodeAnswer> {
+    let removed = &cluster.removed_nodes();
     // In parallel: one that hangs must not add its time-out to every other's.
     std::thread::scope(|scope| {
-        let questions: Vec<_> =
-            cluster.catalog.nodes.iter().map(|node| scope.spawn(move || ask_node(cluster, node))).collect();
+        let questions: Vec<_> = cluster
+            .catalog
+            .nodes
+            .iter()
+            .map(|node| scope.spawn(move || ask_node(cluster, node, removed)))
+            .collect();
         questions.into_iter().map(|question| question.join().expect("asking a node does not panic")).collect()
     })
 }
 
 /// Asks one node how it is.
-fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatus>) {
+fn ask_node(cluster: &Cluster, node: &NodeEntry, removed: &BTreeSet<NodeId>) -> NodeAnswer {
     let folder = cluster.node_directory(node.id);
     let process = cluster.node_process(node.id);
     let stopping = cluster.stopping_node(node.id);
     let is_hidden = is_closed_to_us(&cluster.node_process_file(node.id));
-    let asked = (process.is_some() || is_hidden)
-        .then(|| cluster.node_client(node.id, Timeouts::default()).and_then(|mut client| client.status()));
+    let asked = (process.is_some() || is_hidden).then(|| {
+        let mut client = cluster.node_client(node.id, Timeouts::default())?;
+        let status = client.status()?;
+        // One that does not say is taken at its word that it has what it has.
+        let memberships = client.memberships().map(|(states, _)| states).unwrap_or_default();
+        Ok(Answer { status, memberships: memberships.into_iter().collect() })
+    });
+
     let restarts = Restarts::load(&folder);
     let history = || restarts.as_ref().map(Restarts::sentence);
     let (state, failure) = match &asked {
         None if stopping.is_some() => ("stopping", None),
+        None if removed.contains(&node.id) => ("removed", None),
         None => (dead_state(&folder), history().or_else(|| left_reason(&folder))),
-        Some(Ok(status)) if status.failure.is_some() => ("failed", status.failure.clone()),
+        Some(Ok(answer)) if answer.status.failure.is_some() => ("failed", answer.status.failure.clone()),
         Some(Ok(_)) => ("up", history()),
         Some(Err(error)) if is_hidden => ("unknown", Some(format!("you may not see its process; {error}"))),
         Some(Err(error)) if is_not_listening(error) => ("starting", history()),
@@ -410,17 +455,30 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry) -> (NodeState, Option<NodeStatu
     let answer = asked.and_then(Result::ok);
     let metrics = answer
         .iter()
-        .flat_map(|status| &status.metrics)
+        .flat_map(|answer| &answer.status.metrics)
         .map(|(name, value)| (name.clone(), (*value).into()))
         .collect();
-    let said_by_itself = answer.as_ref().map(|status| status.process_id);
+    let said_by_itself = answer.as_ref().map(|answer| answer.status.process_id);
     let pid = process.or(stopping).map(|process| process.process_id).or(said_by_itself);
     let address = cluster.endpoint(node.id).to_string();
     let (id, az) = (node.id.0, node.zone.0.clone());
-    let hindrance = answer.as_ref().and_then(|status| status.hindrance.clone());
-    let damage = answer.as_ref().and_then(|status| status.damage.clone());
-    let catching_up = answer.as_ref().and_then(|status| catching_up(&status.metrics));
-    let state = NodeState { id, az, pid, state, address, failure, hindrance, damage, catching_up, metrics };
+    let hindrance = answer.as_ref().and_then(|answer| answer.status.hindrance.clone());
+    let damage = answer.as_ref().and_then(|answer| answer.status.damage.clone());
+    let catching_up = answer.as_ref().and_then(|answer| catching_up(&answer.status.metrics));
+    let state = NodeState {
+        id,
+        az,
+        pid,
+        state,
+        address,
+        failure,
+        hindrance,
+        damage,
+        groups: 0,
+        draining: false,
+        catching_up,
+        metrics,
+    };
     (state, answer)
 }
 
@@ -446,18 +504,26 @@ fn catching_up(metrics: &[(String, u64)]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use borealis_quorum::membership::{Replacement, Transition};
+
     use super::*;
 
     #[test]
-    fn a_group_is_complete_where_four_of_six_are() {
-        // Of six nodes, those that are listed have answered.
-        let lsns = |list: &[u64]| {
-            let answers = list.iter().map(|&lsn| Some(Lsn(lsn))).chain(std::iter::repeat(None));
-            write_quorum_lsn(&(1..=6).zip(answers).collect::<Vec<_>>())
+    fn a_group_is_complete_where_four_of_each_six_are() {
+        let membership = GroupMembership::created([1, 2, 3, 4, 5, 6].map(NodeId)).expect("six nodes");
+        // Of the nodes, those that are listed have answered.
+        let reached = |membership: &GroupMembership, list: &[u64]| {
+            write_quorum_lsn(membership, |node| list.get(usize::from(node.0) - 1).copied().map(Lsn))
         };
+        let lsns = |list: &[u64]| reached(&membership, list);
         assert_eq!(lsns(&[10, 20, 30, 40, 50, 60]), Some(Lsn(30)));
         assert_eq!(lsns(&[50, 50, 50, 50]), Some(Lsn(50)));
         assert_eq!(lsns(&[50, 50, 50]), None, "zero would be a claim");
+        let replacement = Replacement { old: NodeId(4), new: NodeId(7) };
+        let changing = membership.after(Transition::Begin(replacement)).expect("node 4 is a member");
+        let lsns = |list: &[u64]| reached(&changing, list);
+        assert_eq!(lsns(&[50, 50, 50, 50, 50, 20, 0]), Some(Lsn(50)));
+        assert_eq!(lsns(&[50, 50, 50, 50, 20, 20, 0]), Some(Lsn(20)), "with the newcomer three are further");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! [`Supervisor`] starts it again, unless the part has said that its end is final ([`Ended`]), or it has died too often
 //! in a row ([`Restarts`]). Both are files in the part's folder, so that `borealis status` shows the reason.
 
+pub mod controlling;
 pub mod detached;
 pub mod serving;
 mod supervisor;

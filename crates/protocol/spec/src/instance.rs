@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use borealis_types::membership::GroupMembership;
 use borealis_types::{
-    GroupSet, InstanceId, MAX_GROUPS, NodeId, Placement, PostgresVersion, SEGMENTS_PER_GROUP, VolumeId,
+    GroupId, InstanceId, MAX_GROUPS, NodeId, Placement, PostgresVersion, SEGMENTS_PER_GROUP, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -90,8 +91,13 @@ pub struct DriverConfig {
     /// Its certificate, if a node is spoken to over TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
-    /// Which nodes have which group.
+    /// Which nodes have which group, or had it when the volume was made.
+    #[serde(default)]
     pub groups: Membership,
+    /// Of groups whose members are others by now, the newest membership that is known. A group that is not listed has its first
+    /// one, which `groups` says. All of it is a hint, of any age: the members say who the members are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub memberships: BTreeMap<GroupId, GroupMembership>,
     /// This instance's number, from 1.
     pub instance: InstanceId,
     /// Where its socket, log file and configuration are.
@@ -139,16 +145,38 @@ impl DriverConfig {
             require!(!again, "node {} is listed twice", node.node);
         }
         require_files(self.tls.as_ref(), self.nodes.iter().map(|node| &node.address))?;
-        self.groups.validate(self.placement, |node| self.nodes.iter().any(|known| known.node == node))?;
-        self.groups.require_quorum_sets(self.placement)?;
+        self.groups.validate(self.placement, |_| true)?;
+        let count = self.placement.group_count();
+        for group in self.memberships.keys() {
+            require!(group.0 < count, "group {group} has a membership, but the volume has {count} groups");
+        }
+        for (group, membership) in self.known_memberships()? {
+            let has_address = |node: &NodeId| self.nodes.iter().any(|known| known.node == *node);
+            let missing = membership.members().into_iter().find(|node| !has_address(node));
+            if let Some(node) = missing {
+                return Err(Contradiction(format!(
+                    "group {group} has node {node}, which is not among the nodes"
+                )));
+            }
+        }
         require!(self.tuning.batches_in_flight > 0, "batches_in_flight is 0; nothing could ever be sent");
         Ok(())
     }
 
-    /// The groups that have a segment on `node`.
-    #[must_use]
-    pub fn groups_on(&self, node: NodeId) -> GroupSet {
-        self.groups.groups_on(node)
+    /// The newest known membership of every group of the volume.
+    ///
+    /// # Errors
+    /// Names a group that has none.
+    pub fn group_memberships(&self) -> Result<BTreeMap<GroupId, GroupMembership>, UnusableInstance> {
+        self.known_memberships().map_err(UnusableInstance)
+    }
+
+    fn known_memberships(&self) -> Result<BTreeMap<GroupId, GroupMembership>, Contradiction> {
+        let of_group = |group| match self.memberships.get(&group) {
+            Some(membership) => Ok((group, membership.clone())),
+            None => Ok((group, self.groups.created(group)?)),
+        };
+        self.placement.groups().map(of_group).collect()
     }
 }
 
@@ -156,6 +184,7 @@ impl DriverConfig {
 mod tests {
     use super::*;
     use borealis_types::AvailabilityZone;
+    use borealis_types::membership::{Replacement, Transition};
 
     fn config() -> DriverConfig {
         let placement = Placement::new(2).expect("2 groups");
@@ -172,6 +201,7 @@ mod tests {
             nodes: nodes.iter().map(address).collect(),
             tls: None,
             groups: Membership::everyone_has_everything(placement, &nodes),
+            memberships: BTreeMap::new(),
             instance: InstanceId(1),
             instance_dir: "instance".into(),
             memory_dir: "memory".into(),
@@ -192,6 +222,26 @@ mod tests {
     }
 
     #[test]
+    fn a_file_without_memberships_means_the_first_ones() {
+        let mut config = config();
+        let text = serde_json::to_string(&config).expect("plain data");
+        assert!(!text.contains("memberships"), "{text}");
+        let first = GroupMembership::created([1, 2, 3, 4, 5, 6].map(NodeId)).expect("six nodes");
+        let of_both = BTreeMap::from([(GroupId(0), first.clone()), (GroupId(1), first.clone())]);
+        assert_eq!(config.group_memberships(), Ok(of_both));
+        let replacement = Replacement { old: NodeId(6), new: NodeId(7) };
+        let second = first.after(Transition::Begin(replacement)).expect("6 is a member");
+        let address = NodeAddress { node: NodeId(7), ..config.nodes[5].clone() };
+        config.nodes.push(address);
+        config.memberships.insert(GroupId(1), second.clone());
+        assert_eq!(config.validate(), Ok(()));
+        let text = serde_json::to_string(&config).expect("plain data");
+        let read: DriverConfig = serde_json::from_str(&text).expect("the same build wrote it");
+        let of_both = BTreeMap::from([(GroupId(0), first), (GroupId(1), second)]);
+        assert_eq!(read.group_memberships(), Ok(of_both));
+    }
+
+    #[test]
     fn contradictions_are_refused_by_name() {
         let refused = |expected: &str, break_it: &dyn Fn(&mut DriverConfig)| {
             let mut config = config();
@@ -203,7 +253,15 @@ mod tests {
         refused("0 nodes", &|c| c.nodes.clear());
         refused("385 nodes; a volume has 1 to 384", &|c| c.nodes = vec![c.nodes[0].clone(); 385]);
         refused("node 2 is listed twice", &|c| c.nodes[2].node = NodeId(2));
-        refused("not among the peers", &|c| drop(c.nodes.pop()));
+        refused("group 0 has node 6, which is not among the nodes", &|c| drop(c.nodes.pop()));
+        refused("group 2 has a membership, but the volume has 2", &|c| {
+            let membership = c.groups.created(GroupId(0)).expect("six nodes");
+            c.memberships.insert(GroupId(2), membership);
+        });
+        refused("group 1 has node 9, which is not among the nodes", &|c| {
+            let membership = GroupMembership::created([1, 2, 3, 4, 5, 9].map(NodeId)).expect("six nodes");
+            c.memberships.insert(GroupId(1), membership);
+        });
         refused("`tls` with the files of a certificate is missing", &|c| {
             c.nodes[3].address = "tls:host4:7004".parse().expect("an address");
         });

@@ -1,5 +1,8 @@
 //! Which node is where, and which nodes have a segment of which protection group.
 
+use std::collections::BTreeMap;
+
+use borealis_types::membership::GroupMembership;
 use borealis_types::{AvailabilityZone, GroupId, GroupSet, NodeId, Placement};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +72,30 @@ impl Membership {
             .iter()
             .filter(|members| members.nodes.contains(&node))
             .fold(GroupSet::EMPTY, |set, members| set.with(members.group))
+    }
+
+    /// The first membership of each group: the nodes as they are listed here, in this order. A group that has not six has none, and
+    /// its members are fixed.
+    #[must_use]
+    pub fn first_memberships(&self) -> BTreeMap<GroupId, GroupMembership> {
+        let first = |members: &GroupMembers| {
+            let set = members.nodes.as_slice().try_into().ok()?;
+            Some((members.group, GroupMembership::created(set).ok()?))
+        };
+        self.0.iter().filter_map(first).collect()
+    }
+
+    /// The membership that a group had when it was made: epoch 1, with the six nodes that it has here. Those who store their
+    /// memberships themselves began with the same.
+    ///
+    /// # Errors
+    /// If there are not six, or one is named twice.
+    pub fn created(&self, group: GroupId) -> Result<GroupMembership, Contradiction> {
+        let nodes = self.nodes_of(group);
+        let Ok(set) = nodes.try_into() else {
+            return Err(Contradiction(format!("group {group} has {} members, not six", nodes.len())));
+        };
+        GroupMembership::created(set).map_err(|error| Contradiction(format!("group {group}: {error}")))
     }
 
     /// Checks what holds in every volume: the groups exist and are listed once, and their nodes are known and
@@ -150,6 +177,17 @@ mod tests {
         refused("group 1 has node 2 twice", &|m| m.0[1].nodes[0] = NodeId(2));
         refused("group 1 has 5 members, not six", &|m| m.0[1].nodes.truncate(5));
         refused("group 1 has 0 members", &|m| m.0.truncate(1));
+    }
+
+    #[test]
+    fn the_first_membership_of_a_group_is_its_six_nodes_as_they_are_listed() {
+        let mut membership = membership();
+        membership.0[0].nodes.reverse();
+        membership.0[1].nodes.pop();
+        let first = membership.first_memberships();
+        assert_eq!(first.keys().collect::<Vec<_>>(), [&GroupId(0)], "five nodes choose no other members");
+        let created = &first[&GroupId(0)];
+        assert_eq!((created.epoch().0, created.sets()), (1, [[6, 5, 4, 3, 2, 1].map(NodeId)].as_slice()));
     }
 
     #[test]

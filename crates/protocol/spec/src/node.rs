@@ -37,9 +37,10 @@ pub struct NodeConfig {
     /// Its certificate, if it or a peer is spoken to over TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
-    /// Every other node of the volume.
+    /// The other nodes of the volume, as far as they are known from the beginning.
     pub peers: Vec<NodeAddress>,
-    /// Which nodes have which group, this one included.
+    /// Which nodes have which group from the beginning. The segments store what follows (`borealis_quorum::membership`);
+    /// this node is in none while it waits to be given a segment.
     pub groups: Membership,
     /// How many groups the volume has, and so which page is in which.
     pub placement: Placement,
@@ -144,15 +145,6 @@ impl NodeConfig {
         self.groups.groups_on(self.node).iter().collect()
     }
 
-    /// The peers that have a segment of one of this node's groups at least: nobody else has anything to say to it. In a
-    /// fleet of hundreds they are some dozens.
-    pub fn fellows(&self) -> impl Iterator<Item = &NodeAddress> {
-        let own = self.groups.groups_on(self.node);
-        self.peers
-            .iter()
-            .filter(move |peer| self.groups.groups_on(peer.node).iter().any(|group| own.contains(group)))
-    }
-
     /// Checks that the parts agree.
     ///
     /// # Errors
@@ -177,7 +169,6 @@ impl NodeConfig {
         self.groups.validate(self.placement, |node| {
             node == self.node || self.peers.iter().any(|peer| peer.node == node)
         })?;
-        require!(!self.own_groups().is_empty(), "node {} is a member of no group", self.node);
         Ok(())
     }
 }
@@ -242,22 +233,6 @@ mod tests {
     }
 
     #[test]
-    fn fellows_are_the_peers_that_share_a_group() {
-        let mut config = config();
-        for number in 3..=5 {
-            config.peers.push(NodeAddress { node: NodeId(number), ..config.peers[0].clone() });
-        }
-        let members = |group, nodes: [u16; 3]| GroupMembers {
-            group: GroupId(group),
-            nodes: nodes.map(NodeId).to_vec(),
-        };
-        config.groups = [members(0, [1, 2, 4]), members(1, [3, 4, 5])].into_iter().collect();
-        assert_eq!(config.validate(), Ok(()));
-        let fellows: Vec<u16> = config.fellows().map(|peer| peer.node.0).collect();
-        assert_eq!(fellows, [1, 4]);
-    }
-
-    #[test]
     fn contradictions_are_refused_by_name() {
         let refused = |expected: &str, break_it: &dyn Fn(&mut NodeConfig)| {
             let mut config = config();
@@ -266,6 +241,9 @@ mod tests {
             assert!(message.contains(expected), "{message}");
         };
         assert_eq!(config().validate(), Ok(()));
+        let mut spare = config();
+        spare.groups = Membership::default();
+        assert_eq!(spare.validate(), Ok(()), "a node may wait to be given a segment");
         let members = |group: u16, nodes: &[u16]| GroupMembers {
             group: GroupId(group),
             nodes: nodes.iter().copied().map(NodeId).collect(),
@@ -278,9 +256,6 @@ mod tests {
         });
         refused("tls:[::1]:7002 is spoken to over TLS", &|c| {
             c.listen = "tls:[::1]:7002".parse().expect("an address");
-        });
-        refused("member of no group", &|c| {
-            c.groups = [members(0, &[1]), members(1, &[1])].into_iter().collect()
         });
         refused("listed twice", &|c| {
             c.groups = [members(0, &[1, 2]), members(0, &[2])].into_iter().collect()

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use borealis_spec::Endpoint;
 use borealis_types::invariant;
+use borealis_types::membership::MembershipState;
 use borealis_types::{
     DatabaseKey, EpochHistory, GroupId, Lsn, MetaKey, NodeId, PAGE_SIZE, PageKey, ReadPoint, RelationFork,
     SlruKind, VolumeEpoch, VolumeId, WriterId,
@@ -14,7 +15,8 @@ use borealis_types::{
 use borealis_wire::message::{append_header, decode_payload, encode_message};
 use borealis_wire::{
     Boot, Caller, FrameError, GroupTail, NodeStatus, PageChecksum, Payload, Refusal, RelationSize,
-    Remembered, Reply, Request, SegmentProgress, SegmentSummary, ValuePart, read_frame, write_frame,
+    Remembered, Reply, Request, SegmentProgress, SegmentSummary, ValuePart, Whereabouts, read_frame,
+    write_frame,
 };
 
 use crate::handshake::{Introduction, kind_of};
@@ -140,6 +142,9 @@ impl ClientError {
         }
     }
 }
+
+/// What a node stores of the memberships of its groups, and where other nodes are, as far as it knows.
+pub type ToldMemberships = (Vec<(GroupId, MembershipState)>, Vec<Whereabouts>);
 
 /// A connection to one node.
 #[derive(Debug)]
@@ -319,6 +324,11 @@ impl NodeClient {
                 Ok((0, Reply::Progress(progress))) => self.progress.extend(progress),
                 Ok((0, Reply::Refused(Refusal::Fenced(newer)))) => {
                     self.fenced_by = self.fenced_by.max(Some(newer));
+                }
+                // Nothing that is under way was made for the members that there are now.
+                Ok((0, Reply::Refused(refusal @ Refusal::OtherMembership { .. }))) => {
+                    self.broken = true;
+                    return Err(ClientError::Refused { node: self.node, refusal });
                 }
                 Ok((request_id, reply)) if request_id == expected => {
                     self.outstanding -= 1;
@@ -613,6 +623,14 @@ impl NodeClient {
     /// When the node refused or the connection is or gets broken.
     pub fn acquaint(&mut self, node: NodeId) -> Result<(Boot, Option<Remembered>), ClientError> {
         typed_reply!(self, Request::Acquaint { node }, Reply::Acquainted { boot, remembered } => (boot, remembered))
+    }
+
+    /// What the node stores of the memberships of its groups, and where other nodes are, as far as it knows.
+    ///
+    /// # Errors
+    /// When the node refused or the connection is or gets broken.
+    pub fn memberships(&mut self) -> Result<ToldMemberships, ClientError> {
+        typed_reply!(self, Request::Memberships, Reply::Memberships { states, nodes } => (states, nodes))
     }
 
     /// The node's own state, for people and scripts.

@@ -2,6 +2,7 @@
 //!
 //! * [`handshake`]: what a caller says first, and how the answer is judged. The same for every kind of connection.
 //! * [`blocking`]: one request at a time, or a few in a row, with timeouts. For tools, recoveries and peers.
+//! * [`memberships`]: who the members of groups are: what is known, what nodes claim, and asking for it.
 //! * [`polled`]: never waits; for the driver's event loop.
 //! * [`stream`]: the one way to connect to a node, and the bytes on it.
 //! * [`tls`]: certificates and TLS, for connections between machines.
@@ -14,6 +15,7 @@
 
 pub mod blocking;
 pub mod handshake;
+pub mod memberships;
 pub mod polled;
 pub mod stream;
 pub mod tls;
@@ -22,4 +24,5 @@ pub mod verify;
 pub use borealis_spec::Endpoint;
 
 pub use blocking::{ClientError, NodeClient, Timeouts};
+pub use memberships::{Learned, Memberships};
 pub use tls::{Credentials, CredentialsError, Route};

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use borealis_spec::{Endpoint, Membership};
+use borealis_spec::{Endpoint, Membership, NodeAddress};
+use borealis_types::membership::GroupMembership;
 use borealis_types::{
     DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, NodeId, PageKey, Placement, RelationFork, SlruKind,
     VolumeId, invariant,
@@ -21,6 +22,7 @@ use borealis_types::{
 use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
 use crate::blocking::{ClientError, NodeClient, Timeouts};
+use crate::memberships::learn;
 use crate::tls::{Credentials, Route};
 use compare::{PeerList, compare};
 use pace::Pace;
@@ -28,6 +30,8 @@ pub use report::{Difference, Finding, NotCompared, Report, Subject, Unreachable,
 
 /// How long peers may take to have an LSN in common before the ones behind are left out.
 const COMMON_LSN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a node may take to say who the members are.
+const LEARNING_PATIENCE: Duration = Duration::from_secs(3);
 /// The tablespace and database of shared relations (`pg_global`).
 const SHARED_RELATIONS: DatabaseKey =
     DatabaseKey { tablespace: borealis_types::GLOBAL_TABLESPACE, database: 0 };
@@ -37,12 +41,14 @@ const SHARED_RELATIONS: DatabaseKey =
 pub struct Target {
     /// A node of another volume refuses, and counts as unreachable.
     pub volume: VolumeId,
-    /// Every storage node and where it listens.
-    pub nodes: Vec<(NodeId, Endpoint)>,
+    /// Where nodes listen. Of members that are not listed, the others say where they are.
+    pub nodes: Vec<NodeAddress>,
     /// The certificate to show to nodes that are spoken to over TLS.
     pub credentials: Option<Arc<Credentials>>,
-    /// Which node has which group.
+    /// Which node has which group, or had it when the volume was made.
     pub groups: Membership,
+    /// Of groups whose members are others by now, a newer membership that is known. The members are asked for the newest.
+    pub memberships: BTreeMap<GroupId, GroupMembership>,
     /// How many groups there are.
     pub placement: Placement,
     /// Compare at this LSN only; otherwise at the newest that the peers have in common.
@@ -51,17 +57,22 @@ pub struct Target {
     pub timeouts: Timeouts,
 }
 
-/// Reads every page, relation size and small value from every reachable peer and compares them.
+/// Reads every page, relation size and small value from every reachable peer and compares them: from the members that the
+/// groups have now.
 ///
-/// Damage, differences and unreachable peers are part of the report, never an error.
+/// Damage, differences and unreachable peers are part of the report, never an error. A member that is joining its group does
+/// not have everything yet, and is not compared there.
 #[must_use]
 pub fn verify_volume(target: &Target) -> Report {
+    let (members, addresses) = members_of_today(target);
     let mut verifier = Verifier {
         target,
         clients: BTreeMap::new(),
         left_out: BTreeSet::new(),
         refusing: BTreeSet::new(),
-        report: Report { nodes: target.nodes.len(), ..Report::default() },
+        report: Report { nodes: addresses.len(), ..Report::default() },
+        members,
+        addresses,
     };
     verifier.connect();
     let mut databases = BTreeSet::from([SHARED_RELATIONS]);
@@ -75,6 +86,31 @@ pub fn verify_volume(target: &Target) -> Report {
     verifier.report
 }
 
+type Members = BTreeMap<GroupId, BTreeSet<NodeId>>;
+
+/// The members of each group, and where each of them is, as far as anybody says. A group that does not have six nodes, as
+/// in tests of single nodes, stores no membership and is taken as it is configured.
+fn members_of_today(target: &Target) -> (Members, BTreeMap<NodeId, Option<Endpoint>>) {
+    let known_of = |group| {
+        let known = target.memberships.get(&group).cloned();
+        known.or_else(|| target.groups.created(group).ok()).map(|known| (group, known))
+    };
+    let known = target.placement.groups().filter_map(known_of).collect();
+    let timeouts = Timeouts { call: target.timeouts.call.min(LEARNING_PATIENCE), ..target.timeouts };
+    let learned = learn(&known, &target.nodes, target.credentials.as_ref(), target.volume, timeouts);
+    let of_group = |group: GroupId| {
+        let members = learned.memberships.get(&group).map(GroupMembership::members);
+        (group, members.unwrap_or_else(|| target.groups.nodes_of(group).iter().copied().collect()))
+    };
+    let members: Members = target.placement.groups().map(of_group).collect();
+    let address_of = |&node: &NodeId| {
+        let mut known = learned.nodes.iter().chain(&target.nodes);
+        (node, known.find(|known| known.node == node).map(|known| known.address.clone()))
+    };
+    let addresses = members.values().flatten().map(address_of).collect();
+    (members, addresses)
+}
+
 struct Verifier<'a> {
     target: &'a Target,
     clients: BTreeMap<NodeId, NodeClient>,
@@ -83,6 +119,10 @@ struct Verifier<'a> {
     /// Peers that refused the question at hand; the report says so.
     refusing: BTreeSet<NodeId>,
     report: Report,
+    /// Of each group.
+    members: Members,
+    /// Of each member; `None` if nobody says where it is.
+    addresses: BTreeMap<NodeId, Option<Endpoint>>,
 }
 
 /// Entries in key order, and whether the list ends with them.
@@ -123,21 +163,23 @@ enum OnRefusal {
 
 impl Verifier<'_> {
     fn connect(&mut self) {
-        for &(node, _) in &self.target.nodes {
+        for node in self.addresses.keys().copied().collect::<Vec<_>>() {
             match self.connection_to(node) {
                 Ok(client) => {
                     self.clients.insert(node, client);
                 }
-                Err(error) => self.report.unreachable.push(Unreachable { node, why: error.to_string() }),
+                Err(why) => self.report.unreachable.push(Unreachable { node, why }),
             }
         }
     }
 
-    fn connection_to(&self, node: NodeId) -> Result<NodeClient, ClientError> {
-        let address = self.target.nodes.iter().find(|(known, _)| *known == node).map(|(_, address)| address);
-        let address = address.expect("only the target's nodes are connected to");
+    fn connection_to(&self, node: NodeId) -> Result<NodeClient, String> {
+        let Some(address) = self.addresses.get(&node).and_then(Option::as_ref) else {
+            return Err("nobody says where it is".to_owned());
+        };
         let route = Route::new(address, self.target.credentials.as_ref());
         NodeClient::connect(route, self.target.volume, node, Caller::Client, self.target.timeouts)
+            .map_err(|error| error.to_string())
     }
 
     /// Compares the small values of the meta group and collects the databases they name.
@@ -292,6 +334,7 @@ impl Verifier<'_> {
             |_| OnRefusal::NotCompared(Subject::Segment),
             pace,
         )?;
+        let summaries = self.leave_out_joining(group, summaries);
         let lsn = self.choose_lsn(group, &summaries, out_of_patience)?;
         let request = (question.request)(lsn, after.clone(), limit);
         let mut moved = false;
@@ -366,6 +409,24 @@ impl Verifier<'_> {
         Err(StepFailure::Moved)
     }
 
+    /// Those of the peers that have everything of the group.
+    fn leave_out_joining(
+        &mut self,
+        group: GroupId,
+        summaries: Vec<(NodeId, SegmentSummary)>,
+    ) -> Vec<(NodeId, SegmentSummary)> {
+        let (joining, full): (Vec<_>, Vec<_>) =
+            summaries.into_iter().partition(|(_, summary)| summary.joining);
+        for (node, _) in joining {
+            self.leave_out(
+                node,
+                group,
+                "it is joining the group and does not have everything yet".to_owned(),
+            );
+        }
+        full
+    }
+
     fn leave_out(&mut self, node: NodeId, group: GroupId, why: String) {
         if self.left_out.insert((node, group)) {
             self.report.add_not_compared(NotCompared { node, group, subject: Subject::Segment, why });
@@ -376,7 +437,7 @@ impl Verifier<'_> {
         self.clients
             .keys()
             .copied()
-            .filter(|node| self.target.groups.is_member(*node, group))
+            .filter(|node| self.members.get(&group).is_some_and(|members| members.contains(node)))
             .filter(|node| !self.left_out.contains(&(*node, group)) && !self.refusing.contains(node))
             .collect()
     }
@@ -458,32 +519,4 @@ fn assert_readable_on_all(summaries: &[(NodeId, SegmentSummary)], lsn: Lsn) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use borealis_types::{EpochHistory, RecordSpan, VolumeEpoch, WriterId};
-
-    fn summary(from: u64, through: u64) -> SegmentSummary {
-        SegmentSummary {
-            group: META_GROUP,
-            promised_epoch: VolumeEpoch(1),
-            promised_writer: WriterId(1),
-            history: EpochHistory::default(),
-            segment_complete_lsn: Lsn(through),
-            known_durable: RecordSpan::NONE,
-            known_durable_tail: Lsn::ZERO,
-            readable_through: Lsn(through),
-            minimum_read_point: Lsn(from),
-            materialized_lsn: Lsn::ZERO,
-            joining: false,
-            membership_epoch: borealis_types::MembershipEpoch(1),
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "invariant compared-where-every-peer-can-answer is broken")]
-    fn a_comparison_below_a_read_point_is_noticed() {
-        let summaries = [(NodeId(1), summary(100, 200)), (NodeId(2), summary(150, 250))];
-        assert_readable_on_all(&summaries, Lsn(160));
-        assert_readable_on_all(&summaries, Lsn(120));
-    }
-}
+mod tests;

@@ -137,6 +137,20 @@ pub const NODE: &[Metric] = &[
     gauge("borealis_node_refill_bytes_per_second", "Bytes of pages compared or brought in a second, of late"),
     counter("borealis_node_refill_fetched_bytes", "Bytes of pages that peers sent for refills"),
     counter("borealis_node_refills", "Segments refilled"),
+    counter(
+        "borealis_node_memberships_installed",
+        "Memberships of groups that were acted on for the first time",
+    ),
+    counter(
+        "borealis_node_memberships_refused",
+        "Callers refused because they know another membership, or are no peers",
+    ),
+    gauge(
+        "borealis_node_segments_joining",
+        "Segments that came into their group and do not have everything yet",
+    ),
+    counter("borealis_node_segments_joined", "Segments that came into their group and then had everything"),
+    counter("borealis_node_segments_left", "Segments that left their group"),
     counter("borealis_node_materializations", "Rounds of materialization that did something"),
     gauge("borealis_node_resident_bytes", "Resident memory of the process, in bytes"),
     counter("borealis_node_store_records_taken", "Records that at least one segment took"),
@@ -184,6 +198,11 @@ pub const NODE: &[Metric] = &[
     gauge("borealis_node_store_cache_memory_bytes", "Memory of the page cache, in bytes"),
     gauge("borealis_node_store_unapplied_record_bytes", "Bytes of records that are not in page images yet"),
     gauge("borealis_node_store_records_held", "Records that wait for a predecessor"),
+    gauge("borealis_node_store_segments", "Segments on this node"),
+    gauge(
+        "borealis_node_store_segments_joining",
+        "Segments that came and do not have everything of their group yet",
+    ),
     gauge("borealis_node_store_extents", "Regions of page files in use"),
     gauge("borealis_node_store_boot", "How often the store was opened"),
     gauge(
@@ -223,6 +242,12 @@ pub const INSTANCE: &[Metric] = &[
         "A write quorum of the group has everything up to here (PGCL)",
     ),
     metric(
+        "borealis_instance_membership_epoch",
+        Kind::Gauge,
+        &["group"],
+        "The membership of the group that the writer goes by: 1 until a member was replaced",
+    ),
+    metric(
         "borealis_instance_segment_acknowledged_lsn",
         Kind::Gauge,
         &["group", "node"],
@@ -233,6 +258,12 @@ pub const INSTANCE: &[Metric] = &[
         Kind::Gauge,
         &["group", "node"],
         "One while the writer is connected to the segment's node",
+    ),
+    metric(
+        "borealis_instance_node_heard_seconds",
+        Kind::Gauge,
+        &["node"],
+        "Since the node said anything to this writer, in seconds",
     ),
     gauge(
         "borealis_instance_last_recovery_seconds",

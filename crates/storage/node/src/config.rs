@@ -44,9 +44,9 @@ mod tests {
             load(&config.file()).map_err(|error| format!("{error:#}"))
         };
         assert_eq!(loaded(&config), Ok(config.clone()));
-        config.groups = Membership::default();
+        config.groups = Membership::everyone_has_everything(config.placement, &[NodeId(2), NodeId(3)]);
         let refused = loaded(&config).unwrap_err();
-        assert!(refused.contains("is wrong: node 2 is a member of no group"), "{refused}");
+        assert!(refused.contains("is wrong: group 0 has node 3, which is not among the peers"), "{refused}");
         fs::write(config.file(), "{").unwrap();
         assert!(load(&config.file()).unwrap_err().to_string().contains("is not a node configuration"));
     }

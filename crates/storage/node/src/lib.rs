@@ -5,6 +5,8 @@
 //! * [`privileges`]: giving root's rights up.
 //! * [`metrics`]: what is counted, and under which name.
 //!
+//! `members` is the one owner of who the members of the groups are, and where nodes are.
+//!
 //! [`node`] puts the parts together, and no part knows the node as a whole: `connections` (serving callers) and `catch_up`
 //! (taking from peers what is missing) take the store, `open_connections`, the `materializer` and what else they need.
 //!
@@ -23,6 +25,7 @@ mod exposition;
 mod housekeeping;
 mod line_throttle;
 mod materializer;
+mod members;
 pub mod metrics;
 pub mod node;
 mod open_connections;

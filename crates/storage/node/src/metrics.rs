@@ -29,6 +29,10 @@
 //! | `refill_fetched_bytes` | bytes of pages that peers sent since start |
 //! | `refills` | segments refilled since start |
 //! | `gossip_records_unconfirmed` | records left because only one peer sent them and they are not known to be durable |
+//! | `memberships_installed` | memberships of groups that were acted on for the first time |
+//! | `memberships_refused` | callers refused because they know another membership, or are no peers |
+//! | `segments_joined`, `segments_left` | segments that came and then had everything; that left |
+//! | `segments_joining` | segments that do not have everything yet |
 //! | `materializations` | rounds of materialization that did something |
 //! | `store_pages_in_trouble` | pages that cannot be made here now: damaged, or in quarantine |
 //! | `store_pages_healed`, `store_pages_mended` | pages that peers brought; pages that a round could write again |
@@ -153,6 +157,10 @@ pub struct Metrics {
     pub(crate) gossip_pulled_batches: AtomicU64,
     pub(crate) gossip_records_unconfirmed: AtomicU64,
     pub(crate) materializations: AtomicU64,
+    pub(crate) memberships_installed: AtomicU64,
+    pub(crate) memberships_refused: AtomicU64,
+    pub(crate) segments_joined: AtomicU64,
+    pub(crate) segments_left: AtomicU64,
 }
 
 pub(crate) fn add(counter: &AtomicU64, by: u64) {
@@ -181,6 +189,10 @@ impl Metrics {
             ("gossip_pulled_batches", &self.gossip_pulled_batches),
             ("gossip_records_unconfirmed", &self.gossip_records_unconfirmed),
             ("materializations", &self.materializations),
+            ("memberships_installed", &self.memberships_installed),
+            ("memberships_refused", &self.memberships_refused),
+            ("segments_joined", &self.segments_joined),
+            ("segments_left", &self.segments_left),
         ];
         let mut all: Vec<(String, u64)> =
             counters.iter().map(|(name, counter)| ((*name).to_owned(), counter.load(Relaxed))).collect();

@@ -13,13 +13,14 @@ use borealis_store::{Identity, Options, SegmentSource, Store};
 use borealis_types::GroupId;
 use borealis_wire::NodeStatus;
 
-use crate::catch_up::{CatchUp, Known, Mender, Puller, Refiller, Refills};
+use crate::catch_up::{CatchUp, Keeper, Known, Mender, Puller, Refiller, Refills};
 use crate::connections::{Acceptor, AppendPath, FrameMemory, Host, LargeAnswers, Listener, Requests};
 use crate::descriptors;
 use crate::exposition::exposition;
 use crate::housekeeping::Housekeeping;
 use crate::line_throttle::LineThrottle;
 use crate::materializer::Materializer;
+use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::open_connections::OpenConnections;
 use crate::refusals::Refusals;
@@ -84,6 +85,7 @@ struct Parts {
     refusals: Arc<Refusals>,
     connections: Arc<OpenConnections>,
     known: Arc<Known>,
+    members: Arc<Members>,
     refills: Arc<Refills>,
     materializer: Arc<Materializer>,
     standing: Arc<Standing>,
@@ -93,25 +95,39 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(config: &NodeConfig, store: Store, credentials: Option<Arc<Credentials>>) -> Parts {
+    fn new(
+        config: &NodeConfig,
+        store: Store,
+        credentials: Option<Arc<Credentials>>,
+    ) -> anyhow::Result<Parts> {
         let (store, metrics, refusals) = (Arc::new(store), Arc::default(), Arc::default());
-        Parts {
+        let known = Arc::new(Known::new(config.node, config.placement));
+        let standing = Arc::new(Standing::new(Arc::clone(&store)));
+        let members = Members::new(
+            config,
+            Arc::clone(&store),
+            Arc::clone(&known),
+            Arc::clone(&standing),
+            Arc::clone(&metrics),
+        )?;
+        Ok(Parts {
             materializer: Arc::new(Materializer::new(
                 Arc::clone(&store),
                 Arc::clone(&metrics),
                 Arc::clone(&refusals),
             )),
-            standing: Arc::new(Standing::new(Arc::clone(&store), config.fellows().map(|peer| peer.node))),
             housekeeping: Arc::new(Housekeeping::new(Arc::clone(&store))),
             scrubber: Arc::new(Scrubber::new(&store, Duration::from_secs(config.scrub_period_seconds))),
             store,
             metrics,
             refusals,
             connections: Arc::default(),
-            known: Arc::new(Known::new(config)),
+            known,
+            members: Arc::new(members),
+            standing,
             refills: Arc::default(),
             credentials,
-        }
+        })
     }
 
     fn requests(&self, config: &NodeConfig) -> Requests {
@@ -123,6 +139,7 @@ impl Parts {
             refusals: Arc::clone(&self.refusals),
             connections: Arc::clone(&self.connections),
             known: Arc::clone(&self.known),
+            members: Arc::clone(&self.members),
             refills: Arc::clone(&self.refills),
             large_answers: LargeAnswers::default(),
             standing: Arc::clone(&self.standing),
@@ -134,7 +151,7 @@ impl Parts {
             host: Host {
                 volume: config.volume,
                 node: config.node,
-                peers: config.fellows().map(|peer| peer.node).collect(),
+                members: Arc::clone(&self.members),
                 store: Arc::clone(&self.store),
                 refusals: Arc::clone(&self.refusals),
                 mistaken_lines: LineThrottle::default(),
@@ -146,6 +163,7 @@ impl Parts {
                 metrics: Arc::clone(&self.metrics),
                 refusals: Arc::clone(&self.refusals),
                 known: Arc::clone(&self.known),
+                members: Arc::clone(&self.members),
                 materializer: Arc::clone(&self.materializer),
             },
             connections: Arc::clone(&self.connections),
@@ -164,6 +182,7 @@ impl Parts {
             store: Arc::clone(&self.store),
             metrics: Arc::clone(&self.metrics),
             known: Arc::clone(&self.known),
+            members: Arc::clone(&self.members),
             standing: Arc::clone(&self.standing),
             credentials: self.credentials.clone(),
             puller: self.puller(),
@@ -204,7 +223,7 @@ impl Node {
         config.validate().context("the node's configuration is wrong")?;
         // The store first: a folder in use is the better message when the node runs already.
         let store = open_store(&config)?;
-        let parts = Parts::new(&config, store, credentials_of(&config)?);
+        let parts = Parts::new(&config, store, credentials_of(&config)?)?;
         let socket = listen(&config, parts.credentials.as_ref())?;
         let address = config.listen.clone();
         let (stop_accepting, stop) = UnixStream::pair().context("cannot make a socket pair")?;
@@ -228,19 +247,16 @@ impl Node {
         let scrubber = Arc::clone(&node.parts.scrubber);
         node.threads.push(spawn("scrubber".to_owned(), move || scrubber.run_until_stopped())?);
         let credentials = node.parts.credentials.clone();
-        let mender = Mender::new(&config, &node.parts.store, &node.parts.known, credentials.clone());
+        let Parts { store, known, members, refills, .. } = &node.parts;
+        let mender = Mender::new(&config, store, known, members, credentials.clone());
         node.threads.push(spawn("mender".to_owned(), move || mender.run_until_stopped())?);
-        let Parts { known, refills, .. } = &node.parts;
-        let refiller = Refiller::new(&config, known, refills, node.parts.puller(), credentials);
+        let refiller = Refiller::new(&config, (known, members), refills, node.parts.puller(), credentials);
         node.threads.push(spawn("refiller".to_owned(), move || refiller.run_until_stopped())?);
         let store = Arc::clone(&node.parts.store);
         node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
         node.metrics_server = node.show_metrics(&config);
-        for peer in config.fellows().cloned() {
-            let catch_up = Arc::clone(&catch_up);
-            let name = format!("gossip-{}", peer.node);
-            node.threads.push(spawn(name, move || catch_up.run_until_stopped(&peer))?);
-        }
+        let keeper = Keeper::new(catch_up);
+        node.threads.push(spawn("gossip-keeper".to_owned(), move || keeper.run_until_stopped())?);
         let accept = move || listener.accept_until(&socket, &stop);
         node.accept_thread = Some(spawn("accept".to_owned(), accept)?);
         tracing::info!(node = %config.node, zone = %config.zone.0, %address, "storage node serves");
@@ -300,6 +316,7 @@ impl Node {
             let _ = thread.join();
         }
         self.parts.known.stop();
+        self.parts.members.wake();
         self.parts.store.end_materialization();
         self.parts.materializer.stop();
         self.parts.housekeeping.stop();
@@ -351,8 +368,9 @@ fn open_store(config: &NodeConfig) -> anyhow::Result<Store> {
     let options = options_of(config, descriptors::raise_limit()?);
     let store = Store::open(&directory, options)
         .with_context(|| format!("node {} cannot open its store {}", config.node, directory.display()))?;
-    let expected = identity_of(config);
     let found = store.identity();
+    // Segments may have come and left since the store was made.
+    let expected = Identity { groups: found.groups.clone(), ..identity_of(config) };
     anyhow::ensure!(
         *found == expected,
         "the store {} belongs to node {} of volume {} (incarnation {:032x}), the configuration names node {} of \

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use borealis_client::stream::Stream;
 use borealis_quorum::Promise;
-use borealis_types::{VolumeEpoch, WriterId, invariant};
+use borealis_types::{GroupId, MembershipEpoch, VolumeEpoch, WriterId, invariant};
 use borealis_wire::frame::frame_header;
 use borealis_wire::message::encode_message;
 use borealis_wire::{Refusal, Reply, SegmentProgress};
@@ -33,6 +33,8 @@ pub(crate) struct Connection {
     address: String,
     /// Set by a writer's introduction.
     writer: OnceLock<Promise>,
+    /// Which membership of each group its caller knows, as its introduction says. A group that is not listed is not checked.
+    made_for: OnceLock<Vec<(GroupId, MembershipEpoch)>>,
     is_introduced: AtomicBool,
     accepted: Instant,
     /// When its last whole request came, in milliseconds since it was accepted.
@@ -46,6 +48,7 @@ impl Connection {
             sending: Mutex::new(()),
             address,
             writer: OnceLock::new(),
+            made_for: OnceLock::new(),
             is_introduced: AtomicBool::new(false),
             accepted: Instant::now(),
             last_request_ms: AtomicU64::new(0),
@@ -68,13 +71,26 @@ impl Connection {
         self.is_introduced.load(Ordering::Acquire)
     }
 
-    /// Notes that the caller has said who it is, and the promise it claims if it is a writer.
-    pub(crate) fn introduce(&self, writer: Option<Promise>) {
+    /// Which membership of each group its caller knows, and so which everything is meant for that it asks.
+    pub(crate) fn made_for(&self) -> &[(GroupId, MembershipEpoch)] {
+        self.made_for.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether its caller knows this membership of a group, or a newer one. With an older one it would count what it is told
+    /// for members that are none any more.
+    fn knows(&self, group: GroupId, epoch: MembershipEpoch) -> bool {
+        let listed = self.made_for().iter().find(|(of, _)| *of == group);
+        listed.is_none_or(|(_, known)| *known >= epoch)
+    }
+
+    /// Notes that the caller has said who it is, the promise it claims if it is a writer, and the memberships it knows.
+    pub(crate) fn introduce(&self, writer: Option<Promise>, made_for: Vec<(GroupId, MembershipEpoch)>) {
         let again = self.is_introduced.load(Ordering::Acquire);
         invariant!("connection-introduced-once", !again, "{} introduced itself twice", self.address);
         if let Some(promise) = writer {
             self.writer.get_or_init(|| promise);
         }
+        self.made_for.get_or_init(|| made_for);
         self.is_introduced.store(true, Ordering::Release);
     }
 
@@ -231,15 +247,21 @@ impl OpenConnections {
         self.lock().threads.push(thread);
     }
 
-    /// Tells the writer who holds this promise that SCLs moved without its doing.
-    pub(crate) fn push_progress(&self, promise: Promise, progress: &[SegmentProgress]) {
+    /// Tells the writer who holds this promise that the SCL of a group moved without its doing, if it knows the membership
+    /// that the segment acts on.
+    pub(crate) fn push_progress(
+        &self,
+        promise: Promise,
+        (group, membership): (GroupId, MembershipEpoch),
+        progress: &[SegmentProgress],
+    ) {
         if progress.is_empty() {
             return;
         }
         let open: Vec<Arc<Connection>> =
             self.lock().open.values().map(|place| Arc::clone(&place.connection)).collect();
         for connection in open {
-            if connection.is_of_writer(promise) {
+            if connection.is_of_writer(promise) && connection.knows(group, membership) {
                 connection.push_progress(promise, progress);
             }
         }
@@ -347,16 +369,26 @@ mod tests {
     fn a_promise_without_a_name_is_of_whoever_writes_in_its_epoch() {
         let (connection, _caller) = connection();
         assert!(!connection.is_of_writer(promise(3, 7)));
-        connection.introduce(Some(promise(3, 7)));
+        connection.introduce(Some(promise(3, 7)), Vec::new());
         assert!(connection.is_of_writer(promise(3, 7)) && connection.is_of_writer(promise(3, 0)));
         assert!(!connection.is_of_writer(promise(3, 8)) && !connection.is_of_writer(promise(4, 0)));
+    }
+
+    #[test]
+    fn progress_is_not_for_who_knows_an_older_membership() {
+        let (connection, _caller) = connection();
+        let (listed, other) = (GroupId(2), GroupId(3));
+        connection.introduce(Some(promise(3, 7)), vec![(listed, MembershipEpoch(4))]);
+        assert!(connection.knows(listed, MembershipEpoch(3)) && connection.knows(listed, MembershipEpoch(4)));
+        assert!(!connection.knows(listed, MembershipEpoch(5)));
+        assert!(connection.knows(other, MembershipEpoch(9)), "it is not checked");
     }
 
     #[test]
     #[should_panic(expected = "invariant progress-goes-to-its-writer is broken")]
     fn progress_for_another_writer_is_not_sent() {
         let (connection, _caller) = connection();
-        connection.introduce(Some(promise(3, 7)));
+        connection.introduce(Some(promise(3, 7)), Vec::new());
         let progress = SegmentProgress { group: GroupId(0), segment_complete_lsn: Lsn(9) };
         connection.push_progress(promise(4, 7), &[progress]);
     }
@@ -365,8 +397,8 @@ mod tests {
     #[should_panic(expected = "invariant connection-introduced-once is broken")]
     fn a_connection_does_not_change_its_caller() {
         let (connection, _caller) = connection();
-        connection.introduce(Some(promise(3, 7)));
-        connection.introduce(Some(promise(4, 8)));
+        connection.introduce(Some(promise(3, 7)), Vec::new());
+        connection.introduce(Some(promise(4, 8)), Vec::new());
     }
 
     #[test]

@@ -34,8 +34,6 @@ const WORDS_WITHIN: Duration = Duration::from_secs(1);
 pub(crate) struct Standing {
     store: Arc<Store>,
     boot: Boot,
-    /// Every other node that has a segment of one of this node's groups.
-    peers: BTreeSet<NodeId>,
     began: Instant,
     state: Mutex<State>,
     changed: Condvar,
@@ -43,6 +41,8 @@ pub(crate) struct Standing {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Every other node that has a segment of one of this node's groups.
+    peers: BTreeSet<NodeId>,
     /// Peers that have answered since the start.
     answered: BTreeSet<NodeId>,
     /// What each peer remembers that is not there.
@@ -80,22 +80,34 @@ fn what_is_lost(boot: &Boot, remembered: &Remembered, ours: &[RememberedSegment]
 }
 
 impl Standing {
-    pub(crate) fn new(store: Arc<Store>, peers: impl Iterator<Item = NodeId>) -> Standing {
+    pub(crate) fn new(store: Arc<Store>) -> Standing {
         // Tells two boots of the same number apart: a store that was put back counts again.
         let nonce = RandomState::new().build_hasher().finish();
         let boot = Boot { incarnation: store.identity().incarnation, number: store.boot(), nonce };
-        Standing {
-            store,
-            boot,
-            peers: peers.collect(),
-            began: Instant::now(),
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        }
+        Standing { store, boot, began: Instant::now(), state: Mutex::default(), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// The nodes that have a segment of one of this node's groups.
+    pub(crate) fn set_peers(&self, peers: BTreeSet<NodeId>) {
+        self.lock().peers = peers;
+    }
+
+    /// A group has these members from here on. What was heard of the segments of others is forgotten: one that comes
+    /// again begins empty, and has lost nothing.
+    pub(crate) fn follow(&self, group: GroupId, peers: BTreeSet<NodeId>, members: &BTreeSet<NodeId>) {
+        let mut state = self.lock();
+        for (peer, heard) in &mut state.heard {
+            if !members.contains(peer) {
+                heard.remove(&group);
+            }
+        }
+        state.heard.retain(|peer, _| peers.contains(peer));
+        state.answered.retain(|peer| peers.contains(peer));
+        state.peers = peers;
     }
 
     /// This node's boot.
@@ -113,10 +125,15 @@ impl Standing {
     /// Notes what a peer said of one of its segments, which is durable there. Only the most counts, and of its records only
     /// those that no recovery can truncate.
     pub(crate) fn note_segment(&self, peer: NodeId, summary: &SegmentSummary) {
-        if !self.peers.contains(&peer) {
+        let mut state = self.lock();
+        if !state.peers.contains(&peer) {
             return;
         }
-        let mut state = self.lock();
+        if summary.joining {
+            // Whatever it had in an earlier stay, it has left since.
+            state.heard.get_mut(&peer).map(|heard| heard.remove(&summary.group));
+            return;
+        }
         let heard = state.heard.entry(peer).or_default().entry(summary.group).or_insert(RememberedSegment {
             group: summary.group,
             complete: Lsn::ZERO,
@@ -168,18 +185,19 @@ impl Standing {
             complete: summary.segment_complete_lsn,
             promised_epoch: summary.promised_epoch,
         };
-        Some(summaries.iter().map(segment).collect())
+        // A segment that is joining has promised and lost nothing, whoever remembers it from an earlier stay.
+        Some(summaries.iter().filter(|summary| !summary.joining).map(segment).collect())
     }
 
     /// Waits until enough peers have answered, or a while after the start.
     pub(crate) fn wait_for_words(&self) {
-        let needed = WORDS_NEEDED.min(self.peers.len());
         if self.boot.number <= FIRST_START {
             return;
         }
         let left = WORDS_WITHIN.saturating_sub(self.began.elapsed());
-        let waited =
-            self.changed.wait_timeout_while(self.lock(), left, |state| state.answered.len() < needed);
+        let waited = self.changed.wait_timeout_while(self.lock(), left, |state| {
+            state.answered.len() < WORDS_NEEDED.min(state.peers.len())
+        });
         drop(waited.expect("nothing panics while it holds this lock"));
     }
 }

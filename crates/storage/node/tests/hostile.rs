@@ -157,10 +157,14 @@ fn callers_of_one_kind_that_only_sit_there_keep_nobody_out() {
 #[test]
 fn a_number_that_is_no_peers_is_no_peer() {
     let cluster = Cluster::start(1);
-    for node in [NodeId(1), NodeId(7), NodeId(u16::MAX)] {
-        let error = attempt(&cluster, Caller::Peer(node)).unwrap_err().to_string();
-        assert!(error.contains("is no peer of this node"), "{error}");
+    for node in [NodeId(7), NodeId(u16::MAX)] {
+        let error = attempt(&cluster, Caller::Peer(node)).unwrap_err();
+        // It may have been one, and is told who the members are.
+        let Some(Refusal::OtherMembership { states, nodes }) = error.refusal() else { panic!("{error}") };
+        assert_eq!((states.len(), nodes.len()), (1, 6), "{error}");
     }
+    let error = attempt(&cluster, Caller::Peer(NodeId(1))).unwrap_err().to_string();
+    assert!(error.contains("is no peer of itself"), "{error}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use borealis_client::{Credentials, verify};
 use borealis_fleet::{Fleet, Validity};
 use borealis_spec::{Endpoint, Role};
+use borealis_types::membership::{MembershipRequest, Replacement, Transition};
 use borealis_types::{GroupId, InstanceId, MetaKey, NodeId, VolumeEpoch, VolumeId, WriterId};
 use borealis_wire::frame::frame_header;
 use borealis_wire::message::encode_message;
@@ -76,6 +77,10 @@ fn each_part_may_be_what_its_certificate_says_and_nothing_else() {
         (Role::Client, Caller::Recovery, false),
         (Role::Client, Caller::Peer(NodeId(2)), false),
         (Role::Controller, Caller::Client, true),
+        (Role::Controller, Caller::Controller, true),
+        (own, Caller::Controller, false),
+        (Role::Node(NodeId(2)), Caller::Controller, false),
+        (Role::Client, Caller::Controller, false),
         (Role::Controller, Caller::Recovery, false),
     ] {
         match cluster.try_connect_as(0, caller, cluster.credentials(role).as_ref()) {
@@ -90,6 +95,36 @@ fn each_part_may_be_what_its_certificate_says_and_nothing_else() {
             }
         }
     }
+}
+
+#[test]
+fn members_are_changed_with_a_controllers_certificate() {
+    let cluster = Cluster::start_over_tls(1);
+    let first = common::members::first_memberships(&cluster)[&GroupId(0)].clone();
+    let replacement = Replacement { old: NodeId(1), new: NodeId(7) };
+    let begun = first.after(Transition::Begin(replacement)).unwrap();
+    let mut clients = std::collections::BTreeMap::new();
+    for node in 1..=3 {
+        let request = MembershipRequest::Install(begun.clone());
+        let (state, _) =
+            common::members::ask(&cluster, &mut clients, NodeId(node), GroupId(0), &request).unwrap();
+        assert_eq!(*state.unwrap().installed(), begun);
+    }
+    // The others hear of it over TLS, too.
+    for index in ALL {
+        wait_until("it learned who the members are", || {
+            cluster.summary(index, GroupId(0)).membership_epoch == begun.epoch()
+        });
+    }
+    let request = Request::Membership {
+        group: GroupId(0),
+        request: MembershipRequest::Install(begun.after(Transition::TakeBack(replacement)).unwrap()),
+        nodes: Vec::new(),
+    };
+    let mut writer = cluster.connect(0, Caller::Recovery);
+    let error = writer.call(&request).unwrap_err().to_string();
+    assert!(error.contains("only a controller may ask this"), "{error}");
+    assert_eq!(cluster.summary(0, GroupId(0)).membership_epoch, begun.epoch());
 }
 
 #[test]

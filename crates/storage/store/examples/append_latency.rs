@@ -53,8 +53,8 @@ fn create(directory: &Path) -> Result<Store> {
         last: RecordSpan::NONE,
         server_version: ServerVersion::NEWEST_TESTED,
     });
-    store.fence(PROMISE)?;
-    store.install(PROMISE.writer, &history, &[])?;
+    store.fence(PROMISE, &[])?;
+    store.install(PROMISE.writer, &history, &[], &[])?;
     store.set_peer_floor(GROUP, Lsn::MAX);
     Ok(store)
 }
@@ -117,7 +117,7 @@ fn write(store: &Store, appends: u32, mebibytes: usize, durable: &AtomicU64) -> 
             let mut longest = Duration::ZERO;
             for batch in pieces {
                 let begin = Instant::now();
-                store.sync(store.append(&batch, Origin::Writer(PROMISE))?.sequence)?;
+                store.sync(store.append(&batch, Origin::Writer(PROMISE), &[])?.sequence)?;
                 longest = longest.max(begin.elapsed());
             }
             last = end;
@@ -134,7 +134,7 @@ fn write(store: &Store, appends: u32, mebibytes: usize, durable: &AtomicU64) -> 
         }
         let batch = batch.finish();
         let begin = Instant::now();
-        let sequence = store.append(&batch, Origin::Writer(PROMISE))?.sequence;
+        let sequence = store.append(&batch, Origin::Writer(PROMISE), &[])?.sequence;
         appended.push(begin.elapsed());
         store.sync(sequence)?;
         synced.push(begin.elapsed());
@@ -165,7 +165,7 @@ fn note(store: &Store, is_over: &AtomicBool) -> Result<Vec<Duration>> {
     let mut notes = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
         let begin = Instant::now();
-        store.note_positions(&header(RecordSpan::NONE))?;
+        store.note_positions(&header(RecordSpan::NONE), &[])?;
         notes.push(begin.elapsed());
         thread::sleep(READ_EVERY);
     }

@@ -51,8 +51,8 @@ impl Workload {
                 batch.push(span, &[GroupLink { group: GROUP, previous_end: self.last.end }], &bytes);
                 self.last = span;
             }
-            self.store.append(&batch.finish(), Origin::Writer(self.promise))?;
-            self.store.note_positions(&self.header())?;
+            self.store.append(&batch.finish(), Origin::Writer(self.promise), &[])?;
+            self.store.note_positions(&self.header(), &[])?;
         }
         Ok(())
     }
@@ -124,8 +124,8 @@ fn main() -> Result<()> {
         last: RecordSpan::NONE,
         server_version: ServerVersion::NEWEST_TESTED,
     });
-    store.fence(promise)?;
-    store.install(promise.writer, &history, &[])?;
+    store.fence(promise, &[])?;
+    store.install(promise.writer, &history, &[], &[])?;
     let mut workload = Workload { store, promise, last: RecordSpan::NONE, pages: 0 };
     let folder = directory.join("segments").join(GROUP.to_string());
 

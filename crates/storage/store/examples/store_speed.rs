@@ -90,7 +90,7 @@ fn measure_notes(store: &Store, writer: &mut Writer, origin: Origin) -> Result<(
             let begin = Instant::now();
             while begin.elapsed() < ARM {
                 let commit = Instant::now();
-                let appended = store.append(&writer.commits(1), origin)?;
+                let appended = store.append(&writer.commits(1), origin, &[])?;
                 store.sync(appended.sequence)?;
                 writer.durable = writer.last;
                 latencies_us.push(commit.elapsed().as_micros());
@@ -134,8 +134,8 @@ fn main() -> Result<()> {
         last: RecordSpan::NONE,
         server_version: ServerVersion::NEWEST_TESTED,
     });
-    store.fence(promise)?;
-    store.install(promise.writer, &history, &[])?;
+    store.fence(promise, &[])?;
+    store.install(promise.writer, &history, &[], &[])?;
     let origin = Origin::Writer(promise);
     let mut writer = Writer { promise, last: RecordSpan::NONE, durable: RecordSpan::NONE };
 
@@ -147,14 +147,14 @@ fn main() -> Result<()> {
             let put = Native::PutPage { key: block(number), image: &image }.encode(writer.last.start);
             writer.push(&mut batch, &put);
         }
-        let appended = store.append(&batch.finish(), origin)?;
+        let appended = store.append(&batch.finish(), origin, &[])?;
         store.sync(appended.sequence)?;
         writer.durable = writer.last;
     }
     report("page images appended and synced, 64 a batch", u64::from(BLOCKS), begin.elapsed());
 
     let lsn = writer.last.end;
-    store.note_positions(&writer.header())?;
+    store.note_positions(&writer.header(), &[])?;
     let begin = Instant::now();
     for number in 0..BLOCKS {
         ensure!(store.read_page(GROUP, &block(number), lsn)?.is_some());
@@ -174,7 +174,7 @@ fn main() -> Result<()> {
         let mut synced = Duration::ZERO;
         for _ in 0..rounds {
             let batch = writer.commits(count);
-            let appended = store.append(&batch, origin)?;
+            let appended = store.append(&batch, origin, &[])?;
             let sync = Instant::now();
             store.sync(appended.sequence)?;
             synced += sync.elapsed();
@@ -189,13 +189,13 @@ fn main() -> Result<()> {
     let mut taken = 0;
     for _ in 0..rounds {
         let batch = writer.commits(100);
-        taken += store.append(&batch, origin)?.taken as u64;
+        taken += store.append(&batch, origin, &[])?.taken as u64;
         writer.durable = writer.last;
     }
     report("records appended, not synced, 100 a batch", taken, begin.elapsed());
 
     let status = PageKey::Slru { kind: SlruKind::Transactions, page: 0 };
-    store.note_positions(&writer.header())?;
+    store.note_positions(&writer.header(), &[])?;
     let begin = Instant::now();
     let progress = store.materialize(Policy::Now)?;
     println!(
@@ -205,16 +205,16 @@ fn main() -> Result<()> {
     );
     let begin = Instant::now();
     let rounds = 1000;
-    let appended = store.append(&writer.commits(10), origin)?;
+    let appended = store.append(&writer.commits(10), origin, &[])?;
     store.sync(appended.sequence)?;
     for _ in 0..rounds {
         ensure!(store.read_page(GROUP, &status, writer.last.end)?.is_some());
     }
     report("page reads with 10 records", rounds, begin.elapsed());
-    let appended = store.append(&writer.commits(2000), origin)?;
+    let appended = store.append(&writer.commits(2000), origin, &[])?;
     store.sync(appended.sequence)?;
     writer.durable = writer.last;
-    store.note_positions(&writer.header())?;
+    store.note_positions(&writer.header(), &[])?;
     let begin = Instant::now();
     ensure!(store.read_page(GROUP, &status, writer.last.end)?.is_some());
     report("first page read with 2,010 records", 1, begin.elapsed());

@@ -15,8 +15,9 @@ use crate::log::position::LogPosition;
 use crate::pages::materialized_state::MaterializedState;
 use crate::pages::refilled::Refilled;
 use crate::pages::shared_state;
+use crate::segment::stay::Stay;
 
-const MAGIC: [u8; 8] = *b"BORCHKP\x02";
+const MAGIC: [u8; 8] = *b"BORCHKP\x03";
 
 /// The contents of the checkpoint file, in the order in which they are encoded.
 #[derive(Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub(crate) struct Checkpoint {
     /// The log's end when the chains in `segments` were copied.
     pub log_end: LogPosition,
     pub segments: Vec<CheckpointedSegment>,
+    /// What is left of segments whose node is no member of their group.
+    pub absent: Vec<SegmentCheckpoint>,
     /// Which redo is in the files before `replay_from`: lagging peers may still ask for it.
     pub files: Vec<(u32, Vec<GroupRange>)>,
 }
@@ -36,6 +39,8 @@ pub(crate) struct Checkpoint {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct CheckpointedSegment {
     pub chain: SegmentCheckpoint,
+    /// Since when it is here, and so which folder is its.
+    pub stay: Stay,
     #[serde(with = "shared_state")]
     pub materialized: Arc<MaterializedState>,
     /// What peers brought of a later state.

@@ -7,8 +7,12 @@
 //! synced              how far the log is durable, and how often the store was opened (`synced_note.rs`)
 //! boots, renounced    what is known of peers' boots, and of a loss of this store (`boots.rs`)
 //! log/NNNNNNNNNN.log  the log
-//! segments/<group>/pages.PPP.NNNN
+//! segments/<group>/pages.PPP.NNNN           the pages of a segment that was made with the store
+//! segments/<group>.<epoch>/pages.PPP.NNNN   of one that came later, with the membership of this epoch
 //! ```
+//!
+//! A folder in `segments` that neither the checkpoint nor the log after it names is of a segment that has left, or was about
+//! to come: an opening removes it.
 //!
 //! A small file is `magic [8] | length u64 | crc32c u32 | body`, numbers little-endian, the checksum over
 //! magic, length and body.
@@ -16,7 +20,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use borealis_types::GroupId;
+use borealis_types::{GroupId, MembershipEpoch};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +29,7 @@ use crate::{Identity, StoreError};
 
 /// The last byte is the format version of the whole store. A store of another version is refused when it is
 /// opened.
-const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x05";
+const IDENTITY_MAGIC: [u8; 8] = *b"BORIDEN\x06";
 const HEADER_BYTES: usize = 20;
 
 /// What the identity file holds.
@@ -77,8 +81,51 @@ impl Directory {
         self.root.join("synced")
     }
 
-    pub(crate) fn segment(&self, group: GroupId) -> PathBuf {
-        self.root.join("segments").join(group.to_string())
+    fn segments_folder(&self) -> PathBuf {
+        self.root.join("segments")
+    }
+
+    /// The folder of a segment that came with the membership of an epoch; zero if it was made with the store.
+    pub(crate) fn segment(&self, group: GroupId, joined: MembershipEpoch) -> PathBuf {
+        let name = match joined {
+            MembershipEpoch(0) => group.to_string(),
+            MembershipEpoch(epoch) => format!("{group}.{epoch}"),
+        };
+        self.segments_folder().join(name)
+    }
+
+    /// The folders that segments have, or had, or were about to have.
+    pub(crate) fn segments(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let folder = self.segments_folder();
+        let names = self.disk.list(&folder).map_err(StoreError::io("list", &folder))?;
+        Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    }
+
+    /// Makes the empty folder of a segment that is about to come, durably. What an attempt before it left there is removed.
+    pub(crate) fn make_segment(&self, group: GroupId, joined: MembershipEpoch) -> Result<(), StoreError> {
+        let folder = self.segment(group, joined);
+        self.disk.create_folder(&folder).map_err(StoreError::io("create", &folder))?;
+        self.empty(&folder)?;
+        self.sync_folder(&folder)?;
+        self.sync_folder(&self.segments_folder())
+    }
+
+    /// Removes a segment's folder with all that is in it, if it is there.
+    pub(crate) fn remove_segment(&self, folder: &Path) -> Result<(), StoreError> {
+        if !self.disk.exists(folder) {
+            return Ok(());
+        }
+        self.empty(folder)?;
+        self.disk.remove_folder(folder).map_err(StoreError::io("remove", folder))?;
+        self.sync_folder(&self.segments_folder())
+    }
+
+    fn empty(&self, folder: &Path) -> Result<(), StoreError> {
+        for name in self.disk.list(folder).map_err(StoreError::io("list", folder))? {
+            let path = folder.join(name);
+            self.disk.remove(&path).map_err(StoreError::io("remove", &path))?;
+        }
+        Ok(())
     }
 
     fn identity(&self) -> PathBuf {
@@ -97,14 +144,10 @@ impl Directory {
             };
             return Err(StoreError::directory(&self.root, what));
         }
-        for folder in [self.log()].into_iter().chain(identity.groups.iter().map(|&group| self.segment(group)))
-        {
+        let segments = identity.groups.iter().map(|&group| self.segment(group, MembershipEpoch(0)));
+        for folder in [self.log()].into_iter().chain(segments).chain([self.segments_folder()]) {
             self.disk.create_folder(&folder).map_err(StoreError::io("create", &folder))?;
             self.sync_folder(&folder)?;
-        }
-        let segments = self.root.join("segments");
-        if self.disk.exists(&segments) {
-            self.sync_folder(&segments)?;
         }
         Ok(())
     }
@@ -134,11 +177,10 @@ impl Directory {
     }
 
     /// Makes the names of all files durable: an earlier process may have made some, and failed to.
-    pub(crate) fn sync_names(&self, groups: &[GroupId]) -> Result<(), StoreError> {
-        let segments = groups.iter().map(|&group| self.segment(group));
-        [self.root.clone(), self.log()]
+    pub(crate) fn sync_names(&self) -> Result<(), StoreError> {
+        [self.root.clone(), self.log(), self.segments_folder()]
             .into_iter()
-            .chain(segments)
+            .chain(self.segments()?)
             .try_for_each(|folder| self.sync_folder(&folder))
     }
 

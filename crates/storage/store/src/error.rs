@@ -20,6 +20,17 @@ pub enum StoreError {
         /// The epoch of the records.
         epoch: VolumeEpoch,
     },
+    /// The request was made for other memberships than those installed here. [`Store::membership`](crate::Store::membership)
+    /// says which they are.
+    #[error(
+        "made for other memberships: of groups {newer:?} a newer one is installed here, of {not_learned:?} an older one"
+    )]
+    OtherMembership {
+        /// The groups of which the sender knows an older membership.
+        newer: Vec<GroupId>,
+        /// The groups of which the sender knows one that this node has not learned yet.
+        not_learned: Vec<GroupId>,
+    },
     /// A history cannot be installed.
     #[error("group {group}: {error}")]
     Install {
@@ -123,7 +134,7 @@ impl StoreError {
                 }
                 _ => Refusal::Misuse(self.to_string()),
             },
-            StoreError::Io { .. } => Refusal::NotNow(self.to_string()),
+            StoreError::Io { .. } | StoreError::OtherMembership { .. } => Refusal::NotNow(self.to_string()),
             _ => Refusal::Failed(self.to_string()),
         }
     }

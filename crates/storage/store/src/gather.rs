@@ -1,13 +1,14 @@
 //! Making a store out of segments that other stores have, for a node that takes the place of one that is lost for good: the
 //! nodes that are left have its groups between them, and perhaps none of them has all.
 //!
-//! A segment is taken with everything it promises. Its pages are read, verified and written again, for each is sealed with
+//! A segment is taken with everything it promises, and with the membership of its group. Its pages are read, verified and written again, for each is sealed with
 //! its store's seal; a page that is damaged there is held as damaged here, and peers heal it. Of the log it gets the records
 //! that are not materialized. Older log, which only a peer that is behind would ask for, stays where it is.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use borealis_quorum::segment::Standing;
 use borealis_types::{GroupId, GroupSet, PAGE_SIZE, PageKey};
 use borealis_wire::{BatchReader, Refusal};
 
@@ -20,6 +21,7 @@ use crate::log::writer::Log;
 use crate::pages::held::HeldPage;
 use crate::pages::materialized_state::MaterializedState;
 use crate::pages::page_files::{PageFiles, SlotRun};
+use crate::segment::stay::{Homes, Stay};
 use crate::synced_note::SyncedNote;
 use crate::{Environment, Identity, Options, Store, StoreError};
 
@@ -70,7 +72,7 @@ impl Store {
             return Err(Refusal::Misuse(what).into());
         }
         for source in sources {
-            check_source(environment, source, &identity)?;
+            check_source(environment, source, &identity, options)?;
         }
         let target = Directory::new(Arc::clone(&environment.disk), to);
         target.create(&identity)?;
@@ -91,12 +93,13 @@ impl Store {
             replay_from: Log::first_position(),
             log_end: log.end(),
             segments,
+            absent: Vec::new(),
             files: Vec::new(),
         };
         checkpoint.write(&target)?;
         Checkpoint::take(&target)?;
         SyncedNote::create(&target, seal, log.end())?;
-        target.sync_names(&identity.groups)?;
+        target.sync_names()?;
         // Last, and with the folder's other names.
         target.write_identity(identity, seal)
     }
@@ -114,9 +117,8 @@ impl Store {
             let hosted = state.segments.get(&group).ok_or(Refusal::NoSegment(group))?;
             (hosted.segment.checkpoint(), Arc::clone(&hosted.materialized), Arc::clone(&hosted.pages))
         };
-        let disk = Arc::clone(target.disk());
-        let new_pages =
-            PageFiles::new(disk, target.segment(group), identity.node, group, identity.incarnation);
+        let homes = Homes { directory: target, node: identity.node, seal: identity.incarnation };
+        let new_pages = homes.pages(group, Stay::SINCE_CREATION);
         let materialized = copy_pages(&pages, &new_pages, &materialized)?;
         let prefix = BatchPrefix { groups: GroupSet::EMPTY.with(group), positions_count: false }.encode();
         let mut above = materialized.lsn;
@@ -132,6 +134,7 @@ impl Store {
                 // What a refill brought so far is as of no state of its own; the new node begins one itself.
                 return Ok(CheckpointedSegment {
                     chain,
+                    stay: Stay::SINCE_CREATION,
                     materialized: Arc::new(materialized),
                     refilled: None,
                 });
@@ -145,6 +148,7 @@ fn check_source(
     environment: &Environment,
     source: &SegmentSource,
     identity: &Identity,
+    options: &Options,
 ) -> Result<(), StoreError> {
     let directory = Directory::new(Arc::clone(&environment.disk), &source.store);
     let StoredIdentity { identity: original, .. } = directory.read_identity()?;
@@ -154,9 +158,6 @@ fn check_source(
     if !same {
         return refuse("is of another volume than the node that is to get segments of it".to_owned());
     }
-    if let Some(group) = source.groups.iter().find(|group| !original.groups.contains(group)) {
-        return refuse(format!("has no segment of group {group}"));
-    }
     if (original.node, original.incarnation) == (identity.node, identity.incarnation) {
         let what = "a store made of others' segments needs an identity of its own".to_owned();
         return Err(Refusal::Misuse(what).into());
@@ -164,7 +165,16 @@ fn check_source(
     if let Some(why) = read_renounced(&directory) {
         return refuse(format!("may not vote, and what is made of it would: {why}"));
     }
-    drop(directory.lock()?);
+    let store = Store::open_in(environment, &source.store, options.clone())?;
+    for &group in &source.groups {
+        match store.standing(group) {
+            Standing::Full => {}
+            Standing::Absent => return refuse(format!("has no segment of group {group}")),
+            Standing::Joining => {
+                return refuse(format!("is joining group {group}, and has not everything of it yet"));
+            }
+        }
+    }
     Ok(())
 }
 

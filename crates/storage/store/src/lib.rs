@@ -13,7 +13,8 @@
 //! files in `directory.rs`, the checkpoint in `checkpoint.rs`. Where to look: a torn tail is truncated in
 //! `log/torn_tail.rs`; what happens when `fdatasync` fails stands in `poison.rs`; a read is admitted by
 //! `Store::readable` in `read/mod.rs`, which asks `Segment::check_read`; what is kept for a peer that takes it is in
-//! `pins.rs`, and how a segment takes it in `refill/`; all file I/O is in `disk/`.
+//! `pins.rs`, and how a segment takes it in `refill/`; how segments come and leave is in `memberships.rs`; all file I/O is in
+//! `disk/`.
 
 mod append;
 mod boots;
@@ -30,6 +31,7 @@ mod log;
 mod log_repair;
 mod maintenance;
 mod materialize;
+mod memberships;
 mod metrics;
 mod open;
 mod options;

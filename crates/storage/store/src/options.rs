@@ -16,7 +16,8 @@ pub struct Identity {
     pub version: PostgresVersion,
     /// Which pages belong to which group.
     pub placement: Placement,
-    /// The groups that have a segment here, ascending.
+    /// The groups whose segments the store was made with, ascending; none for a node that waits to be given some. Segments
+    /// may have come and left since.
     pub groups: Vec<GroupId>,
     /// Random at creation: tells a directory that lost its contents, and was created anew, from the one that
     /// made the promises (hazard 27).

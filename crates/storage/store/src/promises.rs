@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use borealis_quorum::evidence::{Implausible, check_history};
 use borealis_quorum::segment::Standing;
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, WriterId, check_epoch, invariant};
+use borealis_types::{EpochHistory, GroupId, MembershipEpoch, WriterId, check_epoch, invariant};
 use borealis_wire::{GroupTail, Refusal, SegmentSummary};
 
 use crate::directory::encode;
@@ -18,14 +18,22 @@ use crate::store::Sequence;
 use crate::{Origin, Store, StoreError};
 
 impl Store {
-    /// Promises every segment to a writer, so that no older writer is accepted. Durable on return.
+    /// Promises every segment to a writer, so that no older writer is accepted. Durable on return. `made_for` is the
+    /// membership of each group that the sender knows, as in everything that takes it: a group that is not listed is not
+    /// looked at.
     ///
     /// # Errors
+    /// [`StoreError::OtherMembership`].
     /// [`Refusal::Fenced`] when a segment is promised to a newer epoch, or to another writer of this one.
     /// [`Refusal::Misuse`] for an epoch out of bounds ([`check_epoch`]). Nothing changes then.
-    pub fn fence(&self, promise: Promise) -> Result<Vec<SegmentSummary>, StoreError> {
+    pub fn fence(
+        &self,
+        promise: Promise,
+        made_for: &[(GroupId, MembershipEpoch)],
+    ) -> Result<Vec<SegmentSummary>, StoreError> {
         let (summaries, sequence) = {
             let mut state = self.lock_to_change()?;
+            state.check_made_for(made_for, Some(promise.epoch))?;
             let standing = state.segments.values().map(|hosted| hosted.segment.promise());
             let newest =
                 standing.clone().find(|&standing| standing != promise && standing.epoch >= promise.epoch);
@@ -56,6 +64,7 @@ impl Store {
     /// The epoch must have been promised before ([`Store::fence`]).
     ///
     /// # Errors
+    /// [`StoreError::OtherMembership`].
     /// [`Refusal::Fenced`] when a newer writer was promised; [`StoreError::Install`] when the history
     /// contradicts what a segment knows.
     pub fn install(
@@ -63,19 +72,30 @@ impl Store {
         writer: WriterId,
         history: &EpochHistory,
         tails: &[GroupTail],
+        made_for: &[(GroupId, MembershipEpoch)],
     ) -> Result<Vec<SegmentSummary>, StoreError> {
         let Some(newest) = history.newest().copied() else {
             return Err(Refusal::Misuse("a history without any opening opens no epoch".to_owned()).into());
         };
-        let items = self.identity.groups.iter().map(|&group| {
+        let item = |hosted: &HostedSegment| {
+            let group = hosted.group();
             let tail = tails.iter().find(|tail| tail.group == group);
             // A group that is not listed has no record above the opening. If its chain ends there it is
             // complete; for any other chain that is not known.
             let group_tail = tail.map_or(newest.last.end, |tail| tail.last_end);
-            let durable = DurablePoint { volume: newest.last, group_tail };
+            let durable = match tail {
+                // It would take for its base what nobody said of its group.
+                None if hosted.is_joining() => DurablePoint::default(),
+                _ => DurablePoint { volume: newest.last, group_tail },
+            };
             InstallEntry { group, writer: Some(writer), history: history.clone(), durable }
-        });
-        self.install_items(items.collect())
+        };
+        // One that came since the fence has the history from its peers later: it must not keep the others from it.
+        let came_since =
+            |hosted: &&HostedSegment| hosted.is_joining() && hosted.segment.promise().epoch < newest.epoch;
+        self.install_items(made_for, |state| {
+            state.segments.values().filter(|hosted| !came_since(hosted)).map(item).collect()
+        })
     }
 
     /// Installs a newer history that the members of one group have proven (`borealis_quorum::evidence`). Durable on
@@ -89,18 +109,27 @@ impl Store {
         history: &EpochHistory,
     ) -> Result<Vec<SegmentSummary>, StoreError> {
         let durable = DurablePoint::default();
-        self.install_items(vec![InstallEntry { group, writer: None, history: history.clone(), durable }])
+        self.install_items(&[], |_| {
+            vec![InstallEntry { group, writer: None, history: history.clone(), durable }]
+        })
     }
 
-    fn install_items(&self, items: Vec<InstallEntry>) -> Result<Vec<SegmentSummary>, StoreError> {
-        // All of them become one entry of the log, or fewer; one that the log does not hold would end the process.
-        let entry_bytes = encode(&items).len();
-        if entry_bytes > PAYLOAD_BYTES_MAX {
-            let what = format!("a history that takes {entry_bytes} bytes in all segments of the node");
-            return Err(Refusal::Misuse(what).into());
-        }
+    /// Installs what `items` says for the segments that are here now.
+    fn install_items(
+        &self,
+        made_for: &[(GroupId, MembershipEpoch)],
+        items: impl FnOnce(&State) -> Vec<InstallEntry>,
+    ) -> Result<Vec<SegmentSummary>, StoreError> {
         let (summaries, sequence, failed) = {
             let mut state = self.lock_to_change()?;
+            let items = items(&state);
+            state.check_made_for(made_for, items.first().map(|item| item.history.newest_epoch()))?;
+            // All of them become one entry of the log, or fewer; one that the log does not hold would end the process.
+            let entry_bytes = encode(&items).len();
+            if entry_bytes > PAYLOAD_BYTES_MAX {
+                let what = format!("a history that takes {entry_bytes} bytes in all segments of the node");
+                return Err(Refusal::Misuse(what).into());
+            }
             for item in &items {
                 let Some(hosted) = state.segments.get(&item.group) else { continue };
                 let promised = hosted.segment.promise().epoch;
@@ -111,7 +140,7 @@ impl Store {
                     return Err(Refusal::Misuse(what.to_owned()).into());
                 }
             }
-            self.reserve(&mut state, encode(&items).len(), Purpose::Promise)?;
+            self.reserve(&mut state, entry_bytes, Purpose::Promise)?;
             let mut failed = None;
             let mut changed = Vec::new();
             for item in items {
@@ -142,7 +171,7 @@ impl Store {
     /// that admits them. The recovery must hold the promise. Durable on return.
     ///
     /// # Errors
-    /// [`Refusal::Fenced`] when the promise is another's; otherwise as [`Store::install`] and
+    /// [`StoreError::OtherMembership`]; [`Refusal::Fenced`] when the promise is another's; otherwise as [`Store::install`] and
     /// [`Store::append`].
     pub fn repair(
         &self,
@@ -150,10 +179,11 @@ impl Store {
         group: GroupId,
         history: &EpochHistory,
         batches: &[Vec<u8>],
+        made_for: &[(GroupId, MembershipEpoch)],
     ) -> Result<Vec<SegmentSummary>, StoreError> {
-        self.adopt_for_recovery(promise, group, history)?;
+        self.adopt_for_recovery(promise, group, history, made_for)?;
         for batch in batches {
-            self.append(batch, Origin::Recovery(promise, group))?;
+            self.append(batch, Origin::Recovery(promise, group), made_for)?;
         }
         let summaries = self.summaries()?;
         self.note_synced()?;
@@ -165,8 +195,10 @@ impl Store {
         promise: Promise,
         group: GroupId,
         history: &EpochHistory,
+        made_for: &[(GroupId, MembershipEpoch)],
     ) -> Result<(), StoreError> {
         let mut state = self.lock_to_change()?;
+        state.check_made_for(made_for, Some(promise.epoch))?;
         let known = Store::hosted(&state, group)?.segment.promise().epoch;
         // Before room is made for it.
         check_history(known, history).map_err(implausible)?;

@@ -34,6 +34,8 @@ pub(crate) enum Purpose {
 /// How much room the file system has.
 struct Room {
     available_bytes: u64,
+    /// Of these, what is above the watermark.
+    above_bytes: u64,
     /// Redo is taken.
     takes_redo: bool,
     /// What others bring back is taken.
@@ -62,7 +64,8 @@ impl Store {
             Err(error) => {
                 tracing::debug!(%error, "cannot see how much room the disk has");
                 let takes_redo = self.takes_redo();
-                return Room { available_bytes: 0, takes_redo, takes_repair: true, is_tight: true };
+                let (takes_repair, is_tight) = (true, true);
+                return Room { available_bytes: 0, above_bytes: 0, takes_redo, takes_repair, is_tight };
             }
         };
         let (stop, resume) = watermark(self.options.free_space_min_bytes, space);
@@ -89,10 +92,17 @@ impl Store {
         let available_bytes = space.available_bytes;
         Room {
             available_bytes,
+            above_bytes: available_bytes.saturating_sub(stop),
             takes_redo: !is_full,
             takes_repair: available_bytes >= stop / 2,
             is_tight: available_bytes < stop.saturating_add(AMPLE_BYTES),
         }
+    }
+
+    /// What may still be written before no more redo is taken, in bytes; zero when that cannot be seen.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.look_at_space().above_bytes
     }
 
     /// Whether so much room is free that a file can be filled ahead.

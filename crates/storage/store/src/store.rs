@@ -40,6 +40,8 @@ pub struct Store {
     pub(crate) commit: GroupCommit,
     /// Held by whoever changes materialized states.
     pub(crate) maintenance: Maintenance,
+    /// Held by whoever makes the folder of a segment that comes.
+    pub(crate) joining: Mutex<()>,
     pub(crate) cache: Mutex<PageCache>,
     /// Held by whoever has a record in memory that came in pieces: such records are long.
     pub(crate) assembling: Mutex<()>,
@@ -68,7 +70,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// The node, volume and groups that this store belongs to.
+    /// The node and volume that this store belongs to. Which groups have a segment here now, [`Store::groups`] says.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -164,7 +166,10 @@ impl Store {
 
     /// Notes the SCL of a group's slowest peer. Log above it is kept, within the retention limit.
     pub fn set_peer_floor(&self, group: GroupId, lsn: Lsn) {
-        self.lock().peer_floors.insert(group, lsn);
+        let mut state = self.lock();
+        if state.segments.contains_key(&group) {
+            state.peer_floors.insert(group, lsn);
+        }
     }
 
     /// Named counters and gauges: what [`crate`] counts, and memory and log in use, in bytes.
@@ -185,6 +190,8 @@ impl Store {
             ("cache_memory_bytes", self.cache.lock().unwrap_or_else(PoisonError::into_inner).memory_bytes()),
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
+            ("segments", state.segments.len() as u64),
+            ("segments_joining", state.segments.values().filter(|hosted| hosted.is_joining()).count() as u64),
             ("extents", extents),
             ("boot", boot),
             (

@@ -17,10 +17,10 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
-use crate::cleanup::{self, Item};
 use crate::ledger::Ledger;
 use crate::model::DurabilityCheck;
 use crate::server::{Borealis, connect};
+use borealis_testbed::cleanup::{self, Item};
 
 /// Clients of the ledger.
 const CLIENTS: usize = 4;

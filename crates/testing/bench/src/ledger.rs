@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::server::connect;
-use crate::sql::Connection;
+use borealis_testbed::sql::Connection;
 
 /// A client whose commit waits is given up with its server, not before.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -4,7 +4,6 @@
 //! [`run`] does it all. It prints tables to standard output, progress to standard error, and writes `bench.json`,
 //! `tables.md` and `report.html`.
 
-mod cleanup;
 mod durability;
 mod ledger;
 mod machine;
@@ -13,7 +12,6 @@ mod pgbench;
 mod processes;
 mod report;
 mod server;
-mod sql;
 mod statistics;
 mod strace;
 mod targets;
@@ -125,7 +123,7 @@ pub fn run(options: &Options) -> anyhow::Result<Verdict> {
             WORKLOADS.join(", ")
         );
     }
-    cleanup::on_interrupt()?;
+    borealis_testbed::cleanup::on_interrupt()?;
     let binaries = Binaries::find(options.pg_bin.as_deref())?;
     let user = OperatingSystemUser::choose(None)?;
     std::fs::create_dir_all(&options.out)
@@ -136,7 +134,7 @@ pub fn run(options: &Options) -> anyhow::Result<Verdict> {
         .prefix("borealis-bench-")
         .tempdir_in(&options.work_dir)
         .with_context(|| format!("cannot create a folder in {}", options.work_dir.display()))?;
-    cleanup::add(cleanup::Item::Folder(folder.path().to_owned()));
+    borealis_testbed::cleanup::add(borealis_testbed::cleanup::Item::Folder(folder.path().to_owned()));
     open_to_the_server(folder.path())?;
     let plan = Plan::of(options);
     let environment = Environment {
@@ -172,7 +170,7 @@ pub fn run(options: &Options) -> anyhow::Result<Verdict> {
     }
     print!("{}", report::text(&bench.results));
     eprintln!("written: {0}/bench.json and {0}/report.html", options.out.display());
-    cleanup::remove(&cleanup::Item::Folder(folder.path().to_owned()));
+    borealis_testbed::cleanup::remove(&borealis_testbed::cleanup::Item::Folder(folder.path().to_owned()));
     Ok(if bench.results.is_invalid() {
         Verdict::Invalid
     } else if bench.results.failures.is_empty() {

@@ -3,10 +3,13 @@
 //! `examples/collect_corpus.rs` makes it: for each operation the few smallest samples that its workload brings. It is
 //! one LZ4 block, length first, of samples with a four-byte length before each.
 
-use borealis_types::{GroupId, Lsn, NodeId, PageBytes, PageKey, VolumeEpoch, VolumeId};
+use borealis_types::membership::{
+    Accepted, Ballot, GroupMembership, MembershipRequest, MembershipState, Replacement, Transition,
+};
+use borealis_types::{AvailabilityZone, GroupId, Lsn, NodeId, PageBytes, PageKey, VolumeEpoch, VolumeId};
 use borealis_wal::ResourceManager;
 use borealis_wal::layout::page::{HEADER_BYTES, LOWER_OFFSET};
-use borealis_wire::message::{Caller, Reply, Request, encode_message};
+use borealis_wire::message::{Caller, Reply, Request, Whereabouts, encode_message};
 
 use crate::batch::batch;
 use crate::{Input, Sample};
@@ -133,6 +136,40 @@ const PATHS: [&str; 8] = [
     "pg_commit_ts/../pg_xact/0000",
 ];
 
+/// What controllers ask, and what nodes say of memberships.
+fn of_memberships() -> Vec<Vec<u8>> {
+    let group = GroupId(1);
+    let first = GroupMembership::created([1, 2, 3, 4, 5, 6].map(NodeId)).expect("six nodes");
+    let replacement = Replacement { old: NodeId(3), new: NodeId(9) };
+    let next = first.after(Transition::Begin(replacement)).expect("node 3 is a member");
+    let ballot = Ballot { counter: 4, proposer: 7 };
+    let nodes = vec![Whereabouts {
+        node: NodeId(9),
+        zone: AvailabilityZone("az2".to_owned()),
+        address: "tls:nine:7001".to_owned(),
+    }];
+    let accepted = Accepted { ballot, membership: next.clone() };
+    let mut state = MembershipState::new(first.clone());
+    state.accept(&accepted).expect("it follows");
+    let steps = [
+        MembershipRequest::Ask,
+        MembershipRequest::Prepare { installed: first, ballot },
+        MembershipRequest::Accept(accepted),
+        MembershipRequest::Install(next),
+    ];
+    let mut payloads: Vec<Vec<u8>> = steps
+        .into_iter()
+        .map(|request| encode_message(7, &Request::Membership { group, request, nodes: nodes.clone() }))
+        .collect();
+    let states = vec![(group, state.clone())];
+    payloads.push(encode_message(8, &Request::Memberships));
+    payloads.push(encode_message(8, &Reply::Memberships { states: states.clone(), nodes: nodes.clone() }));
+    payloads.push(encode_message(9, &Reply::Member { membership: Some(state), segment: None }));
+    let refusal = borealis_wire::Refusal::OtherMembership { states, nodes };
+    payloads.push(encode_message(10, &Reply::Refused(refusal)));
+    payloads
+}
+
 /// Frames, as `proto_frame` reads them: the flags that have it make checksum and length, the way the stream is cut,
 /// and the payloads.
 fn frames() -> Vec<Vec<u8>> {
@@ -151,6 +188,7 @@ fn frames() -> Vec<Vec<u8>> {
         encode_message(4, &Request::ReadPage { group: GroupId(1), key, at: Lsn(900).into() }),
         encode_message(5, &Reply::Refused(borealis_wire::Refusal::Fenced(VolumeEpoch(4)))),
     ];
+    payloads.extend(of_memberships());
     let mut append = borealis_wire::message::append_header(6).to_vec();
     append.extend_from_slice(&batch());
     payloads.push(append);

@@ -96,8 +96,8 @@ fn fill(root: &Path) -> Lsn {
         last: RecordSpan::NONE,
         server_version: ServerVersion::NEWEST_TESTED,
     });
-    store.fence(promise).expect("nobody else was promised anything");
-    store.install(promise.writer, &history, &[]).expect("the history is the first");
+    store.fence(promise, &[]).expect("nobody else was promised anything");
+    store.install(promise.writer, &history, &[], &[]).expect("the history is the first");
     let mut last = RecordSpan::NONE;
     for round in 0..3u8 {
         let mut header = BatchHeader {
@@ -113,13 +113,14 @@ fn fill(root: &Path) -> Lsn {
             builder.push(span, &[GroupLink { group: GROUP, previous_end: last.end }], &record);
             last = span;
         }
-        let appended = store.append(&builder.finish(), Origin::Writer(promise)).expect("the batch connects");
+        let appended =
+            store.append(&builder.finish(), Origin::Writer(promise), &[]).expect("the batch connects");
         store.sync(appended.sequence).expect("the disk works");
         if round < 2 {
             header.durable = last;
             header.minimum_read_point = last.end;
             header.tails = vec![GroupTail { group: GROUP, last_end: last.end }];
-            store.note_positions(&header).expect("the positions are of this epoch");
+            store.note_positions(&header, &[]).expect("the positions are of this epoch");
             store.materialize(Policy::Now).expect("the records can be applied");
         }
     }
@@ -292,7 +293,7 @@ fn use_store(store: &Store, last: Lsn) {
         minimum_read_point: last,
         tails: vec![GroupTail { group: GROUP, last_end: last }],
     };
-    let _ = store.note_positions(&header);
+    let _ = store.note_positions(&header, &[]);
     let _ = store.materialize(Policy::Now);
 }
 

@@ -35,7 +35,7 @@ pub enum Attack {
     HugeAnnouncement,
     /// Something to read, with arguments from anywhere.
     Look,
-    /// A fence, installation or repair by someone who may only look.
+    /// A fence, installation, repair or step of a membership by someone who may only look.
     ForbiddenChange,
     /// An append by someone who is no writer.
     ForbiddenAppend,
@@ -43,6 +43,8 @@ pub enum Attack {
     ForgedAppend,
     /// A fence, installation or repair in an epoch that is out of bounds.
     EpochOutOfBounds,
+    /// A step of a membership that cannot be, by someone who says that it is the controller.
+    ForgedMembership,
     /// A frame whose payload was damaged, with a checksum that is right.
     DamagedRequest,
     /// A frame with a checksum that is wrong.
@@ -65,7 +67,7 @@ pub enum Attack {
     BrokenHandshake,
 }
 
-const ALL: [Attack; 19] = [
+const ALL: [Attack; 20] = [
     Attack::Noise,
     Attack::WrongIntroduction,
     Attack::BrokenIntroduction,
@@ -76,6 +78,7 @@ const ALL: [Attack; 19] = [
     Attack::ForbiddenAppend,
     Attack::ForgedAppend,
     Attack::EpochOutOfBounds,
+    Attack::ForgedMembership,
     Attack::DamagedRequest,
     Attack::WrongChecksum,
     Attack::Replay,
@@ -260,6 +263,7 @@ impl Attacker<'_> {
         match attack {
             Attack::ForbiddenAppend if self.random.below(3) == 0 => Caller::Recovery,
             Attack::ForgedAppend => wrong_writer,
+            Attack::ForgedMembership => Caller::Controller,
             Attack::EpochOutOfBounds | Attack::Oversized | Attack::EmptyBatches | Attack::UnreadAnswers => {
                 match self.random.below(4) {
                     0 => wrong_writer,
@@ -356,6 +360,7 @@ impl Attacker<'_> {
                     *random.pick(&[u64::MAX, u64::MAX - 1, 1 << 48, 1 << 63, (1 << 48) - 1, 1 << 40]);
                 frames::message(random.number(), &frames::a_change(random, VolumeEpoch(wanted)))
             }
+            Attack::ForgedMembership => frames::message(random.number(), &frames::an_impossible_step(random)),
             Attack::DamagedRequest => {
                 let mut payload =
                     borealis_wire::message::encode_message(random.number(), &frames::a_look(random));

@@ -1,12 +1,14 @@
 //! Frames that break a rule, and requests with arguments that nobody sends.
 
+use borealis_types::membership::{Accepted, Ballot, GroupMembership, MembershipRequest};
 use borealis_types::{
-    BlockKey, DatabaseKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, MetaKey, NodeId, PageKey,
-    ReadPoint, RecordSpan, RelationFork, RelationLocator, ServerVersion, SlruKind, VolumeEpoch, WriterId,
+    AvailabilityZone, BlockKey, DatabaseKey, EpochHistory, EpochOpening, Fork, GroupId, Lsn, MAX_GROUPS,
+    MembershipEpoch, MetaKey, NodeId, PageKey, ReadPoint, RecordSpan, RelationFork, RelationLocator,
+    ServerVersion, SlruKind, VolumeEpoch, WriterId,
 };
 use borealis_wire::frame::frame_header;
 use borealis_wire::message::{append_header, encode_message};
-use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail, Request};
+use borealis_wire::{BatchBuilder, BatchHeader, GroupLink, GroupTail, Request, Whereabouts};
 
 use crate::random::Random;
 
@@ -51,7 +53,7 @@ pub(crate) fn a_look(random: &mut Random) -> Request {
     let group = GroupId(random.number() as u16);
     let at = ReadPoint { epoch: VolumeEpoch(random.number()), lsn: Lsn(random.number()) };
     let limit = random.number() as u32;
-    match random.below(14) {
+    match random.below(15) {
         0 => Request::Summaries,
         1 => Request::ReadTail {
             group: GroupId(random.below(4) as u16),
@@ -75,6 +77,7 @@ pub(crate) fn a_look(random: &mut Random) -> Request {
         10 => Request::Confirm { epoch: VolumeEpoch(random.number()) },
         11 => Request::Pin { group: GroupId(random.below(4) as u16), at, lease_ms: limit },
         12 => Request::ListForks { group, at, after: Some(relation_fork(random)), limit },
+        13 => Request::Memberships,
         _ => Request::Status,
     }
 }
@@ -92,7 +95,7 @@ fn history(random: &mut Random, openings: u64, newest: VolumeEpoch) -> EpochHist
     history
 }
 
-/// A request that only a writer or a recovery may send. In the epoch of `wanted`, which is out of bounds or refused to
+/// A request that only a writer, a recovery or a controller may send. In the epoch of `wanted`, which is out of bounds or refused to
 /// this caller for another reason: it must change nothing.
 pub(crate) fn a_change(random: &mut Random, wanted: VolumeEpoch) -> Request {
     let (writer, group) = (WriterId(random.number()), GroupId(random.below(4) as u16));
@@ -100,8 +103,9 @@ pub(crate) fn a_change(random: &mut Random, wanted: VolumeEpoch) -> Request {
     let newest = VolumeEpoch(wanted.0.max(1));
     let openings = 1 + random.below(50).min(newest.0 - 1);
     let history = history(random, openings, newest);
-    match random.below(3) {
+    match random.below(4) {
         0 => Request::Fence { epoch: wanted, writer },
+        3 => a_step(random, group, wanted.0),
         1 => {
             let tails = (0..random.below(64) as u16)
                 .map(|group| GroupTail { group: GroupId(group), last_end: Lsn(random.number()) })
@@ -113,6 +117,50 @@ pub(crate) fn a_change(random: &mut Random, wanted: VolumeEpoch) -> Request {
             Request::Repair { epoch: wanted, writer, group, history, batches }
         }
     }
+}
+
+/// A membership of six nodes from anywhere, or of twelve places while one is replaced.
+fn membership(random: &mut Random, epoch: u64) -> GroupMembership {
+    let first = 1 + random.below(1000) as u16;
+    let set: [NodeId; 6] = std::array::from_fn(|place| NodeId(first + place as u16));
+    let mut sets = vec![set];
+    if random.below(2) == 0 {
+        let mut other = set;
+        other[random.below(6) as usize] = NodeId(first + 6);
+        sets.push(other);
+    }
+    GroupMembership::new(MembershipEpoch(epoch.max(1)), sets).expect("a membership")
+}
+
+fn a_step(random: &mut Random, group: GroupId, number: u64) -> Request {
+    let ballot = Ballot { counter: number, proposer: random.number() };
+    let membership = membership(random, number);
+    let request = match random.below(4) {
+        0 => MembershipRequest::Ask,
+        1 => MembershipRequest::Prepare { installed: membership, ballot },
+        2 => MembershipRequest::Accept(Accepted { ballot, membership }),
+        _ => MembershipRequest::Install(membership),
+    };
+    Request::Membership { group, request, nodes: Vec::new() }
+}
+
+/// A step of a membership that changes nothing, though a controller asks it: of a group that no volume has, or with numbers
+/// that no one comes to by counting. The addresses that it brings are none.
+pub(crate) fn an_impossible_step(random: &mut Random) -> Request {
+    let (group, number) = match random.below(2) {
+        0 => (GroupId(MAX_GROUPS + random.below(1000) as u16), random.below(100)),
+        _ => (GroupId(random.below(4) as u16), u64::MAX - random.below(1 << 40)),
+    };
+    let mut step = a_step(random, group, number);
+    if let Request::Membership { nodes, .. } = &mut step {
+        let told = |at: u64| Whereabouts {
+            node: NodeId(2000 + at as u16),
+            zone: AvailabilityZone("z".repeat(at as usize)),
+            address: ["", "nowhere", "tls:", "tls:a:0", "/x\0y"][at as usize % 5].to_owned(),
+        };
+        *nodes = (0..random.below(20)).map(told).collect();
+    }
+    step
 }
 
 /// A batch of records that PostgreSQL never wrote.
@@ -225,8 +273,9 @@ mod tests {
         let mut random = Random::new(1, 1);
         for wanted in [0, 1, 2, 50, 1 << 48, u64::MAX] {
             for _ in 0..50 {
-                let frame = message(1, &a_change(&mut random, VolumeEpoch(wanted)));
-                decode_payload::<Request>(&frame[8..]).expect("it decodes");
+                for request in [a_change(&mut random, VolumeEpoch(wanted)), an_impossible_step(&mut random)] {
+                    decode_payload::<Request>(&message(1, &request)[8..]).expect("it decodes");
+                }
             }
         }
     }

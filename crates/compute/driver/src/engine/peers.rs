@@ -1,5 +1,6 @@
 //! The two connections to every storage node: opened, introduced, and given up.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use borealis_client::handshake::{Introduction, kind_of};
@@ -15,6 +16,8 @@ use super::{Engine, EngineError, ReadLines};
 
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// Until a node is connected to again that may be about to learn of a membership.
+const RETRY_SOON: Duration = Duration::from_millis(50);
 /// Tokens below are the loop's own.
 pub(super) const TOKEN_FIRST_PEER: usize = 16;
 
@@ -52,6 +55,13 @@ impl Link {
         }
     }
 
+    /// Has it tried again in a moment, if it is down.
+    pub(super) fn retry_soon(&mut self, now: Instant) {
+        if let Link::Down { retry_at, pause } = self {
+            (*retry_at, *pause) = (now + RETRY_SOON, RECONNECT_MIN);
+        }
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         matches!(self, Link::Up { stage: Stage::Ready, .. })
     }
@@ -66,7 +76,12 @@ pub(super) enum Line {
 
 #[derive(Debug)]
 pub(super) struct PeerLinks {
-    pub(super) address: Endpoint,
+    /// Where it was looked for last; `None` while nobody has said where it is.
+    pub(super) address: Option<Endpoint>,
+    /// How often in a row it did not answer an introduction as its writer: the places where it may be take turns.
+    pub(super) failures: usize,
+    /// When it said something on one of its connections, or when this writer began with it.
+    pub(super) heard: Instant,
     pub(super) groups: GroupSet,
     pub(super) append: Link,
     pub(super) read: Link,
@@ -78,6 +93,20 @@ pub(super) struct PeerLinks {
 }
 
 impl PeerLinks {
+    /// Those of a node that is to be connected to at once.
+    pub(super) fn new(groups: GroupSet, now: Instant) -> PeerLinks {
+        PeerLinks {
+            address: None,
+            failures: 0,
+            heard: now,
+            groups,
+            append: Link::new(now),
+            read: Link::new(now),
+            installed: false,
+            last_failure: String::new(),
+        }
+    }
+
     pub(super) fn link(&mut self, line: Line) -> &mut Link {
         match line {
             Line::Append => &mut self.append,
@@ -131,6 +160,11 @@ impl Engine {
                     return Ok(());
                 }
             };
+            self.peer(node).heard = Instant::now();
+            if let Reply::Refused(refusal @ Refusal::OtherMembership { .. }) = &reply {
+                self.note_other_membership(node, line, refusal);
+                return Ok(());
+            }
             match line {
                 Line::Append => self.take_append_reply(node, stage, request_id, reply)?,
                 Line::Read => self.take_read_reply(node, stage, request_id, reply)?,
@@ -248,6 +282,7 @@ impl Engine {
         }
         let peer = self.peer(node);
         peer.installed = true;
+        peer.failures = 0;
         if let Link::Up { stage, pause, .. } = &mut peer.append {
             *stage = Stage::Ready;
             *pause = RECONNECT_MIN;
@@ -297,7 +332,8 @@ impl Engine {
             Line::Append => Caller::Writer { epoch, writer },
             Line::Read => Caller::Reader { epoch, writer },
         };
-        Introduction { volume: self.config.volume, node, caller, memberships: Vec::new() }
+        let memberships = self.memberships.made_for();
+        Introduction { volume: self.config.volume, node, caller, memberships }
     }
 
     /// Opens connections whose time has come.
@@ -309,10 +345,7 @@ impl Engine {
                     Link::Down { retry_at, pause } if *retry_at <= now => *pause,
                     _ => continue,
                 };
-                let address = self.peer(node).address.clone();
-                let route = Route::new(&address, self.config.credentials.as_ref());
-                let opened = Connection::open(route, node, self.poll.registry(), Engine::token(node, line));
-                match opened {
+                match self.open(node, line) {
                     Ok(mut connection) => {
                         connection.send(HELLO_ID, &self.introduction(node, line).hello());
                         let link = Link::Up { connection, stage: Stage::Greeting, since: now, pause };
@@ -320,7 +353,9 @@ impl Engine {
                     }
                     Err(error) => {
                         let pause = (pause * 2).min(RECONNECT_MAX);
-                        *self.peer(node).link(line) = Link::Down { retry_at: now + pause, pause };
+                        let peer = self.peer(node);
+                        *peer.link(line) = Link::Down { retry_at: now + pause, pause };
+                        peer.failures += usize::from(line == Line::Append);
                         self.log_failure(node, &error.to_string());
                     }
                 }
@@ -328,16 +363,40 @@ impl Engine {
         }
     }
 
+    /// Begins to connect to a node where it may be.
+    fn open(&mut self, node: NodeId, line: Line) -> io::Result<Connection> {
+        let address = self.memberships.addresses().attempt(node, self.peer_failures(node));
+        let address = address.map(|address| address.address.clone());
+        self.peer(node).address.clone_from(&address);
+        let Some(address) = address else {
+            return Err(io::Error::other("no node has said where it is"));
+        };
+        let route = Route::new(&address, self.config.credentials.as_ref());
+        Connection::open(route, node, self.poll.registry(), Engine::token(node, line))
+    }
+
+    fn peer_failures(&self, node: NodeId) -> usize {
+        self.peers.get(&node).map_or(0, |peer| peer.failures)
+    }
+
     pub(super) fn disconnect(&mut self, node: NodeId, line: Line, why: &str) {
+        if self.give_up(node, line) {
+            self.log_failure(node, why);
+        }
+    }
+
+    /// Closes one of a node's connections, and opens it again after a pause; whether there was one.
+    pub(super) fn give_up(&mut self, node: NodeId, line: Line) -> bool {
         let pause = match self.peer(node).link(line) {
             Link::Up { pause, .. } => *pause,
-            Link::Down { .. } => return,
+            Link::Down { .. } => return false,
         };
         let down = Link::Down { retry_at: Instant::now() + pause, pause: (pause * 2).min(RECONNECT_MAX) };
-        if let Link::Up { connection, .. } = std::mem::replace(self.peer(node).link(line), down) {
+        if let Link::Up { connection, stage, .. } = std::mem::replace(self.peer(node).link(line), down) {
             connection.close(self.poll.registry());
+            // Whoever listens there may be another, or nobody.
+            self.peer(node).failures += usize::from(line == Line::Append && stage == Stage::Greeting);
         }
-        self.log_failure(node, why);
         match line {
             Line::Append => self.shipper.disconnected(node),
             Line::Read => {
@@ -348,12 +407,14 @@ impl Engine {
                 self.reads_due = self.reads.next_due();
             }
         }
+        true
     }
 
     pub(super) fn log_failure(&mut self, node: NodeId, why: &str) {
         let peer = self.peer(node);
         if peer.last_failure != why {
-            tracing::warn!(node = node.0, address = %peer.address, "storage node: {why}");
+            let address = peer.address.as_ref().map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(node = node.0, address, "storage node: {why}");
             peer.last_failure = why.to_owned();
         }
     }

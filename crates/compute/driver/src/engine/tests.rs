@@ -1,11 +1,13 @@
-//! The defect: an engine that goes on after its stream stopped.
+//! The defect: an engine that goes on after its stream stopped. And what it does when members change.
+
+mod members;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use borealis_client::Memberships;
 use borealis_quorum::Promise;
-use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::recovery::Outcome;
 use borealis_spec::{Membership, Tuning};
 use borealis_types::{
@@ -29,6 +31,7 @@ fn engine() -> Engine {
             Placement::new(1).expect("one group is allowed"),
             &members,
         ),
+        memberships: BTreeMap::new(),
         instance: InstanceId(1),
         instance_dir: "/nonexistent".into(),
         memory_dir: "/nonexistent".into(),
@@ -50,9 +53,9 @@ fn engine() -> Engine {
     let confirmed_before = Duration::ZERO;
     let outcome =
         Outcome { promise, history, durable: RecordSpan::NONE, tails: Vec::new(), confirmed_before };
-    let sets = vec![QuorumSets::new(vec![members]).expect("six different nodes")];
     let config = Configured::new(config).expect("it names no certificate");
-    Engine::new(Arc::new(config), outcome, sets, 3).expect("the system has a poll")
+    let memberships = Memberships::new(config.group_memberships().expect("six nodes"), Vec::new());
+    Engine::new(Arc::new(config), outcome, memberships, 3).expect("the system has a poll")
 }
 
 #[test]

@@ -1,6 +1,13 @@
+//! The parts of a recovery that are its own, and recoveries of volumes whose members have changed.
+
+mod members;
+
+use borealis_quorum::recovery::TailRecord;
+use borealis_types::{EPOCH_STEP_MAX, EpochHistory, Lsn, RecordSpan};
+use borealis_wire::{BatchReader, GroupLink};
+
+use super::worker::{REPAIR_BATCH_BYTES, fence_steps, repair_batch};
 use super::*;
-use borealis_types::RecordSpan;
-use borealis_wire::GroupLink;
 
 fn record(number: u64, epoch: u64, length: usize) -> TailRecord<Handle> {
     TailRecord {

@@ -7,7 +7,7 @@ use super::Supervisor;
 use super::server::RunningServer;
 use crate::engine::Engine;
 use crate::evict::Evictor;
-use crate::instance_socket::{Counters, GroupStatus, MemberStatus, StartPhases, Status};
+use crate::instance_socket::{Counters, GroupStatus, MemberStatus, NodeStatus, StartPhases, Status};
 
 impl Supervisor {
     pub(super) fn show(
@@ -26,6 +26,7 @@ impl Supervisor {
             .groups()
             .map(|group| GroupStatus {
                 id: group.0,
+                membership_epoch: engine.memberships().of(group).map_or(0, |membership| membership.epoch().0),
                 pgcl: shipper.tracker().group_complete(group).to_string(),
                 members: engine
                     .members(group)
@@ -41,6 +42,14 @@ impl Supervisor {
                     .collect(),
             })
             .collect();
+        let nodes = engine
+            .node_views()
+            .map(|view| NodeStatus {
+                node: view.node.0,
+                heard_ms: u64::try_from(view.heard.as_millis()).unwrap_or(u64::MAX),
+                connected: view.connected,
+            })
+            .collect();
         let (ship, read) = (engine.ship_counters(), engine.read_counters());
         let before = self.shared.shown();
         self.shared.show(Status {
@@ -50,6 +59,7 @@ impl Supervisor {
             vdl: durable,
             shipped: shipper.last_shipped().end.to_string(),
             groups,
+            nodes,
             driver_pid: std::process::id(),
             server_version: before.server_version,
             warnings: before.warnings,

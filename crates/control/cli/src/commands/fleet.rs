@@ -1,15 +1,27 @@
 //! The certificates of a fleet: its authority, and what that signs for nodes, instances and tools.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use borealis_fleet::{Fleet, Issued, Validity};
+use borealis_controller::catalog::records::{
+    FleetGroup, MembershipRecord, NodeRecord, NodeState, Record, VolumeRecord,
+};
+use borealis_controller::catalog::{Catalog, Change, Key, TRANSACTION_PARTS_MAX, Transaction};
+use borealis_fleet::hosts::write_hosts;
+use borealis_fleet::inventory::{Chosen, Inventory, Plan};
+use borealis_fleet::{Fleet, FleetError, Issued, Validity};
 use borealis_local::catalog::FLEET_NAME;
-use borealis_spec::{FleetName, Role};
-use borealis_types::{InstanceId, NodeId, VolumeId};
+use borealis_local::embedded_catalog::EmbeddedCatalog;
+use borealis_spec::{FleetName, Role, TlsFiles};
+use borealis_types::membership::GroupMembership;
+use borealis_types::{InstanceId, NodeId, PostgresVersion, VolumeId};
 use clap::{Args, Subcommand, ValueEnum};
+
+/// An authority is valid for ten years, where nobody says otherwise.
+const AUTHORITY_DAYS: u32 = 3650;
 
 /// What is done with certificates.
 #[derive(Debug, Subcommand)]
@@ -20,7 +32,16 @@ pub enum FleetCommand {
         #[arg(long)]
         name: Option<FleetName>,
         /// For how many days the authority is valid.
-        #[arg(long, value_name = "N", default_value_t = 3650)]
+        #[arg(long, value_name = "N", default_value_t = AUTHORITY_DAYS)]
+        valid_days: u32,
+    },
+    /// Write down what each host of a fleet is given: configurations and certificates, anew each time.
+    Plan {
+        /// What the fleet consists of; see docs/operations.md.
+        #[arg(value_name = "FLEET.toml")]
+        inventory: PathBuf,
+        /// For how many days the certificates are valid, at most as long as the authority.
+        #[arg(long, value_name = "N", default_value_t = 365)]
         valid_days: u32,
     },
     /// Make the certificate and key of a part, or renew them.
@@ -100,6 +121,9 @@ pub fn fleet(dir: &Path, command: &FleetCommand) -> anyhow::Result<ExitCode> {
             );
             println!("{}", fleet.authorities_file().display());
         }
+        FleetCommand::Plan { inventory, valid_days } => {
+            plan(&place, inventory, Validity::days(*valid_days))?;
+        }
         FleetCommand::Certificate(arguments) => {
             let issued = certificate(&Fleet::open(&place)?, &place, arguments)?;
             eprintln!("{} is valid until {}", issued.identity, issued.last_day());
@@ -125,6 +149,88 @@ pub fn fleet(dir: &Path, command: &FleetCommand) -> anyhow::Result<ExitCode> {
         FleetCommand::List => list(&Fleet::open(&place)?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the authority, too, if there is none: the inventory names the fleet.
+fn plan(place: &Path, inventory: &Path, validity: Validity) -> anyhow::Result<()> {
+    let text =
+        std::fs::read_to_string(inventory).with_context(|| format!("cannot read {}", inventory.display()))?;
+    let inventory = Inventory::parse(&text)
+        .with_context(|| format!("{} describes no fleet; nothing was changed", inventory.display()))?;
+    let fleet = match Fleet::open(place) {
+        Err(FleetError::Missing(_)) => {
+            let fleet = Fleet::init(place, inventory.name.clone(), Validity::days(AUTHORITY_DAYS))?;
+            eprintln!(
+                "the fleet `{}` has its authority; keep {} where nobody else can read it, and a copy elsewhere",
+                fleet.name(),
+                place.join("authority-1.key").display()
+            );
+            fleet
+        }
+        fleet => fleet?,
+    };
+    // Read before anything is written, so that a machine without it changes nothing.
+    let mut source =
+        std::fs::File::open("/dev/urandom").context("cannot read random numbers from /dev/urandom")?;
+    // One for the volume, and one for the store of each node.
+    let mut bytes = vec![[0; 16]; inventory.nodes.len() + 1];
+    for number in &mut bytes {
+        source.read_exact(number).context("cannot read random numbers from /dev/urandom")?;
+    }
+    let mut numbers = bytes.into_iter().map(u128::from_le_bytes);
+    let random = || numbers.next().expect("a plan takes one for the volume, and one for each node");
+    let written = write_hosts(&fleet, place, &inventory, validity, random)?;
+    for part in &written.controllers {
+        give_catalog(part, &inventory, &written.plan)?;
+    }
+    written.folders.iter().for_each(|host| println!("{}", host.display()));
+    Ok(())
+}
+
+/// Gives a controller its configuration, and a catalog with what the fleet was created as: the nodes tell it what became of that.
+fn give_catalog(part: &Path, inventory: &Inventory, plan: &Plan) -> anyhow::Result<()> {
+    let catalog_folder = part.join("catalog");
+    std::fs::create_dir_all(&catalog_folder)
+        .with_context(|| format!("cannot make {}", catalog_folder.display()))?;
+    let config = serde_json::json!({"catalog": "catalog", "tls": TlsFiles::in_folder(Path::new("tls"))});
+    let config_file = part.join("controller.json");
+    std::fs::write(&config_file, format!("{config:#}\n"))
+        .with_context(|| format!("cannot write {}", config_file.display()))?;
+    let mut catalog = EmbeddedCatalog::new(&catalog_folder);
+    let entered: BTreeSet<Key> = catalog.list("")?.entries.into_keys().collect();
+    let mut changes = records(inventory, plan);
+    changes.retain(|change| !entered.contains(change.key()));
+    for changes in changes.chunks(TRANSACTION_PARTS_MAX) {
+        let transaction = Transaction { conditions: Vec::new(), changes: changes.to_vec() };
+        catalog.commit(&transaction)?;
+    }
+    Ok(())
+}
+
+/// What a catalog says of a fleet that was just created.
+fn records(inventory: &Inventory, plan: &Plan) -> Vec<Change> {
+    let Chosen { volume, groups, incarnations, created } = &plan.chosen;
+    let (volume, placement) = (*volume, *groups);
+    let mut changes =
+        vec![VolumeRecord { volume, postgres_version: PostgresVersion::NEWEST, placement }.put()];
+    for (line, address) in inventory.nodes.iter().zip(&plan.addresses) {
+        let record = NodeRecord {
+            node: line.id,
+            zone: line.zone.clone(),
+            address: address.address.to_string(),
+            incarnation: incarnations.get(&line.id).cloned().unwrap_or_default(),
+            state: NodeState::Active,
+        };
+        changes.push(record.put());
+    }
+    let sets =
+        created.iter().filter_map(|members| Some((members.group, members.nodes.clone().try_into().ok()?)));
+    for (group, set) in sets {
+        if let Ok(membership) = GroupMembership::created(set) {
+            changes.push(MembershipRecord { group: FleetGroup { volume, group }, membership }.put());
+        }
+    }
+    changes
 }
 
 fn certificate(fleet: &Fleet, place: &Path, arguments: &CertificateArguments) -> anyhow::Result<Issued> {

@@ -1,12 +1,16 @@
 //! One module for each group of commands.
 
 pub mod bench;
+pub mod chaos;
+pub mod controller;
 pub mod exec;
 pub mod fleet;
 pub mod internal;
 pub mod manual;
+pub mod nodes;
 pub mod parts;
 pub mod psql;
+pub mod rebalance;
 pub mod redo_check;
 pub mod replace;
 pub mod serve;

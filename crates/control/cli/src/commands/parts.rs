@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use borealis_local::cluster::Cluster;
 use borealis_local::status::ask_some_nodes;
-use borealis_local::supervision::detached;
+use borealis_local::supervision::{controlling, detached};
 use borealis_types::{InstanceId, NodeId};
 
 use crate::progress::Step;
@@ -39,11 +39,8 @@ fn report_killed(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode> 
 /// Starts nodes; all that are down if none is named.
 pub fn start_nodes(dir: &Path, ids: &[u16]) -> anyhow::Result<ExitCode> {
     let (cluster, _lock) = Cluster::open_locked(dir)?;
-    let ids: Vec<NodeId> = if ids.is_empty() {
-        cluster.catalog.nodes.iter().map(|node| node.id).collect()
-    } else {
-        ids.iter().copied().map(NodeId).collect()
-    };
+    let ids: Vec<NodeId> =
+        if ids.is_empty() { cluster.wanted_nodes() } else { ids.iter().copied().map(NodeId).collect() };
     report_started(&cluster, &ids)
 }
 
@@ -61,6 +58,7 @@ fn report_started(cluster: &Cluster, ids: &[NodeId]) -> anyhow::Result<ExitCode>
     // Also when one of several did not start.
     if cluster.anything_runs() {
         detached::start(cluster)?;
+        controlling::start(cluster)?;
     }
     started?;
     // A process that runs and answers may have failed all the same, now or long ago.
@@ -107,6 +105,7 @@ pub fn start_instance(dir: &Path, id: u16) -> anyhow::Result<ExitCode> {
     let elapsed = cluster.start_instance(InstanceId(id))?;
     step.done();
     detached::start(&cluster)?;
+    controlling::start(&cluster)?;
     eprintln!("instance {id} answered its first query {} ms after the start", elapsed.as_millis());
     println!("{}", Cluster::url(instance));
     Ok(ExitCode::SUCCESS)

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use borealis_local::cluster::{Cluster, WRITER};
 use borealis_local::driver_socket::ask_driver;
 use borealis_local::process::ProcessIdentity;
-use borealis_local::supervision::Supervisor;
+use borealis_local::supervision::{Supervisor, controlling};
 use borealis_types::NodeId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -57,6 +57,7 @@ pub fn serve(cluster: &Cluster, signals: SigSet) -> anyhow::Result<ExitCode> {
         }
         if !cluster.anything_is_wanted() && !cluster.anything_runs() {
             say("everything was stopped");
+            controlling::stop(cluster)?;
             return Ok(ExitCode::SUCCESS);
         }
         if supervisor.nothing_is_left() {
@@ -81,8 +82,11 @@ pub fn serve(cluster: &Cluster, signals: SigSet) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Stops PostgreSQL, then the nodes that its last redo goes to.
+/// Stops the controller, then PostgreSQL, then the nodes that its last redo goes to.
 pub fn stop(cluster: &Cluster) -> anyhow::Result<()> {
+    controlling::stop(cluster)?;
+    // It may have added nodes.
+    let cluster = &Cluster::open(cluster.directory())?;
     let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
     stop_parts(cluster, &nodes)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use borealis_instance::{Binaries, OperatingSystemUser, Settings};
@@ -12,6 +13,8 @@ use borealis_local::cluster::{
     Cluster, CreateOptions, InstanceDefaults, WRITER, check_fleet, check_machine, rebuild_catalog,
 };
 use borealis_local::driver_socket::{ask_driver, server_runs};
+use borealis_local::fleet_records;
+use borealis_local::supervision::controlling;
 use borealis_local::supervision::detached;
 use borealis_local::supervision::serving::Serving;
 use borealis_types::{MAX_GROUPS, NodeId, Placement, SEGMENTS_PER_GROUP};
@@ -68,7 +71,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
         // Held back until everything is up, then answered by an orderly stop.
         signals.thread_block().context("cannot hold back signals")?;
     } else if let Some(cluster) = started_again(dir, arguments) {
-        return report_started_again(dir, &cluster);
+        return report_started_again(dir, &cluster, arguments);
     }
     let Prepared { cluster, lock, earlier_catalog, was_supervised } = prepare(dir, arguments)?;
     let instance = cluster.instance(WRITER)?;
@@ -79,7 +82,7 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
         );
     }
     let earlier_config = cluster.instance_config(WRITER);
-    let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
+    let nodes = nodes_to_start(&cluster, arguments);
     let step = Step::begin(&format!("starting {} storage nodes in three availability zones", nodes.len()));
     let to_start: Vec<NodeId> =
         nodes.iter().copied().filter(|&node| cluster.node_process(node).is_none()).collect();
@@ -108,6 +111,8 @@ pub fn up(dir: &Path, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
             });
         }
     };
+    note_for_controller(&cluster, arguments)?;
+    controlling::start(&cluster)?;
     let serving = if arguments.detach {
         detached::start(&cluster)?;
         None
@@ -141,25 +146,52 @@ fn started_again(dir: &Path, arguments: &UpArguments) -> Option<Cluster> {
         memory_dir: None,
         cache_limit: None,
         metrics_port: None,
+        replace_after,
         tls: _,
     } = arguments
     else {
         return None;
     };
-    let is_as_wished = port.is_none_or(|port| port == instance.port) && pg_set.is_empty();
+    let patience_ms = || Some(cluster.fleet().ok()??.settings.replace_after_ms);
+    let is_as_patient = replace_after.is_none_or(|seconds| patience_ms() == Some(seconds * 1000));
+    let is_as_wished = port.is_none_or(|port| port == instance.port) && pg_set.is_empty() && is_as_patient;
     (is_as_wished && cluster.was_started_again(WRITER)).then_some(cluster)
 }
 
-fn report_started_again(dir: &Path, cluster: &Cluster) -> anyhow::Result<ExitCode> {
+fn report_started_again(dir: &Path, cluster: &Cluster, arguments: &UpArguments) -> anyhow::Result<ExitCode> {
     let _lock = Catalog::lock(dir)?;
-    let nodes: Vec<NodeId> = cluster.catalog.nodes.iter().map(|node| node.id).collect();
-    cluster.start_nodes(&nodes)?;
+    cluster.start_nodes(&nodes_to_start(cluster, arguments))?;
     cluster.start_instance(WRITER)?;
-    // It may have died since.
+    // They may have died since.
     detached::start(cluster)?;
+    controlling::start(cluster)?;
     eprintln!("the cluster's supervisor has started the instance again already");
     println!("{}", Cluster::url(cluster.instance(WRITER)?));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The nodes that are to run, without those that have lost their stores if those are replaced.
+fn nodes_to_start(cluster: &Cluster, arguments: &UpArguments) -> Vec<NodeId> {
+    let mut nodes = cluster.wanted_nodes();
+    let known = cluster.fleet().ok().flatten().map(|fleet| fleet.settings.replaces());
+    let replaces = arguments.replace_after.map_or(known.unwrap_or(true), |seconds| seconds > 0);
+    let lost = cluster.without_store(&nodes);
+    if replaces && !lost.is_empty() {
+        for node in &lost {
+            eprintln!("node {node} has lost its data; it is replaced once the others run");
+        }
+        nodes.retain(|node| !lost.contains(node));
+    }
+    nodes
+}
+
+/// Brings the controller's catalog up to date, with this command's wishes.
+fn note_for_controller(cluster: &Cluster, arguments: &UpArguments) -> anyhow::Result<()> {
+    match arguments.replace_after {
+        Some(seconds) => fleet_records::set_replace_after(cluster, Duration::from_secs(seconds)),
+        None => fleet_records::update(cluster, |_| Ok(Vec::new())).map(|_| ()),
+    }
+    .context("cannot write the controller's catalog")
 }
 
 struct Prepared {
@@ -412,8 +444,9 @@ pub fn down(dir: &Path) -> anyhow::Result<ExitCode> {
     if !cluster.anything_runs() {
         eprintln!("the cluster in {} is not running", dir.display());
     }
-    // First: it must not start again what is stopped.
+    // First: they must not start again, or replace, what is stopped.
     detached::stop(&cluster)?;
+    controlling::stop(&cluster)?;
     // Also when nothing runs: what was killed may have left memory behind.
     stop(&cluster)?;
     Ok(ExitCode::SUCCESS)

@@ -100,9 +100,12 @@ mod tests {
             protection_groups: vec![GroupState {
                 id: 2,
                 pgcl: Some(text(pgcl)),
+                membership: 1,
                 members: scl.iter().zip(1..).map(member).collect(),
             }],
             instances: Vec::new(),
+            healing: borealis_local::status::Healing::default(),
+            controller_pid: None,
             supervisor_pid: None,
             serving_pid: None,
             unwatched: false,

@@ -58,9 +58,13 @@ impl TestCluster {
         TestCluster { folder, port }
     }
 
+    /// Nodes that are away are waited for, unless `extra` says something else: most tests are about what they miss.
     pub fn up(&self, extra: &[&str]) {
         let port = self.port.to_string();
         let mut arguments = vec!["up", "--detach", "--port", &port];
+        if !extra.contains(&"--replace-after") {
+            arguments.extend(["--replace-after", "0"]);
+        }
         arguments.extend(extra);
         let output = self.run(&arguments);
         assert!(output.status.success(), "up failed:\n{}\n{}", text(&output), self.logs());

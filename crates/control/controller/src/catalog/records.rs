@@ -113,7 +113,8 @@ pub struct InstanceRecord {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
-    /// A node that nobody has heard for so long is replaced.
+    /// A node that nobody has heard for so long is replaced. Zero: no lost member is replaced, whatever became of it, unless its
+    /// node is to be emptied.
     pub replace_after_ms: u64,
     /// A node that was not heard for so long counts as silent.
     pub silent_after_ms: u64,
@@ -141,15 +142,25 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// For a cluster on one machine: less patience, for there is no network between its nodes, and processes are free.
+    /// For a cluster on one machine: less patience, for there is no network between its nodes, and processes are free. All
+    /// segments of a lost node go to the one that is started in its place, so that one may take many at once; how fast they
+    /// are filled is bounded by each node itself.
     #[must_use]
     pub fn local() -> Settings {
         Settings {
             replace_after_ms: 10_000,
             silent_after_ms: 2_000,
+            changes_max: 32,
+            moves_max: 16,
+            changes_per_node_max: 16,
             starts_nodes: true,
-            ..Settings::default()
         }
+    }
+
+    /// Whether lost members are replaced at all.
+    #[must_use]
+    pub fn replaces(&self) -> bool {
+        self.replace_after_ms > 0
     }
 
     /// Whether the numbers make sense together.
@@ -159,7 +170,10 @@ impl Settings {
     pub fn check(&self) -> Result<(), &'static str> {
         let broken = [
             (self.silent_after_ms == 0, "`silent_after_ms` is zero: every node would be silent at once"),
-            (self.replace_after_ms < self.silent_after_ms, "`replace_after_ms` is below `silent_after_ms`"),
+            (
+                self.replaces() && self.replace_after_ms < self.silent_after_ms,
+                "`replace_after_ms` is below `silent_after_ms`",
+            ),
             (self.changes_max == 0, "`changes_max` is zero: nothing would be repaired"),
             (self.moves_max > self.changes_max, "`moves_max` is above `changes_max`"),
             (self.changes_per_node_max == 0, "`changes_per_node_max` is zero: nothing would be repaired"),
@@ -195,11 +209,7 @@ pub trait Record: Serialize + DeserializeOwned {
 
     /// The condition that the entry is still as it was in `fleet`, or still not there.
     fn is_as_in(&self, fleet: &Fleet) -> Condition {
-        let key = self.key();
-        match fleet.revisions.get(&key) {
-            Some(revision) => Condition::Unchanged(key, *revision),
-            None => Condition::Absent(key),
-        }
+        fleet.is_as_read(&self.key())
     }
 
     /// The record that an entry holds.
@@ -299,6 +309,15 @@ impl Fleet {
             .check()
             .map_err(|why| CatalogError::Damaged(format!("the entry `settings`: {why}")))?;
         Ok(fleet)
+    }
+
+    /// The condition that an entry is still as it was read, or still not there.
+    #[must_use]
+    pub fn is_as_read(&self, key: &Key) -> Condition {
+        match self.revisions.get(key) {
+            Some(revision) => Condition::Unchanged(key.clone(), *revision),
+            None => Condition::Absent(key.clone()),
+        }
     }
 
     fn add(&mut self, key: &Key, entry: &Entry) -> Result<(), CatalogError> {

@@ -4,6 +4,7 @@ use borealis_quorum::membership::{GroupMembership, REPLACEMENTS_MAX, Replacement
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_types::{AvailabilityZone, NodeId, WRITE_QUORUM};
 
+use super::nodes::NOTHING_IS_REPLACED;
 use super::view::View;
 use super::{Plan, Step};
 use crate::catalog::records::{FleetGroup, NodeState};
@@ -136,6 +137,10 @@ fn begin<'a>(
         };
         let health = view.health(old);
         let (kind, because) = if health.is_lost() {
+            if !view.is_to_be_replaced(record) {
+                plan.remarks.push(format!("{group}: node {old} {health}; {NOTHING_IS_REPLACED}"));
+                continue;
+            }
             if view.lost_zones.contains(&record.zone) {
                 continue;
             }

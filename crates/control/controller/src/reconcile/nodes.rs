@@ -9,6 +9,9 @@ use super::{Plan, Step};
 use crate::catalog::records::{MoveRecord, NodeState};
 use crate::health::{Health, seconds};
 
+/// What is said where nobody wants lost members to be replaced.
+pub(super) const NOTHING_IS_REPLACED: &str = "nothing is replaced, for `--replace-after` is 0";
+
 /// Says what is wrong with nodes and zones, whether or not anything is done about it.
 pub(super) fn remark_on_nodes(view: &View<'_>, plan: &mut Plan) {
     for zone in &view.lost_zones {
@@ -23,8 +26,12 @@ pub(super) fn remark_on_nodes(view: &View<'_>, plan: &mut Plan) {
         match health {
             Health::Well => {}
             Health::Silent { .. } => {
-                let patience = seconds(view.fleet.settings.replace_after_ms);
-                plan.remarks.push(format!("node {node} in {zone} {health}; it is replaced after {patience}"));
+                let settings = &view.fleet.settings;
+                let outlook = match settings.replaces() {
+                    true => format!("it is replaced after {}", seconds(settings.replace_after_ms)),
+                    false => NOTHING_IS_REPLACED.to_owned(),
+                };
+                plan.remarks.push(format!("node {node} in {zone} {health}; {outlook}"));
             }
             Health::OutOfSight | Health::Unknown => {
                 plan.remarks.push(format!("node {node} in {zone} {health}; it is not replaced for that"));
@@ -45,7 +52,7 @@ pub(super) fn start_nodes(view: &View<'_>, plan: &mut Plan) {
         for node in seen.membership.base() {
             let is_replaced = under_way.iter().any(|replacement| replacement.old == *node);
             if let Some(record) = view.record(*node)
-                && view.health(*node).is_lost()
+                && view.is_to_be_replaced(record)
                 && !is_replaced
                 && !view.lost_zones.contains(&record.zone)
             {

@@ -50,6 +50,12 @@ impl<'a> View<'a> {
         self.health.get(&node).unwrap_or(&Health::Unknown)
     }
 
+    /// Whether a member's segment is to be replaced because the node is lost.
+    pub(super) fn is_to_be_replaced(&self, record: &NodeRecord) -> bool {
+        let is_wanted = self.fleet.settings.replaces() || record.state != NodeState::Active;
+        is_wanted && self.health(record.node).is_lost()
+    }
+
     pub(super) fn record(&self, node: NodeId) -> Option<&'a NodeRecord> {
         self.fleet.nodes.get(&node)
     }

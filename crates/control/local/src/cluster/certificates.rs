@@ -71,6 +71,26 @@ impl Cluster {
         self.issue(role, &self.instance_directory(instance.id).join(TLS_NAME))
     }
 
+    /// Gives the controller its certificate, in its folder; does nothing if all nodes listen on sockets.
+    pub(crate) fn issue_for_controller(&self, folder: &Path) -> anyhow::Result<()> {
+        if !self.speaks_tls() {
+            return Ok(());
+        }
+        self.issue(Role::Controller, &folder.join(TLS_NAME))
+    }
+
+    /// The controller's certificate; `None` if all nodes listen on sockets.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn controller_credentials(&self, folder: &Path) -> anyhow::Result<Option<Arc<Credentials>>> {
+        if !self.speaks_tls() {
+            return Ok(None);
+        }
+        let files = TlsFiles::in_folder(&folder.join(TLS_NAME));
+        Ok(Some(Credentials::load_for(files, Role::Controller)?))
+    }
+
     fn issue(&self, role: Role, folder: &Path) -> anyhow::Result<()> {
         let place = self.fleet_directory();
         let validity = Validity::days(VALID_DAYS);

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use borealis_spec::{DriverConfig, Endpoint, MetricsAddress, NodeConfig};
 use borealis_types::NodeId;
 
-use super::{INSTANCE_CONFIG_NAME, WRITER};
+use super::{GONE_ZONE, INSTANCE_CONFIG_NAME, WRITER};
 use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
 
 /// The options of an instance whose folder is gone too.
@@ -119,6 +119,10 @@ fn catalog_of_nodes(configs: &[NodeConfig]) -> anyhow::Result<Catalog> {
         }
     }
     for peer in configs.iter().flat_map(|config| &config.peers) {
+        if peer.zone.0 == GONE_ZONE {
+            catalog.retired_nodes.insert(peer.node);
+            continue;
+        }
         // Its folder is gone, and with it its identity: it is named, so that it is missed, and never started.
         nodes.entry(peer.node).or_insert_with(|| NodeEntry {
             id: peer.node,
@@ -127,6 +131,8 @@ fn catalog_of_nodes(configs: &[NodeConfig]) -> anyhow::Result<Catalog> {
             port: port_of(&peer.address),
         });
     }
+    // A configuration that was written before a node went names it still.
+    nodes.retain(|node, _| !catalog.retired_nodes.contains(node));
     catalog.nodes = nodes.into_values().collect();
     Ok(catalog)
 }
@@ -207,6 +213,15 @@ mod tests {
         let catalog = catalog_of_nodes(&configs).expect("they agree");
         assert_eq!(catalog.nodes.len(), 6);
         assert_eq!(catalog.nodes[4].incarnation, format!("{:032x}", 0));
+    }
+
+    #[test]
+    fn a_node_that_is_gone_for_good_is_not_missed() {
+        let mut configs = [node(1, 7), node(2, 7)];
+        configs[1].peers[3].zone = AvailabilityZone(GONE_ZONE.to_owned());
+        let catalog = catalog_of_nodes(&configs).expect("they agree");
+        assert_eq!(catalog.nodes.len(), 5);
+        assert_eq!(catalog.retired_nodes, [configs[1].peers[3].node].into());
     }
 
     #[test]

@@ -156,9 +156,8 @@ impl Cluster {
         for &id in &lost {
             self.node(id)?;
         }
-        let left: Vec<NodeId> =
-            self.catalog.nodes.iter().map(|node| node.id).filter(|id| !lost.contains(id)).collect();
-        for GroupMembers { group, nodes } in self.catalog.groups.iter() {
+        let left: Vec<NodeId> = self.wanted_nodes().into_iter().filter(|id| !lost.contains(id)).collect();
+        for GroupMembers { group, nodes } in self.complete_members().iter() {
             let count = nodes.iter().filter(|node| left.contains(node)).count();
             if count < READ_QUORUM {
                 bail!(
@@ -220,8 +219,9 @@ impl Cluster {
     ) -> anyhow::Result<(Sources, BTreeSet<String>)> {
         let mut known: BTreeMap<NodeId, Candidate> = BTreeMap::new();
         let (mut sources, mut warnings) = (Sources::new(), BTreeSet::new());
-        let groups = self.catalog.groups.iter();
-        for GroupMembers { group, .. } in groups.filter(|of| of.nodes.iter().any(|node| lost.contains(node)))
+        let groups = self.complete_members();
+        for GroupMembers { group, .. } in
+            groups.iter().filter(|of| of.nodes.iter().any(|node| lost.contains(node)))
         {
             let members = complete.get(group).into_iter().flatten();
             let candidates: Vec<Candidate> = members
@@ -276,7 +276,7 @@ impl Cluster {
     /// The groups that a node hosts, and the store that each is to be taken from.
     fn segments_for(&self, node: NodeId, by_group: &Sources) -> Vec<(GroupId, PathBuf)> {
         let store_of = |source| self.node_directory(source).join(STORE_FOLDER_NAME);
-        let groups = self.catalog.groups.groups_on(node);
+        let groups = self.complete_members().groups_on(node);
         groups.iter().filter_map(|group| Some((group, store_of(*by_group.get(&group)?)))).collect()
     }
 
@@ -318,14 +318,14 @@ impl Cluster {
 }
 
 /// A name beside a lost node's folder that nothing has yet.
-fn free_name(place: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn free_name(place: &Path) -> anyhow::Result<PathBuf> {
     let names = (1..=999).map(|number| place.with_extension(format!("lost-{number}")));
     names.into_iter().find(|name| !name.exists()).with_context(|| {
         format!("{} has been replaced too often; remove what is kept beside it", place.display())
     })
 }
 
-fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
+pub(super) fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::rename(from, to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }
 

@@ -1,9 +1,11 @@
 //! What the states of nodes and segments come to for the volume: can it be written, can it be read.
 
-use borealis_types::{GroupId, READ_QUORUM, WRITE_QUORUM};
-use borealis_wire::NodeStatus;
+use std::collections::BTreeMap;
 
-use super::NodeState;
+use borealis_quorum::membership::GroupMembership;
+use borealis_types::{GroupId, NodeId, READ_QUORUM, SEGMENTS_PER_GROUP, WRITE_QUORUM};
+
+use super::NodeAnswer;
 
 /// The volume's condition, in a word and in a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,27 +18,33 @@ pub(super) struct Condition {
     pub has_write_quorum: bool,
 }
 
-/// Judges by the group that is worst off. A segment counts if its node answers for it: a node that failed says nothing of
-/// its segments.
+/// Judges by the group that is worst off. A segment counts if its node answers for it, and if it has everything: a node that
+/// failed says nothing of its segments. While members change, the set of six counts that is worst off.
 pub(super) fn condition(
-    answers: &[(NodeState, Option<NodeStatus>)],
-    groups: impl Iterator<Item = GroupId>,
+    answers: &[NodeAnswer],
+    memberships: &BTreeMap<GroupId, GroupMembership>,
 ) -> Condition {
-    let serving = |group: GroupId| {
-        let has = |answer: &Option<NodeStatus>| {
-            answer.as_ref().is_some_and(|status| status.segments.iter().any(|segment| segment.group == group))
+    let serves = |node: NodeId, group: GroupId| {
+        let Some((state, Some(answer))) = answers.iter().find(|(state, _)| state.id == node.0) else {
+            return false;
         };
-        answers.iter().filter(|(node, answer)| node.state == "up" && has(answer)).count()
+        let mut segments = answer.status.segments.iter();
+        state.state == "up" && segments.any(|segment| segment.group == group && !segment.joining)
+    };
+    let serving = |(&group, membership): (&GroupId, &GroupMembership)| {
+        let of_set =
+            |set: &[NodeId; SEGMENTS_PER_GROUP]| set.iter().filter(|node| serves(**node, group)).count();
+        (membership.sets().iter().map(of_set).min().unwrap_or(0), group)
     };
     let states: Vec<(u16, &'static str)> = answers.iter().map(|(node, _)| (node.id, node.state)).collect();
-    let worst = groups.map(|group| (serving(group), group)).min_by_key(|(segments, _)| *segments);
+    let worst = memberships.iter().map(serving).min_by_key(|(segments, _)| *segments);
     judge(&states, worst)
 }
 
 fn judge(nodes: &[(u16, &'static str)], worst: Option<(usize, GroupId)>) -> Condition {
     let not_up: Vec<String> = nodes
         .iter()
-        .filter(|(_, state)| *state != "up")
+        .filter(|(_, state)| !matches!(*state, "up" | "removed"))
         .map(|(node, state)| match *state {
             "failed" => format!("node {node} failed"),
             state => format!("node {node} is {state}"),
@@ -46,7 +54,9 @@ fn judge(nodes: &[(u16, &'static str)], worst: Option<(usize, GroupId)>) -> Cond
     let (segments, group) = worst.unwrap_or_default();
     let is_unknown = nodes.iter().any(|(_, state)| *state == "unknown");
     let (state, reason) = match segments {
-        _ if nodes.iter().all(|(_, state)| *state == "down") => ("down", Some("no node runs".to_owned())),
+        _ if nodes.iter().all(|(_, state)| matches!(*state, "down" | "removed")) => {
+            ("down", Some("no node runs".to_owned()))
+        }
         _ if segments < WRITE_QUORUM && is_unknown => ("unknown", Some(listed)),
         _ if segments < READ_QUORUM => {
             ("no read quorum", Some(format!("group {group} has {segments} of 6 segments; {listed}")))
@@ -57,7 +67,10 @@ fn judge(nodes: &[(u16, &'static str)], worst: Option<(usize, GroupId)>) -> Cond
                 "commits wait: group {group} has {segments} of 6 segments, and they need {WRITE_QUORUM}; {listed}"
             )),
         ),
-        _ if not_up.is_empty() => ("up", None),
+        SEGMENTS_PER_GROUP if not_up.is_empty() => ("up", None),
+        _ if not_up.is_empty() => {
+            ("degraded", Some(format!("group {group} has {segments} of 6 segments that are complete")))
+        }
         _ => ("degraded", Some(listed)),
     };
     Condition { state, reason, has_write_quorum: segments >= WRITE_QUORUM || is_unknown }
@@ -78,6 +91,9 @@ mod tests {
     fn the_volume_is_as_good_as_its_worst_group() {
         let (up, down) = ("up", "down");
         assert_eq!(judged([up; 6]), ("up", String::new(), true));
+        let joining = judge(&[(1, up), (2, "removed")], Some((5, GroupId(2))));
+        assert_eq!(joining.state, "degraded");
+        assert!(joining.reason.is_some_and(|reason| reason.starts_with("group 2 has 5 of 6")));
         assert_eq!(
             judged([up, up, down, up, up, "failed"]),
             ("degraded", "node 3 is down, node 6 failed".into(), true)

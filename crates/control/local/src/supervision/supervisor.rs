@@ -8,7 +8,7 @@ use borealis_types::{InstanceId, NodeId};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::{End, Ended, Restarts, Step, next_step, now_unix_ms};
+use super::{End, Ended, Restarts, Step, controlling, next_step, now_unix_ms};
 use crate::catalog::Catalog;
 use crate::cluster::Cluster;
 use crate::log::last_line;
@@ -19,6 +19,7 @@ use crate::process::read_process_file;
 enum Part {
     Node(NodeId),
     Instance(InstanceId),
+    Controller,
 }
 
 impl std::fmt::Display for Part {
@@ -26,6 +27,7 @@ impl std::fmt::Display for Part {
         match self {
             Part::Node(node) => write!(f, "node {node}"),
             Part::Instance(instance) => write!(f, "instance {instance}"),
+            Part::Controller => f.write_str("the controller"),
         }
     }
 }
@@ -59,7 +61,7 @@ impl Supervisor {
         let Ok(cluster) = Cluster::open(&self.directory) else { return Vec::new() };
         let nodes = cluster.catalog.nodes.iter().map(|node| Part::Node(node.id));
         let instances = cluster.catalog.instances.iter().map(|instance| Part::Instance(instance.id));
-        let parts: Vec<Part> = nodes.chain(instances).collect();
+        let parts: Vec<Part> = nodes.chain(instances).chain([Part::Controller]).collect();
         parts.into_iter().filter_map(|part| self.look_at(&cluster, part)).collect()
     }
 
@@ -147,6 +149,7 @@ impl Supervisor {
         let started = match part {
             Part::Node(node) => cluster.spawn_node(node).map(|_| ()),
             Part::Instance(instance) => cluster.spawn_instance(instance).map(|_| ()),
+            Part::Controller => controlling::spawn(&cluster),
         };
         if let Err(error) = &started {
             restarts.reason = format!("{error:#}");
@@ -176,6 +179,10 @@ impl Supervisor {
                 cluster.last_driver_process(instance),
                 cluster.instance_directory(instance).join("driver.log"),
             ),
+            Part::Controller => (
+                controlling::last_process(cluster.directory()),
+                controlling::folder(cluster.directory()).join(controlling::LOG_NAME),
+            ),
         };
         let how = process.and_then(|process| self.endings.remove(&process));
         let how = how.unwrap_or_else(|| "it was killed or crashed".to_owned());
@@ -190,5 +197,6 @@ fn folder(cluster: &Cluster, part: Part) -> PathBuf {
     match part {
         Part::Node(node) => cluster.node_directory(node),
         Part::Instance(instance) => cluster.instance_directory(instance),
+        Part::Controller => controlling::folder(cluster.directory()),
     }
 }

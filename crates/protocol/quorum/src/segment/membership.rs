@@ -142,6 +142,24 @@ impl Segment {
         Ok(MembershipInstalled { changed, left })
     }
 
+    /// The point that a joining segment takes for its base: the newest that it knows to be durable. `None` while it has to hear
+    /// of a history first, or of a point that is not older than that.
+    #[must_use]
+    pub fn base_point(&self) -> Option<DurablePoint> {
+        let newest = self.history.newest()?;
+        let point = self.known_durable;
+        let may_take = self.standing == Standing::Joining && self.promised.epoch <= newest.epoch;
+        let is_known = newest.last.end <= point.volume.end && point.group_tail <= point.volume.end;
+        (may_take && is_known).then_some(point)
+    }
+
+    /// Whether the chain has every record of the group up to `point`, from the first one on: what these made can be made
+    /// here, and need not be brought.
+    #[must_use]
+    pub fn has_chain_to(&self, point: DurablePoint) -> bool {
+        self.chain_end().end >= point.group_tail
+    }
+
     /// The joining segment has, durably, everything of the group as of `point`, which is durable under the history of `epoch`:
     /// its chain goes on from there, and it is full from then on. Returns the records that the base contains: the caller
     /// forgets them.

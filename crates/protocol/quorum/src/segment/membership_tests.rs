@@ -100,6 +100,28 @@ fn a_base_makes_it_full_and_the_chain_goes_on_from_there() {
 }
 
 #[test]
+fn a_joining_segment_takes_what_it_knows_to_be_durable_for_its_base_and_nothing_older_than_its_history() {
+    let mut segment = joining();
+    assert_eq!(segment.base_point(), Some(DurablePoint::default()), "the history opens an empty volume");
+    assert!(segment.observe_durable(EPOCH, point(20, 40)));
+    assert_eq!(segment.base_point(), Some(point(20, 40)));
+    assert!(!segment.has_chain_to(point(20, 40)) && segment.has_chain_to(DurablePoint::default()));
+    segment.fence(Promise { epoch: VolumeEpoch(3), writer: WriterId(2) }).expect("it is newer");
+    assert_eq!(segment.base_point(), None, "a recovery is under way");
+    let mut longer = history();
+    let (epoch, last, server_version) = (VolumeEpoch(3), point(60, 80).volume, ServerVersion::NEWEST_TESTED);
+    longer.push(EpochOpening { epoch, last, server_version });
+    segment.install(None, &longer, DurablePoint::default()).expect("it is promised");
+    assert_eq!(segment.base_point(), None, "the volume is durable through 80");
+    assert!(segment.observe_durable(epoch, point(60, 80)));
+    assert_eq!(segment.base_point(), Some(point(60, 80)));
+    let base = segment.base_point().expect("just seen");
+    segment.take_base(epoch, base).expect("it may");
+    assert_eq!((segment.base_point(), segment.has_chain_to(base)), (None, true));
+    assert_eq!(Segment::absent(GROUP).base_point(), None);
+}
+
+#[test]
 fn a_full_segment_takes_no_base_and_gets_ahead_by_a_jump() {
     let mut segment = joining();
     segment.take_base(EPOCH, DurablePoint::default()).expect("a group without records");

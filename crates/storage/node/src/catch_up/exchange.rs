@@ -4,22 +4,28 @@
 //! only when they are known to be missing (a later one is here already), when nothing moved for a while, or when this is
 //! the first exchange after a start.
 //!
+//! A peer that acts on another membership of a group than this node is asked what it stores of memberships, and so is everyone
+//! while it is open whether a newer one was chosen. A node that refuses to be a peer says so with the same.
+//!
 //! Exchanges are frequent while segments differ, and rare when all agree, so that an idle volume costs next to nothing.
 //! They are also less frequent while the writer's stream moves our segments, so that a busy volume costs little more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use borealis_client::{Credentials, NodeClient, Route, Timeouts};
-use borealis_quorum::segment::{InstallError, Segment};
+use borealis_client::handshake::kind_of;
+use borealis_client::{ClientError, Credentials, NodeClient, Route, Timeouts};
+use borealis_quorum::segment::{InstallError, Segment, Standing as SegmentStanding};
 use borealis_spec::NodeAddress;
 use borealis_store::{Store, StoreError};
 use borealis_types::{GroupId, Lsn, NodeId, VolumeId, invariant};
-use borealis_wire::{Caller, SegmentSummary};
+use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
 use super::known::{Known, has_hole};
 use super::pull::{CatchUpError, Puller};
+use crate::members::{Members, Told};
 use crate::metrics::{Metrics, add};
 use crate::standing::Standing;
 
@@ -38,6 +44,8 @@ const SPACING: Duration = Duration::from_millis(20);
 /// Before a peer that failed is asked again; doubles up to the second.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// A node that is no peer, as it says, is asked again after this.
+const STRANGER_PAUSE: Duration = Duration::from_secs(3);
 /// For a peer to answer.
 const TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(5) };
 
@@ -137,29 +145,37 @@ pub(crate) struct CatchUp {
     pub(crate) store: Arc<Store>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) known: Arc<Known>,
+    pub(crate) members: Arc<Members>,
     pub(crate) standing: Arc<Standing>,
     pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) puller: Puller,
 }
 
 impl CatchUp {
-    /// The body of one peer's thread.
-    pub(crate) fn run_until_stopped(&self, peer: &NodeAddress) {
+    /// The body of one peer's thread. It ends when all do, or when it `has_ended` alone.
+    pub(crate) fn run_until_stopped(&self, peer: &NodeAddress, has_ended: &AtomicBool) {
         let mut exchanges = Exchanges { parts: self, peer, client: None, ends: BTreeMap::new() };
         let mut pace = Pace::new();
         let mut seen_wakes = 0;
+        let wait = |seen: &mut u64, pause, wakeable| self.known.wait_unless(has_ended, seen, pause, wakeable);
         loop {
             let goes_on = match exchanges.exchange() {
                 Ok(exchanged) => {
                     add(&self.metrics.gossip_exchanges, 1);
+                    self.members.note_heard(peer.node);
                     let pause = pace.after(exchanged);
-                    self.known.wait(&mut seen_wakes, SPACING, false)
-                        && self.known.wait(&mut seen_wakes, pause, true)
+                    wait(&mut seen_wakes, SPACING, false) && wait(&mut seen_wakes, pause, true)
                 }
                 Err(error) => {
-                    add(&self.metrics.gossip_failures, 1);
                     tracing::debug!(peer = %peer.node, %error, "gossip failed");
-                    self.known.wait(&mut seen_wakes, pace.after_failure(), false)
+                    let pause = match exchanges.learn_from(&error) {
+                        true => STRANGER_PAUSE,
+                        false => {
+                            add(&self.metrics.gossip_failures, 1);
+                            pace.after_failure()
+                        }
+                    };
+                    wait(&mut seen_wakes, pause, false)
                 }
             };
             if !goes_on {
@@ -198,13 +214,45 @@ impl Exchanges<'_> {
             }
         };
         let mut exchanged = Exchanged::Quiet;
-        for theirs in client.summaries()? {
+        let segments = client.summaries()?;
+        if self.parts.members.wants_memberships(self.peer.node, &segments) {
+            let (states, nodes) = self.ask_memberships(&mut client)?;
+            self.parts.members.take_claims(self.peer.node, &states, &nodes)?;
+            exchanged = Exchanged::Moving;
+        }
+        for theirs in segments {
             if self.parts.known.is_own(theirs.group) {
                 exchanged = exchanged.max(self.compare(&mut client, &theirs)?);
             }
         }
         self.client = Some(client);
         Ok(exchanged)
+    }
+
+    fn ask_memberships(&self, client: &mut NodeClient) -> Result<Told, ClientError> {
+        match client.call(&Request::Memberships)? {
+            Reply::Memberships { states, nodes } => Ok((states, nodes)),
+            other => Err(ClientError::Protocol {
+                node: self.peer.node,
+                address: self.peer.address.clone(),
+                what: format!("a reply of kind {} to a question for memberships", kind_of(&other)),
+            }),
+        }
+    }
+
+    /// Takes what a node says that refuses to be a peer; false if the error is another. Where nobody answers, the node may be
+    /// somewhere else.
+    fn learn_from(&self, error: &CatchUpError) -> bool {
+        let CatchUpError::Peer(error) = error else { return false };
+        if error.refusal().is_none() {
+            self.parts.members.note_unreached(self.peer.node);
+        }
+        let Some(Refusal::OtherMembership { states, nodes }) = error.refusal() else { return false };
+        if let Err(error) = self.parts.members.take_claims(self.peer.node, states, nodes) {
+            tracing::warn!(peer = %self.peer.node, %error, "what a node says of memberships cannot be acted on yet");
+        }
+        self.parts.members.note_refused_by(self.peer.node);
+        true
     }
 
     /// Compares one segment with the peer's and takes what is missing.
@@ -221,10 +269,11 @@ impl Exchanges<'_> {
             return Ok(Exchanged::Moving);
         }
         let before = self.ends.get(&group).copied();
-        let (ours, durable, has_hole, newest_epoch) = store.with_segment(group, |segment| {
+        let (ours, durable, has_hole, newest_epoch, standing) = store.with_segment(group, |segment| {
             let durable = segment.known_durable().volume.end;
             let newest_epoch = segment.history().newest_epoch();
-            (segment.segment_complete_lsn(), durable, has_hole(segment), newest_epoch)
+            let ours = segment.segment_complete_lsn();
+            (ours, durable, has_hole(segment), newest_epoch, segment.standing())
         })?;
         let asked = Instant::now();
         let now = Ends::after(before.as_ref(), ours, theirs.segment_complete_lsn, durable, asked);
@@ -236,12 +285,10 @@ impl Exchanges<'_> {
             && !fed
             && let Some(positions) = store.with_segment(group, |segment| known.proof.positions(segment))?
         {
-            store.note_positions(&positions)?;
+            store.note_positions(&positions, &[])?;
         }
         self.parts.standing.note_segment(self.peer.node, theirs);
-        if let Some(floor) = known.note_peer(self.peer.node, theirs) {
-            store.set_peer_floor(group, floor);
-        }
+        known.note_peer(self.peer.node, theirs, |floor| store.set_peer_floor(group, floor));
         let otherwise = if fed { Exchanged::Fed } else { Exchanged::Moving };
         if now.theirs <= now.ours {
             let still = before == Some(now) && now.theirs == now.ours && !plan.observe_durable;
@@ -253,7 +300,9 @@ impl Exchanges<'_> {
         // A peer whose history is older than ours may hold records that a recovery truncated; it learns of that from us
         // first. A peer whose history is newer, but not as new as our promise, waits for the same recovery as we do.
         let agreed = newest_epoch == theirs.history.newest_epoch();
-        if (stuck || has_hole) && agreed && !in_vain && store.takes_redo() {
+        // A segment that is joining takes what is old from its base, and no log continues it before.
+        let is_full = standing == SegmentStanding::Full;
+        if (stuck || has_hole) && agreed && !in_vain && is_full && store.takes_redo() {
             self.parts.puller.pull(client, self.peer.node, group)?;
             // What we took ourselves does not count as having been fed.
             let ours = store.with_segment(group, Segment::segment_complete_lsn)?;

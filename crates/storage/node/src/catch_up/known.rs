@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use borealis_quorum::segment::Segment;
-use borealis_spec::NodeConfig;
-use borealis_types::{GroupId, Lsn, NodeId, invariant};
+use borealis_quorum::segment::{Segment, Standing};
+use borealis_store::Store;
+use borealis_types::{GroupId, Lsn, NodeId, Placement, invariant};
 use borealis_wire::SegmentSummary;
 
 use super::proof::Proof;
 use super::unconfirmed::Unconfirmed;
+use crate::members::Group;
 
 /// A peer that did not keep the log we need is asked again after this, in case it was a misunderstanding.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
@@ -24,7 +25,7 @@ const PEERS_WITHOUT_LOG: usize = 2;
 pub(crate) struct Known {
     state: Mutex<State>,
     changed: Condvar,
-    /// Whether a thread pulls the records of each group we have, so that no two ask for the same ones.
+    /// Whether a thread pulls the records of each group of the volume, so that no two ask for the same ones.
     pulling: BTreeMap<GroupId, AtomicBool>,
     /// What of the peers' words may be taken over.
     pub(super) proof: Proof,
@@ -56,23 +57,37 @@ struct Member {
 }
 
 impl Known {
-    pub(crate) fn new(config: &NodeConfig) -> Known {
-        let own = config.own_groups();
-        let others = |group: GroupId| {
-            config
-                .peers
-                .iter()
-                .map(|peer| peer.node)
-                .filter(move |node| config.groups.is_member(*node, group))
-        };
-        let unheard = |group| others(group).map(|node| (node, Member::default())).collect();
-        let members = own.iter().map(|&group| (group, unheard(group))).collect();
+    /// Of a volume's groups. Which of them are here and who their members are, [`Known::follow`] says.
+    pub(crate) fn new(node: NodeId, placement: Placement) -> Known {
         Known {
-            state: Mutex::new(State { members, ..State::default() }),
+            state: Mutex::default(),
             changed: Condvar::new(),
-            pulling: own.into_iter().map(|group| (group, AtomicBool::new(false))).collect(),
-            proof: Proof::new(config),
+            pulling: placement.groups().map(|group| (group, AtomicBool::new(false))).collect(),
+            proof: Proof::new(node),
             unconfirmed: Unconfirmed::default(),
+        }
+    }
+
+    /// Goes by these members of a group from here on; `None` if it has no segment here (any more), and nothing that is under way
+    /// for one matters. A member that is new counts as empty, so that log is kept for it; none is kept for one that left.
+    pub(crate) fn follow(&self, group: GroupId, members: Option<&Group>, own: NodeId, store: &Store) {
+        self.proof.follow(group, members.and_then(|members| members.quorums.clone()));
+        let mut state = self.lock();
+        state.collected.retain(|(of, peer), _| {
+            *of != group || members.is_some_and(|members| members.members.contains(peer))
+        });
+        let Some(members) = members else {
+            state.members.remove(&group);
+            state.refills_requested.remove(&group);
+            drop(state);
+            return self.unconfirmed.forget(group);
+        };
+        let before = state.members.remove(&group).unwrap_or_default();
+        let others = members.members.iter().filter(|node| **node != own);
+        let kept = others.map(|node| (*node, before.get(node).copied().unwrap_or_default())).collect();
+        state.members.insert(group, kept);
+        if let Some(floor) = floor_of(&state.members[&group]) {
+            store.set_peer_floor(group, floor);
         }
     }
 
@@ -97,24 +112,43 @@ impl Known {
         self.lock().stopping
     }
 
+    /// Makes a thread look whether it is to end.
+    pub(super) fn rouse(&self) {
+        // Whoever is about to wait has either looked, and waits by now, or looks after this.
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
     /// Waits until woken since `seen_wakes`, stopped, or `timeout` has passed; false when stopping.
     pub(super) fn wait(&self, seen_wakes: &mut u64, timeout: Duration, wakeable: bool) -> bool {
+        self.wait_unless(&AtomicBool::new(false), seen_wakes, timeout, wakeable)
+    }
+
+    /// As [`Known::wait`]; false also when the thread was told to end.
+    pub(super) fn wait_unless(
+        &self,
+        has_ended: &AtomicBool,
+        seen_wakes: &mut u64,
+        timeout: Duration,
+        wakeable: bool,
+    ) -> bool {
+        let is_over = |state: &State| state.stopping || has_ended.load(Ordering::Acquire);
         let (state, _) = self
             .changed
             .wait_timeout_while(self.lock(), timeout, |state| {
                 let woken = wakeable && state.wakes != *seen_wakes;
-                !state.stopping && !woken
+                !is_over(state) && !woken
             })
             .expect("nothing panics while it holds this lock");
         if wakeable {
             *seen_wakes = state.wakes;
         }
-        !state.stopping
+        !is_over(&state)
     }
 
     /// Whether we have a segment of the group.
     pub(super) fn is_own(&self, group: GroupId) -> bool {
-        self.pulling.contains_key(&group)
+        self.lock().members.contains_key(&group)
     }
 
     /// Lets one thread at a time pull a group's records; `None` if another is at it, or the group is not ours.
@@ -123,15 +157,17 @@ impl Known {
         (!pulling.swap(true, Ordering::Acquire)).then(|| PullPermit { group, pulling })
     }
 
-    /// Notes a peer's segment; returns the LSN up to which every other member has the group's records.
-    pub(super) fn note_peer(&self, peer: NodeId, summary: &SegmentSummary) -> Option<Lsn> {
+    /// Notes a peer's segment, and hands on the LSN up to which every other member has the group's records. It is handed on
+    /// before anybody else can be noted, or come into the group.
+    pub(super) fn note_peer(&self, peer: NodeId, summary: &SegmentSummary, set_floor: impl FnOnce(Lsn)) {
         let mut state = self.lock();
-        let members = state.members.get_mut(&summary.group)?;
+        let Some(members) = state.members.get_mut(&summary.group) else { return };
+        let Some(member) = members.get_mut(&peer) else { return };
         let complete = summary.segment_complete_lsn;
-        *members.get_mut(&peer)? = Member { complete, safe: complete.min(summary.known_durable.end) };
-        let floor = members.values().map(|member| member.safe).min()?;
-        assert_kept_for_all(members.values(), floor);
-        Some(floor)
+        *member = Member { complete, safe: complete.min(summary.known_durable.end) };
+        if let Some(floor) = floor_of(members) {
+            set_floor(floor);
+        }
     }
 
     /// Notes that a peer had no record after `ours`, where our segment ended when it was asked and still ends. True if
@@ -203,6 +239,13 @@ impl Drop for PullPermit<'_> {
     }
 }
 
+/// Up to where every other member has the records.
+fn floor_of(members: &BTreeMap<NodeId, Member>) -> Option<Lsn> {
+    let floor = members.values().map(|member| member.safe).min()?;
+    assert_kept_for_all(members.values(), floor);
+    Some(floor)
+}
+
 /// Asserted before the store is told which log nobody needs any more: no member lacks any of it.
 fn assert_kept_for_all<'a>(mut members: impl Iterator<Item = &'a Member>, floor: Lsn) {
     invariant!(
@@ -212,40 +255,47 @@ fn assert_kept_for_all<'a>(mut members: impl Iterator<Item = &'a Member>, floor:
     );
 }
 
-/// Whether a record waits for a missing predecessor. A durable position beyond our SCL is no sign of a gap: the slowest
+/// Whether a record waits for a missing predecessor, in a segment that has all that was before. A durable position beyond our SCL is no sign of a gap: the slowest
 /// node sees that in every batch, and the records are on their way.
 pub(crate) fn has_hole(segment: &Segment) -> bool {
-    segment.held_count() > 0
+    segment.held_count() > 0 && segment.standing() == Standing::Full
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_spec::{Membership, NodeAddress};
-    use borealis_types::{
-        AvailabilityZone, EpochHistory, Placement, RecordSpan, VolumeEpoch, VolumeId, WriterId,
-    };
+    use borealis_types::{EpochHistory, MembershipEpoch, RecordSpan, VolumeEpoch, WriterId};
+    use std::collections::BTreeSet;
 
     const GROUP: GroupId = GroupId(0);
 
-    fn known() -> Known {
-        let zone = AvailabilityZone("az1".to_owned());
-        let address: borealis_spec::Endpoint = "/nowhere/1".parse().unwrap();
-        let placement = Placement::new(1).unwrap();
-        let mut config = NodeConfig::new(
-            "unused".into(),
-            VolumeId(1),
-            NodeId(1),
-            zone.clone(),
-            1,
-            address.clone(),
+    fn group(epoch: u64, members: &[u16]) -> Group {
+        let members: BTreeSet<NodeId> = members.iter().copied().map(NodeId).collect();
+        Group { epoch: MembershipEpoch(epoch), members, quorums: None, is_here: true }
+    }
+
+    /// Node 1, which shares the only group with 2 and 3, and its store.
+    fn known() -> (Known, Store, tempfile::TempDir) {
+        let (folder, placement) = (tempfile::tempdir().unwrap(), Placement::new(1).unwrap());
+        let identity = borealis_store::Identity {
+            volume: borealis_types::VolumeId(1),
+            node: NodeId(1),
+            zone: borealis_types::AvailabilityZone("az1".to_owned()),
+            version: borealis_types::PostgresVersion::NEWEST,
             placement,
-        );
-        config.peers = (2..=3)
-            .map(|node| NodeAddress { node: NodeId(node), zone: zone.clone(), address: address.clone() })
-            .collect();
-        config.groups = Membership::everyone_has_everything(placement, &[1, 2, 3].map(NodeId));
-        Known::new(&config)
+            groups: vec![GROUP],
+            incarnation: 1,
+        };
+        let store = Store::create(&folder.path().join("store"), identity, Default::default()).unwrap();
+        let known = Known::new(NodeId(1), placement);
+        known.follow(GROUP, Some(&group(1, &[1, 2, 3])), NodeId(1), &store);
+        (known, store, folder)
+    }
+
+    fn noted(known: &Known, peer: u16, summary: &SegmentSummary) -> Option<Lsn> {
+        let mut floor = None;
+        known.note_peer(NodeId(peer), summary, |lsn| floor = Some(lsn));
+        floor
     }
 
     fn segment(complete: u64) -> SegmentSummary {
@@ -267,21 +317,50 @@ mod tests {
 
     #[test]
     fn log_is_kept_for_a_peer_that_was_never_heard_of() {
-        let known = known();
-        assert_eq!(known.note_peer(NodeId(2), &segment(500)), Some(Lsn::ZERO));
-        assert_eq!(known.note_peer(NodeId(3), &segment(300)), Some(Lsn(300)));
-        assert_eq!(
-            known.note_peer(NodeId(3), &segment(600)),
-            Some(Lsn(400)),
-            "what may be truncated does not count"
-        );
-        assert_eq!(known.note_peer(NodeId(9), &segment(1)), None, "a stranger does not count");
+        let (known, ..) = known();
+        assert_eq!(noted(&known, 2, &segment(500)), Some(Lsn::ZERO));
+        assert_eq!(noted(&known, 3, &segment(300)), Some(Lsn(300)));
+        assert_eq!(noted(&known, 3, &segment(600)), Some(Lsn(400)), "what may be truncated does not count");
+        assert_eq!(noted(&known, 9, &segment(1)), None, "a stranger does not count");
+    }
+
+    #[test]
+    fn log_is_kept_for_who_comes_and_not_for_who_left() {
+        let (known, store, _folder) = known();
+        noted(&known, 2, &segment(400));
+        assert_eq!(noted(&known, 3, &segment(300)), Some(Lsn(300)));
+        known.follow(GROUP, Some(&group(2, &[1, 2, 3, 4])), NodeId(1), &store);
+        assert_eq!(noted(&known, 3, &segment(300)), Some(Lsn::ZERO), "node 4 is empty");
+        assert_eq!(noted(&known, 4, &segment(350)), Some(Lsn(300)));
+        known.follow(GROUP, Some(&group(3, &[1, 2, 4])), NodeId(1), &store);
+        assert_eq!(noted(&known, 4, &segment(350)), Some(Lsn(350)));
+        assert_eq!(noted(&known, 3, &segment(300)), None, "node 3 left");
+        known.request_refill(GROUP);
+        known.follow(GROUP, None, NodeId(1), &store);
+        assert!(!known.is_own(GROUP) && !known.is_refill_requested(GROUP));
+        assert_eq!(noted(&known, 4, &segment(350)), None, "this node left");
+    }
+
+    #[test]
+    fn a_thread_that_is_told_to_end_does_not_wait() {
+        let (known, ..) = known();
+        let has_ended = AtomicBool::new(true);
+        assert!(!known.wait_unless(&has_ended, &mut 0, Duration::from_secs(60), false));
+        has_ended.store(false, Ordering::Release);
+        std::thread::scope(|scope| {
+            let waiting =
+                scope.spawn(|| known.wait_unless(&has_ended, &mut 0, Duration::from_secs(60), false));
+            std::thread::sleep(Duration::from_millis(20));
+            has_ended.store(true, Ordering::Release);
+            known.rouse();
+            assert!(!waiting.join().unwrap());
+        });
     }
 
     #[test]
     fn a_peer_that_is_not_ahead_has_not_collected_anything() {
-        let known = known();
-        known.note_peer(NodeId(2), &segment(500));
+        let (known, ..) = known();
+        noted(&known, 2, &segment(500));
         // We stood at 400 when we decided to ask, and the writer's stream came before the peer's answer.
         assert!(!known.note_nothing_came(NodeId(2), GROUP, Lsn(500)));
         assert!(!known.is_collected(NodeId(2), GROUP, Lsn(500)));
@@ -290,9 +369,9 @@ mod tests {
 
     #[test]
     fn a_segment_is_cut_off_when_two_peers_have_no_log_that_continues_it() {
-        let known = known();
-        known.note_peer(NodeId(2), &segment(500));
-        known.note_peer(NodeId(3), &segment(400));
+        let (known, ..) = known();
+        noted(&known, 2, &segment(500));
+        noted(&known, 3, &segment(400));
         assert!(known.note_nothing_came(NodeId(2), GROUP, Lsn(100)));
         assert!(known.is_collected(NodeId(2), GROUP, Lsn(100)));
         assert!(!known.is_cut_off(GROUP, Lsn(100)), "node 3 may still have it");
@@ -305,7 +384,7 @@ mod tests {
 
     #[test]
     fn a_refill_can_be_asked_for() {
-        let known = known();
+        let (known, ..) = known();
         known.request_refill(GROUP);
         assert!(known.is_refill_requested(GROUP) && !known.is_refill_requested(GroupId(1)));
         known.note_refilled(GROUP);
@@ -321,7 +400,7 @@ mod tests {
 
     #[test]
     fn one_thread_at_a_time_pulls_a_groups_records() {
-        let known = known();
+        let (known, ..) = known();
         let permit = known.begin_pull(GROUP);
         assert!(permit.is_some() && known.begin_pull(GROUP).is_none());
         drop(permit);
@@ -332,7 +411,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "invariant one-pull-per-group is broken")]
     fn a_permit_that_was_returned_twice_is_noticed() {
-        let known = known();
+        let (known, ..) = known();
         let permit = known.begin_pull(GROUP).unwrap();
         drop(PullPermit { group: GROUP, pulling: permit.pulling });
     }

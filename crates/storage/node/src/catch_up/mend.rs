@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use borealis_client::{ClientError, Credentials, NodeClient, Route, Timeouts};
-use borealis_spec::{Membership, NodeAddress, NodeConfig};
+use borealis_spec::{NodeAddress, NodeConfig};
 use borealis_store::{EntryToRepair, PageToHeal, Store};
 use borealis_types::{GroupId, Lsn, NodeId, PageBytes, PageKey, VolumeId};
 use borealis_wire::{BatchReader, Caller};
 
 use super::known::Known;
 use crate::line_throttle::LineThrottle;
+use crate::members::Members;
 
 /// Between two looks at what is damaged.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -38,8 +39,7 @@ type Answer = Option<Vec<u8>>;
 pub(crate) struct Mender {
     volume: VolumeId,
     node: NodeId,
-    peers: Vec<NodeAddress>,
-    groups: Membership,
+    members: Arc<Members>,
     store: Arc<Store>,
     known: Arc<Known>,
     credentials: Option<Arc<Credentials>>,
@@ -51,13 +51,13 @@ impl Mender {
         config: &NodeConfig,
         store: &Arc<Store>,
         known: &Arc<Known>,
+        members: &Arc<Members>,
         credentials: Option<Arc<Credentials>>,
     ) -> Mender {
         Mender {
             volume: config.volume,
             node: config.node,
-            peers: config.peers.clone(),
-            groups: config.groups.clone(),
+            members: Arc::clone(members),
             store: Arc::clone(store),
             known: Arc::clone(known),
             credentials,
@@ -103,8 +103,8 @@ impl Mender {
     fn heal_now(&self, peers: &mut Peers<'_>, page: &PageToHeal) -> bool {
         let mut answers: Vec<Answer> = Vec::new();
         let mut refusals = Vec::new();
-        for peer in self.members(page.group) {
-            let answer = peers.ask(peer, |client| client.read_page(page.group, page.key, page.at));
+        for peer in self.members.others(page.group) {
+            let answer = peers.ask(&peer, |client| client.read_page(page.group, page.key, page.at));
             match answer {
                 Ok(answer) => {
                     if answers.contains(&answer) {
@@ -135,15 +135,6 @@ impl Mender {
         self.store.heal_page(page.group, &page.key, page.at, bytes);
     }
 
-    /// The peers that have a segment of the group. Who asks begins with the next number after its own, so that peers
-    /// share the work.
-    fn members(&self, group: GroupId) -> Vec<&NodeAddress> {
-        let is_member = |peer: &&NodeAddress| self.groups.is_member(peer.node, group);
-        let mut members: Vec<&NodeAddress> = self.peers.iter().filter(is_member).collect();
-        members.sort_by_key(|peer| (peer.node < self.node, peer.node));
-        members
-    }
-
     /// Gets the records of damaged log entries again from peers.
     fn mend_log(&self, peers: &mut Peers<'_>) {
         for entry in self.store.entries_to_repair() {
@@ -151,8 +142,8 @@ impl Mender {
             for &group in &entry.groups {
                 // Two must agree on a record's place, which its checksum says nothing of. All are asked, for each may
                 // lack some.
-                for peer in self.members(group) {
-                    if let Ok(records) = peers.tail(peer, group, &entry) {
+                for peer in self.members.others(group) {
+                    if let Ok(records) = peers.tail(&peer, group, &entry) {
                         batches.extend(records.into_iter().map(|batch| (peer.node, batch)));
                     }
                 }

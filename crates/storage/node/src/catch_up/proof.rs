@@ -6,7 +6,6 @@ use std::sync::{Mutex, MutexGuard};
 use borealis_quorum::evidence::{Claims, credible_durable, credible_history, credible_minimum_read_point};
 use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::segment::Segment;
-use borealis_spec::NodeConfig;
 use borealis_types::{EpochHistory, GroupId, Lsn, NodeId};
 use borealis_wire::{BatchHeader, GroupTail, SegmentSummary};
 
@@ -14,50 +13,67 @@ use borealis_wire::{BatchHeader, GroupTail, SegmentSummary};
 #[derive(Debug)]
 pub(super) struct Proof {
     own: NodeId,
-    quorums: BTreeMap<GroupId, QuorumSets>,
-    claims: Mutex<BTreeMap<GroupId, Claims>>,
+    groups: Mutex<BTreeMap<GroupId, Witnesses>>,
+}
+
+/// Who may say something of a group, and what they said.
+#[derive(Debug)]
+struct Witnesses {
+    quorums: QuorumSets,
+    claims: Claims,
 }
 
 impl Proof {
-    pub(super) fn new(config: &NodeConfig) -> Proof {
-        let quorum = |group: GroupId| {
-            // Of a group without six members nothing is ever proven.
-            let members = config.groups.nodes_of(group).try_into().ok()?;
-            Some((group, QuorumSets::new(vec![members]).ok()?))
-        };
-        Proof {
-            own: config.node,
-            quorums: config.own_groups().into_iter().filter_map(quorum).collect(),
-            claims: Mutex::new(BTreeMap::new()),
-        }
+    pub(super) fn new(own: NodeId) -> Proof {
+        Proof { own, groups: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Claims>> {
-        self.claims.lock().expect("nothing panics while it holds this lock")
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Witnesses>> {
+        self.groups.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// Goes by these members of a group from here on; without any, nothing of it is ever proven. What somebody said who
+    /// is no member any more is forgotten.
+    pub(super) fn follow(&self, group: GroupId, quorums: Option<QuorumSets>) {
+        let mut groups = self.lock();
+        let known = groups.remove(&group);
+        let Some(quorums) = quorums else { return };
+        let mut claims = known.map(|known| known.claims).unwrap_or_default();
+        claims.retain(|peer, _| quorums.contains(*peer));
+        groups.insert(group, Witnesses { quorums, claims });
     }
 
     /// Notes what a peer says of its segment. Whatever it said before was true then, or never.
     pub(super) fn note(&self, peer: NodeId, said: &SegmentSummary) {
-        let is_member = self.quorums.get(&said.group).is_some_and(|members| members.contains(peer));
-        if is_member {
-            self.lock().entry(said.group).or_default().insert(peer, said.into());
+        if let Some(witnesses) = self.lock().get_mut(&said.group)
+            && witnesses.quorums.contains(peer)
+        {
+            witnesses.claims.insert(peer, said.into());
         }
+    }
+
+    /// Whether so many other members were heard that a durable point of theirs would be known.
+    pub(super) fn is_heard(&self, group: GroupId) -> bool {
+        self.lock().get(&group).is_some_and(|witnesses| {
+            let has_said = |node| node != self.own && witnesses.claims.contains_key(&node);
+            witnesses.quorums.is_read_quorum_of_each(has_said)
+        })
     }
 
     /// The newest history that a write quorum of members has, if our segment has an older one.
     pub(super) fn history(&self, segment: &Segment) -> Option<EpochHistory> {
-        let members = self.quorums.get(&segment.group())?;
-        credible_history(members, self.own, segment, self.lock().get(&segment.group())?)
+        let groups = self.lock();
+        let Witnesses { quorums, claims } = groups.get(&segment.group())?;
+        credible_history(quorums, self.own, segment, claims)
     }
 
     /// What a read quorum of members knows to be durable and no longer read, beyond what our segment knows.
     pub(super) fn positions(&self, segment: &Segment) -> Option<BatchHeader> {
         let group = segment.group();
-        let members = self.quorums.get(&group)?;
-        let claims = self.lock();
-        let claims = claims.get(&group)?;
-        let durable = credible_durable(members, self.own, segment, claims);
-        let minimum = credible_minimum_read_point(members, self.own, segment, claims);
+        let groups = self.lock();
+        let Witnesses { quorums, claims } = groups.get(&group)?;
+        let durable = credible_durable(quorums, self.own, segment, claims);
+        let minimum = credible_minimum_read_point(quorums, self.own, segment, claims);
         if durable.is_none() && minimum.is_none() {
             return None;
         }
@@ -74,31 +90,19 @@ impl Proof {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_spec::{Membership, NodeAddress};
-    use borealis_types::{
-        AvailabilityZone, EpochOpening, Placement, RecordSpan, ServerVersion, VolumeEpoch, VolumeId, WriterId,
-    };
+    use borealis_types::membership::{GroupMembership, Replacement, Transition};
+    use borealis_types::{EpochOpening, RecordSpan, ServerVersion, VolumeEpoch, WriterId};
 
     const GROUP: GroupId = GroupId(0);
 
+    fn first() -> GroupMembership {
+        GroupMembership::created([1, 2, 3, 4, 5, 6].map(NodeId)).unwrap()
+    }
+
     fn proof() -> Proof {
-        let zone = AvailabilityZone("az1".to_owned());
-        let address: borealis_spec::Endpoint = "/nowhere/1".parse().unwrap();
-        let placement = Placement::new(1).unwrap();
-        let mut config = NodeConfig::new(
-            "unused".into(),
-            VolumeId(1),
-            NodeId(1),
-            zone.clone(),
-            1,
-            address.clone(),
-            placement,
-        );
-        config.peers = (2..=6)
-            .map(|node| NodeAddress { node: NodeId(node), zone: zone.clone(), address: address.clone() })
-            .collect();
-        config.groups = Membership::everyone_has_everything(placement, &[1, 2, 3, 4, 5, 6].map(NodeId));
-        Proof::new(&config)
+        let proof = Proof::new(NodeId(1));
+        proof.follow(GROUP, Some(QuorumSets::of(&first())));
+        proof
     }
 
     fn forged() -> SegmentSummary {
@@ -137,5 +141,28 @@ mod tests {
         assert_eq!(proof.history(&segment), Some(forged().history));
         // Their durable point is of that history, which is not installed.
         assert_eq!(proof.positions(&segment), None);
+    }
+    #[test]
+    fn whoever_left_is_no_witness_any_more() {
+        let (proof, segment) = (proof(), Segment::new(GROUP));
+        for peer in 2..=4 {
+            proof.note(NodeId(peer), &forged());
+        }
+        assert!(proof.is_heard(GROUP) && !proof.is_heard(GroupId(1)));
+        let replacement = Replacement { old: NodeId(4), new: NodeId(9) };
+        let begun = first().after(Transition::Begin(replacement)).unwrap();
+        proof.follow(GROUP, Some(QuorumSets::of(&begun)));
+        assert!(!proof.is_heard(GROUP), "two of the sets with node 9");
+        let finished = begun.after(Transition::Finish(replacement)).unwrap();
+        proof.follow(GROUP, Some(QuorumSets::of(&finished)));
+        for peer in [4, 9] {
+            proof.note(NodeId(peer), &forged());
+        }
+        assert!(proof.is_heard(GROUP));
+        assert_eq!(proof.history(&segment), None, "three members and one that left");
+        proof.note(NodeId(5), &forged());
+        assert_eq!(proof.history(&segment), Some(forged().history));
+        proof.follow(GROUP, None);
+        assert_eq!(proof.history(&segment), None);
     }
 }

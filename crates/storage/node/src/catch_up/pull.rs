@@ -6,7 +6,7 @@ use borealis_client::{ClientError, NodeClient};
 use borealis_quorum::Promise;
 use borealis_quorum::segment::Segment;
 use borealis_store::{Origin, Sequence, Store, StoreError};
-use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch, invariant};
+use borealis_types::{GroupId, Lsn, MembershipEpoch, NodeId, VolumeEpoch, invariant};
 use borealis_wire::SegmentProgress;
 
 use super::known::Known;
@@ -33,6 +33,8 @@ struct Standing {
     promise: Promise,
     newest_epoch: VolumeEpoch,
     complete: Lsn,
+    /// The membership that the segment acts on; zero if it stores none.
+    membership: MembershipEpoch,
 }
 
 impl Standing {
@@ -41,6 +43,7 @@ impl Standing {
             promise: segment.promise(),
             newest_epoch: segment.history().newest_epoch(),
             complete: segment.segment_complete_lsn(),
+            membership: segment.membership().map(|state| state.installed().epoch()).unwrap_or_default(),
         }
     }
 
@@ -120,7 +123,7 @@ impl Puller {
         let after = self.store.with_segment(group, Standing::of)?;
         if let Some(writer) = after.live_writer_since(before) {
             assert_durable(taken, synced);
-            self.connections.push_progress(writer, progress);
+            self.connections.push_progress(writer, (group, after.membership), progress);
         }
         Ok(())
     }
@@ -149,7 +152,7 @@ impl Puller {
         let mut progress = Vec::new();
         let mut taken = None;
         for batch in batches {
-            let appended = self.store.append(batch, Origin::Peer(group))?;
+            let appended = self.store.append(batch, Origin::Peer(group), &[])?;
             if appended.taken > 0 {
                 taken = taken.max(Some(appended.sequence));
                 progress = appended.progress;
@@ -179,6 +182,7 @@ mod tests {
             promise: Promise { epoch: VolumeEpoch(promised), writer: WriterId(7) },
             newest_epoch: VolumeEpoch(newest),
             complete: Lsn(complete),
+            membership: MembershipEpoch(1),
         }
     }
 

@@ -62,6 +62,13 @@ impl Unconfirmed {
         left.insert((group, peer), (stand, Instant::now()));
     }
 
+    /// Forgets what was sent of a group: its segment left.
+    pub(super) fn forget(&self, group: GroupId) {
+        self.groups.lock().expect("nothing panics while it holds this lock").remove(&group);
+        let mut left = self.left.lock().expect("nothing panics while it holds this lock");
+        left.retain(|(of, _), _| *of != group);
+    }
+
     /// Whether the peer was asked a moment ago for what our segment lacks here, and nobody else had sent it.
     pub(super) fn was_left(&self, peer: NodeId, group: GroupId, stand: Stand) -> bool {
         let left = self.left.lock().expect("nothing panics while it holds this lock");
@@ -173,6 +180,8 @@ mod tests {
         assert!(!unconfirmed.was_left(NodeId(2), GROUP, (Lsn(816), Lsn(800))), "the segment moved");
         assert!(!unconfirmed.was_left(NodeId(2), GROUP, (Lsn(800), Lsn(816))), "more is durable");
         assert!(!unconfirmed.was_left(NodeId(3), GROUP, (Lsn(800), Lsn(800))), "another peer");
+        unconfirmed.forget(GROUP);
+        assert!(!unconfirmed.was_left(NodeId(2), GROUP, (Lsn(800), Lsn(800))), "the segment left");
     }
 
     #[test]

@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use borealis_quorum::Promise;
 use borealis_store::{Origin, Sequence, Store, StoreError};
-use borealis_types::{GroupSet, invariant};
+use borealis_types::{GroupId, GroupSet, MembershipEpoch, invariant};
 use borealis_wire::{Caller, Refusal, Reply, SegmentProgress};
 
 use crate::catch_up::{Known, has_hole};
 use crate::durability::assert_durable;
 use crate::materializer::Materializer;
+use crate::members::Members;
 use crate::metrics::{Metrics, add};
 use crate::refusals::Refusals;
 
@@ -27,6 +28,7 @@ pub(crate) struct AppendPath {
     pub(crate) refusals: Arc<Refusals>,
     /// Woken when an append shows that something is missing here.
     pub(crate) known: Arc<Known>,
+    pub(crate) members: Arc<Members>,
     pub(crate) materializer: Arc<Materializer>,
 }
 
@@ -52,6 +54,8 @@ pub(super) struct Answered {
 pub(super) struct Appends<'a> {
     path: &'a AppendPath,
     caller: Caller,
+    /// The memberships that the caller knows.
+    made_for: &'a [(GroupId, MembershipEpoch)],
     /// In the order they came, all answered after one sync to `sequence`.
     pending: Vec<PendingAppend>,
     pending_bytes: usize,
@@ -61,10 +65,15 @@ pub(super) struct Appends<'a> {
 }
 
 impl<'a> Appends<'a> {
-    pub(super) fn new(path: &'a AppendPath, caller: Caller) -> Appends<'a> {
+    pub(super) fn new(
+        path: &'a AppendPath,
+        caller: Caller,
+        made_for: &'a [(GroupId, MembershipEpoch)],
+    ) -> Appends<'a> {
         Appends {
             path,
             caller,
+            made_for,
             pending: Vec::new(),
             pending_bytes: 0,
             sequence: None,
@@ -111,7 +120,7 @@ impl<'a> Appends<'a> {
         batch: &[u8],
         promise: Promise,
     ) -> Result<(Sequence, Vec<SegmentProgress>), Refusal> {
-        match self.path.store.append(batch, Origin::Writer(promise)) {
+        match self.path.store.append(batch, Origin::Writer(promise), self.made_for) {
             Ok(appended) => {
                 self.concerned =
                     appended.progress.iter().fold(self.concerned, |set, moved| set.with(moved.group));
@@ -122,7 +131,7 @@ impl<'a> Appends<'a> {
                     // A peer has it, if the writer does not bring it itself.
                     self.path.known.wake();
                 }
-                Err(self.path.refusals.of(&error))
+                Err(self.path.members.refusal(&error, &self.path.refusals))
             }
         }
     }

@@ -13,6 +13,9 @@ pub(super) enum Ended {
     /// What came is not the protocol; says what.
     #[error("{0}")]
     Garbage(String),
+    /// The caller goes by an older membership, and was told so.
+    #[error("the caller goes by another membership, and has to come again")]
+    OtherMembership,
 }
 
 impl From<FrameError> for Ended {

@@ -10,7 +10,7 @@ use borealis_client::stream::Stream;
 use borealis_quorum::Promise;
 use borealis_spec::Identity;
 use borealis_store::Store;
-use borealis_types::{NodeId, VolumeEpoch, VolumeId, WriterId};
+use borealis_types::{GroupId, MembershipEpoch, NodeId, VolumeEpoch, VolumeId, WriterId};
 use borealis_wire::frame::MAX_PAYLOAD_BYTES;
 use borealis_wire::message::decode_payload;
 use borealis_wire::roles::{HELLO_LIMIT_BYTES, REQUEST_LIMIT_BYTES};
@@ -21,6 +21,7 @@ use super::places::Kind;
 use super::receiver::Receiver;
 use super::replies::push_reply;
 use crate::line_throttle::LineThrottle;
+use crate::members::Members;
 use crate::open_connections::{Connection, Listed, TooMany};
 use crate::refusals::Refusals;
 use crate::standing::Standing;
@@ -39,8 +40,8 @@ const CHUNK_BYTES: usize = 16 << 10;
 pub(crate) struct Host {
     pub(crate) volume: VolumeId,
     pub(crate) node: NodeId,
-    /// The nodes that have a segment of one of this node's groups; nobody else is a peer.
-    pub(crate) peers: Vec<NodeId>,
+    /// Says who is a peer: the nodes that have a segment of one of this node's groups, and nobody else.
+    pub(crate) members: Arc<Members>,
     pub(crate) store: Arc<Store>,
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) mistaken_lines: LineThrottle,
@@ -49,7 +50,13 @@ pub(crate) struct Host {
 
 impl Host {
     /// `identity`: what the caller's certificate says, if it came over TLS.
-    fn answer(&self, hello: (u16, VolumeId, NodeId), caller: Caller, identity: Option<&Identity>) -> Reply {
+    fn answer(
+        &self,
+        hello: (u16, VolumeId, NodeId),
+        caller: Caller,
+        made_for: &[(GroupId, MembershipEpoch)],
+        identity: Option<&Identity>,
+    ) -> Reply {
         if let Err(refusal) = judge_hello(hello, self.volume, self.node) {
             if refusal == Refusal::Identity
                 && let Some(suppressed) = self.mistaken_lines.admit()
@@ -68,10 +75,8 @@ impl Host {
             }
             return Reply::Refused(refusal);
         }
-        if let Caller::Peer(peer) = caller
-            && !self.peers.contains(&peer)
-        {
-            return Reply::Refused(Refusal::Misuse(format!("node {peer} is no peer of this node")));
+        if let Err(refusal) = self.check_members(caller, made_for) {
+            return Reply::Refused(refusal);
         }
         // Whoever comes now counts on what this node says that it has.
         if !matches!(caller, Caller::Peer(_)) {
@@ -93,11 +98,32 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Refuses who is no peer, and who goes by another membership than is acted on here: with what is stored, so that it
+    /// learns.
+    fn check_members(&self, caller: Caller, made_for: &[(GroupId, MembershipEpoch)]) -> Result<(), Refusal> {
+        let epoch = match caller {
+            Caller::Peer(peer) if peer == self.node => {
+                return Err(Refusal::Misuse(format!("node {peer} is no peer of itself")));
+            }
+            Caller::Peer(peer) if !self.members.is_fellow(peer) => {
+                self.members.note_knock(peer);
+                return Err(self.members.refusal_of_stranger(&self.refusals));
+            }
+            Caller::Peer(_) | Caller::Client | Caller::Controller => return Ok(()),
+            Caller::Writer { epoch, .. } | Caller::Reader { epoch, .. } => Some(epoch),
+            Caller::Recovery => None,
+        };
+        let checked = self.store.check_made_for(made_for, epoch);
+        checked.map_err(|error| self.members.refusal(&error, &self.refusals))
+    }
+}
+
 /// Whether the recovery that opened this epoch is over, as far as this node knows: all its segments have that history. What a
 /// writer sends before is that recovery's, which is taken below the watermark of free space, too.
 fn has_begun(store: &Store, epoch: VolumeEpoch) -> bool {
     let has = |group| store.with_segment(group, |segment| segment.history().newest_epoch() >= epoch);
-    store.identity().groups.iter().all(|&group| has(group).unwrap_or(true))
+    store.groups().into_iter().all(|group| has(group).unwrap_or(true))
 }
 
 /// Whether a caller is the writer that this node promised its epoch to, or its reader, in any of its segments. A promise
@@ -108,8 +134,8 @@ pub(super) fn holds_promise(store: &Store, caller: &Caller) -> bool {
     let is_it = |standing: Promise| {
         standing.epoch == epoch && (standing.writer == writer || standing.writer == WriterId(0))
     };
-    let mut groups = store.identity().groups.iter();
-    groups.any(|&group| store.with_segment(group, |segment| is_it(segment.promise())).unwrap_or(false))
+    let mut groups = store.groups().into_iter();
+    groups.any(|group| store.with_segment(group, |segment| is_it(segment.promise())).unwrap_or(false))
 }
 
 /// The kind of places that a caller belongs to.
@@ -148,10 +174,10 @@ pub(super) fn introduce(
         }
         Err(error) => return Err(Ended::Garbage(error.to_string())),
     };
-    let Request::Hello { protocol, volume, node, caller, .. } = hello else {
+    let Request::Hello { protocol, volume, node, caller, memberships } = hello else {
         return Err(Ended::Garbage("a request before the introduction".to_owned()));
     };
-    let mut reply = host.answer((protocol, volume, node), caller, identity.as_ref());
+    let mut reply = host.answer((protocol, volume, node), caller, &memberships, identity.as_ref());
     if matches!(reply, Reply::Welcome { .. })
         && let Err(TooMany { open, kind }) = listed.introduce(kind_of(&host.store, &caller))
     {
@@ -173,7 +199,7 @@ pub(super) fn introduce(
             (None, CHUNK_BYTES, REQUEST_LIMIT_BYTES)
         }
     };
-    connection.introduce(writer);
+    connection.introduce(writer, memberships);
     // What each request may take is judged when it begins to arrive, see `Session::run`.
     receiver.set_limits(chunk_bytes, limit_bytes);
     receiver.set_timeout(FRAME_TIMEOUT)?;

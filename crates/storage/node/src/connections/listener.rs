@@ -157,7 +157,7 @@ impl Listener {
         let introduced = introduce(&self.host, connection, listed, (stream, identity), deadline);
         let result = introduced.and_then(|introduced| match introduced {
             Some((caller, mut receiver)) => {
-                let appends = Appends::new(&self.append_path, caller);
+                let appends = Appends::new(&self.append_path, caller, connection.made_for());
                 Session::new(caller, &self.frame_memory, &self.requests, appends, connection)
                     .run(&mut receiver)
             }
@@ -167,6 +167,9 @@ impl Listener {
             Ok(()) => {}
             Err(Ended::Io(error)) => {
                 tracing::debug!(address = %connection.address(), %error, "connection broke");
+            }
+            Err(ended @ Ended::OtherMembership) => {
+                tracing::debug!(address = %connection.address(), "connection closed: {ended}");
             }
             Err(Ended::Garbage(what)) => {
                 add(&self.metrics.frames_refused, 1);

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use borealis_client::blocking::{MAX_LIST_ENTRIES, MAX_SLRU_PAGES};
 use borealis_quorum::Promise;
 use borealis_store::{Store, StoreError};
-use borealis_types::{AvailabilityZone, GroupId, NodeId, ReadPoint, VolumeEpoch};
+use borealis_types::{AvailabilityZone, EpochHistory, GroupId, MembershipEpoch, NodeId, ReadPoint};
 use borealis_wire::roles::RequestKind;
-use borealis_wire::{Caller, NodeStatus, Refusal, Reply, Request};
+use borealis_wire::{Caller, GroupTail, NodeStatus, Refusal, Reply, Request};
 
 use super::large_answers::LargeAnswers;
 use crate::catch_up::{Known, Refills};
+use crate::members::Members;
 use crate::metrics::{Metrics, add};
 use crate::open_connections::OpenConnections;
 use crate::refusals::Refusals;
@@ -31,19 +32,27 @@ pub(crate) struct Requests {
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) connections: Arc<OpenConnections>,
     pub(crate) known: Arc<Known>,
+    pub(crate) members: Arc<Members>,
     pub(crate) refills: Arc<Refills>,
     pub(crate) large_answers: LargeAnswers,
     pub(crate) standing: Arc<Standing>,
 }
 
 impl Requests {
-    pub(crate) fn answer(&self, caller: &Caller, request: Request) -> Reply {
+    /// `made_for`: the memberships that the caller knows.
+    pub(crate) fn answer(
+        &self,
+        caller: &Caller,
+        made_for: &[(GroupId, MembershipEpoch)],
+        request: Request,
+    ) -> Reply {
         add(&self.metrics.requests, 1);
         let reply = if request.kind().is_allowed(caller) {
-            self.try_answer(caller, request).unwrap_or_else(Reply::Refused)
+            self.try_answer(caller, made_for, request).unwrap_or_else(Reply::Refused)
         } else {
             let what = match request.kind() {
                 RequestKind::Pin => "only a peer may ask this; say so in the introduction",
+                RequestKind::Membership => "only a controller may ask this; say so in the introduction",
                 _ => "only a writer or a recovery may ask this; say so in the introduction",
             };
             Reply::Refused(Refusal::Misuse(what.to_owned()))
@@ -54,31 +63,24 @@ impl Requests {
         reply
     }
 
-    fn try_answer(&self, caller: &Caller, request: Request) -> Result<Reply, Refusal> {
+    fn try_answer(
+        &self,
+        caller: &Caller,
+        made_for: &[(GroupId, MembershipEpoch)],
+        request: Request,
+    ) -> Result<Reply, Refusal> {
         let store = &self.store;
-        let refuse = |error: StoreError| self.refusals.of(&error);
+        let refuse = |error: StoreError| self.members.refusal(&error, &self.refusals);
         let list = |limit: u32| limit.min(MAX_LIST_ENTRIES) as usize;
         match request {
             Request::Hello { .. } => Err(Refusal::Misuse("a second introduction".to_owned())),
-            Request::Fence { epoch, writer } => {
-                let summaries = store.fence(Promise { epoch, writer }).map_err(refuse)?;
-                tracing::info!(%epoch, "promised a new writer");
-                self.connections.tell_fenced(epoch);
-                Ok(Reply::Summaries(summaries))
-            }
+            Request::Fence { epoch, writer } => self.fence(Promise { epoch, writer }, made_for),
             Request::Repair { epoch, writer, group, history, batches } => {
-                let repaired = store.repair(Promise { epoch, writer }, group, &history, &batches);
+                let repaired = store.repair(Promise { epoch, writer }, group, &history, &batches, made_for);
                 repaired.map(Reply::Summaries).map_err(refuse)
             }
             Request::Install { epoch, writer, history, tails } => {
-                if history.newest_epoch() != epoch {
-                    let what = "the newest opening of an installed history is of the epoch that installs it";
-                    return Err(Refusal::Misuse(what.to_owned()));
-                }
-                let summaries = store.install(writer, &history, &tails).map_err(refuse)?;
-                tracing::info!(%epoch, "installed a recovery's history");
-                self.known.wake();
-                Ok(Reply::Summaries(summaries))
+                self.install(Promise { epoch, writer }, &history, &tails, made_for)
             }
             Request::Summaries => store.summaries().map(Reply::Summaries).map_err(refuse),
             Request::ReadTail { group, above, limit_bytes } => {
@@ -118,15 +120,49 @@ impl Requests {
                 boot: self.standing.boot(),
                 remembered: self.standing.remembered_of(node),
             }),
-            Request::Confirm { epoch } => self.confirm(epoch),
+            Request::Confirm { epoch } => {
+                store.confirm(epoch, made_for).map(|()| Reply::Confirmed).map_err(refuse)
+            }
             Request::Pin { group, at, lease_ms } => self.pin(caller, group, at, lease_ms),
             Request::ListForks { group, at, after, limit } => {
                 Ok(Reply::Relations(store.list_forks(group, at, after, list(limit)).map_err(refuse)?))
             }
-            Request::Memberships | Request::Membership { .. } => {
-                Err(Refusal::Misuse("the members of this volume's groups are fixed".to_owned()))
+            Request::Memberships => {
+                let (states, nodes) = self.members.told().map_err(refuse)?;
+                Ok(Reply::Memberships { states, nodes })
+            }
+            Request::Membership { group, request, nodes } => {
+                let (membership, segment) =
+                    self.members.take_step(group, &request, &nodes).map_err(refuse)?;
+                Ok(Reply::Member { membership, segment })
             }
         }
+    }
+
+    fn fence(&self, promise: Promise, made_for: &[(GroupId, MembershipEpoch)]) -> Result<Reply, Refusal> {
+        let refuse = |error: StoreError| self.members.refusal(&error, &self.refusals);
+        let summaries = self.store.fence(promise, made_for).map_err(refuse)?;
+        tracing::info!(epoch = %promise.epoch, "promised a new writer");
+        self.connections.tell_fenced(promise.epoch);
+        Ok(Reply::Summaries(summaries))
+    }
+
+    fn install(
+        &self,
+        promise: Promise,
+        history: &EpochHistory,
+        tails: &[GroupTail],
+        made_for: &[(GroupId, MembershipEpoch)],
+    ) -> Result<Reply, Refusal> {
+        let refuse = |error: StoreError| self.members.refusal(&error, &self.refusals);
+        if history.newest_epoch() != promise.epoch {
+            let what = "the newest opening of an installed history is of the epoch that installs it";
+            return Err(Refusal::Misuse(what.to_owned()));
+        }
+        let summaries = self.store.install(promise.writer, history, tails, made_for).map_err(refuse)?;
+        tracing::info!(epoch = %promise.epoch, "installed a recovery's history");
+        self.known.wake();
+        Ok(Reply::Summaries(summaries))
     }
 
     /// Keeps what a peer takes.
@@ -134,6 +170,10 @@ impl Requests {
         let Caller::Peer(peer) = *caller else {
             return Err(Refusal::Misuse("only a peer may ask this".to_owned()));
         };
+        if !self.members.is_member(group, peer) {
+            // It was dropped, or this node has not learned of it yet: nobody would give up what is kept for it.
+            return Err(Refusal::Misuse(format!("node {peer} is no member of group {group}")));
+        }
         if lease_ms == 0 {
             self.store.unpin(group, peer);
             return Ok(Reply::Pinned { pages: 0 });
@@ -143,25 +183,11 @@ impl Requests {
         Ok(Reply::Pinned { pages })
     }
 
-    /// Confirms that nobody was promised anything newer.
-    fn confirm(&self, epoch: VolumeEpoch) -> Result<Reply, Refusal> {
-        let refuse = |error: StoreError| self.refusals.of(&error);
-        // The word of a store that keeps no promise any more says nothing of who else was promised what.
-        self.store.check_poison().map_err(refuse)?;
-        for &group in &self.store.identity().groups {
-            let promised = self.store.with_segment(group, |segment| segment.promise().epoch);
-            let promised = promised.map_err(refuse)?;
-            if promised > epoch {
-                return Err(Refusal::Fenced(promised));
-            }
-        }
-        Ok(Reply::Confirmed)
-    }
-
     /// The node's own state, for people and scripts.
     pub(crate) fn status(&self) -> NodeStatus {
         let mut metrics = self.metrics.read();
         metrics.push(("connections".to_owned(), self.connections.count() as u64));
+        metrics.push(("segments_joining".to_owned(), self.members.joining()));
         metrics.extend(self.refills.metrics().map(|(name, value)| (name.to_owned(), value)));
         metrics
             .extend(self.store.metrics().into_iter().map(|(name, value)| (format!("store_{name}"), value)));
@@ -178,9 +204,9 @@ impl Requests {
             segments,
             metrics,
             incarnation: self.store.identity().incarnation,
-            free_bytes: 0,
-            heard: Vec::new(),
-            refills: Vec::new(),
+            free_bytes: self.store.free_bytes(),
+            heard: self.members.heard(),
+            refills: self.refills.progress(),
         }
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Session<'a> {
     connection: &'a Connection,
     /// Replies that were made and not sent yet, as frames.
     out: Vec<u8>,
+    /// A reply says that the caller goes by another membership: with that it is over.
+    is_over: bool,
 }
 
 impl<'a> Session<'a> {
@@ -39,7 +41,7 @@ impl<'a> Session<'a> {
         connection: &'a Connection,
     ) -> Session<'a> {
         invariant!("served-after-introduction", connection.is_introduced(), "{}", connection.address());
-        Session { caller, memory, requests, appends, connection, out: Vec::new() }
+        Session { caller, memory, requests, appends, connection, out: Vec::new(), is_over: false }
     }
 
     /// Serves the caller until either side ends the connection.
@@ -49,6 +51,7 @@ impl<'a> Session<'a> {
             while let Some(payload) = receiver.next_frame()? {
                 self.handle(payload)?;
                 receiver.handled();
+                self.end_if_over()?;
                 self.judge(receiver)?;
             }
             if !self.appends.is_empty() && !self.appends.is_full() {
@@ -58,6 +61,7 @@ impl<'a> Session<'a> {
                 }
             }
             self.finish_appends()?;
+            self.end_if_over()?;
             self.send_replies()?;
             match receiver.wait()? {
                 Fill::Bytes => {}
@@ -115,8 +119,11 @@ impl<'a> Session<'a> {
     }
 
     fn answer(&mut self, request_id: u64, request: Request) -> Result<(), Ended> {
+        let made_for = self.connection.made_for();
         if !request.kind().has_large_answer() {
-            push_reply(&mut self.out, request_id, &self.requests.answer(&self.caller, request));
+            let reply = self.requests.answer(&self.caller, made_for, request);
+            self.is_over |= ends_connection(&reply);
+            push_reply(&mut self.out, request_id, &reply);
             return Ok(());
         }
         let holds_promise = holds_promise(&self.requests.store, &self.caller);
@@ -125,7 +132,7 @@ impl<'a> Session<'a> {
             push_reply(&mut self.out, request_id, &Reply::Refused(busy));
             return Ok(());
         };
-        push_reply(&mut self.out, request_id, &self.requests.answer(&self.caller, request));
+        push_reply(&mut self.out, request_id, &self.requests.answer(&self.caller, made_for, request));
         // The turn lasts until the answer is no longer in memory.
         self.send_replies()?;
         Ok(())
@@ -136,11 +143,25 @@ impl<'a> Session<'a> {
         if self.appends.is_empty() {
             return Ok(());
         }
-        let out = &mut self.out;
-        let answered = self.appends.answer(|request_id, reply| push_reply(out, request_id, reply));
+        let (out, is_over) = (&mut self.out, &mut self.is_over);
+        let answered = self.appends.answer(|request_id, reply| {
+            *is_over |= ends_connection(reply);
+            push_reply(out, request_id, reply);
+        });
         self.send_replies()?;
         self.appends.after_replies(answered);
         Ok(())
+    }
+
+    /// Ends the connection, once everything is said, of a caller that goes by another membership. It comes again with the one
+    /// that it was told, and counts from what it hears then.
+    fn end_if_over(&mut self) -> Result<(), Ended> {
+        if !self.is_over {
+            return Ok(());
+        }
+        self.finish_appends()?;
+        self.send_replies()?;
+        Err(Ended::OtherMembership)
     }
 
     fn send_replies(&mut self) -> io::Result<()> {
@@ -151,4 +172,8 @@ impl<'a> Session<'a> {
         }
         Ok(())
     }
+}
+
+fn ends_connection(reply: &Reply) -> bool {
+    matches!(reply, Reply::Refused(Refusal::OtherMembership { .. }))
 }

@@ -18,6 +18,7 @@ use super::requests::Requests;
 use super::session::Session;
 use crate::catch_up::Known;
 use crate::materializer::Materializer;
+use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::open_connections::{Connection, OpenConnections};
 use crate::refusals::Refusals;
@@ -50,7 +51,11 @@ fn parts() -> Parts {
     let options = Options { memory_limit_bytes: 64 << 20, ..Options::default() };
     let store = Arc::new(Store::create(&config.store_directory(), identity, options).unwrap());
     let (metrics, refusals) = (Arc::new(Metrics::default()), Arc::new(Refusals::default()));
-    let known = Arc::new(Known::new(&config));
+    let known = Arc::new(Known::new(node, placement));
+    let standing = Arc::new(Standing::new(store.clone()));
+    let members =
+        Members::new(&config, store.clone(), known.clone(), standing.clone(), metrics.clone()).unwrap();
+    let members = Arc::new(members);
     let materializer = Arc::new(Materializer::new(store.clone(), metrics.clone(), refusals.clone()));
     let requests = Requests {
         node,
@@ -60,14 +65,15 @@ fn parts() -> Parts {
         refusals: refusals.clone(),
         connections: Arc::new(OpenConnections::default()),
         known: known.clone(),
+        members: members.clone(),
         refills: Arc::default(),
-        standing: Arc::new(Standing::new(store.clone(), std::iter::empty())),
+        standing,
         large_answers: LargeAnswers::default(),
     };
     Parts {
         _folder: folder,
         requests,
-        append_path: AppendPath { store, metrics, refusals, known, materializer },
+        append_path: AppendPath { store, metrics, refusals, known, members, materializer },
     }
 }
 
@@ -80,7 +86,7 @@ fn pair() -> (Stream, UnixStream) {
 #[test]
 fn appends_of_anyone_but_a_writer_are_answered_with_a_refusal_each() {
     let parts = parts();
-    let mut appends = Appends::new(&parts.append_path, Caller::Client);
+    let mut appends = Appends::new(&parts.append_path, Caller::Client, &[]);
     appends.take(7, b"first", Instant::now());
     appends.take(8, b"second", Instant::now());
     let mut answers = Vec::new();
@@ -95,7 +101,7 @@ fn appends_of_anyone_but_a_writer_are_answered_with_a_refusal_each() {
 #[test]
 fn a_node_that_keeps_no_promise_any_more_confirms_nothing() {
     let Parts { _folder, requests, .. } = parts();
-    let confirm = || requests.answer(&Caller::Client, Request::Confirm { epoch: VolumeEpoch(1) });
+    let confirm = || requests.answer(&Caller::Client, &[], Request::Confirm { epoch: VolumeEpoch(1) });
     assert_eq!(confirm(), Reply::Confirmed);
     requests.store.renounce("its disk was put back");
     assert!(matches!(confirm(), Reply::Refused(Refusal::Failed(_))), "{:?}", confirm());
@@ -105,7 +111,7 @@ fn a_node_that_keeps_no_promise_any_more_confirms_nothing() {
 #[should_panic(expected = "invariant answers-keep-the-order-of-requests is broken")]
 fn a_request_does_not_overtake_an_append() {
     let parts = parts();
-    let mut appends = Appends::new(&parts.append_path, Caller::Client);
+    let mut appends = Appends::new(&parts.append_path, Caller::Client, &[]);
     appends.take(7, b"first", Instant::now());
     appends.assert_none_pending();
 }
@@ -116,7 +122,7 @@ fn a_stranger_is_not_served() {
     let parts = parts();
     let (stream, _caller) = pair();
     let connection = Connection::new(stream, "a test".to_owned());
-    let appends = Appends::new(&parts.append_path, Caller::Client);
+    let appends = Appends::new(&parts.append_path, Caller::Client, &[]);
     let memory = FrameMemory::default();
     let _ = Session::new(Caller::Client, &memory, &parts.requests, appends, &connection);
 }

@@ -1,7 +1,9 @@
-//! A volume of six nodes in this process, and a writer that is just enough of one.
+//! A volume of six nodes in this process, spare ones beside it, and a writer that is just enough of one.
 
 // Each test file uses its own part of this, and a broken step should stop the test.
 #![allow(dead_code, clippy::unwrap_used)]
+
+pub mod members;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -9,14 +11,15 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use borealis_client::handshake::Introduction;
 use borealis_client::{ClientError, Credentials, NodeClient, Route, Timeouts, verify};
 use borealis_fleet::{Fleet, Validity};
 use borealis_node::Node;
 use borealis_spec::{Endpoint, Membership, NodeAddress, NodeConfig, Role, TlsFiles};
 use borealis_types::{
     AvailabilityZone, BlockKey, EpochHistory, EpochOpening, Fork, GroupId, InstanceId, Lsn, META_GROUP,
-    MetaKey, NodeId, PageBytes, PageKey, Placement, RecordSpan, RelationFork, RelationLocator, ServerVersion,
-    VolumeEpoch, VolumeId, WriterId,
+    MembershipEpoch, MetaKey, NodeId, PageBytes, PageKey, Placement, RecordSpan, RelationFork,
+    RelationLocator, ServerVersion, VolumeEpoch, VolumeId, WriterId,
 };
 use borealis_wal::native::Native;
 use borealis_wire::{
@@ -24,6 +27,7 @@ use borealis_wire::{
 };
 
 pub const VOLUME: VolumeId = VolumeId(0xB0EA_1155_0000_0000_0000_0000_0000_0001);
+/// Nodes that have the groups from the beginning.
 pub const NODE_COUNT: usize = 6;
 
 pub struct Cluster {
@@ -74,9 +78,39 @@ impl Cluster {
 
     /// Makes six nodes without starting them.
     pub fn create(group_count: u16) -> Cluster {
-        Cluster::create_at(group_count, |folder, index| {
+        Cluster::create_with_spares(group_count, 0)
+    }
+
+    /// Makes six nodes, and so many that have no group yet: they know the six, which do not know them.
+    pub fn create_with_spares(group_count: u16, spares: usize) -> Cluster {
+        let endpoint = |folder: &std::path::Path, index: usize| {
             Endpoint::Unix(folder.join(format!("socket-{}", index + 1)))
-        })
+        };
+        let mut cluster = Cluster::create_at(group_count, endpoint);
+        for index in NODE_COUNT..NODE_COUNT + spares {
+            let mut config = NodeConfig::new(
+                cluster.directory.path().join(format!("{}", index + 1)),
+                VOLUME,
+                NodeId(index as u16 + 1),
+                AvailabilityZone("az1".to_owned()),
+                0x1000 + index as u128,
+                endpoint(cluster.directory.path(), index),
+                cluster.placement,
+            );
+            config.memory_limit_bytes = 64 << 20;
+            let six = cluster.configs.iter().take(NODE_COUNT);
+            config.peers = six
+                .map(|other| NodeAddress {
+                    node: other.node,
+                    zone: other.zone.clone(),
+                    address: other.listen.clone(),
+                })
+                .collect();
+            borealis_node::create(&config).unwrap();
+            cluster.configs.push(config);
+            cluster.nodes.push(None);
+        }
+        cluster
     }
 
     fn create_at(group_count: u16, endpoint: impl Fn(&std::path::Path, usize) -> Endpoint) -> Cluster {
@@ -167,6 +201,18 @@ impl Cluster {
         NodeClient::connect(route, VOLUME, self.configs[index].node, caller, Timeouts::default())
     }
 
+    /// A connection for these memberships.
+    pub fn try_connect_for(
+        &self,
+        index: usize,
+        caller: Caller,
+        memberships: &[(GroupId, MembershipEpoch)],
+    ) -> Result<NodeClient, ClientError> {
+        let (node, memberships) = (self.configs[index].node, memberships.to_vec());
+        let introduction = Introduction { volume: VOLUME, node, caller, memberships };
+        NodeClient::introduced(Route::new(self.address(index), None), &introduction, Timeouts::default())
+    }
+
     /// A certificate for this role; none if the cluster is on sockets.
     pub fn credentials(&self, role: Role) -> Option<Arc<Credentials>> {
         let fleet = self.fleet.as_ref()?;
@@ -183,7 +229,11 @@ impl Cluster {
     }
 
     pub fn summary(&self, index: usize, group: GroupId) -> SegmentSummary {
-        self.node(index).status().segments.into_iter().find(|segment| segment.group == group).unwrap()
+        self.segment(index, group).unwrap()
+    }
+
+    pub fn segment(&self, index: usize, group: GroupId) -> Option<SegmentSummary> {
+        self.node(index).status().segments.into_iter().find(|segment| segment.group == group)
     }
 
     pub fn metric(&self, index: usize, name: &str) -> u64 {
@@ -194,14 +244,19 @@ impl Cluster {
     pub fn verify_target(&self) -> verify::Target {
         verify::Target {
             volume: VOLUME,
-            nodes: self.configs.iter().map(|config| (config.node, config.listen.clone())).collect(),
+            nodes: self.configs.iter().map(address_of).collect(),
             credentials: self.credentials(Role::Client),
             groups: self.configs[0].groups.clone(),
+            memberships: BTreeMap::new(),
             placement: self.placement,
             lsn: None,
             timeouts: Timeouts::default(),
         }
     }
+}
+
+fn address_of(config: &NodeConfig) -> NodeAddress {
+    NodeAddress { node: config.node, zone: config.zone.clone(), address: config.listen.clone() }
 }
 
 /// Waits until `condition` holds.
@@ -380,6 +435,13 @@ impl Writer {
         self.send(&batch, nodes);
         self.durable = self.last;
         self.durable_tails = self.tails();
+    }
+
+    /// Notes that all records so far are durable, and that nobody reads below them.
+    pub fn note_durable(&mut self) {
+        self.durable = self.last;
+        self.durable_tails = self.tails();
+        self.minimum_read_point = self.durable.end;
     }
 
     /// Tells these nodes what is durable, and that nobody reads below it.

@@ -5,7 +5,7 @@ mod learn;
 pub(crate) mod offer;
 mod write;
 
-use borealis_types::{GroupId, MAX_GROUPS};
+use borealis_types::{GroupId, MAX_GROUPS, MembershipEpoch};
 use borealis_wire::{BatchHeader, SegmentProgress};
 
 use crate::append::batch::misuse;
@@ -38,13 +38,22 @@ impl Store {
     /// records only brings positions. Blocks and materializes while too much redo is unapplied (back
     /// pressure), unless nothing can be applied.
     ///
+    /// `made_for` is the membership of each group that a writer or a recovery knows; a group that is not listed is not looked at,
+    /// and peers list none.
+    ///
     /// # Errors
+    /// [`StoreError::OtherMembership`] (then none of it was taken);
     /// [`borealis_wire::Refusal::Misuse`] when the batch is malformed or contradicts what a segment holds (then none of it
     /// was taken, or only the records before the contradiction); [`borealis_wire::Refusal::Fenced`] when its epoch is over;
     /// [`StoreError::NeedsHistory`] when a segment has not been told about its epoch; [`borealis_wire::Refusal::NotNow`]
     /// when the disk is nearly full or the system refuses what is needed (then none of it was taken);
     /// [`StoreError::Poisoned`].
-    pub fn append(&self, batch: &[u8], origin: Origin) -> Result<Appended, StoreError> {
+    pub fn append(
+        &self,
+        batch: &[u8],
+        origin: Origin,
+        made_for: &[(GroupId, MembershipEpoch)],
+    ) -> Result<Appended, StoreError> {
         self.check_poison()?;
         let (mut batch, learned, mut state) = loop {
             let batch = self.parse_batch(batch)?;
@@ -57,6 +66,11 @@ impl Store {
                 break (batch, learned, state);
             }
         };
+        let recovery = match origin {
+            Origin::Recovery(promise, _) => Some(promise.epoch),
+            Origin::Writer(_) | Origin::Peer(_) => None,
+        };
+        state.check_made_for(made_for, recovery)?;
         self.index_put_off(&mut state, &batch, origin)?;
         check_release(&state, &batch)?;
         self.check_origin(&state, &batch, origin)?;
@@ -107,9 +121,14 @@ impl Store {
     /// Notes positions that the writer sent without records. They are logged, but not synced.
     ///
     /// # Errors
-    /// When the store is poisoned.
-    pub fn note_positions(&self, header: &BatchHeader) -> Result<(), StoreError> {
+    /// [`StoreError::OtherMembership`], or when the store is poisoned.
+    pub fn note_positions(
+        &self,
+        header: &BatchHeader,
+        made_for: &[(GroupId, MembershipEpoch)],
+    ) -> Result<(), StoreError> {
         let mut state = self.lock_to_change()?;
+        state.check_made_for(made_for, None)?;
         let positions = encode(&PositionsEntry::from(header));
         if header.tails.iter().any(|tail| tail.group.0 >= MAX_GROUPS) {
             return Err(misuse("a group number in the header"));

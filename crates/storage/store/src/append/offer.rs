@@ -2,11 +2,12 @@
 
 use borealis_quorum::segment::{Offer, Source};
 use borealis_quorum::{ChainLink, Promise};
-use borealis_types::{GroupId, GroupSet, invariant};
+use borealis_types::{GroupId, GroupSet, VolumeEpoch, invariant};
 use borealis_wire::{GroupLink, Refusal};
 
 use crate::append::batch::{OfferedBatch, misuse};
 use crate::metrics::count;
+use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
 use crate::{Store, StoreError};
 
@@ -57,6 +58,13 @@ pub(super) fn check_release(state: &State, batch: &OfferedBatch<'_>) -> Result<(
 }
 
 impl Store {
+    /// Whether a segment is joining and has not heard of the epoch in which a writer sends. It counts for nothing yet, and its
+    /// base or its peers bring what it misses: it must not keep the other segments here from their redo.
+    fn is_passed_over(hosted: &HostedSegment, epoch: VolumeEpoch, origin: Origin) -> bool {
+        let of_writer = matches!(origin, Origin::Writer(_));
+        of_writer && hosted.is_joining() && hosted.segment.history().newest_epoch() < epoch
+    }
+
     pub(super) fn check_origin(
         &self,
         state: &State,
@@ -83,6 +91,9 @@ impl Store {
             }
             let standing = hosted.segment.promise();
             if standing == promise {
+                continue;
+            }
+            if Store::is_passed_over(hosted, promise.epoch, origin) && standing.epoch <= promise.epoch {
                 continue;
             }
             if standing.epoch < promise.epoch {
@@ -113,6 +124,9 @@ impl Store {
                     continue;
                 }
                 let Some(hosted) = state.segments.get_mut(&group) else { continue };
+                if Store::is_passed_over(hosted, epoch, origin) {
+                    continue;
+                }
                 offered.concerned = offered.concerned.with(group);
                 let link = ChainLink { previous_end, span: record.span };
                 // This segment materialized to this LSN because the writer said that the group has no more

@@ -115,6 +115,12 @@ fn folders_are_listed(disk: &dyn Disk, folder: &Path) {
     names.sort();
     assert_eq!(names, ["a", "b", "c"]);
     assert!(disk.list(&folder.join("absent")).is_err());
+    assert!(disk.remove_folder(&folder.join("c")).is_err(), "something is in it");
+    disk.remove_folder(&folder.join("c").join("d")).unwrap();
+    disk.remove_folder(&folder.join("c")).unwrap();
+    assert!(!disk.exists(&folder.join("c")) && disk.remove_folder(&folder.join("c")).is_err());
+    disk.create_folder(&folder.join("c")).unwrap();
+    assert!(disk.list(&folder.join("c")).unwrap().is_empty());
 }
 
 fn a_lock_is_held_once(disk: &dyn Disk, folder: &Path) {

@@ -169,6 +169,10 @@ impl Disk for Descriptors {
         self.disk.remove(path)
     }
 
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        self.disk.remove_folder(folder)
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         self.with_descriptor(|| self.disk.sync_folder(folder))
     }

@@ -22,6 +22,7 @@ pub(crate) enum Operation {
     Rename,
     Remove,
     SyncFolder,
+    CreateFolder,
 }
 
 /// A disk in memory. Clones are the same disk.
@@ -31,6 +32,7 @@ pub(crate) struct MemoryDisk(Arc<Mutex<Names>>);
 #[derive(Default)]
 struct Names {
     folders: BTreeSet<PathBuf>,
+    durable_folders: BTreeSet<PathBuf>,
     files: BTreeMap<PathBuf, Arc<Bytes>>,
     durable: BTreeMap<PathBuf, Arc<Bytes>>,
     /// Since their folder was last synced, in order.
@@ -45,16 +47,28 @@ enum NameChange {
     Create(PathBuf, Arc<Bytes>),
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
+    CreateFolder(PathBuf),
+    RemoveFolder(PathBuf),
 }
 
 impl NameChange {
     fn folder(&self) -> Option<&Path> {
-        let (NameChange::Create(path, _) | NameChange::Rename(path, _) | NameChange::Remove(path)) = self;
+        let (NameChange::Create(path, _)
+        | NameChange::Rename(path, _)
+        | NameChange::Remove(path)
+        | NameChange::CreateFolder(path)
+        | NameChange::RemoveFolder(path)) = self;
         path.parent()
     }
 
-    fn apply(self, names: &mut BTreeMap<PathBuf, Arc<Bytes>>) {
+    fn apply(self, names: &mut BTreeMap<PathBuf, Arc<Bytes>>, folders: &mut BTreeSet<PathBuf>) {
         match self {
+            NameChange::CreateFolder(path) => {
+                folders.insert(path);
+            }
+            NameChange::RemoveFolder(path) => {
+                folders.remove(&path);
+            }
             NameChange::Create(path, bytes) => drop(names.insert(path, bytes)),
             NameChange::Rename(from, to) => {
                 if let Some(bytes) = names.remove(&from) {
@@ -76,6 +90,8 @@ struct Faults {
     errno: Option<i32>,
     /// How often a planted fault came about.
     happened: u32,
+    /// How many operations succeed before the power is gone.
+    left: Option<u32>,
 }
 
 #[derive(Default)]
@@ -160,6 +176,12 @@ impl Drop for HeldLock {
 impl Faults {
     fn check(faults: &Mutex<Faults>, operation: Operation, path: &Path) -> io::Result<()> {
         let mut faults = faults.lock().unwrap();
+        if let Some(left) = &mut faults.left {
+            match left.checked_sub(1) {
+                Some(fewer) => *left = fewer,
+                None => return Err(io::Error::other("the power is gone")),
+            }
+        }
         let Some((planted, part, left)) = &mut faults.next else { return Ok(()) };
         if *planted != operation || !path.to_string_lossy().contains(part.as_str()) {
             return Ok(());
@@ -201,6 +223,11 @@ impl MemoryDisk {
         (faults.stays, faults.errno) = (true, Some(errno));
     }
 
+    /// The power is gone after so many operations more: nothing succeeds from then on, until [`MemoryDisk::lose_power`].
+    pub(crate) fn stop_after(&self, operations: u32) {
+        self.names().faults.lock().unwrap().left = Some(operations);
+    }
+
     /// How much [`Disk::space`] says is free from now on; at first it is without bound.
     pub(crate) fn set_available_bytes(&self, bytes: u64) {
         self.names().available_bytes = Some(bytes);
@@ -227,13 +254,21 @@ impl MemoryDisk {
         let changes = std::mem::take(&mut names.changes);
         let kept = below(changes.len() as u64 + 1) as usize;
         let mut durable = std::mem::take(&mut names.durable);
-        changes.into_iter().take(kept).for_each(|change| change.apply(&mut durable));
+        let mut folders = std::mem::take(&mut names.durable_folders);
+        changes.into_iter().take(kept).for_each(|change| change.apply(&mut durable, &mut folders));
+        // What is in a folder whose name is lost cannot be found any more.
+        let is_found = |path: &Path| path.ancestors().skip(1).all(|folder| folders.contains(folder));
+        durable.retain(|path, _| is_found(path));
+        let lost: Vec<PathBuf> = folders.iter().filter(|folder| !is_found(folder)).cloned().collect();
+        folders.retain(|folder| !lost.contains(folder));
+        (names.folders, names.durable_folders) = (folders.clone(), folders);
         for bytes in durable.values() {
             bytes.0.lock().unwrap().lose_power(&mut below);
         }
         names.files = durable.clone();
         names.durable = durable;
         names.locks.lock().unwrap().clear();
+        names.faults.lock().unwrap().left = None;
     }
 }
 
@@ -292,7 +327,22 @@ impl Disk for MemoryDisk {
 
     fn create_folder(&self, folder: &Path) -> io::Result<()> {
         let mut names = self.names();
-        names.folders.extend(folder.ancestors().map(Path::to_owned));
+        Faults::check(&names.faults, Operation::CreateFolder, folder)?;
+        let absent: Vec<PathBuf> = folder
+            .ancestors()
+            .filter(|folder| !names.folders.contains(*folder))
+            .map(Path::to_owned)
+            .collect();
+        for folder in absent.into_iter().rev() {
+            names.folders.insert(folder.clone());
+            // Nobody syncs the root of the file system, or the folder that a store is made in.
+            match folder.parent().and_then(Path::parent) {
+                None => {
+                    names.durable_folders.insert(folder);
+                }
+                Some(_) => names.changes.push(NameChange::CreateFolder(folder)),
+            }
+        }
         Ok(())
     }
 
@@ -313,6 +363,19 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        let mut names = self.names();
+        Faults::check(&names.faults, Operation::Remove, folder)?;
+        if names.files.keys().chain(&names.folders).any(|path| path.parent() == Some(folder)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        if !names.folders.remove(folder) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        names.changes.push(NameChange::RemoveFolder(folder.to_owned()));
+        Ok(())
+    }
+
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         let mut names = self.names();
         Faults::check(&names.faults, Operation::SyncFolder, folder)?;
@@ -321,8 +384,9 @@ impl Disk for MemoryDisk {
             .partition(|change| change.folder() == Some(folder));
         names.changes = rest;
         let mut durable = std::mem::take(&mut names.durable);
-        synced.into_iter().for_each(|change| change.apply(&mut durable));
-        names.durable = durable;
+        let mut folders = std::mem::take(&mut names.durable_folders);
+        synced.into_iter().for_each(|change| change.apply(&mut durable, &mut folders));
+        (names.durable, names.durable_folders) = (durable, folders);
         Ok(())
     }
 

@@ -86,6 +86,12 @@ pub trait Disk: Debug + Send + Sync {
     /// When there is no such file; whatever else the system says.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes an empty folder's name.
+    ///
+    /// # Errors
+    /// When there is no such folder, or something is in it; whatever else the system says.
+    fn remove_folder(&self, folder: &Path) -> io::Result<()>;
+
     /// Makes the names in a folder durable.
     ///
     /// # Errors

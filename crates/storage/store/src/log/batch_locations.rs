@@ -67,6 +67,16 @@ impl BatchLocations {
         }
     }
 
+    /// Nothing in the log is a group's any more.
+    pub(crate) fn forget_group(&mut self, group: GroupId) {
+        for file in self.files.values_mut() {
+            file.ranges.retain(|range| range.group != group);
+            for entry in file.batches.iter_mut().flatten() {
+                entry.groups = entry.groups.without(group);
+            }
+        }
+    }
+
     /// The batch whose payload has the byte at a position.
     pub(crate) fn containing(&self, position: LogPosition) -> Option<BatchLocation> {
         let batches = self.files.get(&position.file())?.batches.as_deref()?;

@@ -45,6 +45,14 @@ pub(crate) enum EntryKind {
     Void = 6,
     /// A segment goes on from the point as of which peers brought everything.
     Jump = 7,
+    /// A segment promised an attempt to choose the next membership of its group.
+    Prepare = 8,
+    /// A segment accepted a proposed membership.
+    Accept = 9,
+    /// A membership of a group: with it a segment comes to this node, stays, or leaves.
+    Members = 10,
+    /// A segment that was joining has everything as of a point, and is full.
+    Base = 11,
 }
 
 impl EntryKind {
@@ -57,6 +65,10 @@ impl EntryKind {
             5 => Some(EntryKind::Adopt),
             6 => Some(EntryKind::Void),
             7 => Some(EntryKind::Jump),
+            8 => Some(EntryKind::Prepare),
+            9 => Some(EntryKind::Accept),
+            10 => Some(EntryKind::Members),
+            11 => Some(EntryKind::Base),
             _ => None,
         }
     }

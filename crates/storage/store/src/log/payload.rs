@@ -1,7 +1,10 @@
-//! What the entries of the log hold: redo batches, promises, histories and positions.
+//! What the entries of the log hold: redo batches, promises, histories, positions and memberships.
 
+use borealis_quorum::membership::{Accepted, Ballot, GroupMembership};
 use borealis_quorum::{DurablePoint, Promise};
-use borealis_types::{EpochHistory, GroupId, GroupSet, Lsn, MAX_GROUPS, RecordSpan, VolumeEpoch, WriterId};
+use borealis_types::{
+    EpochHistory, GroupId, GroupSet, Lsn, MAX_GROUPS, MembershipEpoch, RecordSpan, VolumeEpoch, WriterId,
+};
 use borealis_wire::{BatchHeader, BatchReader, GroupTail};
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +63,37 @@ pub(crate) struct AdoptEntry {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct JumpEntry {
     pub group: GroupId,
+    pub point: DurablePoint,
+}
+
+/// A promise to an attempt to choose the membership after the one of epoch `installed`, as the log keeps it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct PrepareEntry {
+    pub group: GroupId,
+    pub installed: MembershipEpoch,
+    pub ballot: Ballot,
+}
+
+/// An accepted membership, as the log keeps it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct AcceptEntry {
+    pub group: GroupId,
+    pub proposed: Accepted,
+}
+
+/// An installed membership, as the log keeps it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct MembersEntry {
+    pub group: GroupId,
+    pub membership: GroupMembership,
+}
+
+/// The durable point that a joining segment has everything as of, as the log keeps it. It is durable under the history of
+/// `epoch`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct BaseEntry {
+    pub group: GroupId,
+    pub epoch: VolumeEpoch,
     pub point: DurablePoint,
 }
 

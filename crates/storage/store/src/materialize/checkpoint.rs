@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use borealis_quorum::segment::Segment;
 use borealis_types::{GroupId, Lsn, invariant};
 
 use crate::checkpoint::{Checkpoint, CheckpointedSegment};
@@ -10,8 +11,8 @@ use crate::log::entry::ENTRY_HEADER_BYTES;
 use crate::log::position::LogPosition;
 use crate::materialize::page_writer::NextState;
 use crate::metrics::count;
-use crate::pages::materialized_state::MaterializedState;
 use crate::pages::region::Region;
+use crate::segment::hosted::HostedSegment;
 use crate::store::Sequence;
 use crate::{Store, StoreError};
 
@@ -21,25 +22,25 @@ impl Store {
         &self,
         next: &BTreeMap<GroupId, NextState>,
     ) -> Result<LogPosition, StoreError> {
-        let (checkpoint, log_end) = {
-            let state = self.lock_to_change()?;
-            let materialized = |group: GroupId| -> &Arc<MaterializedState> {
-                match (next.get(&group), state.segments.get(&group)) {
-                    (Some(next), _) => &next.materialized,
-                    (None, Some(hosted)) => &hosted.materialized,
-                    (None, None) => unreachable!("only groups with a segment here are asked for"),
-                }
+        let (checkpoint, log_end, left) = {
+            let mut state = self.lock_to_change()?;
+            // Of what left before, nothing is named.
+            let left = std::mem::take(&mut state.left_folders);
+            let state = &*state;
+            let materialized = |hosted: &HostedSegment| {
+                let next = next.get(&hosted.group()).filter(|next| next.is_of(hosted));
+                Arc::clone(next.map_or(&hosted.materialized, |next| &next.materialized))
             };
             let log_end = state.log.end();
             let needed = state.batch_locations.first_needed(|group| {
-                let hosted = state.segments.contains_key(&group);
-                if hosted { materialized(group).lsn } else { Lsn::MAX }
+                state.segments.get(&group).map_or(Lsn::MAX, |hosted| materialized(hosted).lsn)
             });
             let entry_start = |payload: LogPosition| LogPosition(payload.0 - ENTRY_HEADER_BYTES as u64);
             let segments = state.segments.values().map(|hosted| CheckpointedSegment {
                 chain: hosted.segment.checkpoint(),
+                stay: hosted.stay,
                 // The state is shared, not copied, because appends wait for this lock.
-                materialized: Arc::clone(materialized(hosted.group())),
+                materialized: materialized(hosted),
                 refilled: hosted.refilled.clone(),
             });
             let files =
@@ -49,15 +50,20 @@ impl Store {
                 replay_from: needed.map_or(log_end, entry_start),
                 log_end,
                 segments: segments.collect(),
+                absent: state.absent.values().map(Segment::checkpoint).collect(),
                 files: files.collect(),
             };
-            (checkpoint, log_end)
+            (checkpoint, log_end, left)
         };
         // The chains in the checkpoint must not be ahead of the durable log.
-        self.sync(Sequence(log_end))?;
+        let made = self.sync(Sequence(log_end)).and_then(|()| self.make_durable(&checkpoint, next));
+        if let Err(error) = made {
+            self.lock().left_folders.extend(left);
+            return Err(error);
+        }
         let replay_from = checkpoint.replay_from;
-        self.make_durable(&checkpoint, next)?;
         self.note_checkpoint(replay_from);
+        self.remove_left(&left);
         Ok(replay_from)
     }
 
@@ -102,7 +108,9 @@ impl Store {
         let mut state = self.lock();
         let mut replaced = Vec::new();
         for (group, mut next) in next {
-            let Some(hosted) = state.segments.get_mut(&group) else { continue };
+            // It may have left meanwhile, and even come again.
+            let hosted = state.segments.get_mut(&group).filter(|hosted| next.is_of(hosted));
+            let Some(hosted) = hosted else { continue };
             let target = next.materialized.lsn;
             hosted.check_next(target);
             let is_free = |region: &Region| next.materialized.regions.is_free(*region);

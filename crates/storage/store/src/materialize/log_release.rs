@@ -20,7 +20,9 @@ impl Store {
             let ranges =
                 state.batch_locations.files.get(&number).map(|file| file.ranges.clone()).unwrap_or_default();
             let floor = |group: &GroupId| state.peer_floors.get(group).copied().unwrap_or(Lsn::ZERO);
-            let needed = ranges.iter().any(|range| range.last_end > floor(&range.group));
+            let is_here = |group: &GroupId| state.segments.contains_key(group);
+            let needed =
+                ranges.iter().any(|range| is_here(&range.group) && range.last_end > floor(&range.group));
             if needed && kept_bytes <= self.options.log_retention_bytes {
                 break;
             }

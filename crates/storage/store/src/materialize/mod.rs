@@ -63,6 +63,7 @@ impl Store {
         self.retry_put_off(mend::STALLED_FOR)?;
         self.prepare_for_readers();
         self.relieve_pins();
+        self.free_left().inspect_err(|error| self.note_round(Some(error)))?;
         loop {
             self.check_poison()?;
             if !is_wanted() {

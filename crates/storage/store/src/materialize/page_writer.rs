@@ -12,6 +12,7 @@ use crate::pages::materialized_state::{
 };
 use crate::pages::page_files::{PageFiles, SlotRun};
 use crate::pages::region::{PAGES_PER_EXTENT, Region, RegionClass};
+use crate::segment::hosted::HostedSegment;
 
 /// A segment's next materialized state: being written, and not visible to readers yet.
 ///
@@ -233,6 +234,11 @@ impl PageWriter {
 }
 
 impl NextState {
+    /// Whether it is of this segment: not if that left since, and came again.
+    pub(crate) fn is_of(&self, hosted: &HostedSegment) -> bool {
+        Arc::ptr_eq(&self.files, &hosted.pages)
+    }
+
     /// Makes everything durable that was written.
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         self.files.sync(&mut self.run)?;

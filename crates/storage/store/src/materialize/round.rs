@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use borealis_types::{GroupId, Lsn, PageKey};
+use borealis_wire::Refusal;
 
 use crate::materialize::Progress;
 use crate::materialize::changes::changes;
@@ -68,6 +69,8 @@ impl Store {
                     next.insert(group, materialized);
                 }
                 Ok(None) => return Ok(Progress::default()),
+                // It left, and its pages are nobody's.
+                Err(StoreError::Refused(Refusal::NoSegment(_))) => {}
                 // The segment has noted the failure, and its next target is below the failed record.
                 Err(StoreError::Redo { .. }) => {}
                 // The segment stays where it is until the damage is repaired. Others go on.
@@ -113,6 +116,10 @@ impl Store {
         let (mut changes, mut in_trouble) = {
             let state = self.lock();
             let hosted = Store::hosted(&state, group)?;
+            if hosted.materializing_to != target {
+                // It left since the target was set, and came again.
+                return Err(Refusal::NoSegment(group).into());
+            }
             let mut changes = changes(hosted, target);
             changes.pages.extend(hosted.pages_to_mend(target));
             let troubles = &hosted.troubles;

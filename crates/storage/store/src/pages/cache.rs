@@ -56,6 +56,11 @@ impl PageCache {
         }
     }
 
+    /// Drops all versions of a group.
+    pub(crate) fn forget_group(&mut self, group: GroupId) {
+        self.forget_above(group, Lsn::ZERO);
+    }
+
     /// Drops a group's versions above `lsn`: they contain records that a recovery truncated.
     pub(crate) fn forget_above(&mut self, group: GroupId, lsn: Lsn) {
         let by_use = &mut self.by_use;

@@ -14,15 +14,20 @@
 //! The jump is one entry of the log, after a checkpoint that names everything. Whoever replays the log comes to the
 //! entry with that state beside the other one, and jumps again.
 //!
+//! A segment that is *joining* its group is filled in the same way, and then takes its *base* (`Segment::take_base`), which
+//! makes it full: also one entry. If its chain has had every record since the group's first, it needs nothing from peers.
+//!
 //! When the point cannot be had any more, because peers collected what is as of it, the refill begins again at a
 //! newer one. What was brought stays where it is, and most of it is found to be the same.
 
+mod base;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use borealis_quorum::DurablePoint;
+use borealis_quorum::segment::Standing;
 use borealis_types::{GroupId, Lsn, PageKey, ReadPoint, invariant};
 use borealis_wire::Refusal;
 
@@ -68,11 +73,12 @@ impl std::fmt::Debug for Refill<'_> {
 }
 
 impl Store {
-    /// Whether a segment lacks records up to what it knows to be durable, so that it could be refilled to there.
+    /// Whether a segment lacks records up to what it knows to be durable, so that it could be refilled to there; or is joining,
+    /// and knows a point to take for its base.
     #[must_use]
     pub fn lacks_durable_records(&self, group: GroupId) -> bool {
         let state = self.lock();
-        state.segments.get(&group).is_some_and(|hosted| hosted.segment.refill_point().is_some())
+        state.segments.get(&group).is_some_and(|hosted| hosted.point_to_reach().is_some())
     }
 
     /// Whether a refill of a segment was begun and has not ended.
@@ -84,19 +90,28 @@ impl Store {
     /// Begins to refill a segment as of what it knows to be durable, or takes up the refill that was begun. One at a time.
     /// `None` if it lacks nothing, or may not jump now: the records came in another way, or a recovery is under way.
     ///
+    /// A joining segment takes what it knows to be durable for its base. That may be older than what its peers know: the
+    /// caller lets it hear of that first. If its chain has all of it, it is full on return, and there is nothing to bring.
+    ///
     /// # Errors
     /// [`Refusal::NoSegment`], or when the checkpoint cannot be written.
     pub fn refill(&self, group: GroupId) -> Result<Option<Refill<'_>>, StoreError> {
         let working = self.maintenance.enter();
+        if self.take_base_of_own(group)? {
+            return Ok(None);
+        }
         let refill = {
             let mut state = self.lock_to_change()?;
             let hosted = state.segments.get_mut(&group).ok_or(Refusal::NoSegment(group))?;
-            let Some(point) = hosted.segment.refill_point() else { return Ok(None) };
+            let Some(point) = hosted.point_to_reach() else { return Ok(None) };
             // What an earlier attempt left unsynced is nobody's, and its fate no reason to give this one up.
             hosted.pages.begin_round();
             hosted.is_refilling = true;
             let known = hosted.refilled.clone();
-            let known = known.filter(|known| known.point.group_tail > hosted.segment.segment_complete_lsn());
+            let is_ahead = |point: DurablePoint| {
+                hosted.is_joining() || point.group_tail > hosted.segment.segment_complete_lsn()
+            };
+            let known = known.filter(|known| is_ahead(known.point));
             let refilled = known.unwrap_or_else(|| Refilled {
                 point,
                 through: None,
@@ -121,7 +136,7 @@ impl Store {
             let hosted = state.segments.get_mut(&group).ok_or(Refusal::NoSegment(group))?;
             let complete = hosted.segment.segment_complete_lsn();
             let lacks = complete < hosted.segment.known_durable().group_tail;
-            if !hosted.is_refilling || lacks {
+            if !hosted.is_refilling || lacks || hosted.is_joining() {
                 return Ok(());
             }
             hosted.refilled.take()
@@ -147,6 +162,10 @@ impl Store {
         let _working = self.maintenance.enter();
         let sequence = {
             let mut state = self.lock_to_change()?;
+            if Store::hosted(&state, group)?.is_joining() {
+                drop(state);
+                return self.take_base(group, point);
+            }
             let entry = encode(&JumpEntry { group, point });
             self.reserve(&mut state, entry.len(), Purpose::Promise)?;
             let hosted = Store::hosted(&state, group)?;
@@ -159,11 +178,15 @@ impl Store {
             Sequence(state.log.end())
         };
         self.sync_promise(sequence)?;
-        // Lets go of the log and of the pages before. The next round does, if this cannot.
+        self.write_checkpoint_after_refill();
+        Ok(())
+    }
+
+    /// Lets go of the log and of the pages before. The next round does, if this cannot.
+    fn write_checkpoint_after_refill(&self) {
         if let Err(error @ StoreError::Io { .. }) = self.write_checkpoint(&BTreeMap::new()) {
             tracing::warn!(%error, "the checkpoint after a refill is left to the next round");
         }
-        Ok(())
     }
 }
 
@@ -220,7 +243,9 @@ impl<'s> Refill<'s> {
     /// [`Refusal::NoSegment`].
     pub fn is_needed(&self) -> Result<bool, StoreError> {
         let tail = self.point.group_tail;
-        self.store.with_segment(self.group, |segment| segment.segment_complete_lsn() < tail)
+        let state = self.store.lock();
+        let hosted = self.hosted(&state)?;
+        Ok(hosted.is_joining() || hosted.segment.segment_complete_lsn() < tail)
     }
 
     /// Begins again as of the newest point that is known to be durable. What was brought is compared again.
@@ -229,7 +254,7 @@ impl<'s> Refill<'s> {
     /// When it cannot be made durable that nothing is as of the new point. [`Refusal::NotNow`] if there is no point to
     /// jump to at present.
     pub fn begin_again(&mut self) -> Result<(), StoreError> {
-        let point = self.store.with_segment(self.group, |segment| segment.refill_point())?;
+        let point = self.hosted(&self.store.lock())?.point_to_reach();
         let what = "the segment may not go on from a durable point now";
         self.point = point.ok_or_else(|| Refusal::NotNow(what.to_owned()))?;
         self.writer.target = self.point.volume.end;
@@ -244,11 +269,30 @@ impl<'s> Refill<'s> {
     /// # Errors
     /// [`Refusal::NotNow`] when it cannot now, as during a recovery; [`StoreError::Poisoned`].
     pub fn finish_whole(self) -> Result<(), StoreError> {
+        self.hosted(&self.store.lock())?;
         self.store.jump(self.group, self.point)
+    }
+
+    /// The segment that is being refilled, if it has not left since. One that came again has other page files.
+    fn hosted<'a>(&self, state: &'a State) -> Result<&'a HostedSegment, StoreError> {
+        let hosted = Store::hosted(state, self.group)?;
+        if !Arc::ptr_eq(&hosted.pages, &self.writer.next.files) {
+            return Err(Refusal::NoSegment(self.group).into());
+        }
+        Ok(hosted)
     }
 }
 
 impl HostedSegment {
+    pub(crate) fn is_joining(&self) -> bool {
+        self.segment.standing() == Standing::Joining
+    }
+
+    /// As of what peers are to be asked for everything, if the segment lacks anything and may go on from there now.
+    fn point_to_reach(&self) -> Option<DurablePoint> {
+        if self.is_joining() { self.segment.base_point() } else { self.segment.refill_point() }
+    }
+
     /// Refuses to jump to a point that not everything is as of.
     fn check_whole(&self, point: DurablePoint) -> Result<(), StoreError> {
         if self.refilled.as_ref().is_some_and(|refilled| refilled.is_whole && refilled.point == point) {
@@ -267,7 +311,14 @@ impl HostedSegment {
         let waits: BTreeSet<Lsn> = waits.map(|record| record.link.span.start).collect();
         let refused = |what: String| StoreError::corrupt(format!("the jump of group {group} to {lsn}"), what);
         self.segment.jump(point).map_err(|error| refused(error.to_string()))?;
-        let Some(Refilled { state, freed, .. }) = self.refilled.take() else { return Ok(()) };
+        self.go_on_from_refilled(lsn, |start| waits.contains(&start));
+        Ok(())
+    }
+
+    /// Takes the state that peers brought, which is as of `lsn`, for the materialized one. Of the records that wait those stay
+    /// whose start `waits` accepts.
+    fn go_on_from_refilled(&mut self, lsn: Lsn, waits: impl Fn(Lsn) -> bool) {
+        let Some(Refilled { state, freed, .. }) = self.refilled.take() else { return };
         let mut state = Arc::unwrap_or_clone(state);
         // The state that the checkpoint names beside this one is of no use any more, nor are the regions it has.
         state.regions.release(&freed);
@@ -284,7 +335,7 @@ impl HostedSegment {
         self.index = Index::default();
         self.cut = CutRecords::default();
         self.unapplied.clear();
-        self.pending.retain(|start, _| waits.contains(start));
+        self.pending.retain(|start, _| waits(*start));
         self.failure = None;
         self.unread = None;
         self.troubles = Troubles::default();
@@ -292,7 +343,6 @@ impl HostedSegment {
         self.prepared_counters = None;
         self.is_refilling = false;
         self.version += 1;
-        Ok(())
     }
 }
 

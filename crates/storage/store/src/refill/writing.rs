@@ -121,6 +121,7 @@ impl Refill<'_> {
         };
         {
             let mut state = self.store.lock_to_change()?;
+            self.hosted(&state)?;
             let hosted = state.segments.get_mut(&self.group).ok_or(Refusal::NoSegment(self.group))?;
             hosted.refilled = Some(refilled);
         }

@@ -26,6 +26,7 @@ use crate::segment::index::relations::PriorContent;
 use crate::segment::learned::LearnedRecord;
 use crate::segment::pins::Pins;
 use crate::segment::record_effects::RecordEffects;
+use crate::segment::stay::Stay;
 use crate::segment::trouble::{Cause, HealedPage, Trouble, Troubles};
 
 /// Why a segment stopped applying redo, and where.
@@ -65,6 +66,8 @@ pub(crate) fn release_of(history: &EpochHistory, span: RecordSpan) -> ServerVers
 /// A segment of this node.
 pub(crate) struct HostedSegment {
     pub segment: Segment,
+    /// Since when it is here.
+    pub stay: Stay,
     /// Records that cannot be indexed yet because an earlier record of their chain is missing, by start.
     pub pending: BTreeMap<Lsn, RecordRef>,
     /// Every record of the group up to here is in the index or in the materialized state.
@@ -103,6 +106,7 @@ pub(crate) struct HostedSegment {
 impl HostedSegment {
     pub(crate) fn new(
         segment: Segment,
+        stay: Stay,
         materialized: Arc<MaterializedState>,
         refilled: Option<Refilled>,
         pages: PageFiles,
@@ -116,13 +120,14 @@ impl HostedSegment {
         }
         HostedSegment {
             segment,
+            stay,
             pending: BTreeMap::new(),
             indexed_through: materialized.lsn,
             index: Index::default(),
             cut: CutRecords::default(),
             unapplied: Vec::new(),
             materialized,
-            version: 0,
+            version: stay.first_version(),
             failure: None,
             unread: None,
             troubles,

@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use borealis_types::{GroupId, Lsn};
+use borealis_types::{GroupId, GroupSet, Lsn};
 
 use crate::StoreError;
 use crate::directory::decode;
 use crate::log::entry::EntryKind;
-use crate::log::payload::{AdoptEntry, InstallEntry, JumpEntry, PositionsEntry, decode_entry};
+use crate::log::payload::{
+    AcceptEntry, AdoptEntry, BaseEntry, InstallEntry, JumpEntry, MembersEntry, PositionsEntry, PrepareEntry,
+    decode_entry,
+};
 use crate::log::position::{LogPosition, RecordRef};
 use crate::log::scan::{ScannedEntry, scan_from};
 use crate::redo_engine::RedoContext;
 use crate::segment::hosted::HostedSegment;
 use crate::segment::state::State;
+use crate::segment::stay::Homes;
 
 /// The unapplied records of the log before the checkpoint, and where the record before each ends, by their start.
 type Collected = BTreeMap<GroupId, BTreeMap<Lsn, (RecordRef, Lsn)>>;
@@ -22,21 +26,21 @@ type Collected = BTreeMap<GroupId, BTreeMap<Lsn, (RecordRef, Lsn)>>;
 pub(crate) fn replay(
     state: &mut State,
     context: RedoContext<'_>,
-    incarnation: u128,
+    homes: Homes<'_>,
     replay_from: LogPosition,
     log_end: LogPosition,
 ) -> Result<(), StoreError> {
     let files = state.log.files();
     let mut known = Collected::new();
     let mut settled = false;
-    scan_from(&files, incarnation, replay_from, &mut |entry| {
+    scan_from(&files, homes.seal, replay_from, &mut |entry| {
         if entry.position < log_end {
             return collect_before_checkpoint(state, &mut known, &entry);
         }
         if !std::mem::replace(&mut settled, true) {
             index_collected(state, context, std::mem::take(&mut known))?;
         }
-        replay_entry(state, context, &entry)
+        replay_entry(state, context, homes, &entry)
     })?;
     if settled { Ok(()) } else { index_collected(state, context, known) }
 }
@@ -54,7 +58,8 @@ fn collect_before_checkpoint(
     for record in &records {
         let span = record.reference.span;
         for &(group, previous_end) in &record.previous_ends {
-            let Some(hosted) = state.segments.get(&group) else { continue };
+            let hosted = state.segments.get(&group).filter(|hosted| hosted.stay.has(entry.position));
+            let Some(hosted) = hosted else { continue };
             let admitted = hosted.segment.history().admits(header.volume_epoch, span.end);
             if admitted && span.end > hosted.materialized.lsn {
                 known.entry(group).or_default().insert(span.start, (record.reference, previous_end));
@@ -62,7 +67,10 @@ fn collect_before_checkpoint(
         }
     }
     let spans = records.iter().map(|record| record.reference.span);
-    state.note_batch(entry.position, entry.payload.len(), prefix.groups, spans);
+    let is_here =
+        |group: &GroupId| state.segments.get(group).is_some_and(|hosted| hosted.stay.has(entry.position));
+    let groups = prefix.groups.iter().filter(is_here).fold(GroupSet::EMPTY, GroupSet::with);
+    state.note_batch(entry.position, entry.payload.len(), groups, spans);
     Ok(())
 }
 
@@ -110,7 +118,12 @@ fn check_connected(
 }
 
 /// Replays an entry after the checkpoint's `log_end`.
-fn replay_entry(state: &mut State, context: RedoContext<'_>, entry: &ScannedEntry) -> Result<(), StoreError> {
+fn replay_entry(
+    state: &mut State,
+    context: RedoContext<'_>,
+    homes: Homes<'_>,
+    entry: &ScannedEntry,
+) -> Result<(), StoreError> {
     let files = state.log.files();
     let path = std::path::PathBuf::from(format!("log entry at {:?}", entry.position));
     match entry.kind {
@@ -145,6 +158,30 @@ fn replay_entry(state: &mut State, context: RedoContext<'_>, entry: &ScannedEntr
         EntryKind::Jump => {
             let JumpEntry { group, point } = decode(&entry.payload, &path)?;
             state.jump(context, &files, group, point)
+        }
+        EntryKind::Prepare => {
+            let PrepareEntry { group, installed, ballot } = decode(&entry.payload, &path)?;
+            if let Some(segment) = state.any_segment_mut(group) {
+                segment.prepare_membership(installed, ballot);
+            }
+            Ok(())
+        }
+        EntryKind::Accept => {
+            let AcceptEntry { group, proposed } = decode(&entry.payload, &path)?;
+            let Some(segment) = state.any_segment_mut(group) else { return Ok(()) };
+            let accepted = segment.accept_membership(&proposed);
+            accepted.map_err(|error| StoreError::corrupt(path.display().to_string(), error.to_string()))?;
+            Ok(())
+        }
+        EntryKind::Members => {
+            let MembersEntry { group, membership } = decode(&entry.payload, &path)?;
+            let outcome = state.install_membership(homes, entry.position, group, &membership);
+            outcome.map_err(|error| StoreError::corrupt(path.display().to_string(), error.to_string()))?;
+            Ok(())
+        }
+        EntryKind::Base => {
+            let BaseEntry { group, epoch, point } = decode(&entry.payload, &path)?;
+            state.take_base(context, &files, group, epoch, point)
         }
         EntryKind::Adopt => {
             let item: AdoptEntry = decode(&entry.payload, &path)?;

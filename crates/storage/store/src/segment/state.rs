@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use borealis_quorum::segment::{Installed, Offer, Source};
+use borealis_quorum::segment::{Installed, Offer, Segment, Source};
 use borealis_quorum::{ChainLink, DurablePoint};
-use borealis_types::{GroupId, GroupSet, Lsn, RecordSpan, ServerVersion, VolumeEpoch, invariant};
+use borealis_types::{
+    GroupId, GroupSet, Lsn, MembershipEpoch, RecordSpan, ServerVersion, VolumeEpoch, invariant,
+};
 use borealis_wal::Effect;
 use borealis_wire::BatchHeader;
 
@@ -22,7 +24,12 @@ use crate::segment::record_effects::RecordEffects;
 /// The part of a store that its lock protects.
 pub(crate) struct State {
     pub log: Log,
+    /// The segments that are here, also those that are joining.
     pub segments: BTreeMap<GroupId, HostedSegment>,
+    /// What is left of segments whose node is no member of their group: the membership that it knows.
+    pub absent: BTreeMap<GroupId, Segment>,
+    /// The folders of segments that have left since the newest checkpoint: it may name them.
+    pub left_folders: Vec<(GroupId, MembershipEpoch)>,
     pub batch_locations: BatchLocations,
     /// From where the newest durable checkpoint needs the log.
     pub replay_from: LogPosition,

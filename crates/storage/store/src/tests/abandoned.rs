@@ -16,11 +16,11 @@ fn append(store: &Store, writer: &mut Writer, blocks: std::ops::Range<u32>) {
         writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
     }
     let batch = writer.batch(&writer.records[first..]);
-    let appended = store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+    let appended = store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
     store.sync(appended.sequence).unwrap();
     writer.durable = writer.last();
     writer.minimum_read_point = writer.durable.end;
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
 }
 
 fn pages(store: &Store, writer: &Writer) -> Vec<Option<u32>> {
@@ -94,9 +94,9 @@ fn an_append_that_would_need_room_is_refused_while_there_is_none() {
     assert!(store.backlog().share(&store.options) > 1.0);
     let batch = writer.batch(&[]);
     disk.fail(Operation::Write, "segments", 0);
-    let refused = || store.append(&batch, Origin::Writer(writer.promise)).unwrap_err();
+    let refused = || store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap_err();
     assert!(matches!(refused(), StoreError::Io { .. }) && disk.heal() == 1);
     assert!(matches!(refused(), StoreError::Refused(_)), "no round for each append");
     assert!(store.materialize(Policy::Now).unwrap().advanced);
-    store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+    store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
 }

@@ -23,11 +23,11 @@ fn filled(store: &Store, rounds: usize) -> Writer {
             writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
         }
         let batch = writer.batch(&writer.records[first..]);
-        let appended = store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        let appended = store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
         store.sync(appended.sequence).unwrap();
         writer.durable = writer.last();
         writer.minimum_read_point = writer.durable.end;
-        store.note_positions(&writer.header()).unwrap();
+        store.note_positions(&writer.header(), &[]).unwrap();
         store.materialize(Policy::Now).unwrap();
     }
     writer
@@ -85,10 +85,10 @@ fn a_write_the_disk_lost_is_not_taken_for_the_newest_version() {
         let first = writer.records.len();
         writer.write(vec![TestEffect::Page(block(fork(1, 16_384), 1))], false);
         let batch = writer.batch(&writer.records[first..]);
-        store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
         writer.durable = writer.last();
         writer.minimum_read_point = writer.durable.end;
-        store.note_positions(&writer.header()).unwrap();
+        store.note_positions(&writer.header(), &[]).unwrap();
         store.materialize(Policy::Now).unwrap();
     }
     drop(store);
@@ -127,7 +127,7 @@ fn unknown_redo_is_stored_reported_and_never_passed() {
     writer.write(vec![TestEffect::Unknown], false);
     writer.write(vec![TestEffect::Page(block(fork(1, 16_384), 1))], false);
     let batch = writer.batch(&writer.records[first..]);
-    let appended = store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+    let appended = store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
     assert_eq!(appended.progress[0].segment_complete_lsn, writer.last().end, "it is stored");
     assert!(store.failure().unwrap().contains("unknown redo"));
     let key = block(fork(1, 16_384), 1);
@@ -135,7 +135,7 @@ fn unknown_redo_is_stored_reported_and_never_passed() {
     assert!(matches!(store.read_page(GroupId(0), &key, writer.last().end), Err(StoreError::Redo { .. })));
     writer.durable = writer.last();
     writer.minimum_read_point = writer.last().end;
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
     store.materialize(Policy::Now).unwrap();
     let materialized = store.summaries().unwrap()[0].materialized_lsn;
     assert!(materialized < writer.records[first].span.end);
@@ -154,7 +154,7 @@ fn after_a_failed_write_nothing_is_acknowledged_any_more() {
         let batch = writer.batch(&writer.records[3..]);
         let origin = Origin::Writer(writer.promise);
         disk.fail(operation, "log", 0);
-        let first = store.append(&batch, origin).and_then(|appended| store.sync(appended.sequence));
+        let first = store.append(&batch, origin, &[]).and_then(|appended| store.sync(appended.sequence));
         assert!(first.is_err() && disk.heal() == 1, "{operation:?}");
         assert_promises_nothing(&store, &writer, &batch);
         // What was acknowledged is there, and the disk works: the node may be started again.
@@ -167,9 +167,9 @@ fn after_a_failed_write_nothing_is_acknowledged_any_more() {
 
 fn assert_promises_nothing(store: &Store, writer: &Writer, batch: &[u8]) {
     for error in [
-        store.append(batch, Origin::Writer(writer.promise)).unwrap_err(),
+        store.append(batch, Origin::Writer(writer.promise), &[]).unwrap_err(),
         store.summaries().unwrap_err(),
-        store.fence(writer.promise).unwrap_err(),
+        store.fence(writer.promise, &[]).unwrap_err(),
         store.materialize(Policy::Now).unwrap_err(),
         store.read_tail(GroupId(0), Lsn::ZERO, 100).unwrap_err(),
     ] {
@@ -183,7 +183,7 @@ fn fenced(disk: &MemoryDisk) -> (Environment, LogPosition) {
     let environment = Environment { disk: Arc::new(disk.clone()), ..environment() };
     let store = Store::create_in(&environment, Path::new("/node"), identity(1), options()).unwrap();
     filled(&store, 1);
-    store.fence(Promise { epoch: VolumeEpoch(2), writer: WriterId(9) }).unwrap();
+    store.fence(Promise { epoch: VolumeEpoch(2), writer: WriterId(9) }, &[]).unwrap();
     let end = store.lock().log.end();
     (environment, end)
 }
@@ -220,7 +220,7 @@ fn what_a_failed_sync_left_in_the_cache_is_written_again_before_it_is_believed()
     let mut writer = filled(&store, 1);
     writer.write(vec![], false);
     let batch = writer.batch(&writer.records[3..]);
-    let appended = store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+    let appended = store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
     disk.fail(Operation::Sync, "log", 0);
     assert!(store.sync(appended.sequence).is_err());
     drop(store);
@@ -236,7 +236,7 @@ fn what_a_failed_sync_left_in_the_cache_is_written_again_before_it_is_believed()
     // A disk that does not take it: nothing is opened, so nothing is told.
     let store = Store::open_in(&environment, path, options()).unwrap();
     writer.write(vec![], false);
-    store.append(&writer.batch(&writer.records[4..]), Origin::Writer(writer.promise)).unwrap();
+    store.append(&writer.batch(&writer.records[4..]), Origin::Writer(writer.promise), &[]).unwrap();
     drop(store);
     disk.fail(Operation::Sync, ".log", 0);
     assert!(Store::open_in(&environment, path, options()).is_err());
@@ -285,7 +285,7 @@ fn a_store_of_an_older_format_is_refused_with_what_to_do() {
     // Version 2 knew no releases.
     file.write_all_at(&[2], 7).unwrap();
     let error = open(&path).expect_err("it must not be opened").to_string();
-    for part in ["identity", "format version 2", "knows 5", "pg_dump"] {
+    for part in ["identity", "format version 2", "knows 6", "pg_dump"] {
         assert!(error.contains(part), "{part} is missing from: {error}");
     }
 }

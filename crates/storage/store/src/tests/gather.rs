@@ -38,11 +38,11 @@ fn write_blocks(store: &Store, writer: &mut Writer, blocks: &[u32], is_materiali
         writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
     }
     let batch = writer.batch(&writer.records[first..]);
-    let appended = store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+    let appended = store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
     store.sync(appended.sequence).unwrap();
     writer.durable = writer.last();
     writer.minimum_read_point = writer.durable.end;
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
     if is_materialized {
         store.materialize(Policy::Now).unwrap();
     }
@@ -142,9 +142,9 @@ fn write_spread(stores: &[Store], writer: &mut Writer, is_materialized: bool) {
     writer.durable = writer.last();
     writer.minimum_read_point = writer.durable.end;
     for store in stores {
-        let appended = store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        let appended = store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
         store.sync(appended.sequence).unwrap();
-        store.note_positions(&writer.header()).unwrap();
+        store.note_positions(&writer.header(), &[]).unwrap();
         if is_materialized {
             store.materialize(Policy::Now).unwrap();
         }

@@ -35,12 +35,12 @@ fn store() -> (Store, Writer) {
         writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
     }
     for records in writer.records.chunks(10) {
-        let appended = store.append(&writer.batch(records), Origin::Writer(writer.promise)).unwrap();
+        let appended = store.append(&writer.batch(records), Origin::Writer(writer.promise), &[]).unwrap();
         store.sync(appended.sequence).unwrap();
     }
     writer.durable = writer.last();
     writer.minimum_read_point = writer.records[89].span.end;
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
     (store, writer)
 }
 
@@ -67,7 +67,7 @@ fn next(store: &Store) -> NextState {
 
 fn checkpoint(store: &Store, log_end: LogPosition) -> Checkpoint {
     let replay_from = store.lock().replay_from;
-    Checkpoint { seal: 99, replay_from, log_end, segments: Vec::new(), files: Vec::new() }
+    Checkpoint { seal: 99, replay_from, log_end, segments: Vec::new(), absent: Vec::new(), files: Vec::new() }
 }
 
 /// A record that does nothing, at this place.

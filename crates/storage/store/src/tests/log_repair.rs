@@ -18,7 +18,7 @@ impl Fixture {
     fn append_from(&self, first: usize) -> Vec<BatchLocation> {
         let append = |record: &Written| {
             let batch = self.writer.batch(std::slice::from_ref(record));
-            let appended = self.store().append(&batch, Origin::Writer(self.writer.promise)).unwrap();
+            let appended = self.store().append(&batch, Origin::Writer(self.writer.promise), &[]).unwrap();
             self.store().sync(appended.sequence).unwrap();
             let state = self.store().lock();
             *state

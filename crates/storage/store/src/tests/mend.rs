@@ -139,7 +139,7 @@ impl Fixture {
         self.writer.durable = self.writer.last();
         self.writer.minimum_read_point = self.writer.durable.end;
         let batch = self.writer.batch(&self.writer.records[first..]);
-        let appended = self.store().append(&batch, Origin::Writer(self.writer.promise))?;
+        let appended = self.store().append(&batch, Origin::Writer(self.writer.promise), &[])?;
         self.store().sync(appended.sequence)
     }
 
@@ -367,7 +367,7 @@ fn a_new_page_whose_first_record_fails_is_found_by_those_who_drop_and_copy() {
     fixture.write(0).unwrap();
     let last = fixture.writer.records.len() - 1;
     let batch = fixture.writer.batch(&fixture.writer.records[last..]);
-    fixture.store().append(&batch, Origin::Writer(fixture.writer.promise)).unwrap();
+    fixture.store().append(&batch, Origin::Writer(fixture.writer.promise), &[]).unwrap();
     fixture.materialize();
     assert_eq!(fixture.read(1).unwrap(), None);
     assert_eq!(fixture.store().damage(), None, "the page is gone, and with it what was wrong");

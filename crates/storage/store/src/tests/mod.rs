@@ -5,6 +5,7 @@ mod damage;
 mod gather;
 mod invariants;
 mod log_repair;
+mod memberships;
 mod mend;
 mod model;
 mod pace;

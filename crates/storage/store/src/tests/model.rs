@@ -1,17 +1,21 @@
 //! Random histories against a model that keeps every version of everything.
 
+mod members;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use borealis_quorum::Promise;
+use borealis_quorum::segment::Standing;
 use borealis_types::{
     EpochOpening, GroupId, Lsn, META_GROUP, MetaKey, PageKey, RelationFork, ServerVersion, SlruKind,
     VolumeEpoch, WriterId,
 };
 use borealis_wire::{GroupTail, RelationSize};
 
+use self::members::{Members, MembersCoverage};
 use super::records::{
     TestEffect, Writer, Written, block, database, environment, fork, identity, mix, options, page_of,
 };
@@ -153,10 +157,13 @@ struct Coverage {
     records_cut_by_a_recovery: u64,
     /// Stores that were made of another one's segments.
     gathered: u64,
+    members: MembersCoverage,
 }
 
 struct Run {
     random: Random,
+    /// Which memberships there were, and what this node must have stored of them.
+    members: Members,
     disk: MemoryDisk,
     /// Where the store lies: a store that is made of another one's segments lies elsewhere.
     path: PathBuf,
@@ -182,9 +189,11 @@ impl Run {
         let disk = MemoryDisk::default();
         let path = PathBuf::from("/node");
         let store = Store::create_in(&on(&disk), &path, identity(3), options()).unwrap();
+        let members = Members::configure(&store);
         let writer = Writer::start(&store);
         Run {
             random: Random(seed),
+            members,
             disk,
             path,
             store: Some(store),
@@ -282,9 +291,9 @@ impl Run {
         let encoded = self.writer.batch(&batch);
         let again = self.random.chance(5);
         let origin = Origin::Writer(self.writer.promise);
-        let appended = self.store().append(&encoded, origin).unwrap();
+        let appended = self.store().append(&encoded, origin, &[]).unwrap();
         if again {
-            let repeated = self.store().append(&encoded, origin).unwrap();
+            let repeated = self.store().append(&encoded, origin, &[]).unwrap();
             assert_eq!(repeated.taken, 0, "the same batch was taken twice");
             assert_eq!(repeated.progress, appended.progress);
         }
@@ -315,7 +324,11 @@ impl Run {
     }
 
     fn read(&mut self) {
-        let summaries = self.store().summaries().unwrap();
+        let mut summaries = self.store().summaries().unwrap();
+        summaries.retain(|summary| self.is_full(summary.group));
+        if summaries.is_empty() {
+            return;
+        }
         let summary = &summaries[self.random.below(summaries.len() as u64) as usize];
         let (from, through) = (summary.minimum_read_point, summary.readable_through);
         if from > through {
@@ -399,17 +412,20 @@ impl Run {
         let parts = ["", "/log", "/segments", "/checkpoint.new"];
         let part = parts[self.random.below(parts.len() as u64) as usize];
         self.disk.fail(operation, part, self.random.below(4) as u32);
+        let frees = !self.store().lock().left_folders.is_empty();
         let failed_before = self.coverage.disk_failures;
         let batch = self.writer.batch(&self.delayed);
-        let appended = self.store().append(&batch, Origin::Writer(self.writer.promise));
+        let appended = self.store().append(&batch, Origin::Writer(self.writer.promise), &[]);
         let synced = appended.and_then(|appended| self.store().sync(appended.sequence));
         let materialized = self.store().materialize(Policy::Now);
         self.coverage.disk_failures = u64::from(self.disk.heal());
         if self.coverage.disk_failures > failed_before {
             // Log that nobody needs may stay for longer; and what an abandoned round left is synced for nobody when its
             // file has to be closed.
-            let may_be_silent =
-                operation == Operation::Rename || (operation == Operation::Sync && part != "/log");
+            // Folders of segments that left may stay for longer, too.
+            let may_be_silent = operation == Operation::Rename
+                || (operation == Operation::Sync && part != "/log")
+                || (operation == Operation::SyncFolder && frees);
             if !may_be_silent {
                 assert!(synced.is_err() || materialized.is_err(), "{operation:?} failed, and nobody said so");
             }
@@ -463,6 +479,7 @@ impl Run {
             self.disk.lose_power(|bound| random.below(bound));
         }
         self.reopen();
+        self.check_members();
         let summaries = self.store().summaries().unwrap();
         for summary in summaries {
             let synced = self.synced.get(&summary.group).copied().unwrap_or_default();
@@ -481,6 +498,9 @@ impl Run {
 
     /// Goes on with a store that is made of the segments of this one, as a node that replaces a lost one does.
     fn gather(&mut self) {
+        if !self.writer.placement.groups().all(|group| self.is_full(group)) {
+            return;
+        }
         self.coverage.gathered += 1;
         let before = self.store().summaries().unwrap();
         drop(self.store.take());
@@ -496,6 +516,8 @@ impl Run {
         self.path = path;
         self.reopen();
         assert_eq!(self.store().summaries().unwrap(), before, "what was promised and complete");
+        self.members.gathered();
+        self.check_members();
     }
 
     /// Brings records of earlier epochs as a peer would, so that the writer need not.
@@ -513,7 +535,11 @@ impl Run {
             }
             let batch = builder.finish();
             for group in self.writer.placement.groups() {
-                self.store().append(&batch, Origin::Peer(group)).unwrap();
+                // A segment that came asks for nothing before it has a history.
+                let known = self.store().with_segment(group, |segment| segment.history().newest_epoch());
+                if known.is_ok_and(|known| known >= run[0].epoch) {
+                    self.store().append(&batch, Origin::Peer(group), &[]).unwrap();
+                }
             }
         }
     }
@@ -532,14 +558,20 @@ impl Run {
         };
         let old = std::mem::replace(&mut writer.promise, promise);
         let store = self.store.as_ref().unwrap();
-        store.fence(promise).unwrap();
+        store.fence(promise, &[]).unwrap();
         let mut builder = borealis_wire::BatchBuilder::new(&borealis_wire::BatchHeader {
             volume_epoch: old.epoch,
             ..Default::default()
         });
-        if let Some(record) = writer.records.iter().find(|record| record.epoch == old.epoch) {
+        let concerns_a_segment =
+            |record: &&Written| record.links.iter().any(|link| store.standing(link.group) == Standing::Full);
+        let of_old = writer.records.iter().filter(|record| record.epoch == old.epoch);
+        if let Some(record) = of_old.into_iter().find(concerns_a_segment) {
             builder.push_form(record.span, record.form, &record.links, &record.bytes);
-            assert!(store.append(&builder.finish(), Origin::Writer(old)).is_err(), "fenced, and not refused");
+            assert!(
+                store.append(&builder.finish(), Origin::Writer(old), &[]).is_err(),
+                "fenced, and not refused"
+            );
         }
         let inside = writer.records.get(kept).is_some_and(|record| !record.form.part.begins_record());
         self.coverage.records_cut_by_a_recovery += u64::from(inside);
@@ -552,7 +584,7 @@ impl Run {
             .groups()
             .map(|group| GroupTail { group, last_end: writer.tail_at(group, Lsn::MAX) })
             .collect();
-        store.install(promise.writer, &writer.history, &tails).unwrap();
+        store.install(promise.writer, &writer.history, &tails, &[]).unwrap();
         for summary in store.summaries().unwrap() {
             assert!(summary.segment_complete_lsn <= writer.durable.end, "something survived the cut");
             self.synced.insert(summary.group, summary.segment_complete_lsn);
@@ -618,6 +650,7 @@ impl Run {
         self.coverage.log_files_freed += progress.log_files_freed;
         self.sync();
         self.check_regions();
+        self.check_folders(true);
     }
 
     /// Every region that was ever used is in use or free, and not both.
@@ -671,8 +704,11 @@ impl Run {
         if self.random.chance(10) {
             self.store().preparation.prepare().unwrap();
         }
-        match self.random.below(26) {
+        match self.random.below(31) {
             24 => self.damage(),
+            26 | 27 => self.change_members(),
+            28 => self.vote(),
+            29 | 30 => self.bring_base(),
             25 => self.heal(),
             0..7 => self.write(),
             7..13 => self.deliver(),
@@ -691,6 +727,7 @@ impl Run {
             _ => {}
         }
         assert_eq!(self.store().failure(), None);
+        self.check_members();
     }
 }
 
@@ -711,6 +748,7 @@ fn remember(total: &mut Coverage, run: &Coverage) {
     total.cut_records += run.cut_records;
     total.records_cut_by_a_recovery += run.records_cut_by_a_recovery;
     total.gathered += run.gathered;
+    total.members.add(&run.members);
 }
 
 fn runs(seeds: std::ops::Range<u64>, steps: usize) -> Coverage {
@@ -753,6 +791,7 @@ fn random_histories_read_as_the_model_does() {
         cut_records,
         records_cut_by_a_recovery,
         gathered,
+        members,
     } = total;
     let poisoned = disk_failures - disk_failures_passed;
     for happened in [
@@ -775,4 +814,5 @@ fn random_histories_read_as_the_model_does() {
     ] {
         assert!(happened > 0, "the runs do not cover everything");
     }
+    members.check();
 }

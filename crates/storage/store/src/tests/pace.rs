@@ -21,10 +21,10 @@ fn filled(path: &Path, pages: u32) -> (Store, Writer) {
     for number in 0..pages {
         writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
     }
-    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise), &[]).unwrap();
     writer.durable = writer.last();
     writer.minimum_read_point = writer.durable.end;
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
     let due = store.lock().applicable_record_bytes();
     drop(store);
     (reopen(path, due), writer)
@@ -82,7 +82,7 @@ fn a_group_with_many_pages_is_more_work_than_one_with_many_records() {
         }
         if at % 50 == 49 {
             store
-                .append(&writer.batch(&writer.records[3 * (at - 49)..]), Origin::Writer(writer.promise))
+                .append(&writer.batch(&writer.records[3 * (at - 49)..]), Origin::Writer(writer.promise), &[])
                 .unwrap();
             writer.durable = writer.last();
         }
@@ -147,7 +147,7 @@ fn an_append_that_was_held_back_goes_on_once_there_is_room() {
         let number = writer.records.len() as u32;
         writer.write(vec![TestEffect::Page(block(fork(1, 16_384), number))], false);
         let batch = writer.batch(&writer.records[number as usize..]);
-        store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
         writer.durable = writer.last();
         writer.minimum_read_point = writer.durable.end;
         writer.header()
@@ -161,12 +161,12 @@ fn an_append_that_was_held_back_goes_on_once_there_is_room() {
     let mut written = 0;
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            store.append(&BatchBuilder::new(&newest).finish(), Origin::Peer(GroupId(0))).unwrap();
+            store.append(&BatchBuilder::new(&newest).finish(), Origin::Peer(GroupId(0)), &[]).unwrap();
             is_over.store(true, Ordering::Relaxed);
         });
         wait_until_a_round_works(&store);
         // What the round under way leaves over, and from then on always something more.
-        store.note_positions(&newest).unwrap();
+        store.note_positions(&newest, &[]).unwrap();
         while store.backlog().share(&store.options) > 1.0 {
             std::thread::yield_now();
         }

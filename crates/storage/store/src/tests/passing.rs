@@ -37,14 +37,14 @@ impl OnDisk {
 
     fn deliver(&self, record: &Written) -> Result<(), StoreError> {
         let batch = self.writer.batch(std::slice::from_ref(record));
-        let appended = self.store.append(&batch, Origin::Writer(self.writer.promise))?;
+        let appended = self.store.append(&batch, Origin::Writer(self.writer.promise), &[])?;
         self.store.sync(appended.sequence)
     }
 
     fn make_all_durable(&mut self) {
         self.writer.durable = self.writer.last();
         self.writer.minimum_read_point = self.writer.durable.end;
-        self.store.note_positions(&self.writer.header()).unwrap();
+        self.store.note_positions(&self.writer.header(), &[]).unwrap();
     }
 
     /// Everything that was written is there, now and after a power loss.
@@ -160,9 +160,9 @@ fn a_nearly_full_disk_takes_promises_and_serves_reads_and_takes_redo_again_when_
     // Reads, and what a recovery needs.
     let lsn = node.writer.records[0].span.end;
     node.writer.durable = node.writer.records[0].span;
-    node.store.note_positions(&node.writer.header()).unwrap();
+    node.store.note_positions(&node.writer.header(), &[]).unwrap();
     node.store.read_page(GroupId(0), &block(fork(1, 16_384), 0), lsn).unwrap().unwrap();
-    node.store.fence(Promise { epoch: VolumeEpoch(1), writer: WriterId(11) }).unwrap();
+    node.store.fence(Promise { epoch: VolumeEpoch(1), writer: WriterId(11) }, &[]).unwrap();
     // A little more room is not enough, or it would change again and again.
     node.disk.set_available_bytes(1100);
     assert!(!node.store.check_space());
@@ -178,14 +178,14 @@ fn what_a_recovery_brings_leaves_half_of_the_room_that_is_kept_free() {
     let mut node = OnDisk::new(Options { free_space_min_bytes: Some(1000), ..options() });
     let history = node.store.with_segment(GroupId(0), |segment| segment.history().clone()).unwrap();
     let promise = Promise { epoch: VolumeEpoch(2), writer: WriterId(11) };
-    node.store.fence(promise).unwrap();
+    node.store.fence(promise, &[]).unwrap();
     let mut bring = |available_bytes| {
         node.disk.set_available_bytes(available_bytes);
         // More than a log file has room for.
         for _ in 0..100 {
             let record = node.record(0);
             let batch = node.writer.batch(std::slice::from_ref(&record));
-            node.store.repair(promise, GroupId(0), &history, &[batch])?;
+            node.store.repair(promise, GroupId(0), &history, &[batch], &[])?;
         }
         Ok(())
     };

@@ -81,7 +81,7 @@ fn who_brings_the_last_piece_puts_the_record_together_before_the_lock_is_taken()
     let (_folder, redo, store, writer, pages) = volume();
     for record in &writer.records {
         let batch = writer.batch(std::slice::from_ref(record));
-        store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
     }
     assert_eq!(*redo.was_free.lock().unwrap(), [true], "once, for both groups");
     assert_applied(&store, &writer, pages);
@@ -92,7 +92,7 @@ fn pieces_that_come_together_are_put_together_before_the_lock_is_taken_too() {
     for together in [2, 3] {
         let (_folder, redo, store, writer, pages) = volume();
         for records in writer.records.chunks(together) {
-            store.append(&writer.batch(records), Origin::Writer(writer.promise)).unwrap();
+            store.append(&writer.batch(records), Origin::Writer(writer.promise), &[]).unwrap();
         }
         assert_eq!(*redo.was_free.lock().unwrap(), [true]);
         assert_applied(&store, &writer, pages);
@@ -104,11 +104,11 @@ fn a_segment_that_has_other_pieces_puts_the_record_together_itself() {
     let (_folder, redo, store, writer, pages) = volume();
     let [first, middle, last] = &writer.records[..] else { panic!("three pieces") };
     let batch = |record| writer.batch(std::slice::from_ref(record));
-    store.append(&batch(first), Origin::Writer(writer.promise)).unwrap();
+    store.append(&batch(first), Origin::Writer(writer.promise), &[]).unwrap();
     // Each group's copy is elsewhere in the log.
-    store.append(&batch(middle), Origin::Peer(GroupId(0))).unwrap();
-    store.append(&batch(middle), Origin::Peer(GroupId(1))).unwrap();
-    store.append(&batch(last), Origin::Writer(writer.promise)).unwrap();
+    store.append(&batch(middle), Origin::Peer(GroupId(0)), &[]).unwrap();
+    store.append(&batch(middle), Origin::Peer(GroupId(1)), &[]).unwrap();
+    store.append(&batch(last), Origin::Writer(writer.promise), &[]).unwrap();
     assert_eq!(*redo.was_free.lock().unwrap(), [true, false], "what was learned is of group 0's pieces");
     assert_applied(&store, &writer, pages);
 }

@@ -232,8 +232,8 @@ impl Writer {
             last: RecordSpan::NONE,
             server_version: ServerVersion::NEWEST_TESTED,
         });
-        store.fence(promise).unwrap();
-        store.install(promise.writer, &history, &[]).unwrap();
+        store.fence(promise, &[]).unwrap();
+        store.install(promise.writer, &history, &[], &[]).unwrap();
         Writer {
             placement: store.identity().placement,
             promise,

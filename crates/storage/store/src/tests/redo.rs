@@ -33,7 +33,7 @@ fn concurrent_syncs_are_shared() {
                     let appended = {
                         let mut next = next.lock().unwrap();
                         let Some(batch) = next.next() else { return };
-                        store.append(batch, origin).unwrap()
+                        store.append(batch, origin, &[]).unwrap()
                     };
                     store.sync(appended.sequence).unwrap();
                     assert!(store.commit.durable() >= appended.sequence.0);
@@ -59,7 +59,7 @@ fn a_batch_that_is_known_in_part_and_out_of_order_is_taken_in_few_entries() {
     }
     let origin = Origin::Writer(writer.promise);
     for record in &writer.records {
-        plain.append(&writer.batch(std::slice::from_ref(record)), origin).unwrap();
+        plain.append(&writer.batch(std::slice::from_ref(record)), origin, &[]).unwrap();
     }
     let mixed = create(&paths[1], 3);
     assert_eq!(Writer::start(&mixed).promise, writer.promise);
@@ -67,18 +67,18 @@ fn a_batch_that_is_known_in_part_and_out_of_order_is_taken_in_few_entries() {
     let has = |record: &&Written| record.links.iter().any(|link| link.group == GroupId(1));
     let of_group: Vec<Written> = writer.records.iter().filter(has).cloned().collect();
     let known = &of_group[..of_group.len() / 2];
-    mixed.append(&writer.batch(known), Origin::Peer(GroupId(1))).unwrap();
+    mixed.append(&writer.batch(known), Origin::Peer(GroupId(1)), &[]).unwrap();
     let mut all = writer.records.clone();
     all.reverse();
     let entries = || mixed.counters.log_entries.load(Ordering::Relaxed);
     let before = entries();
-    let appended = mixed.append(&writer.batch(&all), origin).unwrap();
+    let appended = mixed.append(&writer.batch(&all), origin, &[]).unwrap();
     mixed.sync(appended.sequence).unwrap();
     // No more entries than there are sets of three groups.
     assert!((2..=7).contains(&(entries() - before)), "{} entries", entries() - before);
     writer.durable = writer.last();
-    plain.note_positions(&writer.header()).unwrap();
-    mixed.note_positions(&writer.header()).unwrap();
+    plain.note_positions(&writer.header(), &[]).unwrap();
+    mixed.note_positions(&writer.header(), &[]).unwrap();
     let same = |mixed: &crate::Store| {
         for (one, other) in plain.summaries().unwrap().iter().zip(mixed.summaries().unwrap()) {
             assert_eq!(one.segment_complete_lsn, other.segment_complete_lsn);
@@ -102,23 +102,23 @@ fn an_older_writer_is_fenced_and_a_promise_survives_a_restart() {
     writer.write(page(0), false);
     let batch = writer.batch(&writer.records);
     let newer = Promise { epoch: VolumeEpoch(7), writer: WriterId(5) };
-    store.fence(newer).unwrap();
+    store.fence(newer, &[]).unwrap();
     let refused = |result: Result<(), StoreError>| {
         matches!(result, Err(StoreError::Refused(Refusal::Fenced(VolumeEpoch(7)))))
     };
-    assert!(refused(store.append(&batch, Origin::Writer(writer.promise)).map(drop)));
+    assert!(refused(store.append(&batch, Origin::Writer(writer.promise), &[]).map(drop)));
     drop(store);
     let store = open(&path).unwrap();
-    assert!(refused(store.append(&batch, Origin::Writer(writer.promise)).map(drop)));
+    assert!(refused(store.append(&batch, Origin::Writer(writer.promise), &[]).map(drop)));
     let rival = Promise { epoch: VolumeEpoch(7), writer: WriterId(6) };
-    assert!(refused(store.fence(rival).map(drop)));
+    assert!(refused(store.fence(rival, &[]).map(drop)));
     assert!(refused(
         store
-            .install(writer.promise.writer, &writer.history, &[])
+            .install(writer.promise.writer, &writer.history, &[], &[])
             .map(drop)
             .map_err(|error| { StoreError::Refused(error.to_refusal()) })
     ));
-    store.fence(newer).unwrap();
+    store.fence(newer, &[]).unwrap();
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_full_index_is_emptied_before_more_is_taken() {
             writer.write(page(number), false);
         }
         let batch = writer.batch(&writer.records[first..]);
-        store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
         writer.durable = writer.last();
         writer.minimum_read_point = writer.durable.end;
         for group in writer.placement.groups() {
@@ -163,7 +163,7 @@ fn a_materializer_that_is_kept_from_its_work_cannot_make_the_log_grow_for_ever()
         for number in 0..20 {
             writer.write(page(number), false);
         }
-        store.append(&writer.batch(&writer.records[first..]), Origin::Writer(writer.promise)).unwrap();
+        store.append(&writer.batch(&writer.records[first..]), Origin::Writer(writer.promise), &[]).unwrap();
         writer.durable = writer.last();
         writer.minimum_read_point = writer.durable.end;
         highest = highest.max(unapplied());
@@ -186,10 +186,10 @@ fn what_is_dropped_makes_room_for_what_comes_after() {
         if round > 0 {
             writer.write(vec![TestEffect::Drop(fork(1, 20_000 + round - 1).locator)], false);
         }
-        store.append(&writer.batch(&writer.records[first..]), Origin::Writer(writer.promise)).unwrap();
+        store.append(&writer.batch(&writer.records[first..]), Origin::Writer(writer.promise), &[]).unwrap();
         writer.durable = writer.last();
         writer.minimum_read_point = writer.durable.end;
-        store.note_positions(&writer.header()).unwrap();
+        store.note_positions(&writer.header(), &[]).unwrap();
         assert!(store.materialize(Policy::Now).unwrap().advanced);
         if round == 15 {
             drop(store);
@@ -225,7 +225,7 @@ fn a_peer_that_is_gone_does_not_make_every_append_a_checkpoint() {
         let first = writer.records.len();
         writer.write(page(number as u32 % 20), false);
         let batch = writer.batch(&writer.records[first..]);
-        store.append(&batch, Origin::Writer(writer.promise)).unwrap();
+        store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
         writer.durable = writer.last();
         writer.minimum_read_point = writer.durable.end;
         store.materialize(Policy::IfDue).unwrap();
@@ -267,9 +267,9 @@ fn a_page_with_many_records_is_prepared_for_its_reader() {
     for _ in 0..1100 {
         writer.write(page(0), false);
     }
-    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise), &[]).unwrap();
     writer.durable = writer.last();
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
     // Nothing can be materialized, because someone may still read at the beginning.
     assert!(!store.materialize(Policy::Now).unwrap().advanced);
     let before = store.counters.records_applied_for_reads.load(Ordering::Relaxed);
@@ -289,9 +289,9 @@ fn counters_with_many_records_are_prepared_for_their_reader() {
     for number in 0..100 {
         writer.write(page(number % 3), false);
     }
-    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise), &[]).unwrap();
     writer.durable = writer.last();
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
     let read = |store: &crate::Store, lsn| store.read_meta(&MetaKey::Counters, lsn).unwrap();
     let (early, late) = (writer.records[40].span.end, writer.last().end);
     let expected = (read(&store, early), read(&store, late));
@@ -317,9 +317,9 @@ fn counters_are_prepared_although_the_newest_records_are_of_other_groups() {
     let of_other = |&number: &u32| writer.placement.group_of(&block(fork(1, 16_384), number)) == GroupId(1);
     let other = (0..).find(of_other).expect("the pages are spread over the groups");
     writer.write(page(other), false);
-    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise), &[]).unwrap();
     writer.durable = writer.last();
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
     let read = |lsn| store.read_meta(&MetaKey::Counters, lsn).unwrap();
     let expected = (read(newest), read(writer.last().end));
     store.materialize(Policy::IfDue).unwrap();
@@ -337,9 +337,9 @@ fn a_record_that_names_a_value_twice_changes_it_once() {
     let key = MetaKey::RelationMap(super::records::database(5));
     let lsn =
         writer.write(vec![TestEffect::Meta(key.clone()), TestEffect::Meta(key.clone())], false).span.end;
-    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise)).unwrap();
+    store.append(&writer.batch(&writer.records), Origin::Writer(writer.promise), &[]).unwrap();
     writer.durable = writer.last();
-    store.note_positions(&writer.header()).unwrap();
+    store.note_positions(&writer.header(), &[]).unwrap();
     let hash = super::records::mix(0, lsn);
     let expected = (!hash.is_multiple_of(5)).then(|| hash.to_le_bytes().to_vec());
     assert_eq!(store.read_meta(&key, lsn).unwrap(), expected);
@@ -370,7 +370,7 @@ fn reads_are_exact_while_pages_are_overwritten_and_log_files_reused() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for batch in &batches {
-                let appended = store.append(batch, Origin::Writer(writer.promise)).unwrap();
+                let appended = store.append(batch, Origin::Writer(writer.promise), &[]).unwrap();
                 // The others get their turn meanwhile.
                 store.sync(appended.sequence).unwrap();
             }
@@ -432,14 +432,14 @@ fn hostile_batches_never_panic_and_bring_no_positions() {
             // Where records stand is the sender's word, which the frame's checksum covers; the positions in the
             // header count from the writer only.
             let origin = if origins[origin] == origins[0] { origins[1] } else { origins[origin] };
-            let _ = store.append(&bytes, origin);
+            let _ = store.append(&bytes, origin, &[]);
             Ok(())
         })
         .unwrap();
     runner
         .run(&prop::collection::vec(any::<u8>(), 0..200), |bytes| {
-            let _ = store.append(&bytes, origins[0]);
-            let _ = store.append(&bytes, origins[1]);
+            let _ = store.append(&bytes, origins[0], &[]);
+            let _ = store.append(&bytes, origins[1], &[]);
             Ok(())
         })
         .unwrap();

@@ -49,8 +49,8 @@ impl Two {
         let (source, lagging) = (create(&MemoryDisk::default()), create(&disk));
         let writer = Writer::start(&source);
         let mut two = Two { source, lagging: Some(lagging), disk, writer, seed };
-        two.lagging().fence(two.writer.promise).unwrap();
-        two.lagging().install(two.writer.promise.writer, &two.writer.history, &[]).unwrap();
+        two.lagging().fence(two.writer.promise, &[]).unwrap();
+        two.lagging().install(two.writer.promise.writer, &two.writer.history, &[], &[]).unwrap();
         two.write(shared);
         two.deliver(0, true);
         two.announce(true);
@@ -103,7 +103,7 @@ impl Two {
     fn deliver(&self, first: usize, to_both: bool) {
         let batch = self.writer.batch(&self.writer.records[first..]);
         for store in [Some(&self.source), self.lagging.as_ref().filter(|_| to_both)].into_iter().flatten() {
-            let appended = store.append(&batch, Origin::Writer(self.writer.promise)).unwrap();
+            let appended = store.append(&batch, Origin::Writer(self.writer.promise), &[]).unwrap();
             store.sync(appended.sequence).unwrap();
         }
     }
@@ -112,9 +112,9 @@ impl Two {
     fn announce(&mut self, to_both: bool) {
         self.writer.durable = self.writer.last();
         self.writer.minimum_read_point = self.writer.durable.end;
-        self.source.note_positions(&self.writer.header()).unwrap();
+        self.source.note_positions(&self.writer.header(), &[]).unwrap();
         if to_both {
-            self.lagging().note_positions(&self.writer.header()).unwrap();
+            self.lagging().note_positions(&self.writer.header(), &[]).unwrap();
         }
     }
 
@@ -439,7 +439,7 @@ fn a_refill_that_is_needed_no_more_lets_rounds_go_on() {
     assert!(two.lagging().is_refilling(group), "it lacks records still");
     // A peer had them after all.
     let batch = two.writer.batch(&two.writer.records);
-    two.lagging().append(&batch, Origin::Writer(two.writer.promise)).unwrap();
+    two.lagging().append(&batch, Origin::Writer(two.writer.promise), &[]).unwrap();
     two.lagging().end_refill_if_needless(group).unwrap();
     assert!(!two.lagging().is_refilling(group));
     two.lagging().materialize(Policy::Now).unwrap();

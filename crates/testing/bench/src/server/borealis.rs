@@ -11,9 +11,9 @@ use borealis_store::{Options, Policy, Store};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Environment, Memory, free_port};
-use crate::cleanup::{self, Item};
+use super::{Environment, Memory};
 use crate::processes::Role;
+use borealis_testbed::cleanup::{self, Item};
 
 /// Longest wait for nodes that were away to have everything.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -37,7 +37,7 @@ impl Borealis {
         let cluster = Borealis {
             program: environment.borealis.clone(),
             directory: directory.to_owned(),
-            port: free_port()?,
+            port: borealis_testbed::free_port()?,
             cleanup: cleanup.clone(),
         };
         cleanup::add(cleanup);

@@ -5,7 +5,6 @@ mod forgetting;
 mod stock;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ pub use stock::Stock;
 
 use crate::model::System;
 use crate::processes::Role;
-use crate::sql::Connection;
+use borealis_testbed::sql::Connection;
 
 /// Longest wait for an answer. A statement that takes longer is not part of any measurement.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -166,14 +165,6 @@ fn wal_counters(port: u16) -> anyhow::Result<BTreeMap<String, f64>> {
     let row = rows.first().context("pg_stat_wal is empty")?;
     let values = row.iter().map(|value| value.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0.0));
     Ok(names.iter().map(|name| (*name).to_owned()).zip(values).collect())
-}
-
-/// A port that was free a moment ago.
-///
-/// # Errors
-/// When there is none.
-pub fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// The end of a log file, for a message.

@@ -10,10 +10,10 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 
 use super::forgetting::Forgetting;
-use super::{Environment, Memory, connect, free_port, log_tail, wait_for_answer};
-use crate::cleanup::{self, Item};
+use super::{Environment, Memory, connect, log_tail, wait_for_answer};
 use crate::model::System;
 use crate::processes::{self, Role};
+use borealis_testbed::cleanup::{self, Item};
 
 /// How many standbys B has. Three of them must have a commit: with the primary, four of six.
 const STANDBYS: usize = 5;
@@ -65,7 +65,7 @@ impl Stock {
             environment: environment.clone(),
             system,
             folder: folder.to_owned(),
-            port: free_port()?,
+            port: borealis_testbed::free_port()?,
             memory: Memory::SharedBuffers,
             settings: Vec::new(),
             child: None,

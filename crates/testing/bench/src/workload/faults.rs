@@ -11,12 +11,12 @@ use nix::sys::signal::Signal;
 
 use super::{end_round, from_outcome, initialize, load, start, warm_up};
 use crate::Bench;
-use crate::cleanup::{self, Item};
 use crate::durability::Appended;
 use crate::model::{Event, Measurement, System};
 use crate::pgbench::{Load, Outcome, Sample, Script, now_us};
 use crate::server::{Borealis, Server};
 use crate::workload_names::FAULTS;
+use borealis_testbed::cleanup::{self, Item};
 
 const NAME: &str = "faults";
 const CLIENTS: u32 = 8;

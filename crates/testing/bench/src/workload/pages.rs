@@ -31,9 +31,9 @@ use super::start;
 use crate::Bench;
 use crate::model::{Measurement, System};
 use crate::server::{Borealis, Server, forget_file, forget_files};
-use crate::sql::Connection;
 use crate::statistics::{distribution, percentile};
 use crate::workload_names::{PAGE_BEHIND, PAGE_IN_MEMORY, PAGE_ON_DISK};
+use borealis_testbed::sql::Connection;
 
 const NAME: &str = "pages";
 const PAGE_IN_SYSTEM_CACHE: &str = "in the operating system's cache";

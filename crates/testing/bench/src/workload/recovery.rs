@@ -6,12 +6,12 @@ use nix::sys::signal::Signal;
 
 use super::{initialize, load, start};
 use crate::Bench;
-use crate::cleanup;
 use crate::ledger::Ledger;
 use crate::model::{DurabilityCheck, Event, Measurement, System};
 use crate::pgbench::{Load, Script, now_us};
 use crate::server::{Borealis, Server, connect, wait_for_answer};
 use crate::workload_names::SIZES;
+use borealis_testbed::cleanup;
 
 const NAME: &str = "recovery";
 const CLIENTS: u32 = 8;

@@ -1,4 +1,4 @@
-//! Refilling segments that no peer's log continues: pages as of a durable point, from all peers that have them.
+//! Refilling segments that no peer's log continues, and filling those that are joining: pages as of a durable point, from all peers that have them.
 //!
 //! What is asked of whom, and what is believed, is in [`plan`]; the connections are in [`sources`]; how it gets to disk, and
 //! how the segment goes on from there, is the store's matter (`borealis_store::Refill`). Here is the thread that does one
@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use borealis_client::Credentials;
-use borealis_quorum::segment::Segment;
-use borealis_spec::{Membership, NodeAddress, NodeConfig};
+use borealis_quorum::segment::{Segment, Standing};
+use borealis_spec::NodeConfig;
 use borealis_store::{Refill, Store, StoreError};
 use borealis_types::{GroupId, META_GROUP, NodeId, PAGE_SIZE, ReadPoint, VolumeId};
 
@@ -29,6 +29,8 @@ use self::sources::Sources;
 use super::known::Known;
 use super::pull::{CatchUpError, Puller};
 use crate::materializer::lower_priority;
+use crate::members::Members;
+use crate::metrics::{Metrics, add};
 
 /// Between two looks at whether a segment is cut off.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -67,20 +69,20 @@ impl From<StoreError> for RefillError {
 pub(crate) struct Refiller {
     volume: VolumeId,
     node: NodeId,
-    peers: Vec<NodeAddress>,
-    groups: Membership,
+    members: Arc<Members>,
     credentials: Option<Arc<Credentials>>,
     bytes_per_second: u64,
     store: Arc<Store>,
     known: Arc<Known>,
     refills: Arc<Refills>,
+    metrics: Arc<Metrics>,
     puller: Puller,
 }
 
 impl Refiller {
     pub(crate) fn new(
         config: &NodeConfig,
-        known: &Arc<Known>,
+        (known, members): (&Arc<Known>, &Arc<Members>),
         refills: &Arc<Refills>,
         puller: Puller,
         credentials: Option<Arc<Credentials>>,
@@ -88,13 +90,13 @@ impl Refiller {
         Refiller {
             volume: config.volume,
             node: config.node,
-            peers: config.peers.clone(),
-            groups: config.groups.clone(),
+            members: Arc::clone(members),
             credentials,
             bytes_per_second: config.refill_bytes_per_second,
             store: Arc::clone(&puller.store),
             known: Arc::clone(known),
             refills: Arc::clone(refills),
+            metrics: Arc::clone(&puller.metrics),
             puller,
         }
     }
@@ -105,16 +107,14 @@ impl Refiller {
         let mut failed: BTreeMap<GroupId, (Instant, Duration)> = BTreeMap::new();
         let mut seen_wakes = 0;
         while self.known.wait(&mut seen_wakes, INTERVAL, false) {
-            let cut_off: Vec<GroupId> = self
-                .store
-                .identity()
-                .groups
-                .iter()
-                .copied()
-                .filter(|&group| self.is_cut_off(group))
-                .collect();
-            self.refills.note_cut_off(&cut_off);
-            for group in cut_off {
+            let here = self.store.groups().into_iter();
+            let waiting: Vec<GroupId> =
+                here.filter(|&group| self.is_joining(group) || self.is_cut_off(group)).collect();
+            self.refills.note_cut_off(&waiting);
+            for group in waiting {
+                if self.is_joining(group) && !self.may_join(group) {
+                    continue;
+                }
                 let waits = |(when, pause): &(Instant, Duration)| when.elapsed() < *pause;
                 if failed.get(&group).is_some_and(waits) {
                     continue;
@@ -122,6 +122,10 @@ impl Refiller {
                 match self.refill(group) {
                     Ok(()) => drop(failed.remove(&group)),
                     Err(RefillError::Stopping) => return,
+                    Err(_) if self.store.standing(group) == Standing::Absent => {
+                        tracing::info!(%group, "a refill ended: the segment left");
+                        failed.remove(&group);
+                    }
                     Err(error) => {
                         let pause = failed
                             .get(&group)
@@ -132,6 +136,13 @@ impl Refiller {
                 }
             }
         }
+    }
+
+    /// Whether a segment that is joining may take its base now: it knows a point, and has heard what so many others know to be
+    /// durable that it is not an old one.
+    fn may_join(&self, group: GroupId) -> bool {
+        self.store.lacks_durable_records(group)
+            && (self.store.is_refilling(group) || self.known.proof.is_heard(group))
     }
 
     /// Whether a segment is to be refilled. Ends a refill that is not needed any more.
@@ -151,25 +162,34 @@ impl Refiller {
     }
 
     fn refill(&self, group: GroupId) -> Result<(), RefillError> {
-        let begun = Instant::now();
-        let Some(refill) = self.store.refill(group)? else { return Ok(()) };
+        let (begun, was_joining) = (Instant::now(), self.is_joining(group));
+        let Some(refill) = self.store.refill(group)? else {
+            // If a segment that was joining needed nothing, its writer has not heard of it.
+            self.puller.jump(group, || Ok(()))?;
+            self.note_if_joined(group, was_joining, begun);
+            return Ok(());
+        };
         if refill.is_whole() {
             self.puller.jump(group, || refill.finish_whole())?;
-            self.known.note_refilled(group);
-            self.refills.note_refilled(group);
+            self.note_refilled(group, was_joining, begun);
             return Ok(());
         }
         let mut sources = Sources::new(self.volume, self.node, group, self.credentials.clone());
         let Some(at) = self.refill_from(refill, group, &mut sources)? else { return Ok(()) };
-        self.known.note_refilled(group);
-        self.refills.note_refilled(group);
         tracing::info!(%group, lsn = %at.lsn, seconds = begun.elapsed().as_secs_f32(), "a segment was refilled from peers");
+        self.note_refilled(group, was_joining, begun);
         // The records since then come from the peers' logs.
         self.known.wake();
         if self.wait_for_chain(group) {
             sources.release(at);
         }
         Ok(())
+    }
+
+    fn note_refilled(&self, group: GroupId, was_joining: bool, begun: Instant) {
+        self.known.note_refilled(group);
+        self.refills.note_refilled(group);
+        self.note_if_joined(group, was_joining, begun);
     }
 
     /// Brings everything, and lets the segment go on from there. Returns as of where; `None` if it is not needed any more.
@@ -179,11 +199,11 @@ impl Refiller {
         group: GroupId,
         sources: &mut Sources,
     ) -> Result<Option<ReadPoint>, RefillError> {
-        let (mut peers, mut pages) = sources.pin_all(self.members(group), refill.at()?);
+        let (mut peers, mut pages) = sources.pin_all(&self.members.others(group), refill.at()?);
         if peers.len() < 2 {
             // What was begun, perhaps before a restart, cannot be had any more.
             refill.begin_again()?;
-            (peers, pages) = sources.pin_all(self.members(group), refill.at()?);
+            (peers, pages) = sources.pin_all(&self.members.others(group), refill.at()?);
         }
         let at = refill.at()?;
         self.refills.begin(group, pages);
@@ -270,7 +290,19 @@ impl Refiller {
         false
     }
 
-    fn members(&self, group: GroupId) -> impl Iterator<Item = &NodeAddress> {
-        self.peers.iter().filter(move |peer| self.groups.is_member(peer.node, group))
+    fn is_joining(&self, group: GroupId) -> bool {
+        self.store.standing(group) == Standing::Joining
+    }
+
+    /// Says that a segment has everything of its group from now on, and lets whoever waits for it hear that.
+    fn note_if_joined(&self, group: GroupId, was_joining: bool, begun: Instant) {
+        if !was_joining || self.store.standing(group) != Standing::Full {
+            return;
+        }
+        add(&self.metrics.segments_joined, 1);
+        self.known.note_refilled(group);
+        let seconds = begun.elapsed().as_secs_f32();
+        tracing::info!(node = %self.node, %group, seconds, "a segment has everything of its group, and counts from now on");
+        self.known.wake();
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use borealis_types::{GroupId, PAGE_SIZE};
+use borealis_wire::RefillProgress;
 
 /// The rate that is shown is that of about this long.
 const RATE_OVER: Duration = Duration::from_secs(2);
@@ -71,6 +72,18 @@ impl Refills {
         state.finished += 1;
     }
 
+    /// How far each segment is.
+    pub(crate) fn progress(&self) -> Vec<RefillProgress> {
+        let page = PAGE_SIZE as u64;
+        let progress = |(group, (done, all)): (&GroupId, &(u64, u64))| RefillProgress {
+            group: *group,
+            done_bytes: *done * page,
+            // Peers count what they have in pages; what is only in their log may make it more.
+            total_bytes: if *all == 0 { 0 } else { (*all).max(*done) * page },
+        };
+        self.lock().groups.iter().map(progress).collect()
+    }
+
     /// The node's metrics about it; see `metrics.rs` for what each means.
     pub(crate) fn metrics(&self) -> [(&'static str, u64); 6] {
         let state = self.lock();
@@ -130,6 +143,9 @@ mod tests {
         let page = PAGE_SIZE as u64;
         assert_eq!((metrics["refill_groups"], metrics["refill_fetched_bytes"]), (2, 8192));
         assert_eq!((metrics["refill_done_bytes"], metrics["refill_total_bytes"]), (40 * page, 100 * page));
+        let waits = RefillProgress { group: GroupId(2), done_bytes: 0, total_bytes: 0 };
+        let begun = RefillProgress { group: GroupId(0), done_bytes: 40 * page, total_bytes: 100 * page };
+        assert_eq!(refills.progress(), [begun, waits]);
         refills.note_refilled(GroupId(0));
         refills.note_cut_off(&[]);
         let metrics: BTreeMap<_, _> = refills.metrics().into();

@@ -45,11 +45,7 @@ impl Sources {
 
     /// Pins `at` on every peer that can. Returns these, and the most pages that one of two says there are: one alone may
     /// say anything.
-    pub(super) fn pin_all<'a>(
-        &mut self,
-        peers: impl Iterator<Item = &'a NodeAddress>,
-        at: ReadPoint,
-    ) -> (Vec<NodeId>, u64) {
+    pub(super) fn pin_all(&mut self, peers: &[NodeAddress], at: ReadPoint) -> (Vec<NodeId>, u64) {
         let mut pages = Vec::new();
         let mut pinned = Vec::new();
         let group = self.group;

@@ -25,7 +25,7 @@ impl Fixture {
         self.writer.minimum_read_point = self.writer.durable.end;
         for record in &self.writer.records[first..] {
             let batch = self.writer.batch(std::slice::from_ref(record));
-            let appended = self.store().append(&batch, Origin::Writer(self.writer.promise)).unwrap();
+            let appended = self.store().append(&batch, Origin::Writer(self.writer.promise), &[]).unwrap();
             self.store().sync(appended.sequence).unwrap();
         }
     }
@@ -154,7 +154,7 @@ fn assert_put_off(fixture: &mut Fixture) {
     let first = fixture.writer.records.len();
     fixture.writer.write(vec![TestEffect::Page(page(0))], false);
     let batch = fixture.writer.batch(&fixture.writer.records[first..]);
-    let refused = fixture.store().append(&batch, Origin::Writer(fixture.writer.promise)).unwrap_err();
+    let refused = fixture.store().append(&batch, Origin::Writer(fixture.writer.promise), &[]).unwrap_err();
     assert!(matches!(refused.to_refusal(), Refusal::NotNow(_)), "{refused}");
     let _ = fixture.store().materialize(Policy::Now);
     let group = usize::from(fixture.group(0).0);
@@ -194,7 +194,7 @@ fn a_record_that_waited_and_cannot_be_read_back_waits_until_it_can() {
     fixture.deliver(first + 1);
     fixture.disk.keep_failing(Operation::Read, "/log/", EIO);
     let batch = fixture.writer.batch(&fixture.writer.records[first..=first]);
-    fixture.store().append(&batch, Origin::Writer(fixture.writer.promise)).unwrap();
+    fixture.store().append(&batch, Origin::Writer(fixture.writer.promise), &[]).unwrap();
     assert_put_off(&mut fixture);
     fixture.disk.heal();
     // Nobody writes: the next look for work is enough.
@@ -246,7 +246,7 @@ fn what_failed_in_a_record_ends_with_its_last_piece() {
     fixture.writer.cut_last(3);
     for record in &fixture.writer.records[first..] {
         let batch = fixture.writer.batch(std::slice::from_ref(record));
-        fixture.store().append(&batch, Origin::Writer(fixture.writer.promise)).unwrap();
+        fixture.store().append(&batch, Origin::Writer(fixture.writer.promise), &[]).unwrap();
     }
     assert!(fixture.store().failure().is_some());
     // A recovery that knew only the first two pieces.

@@ -38,8 +38,7 @@ impl Connection {
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         let mut startup = PROTOCOL_VERSION.to_be_bytes().to_vec();
-        startup
-            .extend_from_slice(b"user\0postgres\0database\0postgres\0application_name\0borealis-bench\0\0");
+        startup.extend_from_slice(b"user\0postgres\0database\0postgres\0application_name\0borealis\0\0");
         let mut connection = Connection { stream: BufReader::new(stream) };
         let length = u32::try_from(startup.len() + 4).expect("a short message");
         connection.stream.get_mut().write_all(&[&length.to_be_bytes()[..], &startup].concat())?;

@@ -1,0 +1,147 @@
+//! Carries faults out, and ends those that last.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use borealis_testbed::cleanup::{self, Item};
+use nix::sys::signal::Signal;
+
+use crate::cluster::{Cluster, Seen, kill};
+use crate::plan::Fault;
+
+/// How something that lasts ends.
+#[derive(Debug)]
+enum Ending {
+    /// SIGCONT.
+    Continue(u32),
+    /// `borealis az start`.
+    StartZone(String),
+}
+
+/// What was done so far, and what has to be ended.
+#[derive(Debug, Default)]
+pub struct Inflicted {
+    /// Processes that were killed.
+    pub kills: u64,
+    /// How often each kind of fault was carried out.
+    pub by_kind: BTreeMap<&'static str, u64>,
+    /// Directories of nodes that were deleted.
+    pub lost_directories: u64,
+    endings: Vec<(Instant, Ending)>,
+}
+
+impl Inflicted {
+    /// Does it, as far as there is something to do it to. Returns whether anything was done.
+    ///
+    /// # Errors
+    /// When a directory cannot be deleted.
+    pub fn inflict(&mut self, cluster: &Cluster, seen: &Seen, fault: &Fault) -> anyhow::Result<bool> {
+        let done = match fault {
+            Fault::KillNodes(nodes) => {
+                self.kill_all(nodes.iter().filter_map(|&node| seen.node_process(node)))
+            }
+            Fault::KillZone(zone, pause) => {
+                let nodes = seen.nodes_of_zone(zone);
+                // Not by its watcher: so long as the zone is away, nobody starts its nodes.
+                let killed = cluster.command(&["az", "kill", zone]).is_ok();
+                self.kills += if killed { nodes.len() as u64 } else { 0 };
+                self.end_after(*pause, Ending::StartZone(zone.clone()));
+                killed
+            }
+            Fault::LoseNodes(nodes) => self.lose(cluster, seen, nodes)?,
+            Fault::StopNode(node, pause) => self.stop(seen.node_process(*node), *pause),
+            Fault::StopDriver(pause) => self.stop(seen.driver_process(), *pause),
+            Fault::KillServer => self.kill_all(seen.server_process().into_iter()),
+            Fault::KillDriver => self.kill_all(seen.driver_process().into_iter()),
+            Fault::KillController => self.kill_all(seen.controller_process().into_iter()),
+            Fault::LoseInstance => self.lose_instance(cluster, seen)?,
+        };
+        if done {
+            *self.by_kind.entry(fault.kind()).or_default() += 1;
+        }
+        Ok(done)
+    }
+
+    /// Ends what has lasted long enough; everything, if `all`.
+    pub fn end_due(&mut self, cluster: &Cluster, all: bool) {
+        let now = Instant::now();
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.endings).into_iter().partition(|(at, _)| all || *at <= now);
+        self.endings = later;
+        for (_, ending) in due {
+            match ending {
+                Ending::Continue(process) => {
+                    cleanup::signal(process, Signal::SIGCONT);
+                    cleanup::remove(&Item::Frozen(process));
+                }
+                Ending::StartZone(zone) => {
+                    if cluster.command(&["az", "start", &zone]).is_err() {
+                        // Another command is at work, or a node of it does not start at once: again in a moment.
+                        self.end_after(Duration::from_millis(500), Ending::StartZone(zone));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether something still has to be ended.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        !self.endings.is_empty()
+    }
+
+    fn end_after(&mut self, pause: Duration, ending: Ending) {
+        self.endings.push((Instant::now() + pause, ending));
+    }
+
+    fn kill_all(&mut self, processes: impl Iterator<Item = u32>) -> bool {
+        let before = self.kills;
+        for process in processes {
+            kill(process);
+            self.kills += 1;
+        }
+        self.kills > before
+    }
+
+    fn stop(&mut self, process: Option<u32>, pause: Duration) -> bool {
+        let Some(process) = process else { return false };
+        cleanup::add(Item::Frozen(process));
+        cleanup::signal(process, Signal::SIGSTOP);
+        self.end_after(pause, Ending::Continue(process));
+        true
+    }
+
+    /// Kills the instance and deletes all that it had. It is started by command later, for nobody wants it to run now.
+    fn lose_instance(&mut self, cluster: &Cluster, seen: &Seen) -> anyhow::Result<bool> {
+        if cluster.command(&["instance", "kill"]).is_err() {
+            return Ok(false);
+        }
+        self.kills += 2;
+        for folder in [Some(cluster.instance_folder()), seen.data_folder()].into_iter().flatten() {
+            delete(&folder)?;
+        }
+        Ok(true)
+    }
+
+    /// Kills nodes and deletes all that they had.
+    fn lose(&mut self, cluster: &Cluster, seen: &Seen, nodes: &[u16]) -> anyhow::Result<bool> {
+        for &node in nodes {
+            self.kill_all(seen.node_process(node).into_iter());
+            delete(&cluster.node_folder(node))?;
+            self.lost_directories += 1;
+        }
+        Ok(true)
+    }
+}
+
+/// Deletes a folder, which a process may still write to while it dies.
+fn delete(folder: &Path) -> anyhow::Result<()> {
+    for _ in 0..50 {
+        if std::fs::remove_dir_all(folder).is_ok() || !folder.exists() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    anyhow::bail!("cannot delete {}", folder.display())
+}

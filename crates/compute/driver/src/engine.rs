@@ -180,6 +180,15 @@ impl Transport for ReadLines<'_> {
     }
 }
 
+/// The tenure of the writer that a recovery made, `age` after the recovery was last certain that it has no successor.
+fn tenure_of(config: &Configured, outcome: &Outcome, members: &[QuorumSets], age: Duration) -> Tenure {
+    let limits = TenureLimits {
+        lease: Duration::from_millis(config.tuning.lease_ms),
+        outvoted: Duration::from_millis(config.tuning.outvoted_ms),
+    };
+    Tenure::new(outcome.promise.epoch, members.to_vec(), limits, Duration::ZERO, age)
+}
+
 impl Engine {
     /// An engine for the writer that a recovery made through the members of these memberships. `next_xid` is the first
     /// transaction id that the volume's counters do not know to be used.
@@ -200,19 +209,9 @@ impl Engine {
             .server_version_of(epoch)
             .expect("invariant \"one release per record\": a recovery's history ends with its own opening");
         let tuning = &config.tuning;
-        let tenure_limits = TenureLimits {
-            lease: Duration::from_millis(tuning.lease_ms),
-            outvoted: Duration::from_millis(tuning.outvoted_ms),
-        };
-        // The clock of the engine begins with the lease: when the recovery was last certain that there is no successor.
+        // The clock of the engine begins with the lease.
         let started = now.checked_sub(outcome.confirmed_before).unwrap_or(now);
-        let tenure = Tenure::new(
-            epoch,
-            members.clone(),
-            tenure_limits,
-            Duration::ZERO,
-            now.saturating_duration_since(started),
-        );
+        let tenure = tenure_of(&config, &outcome, &members, now.saturating_duration_since(started));
         let tracker = WriterTracker::new(epoch, members, outcome.durable, &outcome.tails);
         let limits = ShipperLimits {
             batches_in_flight: tuning.batches_in_flight,

@@ -144,7 +144,7 @@ fn every_deliberate_defect_is_caught() {
         (Defect::RecordsOnOneWord, 200, ""),
         (Defect::EndsAtFirstRefusal, 50, "nodes left to it"),
         (Defect::ReplacedOnOneWord, 50, "ended as replaced"),
-        (Defect::LeaseIgnored, 1000, "goes on, though"),
+        (Defect::LeaseIgnored, 200, "goes on, though"),
         (Defect::CutRecordsApply, 200, "is not the volume's"),
         (Defect::JumpBeforeAllIsHere, 100, "lacks"),
         (Defect::PinIgnored, 1000, ""),

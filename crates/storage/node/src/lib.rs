@@ -22,6 +22,7 @@ mod connections;
 mod descriptors;
 mod durability;
 mod exposition;
+mod group;
 mod housekeeping;
 mod line_throttle;
 mod materializer;

@@ -14,7 +14,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use borealis_quorum::quorum_set::QuorumSets;
 use borealis_quorum::segment::Standing as SegmentStanding;
 use borealis_spec::{NodeAddress, NodeConfig};
 use borealis_store::{Store, StoreError};
@@ -25,6 +24,7 @@ use borealis_wire::{PeerHeard, Refusal, SegmentSummary, Whereabouts};
 use self::addresses::{AddressBook, Source, save};
 use self::claims::Claims;
 use crate::catch_up::Known;
+use crate::group::Group;
 use crate::line_throttle::LineThrottle;
 use crate::metrics::{Metrics, add};
 use crate::refusals::Refusals;
@@ -39,39 +39,6 @@ const TURN_AFTER: Duration = Duration::from_secs(3);
 
 /// What a node says of memberships: what it stores of each, and where nodes are.
 pub(crate) type Told = (Vec<(GroupId, MembershipState)>, Vec<Whereabouts>);
-
-/// The members of one group.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Group {
-    /// Of their membership; zero where configuration says once and for all who they are.
-    pub(crate) epoch: MembershipEpoch,
-    pub(crate) members: BTreeSet<NodeId>,
-    /// How many of them make a quorum; `None` where they are not six, and nothing is ever proven.
-    pub(crate) quorums: Option<QuorumSets>,
-    /// Whether this node is one.
-    pub(crate) is_here: bool,
-}
-
-impl Group {
-    fn of(membership: &GroupMembership, own: NodeId) -> Group {
-        Group {
-            epoch: membership.epoch(),
-            members: membership.members(),
-            quorums: Some(QuorumSets::of(membership)),
-            is_here: membership.contains(own),
-        }
-    }
-
-    /// Of members that no membership is stored of.
-    fn fixed(nodes: &[NodeId], own: NodeId) -> Group {
-        Group {
-            epoch: MembershipEpoch::default(),
-            members: nodes.iter().copied().collect(),
-            quorums: None,
-            is_here: nodes.contains(&own),
-        }
-    }
-}
 
 /// Who is a member of what, and where nodes are.
 #[derive(Debug)]

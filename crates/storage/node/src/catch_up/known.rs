@@ -12,7 +12,7 @@ use borealis_wire::SegmentSummary;
 
 use super::proof::Proof;
 use super::unconfirmed::Unconfirmed;
-use crate::members::Group;
+use crate::group::Group;
 
 /// A peer that did not keep the log we need is asked again after this, in case it was a misunderstanding.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);

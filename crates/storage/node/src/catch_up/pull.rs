@@ -53,8 +53,8 @@ impl Standing {
     fn live_writer_since(self, before: Standing) -> Option<Promise> {
         let same = (before.promise, before.newest_epoch) == (self.promise, self.newest_epoch);
         let live = same && self.promise.epoch == self.newest_epoch;
-        if live {
-            // Only a newer history can truncate records.
+        if live && before.membership == self.membership {
+            // Only a newer history can truncate records, and only with a newer membership a segment begins anew.
             invariant!(
                 "scl-advances-under-one-writer",
                 before.complete <= self.complete,
@@ -193,6 +193,8 @@ mod tests {
         assert!(!told(standing(3, 3, 100), standing(4, 4, 200)), "another writer");
         assert!(!told(standing(4, 3, 100), standing(4, 3, 200)), "a recovery is under way");
         assert!(!told(standing(3, 3, 200), standing(4, 4, 100)), "a recovery truncated records");
+        let came_again = Standing { membership: MembershipEpoch(3), ..standing(3, 3, 0) };
+        assert!(told(standing(3, 3, 200), came_again), "it left its group and came again");
     }
 
     #[test]

@@ -160,6 +160,18 @@ enum NodeCommand {
     },
     /// List the nodes.
     List,
+    /// Make the empty store of a node on this host.
+    Create {
+        /// Its `node.json`, in the folder that becomes the node's.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Run a node on this host until it is told to stop.
+    Run {
+        /// Its `node.json`.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Add a node, which hosts nothing until a segment is moved to it.
     Add {
         /// The zone it is to stand in.
@@ -209,6 +221,12 @@ enum ZoneCommand {
 
 #[derive(Debug, Subcommand)]
 enum InstanceCommand {
+    /// Run an instance on this host until it is told to stop.
+    Run {
+        /// Its `instance.json`.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// SIGKILL the server and its driver.
     Kill {
         /// Its number.
@@ -286,7 +304,9 @@ enum InternalCommand {
 fn end_with_the_reader() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // The nodes, the driver and the controller have sockets whose peers go away at any time.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "internal" || word == "controller") {
+    let words: Vec<std::ffi::OsString> = std::env::args_os().skip(1).take(2).collect();
+    let is_word = |place: usize, wanted: &str| words.get(place).is_some_and(|word| word == wanted);
+    if is_word(0, "internal") || is_word(0, "controller") || is_word(1, "run") {
         // They have no terminal and no configuration file that could be read again.
         // SAFETY: ignoring runs no code of ours.
         let _ = unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
@@ -346,6 +366,9 @@ fn main() -> ExitCode {
         Command::Node(NodeCommand::Start { ids }) => commands::parts::start_nodes(&dir, &ids),
         Command::Node(NodeCommand::List) => commands::status::list_nodes(&dir),
         Command::Node(NodeCommand::Replace { ids, yes }) => commands::replace::replace_nodes(&dir, &ids, yes),
+        Command::Node(NodeCommand::Create { config }) => commands::internal::create_node(&config),
+        Command::Node(NodeCommand::Run { config }) => commands::internal::node(&config, None),
+        Command::Instance(InstanceCommand::Run { config }) => commands::internal::driver(&config),
         Command::Node(NodeCommand::Add { az }) => commands::nodes::add(&dir, &az),
         Command::Node(NodeCommand::Drain { id, undo }) => commands::nodes::drain(&dir, id, undo),
         Command::Node(NodeCommand::Remove { id, yes }) => commands::nodes::remove(&dir, id, yes),

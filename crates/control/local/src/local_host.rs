@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use borealis_conductor::{Host, Witness};
 use borealis_controller::catalog::Change;
 use borealis_controller::catalog::records::{
-    Fleet, FleetGroup, InstanceRecord, MembershipRecord, NodeRecord, NodeState, Record, Settings,
-    VolumeRecord,
+    Fleet, InstanceRecord, NodeRecord, NodeState, Record, Settings, VolumeRecord,
 };
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, VolumeId};
 
@@ -81,7 +80,8 @@ pub(crate) fn node_record(cluster: &Cluster, node: &NodeEntry, known: Option<&No
     }
 }
 
-/// What of `cluster.json` the controller's catalog lacks, or has as it was.
+/// What of `cluster.json` the controller's catalog lacks, or has as it was. Memberships are left to the controller, who notes
+/// what it sees: where none is noted, it is known that nobody knows.
 #[must_use]
 pub fn missing_records(cluster: &Cluster, fleet: &Fleet) -> Vec<Change> {
     let volume = cluster.catalog.volume_id();
@@ -102,12 +102,6 @@ pub fn missing_records(cluster: &Cluster, fleet: &Fleet) -> Vec<Change> {
         let record = node_record(cluster, node, known);
         if known != Some(&record) {
             missing.push(record.put());
-        }
-    }
-    for (group, membership) in cluster.first_memberships() {
-        let group = FleetGroup { volume, group };
-        if !fleet.memberships.contains_key(&group) {
-            missing.push(MembershipRecord { group, membership }.put());
         }
     }
     for instance in &cluster.catalog.instances {

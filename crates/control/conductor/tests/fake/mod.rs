@@ -125,13 +125,16 @@ impl FakeFleet {
         catalog
     }
 
-    /// Which nodes act on the newest membership of each group as full members, if a write quorum of it does; a node that is down
-    /// does not count.
+    /// Which nodes act on the newest membership of each group as full members; none while members change. A node that is down does
+    /// not count.
     pub fn full_members(&self) -> Vec<BTreeSet<NodeId>> {
         let state = self.state();
         let of_group = |group: GroupId| {
             let newest = state.chosen.range((group, 0)..=(group, u64::MAX)).next_back();
             let newest = newest.map(|(_, membership)| membership.clone());
+            if newest.as_ref().is_some_and(|membership| membership.sets().len() > 1) {
+                return BTreeSet::new();
+            }
             let is_full = |(_, node): &(&NodeId, &FakeNode)| {
                 node.down_since.is_none()
                     && node.segments.get(&group).is_some_and(|segment| {

@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use borealis_client::Timeouts;
+use borealis_conductor::observation::newest_membership;
 use borealis_controller::catalog::CatalogError;
 use borealis_controller::catalog::records::{Fleet, FleetGroup, NodeState};
 use borealis_quorum::membership::GroupMembership;
 use borealis_spec::{GroupMembers, Membership};
+use borealis_types::membership::MembershipState;
 use borealis_types::{AvailabilityZone, GroupId, NodeId};
 
 use super::create::random_number;
@@ -17,6 +21,9 @@ use super::{Cluster, save_node_config};
 use crate::catalog::NodeEntry;
 use crate::embedded_catalog::EmbeddedCatalog;
 use crate::process;
+
+/// A node that does not answer within this is one that does not run.
+const ASK_TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_millis(500), call: Duration::from_secs(2) };
 
 /// What became of a node's folder.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,22 +45,51 @@ impl Cluster {
         EmbeddedCatalog::peek(&self.directory)?.map(|listing| Fleet::read(&listing)).transpose()
     }
 
-    /// The membership of every group: as it was seen last, or else as it was when the volume was made. It is a hint: the
-    /// segments know better, and tell whoever asks any of them.
+    /// The membership of every group: as it was seen last. It is a hint: the segments know better, and tell whoever asks any of
+    /// them. Where nothing is noted, because `fleet.json` is new or lost, the nodes that run are asked.
     #[must_use]
     pub fn memberships(&self) -> BTreeMap<GroupId, GroupMembership> {
         let mut memberships = self.first_memberships();
-        // What cannot be read is no worse than what is lost.
-        let Ok(Some(fleet)) = self.fleet() else { return memberships };
         let volume = self.catalog.volume_id();
+        // What cannot be read is no worse than what is lost.
+        let noted = self.fleet().ok().flatten().map(|fleet| fleet.memberships).unwrap_or_default();
+        let mut said: Option<BTreeMap<GroupId, BTreeMap<NodeId, MembershipState>>> = None;
         for (&group, known) in &mut memberships {
-            if let Some(record) = fleet.memberships.get(&FleetGroup { volume, group })
-                && record.membership.epoch() > known.epoch()
-            {
-                *known = record.membership.clone();
+            let newest = match noted.get(&FleetGroup { volume, group }) {
+                Some(record) => Some(record.membership.clone()),
+                None => {
+                    let said = said.get_or_insert_with(|| self.ask_memberships());
+                    said.get(&group).and_then(|claims| newest_membership(Some(known), claims))
+                }
+            };
+            if let Some(newest) = newest.filter(|newest| newest.epoch() > known.epoch()) {
+                *known = newest;
             }
         }
         memberships
+    }
+
+    /// What every node that runs stores of each group's memberships.
+    fn ask_memberships(&self) -> BTreeMap<GroupId, BTreeMap<NodeId, MembershipState>> {
+        let ask = |node: NodeId| {
+            let mut client = self.node_client(node, ASK_TIMEOUTS)?;
+            client.memberships().map(|(states, _)| states)
+        };
+        let mut said: BTreeMap<GroupId, BTreeMap<NodeId, MembershipState>> = BTreeMap::new();
+        std::thread::scope(|scope| {
+            let questions: Vec<_> = self
+                .catalog
+                .nodes
+                .iter()
+                .map(|node| (node.id, scope.spawn(move || ask(node.id).unwrap_or_default())))
+                .collect();
+            for (node, question) in questions {
+                for (group, state) in question.join().expect("asking does not panic") {
+                    said.entry(group).or_default().insert(node, state);
+                }
+            }
+        });
+        said
     }
 
     /// The memberships that the volume was made with.

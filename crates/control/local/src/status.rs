@@ -6,6 +6,7 @@ mod volume;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use borealis_client::Timeouts;
 use borealis_conductor::questions::Answer;
@@ -20,6 +21,9 @@ use crate::driver_socket::driver_status;
 use crate::process::is_closed_to_us;
 use crate::supervision::{Ended, Restarts, controlling, detached, serving};
 pub use healing::{ChangeState, Healing};
+
+/// Whoever looks does not want to wait for a node that stands still.
+const ANSWER_TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(3) };
 
 /// State of everything. Field names are part of the command-line contract.
 #[derive(Debug, Clone, Serialize)]
@@ -433,7 +437,7 @@ fn ask_node(cluster: &Cluster, node: &NodeEntry, removed: &BTreeSet<NodeId>) -> 
     let stopping = cluster.stopping_node(node.id);
     let is_hidden = is_closed_to_us(&cluster.node_process_file(node.id));
     let asked = (process.is_some() || is_hidden).then(|| {
-        let mut client = cluster.node_client(node.id, Timeouts::default())?;
+        let mut client = cluster.node_client(node.id, ANSWER_TIMEOUTS)?;
         let status = client.status()?;
         // One that does not say is taken at its word that it has what it has.
         let memberships = client.memberships().map(|(states, _)| states).unwrap_or_default();

@@ -78,15 +78,10 @@ impl Membership {
     /// its members are fixed.
     #[must_use]
     pub fn first_memberships(&self) -> BTreeMap<GroupId, GroupMembership> {
-        let first = |members: &GroupMembers| {
-            let set = members.nodes.as_slice().try_into().ok()?;
-            Some((members.group, GroupMembership::created(set).ok()?))
-        };
-        self.0.iter().filter_map(first).collect()
+        self.0.iter().filter_map(|members| Some((members.group, self.created(members.group).ok()?))).collect()
     }
 
-    /// The membership that a group had when it was made: epoch 1, with the six nodes that it has here. Those who store their
-    /// memberships themselves began with the same.
+    /// The membership that a group had when it was made: epoch 1, with the six nodes that it has here, in this order.
     ///
     /// # Errors
     /// If there are not six, or one is named twice.

@@ -16,7 +16,6 @@ use borealis_fleet::{Fleet, FleetError, Issued, Validity};
 use borealis_local::catalog::FLEET_NAME;
 use borealis_local::embedded_catalog::EmbeddedCatalog;
 use borealis_spec::{FleetName, Role, TlsFiles};
-use borealis_types::membership::GroupMembership;
 use borealis_types::{InstanceId, NodeId, PostgresVersion, VolumeId};
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -223,12 +222,8 @@ fn records(inventory: &Inventory, plan: &Plan) -> Vec<Change> {
         };
         changes.push(record.put());
     }
-    let sets =
-        created.iter().filter_map(|members| Some((members.group, members.nodes.clone().try_into().ok()?)));
-    for (group, set) in sets {
-        if let Ok(membership) = GroupMembership::created(set) {
-            changes.push(MembershipRecord { group: FleetGroup { volume, group }, membership }.put());
-        }
+    for (group, membership) in created.first_memberships() {
+        changes.push(MembershipRecord { group: FleetGroup { volume, group }, membership }.put());
     }
     changes
 }

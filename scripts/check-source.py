@@ -22,7 +22,6 @@ FILE_LIMIT = 600
 # Public items that stay although nothing in this repository names them: place and name, and why.
 PUBLIC_EXCEPTIONS = {
     ("crates/protocol/quorum/src/quorum_set.rs", "is_read_quorum"): "the arithmetic of what a look at every write needs, tested exhaustively",
-    ("crates/protocol/quorum/src/writer.rs", "set_members"): "the writer's half of a membership change, which nothing starts yet",
 }
 # Threads outside tests that need no name, and why.
 UNNAMED_THREADS = {

@@ -28,8 +28,13 @@ pub fn ask_everyone(nodes: &dyn Nodes, fleet: &Fleet) -> Answers {
     let asked = fleet.nodes.values().filter(|record| record.state != NodeState::Removed);
     std::thread::scope(|scope| {
         let volumes = &volumes;
-        let questions: Vec<_> =
-            asked.map(|record| scope.spawn(move || ask_node(nodes, record, volumes))).collect();
+        let questions: Vec<_> = asked
+            .filter_map(|record| {
+                let thread = std::thread::Builder::new().name(format!("ask-{}", record.node));
+                // One that cannot be asked for want of a thread has not answered.
+                thread.spawn_scoped(scope, move || ask_node(nodes, record, volumes)).ok()
+            })
+            .collect();
         questions.into_iter().flat_map(|question| question.join().expect("asking does not panic")).collect()
     })
 }

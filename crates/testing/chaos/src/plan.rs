@@ -73,12 +73,6 @@ impl Fault {
             Fault::KillController => "controller killed",
         }
     }
-
-    /// Whether a transaction may fail of it, and not only wait.
-    #[must_use]
-    pub fn ends_sessions(&self) -> bool {
-        matches!(self, Fault::KillServer | Fault::KillDriver | Fault::LoseInstance | Fault::StopDriver(_))
-    }
 }
 
 /// Of a hundred faults, how many are of which kind.
@@ -224,8 +218,10 @@ mod tests {
         situation.instance_is_up = false;
         situation.nodes.iter_mut().filter(|node| node.number > 1).for_each(|node| node.is_up = false);
         for fault in drawn(&situation, 5) {
-            assert!(!fault.ends_sessions(), "{fault:?}");
             match fault {
+                Fault::KillServer | Fault::KillDriver | Fault::LoseInstance | Fault::StopDriver(_) => {
+                    panic!("there is no instance: {fault:?}")
+                }
                 Fault::KillNodes(nodes) | Fault::LoseNodes(nodes) => assert_eq!(nodes, [1]),
                 Fault::StopNode(node, _) => assert_eq!(node, 1),
                 Fault::KillZone(zone, _) => assert_eq!(zone, "az2"),

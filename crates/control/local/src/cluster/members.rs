@@ -81,7 +81,12 @@ impl Cluster {
                 .catalog
                 .nodes
                 .iter()
-                .map(|node| (node.id, scope.spawn(move || ask(node.id).unwrap_or_default())))
+                .filter_map(|node| {
+                    let thread = std::thread::Builder::new().name(format!("ask-{}", node.id));
+                    let question = thread.spawn_scoped(scope, move || ask(node.id).unwrap_or_default());
+                    // One that cannot be asked for want of a thread has not answered.
+                    Some((node.id, question.ok()?))
+                })
                 .collect();
             for (node, question) in questions {
                 for (group, state) in question.join().expect("asking does not panic") {

@@ -54,6 +54,15 @@ impl Inventory {
         rest
     }
 
+    /// The same without those manifests of which it is known that they name a page object that is not there: a listing shows
+    /// the manifest, and not that it is worth nothing.
+    #[must_use]
+    pub fn without_broken(&self, references: &BTreeMap<ManifestName, BTreeSet<PagesName>>) -> Inventory {
+        let is_there = |pages: &PagesName| self.objects.contains_key(&Name::Pages(*pages));
+        let broken = references.iter().filter(|(_, pages)| !pages.iter().all(is_there));
+        self.without(&broken.map(|(manifest, _)| Name::Manifest(*manifest)).collect())
+    }
+
     /// Every object, by name.
     pub fn objects(&self) -> impl Iterator<Item = (&Name, Stored)> {
         self.objects.iter().map(|(name, stored)| (name, *stored))

@@ -21,7 +21,13 @@ pub enum Sealing {
     #[default]
     Plain,
     /// They are. With a key no other object is read, or who has none could add some.
-    Key(SealingKey),
+    Key(Box<SealingKey>),
+}
+
+impl From<SealingKey> for Sealing {
+    fn from(key: SealingKey) -> Sealing {
+        Sealing::Key(Box::new(key))
+    }
 }
 
 impl Sealing {

@@ -166,12 +166,12 @@ fn without_the_key_nothing_is_read_and_nothing_made() {
     {
         let none = read(&name, &encrypted, VOLUME, &Sealing::Plain, false);
         assert_eq!(none, Err(FormatError::Sealed), "{kind}");
-        let other = Sealing::Key(SealingKey::new([1; 32]));
+        let other = Sealing::from(SealingKey::new([1; 32]));
         assert_eq!(read(&name, &encrypted, VOLUME, &other, false), Err(FormatError::WrongKey), "{kind}");
         assert_eq!(read(&name, &plain, VOLUME, &sealed, false), Err(FormatError::NotSealed), "{kind}");
     }
     let retention = Retention { window_ms: 1, unfinished_ms: 1 };
-    let mut forged = settings::encode(VOLUME, retention, &Sealing::Key(SealingKey::new([9; 32])));
+    let mut forged = settings::encode(VOLUME, retention, &Sealing::from(SealingKey::new([9; 32])));
     assert_eq!(settings::decode::<Retention>(&forged, VOLUME, &sealed), Err(FormatError::WrongKey));
     // The real one, with another number and the checksum made right.
     forged = settings::encode(VOLUME, samples::retention_facts(), &sealed);

@@ -24,7 +24,7 @@ pub const NODE: NodeId = NodeId(3);
 pub const EPOCH: VolumeEpoch = VolumeEpoch(2);
 
 pub fn sealed() -> Sealing {
-    Sealing::Key(SealingKey::new([0x5A; 32]))
+    Sealing::from(SealingKey::new([0x5A; 32]))
 }
 
 /// Records of group 0, each of 64 bytes of log, the last two pieces of one record; every second is in group 1 too.

@@ -6,7 +6,7 @@
 //! VOLUME/marks/TO-FROM-LSN-NODE-DIGEST                              clock of the last and the first mark, in ms
 //! VOLUME/snapshots/NAME
 //! VOLUME/retention/REVISION
-//! VOLUME/groups/GROUP/redo/LAST-PREVIOUS-EPOCH-THROUGH-NODE-DIGEST
+//! VOLUME/groups/GROUP/redo/LASTHIGH/LOW-PREVIOUS-EPOCH-THROUGH-NODE-DIGEST
 //! VOLUME/groups/GROUP/pages/LSN-EPOCH-NODE-DIGEST
 //! VOLUME/groups/GROUP/manifests/LSN-TAIL-EPOCH-NODE-DIGEST
 //! ```
@@ -14,6 +14,9 @@
 //! Numbers are hexadecimal, in lower case, and have all their digits, so that names sort as numbers do: everything that ends
 //! after some position stands after it in a listing. What a plan needs to know of an object stands in its name, for a listing
 //! costs one request in a thousand objects and a header one for each.
+//!
+//! Of redo there are objects by the hundred thousand. The first nine digits of its position are a folder, of 256 MiB of redo: who looks for
+//! what is new in a store that is a folder reads the last one alone.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +28,9 @@ use crate::object::Digest;
 
 /// The longest name of a snapshot, in characters.
 pub const SNAPSHOT_NAME_MAX: usize = 63;
+
+/// Redo objects whose last positions differ in these low bits alone are in one folder: 256 MiB of redo, seven digits.
+const REDO_FOLDER_BITS: u32 = 28;
 
 /// A redo object's name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -174,7 +180,9 @@ impl fmt::Display for Name {
             Name::Retention { revision } => write!(f, "retention/{revision:016x}"),
             Name::Redo(name) => {
                 let RedoName { group, last_end, previous_end, epoch, complete_through, node, digest } = name;
-                write!(f, "groups/{:04x}/redo/{:016x}-{:016x}", group.0, last_end.0, previous_end.0)?;
+                let (high, low) =
+                    (last_end.0 >> REDO_FOLDER_BITS, last_end.0 & ((1 << REDO_FOLDER_BITS) - 1));
+                write!(f, "groups/{:04x}/redo/{high:09x}/{low:07x}-{:016x}", group.0, previous_end.0)?;
                 write!(f, "-{:016x}-{:016x}-{:04x}-{digest}", epoch.0, complete_through.0, node.0)
             }
             Name::Pages(PagesName { group, lsn, epoch, node, digest }) => {
@@ -261,7 +269,12 @@ fn parse_group(text: &str) -> Option<Name> {
     let group = GroupId(hexadecimal(parts.next()?, 4)? as u16);
     (group.0 < MAX_GROUPS).then_some(())?;
     let (kind, rest) = (parts.next()?, parts.next()?);
-    let mut fields = Fields(rest.split('-'));
+    let joined = match (kind, rest.split_once('/')) {
+        ("redo", Some((high, low))) if high.len() == 9 => format!("{high}{low}"),
+        ("pages" | "manifests", None) => rest.to_owned(),
+        _ => return None,
+    };
+    let mut fields = Fields(joined.split('-'));
     Some(match kind {
         "redo" => {
             let (last_end, previous_end) = (fields.lsn()?, fields.lsn()?);
@@ -297,6 +310,24 @@ impl Name {
     #[must_use]
     pub fn key(&self, volume: VolumeId) -> String {
         format!("{volume}/{self}")
+    }
+
+    /// Where a listing begins that is to have a group's redo objects that end above `lsn`: their prefix, and a key before the first of them.
+    #[must_use]
+    pub fn redo_above(volume: VolumeId, group: GroupId, lsn: Lsn) -> (String, String) {
+        let prefix = format!("{volume}/groups/{:04x}/redo/", group.0);
+        let (high, low) = (lsn.0 >> REDO_FOLDER_BITS, lsn.0 & ((1 << REDO_FOLDER_BITS) - 1));
+        // A tilde is after everything that a name has.
+        let after = format!("{prefix}{high:09x}/{low:07x}~");
+        (prefix, after)
+    }
+
+    /// As [`Name::redo_above`], for manifests as of positions above `lsn`.
+    #[must_use]
+    pub fn manifests_above(volume: VolumeId, group: GroupId, lsn: Lsn) -> (String, String) {
+        let prefix = format!("{volume}/groups/{:04x}/manifests/", group.0);
+        let after = format!("{prefix}{:016x}~", lsn.0);
+        (prefix, after)
     }
 
     /// Of a key in the store, the volume and the name.
@@ -401,10 +432,34 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_from_a_position_on_has_what_ends_above_it() {
+        let (volume, group, digest) = (VolumeId(5), GroupId(3), Digest([0xFF; 16]));
+        let (epoch, node) = (VolumeEpoch(1), NodeId(1));
+        let ends = [8, (1 << 28) - 8, 1 << 28, (1 << 28) + 8, 1 << 40, u64::MAX];
+        for (last, above) in ends.into_iter().flat_map(|last| ends.map(|above| (Lsn(last), Lsn(above)))) {
+            let (previous_end, complete_through) = (Lsn(0), last);
+            let redo =
+                RedoName { group, last_end: last, previous_end, epoch, complete_through, node, digest };
+            let (prefix, after) = Name::redo_above(volume, group, above);
+            let key = Name::Redo(redo).key(volume);
+            assert!(key.starts_with(&prefix));
+            assert_eq!(key > after, last > above, "{last} above {above}");
+            let manifest = ManifestName { group, lsn: last, tail_end: Lsn(0), epoch, node, digest };
+            let (prefix, after) = Name::manifests_above(volume, group, above);
+            let key = Name::Manifest(manifest).key(volume);
+            assert!(key.starts_with(&prefix));
+            assert_eq!(key > after, last > above, "{last} above {above}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_no_name() {
         let digest = "0".repeat(32);
         let redo = |last: u64, previous: u64, through: u64| {
-            format!("groups/0001/redo/{last:016x}-{previous:016x}-{:016x}-{through:016x}-0001-{digest}", 1)
+            format!(
+                "groups/0001/redo/000000000/{last:07x}-{previous:016x}-{:016x}-{through:016x}-0001-{digest}",
+                1
+            )
         };
         assert!(redo(200, 100, 200).parse::<Name>().is_ok());
         for bad in [
@@ -413,6 +468,8 @@ mod tests {
             redo(200, 100, 200).replace("0001/redo", "0040/redo"),
             redo(200, 100, 200) + "-",
             redo(200, 100, 200).replace("redo", "Redo"),
+            redo(200, 100, 200).replace("000000000/", "000000000"),
+            redo(200, 100, 200).replace("000000000/0", "0000000000/"),
             "snapshots/".to_owned(),
             "snapshots/.hidden".to_owned(),
             "snapshots/a/b".to_owned(),

@@ -152,6 +152,33 @@ impl GroupState {
     }
 }
 
+/// How far redo goes on without a gap from `from`, which is the end of a record or a position that a snapshot is as of, with these objects of one
+/// group and as far as the history kept them.
+#[must_use]
+pub fn follow(names: impl IntoIterator<Item = RedoName>, history: &EpochHistory, from: Lsn) -> Lsn {
+    let stretches = names.into_iter().filter_map(|name| stretch_of(&name, history));
+    let mut stretches: Vec<Stretch> = stretches.collect();
+    stretches.sort_by_key(|stretch| stretch.after);
+    let mut end = from;
+    for stretch in &stretches {
+        if stretch.after > end {
+            break;
+        }
+        end = end.max(stretch.through);
+    }
+    end
+}
+
+/// The newest snapshot of a group that the history admits.
+#[must_use]
+pub fn newest_snapshot(
+    manifests: impl IntoIterator<Item = ManifestName>,
+    history: &EpochHistory,
+) -> Option<ManifestName> {
+    let admitted = |manifest: &ManifestName| admits_durable(history, manifest.epoch, manifest.lsn);
+    manifests.into_iter().filter(admitted).max_by_key(|manifest| manifest.lsn)
+}
+
 /// To which points one group can be restored.
 #[must_use]
 pub fn restorable_of_group(inventory: &Inventory, known: &Known, group: GroupId) -> LsnRanges {

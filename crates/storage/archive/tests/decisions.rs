@@ -3,16 +3,23 @@
 
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use borealis_archive::name::Name;
+use borealis_archive::inventory::{Inventory, Stored};
+use borealis_archive::known::Known;
+use borealis_archive::name::{Name, RedoName};
 use borealis_archive::plan::plan;
+use borealis_archive::redo::RedoBuilder;
 use borealis_archive::restorable::{restorable, restorable_of_group};
 use borealis_archive::retention::{Situation, deletable};
 use borealis_archive::sealing::Sealing;
 use borealis_archive::settings::{NamedSnapshot, Retention};
-use borealis_archive::verify::Verification;
-use borealis_types::{Lsn, RecordSpan};
+use borealis_archive::verify::{Fault, Verification};
+use borealis_types::{
+    EpochHistory, EpochOpening, GroupId, Lsn, NodeId, Placement, RecordForm, RecordSpan, ServerVersion,
+    VolumeEpoch,
+};
+use borealis_wire::{BatchRecord, GroupLink};
 use proptest::prelude::*;
 use world::{FIRST_MS, Random, VOLUME, World};
 
@@ -93,7 +100,10 @@ proptest! {
     fn a_deletion_cut_anywhere_keeps_what_must_stay_and_is_finished_by_the_next(seed: u64, age_ms in 0u64..40_000, window_ms in 0u64..20_000) {
         let mut random = Random::new(seed);
         let world = World::new(&mut random);
-        let whole = world.inventory();
+        let all = world.inventory();
+        let is_redo = |name: &&Name| matches!(name, Name::Redo(_));
+        let missing = world.objects.keys().filter(is_redo).filter(|_| random.one_in(8)).cloned().collect();
+        let whole = all.without(&missing);
         let known = world.known(&whole);
         let ends: Vec<Lsn> = world.line.iter().map(|record| record.span.end).filter(|end| *end <= world.durable).collect();
         let named: Vec<NamedSnapshot> = (0..random.below(3)).filter_map(|number| {
@@ -105,7 +115,7 @@ proptest! {
         let now_ms = world.clock_ms + age_ms;
         let retention = Retention { window_ms, unfinished_ms: 2_000 };
         let none = BTreeSet::new();
-        let phases_of = |inventory: &borealis_archive::inventory::Inventory| {
+        let phases_of = |inventory: &Inventory| {
             let known = world.known(inventory);
             let references = world.references(inventory);
             let situation = Situation { inventory, known: &known, retention, named: &named, references: &references, damaged: &none, now_ms };
@@ -115,7 +125,7 @@ proptest! {
         let before = restorable(&whole, &known);
         let needed = |point: &Lsn| before.contains(*point) && (*point >= start || named.iter().any(|n| n.lsn == *point));
         let needed: Vec<Lsn> = points(&world).into_iter().filter(needed).collect();
-        let check = |inventory: &borealis_archive::inventory::Inventory| {
+        let check = |inventory: &Inventory| {
             let known = world.known(inventory);
             for &point in &needed {
                 let plan = plan(inventory, &known, point).unwrap_or_else(|error| panic!("{error} {named:?} {start}"));
@@ -276,4 +286,59 @@ fn a_second_is_a_point() {
             before = point;
         }
     }
+}
+
+/// Two objects that look like a chain in a listing, and are none: the second begins inside a record of the first.
+#[test]
+fn objects_that_do_not_meet_at_the_end_of_a_record_are_no_chain() {
+    let (group, node, epoch) = (GroupId(0), NodeId(1), VolumeEpoch(1));
+    let object = |previous: u64, ends: &[u64], epoch| {
+        let mut builder = RedoBuilder::new(VOLUME, group, node, epoch, Lsn(previous));
+        let mut before = previous;
+        for &end in ends {
+            let links = vec![GroupLink { group, previous_end: Lsn(before) }];
+            let span = RecordSpan { start: Lsn(before), end: Lsn(end) };
+            let record = BatchRecord { span, links, form: RecordForm::default(), bytes: &[1] };
+            builder.push(epoch, &record).expect("the next one");
+            before = end;
+        }
+        builder.finish(Lsn::ZERO, &Sealing::Plain).expect("records")
+    };
+    let verify = |history: EpochHistory, objects: Vec<(RedoName, Vec<u8>)>| {
+        let placement = Placement::new(1).expect("one group");
+        let known = Known { placement, history, marks: BTreeMap::new() };
+        let mut inventory = Inventory::default();
+        for (name, _) in &objects {
+            inventory.insert(Name::Redo(*name), Stored::default());
+        }
+        let mut verification = Verification::new(VOLUME, &inventory, &known, &Sealing::Plain);
+        for (name, bytes) in &objects {
+            verification.check(&Name::Redo(*name), Some(bytes));
+        }
+        verification.finish()
+    };
+    let opening = |epoch, end| EpochOpening {
+        epoch: VolumeEpoch(epoch),
+        last: RecordSpan { start: Lsn(end), end: Lsn(end) },
+        server_version: ServerVersion::NEWEST_TESTED,
+    };
+    let mut history = EpochHistory::default();
+    history.push(opening(1, 0));
+    let first = || object(0, &[80, 160, 240], epoch);
+    let good = verify(history.clone(), vec![first(), object(160, &[240, 320], epoch)]);
+    assert!(good.faults.is_empty() && good.restorable.contains(Lsn(320)), "{good:?}");
+    let (bad, bytes) = object(152, &[232, 320], epoch);
+    let report = verify(history.clone(), vec![first(), (bad, bytes)]);
+    assert_eq!(report.faults, BTreeMap::from([(Name::Redo(bad), Fault::DoesNotMeet(Lsn(152)))]));
+    assert_eq!(report.lost.iter().map(|lost| lost.range.from).collect::<Vec<_>>(), [Lsn(241)]);
+
+    // A recovery cut at 160. What it cut may have its records anywhere; what goes on from there begins at an end.
+    history.push(opening(2, 160));
+    let good = verify(history.clone(), vec![first(), object(160, &[232, 320], VolumeEpoch(2))]);
+    assert!(good.faults.is_empty() && good.restorable.contains(Lsn(320)), "{good:?}");
+    let mut history = EpochHistory::default();
+    history.push(opening(1, 0));
+    history.push(opening(2, 152));
+    let report = verify(history, vec![first(), object(152, &[232, 320], VolumeEpoch(2))]);
+    assert_eq!(report.faults.len(), 1, "{report:?}");
 }

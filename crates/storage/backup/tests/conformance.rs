@@ -21,7 +21,7 @@ fn keys(store: &dyn ObjectStore, prefix: &str, after: Option<&str>) -> Vec<Strin
 fn an_object_is_made_once(store: &dyn ObjectStore) {
     assert_eq!(store.put_new("once/a", b"first"), Ok(Put::Made));
     assert_eq!(store.put_new("once/a", b"second"), Ok(Put::Exists));
-    assert_eq!(store.get("once/a").unwrap(), b"first");
+    assert_eq!(store.get("once/a").expect("the store answers"), b"first");
     assert!(store.refuses_duplicates());
 }
 
@@ -42,27 +42,33 @@ fn of_many_who_make_it_one_does(store: &dyn ObjectStore) {
         makers.into_iter().map(|maker| maker.join().expect("no panic")).collect()
     });
     assert_eq!(puts.iter().filter(|put| **put == Put::Made).count(), 1, "{puts:?}");
-    let bytes = store.get("race/a").unwrap();
+    let bytes = store.get("race/a").expect("the store answers");
     assert!(bytes.len() == 5000 && bytes.iter().all(|byte| *byte == bytes[0]), "of one maker, and whole");
 }
 
 fn parts_are_read(store: &dyn ObjectStore) {
     let bytes: Vec<u8> = (0..3_000_000u32).map(|at| (at % 251) as u8).collect();
-    store.put_new("parts/a", &bytes).unwrap();
-    assert!(store.get("parts/a").unwrap() == bytes);
-    assert_eq!(store.get_range("parts/a", 0..16).unwrap(), bytes[..16]);
-    assert_eq!(store.get_range("parts/a", 1_500_000..2_700_001).unwrap(), bytes[1_500_000..2_700_001]);
-    assert_eq!(store.get_range("parts/a", 2_999_999..9_000_000).unwrap(), bytes[2_999_999..]);
-    assert!(store.get_range("parts/a", 3_000_000..3_000_001).unwrap().is_empty());
-    assert!(store.get_range("parts/a", 8_000_000..9_000_000).unwrap().is_empty());
-    assert!(store.get_range("parts/a", 7..7).unwrap().is_empty());
+    store.put_new("parts/a", &bytes).expect("the store answers");
+    assert!(store.get("parts/a").expect("the store answers") == bytes);
+    assert_eq!(store.get_range("parts/a", 0..16).expect("the store answers"), bytes[..16]);
+    assert_eq!(
+        store.get_range("parts/a", 1_500_000..2_700_001).expect("the store answers"),
+        bytes[1_500_000..2_700_001]
+    );
+    assert_eq!(
+        store.get_range("parts/a", 2_999_999..9_000_000).expect("the store answers"),
+        bytes[2_999_999..]
+    );
+    assert!(store.get_range("parts/a", 3_000_000..3_000_001).expect("the store answers").is_empty());
+    assert!(store.get_range("parts/a", 8_000_000..9_000_000).expect("the store answers").is_empty());
+    assert!(store.get_range("parts/a", 7..7).expect("the store answers").is_empty());
 }
 
 fn what_is_missing_is_said_to_be(store: &dyn ObjectStore) {
     for error in [
-        store.get("none/a").unwrap_err(),
-        store.get_range("none/a", 0..5).unwrap_err(),
-        store.get_range("none/a", 5..5).unwrap_err(),
+        store.get("none/a").expect_err("it is refused"),
+        store.get_range("none/a", 0..5).expect_err("it is refused"),
+        store.get_range("none/a", 5..5).expect_err("it is refused"),
     ] {
         assert_eq!(
             (error.kind, error.action, &*error.key),
@@ -79,9 +85,9 @@ fn names_are_listed_in_order(store: &dyn ObjectStore) {
     let names =
         ["order/a", "order/a-b", "order/a.c", "order/a0", "order/b/a/c", "order/b/d", "order/b0", "order/c"];
     for name in names.iter().rev() {
-        store.put_new(name, name.as_bytes()).unwrap();
+        store.put_new(name, name.as_bytes()).expect("the store answers");
     }
-    store.put_new("order2", b"").unwrap();
+    store.put_new("order2", b"").expect("the store answers");
     assert_eq!(keys(store, "order/", None), names);
     assert_eq!(keys(store, "order/b", None), names[4..7]);
     assert_eq!(keys(store, "order/b/", None), names[4..6]);
@@ -91,10 +97,12 @@ fn names_are_listed_in_order(store: &dyn ObjectStore) {
     }
     assert_eq!(keys(store, "order/", Some("order/b/b")), names[5..], "after what is not there");
     assert_eq!(keys(store, "order/b/", Some("order/a")), names[4..6], "after what is not below the prefix");
-    let listed = &store.list("order/a-b", None).unwrap().objects[0];
+    let listed = &store.list("order/a-b", None).expect("the store answers").objects[0];
     assert_eq!(listed.bytes, 9);
-    let clock =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+    let clock = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("the store answers")
+        .as_millis() as u64;
     assert!(
         listed.modified_ms == 0 || listed.modified_ms.abs_diff(clock) < 120_000,
         "{}",
@@ -103,31 +111,31 @@ fn names_are_listed_in_order(store: &dyn ObjectStore) {
 }
 
 fn what_is_deleted_is_gone_and_can_be_made_again(store: &dyn ObjectStore) {
-    store.put_new("gone/a", b"1").unwrap();
-    store.delete("gone/a").unwrap();
-    assert_eq!(store.get("gone/a").unwrap_err().kind, ErrorKind::Missing);
+    store.put_new("gone/a", b"1").expect("the store answers");
+    store.delete("gone/a").expect("the store answers");
+    assert_eq!(store.get("gone/a").expect_err("it is refused").kind, ErrorKind::Missing);
     assert!(keys(store, "gone/", None).is_empty());
     assert_eq!(store.put_new("gone/a", b"2"), Ok(Put::Made));
-    assert_eq!(store.get("gone/a").unwrap(), b"2");
+    assert_eq!(store.get("gone/a").expect("the store answers"), b"2");
 }
 
 fn odd_keys_are_refused(store: &dyn ObjectStore) {
     for key in ["", "/a", "a/", "a//b", "../a", "a/../b", ".a", "a/.b", "a b", "a\nb", "ä", &"a".repeat(1001)]
     {
-        assert_eq!(store.put_new(key, b"").unwrap_err().kind, ErrorKind::Broken, "{key:?}");
-        assert_eq!(store.get(key).unwrap_err().kind, ErrorKind::Broken, "{key:?}");
-        assert_eq!(store.delete(key).unwrap_err().kind, ErrorKind::Broken, "{key:?}");
+        assert_eq!(store.put_new(key, b"").expect_err("it is refused").kind, ErrorKind::Broken, "{key:?}");
+        assert_eq!(store.get(key).expect_err("it is refused").kind, ErrorKind::Broken, "{key:?}");
+        assert_eq!(store.delete(key).expect_err("it is refused").kind, ErrorKind::Broken, "{key:?}");
     }
 }
 
 fn a_long_listing_comes_in_parts(store: &dyn ObjectStore, objects: usize) {
     let volume = VolumeId(5);
     for revision in 0..objects as u64 {
-        store.put_new(&Name::Retention { revision }.key(volume), b"x").unwrap();
+        store.put_new(&Name::Retention { revision }.key(volume), b"x").expect("the store answers");
     }
-    store.put_new(&Name::Volume.key(VolumeId(6)), b"x").unwrap();
-    store.put_new(&format!("{volume}/stranger"), b"x").unwrap();
-    let inventory = inventory(store, volume).unwrap();
+    store.put_new(&Name::Volume.key(VolumeId(6)), b"x").expect("the store answers");
+    store.put_new(&format!("{volume}/stranger"), b"x").expect("the store answers");
+    let inventory = inventory(store, volume).expect("the store answers");
     assert_eq!(inventory.objects().count(), objects);
     assert_eq!(inventory.retention_revision(), Some(objects as u64 - 1));
     assert_eq!(inventory.strangers(), [format!("{volume}/stranger")]);
@@ -152,20 +160,20 @@ fn memory() {
 
 #[test]
 fn a_folder() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("the store answers");
     conforms(&FolderStore::new(folder.path().join("a/b")), LIST_MAX + 7);
 }
 
 #[test]
 fn two_processes_of_one_folder() {
     // Two stores of one folder share nothing but the folder.
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("the store answers");
     let (one, two) = (FolderStore::new(folder.path()), FolderStore::new(folder.path()));
     assert_eq!(one.put_new("a/b", b"1"), Ok(Put::Made));
     assert_eq!(two.put_new("a/b", b"2"), Ok(Put::Exists));
-    assert_eq!(two.get("a/b").unwrap(), b"1");
-    two.delete("a/b").unwrap();
-    assert_eq!(one.get("a/b").unwrap_err().kind, ErrorKind::Missing);
+    assert_eq!(two.get("a/b").expect("the store answers"), b"1");
+    two.delete("a/b").expect("the store answers");
+    assert_eq!(one.get("a/b").expect_err("it is refused").kind, ErrorKind::Missing);
 }
 
 #[test]
@@ -173,8 +181,10 @@ fn s3_by_a_real_server() {
     let Some(moto) = moto::Moto::start() else { return };
     let credentials =
         CredentialSource::of([("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "hush")]);
-    let open =
-        |prefix| CloudStore::new(moto.location(prefix), credentials.clone(), Timeouts::default()).unwrap();
+    let open = |prefix| {
+        CloudStore::new(moto.location(prefix), credentials.clone(), Timeouts::default())
+            .expect("the store answers")
+    };
     let store = open("some/prefix");
     assert_eq!(store.probe(), Ok(true), "its conditional writes are real");
     conforms(&store, LIST_MAX + 7);
@@ -182,11 +192,15 @@ fn s3_by_a_real_server() {
     assert!(keys(&other, "", None).is_empty(), "another prefix is another store");
     let whole = open("");
     assert_eq!(whole.put_new("a", b"1"), Ok(Put::Made));
-    assert_eq!(whole.get("a").unwrap(), b"1");
-    assert_eq!(whole.get("some/prefix/gone/a").unwrap(), b"2");
+    assert_eq!(whole.get("a").expect("the store answers"), b"1");
+    assert_eq!(whole.get("some/prefix/gone/a").expect("the store answers"), b"2");
     let mut location = moto.location("x");
     location.bucket = "nobodys".to_owned();
-    let missing = CloudStore::new(location, credentials, Timeouts::default()).unwrap();
-    assert_eq!(missing.put_new("a", b"1").unwrap_err().kind, ErrorKind::Missing, "no such bucket");
-    assert_eq!(missing.list("", None).unwrap_err().kind, ErrorKind::Missing, "no such bucket");
+    let missing = CloudStore::new(location, credentials, Timeouts::default()).expect("the store answers");
+    assert_eq!(
+        missing.put_new("a", b"1").expect_err("it is refused").kind,
+        ErrorKind::Missing,
+        "no such bucket"
+    );
+    assert_eq!(missing.list("", None).expect_err("it is refused").kind, ErrorKind::Missing, "no such bucket");
 }

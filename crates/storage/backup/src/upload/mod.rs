@@ -103,6 +103,8 @@ struct Group {
     due_ms: u64,
     durable: DurablePoint,
     duty: Option<Duty>,
+    /// The last attempt to read it at the source failed.
+    is_unreadable: bool,
 }
 
 /// Uploads a node's redo.
@@ -182,8 +184,9 @@ impl Uploader {
             Ok((is_more, unreadable)) => {
                 self.pauses.after_success();
                 match unreadable {
-                    None => self.status.last_failure = None,
                     Some(error) => self.status.note_failure(&error.into(), now, self.options.node),
+                    None if self.groups.values().any(|group| group.is_unreadable) => {}
+                    None => self.status.last_failure = None,
                 }
                 if is_more { 0 } else { self.options.interval_ms }
             }
@@ -233,7 +236,9 @@ impl Uploader {
                 }
                 // One group's segment is damaged: the others go on.
                 Err(Trouble::Source(error)) => {
-                    self.groups.entry(group).or_default().due_ms = now.steady_ms + self.options.look_ms;
+                    let state = self.groups.entry(group).or_default();
+                    state.due_ms = now.steady_ms + self.options.look_ms;
+                    state.is_unreadable = true;
                     unreadable = Some(error);
                 }
                 Err(Trouble::Store(error)) => return Err(error),
@@ -367,7 +372,9 @@ impl Uploader {
         if durable.group_tail <= uploaded {
             return Ok(Made::Nothing);
         }
-        let Some(builder) = self.collect(group, uploaded, durable, source)? else { return Ok(Made::Nothing) };
+        let collected = self.collect(group, uploaded, durable, source)?;
+        self.groups.entry(group).or_default().is_unreadable = false;
+        let Some(builder) = collected else { return Ok(Made::Nothing) };
         let is_all = builder.last_end() >= durable.group_tail;
         let complete_through = if is_all { durable.volume } else { builder.last_end() };
         let last_end = builder.last_end();

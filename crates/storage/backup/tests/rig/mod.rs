@@ -75,7 +75,8 @@ impl Volume {
         self.line.last().map_or(Lsn(64), |record| record.span.end)
     }
 
-    fn tail(&self, group: GroupId, at: Lsn) -> Lsn {
+    /// End of a group's last record at or before a position.
+    pub fn tail(&self, group: GroupId, at: Lsn) -> Lsn {
         let mut of_group = self.line.iter().rev().filter(|record| record.span.end <= at);
         of_group
             .find(|record| record.links.iter().any(|link| link.group == group))

@@ -108,7 +108,9 @@ impl CloudStore {
             .with_bucket_name(&self.location.bucket)
             .with_client_options(options)
             .with_retry(retry)
-            .with_conditional_put(S3ConditionalPut::ETagMatch);
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
+            // One by one: not everything that speaks S3 knows the request for many.
+            .with_disable_bulk_delete(true);
         if let Some(endpoint) = &self.location.endpoint {
             builder = builder.with_endpoint(endpoint);
         }

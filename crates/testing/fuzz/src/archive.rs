@@ -238,3 +238,37 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     seeds.extend(names.iter().map(|name| [&[0], name.key(VOLUME).as_bytes()].concat()));
     seeds
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else mutations of them would never get behind the first check.
+    #[test]
+    fn what_seeds_are_put_together_to_is_read() {
+        let mut kinds = Vec::new();
+        for seed in seeds().iter().filter(|seed| seed[0] > 0 && seed[1] == 0) {
+            let mut input = Input::new(&seed[2..]);
+            let bytes = put_together(seed[0], &mut input);
+            let read = match seed[0] {
+                1 => head::<RedoFacts>(&bytes, &PLAIN).is_some_and(|head| {
+                    let name = head.facts().name(Digest::of(&bytes));
+                    for_each_record(&bytes, VOLUME, &name, &PLAIN, |_| {}).is_ok()
+                }),
+                2 => Object::<PagesFacts>::decode(&bytes, VOLUME, &PLAIN).is_ok(),
+                3 => head::<ManifestFacts>(&bytes, &PLAIN).is_some_and(|head| {
+                    let name = head.facts().name(Digest::of(&bytes));
+                    for_each_entry(&bytes, VOLUME, &name, &PLAIN, |_| {}).is_ok()
+                }),
+                4 => Object::<HistoryFacts>::decode(&bytes, VOLUME, &PLAIN).is_ok(),
+                5 => Object::<MarksFacts>::decode(&bytes, VOLUME, &PLAIN).is_ok(),
+                6 => settings::decode::<VolumeFacts>(&bytes, VOLUME, &PLAIN).is_ok(),
+                7 => settings::decode::<NamedSnapshot>(&bytes, VOLUME, &PLAIN).is_ok(),
+                _ => settings::decode::<Retention>(&bytes, VOLUME, &PLAIN).is_ok(),
+            };
+            assert!(read, "kind {}", seed[0]);
+            kinds.push(seed[0]);
+        }
+        assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use borealis_types::{GroupId, VolumeId};
 
-use crate::name::{HistoryName, ManifestName, MarksName, Name, PagesName, RedoName, SnapshotName};
+use crate::name::{HistoryName, ManifestName, MarksName, Name, PagesName, RedoName};
 
 /// What a store says of an object beside its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -116,14 +116,6 @@ impl Inventory {
     pub fn marks(&self) -> impl Iterator<Item = MarksName> {
         self.objects.keys().filter_map(|name| match name {
             Name::Marks(marks) => Some(*marks),
-            _ => None,
-        })
-    }
-
-    /// Named snapshots.
-    pub fn snapshots(&self) -> impl Iterator<Item = &SnapshotName> {
-        self.objects.keys().filter_map(|name| match name {
-            Name::Snapshot(snapshot) => Some(snapshot),
             _ => None,
         })
     }

@@ -9,7 +9,8 @@ use borealis_archive::name::Name;
 use borealis_backup::store::cloud::{CloudStore, CredentialSource, Timeouts};
 use borealis_backup::store::folder::FolderStore;
 use borealis_backup::store::memory::MemoryStore;
-use borealis_backup::store::{Action, ErrorKind, LIST_MAX, ObjectStore, Put, inventory};
+use borealis_backup::store::retrying::Retrying;
+use borealis_backup::store::{Action, ErrorKind, LIST_MAX, ObjectStore, Put, inventory, open};
 use borealis_types::VolumeId;
 
 fn keys(store: &dyn ObjectStore, prefix: &str, after: Option<&str>) -> Vec<String> {
@@ -162,6 +163,17 @@ fn memory() {
 fn a_folder() {
     let folder = tempfile::tempdir().expect("the store answers");
     conforms(&FolderStore::new(folder.path().join("a/b")), LIST_MAX + 7);
+}
+
+#[test]
+fn a_folder_by_its_url_with_patience() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let location = format!("file://{}/x", folder.path().display()).parse().expect("a location");
+    let store = open(&location, Timeouts::default()).expect("a folder needs no thread");
+    store.put_new("a", b"1").expect("the store answers");
+    assert_eq!(FolderStore::new(folder.path().join("x")).get("a").expect("the store answers"), b"1");
+    let patient = Retrying::new(FolderStore::new(folder.path().join("y")), 3, (1, 1), 7, |_| {});
+    conforms(&patient, 7);
 }
 
 #[test]

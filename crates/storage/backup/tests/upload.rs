@@ -7,6 +7,7 @@ use borealis_archive::duty::Duty;
 use borealis_archive::name::Name;
 use borealis_archive::restorable::restorable;
 use borealis_archive::sealing::{Sealing, SealingKey};
+use borealis_backup::store::retrying::Retrying;
 use borealis_backup::store::{ErrorKind, ObjectStore};
 use borealis_types::{GroupId, Lsn, NodeId};
 use rig::{NODES, Rig, VOLUME};
@@ -271,4 +272,29 @@ fn nodes_that_all_come_back_at_once_go_on_where_the_store_is() {
     write_for(&mut rig, 2);
     rig.pass(1_000);
     assert_eq!(rig.newest_restorable(), rig.volume.durable);
+}
+
+#[test]
+fn who_reads_with_patience_gets_through_a_bad_connection_and_no_further_than_told() {
+    let rig = Rig::new(1);
+    rig.store.inner.put_new("a", b"1").expect("memory");
+    let store = Retrying::new(rig.store, 8, (1, 1), 7, |_| {});
+    let failing = |kind| *store.inner().failing.lock().expect("no panic") = kind;
+    let requests = || *store.inner().requests.lock().expect("no panic");
+    *store.inner().one_in.lock().expect("no panic") = 2;
+    for _ in 0..50 {
+        assert_eq!(store.get("a"), Ok(b"1".to_vec()));
+    }
+    for (kind, attempts) in [
+        (ErrorKind::Slow, 8),
+        (ErrorKind::Down, 8),
+        (ErrorKind::Denied, 1),
+        (ErrorKind::Missing, 1),
+        (ErrorKind::Full, 1),
+    ] {
+        failing(Some(kind));
+        let before = requests();
+        assert_eq!(store.get("a").expect_err("it is refused").kind, kind);
+        assert_eq!(requests() - before, attempts, "{kind}");
+    }
 }

@@ -6,6 +6,7 @@
 pub mod cloud;
 pub mod folder;
 pub mod memory;
+pub mod retrying;
 
 use std::fmt;
 use std::ops::Range;
@@ -13,6 +14,10 @@ use std::ops::Range;
 use borealis_archive::inventory::{Inventory, Stored};
 use borealis_archive::object::OBJECT_BYTES_MAX;
 use borealis_types::VolumeId;
+
+use crate::location::Location;
+use cloud::{CloudStore, CredentialSource, Timeouts};
+use folder::FolderStore;
 
 /// Names in one answer of S3 and of the memory store at most; a folder gives more.
 pub const LIST_MAX: usize = 1000;
@@ -186,6 +191,17 @@ pub trait ObjectStore: fmt::Debug + Send + Sync {
         }
         Ok(bytes)
     }
+}
+
+/// The store at a place, with the credentials that this process has. Nothing is asked of it yet: it may be down.
+///
+/// # Errors
+/// When the thread that asks it cannot be started.
+pub fn open(location: &Location, timeouts: Timeouts) -> Result<Box<dyn ObjectStore>, ObjectStoreError> {
+    Ok(match location {
+        Location::Folder(folder) => Box::new(FolderStore::new(folder)),
+        Location::S3(s3) => Box::new(CloudStore::new(s3.clone(), CredentialSource::of_process(), timeouts)?),
+    })
 }
 
 /// Lists everything of one volume.

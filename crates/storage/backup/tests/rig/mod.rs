@@ -189,7 +189,7 @@ impl FaultyStore {
         let one_in = *self.one_in.lock().expect("no panic");
         // Multiplicative hashing: every request its own luck, the same on every run.
         let luck = (*requests).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
-        let by_luck = (one_in > 0 && luck % one_in.max(1) == 0).then_some(ErrorKind::Down);
+        let by_luck = (one_in > 0 && luck.is_multiple_of(one_in.max(1))).then_some(ErrorKind::Down);
         match failing.or(by_luck) {
             None => Ok(()),
             Some(kind) => {
@@ -204,7 +204,7 @@ impl ObjectStore for FaultyStore {
         let failed = self.fails(Action::Make, key);
         let answer_is_lost = failed.is_err()
             && self.failing.lock().expect("no panic").is_none()
-            && *self.requests.lock().expect("no panic") % 2 == 0;
+            && self.requests.lock().expect("no panic").is_multiple_of(2);
         if failed.is_ok() || answer_is_lost {
             let put = self.inner.put_new(key, bytes);
             return failed.and(put);

@@ -169,6 +169,12 @@ impl RedoBuilder {
         self.facts.last_end
     }
 
+    /// End of the group's record before the first one.
+    #[must_use]
+    pub fn previous_end(&self) -> Lsn {
+        self.facts.previous_end
+    }
+
     /// The epoch of its records.
     #[must_use]
     pub fn epoch(&self) -> VolumeEpoch {

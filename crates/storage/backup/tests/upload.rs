@@ -137,7 +137,7 @@ fn redo_that_the_node_let_go_of_is_a_gap_that_is_said_and_never_restored_over() 
     let let_go = rig.volume.tail(GroupId(0), rig.volume.durable);
     write_for(&mut rig, 3);
     *rig.store.failing.lock().unwrap() = None;
-    rig.pass(90_000);
+    rig.pass(400_000);
     let inventory = rig.inventory();
     let known = rig.known(&inventory);
     let points = restorable(&inventory, &known);
@@ -149,6 +149,42 @@ fn redo_that_the_node_let_go_of_is_a_gap_that_is_said_and_never_restored_over() 
     assert!(gaps.iter().all(|gap| gap.from == before && gap.through == let_go && gap.group == GroupId(0)));
     let newest = inventory.redo(GroupId(0)).last().expect("it goes on after the gap");
     assert_eq!(newest.last_end, rig.volume.durable);
+}
+
+#[test]
+fn what_one_node_let_go_of_another_may_still_have() {
+    for has_all in 1..=NODES {
+        let mut rig = Rig::new(1);
+        write_for(&mut rig, 3);
+        *rig.store.failing.lock().unwrap() = Some(ErrorKind::Full);
+        write_for(&mut rig, 20);
+        rig.volume.log_floor = rig.volume.durable;
+        rig.volume.has_all = vec![NodeId(has_all)];
+        write_for(&mut rig, 3);
+        *rig.store.failing.lock().unwrap() = None;
+        rig.pass(400_000);
+        assert_eq!(rig.newest_restorable(), rig.volume.durable, "node {has_all} has it");
+        let uploaders = rig.uploaders.borrow();
+        assert!(uploaders.values().all(|(uploader, _)| uploader.status(rig.now()).gaps.is_empty()));
+    }
+}
+
+#[test]
+fn redo_that_has_not_arrived_yet_is_waited_for() {
+    let mut rig = Rig::new(1);
+    write_for(&mut rig, 3);
+    rig.pass(1_000);
+    let from = rig.volume.durable;
+    write_for(&mut rig, 1);
+    rig.volume.hole = Lsn(from.0 + 1)..Lsn(rig.volume.durable.0 + 1);
+    let before = rig.newest_restorable();
+    write_for(&mut rig, 200);
+    assert_eq!(rig.newest_restorable(), before.max(from));
+    rig.volume.hole = Lsn::ZERO..Lsn::ZERO;
+    rig.pass(60_000);
+    assert_eq!(rig.newest_restorable(), rig.volume.durable);
+    let uploaders = rig.uploaders.borrow();
+    assert!(uploaders.values().all(|(uploader, _)| uploader.status(rig.now()).gaps.is_empty()));
 }
 
 #[test]

@@ -7,7 +7,8 @@
 //! * Only what is durable is uploaded: no recovery ever cuts it. The history goes first, so that redo of an epoch is never there without it.
 //! * A store that is down, slow, full or refuses is tried again after growing pauses, for ever. Meanwhile nothing is collected in memory:
 //!   redo stays where it is, in the node's log, for as long as the node keeps it.
-//! * Where the node kept it for too little, there is a gap. It is counted and said, and a new snapshot closes the matter.
+//! * Where no node kept it for long enough, there is a gap. It is counted and said, and a new snapshot closes the matter. A node that lacks
+//!   redo waits until every other peer has had its turn, for one of them may have it.
 //! * Who uploads is computed ([`borealis_archive::duty`]). Others look at the store now and then, and take over when it stands still.
 
 mod source;
@@ -316,7 +317,12 @@ impl Uploader {
         if duty != Duty::Upload || state.due_ms > now.steady_ms {
             return Ok((duty, Made::Nothing));
         }
-        let made = self.upload_redo(group, now, source, store)?;
+        let peers = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
+        // The last of them may be in its longest pause when its turn comes.
+        let turns_ms = self.options.takeover_ms.saturating_mul(peers.saturating_add(1));
+        let all_had_their_turn =
+            stalled_ms >= turns_ms.saturating_add(self.options.pauses_ms.1.saturating_mul(2));
+        let made = self.upload_redo(group, now, all_had_their_turn, (source, store))?;
         let state = self.groups.entry(group).or_default();
         if !matches!(made, Made::Part) {
             state.due_ms = now.steady_ms + self.options.interval_ms;
@@ -359,13 +365,13 @@ impl Uploader {
         Ok(())
     }
 
-    /// Makes one object of what is durable and not uploaded, and puts it into the store.
+    /// Makes one object of what is durable and not uploaded, and puts it into the store; after a gap if need be, and if it may.
     fn upload_redo(
         &mut self,
         group: GroupId,
         now: Now,
-        source: &dyn RedoSource,
-        store: &dyn ObjectStore,
+        may_leave_gap: bool,
+        (source, store): (&dyn RedoSource, &dyn ObjectStore),
     ) -> Result<Made, Trouble> {
         let state = self.groups.entry(group).or_default();
         let (durable, uploaded) = (state.durable, state.uploaded);
@@ -375,6 +381,10 @@ impl Uploader {
         let collected = self.collect(group, uploaded, durable, source)?;
         self.groups.entry(group).or_default().is_unreadable = false;
         let Some(builder) = collected else { return Ok(Made::Nothing) };
+        let leaves_gap = builder.previous_end() > uploaded;
+        if leaves_gap && !(may_leave_gap && builder.previous_end() <= source.log_floor(group)) {
+            return Ok(Made::Nothing);
+        }
         let is_all = builder.last_end() >= durable.group_tail;
         let complete_through = if is_all { durable.volume } else { builder.last_end() };
         let last_end = builder.last_end();
@@ -382,7 +392,7 @@ impl Uploader {
             return Ok(Made::Nothing);
         };
         self.put(&Name::Redo(name), &bytes, now, store)?;
-        if name.previous_end > uploaded {
+        if leaves_gap {
             self.status.gaps.push(Gap {
                 group,
                 from: uploaded,

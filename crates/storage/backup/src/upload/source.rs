@@ -45,11 +45,14 @@ pub trait RedoSource {
     fn durable(&self, group: GroupId) -> Option<DurablePoint>;
 
     /// Records of a group that end above `above`, about `limit_bytes` of them and at least one if there is one. The first one may follow a
-    /// record that is not here any more.
+    /// record that is not here: one that is not here any more ([`RedoSource::log_floor`]), or not yet.
     ///
     /// # Errors
     /// When the node cannot read them now.
     fn tail(&self, group: GroupId, above: Lsn, limit_bytes: u32) -> Result<Tail, SourceError>;
+
+    /// The node let go of records of a group that end at or below this. Others that it lacks it will get.
+    fn log_floor(&self, group: GroupId) -> Lsn;
 
     /// The members of a group, this node among them, as far as it knows.
     fn candidates(&self, group: GroupId) -> Vec<Candidate>;

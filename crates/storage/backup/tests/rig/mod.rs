@@ -42,8 +42,12 @@ pub struct Volume {
     pub history: EpochHistory,
     pub line: Vec<Written>,
     pub durable: Lsn,
-    /// No node has records that end at or before this any more.
+    /// No node has records that end at or before this any more, …
     pub log_floor: Lsn,
+    /// … but for these nodes, which have all.
+    pub has_all: Vec<NodeId>,
+    /// Nobody has records that end in this range yet.
+    pub hole: Range<Lsn>,
     pub incomplete: Vec<NodeId>,
     /// A group that nobody can read.
     pub unreadable: Cell<Option<GroupId>>,
@@ -58,6 +62,8 @@ impl Volume {
             line: Vec::new(),
             durable: Lsn::ZERO,
             log_floor: Lsn::ZERO,
+            has_all: Vec::new(),
+            hole: Lsn::ZERO..Lsn::ZERO,
             incomplete: Vec::new(),
             unreadable: Cell::new(None),
             record_bytes: 200,
@@ -113,34 +119,43 @@ impl Volume {
     }
 }
 
-impl RedoSource for Volume {
+/// The volume as one node has it.
+struct View<'a> {
+    volume: &'a Volume,
+    node: NodeId,
+}
+
+impl RedoSource for View<'_> {
     fn groups(&self) -> Vec<GroupId> {
-        self.placement.groups().collect()
+        self.volume.placement.groups().collect()
     }
 
     fn history(&self) -> EpochHistory {
-        self.history.clone()
+        self.volume.history.clone()
     }
 
     fn durable(&self, group: GroupId) -> Option<DurablePoint> {
-        let (epoch, volume) = (self.history.newest_epoch(), self.durable);
-        Some(DurablePoint { epoch, volume, group_tail: self.tail(group, volume) })
+        let (epoch, volume) = (self.volume.history.newest_epoch(), self.volume.durable);
+        Some(DurablePoint { epoch, volume, group_tail: self.volume.tail(group, volume) })
     }
 
     fn tail(&self, group: GroupId, above: Lsn, limit_bytes: u32) -> Result<Tail, SourceError> {
-        if self.unreadable.get() == Some(group) {
+        if self.volume.unreadable.get() == Some(group) {
             return Err(SourceError { group, what: "its log is damaged".to_owned() });
         }
-        let above = above.max(self.log_floor);
-        let first = self.line.partition_point(|record| record.span.end <= above);
-        let is_of = |record: &&Written| record.links.iter().any(|link| link.group == group);
+        let above = above.max(self.log_floor(group));
+        let first = self.volume.line.partition_point(|record| record.span.end <= above);
+        let hole = &self.volume.hole;
+        let is_of = |record: &&Written| {
+            record.links.iter().any(|link| link.group == group) && !hole.contains(&record.span.end)
+        };
         let (mut bytes, mut more, mut batches) = (0, false, Vec::new());
-        let records: Vec<&Written> = self.line[first..].iter().filter(is_of).collect();
+        let records: Vec<&Written> = self.volume.line[first..].iter().filter(is_of).collect();
         let count = records
             .iter()
             .take_while(|_| {
                 more = bytes >= limit_bytes as usize;
-                bytes += self.record_bytes;
+                bytes += self.volume.record_bytes;
                 !more
             })
             .count();
@@ -154,7 +169,7 @@ impl RedoSource for Volume {
                     value = value.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     (value >> 56) as u8
                 })
-                .take(self.record_bytes)
+                .take(self.volume.record_bytes)
                 .collect();
                 batch.push_form(record.span, RecordForm::default(), &record.links, &bytes);
             }
@@ -163,9 +178,15 @@ impl RedoSource for Volume {
         Ok(Tail { batches, more })
     }
 
+    fn log_floor(&self, _: GroupId) -> Lsn {
+        if self.volume.has_all.contains(&self.node) { Lsn::ZERO } else { self.volume.log_floor }
+    }
+
     fn candidates(&self, _: GroupId) -> Vec<Candidate> {
-        let candidate =
-            |node| Candidate { node: NodeId(node), complete: !self.incomplete.contains(&NodeId(node)) };
+        let candidate = |node| Candidate {
+            node: NodeId(node),
+            complete: !self.volume.incomplete.contains(&NodeId(node)),
+        };
         (1..=NODES).map(candidate).collect()
     }
 }
@@ -282,13 +303,14 @@ impl Rig {
             self.now_ms += TICK_MS;
             self.store.inner.set_clock_ms(WALL_MS + self.now_ms);
             let now = self.now();
-            for (uploader, due_ms) in self.uploaders.borrow_mut().values_mut() {
+            for (&node, (uploader, due_ms)) in self.uploaders.borrow_mut().iter_mut() {
+                let view = View { volume: &self.volume, node };
                 // At once, a few times: the clock stands still meanwhile.
                 for _ in 0..50 {
                     if *due_ms > self.now_ms {
                         break;
                     }
-                    *due_ms = self.now_ms + uploader.step(now, &self.volume, &self.store);
+                    *due_ms = self.now_ms + uploader.step(now, &view, &self.store);
                 }
             }
         }

@@ -2,9 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use borealis_types::{GroupId, VolumeId};
+use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch, VolumeId};
 
 use crate::name::{HistoryName, ManifestName, MarksName, Name, PagesName, RedoName};
+use crate::object::Digest;
+
+/// What names of one group's objects begin and end with in their order.
+struct Bound {
+    lsn: Lsn,
+    epoch: VolumeEpoch,
+    node: NodeId,
+    digest: Digest,
+}
+
+const LOWEST: Bound =
+    Bound { lsn: Lsn::ZERO, epoch: VolumeEpoch(0), node: NodeId(0), digest: Digest([0; 16]) };
+const HIGHEST: Bound =
+    Bound { lsn: Lsn::MAX, epoch: VolumeEpoch(u64::MAX), node: NodeId(u16::MAX), digest: Digest([0xFF; 16]) };
 
 /// What a store says of an object beside its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -82,24 +96,23 @@ impl Inventory {
 
     /// Redo objects of a group, in the order of their ends.
     pub fn redo(&self, group: GroupId) -> impl Iterator<Item = RedoName> {
-        self.objects.keys().filter_map(move |name| match name {
-            Name::Redo(redo) if redo.group == group => Some(*redo),
+        let bound = |Bound { lsn, epoch, node, digest }| {
+            let (last_end, previous_end, complete_through) = (lsn, lsn, lsn);
+            Name::Redo(RedoName { group, last_end, previous_end, epoch, complete_through, node, digest })
+        };
+        self.objects.range(bound(LOWEST)..=bound(HIGHEST)).filter_map(|(name, _)| match name {
+            Name::Redo(redo) => Some(*redo),
             _ => None,
         })
     }
 
     /// Manifests of a group, in the order of their points.
     pub fn manifests(&self, group: GroupId) -> impl Iterator<Item = ManifestName> {
-        self.objects.keys().filter_map(move |name| match name {
-            Name::Manifest(manifest) if manifest.group == group => Some(*manifest),
-            _ => None,
-        })
-    }
-
-    /// Page objects of a group.
-    pub fn pages(&self, group: GroupId) -> impl Iterator<Item = PagesName> {
-        self.objects.keys().filter_map(move |name| match name {
-            Name::Pages(pages) if pages.group == group => Some(*pages),
+        let bound = |Bound { lsn, epoch, node, digest }| {
+            Name::Manifest(ManifestName { group, lsn, tail_end: lsn, epoch, node, digest })
+        };
+        self.objects.range(bound(LOWEST)..=bound(HIGHEST)).filter_map(|(name, _)| match name {
+            Name::Manifest(manifest) => Some(*manifest),
             _ => None,
         })
     }

@@ -120,6 +120,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "proto_frame" => frames(),
         "redo_batch" => vec![batch()],
         "store_files" => crate::store::seeds(),
+        "archive_object" => crate::archive::seeds(),
         "shim_path" => PATHS.iter().map(|path| path.as_bytes().to_vec()).collect(),
         other => unreachable!("{other} is no target"),
     }

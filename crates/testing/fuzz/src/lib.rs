@@ -10,6 +10,7 @@
 //!
 //! Invariant: a target depends on its input alone, so that a failure is reproduced by the bytes.
 
+mod archive;
 mod batch;
 pub mod corpus;
 mod input;
@@ -24,6 +25,7 @@ mod stream;
 mod values;
 mod wire;
 
+pub use archive::archive_object;
 pub use input::Input;
 pub use path::shim_path;
 pub use redo::{Observation, record_effects, redo_record, redo_record_observed};
@@ -37,7 +39,7 @@ pub use wire::{proto_frame, redo_batch};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("wal_stream", wal_stream),
     ("record_effects", record_effects),
     ("redo_record", redo_record),
@@ -47,4 +49,5 @@ pub const TARGETS: [Target; 9] = [
     ("redo_batch", redo_batch),
     ("store_files", store_files),
     ("shim_path", shim_path),
+    ("archive_object", archive_object),
 ];

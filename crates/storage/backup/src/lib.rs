@@ -1,0 +1,18 @@
+//! Where a backup is kept, and how it gets there.
+//!
+//! * [`store`]: one small interface of what keeps objects ([`store::ObjectStore`]), and its implementations: a folder, S3 and what speaks like
+//!   it, memory. What an object is, is none of its business: that is `borealis_archive`.
+//! * [`location`]: the URL that says where; [`key_file`]: the key that objects are encrypted with.
+//! * [`pace`]: retries with growing pauses, and a bound on the rate.
+//! * [`upload`]: a node uploads its redo as it becomes durable.
+//!
+//! Everything here blocks, and waits for a network that may be down for days. It runs on threads of its own, never on one that a commit or a
+//! read waits for. What is asynchronous stays on the one thread of [`store::cloud`].
+//!
+//! Invariant: an object is there whole or not at all, and is never changed once it is there.
+
+pub mod key_file;
+pub mod location;
+pub mod pace;
+pub mod store;
+pub mod upload;

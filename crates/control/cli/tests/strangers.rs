@@ -73,7 +73,7 @@ fn a_hostile_client_hurts_nobody() {
     say(&format!("{report}{text}"));
     assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), cluster.logs());
     assert!(text.contains("number of failed transactions: 0"), "{text}");
-    assert_eq!(report.outcomes.len(), 19, "an attack was never tried:\n{report}");
+    assert_eq!(report.outcomes.len(), 20, "an attack was never tried:\n{report}");
     assert_eq!(nodes(&cluster), before, "a node was started again:\n{}", cluster.logs());
     for (node, process, _) in before {
         let peak = process_status(process, "VmHWM");

@@ -184,7 +184,7 @@ fn a_hostile_member_and_strangers_hurt_nobody_over_tls() {
     assert_no_transaction_failed(&cluster, load);
     let handshakes = report.outcomes[&Attack::BrokenHandshake];
     assert!(handshakes.tried > 10 && handshakes.answered + handshakes.refused == 0, "{report}");
-    assert_eq!(report.outcomes.len(), 20, "an attack was never tried:\n{report}");
+    assert_eq!(report.outcomes.len(), 21, "an attack was never tried:\n{report}");
     assert_eq!(nodes(&cluster), before, "a node was started again:\n{}", cluster.logs());
     for (node, process, _) in before {
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();

@@ -38,6 +38,8 @@ pub struct Rescued {
     pub durable: RecordSpan,
     /// Of each group the members that have every record up to there, one at least.
     pub complete: BTreeMap<GroupId, Vec<NodeId>>,
+    /// The membership of each group that this was agreed on for: whose copies are needed.
+    pub memberships: BTreeMap<GroupId, GroupMembership>,
 }
 
 /// Why a volume could not be opened through its survivors.
@@ -89,7 +91,12 @@ pub fn agree_without(config: &Configured, lost: &BTreeSet<NodeId>) -> Result<Res
     let recovered = recover_without(lost, config, &mut memberships, writer, server_version, &mut own)?;
     let outcome = recovered.outcome;
     let complete = wait_until_complete(config, &memberships, lost, outcome.durable.end, &outcome.tails)?;
-    Ok(Rescued { epoch: outcome.promise.epoch, durable: outcome.durable, complete })
+    Ok(Rescued {
+        epoch: outcome.promise.epoch,
+        durable: outcome.durable,
+        complete,
+        memberships: memberships.groups().clone(),
+    })
 }
 
 /// The state of every segment of every member that is not lost, by node.

@@ -65,15 +65,20 @@ pub fn create(config: &NodeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a node's store of segments that other stores have, beside its configuration file.
+/// Makes a node's store of segments that other stores have, beside its configuration file. Its groups are those that the
+/// sources name: the configuration says only which it had when the volume was made.
 ///
 /// # Errors
-/// As [`create`], and when the sources are in use or not of the same volume, or have not the node's groups.
+/// As [`create`], and when the sources are in use or not of the same volume, or have not the groups that are asked of them.
 pub fn gather(config: &NodeConfig, sources: &[SegmentSource]) -> anyhow::Result<()> {
     config.validate().context("the node's configuration is wrong")?;
     let directory = config.store_directory();
+    let mut groups: Vec<GroupId> = sources.iter().flat_map(|source| &source.groups).copied().collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let identity = Identity { groups, ..identity_of(config) };
     let options = options_of(config, Options::default().open_files_max);
-    Store::gather(sources, &directory, identity_of(config), &options)
+    Store::gather(sources, &directory, identity, &options)
         .with_context(|| format!("cannot make the store {} of other nodes' segments", directory.display()))
 }
 

@@ -12,6 +12,7 @@ use borealis_client::NodeClient;
 use borealis_quorum::membership::{
     Accepted, Ballot, GroupMembership, Replacement, Request as Step, Transition,
 };
+use borealis_store::SegmentSource;
 use borealis_types::{GroupId, MembershipEpoch, NodeId};
 use borealis_wire::{Caller, Refusal, Reply, Request};
 use common::members::{Learner, ask, first_memberships, step, step_without, whereabouts};
@@ -59,7 +60,7 @@ fn folders(cluster: &Cluster, index: usize, group: GroupId) -> Vec<String> {
     let names = std::fs::read_dir(segments).unwrap().map(|entry| entry.unwrap().file_name());
     let names = names.map(|name| name.into_string().unwrap());
     let number = group.0.to_string();
-    names.filter(|name| *name == number || name.starts_with(&format!("{number}-"))).collect()
+    names.filter(|name| *name == number || name.starts_with(&format!("{number}."))).collect()
 }
 
 #[test]
@@ -319,4 +320,60 @@ fn a_step_goes_on_when_a_member_does_not_answer_and_is_taken_back() {
     learner.write(&cluster, 5);
     // A node that starts again knows it still, and where the others are.
     learner.assert_readable(&cluster, 0, GROUP);
+}
+
+#[test]
+fn a_node_is_made_anew_of_the_segments_that_it_has_by_now() {
+    const OLD: usize = 0;
+    const NEW: usize = 6;
+    const SOURCE: usize = 1;
+    let mut cluster = cluster(2);
+    let mut learner = Learner::first(&cluster);
+    for _ in 0..10 {
+        learner.write(&cluster, 100);
+    }
+    let first = first_memberships(&cluster)[&GROUP].clone();
+    let moved = replacement(1, 7);
+    let begun = step(&cluster, (GROUP, &first, Transition::Begin(moved)), &mut || learner.write(&cluster, 1));
+    wait_long("the newcomer has everything", || {
+        learner.write(&cluster, 1);
+        is_full(&cluster, NEW, GROUP)
+    });
+    let finished =
+        step(&cluster, (GROUP, &begun, Transition::Finish(moved)), &mut || learner.write(&cluster, 1));
+    wait_until("all know of it", || {
+        (0..=NEW).all(|index| acts_on(&cluster, index, GROUP) == Some(finished.epoch()))
+    });
+    for index in [OLD, NEW, SOURCE] {
+        learner.writer.clients.remove(&index);
+        cluster.kill_node(index);
+    }
+    for index in [OLD, NEW] {
+        std::fs::remove_dir_all(cluster.configs[index].store_directory()).unwrap();
+        cluster.configs[index].incarnation += 0x1000;
+    }
+    let source = |groups: &[u16]| SegmentSource {
+        store: cluster.configs[SOURCE].store_directory(),
+        groups: groups.iter().copied().map(GroupId).collect(),
+    };
+    // Configuration says which they had when the volume was made.
+    assert_eq!(cluster.configs[OLD].own_groups(), [0, 1].map(GroupId));
+    assert!(cluster.configs[NEW].own_groups().is_empty());
+    let refused = borealis_node::gather(&cluster.configs[OLD], &[source(&[0, 1])]).unwrap_err();
+    assert!(format!("{refused:#}").contains("knows node 1 as no member of group 0"), "{refused:#}");
+    borealis_node::gather(&cluster.configs[OLD], &[source(&[1])]).unwrap();
+    borealis_node::gather(&cluster.configs[NEW], &[source(&[0])]).unwrap();
+    for index in [OLD, NEW, SOURCE] {
+        cluster.start_node(index);
+    }
+    assert!(cluster.segment(OLD, GROUP).is_none() && is_full(&cluster, OLD, GroupId(1)));
+    assert!(is_full(&cluster, NEW, GROUP) && cluster.segment(NEW, GroupId(1)).is_none());
+    learner.connect(&cluster);
+    learner.write(&cluster, 20);
+    for (index, group) in [(OLD, GroupId(1)), (NEW, GROUP)] {
+        wait_until("it follows", || {
+            cluster.summary(index, group).readable_through >= learner.writer.group_ends[&group]
+        });
+        learner.assert_readable(&cluster, index, group);
+    }
 }

@@ -43,8 +43,8 @@ impl Store {
     /// one that was interrupted never opens.
     ///
     /// # Errors
-    /// When a source is in use or damaged beyond single pages, may not vote, belongs to another volume or has not the
-    /// groups; when `to` is not empty; or when a file cannot be read or written.
+    /// When a source is in use or damaged beyond single pages, may not vote, belongs to another volume, has not the
+    /// groups or knows the new store's node as no member of one; when `to` is not empty; or when a file cannot be read or written.
     pub fn gather(
         sources: &[SegmentSource],
         to: &Path,
@@ -173,6 +173,10 @@ fn check_source(
             Standing::Joining => {
                 return refuse(format!("is joining group {group}, and has not everything of it yet"));
             }
+        }
+        let membership = store.membership(group)?;
+        if membership.is_some_and(|stored| !stored.installed().contains(identity.node)) {
+            return refuse(format!("knows node {} as no member of group {group}", identity.node));
         }
     }
     Ok(())

@@ -36,6 +36,15 @@ pub enum Left {
     Deleted,
 }
 
+/// Which six nodes have everything of each group.
+pub(super) fn complete_members_of(memberships: &BTreeMap<GroupId, GroupMembership>) -> Membership {
+    let members = |(&group, membership): (&GroupId, &GroupMembership)| GroupMembers {
+        group,
+        nodes: membership.base().to_vec(),
+    };
+    memberships.iter().map(members).collect()
+}
+
 impl Cluster {
     /// What the controller's catalog says, `fleet.json`; `None` if there is none yet, or it is lost.
     ///
@@ -106,11 +115,7 @@ impl Cluster {
     /// Which six nodes have everything of each group by now, as far as is known.
     #[must_use]
     pub fn complete_members(&self) -> Membership {
-        let members = |(group, membership): (GroupId, GroupMembership)| GroupMembers {
-            group,
-            nodes: membership.base().to_vec(),
-        };
-        self.memberships().into_iter().map(members).collect()
+        complete_members_of(&self.memberships())
     }
 
     /// Nodes that were emptied and are not to run any more, though their folders are still there.

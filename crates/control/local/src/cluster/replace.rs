@@ -5,6 +5,7 @@
 //! chosen; those are stopped, and the lost node's store is made of their segments. It gets the node's number and an
 //! incarnation of its own: what was lost is another node from then on, and is refused should it come back.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,12 +15,13 @@ use anyhow::{Context, bail};
 use borealis_client::Timeouts;
 use borealis_driver::Configured;
 use borealis_driver::rescue::agree_without;
-use borealis_spec::GroupMembers;
 use borealis_spec::node::STORE_FOLDER_NAME;
-use borealis_types::{GroupId, Lsn, NodeId, READ_QUORUM};
+use borealis_spec::{GroupMembers, Membership};
+use borealis_types::{GroupId, GroupSet, Lsn, MembershipEpoch, NodeId, READ_QUORUM};
 use nix::sys::statvfs::statvfs;
 
 use super::create::random_number;
+use super::members::complete_members_of;
 use super::{Cluster, WRITER, save_node_config};
 use crate::process;
 
@@ -61,6 +63,8 @@ struct Candidate {
     node: NodeId,
     damage: Option<String>,
     failure: Option<String>,
+    /// Which membership of each group its segment acts on.
+    memberships: BTreeMap<GroupId, MembershipEpoch>,
 }
 
 /// The node to copy: one that nothing is wrong with, or else one whose damage concerns single pages or log entries only,
@@ -114,6 +118,21 @@ fn allocated_bytes(folder: &Path) -> std::io::Result<u64> {
     Ok(sum)
 }
 
+/// The folders that a store has for a group's segment: one, and those of earlier stays that are still to be removed.
+fn segment_folders(store: &Path, group: GroupId) -> anyhow::Result<Vec<PathBuf>> {
+    let segments = store.join("segments");
+    let cannot = || format!("cannot list {}", segments.display());
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(&segments).with_context(cannot)? {
+        let entry = entry.with_context(cannot)?;
+        // A segment that came later has the epoch of its membership in the name.
+        if entry.file_name().to_string_lossy().split('.').next() == Some(group.to_string().as_str()) {
+            folders.push(entry.path());
+        }
+    }
+    Ok(folders)
+}
+
 /// The bytes that making stores of these segments takes at most: the segments themselves, and each source's log.
 fn bytes_needed<'a>(sources: impl Iterator<Item = &'a (GroupId, PathBuf)>) -> anyhow::Result<u64> {
     let measure = |folder: PathBuf| {
@@ -121,7 +140,9 @@ fn bytes_needed<'a>(sources: impl Iterator<Item = &'a (GroupId, PathBuf)>) -> an
     };
     let (mut sum, mut stores) = (0, BTreeSet::new());
     for (group, store) in sources {
-        sum += measure(store.join("segments").join(group.to_string()))?;
+        for folder in segment_folders(store, *group)? {
+            sum += measure(folder)?;
+        }
         if stores.insert(store) {
             sum += measure(store.join("log"))?;
         }
@@ -198,11 +219,13 @@ impl Cluster {
         let config = Configured::new(self.driver_config(self.instance(WRITER)?)?)?;
         let lost: BTreeSet<NodeId> = replacement.lost.iter().copied().collect();
         let agreed = agree_without(&config, &lost)?;
-        let (by_group, warnings) = self.choose_sources(&agreed.complete, &lost)?;
+        // What the segments say, for what is noted of it may be old.
+        let groups = complete_members_of(&agreed.memberships);
+        let (by_group, warnings) = self.choose_sources(&groups, &agreed.complete, &lost)?;
         let sources: BTreeSet<NodeId> = by_group.values().copied().collect();
         let stopped: Vec<NodeId> = sources.iter().copied().collect();
         self.stop_nodes(&stopped)?;
-        let made = self.make_and_exchange(&replacement.lost, &by_group);
+        let made = self.make_and_exchange(&replacement.lost, &groups, &by_group);
         // Whatever became of the copies, the sources go on.
         self.start_nodes(&stopped)?;
         let set_aside = made?;
@@ -214,19 +237,21 @@ impl Cluster {
     /// the chosen ones.
     fn choose_sources(
         &self,
+        groups: &Membership,
         complete: &BTreeMap<GroupId, Vec<NodeId>>,
         lost: &BTreeSet<NodeId>,
     ) -> anyhow::Result<(Sources, BTreeSet<String>)> {
         let mut known: BTreeMap<NodeId, Candidate> = BTreeMap::new();
         let (mut sources, mut warnings) = (Sources::new(), BTreeSet::new());
-        let groups = self.complete_members();
         for GroupMembers { group, .. } in
             groups.iter().filter(|of| of.nodes.iter().any(|node| lost.contains(node)))
         {
             let members = complete.get(group).into_iter().flatten();
-            let candidates: Vec<Candidate> = members
+            let mut candidates: Vec<Candidate> = members
                 .map(|&node| known.entry(node).or_insert_with(|| self.ask_candidate(node)).clone())
                 .collect();
+            // Who has learned of the newest membership first: the copies tell of what they are made of.
+            candidates.sort_by_key(|candidate| Reverse(candidate.memberships.get(group).copied()));
             let (source, warning) = choose_source(&candidates)
                 .with_context(|| format!("no node can be copied for group {group}"))?;
             sources.insert(*group, source);
@@ -239,16 +264,35 @@ impl Cluster {
     fn ask_candidate(&self, node: NodeId) -> Candidate {
         let asked = self.node_client(node, Timeouts::default()).and_then(|mut client| client.status());
         match asked {
-            Ok(status) => Candidate { node, damage: status.damage, failure: status.failure },
-            Err(error) => Candidate { node, damage: None, failure: Some(error.to_string()) },
+            Ok(status) => Candidate {
+                node,
+                damage: status.damage,
+                failure: status.failure,
+                memberships: status
+                    .segments
+                    .iter()
+                    .map(|segment| (segment.group, segment.membership_epoch))
+                    .collect(),
+            },
+            Err(error) => Candidate {
+                node,
+                damage: None,
+                failure: Some(error.to_string()),
+                memberships: BTreeMap::new(),
+            },
         }
     }
 
     /// Makes all stores beside the nodes' folders, then puts them in their places.
-    fn make_and_exchange(&mut self, lost: &[NodeId], by_group: &Sources) -> anyhow::Result<Vec<PathBuf>> {
+    fn make_and_exchange(
+        &mut self,
+        lost: &[NodeId],
+        groups: &Membership,
+        by_group: &Sources,
+    ) -> anyhow::Result<Vec<PathBuf>> {
         let nodes = self.directory.join("nodes");
         let segments: Vec<(NodeId, Vec<(GroupId, PathBuf)>)> =
-            lost.iter().map(|&node| (node, self.segments_for(node, by_group))).collect();
+            lost.iter().map(|&node| (node, self.segments_for(groups.groups_on(node), by_group))).collect();
         require_space(bytes_needed(segments.iter().flat_map(|(_, of_node)| of_node))?, &nodes)?;
         let made = self.make_stores(&segments).inspect_err(|_| {
             // They would fill the disk for the next attempt, and for the nodes that are left.
@@ -274,9 +318,8 @@ impl Cluster {
     }
 
     /// The groups that a node hosts, and the store that each is to be taken from.
-    fn segments_for(&self, node: NodeId, by_group: &Sources) -> Vec<(GroupId, PathBuf)> {
+    fn segments_for(&self, groups: GroupSet, by_group: &Sources) -> Vec<(GroupId, PathBuf)> {
         let store_of = |source| self.node_directory(source).join(STORE_FOLDER_NAME);
-        let groups = self.complete_members().groups_on(node);
         groups.iter().filter_map(|group| Some((group, store_of(*by_group.get(&group)?)))).collect()
     }
 
@@ -335,7 +378,12 @@ mod tests {
 
     fn candidate(node: u16, damage: Option<&str>, failure: Option<&str>) -> Candidate {
         let text = |text: &str| text.to_owned();
-        Candidate { node: NodeId(node), damage: damage.map(text), failure: failure.map(text) }
+        Candidate {
+            node: NodeId(node),
+            damage: damage.map(text),
+            failure: failure.map(text),
+            memberships: BTreeMap::new(),
+        }
     }
 
     #[test]
@@ -376,8 +424,9 @@ mod tests {
         sparse.set_len(1 << 40).unwrap();
         let bytes = allocated_bytes(&store).unwrap();
         assert!((3 << 20..4 << 20).contains(&bytes), "{bytes} bytes: holes take none");
-        for (group, mib) in [(0, 1), (7, 2)] {
-            let segment = store.join(format!("segments/{group}"));
+        // Group 0 was made with the store, group 7 came later, and group 77 is another one.
+        for (folder, mib) in [("0", 1), ("7.3", 2), ("77", 8), ("77.7", 8)] {
+            let segment = store.join("segments").join(folder);
             fs::create_dir_all(&segment).unwrap();
             fs::write(segment.join("pages"), vec![1; mib << 20]).unwrap();
         }

@@ -103,6 +103,7 @@ fn a_rescue_goes_through_the_members_of_today_that_are_left() {
     let config = configured(folder.path(), 1);
     let rescued = agree_without(&config, &[3, 4, 5].map(NodeId).into()).expect("three members are left");
     assert_eq!(rescued.complete, BTreeMap::from([(GROUP, [1, 2, 7].map(NodeId).to_vec())]));
+    assert_eq!(rescued.memberships, BTreeMap::from([(GROUP, third)]), "whose copies are to be made");
     assert!(nodes.iter().all(|fake| fake.state().promised.0 == rescued.epoch));
     // Node 6 is no member any more, so nobody asks for it.
     let error = agree_without(&config, &[4, 5].map(NodeId).into()).expect_err("node 3 is not there");

@@ -93,7 +93,7 @@ fn read_history(
     Err(failed)
 }
 
-/// Every list of marks that is sound: a verification names the others, and what is lost with them.
+/// Every list of marks that is sound and not a part of another: a verification names the others, and what is lost with them.
 fn read_marks(
     store: &dyn ObjectStore,
     volume: VolumeId,
@@ -101,7 +101,16 @@ fn read_marks(
     sealing: &Sealing,
 ) -> Result<BTreeMap<MarksName, Vec<Mark>>, ObjectStoreError> {
     let mut lists = BTreeMap::new();
-    for name in inventory.marks() {
+    let listed: Vec<MarksName> = inventory.marks().collect();
+    let superseded = marks::superseded(&listed);
+    // The longer ones first: where one of them is damaged, what it superseded is read after all.
+    for name in listed.iter().rev().copied() {
+        let has_all = |long: &&MarksName| {
+            (long.node, long.from_ms) == (name.node, name.from_ms) && long.to_ms > name.to_ms
+        };
+        if superseded.contains(&name) && lists.keys().any(|read| has_all(&read)) {
+            continue;
+        }
         match store.get(&Name::Marks(name).key(volume)) {
             Ok(bytes) => {
                 if let Ok(marks) = marks::decode(&bytes, volume, &name, sealing) {

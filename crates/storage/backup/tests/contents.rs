@@ -19,7 +19,12 @@ use rig::{Rig, VOLUME};
 
 /// A volume of two groups and three epochs, all of it in the store.
 fn lived() -> Rig {
-    let mut rig = Rig::new(2);
+    lived_with(600_000)
+}
+
+/// The same, with lists of marks for so many milliseconds.
+fn lived_with(marks_ms: u64) -> Rig {
+    let mut rig = Rig::with(2, |options| options.marks_ms = marks_ms);
     for _ in 0..3 {
         for _ in 0..40 {
             rig.volume.write(&[0]);
@@ -120,8 +125,40 @@ fn without_the_newest_history_nothing_is_decided_by_an_older_one() {
 }
 
 #[test]
+fn marks_are_few_lists_and_what_a_longer_list_has_is_passed_over() {
+    let mut rig = Rig::with(1, |options| options.marks_ms = 10_000);
+    for _ in 0..600 {
+        rig.volume.write(&[0]);
+        rig.pass(100);
+    }
+    let lists = contents(&rig).inventory.marks().count();
+    assert!((6..10).contains(&lists), "{lists} lists in a minute");
+    let all: usize = contents(&rig).known.marks.values().map(Vec::len).sum();
+    assert!(all > 100, "{all} marks, two a second");
+    // Answers are lost: what should have been removed stays.
+    *rig.store.one_in.lock().expect("no panic") = 2;
+    for _ in 0..600 {
+        rig.volume.write(&[0]);
+        rig.pass(100);
+    }
+    *rig.store.one_in.lock().expect("no panic") = 0;
+    let whole = contents(&rig);
+    assert!(whole.known.marks.len() < whole.inventory.marks().count());
+    let clock_ms = rig.now().wall_ms - 30_000;
+    let point = whole.known.point_at(clock_ms).expect("a point");
+    let longest =
+        whole.known.marks.keys().max_by_key(|list| list.to_ms - list.from_ms).copied().expect("a list");
+    // A damaged list gives way to the one that it superseded, if that is still there.
+    let key = Name::Marks(longest).key(VOLUME);
+    rig.store.inner.delete(&key).expect("memory");
+    rig.store.inner.put_new(&key, b"damaged").expect("memory");
+    assert!(!contents(&rig).known.marks.contains_key(&longest));
+    assert!(contents(&rig).known.point_at(clock_ms) <= Some(point));
+}
+
+#[test]
 fn a_deletion_over_a_bad_connection_loses_nothing_and_ends() {
-    let rig = lived();
+    let rig = lived_with(600);
     // No snapshot is there, so all redo is needed; older histories, and marks from before the window, are not.
     let now_ms = rig.now().wall_ms;
     let retention = Retention { window_ms: 2_000, unfinished_ms: 1_000 };

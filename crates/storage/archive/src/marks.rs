@@ -8,6 +8,11 @@
 //! A mark answers two questions. *When was it?* A second is asked for, and marks translate it into a position: a commit record
 //! that ends at or before a mark's position was durable at its time. *Is anything missing?* A group that had nothing to do has no redo
 //! object near a position; a mark that names where its redo ends as of that position says that there is nothing more.
+//!
+//! A node writes a list again with each new mark, for some minutes, and removes the one before: so that there are few to read. A list of the same
+//! node with the same first mark and a later last one has all of it ([`superseded`]).
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use borealis_types::{Lsn, MAX_GROUPS, NodeId, VolumeEpoch, VolumeId};
 use borealis_wire::GroupTail;
@@ -77,6 +82,22 @@ impl MarksFacts {
         let MarksFacts { node, from_ms, to_ms, lsn, marks: _ } = *self;
         MarksName { to_ms, from_ms, lsn, node, digest }
     }
+}
+
+/// Lists that another of the same node has all of.
+#[must_use]
+pub fn superseded<'a>(lists: impl IntoIterator<Item = &'a MarksName>) -> BTreeSet<MarksName> {
+    let mut longest: BTreeMap<(NodeId, u64), MarksName> = BTreeMap::new();
+    let mut superseded = BTreeSet::new();
+    for list in lists {
+        let place = longest.entry((list.node, list.from_ms)).or_insert(*list);
+        if place.to_ms < list.to_ms {
+            superseded.insert(std::mem::replace(place, *list));
+        } else if list.to_ms < place.to_ms {
+            superseded.insert(*list);
+        }
+    }
+    superseded
 }
 
 /// The object of these marks of one node; `None` if there are none, more than [`MARKS_MAX`], or they are not in the order of their times.

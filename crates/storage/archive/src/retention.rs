@@ -13,6 +13,7 @@ use borealis_types::{GroupId, Lsn, invariant};
 
 use crate::inventory::{Inventory, Stored};
 use crate::known::{Known, kept_of};
+use crate::marks::superseded;
 use crate::name::{ManifestName, MarksName, Name, PagesName, RedoName};
 use crate::plan::base_for;
 use crate::ranges::{LsnRange, LsnRanges};
@@ -152,7 +153,20 @@ fn covered(
 fn keep_marks(situation: &Situation<'_>, sound: &Inventory, keep: &mut Keep) {
     let clock_ms = situation.now_ms.saturating_sub(situation.retention.window_ms);
     let start = window_start(situation);
-    for marks in situation.inventory.marks() {
+    // A list counts as having another's marks only once it was read itself.
+    let listed: Vec<MarksName> = situation.inventory.marks().collect();
+    let was_read = |list: &&MarksName| situation.known.marks.contains_key(list);
+    let longest: BTreeSet<MarksName> = {
+        let superseded = superseded(listed.iter().filter(was_read));
+        listed.iter().filter(was_read).filter(|list| !superseded.contains(list)).copied().collect()
+    };
+    let is_superseded = |list: &MarksName| {
+        let has_all = |long: &MarksName| {
+            (long.node, long.from_ms) == (list.node, list.from_ms) && long.to_ms > list.to_ms
+        };
+        longest.iter().any(has_all)
+    };
+    for marks in listed.iter().copied() {
         let name = Name::Marks(marks);
         let young = situation.inventory.get(&name).is_some_and(|stored| !is_settled(situation, stored));
         // The one that says where the window begins is older than the window.
@@ -160,7 +174,7 @@ fn keep_marks(situation: &Situation<'_>, sound: &Inventory, keep: &mut Keep) {
             situation.known.marks.get(&marks).is_none_or(|list| {
                 list.iter().any(|mark| mark.durable == start && mark.clock_ms <= clock_ms)
             });
-        if young || marks.to_ms >= clock_ms || tells_the_start {
+        if young || (!is_superseded(&marks) && (marks.to_ms >= clock_ms || tells_the_start)) {
             keep.marks.insert(marks);
         }
     }

@@ -2,8 +2,10 @@
 
 mod samples;
 
+use std::collections::BTreeSet;
+
 use borealis_archive::manifest::{Entry, ManifestBuilder, VALUE_PART_BYTES_MAX, for_each_entry};
-use borealis_archive::name::Name;
+use borealis_archive::name::{MarksName, Name};
 use borealis_archive::object::{BLOCK_BYTES_MAX, Digest, HEAD_BYTES, Object, ObjectWriter};
 use borealis_archive::pages::{self, ExtentPages, PagesBuilder, find_extent, for_each_extent};
 use borealis_archive::redo::{NotAdded, RedoBuilder, for_each_record};
@@ -326,6 +328,23 @@ fn marks_that_are_out_of_order_are_not_written() {
     let mut marks = samples::mark_list();
     marks[0].tails[0].last_end = Lsn(1089);
     assert!(marks::encode(VOLUME, NODE, &marks, &Sealing::Plain).is_none());
+}
+
+#[test]
+fn a_longer_list_of_the_same_node_from_the_same_mark_on_supersedes_a_shorter() {
+    let list = |node, from_ms, to_ms| MarksName {
+        to_ms,
+        from_ms,
+        lsn: Lsn(to_ms),
+        node: NodeId(node),
+        digest: Digest([node as u8; 16]),
+    };
+    let lists = [list(1, 5, 5), list(1, 5, 9), list(1, 5, 7), list(2, 5, 6), list(1, 6, 8)];
+    let expected = BTreeSet::from([list(1, 5, 5), list(1, 5, 7)]);
+    assert_eq!(marks::superseded(&lists), expected);
+    assert_eq!(marks::superseded(lists.iter().rev()), expected, "in any order");
+    let twins = [list(1, 5, 5), MarksName { digest: Digest([9; 16]), ..list(1, 5, 5) }];
+    assert!(marks::superseded(&twins).is_empty(), "of two that are equal neither goes");
 }
 
 proptest! {

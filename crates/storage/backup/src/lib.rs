@@ -4,6 +4,7 @@
 //!   it, memory. What an object is, is none of its business: that is `borealis_archive`.
 //! * [`location`]: the URL that says where; [`key_file`]: the key that objects are encrypted with.
 //! * [`pace`]: retries with growing pauses, and a bound on the rate.
+//! * [`contents`]: reading a backup, proving it, deleting what nobody can need.
 //! * [`upload`]: a node uploads its redo as it becomes durable.
 //!
 //! Everything here blocks, and waits for a network that may be down for days. It runs on threads of its own, never on one that a commit or a
@@ -11,6 +12,7 @@
 //!
 //! Invariant: an object is there whole or not at all, and is never changed once it is there.
 
+pub mod contents;
 pub mod key_file;
 pub mod location;
 pub mod pace;

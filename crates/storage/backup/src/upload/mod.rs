@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use borealis_archive::duty::{Duty, Progress, duty};
 use borealis_archive::history;
 use borealis_archive::marks::{self, Mark};
-use borealis_archive::name::{ManifestName, Name, RedoName};
+use borealis_archive::name::{ManifestName, MarksName, Name, RedoName};
 use borealis_archive::redo::{NotAdded, RedoBuilder};
 use borealis_archive::restorable::{follow, newest_snapshot};
 use borealis_archive::sealing::Sealing;
@@ -64,6 +64,8 @@ pub struct Options {
     pub look_ms: u64,
     /// How long the store may stand still for each peer that comes before ([`duty`]), in milliseconds.
     pub takeover_ms: u64,
+    /// How long a list of marks is added to before the next one begins, in milliseconds.
+    pub marks_ms: u64,
     /// Bytes a second at most, on average; zero for no bound.
     pub bytes_per_second: u64,
     /// The first pause after a failure, and the longest, in milliseconds.
@@ -84,6 +86,7 @@ impl Options {
             interval_ms: 500,
             look_ms: 5_000,
             takeover_ms: 15_000,
+            marks_ms: 600_000,
             bytes_per_second: 0,
             pauses_ms: (500, 60_000),
         }
@@ -117,8 +120,9 @@ pub struct Uploader {
     is_described: bool,
     /// The history that the store has.
     history: EpochHistory,
-    /// The highest position of a mark that is in the store.
-    marked: Lsn,
+    /// The marks of the list that is written at the moment, and its name in the store.
+    marks: Vec<Mark>,
+    marks_name: Option<MarksName>,
     mark_due_ms: u64,
     pauses: Pauses,
     limit: RateLimit,
@@ -167,7 +171,8 @@ impl Uploader {
             groups: BTreeMap::new(),
             is_described: false,
             history: EpochHistory::default(),
-            marked: Lsn::ZERO,
+            marks: Vec::new(),
+            marks_name: None,
             mark_due_ms: 0,
             paused_until_ms: 0,
             status: Status::default(),
@@ -458,19 +463,30 @@ impl Uploader {
     fn upload_mark(&mut self, now: Now, store: &dyn ObjectStore) -> Result<(), ObjectStoreError> {
         let newest = self.groups.values().map(|group| group.durable).max_by_key(|durable| durable.volume);
         let Some(DurablePoint { epoch, volume: durable, .. }) = newest else { return Ok(()) };
-        if durable <= self.marked || self.mark_due_ms > now.steady_ms {
+        let marked = self.marks.last().map_or(Lsn::ZERO, |mark| mark.durable);
+        if durable <= marked || self.mark_due_ms > now.steady_ms {
             return Ok(());
         }
         // Of a group that heard of an earlier point only it is not known where it ends as of this one.
         let current = self.groups.iter().filter(|(_, state)| state.durable.volume == durable);
         let tails = current.map(|(&group, state)| GroupTail { group, last_end: state.durable.group_tail });
         let mark = Mark { clock_ms: now.wall_ms, epoch, durable, tails: tails.collect() };
+        // A new list after some time, and when somebody set the clock back.
+        let begins = self.marks.first().map_or(0, |first| first.clock_ms);
+        let last = self.marks.last().map_or(0, |last| last.clock_ms);
+        let is_over = now.wall_ms.saturating_sub(begins) >= self.options.marks_ms || now.wall_ms < last;
+        let mut marks = if is_over { Vec::new() } else { self.marks.clone() };
+        marks.push(mark);
         let Options { volume, node, ref sealing, .. } = self.options;
-        if let Some((name, bytes)) = marks::encode(volume, node, &[mark], sealing) {
-            self.put(&Name::Marks(name), &bytes, now, store)?;
-        }
-        self.marked = durable;
+        let Some((name, bytes)) = marks::encode(volume, node, &marks, sealing) else { return Ok(()) };
+        self.put(&Name::Marks(name), &bytes, now, store)?;
+        let before = self.marks_name.replace(name).filter(|before| !is_over && *before != name);
+        self.marks = marks;
         self.mark_due_ms = now.steady_ms + self.options.interval_ms;
+        if let Some(before) = before {
+            // What stays is passed over by readers, and goes with what nobody needs.
+            let _ = store.delete(&Name::Marks(before).key(volume));
+        }
         Ok(())
     }
 

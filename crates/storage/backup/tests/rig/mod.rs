@@ -1,4 +1,5 @@
 //! Six nodes of one volume with uploaders, a store that fails as it is told, and a clock that is turned by hand.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

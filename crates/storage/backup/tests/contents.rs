@@ -1,0 +1,199 @@
+//! What uploaders brought is read back, proved and thinned out, while the store fails.
+
+mod moto;
+mod rig;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use borealis_archive::name::Name;
+use borealis_archive::retention::{Situation, deletable};
+use borealis_archive::sealing::Sealing;
+use borealis_archive::settings::Retention;
+use borealis_archive::verify::Fault;
+use borealis_backup::contents::{Contents, ReadError, delete, read, verify};
+use borealis_backup::store::cloud::{CloudStore, CredentialSource, Timeouts};
+use borealis_backup::store::folder::FolderStore;
+use borealis_backup::store::{ErrorKind, ObjectStore, Put};
+use borealis_types::{GroupId, Lsn, VolumeId};
+use rig::{Rig, VOLUME};
+
+/// A volume of two groups and three epochs, all of it in the store.
+fn lived() -> Rig {
+    lived_with(600_000)
+}
+
+/// The same, with lists of marks for so many milliseconds.
+fn lived_with(marks_ms: u64) -> Rig {
+    let mut rig = Rig::with(2, |options| options.marks_ms = marks_ms);
+    for _ in 0..3 {
+        for _ in 0..40 {
+            rig.volume.write(&[0]);
+            rig.volume.write(&[0, 1]);
+            rig.pass(100);
+        }
+        rig.volume.write_uncertain(&[1]);
+        rig.volume.recover();
+    }
+    rig.pass(5_000);
+    rig
+}
+
+fn contents(rig: &Rig) -> Contents {
+    read(&rig.store, VOLUME, &Sealing::Plain).expect("it is there")
+}
+
+#[test]
+fn a_backup_proves_itself_to_the_newest_point() {
+    let rig = lived();
+    let contents = contents(&rig);
+    assert_eq!(contents.facts.placement, rig.volume.placement);
+    assert_eq!(contents.known.history, rig.volume.history);
+    let mut seen = 0;
+    let report = verify(&rig.store, &contents, &Sealing::Plain, |count| seen = count).expect("it answers");
+    assert!(report.faults.is_empty() && report.lost.is_empty() && report.gaps.is_empty(), "{report:?}");
+    assert_eq!((report.objects, seen), (contents.inventory.objects().count() as u64, report.objects));
+    assert!(report.restorable.contains(Lsn::ZERO) && report.restorable.contains(rig.volume.durable));
+}
+
+fn a_copy_proves_the_same(rig: &Rig, store: &dyn ObjectStore) {
+    let original = contents(rig);
+    for (name, _) in original.inventory.objects() {
+        let key = name.key(VOLUME);
+        let bytes = rig.store.inner.get(&key).expect("it is listed");
+        assert_eq!(store.put_new(&key, &bytes), Ok(Put::Made));
+    }
+    let copy = read(store, VOLUME, &Sealing::Plain).expect("it is there");
+    assert_eq!(copy.known, original.known);
+    let report = verify(store, &copy, &Sealing::Plain, |_| {}).expect("it answers");
+    assert_eq!(report, verify(&rig.store, &original, &Sealing::Plain, |_| {}).expect("it answers"));
+    let spoilt = Name::Redo(copy.inventory.redo(GroupId(1)).next().expect("redo"));
+    assert_eq!(delete(store, VOLUME, &vec![vec![spoilt.clone()]]), Ok(1));
+    let report = verify(store, &copy, &Sealing::Plain, |_| {}).expect("it answers");
+    assert_eq!(report.faults, BTreeMap::from([(spoilt, Fault::Missing)]));
+}
+
+#[test]
+fn a_copy_in_a_folder_proves_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    a_copy_proves_the_same(&lived(), &FolderStore::new(folder.path()));
+}
+
+#[test]
+fn a_copy_in_s3_proves_the_same() {
+    let Some(moto) = moto::Moto::start() else { return };
+    let credentials =
+        CredentialSource::of([("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "hush")]);
+    let store = CloudStore::new(moto.location("copy"), credentials, Timeouts::default()).expect("a thread");
+    a_copy_proves_the_same(&lived(), &store);
+}
+
+#[test]
+fn an_object_in_the_place_of_another_is_named_with_what_is_lost() {
+    let rig = lived();
+    let whole = contents(&rig);
+    let redo: Vec<_> = whole.inventory.redo(GroupId(0)).collect();
+    let (spoilt, other) = (redo[3], redo[4]);
+    let key = |redo| Name::Redo(redo).key(VOLUME);
+    let bytes = rig.store.inner.get(&key(other)).expect("it is listed");
+    rig.store.inner.delete(&key(spoilt)).expect("memory");
+    rig.store.inner.put_new(&key(spoilt), &bytes).expect("memory");
+    let report = verify(&rig.store, &contents(&rig), &Sealing::Plain, |_| {}).expect("it answers");
+    assert_eq!(report.faults.keys().collect::<Vec<_>>(), [&Name::Redo(spoilt)]);
+    assert!(report.lost[0].range.from <= spoilt.last_end, "{:?}", report.lost);
+    assert!(!report.restorable.contains(spoilt.last_end) && report.restorable.contains(spoilt.previous_end));
+
+    // One that went away between the listing and now.
+    let listed = contents(&rig);
+    rig.store.inner.delete(&key(spoilt)).expect("memory");
+    let report = verify(&rig.store, &listed, &Sealing::Plain, |_| {}).expect("it answers");
+    assert_eq!(report.faults.get(&Name::Redo(spoilt)), Some(&Fault::Missing));
+}
+
+#[test]
+fn without_the_newest_history_nothing_is_decided_by_an_older_one() {
+    let rig = lived();
+    let whole = contents(&rig);
+    let newest = Name::History(whole.inventory.histories().last().expect("three")).key(VOLUME);
+    let bytes = rig.store.inner.get(&newest).expect("it is listed");
+    rig.store.inner.delete(&newest).expect("memory");
+    rig.store.inner.put_new(&newest, &bytes[..bytes.len() - 1]).expect("memory");
+    assert!(matches!(read(&rig.store, VOLUME, &Sealing::Plain), Err(ReadError::Object { .. })));
+    let error = read(&rig.store, VolumeId(1), &Sealing::Plain).expect_err("another volume");
+    assert_eq!(error, ReadError::Nothing(VolumeId(1)));
+    *rig.store.failing.lock().expect("no panic") = Some(ErrorKind::Down);
+    assert!(matches!(read(&rig.store, VOLUME, &Sealing::Plain), Err(ReadError::Store(_))));
+}
+
+#[test]
+fn marks_are_few_lists_and_what_a_longer_list_has_is_passed_over() {
+    let mut rig = Rig::with(1, |options| options.marks_ms = 10_000);
+    for _ in 0..600 {
+        rig.volume.write(&[0]);
+        rig.pass(100);
+    }
+    let lists = contents(&rig).inventory.marks().count();
+    assert!((6..10).contains(&lists), "{lists} lists in a minute");
+    let all: usize = contents(&rig).known.marks.values().map(Vec::len).sum();
+    assert!(all > 100, "{all} marks, two a second");
+    // Answers are lost: what should have been removed stays.
+    *rig.store.one_in.lock().expect("no panic") = 2;
+    for _ in 0..600 {
+        rig.volume.write(&[0]);
+        rig.pass(100);
+    }
+    *rig.store.one_in.lock().expect("no panic") = 0;
+    let whole = contents(&rig);
+    assert!(whole.known.marks.len() < whole.inventory.marks().count());
+    let clock_ms = rig.now().wall_ms - 30_000;
+    let point = whole.known.point_at(clock_ms).expect("a point");
+    let longest =
+        whole.known.marks.keys().max_by_key(|list| list.to_ms - list.from_ms).copied().expect("a list");
+    // A damaged list gives way to the one that it superseded, if that is still there.
+    let key = Name::Marks(longest).key(VOLUME);
+    rig.store.inner.delete(&key).expect("memory");
+    rig.store.inner.put_new(&key, b"damaged").expect("memory");
+    assert!(!contents(&rig).known.marks.contains_key(&longest));
+    assert!(contents(&rig).known.point_at(clock_ms) <= Some(point));
+}
+
+#[test]
+fn a_deletion_over_a_bad_connection_loses_nothing_and_ends() {
+    let rig = lived_with(600);
+    // No snapshot is there, so all redo is needed; older histories, and marks from before the window, are not.
+    let now_ms = rig.now().wall_ms;
+    let retention = Retention { window_ms: 2_000, unfinished_ms: 1_000 };
+    let (references, damaged) = (BTreeMap::new(), BTreeSet::new());
+    *rig.store.one_in.lock().expect("no panic") = 4;
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        assert!(rounds < 1000, "it ends");
+        let Ok(contents) = read(&rig.store.inner, VOLUME, &Sealing::Plain) else { panic!("memory answers") };
+        let Contents { inventory, known, .. } = &contents;
+        let situation = Situation {
+            inventory,
+            known,
+            retention,
+            named: &[],
+            references: &references,
+            damaged: &damaged,
+            now_ms,
+        };
+        let phases = deletable(&situation);
+        let report = verify(&rig.store.inner, &contents, &Sealing::Plain, |_| {}).expect("memory answers");
+        assert!(report.restorable.contains(rig.volume.durable) && report.faults.is_empty());
+        if phases.is_empty() {
+            break;
+        }
+        let _ = delete(&rig.store, VOLUME, &phases);
+    }
+    assert!(rounds > 3, "{rounds}: it was interrupted");
+    let left = contents_of(&rig);
+    assert_eq!(left.inventory.histories().count(), 1);
+    assert!(left.inventory.marks().count() < 12);
+    assert_eq!(rig.newest_restorable(), rig.volume.durable);
+}
+
+fn contents_of(rig: &Rig) -> Contents {
+    read(&rig.store.inner, VOLUME, &Sealing::Plain).expect("memory answers")
+}

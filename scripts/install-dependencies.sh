@@ -5,7 +5,8 @@
 # how to get it and leaves it at that. Does nothing when all is there.
 #
 # With the argument `lint` it is about what `./test lint` needs: no PostgreSQL, but rustfmt, clippy, and codespell, which is
-# only installed where that needs no question to a person; lint.sh says so when spelling could not be checked.
+# only installed where that needs no question to a person; lint.sh says so when spelling could not be checked. With `test` it is
+# about what tests need beside that: Python's environments, into which a server that speaks S3 is brought from PyPI.
 #
 # Everything that is wrong is said before it ends with 1, so that one round of repairs is enough.
 set -euo pipefail
@@ -31,6 +32,8 @@ missing_packages() {
         [ -e "$file" ] || { echo postgresql-15; break; }
     done
     command -v python3 >/dev/null || echo python3
+    # For a server that speaks S3, which a test brings from PyPI into a folder of its own.
+    [ "$purpose" != test ] || python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     [ "$purpose" != lint ] || command -v codespell >/dev/null || ! root_without_question || echo codespell
     command -v cc >/dev/null || printf '%s\n' gcc libc6-dev
     # Where this and other distributions keep them; cargo's own OpenSSL looks there too.

@@ -2,6 +2,7 @@
 
 mod certificates;
 mod create;
+mod folders;
 mod instances;
 mod members;
 mod rebuild;

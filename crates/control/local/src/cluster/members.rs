@@ -16,7 +16,7 @@ use borealis_types::membership::MembershipState;
 use borealis_types::{AvailabilityZone, GroupId, NodeId};
 
 use super::create::random_number;
-use super::replace::{free_name, rename};
+use super::folders::{free_name, rename};
 use super::{Cluster, save_node_config};
 use crate::catalog::NodeEntry;
 use crate::embedded_catalog::EmbeddedCatalog;

@@ -21,6 +21,7 @@ use borealis_types::{GroupId, GroupSet, Lsn, MembershipEpoch, NodeId, READ_QUORU
 use nix::sys::statvfs::statvfs;
 
 use super::create::random_number;
+use super::folders::{free_name, rename};
 use super::members::complete_members_of;
 use super::{Cluster, WRITER, save_node_config};
 use crate::process;
@@ -358,18 +359,6 @@ impl Cluster {
         process::run_to_end(&words, &config_file)?;
         Ok(())
     }
-}
-
-/// A name beside a lost node's folder that nothing has yet.
-pub(super) fn free_name(place: &Path) -> anyhow::Result<PathBuf> {
-    let names = (1..=999).map(|number| place.with_extension(format!("lost-{number}")));
-    names.into_iter().find(|name| !name.exists()).with_context(|| {
-        format!("{} has been replaced too often; remove what is kept beside it", place.display())
-    })
-}
-
-pub(super) fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::rename(from, to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
 }
 
 #[cfg(test)]

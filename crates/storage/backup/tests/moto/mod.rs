@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use borealis_backup::location::S3Location;
@@ -13,6 +14,9 @@ pub struct Moto {
     port: u16,
 }
 
+/// Held while it is installed: tests of one program run at the same time.
+static INSTALLING: Mutex<()> = Mutex::new(());
+
 /// `moto_server`: what `BOREALIS_TEST_MOTO` names, or from PyPI, once, into a folder below target. `None` without Python.
 fn program() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("BOREALIS_TEST_MOTO") {
@@ -21,6 +25,7 @@ fn program() -> Option<PathBuf> {
     let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("moto");
     let program = environment.join("bin/moto_server");
     let ready = environment.join("ready");
+    let _alone = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     if !ready.exists() {
         let python = Command::new("python3").arg("--version").stdout(Stdio::null()).status();
         if !python.is_ok_and(|status| status.success()) {

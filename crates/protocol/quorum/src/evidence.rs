@@ -6,7 +6,7 @@
 //! * a **history**, when a write quorum of members has it (or one that continues it). That is what the recovery that
 //!   made it had to reach before its writer could start. With fewer the writer itself brings it, which is authorized
 //!   by its promise and needs nobody's word. Perhaps nobody has just this one any more: members continue it
-//!   differently where later recoveries died while they installed ([`Witnessed`]);
+//!   differently where later recoveries died while they installed;
 //! * a **durable point**, when a read quorum of members claims the very same point under the very same history, and has
 //!   the group's records up to it. While the stream moves they rarely agree on one; then a read quorum that is at least
 //!   as far makes durable what this segment has itself: the point is then a record of its own chain.

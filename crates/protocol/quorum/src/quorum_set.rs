@@ -108,6 +108,13 @@ impl QuorumSets {
         if self.lost.is_empty() { of_six } else { self.present(set).count() }
     }
 
+    /// Whether a member that is joining need be no copy of what is kept: all that are left must answer, and a newcomer joins
+    /// only after the recovery that would wait for it. The old members, of which three at least are left, have everything.
+    #[must_use]
+    pub fn excuses_newcomer(&self, node: NodeId) -> bool {
+        !self.lost.is_empty() && !self.sets[0].contains(&node)
+    }
+
     /// How many members must say something before it is believed of a write quorum: of any four that answer, two were
     /// among any four. Of five or four survivors of a loss two as well; of three perhaps one, and whoever opens a volume
     /// through them has to believe it.

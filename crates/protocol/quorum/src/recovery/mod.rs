@@ -273,7 +273,7 @@ impl<Handle: Clone> Recovery<Handle> {
         if !self.installing {
             let ready = self
                 .group_ids()
-                .all(|id| self.group(id).members.is_write_quorum(|node| self.has_everything(node, id)));
+                .all(|id| self.group(id).members.is_write_quorum(|node| self.suffices(node, id)));
             if !ready {
                 return Ok(());
             }
@@ -283,7 +283,7 @@ impl<Handle: Clone> Recovery<Handle> {
         let done = self.group_ids().all(|id| {
             self.group(id)
                 .members
-                .is_write_quorum(|node| self.installed.contains(&node) && self.has_everything(node, id))
+                .is_write_quorum(|node| self.installed.contains(&node) && self.suffices(node, id))
         });
         if done {
             self.finished = true;
@@ -468,10 +468,13 @@ impl<Handle: Clone> Recovery<Handle> {
         self.needed(id, decision).filter(lacks).cloned().collect()
     }
 
-    /// Whether the segment counts as a copy of what is needed. A joining one has it, and lacks what is older.
-    fn has_everything(&self, node: NodeId, id: GroupId) -> bool {
-        let is_joining = |summary: &SegmentSummary| summary.joining;
-        self.needs_nothing(node, id) && !self.group(id).summaries.get(&node).is_some_and(is_joining)
+    /// Whether the segment counts as a copy of what is needed. A joining one has it, and lacks what is older. Only if the
+    /// volume
+    /// is opened through all members that are left, a newcomer among them need be none.
+    fn suffices(&self, node: NodeId, id: GroupId) -> bool {
+        let group = self.group(id);
+        let is_joining = group.summaries.get(&node).is_some_and(|summary| summary.joining);
+        self.needs_nothing(node, id) && (!is_joining || group.members.excuses_newcomer(node))
     }
 
     /// Whether the segment has every needed record, as it said or because it was brought.
@@ -583,9 +586,9 @@ impl<Handle: Clone> Recovery<Handle> {
                 let group = self.group(id);
                 !group.members.is_write_quorum(|node| {
                     if self.installing {
-                        self.installed.contains(&node) && self.has_everything(node, id)
+                        self.installed.contains(&node) && self.suffices(node, id)
                     } else if self.decision.is_some() {
-                        self.has_everything(node, id)
+                        self.suffices(node, id)
                     } else if self.base_history.is_some() {
                         group.tails.get(&node).is_some_and(|tail| tail.complete)
                     } else {

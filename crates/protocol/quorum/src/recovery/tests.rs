@@ -23,6 +23,8 @@ struct Cluster {
     segments: Vec<Vec<Segment>>,
     records: Vec<Vec<BTreeMap<Lsn, Record>>>,
     down: BTreeSet<u16>,
+    /// The sets of every group.
+    sets: Vec<[NodeId; 6]>,
     /// Lost for good, so that the others are opened as survivors.
     lost: BTreeSet<NodeId>,
     /// Say that they are joining.
@@ -36,13 +38,14 @@ impl Cluster {
             segments: ALL.map(|_| segments()).into(),
             records: vec![vec![BTreeMap::new(); usize::from(groups)]; 6],
             down: BTreeSet::new(),
+            sets: vec![ALL.map(NodeId)],
             lost: BTreeSet::new(),
             joining: BTreeSet::new(),
         }
     }
 
     fn members(&self) -> Vec<QuorumSets> {
-        let set = QuorumSets::new(vec![ALL.map(NodeId)]).expect("six different nodes");
+        let set = QuorumSets::new(self.sets.clone()).expect("six different nodes in each");
         let set = set.survivors(&self.lost).expect("enough are left");
         vec![set; self.segments[0].len()]
     }
@@ -245,6 +248,42 @@ fn a_joining_segment_gets_history_and_records_and_counts_as_no_copy() {
     let outcome = cluster.recover_up(3);
     assert_eq!(outcome.durable.end, Lsn(40));
     assert_eq!(cluster.segments[3][0].history(), &outcome.history);
+}
+
+/// Node 6 is about to take the place of node 0; both sets have three of the others.
+fn with_a_newcomer() -> (Cluster, Writer) {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    writer.ship(&mut cluster, &[(0, &[0, 1, 2, 3])], 1);
+    cluster.segments.push(vec![Segment::new(GroupId(0))]);
+    cluster.records.push(vec![BTreeMap::new()]);
+    cluster.sets.push([6, 1, 2, 3, 4, 5].map(NodeId));
+    cluster.joining = [6].into();
+    (cluster, writer)
+}
+
+#[test]
+fn survivors_do_not_wait_for_a_newcomer_to_be_a_copy() {
+    let (mut cluster, _) = with_a_newcomer();
+    cluster.lost = [0, 4, 5].map(NodeId).into();
+    cluster.down = [0, 4, 5].into();
+    let outcome = cluster.recover_up(2);
+    assert_eq!(outcome.durable.end, Lsn(40));
+    assert_eq!(cluster.segments[6][0].promise().epoch, outcome.promise.epoch, "it is fenced like the others");
+    assert_eq!(cluster.segments[6][0].history(), &outcome.history);
+    // It has to answer, for it may know of a membership after this one.
+    let (mut cluster, _) = with_a_newcomer();
+    cluster.lost = [0, 4, 5].map(NodeId).into();
+    cluster.down = [0, 4, 5, 6].into();
+    assert!(matches!(cluster.recover(2, |_| true), Some(Err(Failure::NoQuorum { .. }))));
+}
+
+#[test]
+fn a_survivor_that_is_no_newcomer_has_to_be_a_copy() {
+    let (mut cluster, _) = with_a_newcomer();
+    (cluster.lost, cluster.down) = ([0, 4, 5].map(NodeId).into(), [0, 4, 5].into());
+    cluster.joining = [3, 6].into();
+    assert!(matches!(cluster.recover(2, |_| true), Some(Err(Failure::NoQuorum { .. }))));
 }
 
 #[test]

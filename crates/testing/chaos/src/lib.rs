@@ -25,10 +25,13 @@ use cluster::Cluster;
 use inflict::Inflicted;
 use ledger::{Counts, Ledger};
 use picture::{Picture, Shown};
+use plan::{Choice, Fault};
 use report::Report;
 
 /// How long a cluster may take to get well after the last fault.
 const HEALED_WITHIN: Duration = Duration::from_secs(180);
+/// How long nothing is done so that everything gets whole, before something is destroyed.
+const WHOLE_WITHIN: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(20);
 
 /// What the user asked for.
@@ -142,6 +145,7 @@ fn storm(
     let end = Instant::now() + Duration::from_secs(options.seconds);
     let mut next = Instant::now();
     let mut shown = Shown::default();
+    let mut waiting: Option<(Fault, Instant)> = None;
     while Instant::now() < end && options.kills.is_none_or(|kills| inflicted.kills < kills) {
         inflicted.end_due(cluster, false);
         if Instant::now() >= next {
@@ -149,10 +153,20 @@ fn storm(
             (shown.nodes, shown.instance) = (seen.letters(), seen.instance_is_up());
             report.started_by_command += cluster.start_what_was_given_up(&seen);
             let situation = seen.situation(options.loses_nodes);
-            if let Some(fault) = plan::next_fault(&mut random, &situation)
-                && inflicted.inflict(cluster, &seen, &fault)?
-            {
-                picture.say(&format!("{}: {fault:?}", fault.kind()));
+            let chosen = match waiting.take() {
+                Some((fault, _)) if situation.is_whole => Some(Choice::Now(fault)),
+                Some((fault, until)) if Instant::now() < until => {
+                    waiting = Some((fault, until));
+                    None
+                }
+                _ => plan::next_fault(&mut random, &situation),
+            };
+            match chosen {
+                Some(Choice::Now(fault)) if inflicted.inflict(cluster, &seen, &fault)? => {
+                    picture.say(&format!("{}: {fault:?}", fault.kind()));
+                }
+                Some(Choice::OnceWhole(fault)) => waiting = Some((fault, Instant::now() + WHOLE_WITHIN)),
+                _ => {}
             }
             next = Instant::now() + plan::pause(&mut random);
         }

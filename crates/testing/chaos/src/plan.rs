@@ -103,13 +103,22 @@ enum Kind {
     Controller,
 }
 
-/// The next fault; `None` if what was drawn cannot be done to the cluster as it is.
+/// What is to be done, and whether at once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// This, now.
+    Now(Fault),
+    /// This, as soon as everything is whole; nothing else meanwhile.
+    OnceWhole(Fault),
+}
+
+/// What is done next; `None` if what was drawn cannot be done to the cluster as it is.
 #[must_use]
-pub fn next_fault(random: &mut Rng, situation: &Situation) -> Option<Fault> {
+pub fn next_fault(random: &mut Rng, situation: &Situation) -> Option<Choice> {
     let up: Vec<u16> = situation.nodes.iter().filter(|node| node.is_up).map(|node| node.number).collect();
     let kind = draw(random);
     let millis = |random: &mut Rng, range: std::ops::Range<u64>| Duration::from_millis(random.u64(range));
-    match kind {
+    let fault = match kind {
         Kind::KillOne => some_of(random, up, 1).map(Fault::KillNodes),
         Kind::KillSeveral => {
             let count = random.usize(2..=6);
@@ -125,9 +134,10 @@ pub fn next_fault(random: &mut Rng, situation: &Situation) -> Option<Fault> {
             Some(Fault::KillZone(zone, millis(random, 200..3000)))
         }
         Kind::Lose => {
-            let may = situation.is_whole && situation.replaces_nodes;
             let count = 1 + usize::from(random.u8(0..4) == 0);
-            some_of(random, up, count).filter(|_| may).map(Fault::LoseNodes)
+            let lost = some_of(random, up, count).filter(|_| situation.replaces_nodes)?;
+            let fault = Fault::LoseNodes(lost);
+            return Some(if situation.is_whole { Choice::Now(fault) } else { Choice::OnceWhole(fault) });
         }
         Kind::Server => situation.instance_is_up.then_some(Fault::KillServer),
         Kind::Driver => situation.instance_is_up.then_some(Fault::KillDriver),
@@ -137,7 +147,8 @@ pub fn next_fault(random: &mut Rng, situation: &Situation) -> Option<Fault> {
             situation.instance_is_up.then_some(Fault::StopDriver(pause))
         }
         Kind::Controller => Some(Fault::KillController),
-    }
+    };
+    fault.map(Choice::Now)
 }
 
 /// How long nothing more is done after a fault: often too short to recover from it.
@@ -185,27 +196,36 @@ mod tests {
         }
     }
 
-    fn drawn(situation: &Situation, seed: u64) -> Vec<Fault> {
+    fn drawn(situation: &Situation, seed: u64) -> Vec<Choice> {
         let mut random = Rng::with_seed(seed);
         (0..2000).filter_map(|_| next_fault(&mut random, situation)).collect()
+    }
+
+    fn faults(situation: &Situation, seed: u64) -> Vec<Fault> {
+        let fault = |choice| match choice {
+            Choice::Now(fault) | Choice::OnceWhole(fault) => fault,
+        };
+        drawn(situation, seed).into_iter().map(fault).collect()
     }
 
     #[test]
     fn a_seed_gives_the_same_faults_and_every_kind_occurs() {
         assert_eq!(drawn(&situation(), 7), drawn(&situation(), 7));
         assert_ne!(drawn(&situation(), 7), drawn(&situation(), 8));
-        let kinds: BTreeSet<&str> = drawn(&situation(), 7).iter().map(Fault::kind).collect();
+        let kinds: BTreeSet<&str> = faults(&situation(), 7).iter().map(Fault::kind).collect();
         assert_eq!(kinds.len(), 11, "{kinds:?}");
     }
 
     #[test]
     fn nothing_is_destroyed_unless_everything_is_whole_and_somebody_replaces_it() {
-        let is_lost = |fault: &Fault| matches!(fault, Fault::LoseNodes(_));
+        let loses = |choice: &Choice| matches!(choice, Choice::Now(Fault::LoseNodes(_)));
         for (is_whole, replaces_nodes) in [(false, true), (true, false), (false, false)] {
             let situation = Situation { is_whole, replaces_nodes, ..situation() };
-            assert!(!drawn(&situation, 3).iter().any(is_lost));
+            assert!(!drawn(&situation, 3).iter().any(loses));
+            let waits = drawn(&situation, 3).iter().any(|choice| matches!(choice, Choice::OnceWhole(_)));
+            assert_eq!(waits, replaces_nodes && !is_whole);
         }
-        let most = drawn(&situation(), 3).into_iter().filter_map(|fault| match fault {
+        let most = faults(&situation(), 3).into_iter().filter_map(|fault| match fault {
             Fault::LoseNodes(nodes) => Some(nodes.len()),
             _ => None,
         });
@@ -217,7 +237,7 @@ mod tests {
         let mut situation = situation();
         situation.instance_is_up = false;
         situation.nodes.iter_mut().filter(|node| node.number > 1).for_each(|node| node.is_up = false);
-        for fault in drawn(&situation, 5) {
+        for fault in faults(&situation, 5) {
             match fault {
                 Fault::KillServer | Fault::KillDriver | Fault::LoseInstance | Fault::StopDriver(_) => {
                     panic!("there is no instance: {fault:?}")

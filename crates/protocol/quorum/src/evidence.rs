@@ -57,34 +57,31 @@ pub fn check_history(known: VolumeEpoch, history: &EpochHistory) -> Result<(), I
 /// A completed recovery is on a write quorum, and need not be the *end* of any history there: every later recovery that died
 /// while it installed may have left its own opening on some of these members, each on others. So members do not bear witness to a
 /// history as a whole but to its beginning, as far as theirs is the same.
-pub(crate) struct Witnessed<'a> {
+pub(crate) struct Witnessed<'a, Witness> {
     history: &'a EpochHistory,
-    /// How many openings each member has of it, from the first on.
-    count_of: BTreeMap<NodeId, usize>,
+    /// How many openings each witness has of it, from the first on: a member, or one of the histories that a member has.
+    count_of: BTreeMap<Witness, usize>,
 }
 
-impl<'a> Witnessed<'a> {
-    /// A member may have several histories, one in each group: that counts which has most of this one.
+impl<'a, Witness: Ord> Witnessed<'a, Witness> {
     pub(crate) fn new(
         history: &'a EpochHistory,
-        members: impl IntoIterator<Item = (NodeId, &'a EpochHistory)>,
-    ) -> Witnessed<'a> {
-        let mut count_of: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for (node, other) in members {
+        witnesses: impl IntoIterator<Item = (Witness, &'a EpochHistory)>,
+    ) -> Witnessed<'a, Witness> {
+        let same = |other: &EpochHistory| {
             let pairs = history.openings().iter().zip(other.openings());
-            let same = pairs.take_while(|(opening, other)| opening == other).count();
-            let most = count_of.entry(node).or_default();
-            *most = same.max(*most);
-        }
+            pairs.take_while(|(opening, other)| opening == other).count()
+        };
+        let count_of = witnesses.into_iter().map(|(witness, other)| (witness, same(other))).collect();
         Witnessed { history, count_of }
     }
 
-    /// The longest beginning that so many members have that they suffice, given a test whether a member is among them.
-    pub(crate) fn longest(&self, suffice: impl Fn(&dyn Fn(NodeId) -> bool) -> bool) -> Option<EpochHistory> {
+    /// The longest beginning that so many have that they suffice, given a test whether a witness is among them.
+    pub(crate) fn longest(&self, suffice: impl Fn(&dyn Fn(Witness) -> bool) -> bool) -> Option<EpochHistory> {
         let mut counts: Vec<usize> = self.count_of.values().copied().filter(|count| *count > 0).collect();
         counts.sort_unstable_by(|a, b| b.cmp(a));
         counts.dedup();
-        let has = |count: usize| move |node| self.count_of.get(&node).is_some_and(|has| *has >= count);
+        let has = |count: usize| move |witness| self.count_of.get(&witness).is_some_and(|has| *has >= count);
         let count = counts.into_iter().find(|&count| suffice(&has(count)))?;
         let mut beginning = EpochHistory::default();
         self.history.openings()[..count].iter().for_each(|opening| beginning.push(*opening));

@@ -259,6 +259,10 @@ impl<Handle: Clone> Recovery<Handle> {
             if !self.groups.iter().all(|g| g.members.is_write_quorum(|node| is_read(g, node))) {
                 return Ok(());
             }
+            if let Some(node) = self.member_of_another_past() {
+                self.leave_out(node);
+                continue;
+            }
             let decision = self.decide()?;
             if let Some(node) = self.implausible_member(&decision) {
                 self.leave_out(node);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use borealis_types::{
     EpochHistory, EpochOpening, GroupId, GroupSet, Lsn, NodeId, RecordSpan, ServerVersion, VolumeEpoch,
-    WriterId,
+    WRITE_QUORUM, WriterId,
 };
 
 use super::{Command, Event, Failure, Outcome, Recovery, RecoveryOptions, TailRecord};
@@ -703,6 +703,99 @@ fn a_history_that_two_members_have_and_four_do_not_is_passed_over() {
         _ => true,
     };
     let outcome = cluster.recover(4, allow).expect("it ends").expect("six are up");
+    assert_eq!(outcome.durable, record.span);
+    assert_eq!(*cluster.segments[5][0].history(), outcome.history, "it was not left out");
+}
+
+/// A recovery cut a record that it did not see, and died when two members had its history. Two later ones kept the record, and
+/// each died when one member had its history and knew by it that the record was durable. What those two members say is not
+/// true under the history that the two others have: a volume would begin after a record that nobody may store.
+#[test]
+fn a_durable_point_counts_only_under_the_history_that_it_was_said_with() {
+    let mut cluster = Cluster::new(1);
+    let mut writer = Writer::first(&mut cluster);
+    let record = writer.ship(&mut cluster, &[(0, &[5])], 1);
+    for (epoch, down, installs_at) in [(2, &[4, 5][..], &[0, 1][..]), (3, &[0, 1], &[4]), (4, &[0, 1], &[5])]
+    {
+        cluster.down = down.iter().copied().collect();
+        let dies = |command: &Command<u64>| match command {
+            Command::Install { node, .. } => installs_at.contains(&node.0),
+            _ => true,
+        };
+        let failed = cluster.recover(epoch, dies).expect("it ends");
+        assert_eq!(failed, Err(Failure::NoQuorum { groups: vec![GroupId(0)] }));
+    }
+    for node in [4, 5] {
+        assert_eq!(cluster.segments[node][0].known_durable().volume, record.span, "node {node}");
+    }
+    // Nodes 2 and 3 answer when it is decided.
+    let installing = Cell::new(false);
+    cluster.down.clear();
+    let late = |command: &Command<u64>| match command {
+        Command::Fence { node, .. } => installing.get() || !(2..4).contains(&node.0),
+        Command::Install { .. } => {
+            installing.set(true);
+            true
+        }
+        _ => true,
+    };
+    let outcome = match cluster.recover(5, late).expect("it ends") {
+        Ok(outcome) => outcome,
+        Err(failure) => {
+            assert!(matches!(failure, Failure::NoQuorum { .. }), "{failure:?}");
+            cluster.recover_up(6)
+        }
+    };
+    let next = Writer::new(&cluster, &outcome).make(&[0], 2);
+    let acknowledges = |node: &u16| {
+        cluster.give(*node, GroupId(0), Source::Writer, &next);
+        let segment = &cluster.segments[usize::from(*node)][0];
+        segment.acknowledgement() == Some((outcome.promise.epoch, next.span.end))
+    };
+    let acknowledged = ALL.into_iter().filter(acknowledges).count();
+    assert!(acknowledged >= WRITE_QUORUM, "what is written is acknowledged by {acknowledged}");
+}
+
+/// As before, but in two groups, and the later recovery repaired one segment of each of the two members: it took the first one's
+/// history back there. Members install in all of their segments, so nobody completed it, though one member's answer is
+/// missing and each of the two still has it somewhere.
+#[test]
+fn a_history_that_no_segment_of_a_group_has_is_passed_over() {
+    let mut cluster = Cluster::new(2);
+    let mut writer = Writer::first(&mut cluster);
+    let dies_at = |installs_at: &'static [u16]| {
+        move |command: &Command<u64>| match command {
+            Command::Install { node, .. } => installs_at.contains(&node.0),
+            _ => true,
+        }
+    };
+    let record = writer.ship(&mut cluster, &[(0, &[4, 5])], 1);
+    for (epoch, down, installs_at) in [(2, &[4, 5][..], &[0, 1][..]), (3, &[], &[5])] {
+        cluster.down = down.iter().copied().collect();
+        // The second asks the two last: it knows what it goes by then.
+        let first_four = Cell::new(8_u32);
+        let late = |command: &Command<u64>| match command {
+            Command::Fence { node: NodeId(0 | 1), .. } if epoch == 3 => first_four.get() == 0,
+            Command::Install { .. } if epoch == 3 && first_four.get() > 0 => {
+                first_four.set(first_four.get() - 1);
+                false
+            }
+            _ => dies_at(installs_at)(command),
+        };
+        let failed = cluster.recover(epoch, late).expect("it ends");
+        assert_eq!(failed, Err(Failure::NoQuorum { groups: vec![GroupId(0), GroupId(1)] }));
+    }
+    let epochs_of = |cluster: &Cluster, node: usize| -> Vec<u64> {
+        cluster.segments[node].iter().map(|segment| segment.history().newest_epoch().0).collect()
+    };
+    assert_eq!([0, 1, 5].map(|node| epochs_of(&cluster, node)), [[1, 2], [1, 2], [3, 3]]);
+    cluster.down = BTreeSet::from([4]);
+    let unread = Cell::new(10_u32);
+    let allow = |command: &Command<u64>| match command {
+        Command::ReadTail { .. } => unread.replace(unread.get().saturating_sub(1)) == 0,
+        _ => true,
+    };
+    let outcome = cluster.recover(4, allow).expect("it ends").expect("five are up");
     assert_eq!(outcome.durable, record.span);
     assert_eq!(*cluster.segments[5][0].history(), outcome.history, "it was not left out");
 }

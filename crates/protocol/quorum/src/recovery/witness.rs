@@ -12,7 +12,8 @@
 //!   differs only after what it knows to be durable, or refuses and counts as absent.
 //! * **Known durable points.** What was durable when it was said is complete on four members of each group, two of which
 //!   are among any four. So the walk starts at the second highest point, and must reach the highest. If it does not, whoever
-//!   said it is left out, and the rest is asked anew: four members are enough without it.
+//!   said it is left out, and the rest is asked anew: four members are enough without it. A point counts only if the history
+//!   that counts has, below it, the openings that its member has.
 //! * **Where a group ends.** No member whose history is the one believed may have a record of the group between that end
 //!   and the volume's.
 //!
@@ -33,7 +34,7 @@ use crate::DurablePoint;
 use crate::evidence::Witnessed;
 #[cfg(doc)]
 use crate::quorum_set::QuorumSets;
-use crate::segment::SegmentSummary;
+use crate::segment::{SegmentSummary, same_openings_below};
 
 impl<Handle: Clone> Recovery<Handle> {
     /// The newest history that enough members have.
@@ -46,11 +47,11 @@ impl<Handle: Clone> Recovery<Handle> {
                 histories.entry((node, history.newest_epoch())).or_insert((history, id));
             }
         }
-        let of_members = || histories.iter().map(|(&(node, _), &(history, _))| (node, history));
+        let of_members = || histories.iter().map(|(&said, &(history, _))| (said, history));
         let vouched = histories.values().filter_map(|&(history, group)| {
-            let vouched = |has: &dyn Fn(NodeId) -> bool| {
-                let members: BTreeSet<NodeId> =
-                    of_members().map(|(node, _)| node).filter(|&node| has(node)).collect();
+            let vouched = |has: &dyn Fn((NodeId, VolumeEpoch)) -> bool| {
+                let having = histories.keys().filter(|&&said| has(said));
+                let members: BTreeSet<NodeId> = having.map(|&(node, _)| node).collect();
                 members.len() >= self.witnesses_needed() && self.may_be_completed(has)
             };
             Some((Witnessed::new(history, of_members()).longest(vouched)?, group))
@@ -67,14 +68,30 @@ impl<Handle: Clone> Recovery<Handle> {
         }
     }
 
-    /// Whether what these members have may be at a write quorum of each group's base, counting all that did not answer, and
-    /// one that denies it. Two members may have what certainly nobody completed, and another recovery may have brought to
-    /// a write quorum what that one cut.
-    fn may_be_completed(&self, has: &dyn Fn(NodeId) -> bool) -> bool {
+    /// Whether what members have, each in its history that ends with some epoch, may be at a write quorum of each group's
+    /// base, counting all that did not answer, and one that denies it. Two members may have what certainly nobody completed,
+    /// and another recovery may have brought to a write quorum what that one cut. A group's own segments decide: a member
+    /// installs in all of its segments, and a later recovery may since have taken it back in those that it repaired.
+    fn may_be_completed(&self, has: &dyn Fn((NodeId, VolumeEpoch)) -> bool) -> bool {
         self.groups.iter().all(|group| {
-            let answered = group.members.sets()[0].iter().filter(|node| group.summaries.contains_key(node));
-            answered.filter(|node| !has(**node)).count() <= SEGMENTS_PER_GROUP - WRITE_QUORUM + 1
+            let base = group.members.sets()[0].iter();
+            let answered = base.filter_map(|node| Some((*node, group.summaries.get(node)?)));
+            let lacks =
+                answered.filter(|(node, summary)| !has((*node, summary.history.newest_epoch()))).count();
+            lacks <= SEGMENTS_PER_GROUP - WRITE_QUORUM + 1
         })
+    }
+
+    /// A member whose durable point is of another past than the history that counts. What is durable was so under a history
+    /// that every later one continues, so such a point is of a recovery that died while it installed, or is made up; and
+    /// the member would refuse the outcome. Two such members, of two such recoveries, are no witnesses of each other.
+    pub(super) fn member_of_another_past(&self) -> Option<NodeId> {
+        let base = self.base_history.as_ref()?;
+        let is_of_another = |summary: &SegmentSummary| {
+            !same_openings_below(&summary.history, base, summary.known_durable.volume.end)
+        };
+        let mut summaries = self.groups.iter().flat_map(|group| &group.summaries);
+        summaries.find(|(_, summary)| is_of_another(summary)).map(|(&node, _)| node)
     }
 
     /// Nobody opens an epoch without a promise of it, and this one was promised to us, who have not yet.

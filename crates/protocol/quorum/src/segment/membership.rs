@@ -34,8 +34,8 @@ pub enum BaseRefused {
     /// Between a fence and the installation that follows it, what was said to the recovery stays as it was.
     #[error("a recovery is under way: the base waits for its history")]
     Fenced,
-    /// The point is durable under a history that is not installed here.
-    #[error("the history of volume epoch {0} is missing")]
+    /// The point is durable under a history that the one installed here does not continue.
+    #[error("the history here has no volume epoch {0}")]
     NeedsHistory(VolumeEpoch),
     /// The segment is no member, or is full: a member that was away jumps ([`Segment::jump`]).
     #[error("the segment is not joining its group")]
@@ -175,7 +175,8 @@ impl Segment {
         if self.standing != Standing::Joining {
             return Err(BaseRefused::NotJoining);
         }
-        if epoch > newest {
+        // A recovery that died left a history, and a point in it, that later ones need not have continued.
+        if epoch != newest && self.history.server_version_of(epoch).is_none() {
             return Err(BaseRefused::NeedsHistory(epoch));
         }
         if self.promised.epoch > newest {

@@ -149,6 +149,9 @@ fn a_base_that_cannot_be_of_this_volume_or_comes_too_early_is_refused() {
     assert_eq!(segment.take_base(EPOCH, beyond), Err(BaseRefused::Crosses(Lsn(50))));
     let newer = VolumeEpoch(3);
     assert_eq!(segment.take_base(newer, point(20, 40)), Err(BaseRefused::NeedsHistory(newer)));
+    // Of a recovery that died: the one that came after it continues another history, and may have cut what it kept.
+    let dead = VolumeEpoch(EPOCH.0 - 1);
+    assert_eq!(segment.take_base(dead, point(20, 40)), Err(BaseRefused::NeedsHistory(dead)));
     assert_eq!(segment, before);
     segment.fence(Promise { epoch: newer, writer: WriterId(2) }).expect("it is newer");
     assert_eq!(segment.take_base(EPOCH, point(20, 40)), Err(BaseRefused::Fenced));

@@ -615,7 +615,7 @@ impl Segment {
 
 /// Whether two histories have the same openings below a position that is known to be durable: a record after each of
 /// them is durable, so its writer's recovery completed, and every later history continues it.
-fn same_openings_below(a: &EpochHistory, b: &EpochHistory, durable: Lsn) -> bool {
+pub(crate) fn same_openings_below(a: &EpochHistory, b: &EpochHistory, durable: Lsn) -> bool {
     let below =
         |history: &EpochHistory| history.openings().partition_point(|opening| opening.last.end < durable);
     a.openings()[..below(a)] == b.openings()[..below(b)]

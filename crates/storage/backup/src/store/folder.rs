@@ -88,9 +88,9 @@ impl FolderStore {
         if place.exists() {
             return confirm(place, folder);
         }
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let temporary = folder.join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
-        let made = write_file(&temporary, bytes).and_then(|()| rename_new(&temporary, place));
+        let (temporary, mut file) = self.temporary_file(folder)?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_all());
+        let made = written.and_then(|()| rename_new(&temporary, place));
         if !matches!(made, Ok(Put::Made)) {
             // What cannot be removed now is removed as abandoned.
             let _ = fs::remove_file(&temporary);
@@ -98,6 +98,18 @@ impl FolderStore {
         match made? {
             Put::Made => sync_folder(folder).map(|()| Put::Made),
             Put::Exists => confirm(place, folder),
+        }
+    }
+
+    /// A file that nobody else writes: not an earlier process with this number, nor one of another host that shares the folder.
+    fn temporary_file(&self, folder: &Path) -> io::Result<(PathBuf, File)> {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join(format!("{TEMPORARY_PREFIX}{}-{number}", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                opened => return Ok((path, opened?)),
+            }
         }
     }
 
@@ -164,13 +176,6 @@ impl FolderStore {
         }
         Ok(false)
     }
-}
-
-fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A file of the same name is of an earlier process with this number.
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 /// Gives a file its name, unless that is taken.
@@ -246,6 +251,17 @@ impl ObjectStore for FolderStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_somebody_else_writes_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let others = folder.path().join(format!("{TEMPORARY_PREFIX}{}-0", std::process::id()));
+        fs::write(&others, "half of what another host writes").unwrap();
+        let store = FolderStore::new(folder.path());
+        assert_eq!(store.put_new("object", b"whole").unwrap(), Put::Made);
+        assert_eq!(store.get("object").unwrap(), b"whole");
+        assert_eq!(fs::read(&others).unwrap(), b"half of what another host writes");
+    }
 
     #[test]
     fn errors_of_the_system_have_their_kinds() {

@@ -27,6 +27,8 @@ pub const VOLUME: VolumeId = VolumeId(7);
 pub const GROUPS: u16 = 3;
 /// Where the volume's redo ends.
 const END: Lsn = Lsn(40);
+/// A node that was told nothing believes so many peers that it is a member.
+const BELIEVED_FROM: usize = 3;
 
 /// Of the first six two stand in each zone, side by side; those after them take turns.
 fn zone_of(node: u16) -> AvailabilityZone {
@@ -207,6 +209,24 @@ impl State {
         }
     }
 
+    /// What a node learns from the others that call it: that they act on a membership which it is a member of.
+    fn hear(&mut self, node: NodeId) {
+        for group in (0..GROUPS).map(GroupId) {
+            let others =
+                self.nodes.iter().filter(|(other, fake)| **other != node && fake.down_since.is_none());
+            let said = others.filter_map(|(_, fake)| fake.segments.get(&group)?.membership());
+            let said: Vec<GroupMembership> = said.map(|state| state.installed().clone()).collect();
+            let Some(newest) = said.iter().max_by_key(|membership| membership.epoch()) else { continue };
+            let agree = said.iter().filter(|membership| *membership == newest).count();
+            let known = self.nodes[&node].segments.get(&group).and_then(Segment::membership);
+            let is_news = known.is_none_or(|known| known.installed().epoch() < newest.epoch());
+            if is_news && newest.contains(node) && agree >= BELIEVED_FROM {
+                let install = MembershipRequest::Install(newest.clone());
+                self.membership(node, group, &install);
+            }
+        }
+    }
+
     fn membership(&mut self, node: NodeId, group: GroupId, request: &MembershipRequest) -> Reply {
         let fake = self.nodes.get_mut(&node).expect("it answers");
         let segment = fake.segments.entry(group).or_insert_with(|| Segment::absent(group));
@@ -261,6 +281,7 @@ impl Nodes for FakeFleet {
             Request::Status => {
                 let status = state.status(node);
                 // By the next question it has what it lacked by this one.
+                state.hear(node);
                 state.fill(node);
                 Reply::Status(status)
             }

@@ -6,6 +6,7 @@
 //! * [`pace`]: retries with growing pauses, and a bound on the rate.
 //! * [`contents`]: reading a backup, proving it, deleting what nobody can need.
 //! * [`upload`]: a node uploads its redo as it becomes durable.
+//! * [`restore`]: a store with everything as of one point is made of what was uploaded.
 //!
 //! Everything here blocks, and waits for a network that may be down for days. It runs on threads of its own, never on one that a commit or a
 //! read waits for. What is asynchronous stays on the one thread of [`store::cloud`].
@@ -16,5 +17,6 @@ pub mod contents;
 pub mod key_file;
 pub mod location;
 pub mod pace;
+pub mod restore;
 pub mod store;
 pub mod upload;

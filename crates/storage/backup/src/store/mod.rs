@@ -193,6 +193,28 @@ pub trait ObjectStore: fmt::Debug + Send + Sync {
     }
 }
 
+impl<S: ObjectStore + ?Sized> ObjectStore for Box<S> {
+    fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Put, ObjectStoreError> {
+        (**self).put_new(key, bytes)
+    }
+
+    fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectStoreError> {
+        (**self).get_range(key, range)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>) -> Result<Listing, ObjectStoreError> {
+        (**self).list(prefix, after)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), ObjectStoreError> {
+        (**self).delete(key)
+    }
+
+    fn refuses_duplicates(&self) -> bool {
+        (**self).refuses_duplicates()
+    }
+}
+
 /// The store at a place, with the credentials that this process has. Nothing is asked of it yet: it may be down.
 ///
 /// # Errors

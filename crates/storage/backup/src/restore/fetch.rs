@@ -1,0 +1,200 @@
+//! Redo objects, read and checked on several threads a little ahead of who needs them.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Scope};
+
+use borealis_archive::name::Name;
+use borealis_archive::plan::PlannedRedo;
+use borealis_archive::redo::for_each_record;
+use borealis_archive::sealing::Sealing;
+use borealis_types::{Lsn, RecordForm, RecordSpan, VolumeId};
+use borealis_wire::{BatchRecord, GroupLink};
+
+use crate::store::{ErrorKind, ObjectStore, ObjectStoreError};
+
+/// Requests under way at a time: a store far away answers each after a while.
+const THREADS: usize = 8;
+
+/// The records of one object that a restore takes, in order.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    placed: Vec<Placed>,
+    links: Vec<GroupLink>,
+    bytes: Vec<u8>,
+    /// How long the object is.
+    pub object_bytes: u64,
+}
+
+/// Where a record's links and bytes end in their lists; they begin where the record's before end.
+#[derive(Debug)]
+struct Placed {
+    span: RecordSpan,
+    form: RecordForm,
+    links_end: usize,
+    bytes_end: usize,
+}
+
+impl Records {
+    fn push(&mut self, record: &BatchRecord<'_>) {
+        self.links.extend_from_slice(&record.links);
+        self.bytes.extend_from_slice(record.bytes);
+        let (links_end, bytes_end) = (self.links.len(), self.bytes.len());
+        self.placed.push(Placed { span: record.span, form: record.form, links_end, bytes_end });
+    }
+
+    /// A record by its number; `None` past the last.
+    pub(super) fn get(&self, number: usize) -> Option<BatchRecord<'_>> {
+        let Placed { span, form, links_end, bytes_end } = self.placed.get(number)?;
+        let before = number.checked_sub(1).map(|before| &self.placed[before]);
+        let (links_start, bytes_start) = before.map_or((0, 0), |before| (before.links_end, before.bytes_end));
+        let links = self.links[links_start..*links_end].to_vec();
+        Some(BatchRecord { span: *span, form: *form, links, bytes: &self.bytes[bytes_start..*bytes_end] })
+    }
+}
+
+/// Why an object was not read.
+#[derive(Debug)]
+pub(super) enum NotFetched {
+    /// It is missing or damaged.
+    Spoilt(String),
+    /// The store did not answer.
+    Store(ObjectStoreError),
+}
+
+/// How far threads may go.
+#[derive(Debug, Default)]
+struct Gate {
+    /// Objects before this one may be read now.
+    open_before: usize,
+    /// The next one that nobody reads.
+    next: usize,
+    is_over: bool,
+}
+
+/// What the threads share.
+#[derive(Debug)]
+pub(super) struct Fetching<'a> {
+    store: &'a dyn ObjectStore,
+    volume: VolumeId,
+    sealing: &'a Sealing,
+    objects: Vec<PlannedRedo>,
+    gate: Mutex<Gate>,
+    moved: Condvar,
+}
+
+type Fetched = (usize, Result<Records, NotFetched>);
+
+impl<'a> Fetching<'a> {
+    /// Of these objects, in the order in which they will be needed.
+    pub(super) fn new(
+        store: &'a dyn ObjectStore,
+        volume: VolumeId,
+        sealing: &'a Sealing,
+        objects: Vec<PlannedRedo>,
+    ) -> Fetching<'a> {
+        Fetching { store, volume, sealing, objects, gate: Mutex::default(), moved: Condvar::new() }
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        // Three numbers are whole whatever their users did.
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the threads; they end with the [`Waiting`] that takes what they read.
+    pub(super) fn start<'s>(&'s self, scope: &'s Scope<'s, '_>) -> std::io::Result<Waiting<'s>> {
+        let (sender, receiver) = sync_channel(THREADS);
+        let waiting = Waiting { fetching: self, receiver, early: BTreeMap::new(), taken: 0 };
+        for number in 0..THREADS.min(self.objects.len()) {
+            let sender = sender.clone();
+            Builder::new().name(format!("fetch-{number}")).spawn_scoped(scope, move || self.run(&sender))?;
+        }
+        Ok(waiting)
+    }
+
+    fn run(&self, sender: &SyncSender<Fetched>) {
+        while let Some(number) = self.next() {
+            if sender.send((number, self.fetch(&self.objects[number]))).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The number of the next object to read, once that may be read.
+    fn next(&self) -> Option<usize> {
+        let mut gate = self.gate();
+        loop {
+            if gate.is_over || gate.next >= self.objects.len() {
+                return None;
+            }
+            if gate.next < gate.open_before {
+                gate.next += 1;
+                return Some(gate.next - 1);
+            }
+            gate = self.moved.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn fetch(&self, object: &PlannedRedo) -> Result<Records, NotFetched> {
+        let key = Name::Redo(object.name).key(self.volume);
+        let bytes = self.store.get(&key).map_err(|error| match error.kind {
+            ErrorKind::Missing => NotFetched::Spoilt("is not there".to_owned()),
+            _ => NotFetched::Store(error),
+        })?;
+        let mut records = Records { object_bytes: bytes.len() as u64, ..Records::default() };
+        for_each_record(&bytes, self.volume, &object.name, self.sealing, |record| {
+            if record.span.end <= object.through {
+                records.push(record);
+            }
+        })
+        .map_err(|fault| NotFetched::Spoilt(fault.to_string()))?;
+        Ok(records)
+    }
+}
+
+/// Takes what the threads read.
+#[derive(Debug)]
+pub(super) struct Waiting<'s> {
+    fetching: &'s Fetching<'s>,
+    receiver: Receiver<Fetched>,
+    /// What was read before it was needed.
+    early: BTreeMap<usize, Result<Records, NotFetched>>,
+    taken: usize,
+}
+
+impl Waiting<'_> {
+    /// Waits for an object by its number. Each is asked for once, about in order: `ahead` says how many may be read beyond those that
+    /// were taken.
+    pub(super) fn take(&mut self, number: usize, ahead: usize) -> Result<Records, NotFetched> {
+        {
+            let mut gate = self.fetching.gate();
+            gate.open_before = gate.open_before.max(number + 1).max(self.taken + ahead + THREADS);
+            self.fetching.moved.notify_all();
+        }
+        self.taken += 1;
+        loop {
+            if let Some(found) = self.early.remove(&number) {
+                return found;
+            }
+            let (got, records) = self
+                .receiver
+                .recv()
+                .map_err(|_| NotFetched::Spoilt("was not read: its thread ended".to_owned()))?;
+            self.early.insert(got, records);
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.fetching.gate().is_over = true;
+        self.fetching.moved.notify_all();
+    }
+}
+
+/// Where in the stream each object of a group is needed: where the one before it has its last record.
+pub(super) fn needed_at(redo: &[PlannedRedo]) -> impl Iterator<Item = Lsn> {
+    let ends = redo.iter().map(|object| object.name.last_end.min(object.through));
+    std::iter::once(Lsn::ZERO).chain(ends).take(redo.len())
+}

@@ -1,0 +1,454 @@
+//! Restoring: a store with every record of a volume's history that ends at or before one point, and with nothing after it.
+//!
+//! * [`look::Backup`] reads what says what there is: the volume, its history, its marks, and a listing. A point follows from it.
+//! * [`restore`] reads the redo that the plan names, a little ahead and on several threads ([`fetch`]), puts the groups' chains together to
+//!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes ([`assemble`]): epoch by epoch, with what
+//!   each recovery decided in between. So nothing here can apply what a recovery cut, and the store refuses what does not follow.
+//!
+//! What is made is one store with all groups under an identity of its own, from which `borealis_store::Store::gather` makes those of the
+//! nodes. An object that is missing or damaged is passed over if others have what it had; else the restore ends and names it, with the points
+//! that are lost with it.
+//!
+//! Invariant: what was restored is whole, or there is an error.
+
+mod assemble;
+mod fetch;
+pub mod look;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use borealis_archive::chain::{Chain, Step};
+use borealis_archive::name::Name;
+use borealis_archive::plan::{NotRestorable, Plan, PlannedRedo, plan};
+use borealis_archive::ranges::{LsnRange, LsnRanges};
+use borealis_archive::restorable::restorable;
+use borealis_archive::sealing::Sealing;
+use borealis_store::{Environment, Identity, Options, Policy, Store, StoreError};
+use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, VolumeId};
+
+use crate::store::{ObjectStore, ObjectStoreError};
+use assemble::{Assembly, materialize};
+use fetch::{Fetching, NotFetched, Records, Waiting, needed_at};
+use look::Backup;
+
+/// Why a backup cannot be restored, or not to that point.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The store of the backup does not answer.
+    #[error(transparent)]
+    ObjectStore(#[from] ObjectStoreError),
+    /// What everything else follows from is missing or damaged.
+    #[error("{object} {fault}; without it nothing of this backup can be restored")]
+    Unusable {
+        /// The object.
+        object: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// Nobody uploaded the history.
+    #[error("the backup of volume {0} has no history yet: nothing of it can be restored")]
+    NoHistory(VolumeId),
+    /// There are no marks.
+    #[error("the backup has no mark of any time: choose a position with --to-lsn")]
+    NoTimes,
+    /// A time that the backup does not have.
+    #[error("the backup knows what the volume had reached between two times only, and this is none of them")]
+    NotThen {
+        /// What was asked for, in milliseconds since 1970.
+        clock_ms: u64,
+        /// The first time that it knows.
+        first_ms: u64,
+        /// The last one.
+        last_ms: u64,
+    },
+    /// What may know better what a time was is damaged.
+    #[error(
+        "{object} {fault}; it may know what the volume had reached then. Choose a position with --to-lsn"
+    )]
+    DamagedMarks {
+        /// The object.
+        object: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// Not all that it takes is there.
+    #[error(transparent)]
+    NotRestorable(#[from] NotRestorable),
+    /// Without an object that is damaged the point cannot be reached.
+    #[error("{object} {fault}. Without it {} cannot be restored; {}", ranges(lost), newest(*.below))]
+    Damaged {
+        /// The object.
+        object: String,
+        /// What is wrong with it.
+        fault: String,
+        /// The points that need it.
+        lost: Vec<LsnRange>,
+        /// The newest point below the one that was asked for that does not.
+        below: Option<Lsn>,
+    },
+    /// Objects are sound, each by itself, and not of one history.
+    #[error("the backup contradicts itself: {0}")]
+    Contradiction(String),
+    /// Redo that cannot be applied.
+    #[error("what was restored cannot be applied: {0}")]
+    NotApplied(String),
+    /// The new store.
+    #[error("cannot make the store to restore to: {0}")]
+    Store(#[from] StoreError),
+    /// The system refuses something else.
+    #[error("cannot {what}: {error}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        error: std::io::Error,
+    },
+}
+
+fn ranges(lost: &[LsnRange]) -> String {
+    let range = |range: &LsnRange| match range.through {
+        Lsn::MAX => format!("{} and all after it", range.from),
+        through => format!("{} to {through}", range.from),
+    };
+    lost.iter().map(range).collect::<Vec<_>>().join(", ")
+}
+
+fn newest(below: Option<Lsn>) -> String {
+    below.map_or_else(
+        || "no point before it can".to_owned(),
+        |below| format!("the newest point before it that can is {below}"),
+    )
+}
+
+/// What to restore, and where to.
+#[derive(Clone)]
+pub struct Order<'a> {
+    /// The point.
+    pub point: Lsn,
+    /// How objects are encrypted.
+    pub sealing: &'a Sealing,
+    /// The disk and the redo of the new store.
+    pub environment: &'a Environment,
+    /// Its folder, which must not be there.
+    pub folder: &'a Path,
+    /// Who it is: of a new volume, and with all groups.
+    pub identity: &'a Identity,
+    /// Its limits.
+    pub options: Options,
+}
+
+impl std::fmt::Debug for Order<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Order")
+            .field("point", &self.point)
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far a restore is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Bytes of objects whose records were taken.
+    pub bytes: u64,
+    /// Bytes of all objects of the plan.
+    pub total_bytes: u64,
+    /// What was brought so far ends here.
+    pub at: Lsn,
+}
+
+/// What was restored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Restored {
+    /// The last record ends here.
+    pub end: Lsn,
+    /// The history of the new volume.
+    pub history: EpochHistory,
+    /// Bytes of objects that were read.
+    pub bytes: u64,
+    /// Objects that are damaged and were not needed, and what is wrong with them.
+    pub passed_over: Vec<(String, String)>,
+    /// At the point the volume had what a server starts from: its import was over.
+    pub has_template: bool,
+}
+
+/// Why an attempt ended.
+enum Ended {
+    /// An object is as good as absent.
+    Spoilt(Name, String),
+    Failed(RestoreError),
+}
+
+impl<E: Into<RestoreError>> From<E> for Ended {
+    fn from(error: E) -> Ended {
+        Ended::Failed(error.into())
+    }
+}
+
+/// Makes a store of what a backup has as of a point. `progress` is called now and then.
+///
+/// # Errors
+/// When not all that it takes is there and sound, or the store cannot be made. What was made of it is left then, and is of no use.
+pub fn restore(
+    order: &Order<'_>,
+    objects: &dyn ObjectStore,
+    backup: &Backup,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Restored, RestoreError> {
+    let mut spoilt: BTreeMap<Name, String> = BTreeMap::new();
+    let mut plan_now = backup.plan(order.point)?;
+    loop {
+        let (name, fault) = match attempt(order, objects, backup, &plan_now, progress) {
+            Ok(restored) => {
+                let passed_over = spoilt.into_iter();
+                let passed_over = passed_over.map(|(name, fault)| (name.key(backup.volume), fault)).collect();
+                return Ok(Restored { passed_over, ..restored });
+            }
+            Err(Ended::Failed(error)) => return Err(error),
+            Err(Ended::Spoilt(name, fault)) => (name, fault),
+        };
+        let object = name.key(backup.volume);
+        tracing::warn!(object, fault, "a damaged object of a backup is passed over, if that is possible");
+        spoilt.insert(name, fault.clone());
+        let names: BTreeSet<Name> = spoilt.keys().cloned().collect();
+        let rest = backup.inventory.without(&names);
+        plan_now = plan(&rest, &backup.known, order.point).map_err(|_| {
+            let (all, left) =
+                (restorable(&backup.inventory, &backup.known), restorable(&rest, &backup.known));
+            let lost: LsnRanges = all.without(&left);
+            RestoreError::Damaged {
+                object,
+                fault,
+                lost: lost.ranges().to_vec(),
+                below: left.at_or_below(order.point),
+            }
+        })?;
+        remove(order.folder)?;
+    }
+}
+
+fn remove(folder: &Path) -> Result<(), RestoreError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(RestoreError::System { what: format!("remove {}", folder.display()), error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One attempt, in a folder that is empty or absent.
+fn attempt(
+    order: &Order<'_>,
+    objects: &dyn ObjectStore,
+    backup: &Backup,
+    plan: &Plan,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Restored, Ended> {
+    let folder: PathBuf = order.folder.to_owned();
+    let store = Store::create_in(order.environment, &folder, order.identity.clone(), order.options.clone())?;
+    let mut merge = Merge::new(plan, backup);
+    let fetching = Fetching::new(objects, backup.volume, order.sealing, merge.in_order());
+    let (is_over, failure) = (AtomicBool::new(false), Mutex::new(None));
+    let history = std::thread::scope(|scope| {
+        let _over = SetAtEnd(&is_over);
+        let keep_up = || materialize_until(&store, &is_over, &failure);
+        let thread = std::thread::Builder::new().name("materialize".to_owned()).spawn_scoped(scope, keep_up);
+        thread.map_err(cannot_start)?;
+        let mut waiting = fetching.start(scope).map_err(cannot_start)?;
+        let mut assembly = Assembly::new(&store, plan.history.clone());
+        loop {
+            let has_more = merge.step(&mut waiting, &mut assembly)?;
+            progress(Progress { at: assembly.at(), ..merge.progress });
+            if let Some(error) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return Err(Ended::from(error));
+            }
+            if !has_more {
+                break;
+            }
+        }
+        Ok(assembly.finish(plan.newest_epoch)?)
+    })?;
+    materialize(&store)?;
+    if let Some(failure) = store.failure() {
+        return Err(RestoreError::NotApplied(failure).into());
+    }
+    store.note_synced()?;
+    let end = history.newest().map_or(Lsn::ZERO, |opening| opening.last.end);
+    let has_template = store.read_meta(&MetaKey::ControlFileTemplate, end)?.is_some();
+    Ok(Restored { end, history, bytes: merge.progress.bytes, passed_over: Vec::new(), has_template })
+}
+
+fn cannot_start(error: std::io::Error) -> RestoreError {
+    RestoreError::System { what: "start a thread".to_owned(), error }
+}
+
+/// However the work ends, those who wait for that hear of it.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Applies redo while more comes in, as a node does.
+fn materialize_until(store: &Store, is_over: &AtomicBool, failure: &Mutex<Option<StoreError>>) {
+    while !is_over.load(Ordering::Relaxed) {
+        match store.materialize(Policy::IfDue) {
+            Ok(progress) if progress.advanced => {}
+            Ok(_) => std::thread::sleep(Duration::from_millis(10)),
+            Err(error) => {
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                return;
+            }
+        }
+    }
+}
+
+/// An object of the plan, in the order in which objects are needed.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    needed_at: Lsn,
+    redo: PlannedRedo,
+}
+
+/// One group's chain.
+#[derive(Debug)]
+struct Line {
+    chain: Chain,
+    /// Its objects, by their numbers in the order of all, the next one last.
+    rest: Vec<usize>,
+    now: Option<(usize, Records)>,
+    /// The next record of what is there now.
+    next: usize,
+}
+
+/// The chains of all groups, which become the volume's stream: the next record is the one that ends first, and each of its groups has it.
+#[derive(Debug)]
+struct Merge {
+    volume: VolumeId,
+    jobs: Vec<Job>,
+    lines: BTreeMap<GroupId, Line>,
+    /// Where each group's next record ends.
+    heads: BTreeSet<(Lsn, GroupId)>,
+    has_begun: bool,
+    progress: Progress,
+}
+
+impl Merge {
+    fn new(plan: &Plan, backup: &Backup) -> Merge {
+        let mut jobs: Vec<Job> = Vec::new();
+        for group in &plan.groups {
+            let needed = needed_at(&group.redo).zip(&group.redo);
+            jobs.extend(needed.map(|(needed_at, redo)| Job { needed_at, redo: *redo }));
+        }
+        // Stable: the objects of a group stay in order.
+        jobs.sort_by_key(|job| job.needed_at);
+        let line = |group: GroupId| {
+            let of_group = jobs.iter().enumerate().filter(|(_, job)| job.redo.name.group == group);
+            let mut rest: Vec<usize> = of_group.map(|(number, _)| number).collect();
+            rest.reverse();
+            Line { chain: Chain::new(group, Lsn::ZERO), rest, now: None, next: 0 }
+        };
+        let lines = plan.groups.iter().map(|group| (group.group, line(group.group))).collect();
+        let listed = |job: &Job| backup.inventory.get(&Name::Redo(job.redo.name)).unwrap_or_default().bytes;
+        let progress = Progress { total_bytes: jobs.iter().map(listed).sum(), ..Progress::default() };
+        Merge { volume: backup.volume, jobs, lines, heads: BTreeSet::new(), has_begun: false, progress }
+    }
+
+    fn in_order(&self) -> Vec<PlannedRedo> {
+        self.jobs.iter().map(|job| job.redo).collect()
+    }
+
+    /// Takes records until another object is needed. Returns whether there are more.
+    fn step(&mut self, waiting: &mut Waiting<'_>, assembly: &mut Assembly<'_>) -> Result<bool, Ended> {
+        if !self.has_begun {
+            self.has_begun = true;
+            let groups: Vec<GroupId> = self.lines.keys().copied().collect();
+            for group in groups {
+                self.advance(group, waiting)?;
+            }
+        }
+        let bytes = self.progress.bytes;
+        while bytes == self.progress.bytes {
+            let Some(&(end, group)) = self.heads.first() else { return Ok(false) };
+            let groups = self.take_one(end, group, assembly)?;
+            for group in groups {
+                self.heads.remove(&(end, group));
+                self.advance(group, waiting)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Brings the next record of the volume. Returns its groups.
+    fn take_one(&self, end: Lsn, group: GroupId, assembly: &mut Assembly<'_>) -> Result<Vec<GroupId>, Ended> {
+        let (job, record) = self.head(group).ok_or_else(|| contradiction(end, group))?;
+        for link in &record.links {
+            let here = self.head(link.group).filter(|(_, other)| other.span == record.span);
+            let Some((other_job, other)) = here else {
+                let fault = format!(
+                    "has a record of groups {group} and {} that ends at {end}, which the redo of group {} does not have",
+                    link.group, link.group
+                );
+                return Err(Ended::Spoilt(Name::Redo(job.redo.name), fault));
+            };
+            let same = other == record && other_job.redo.name.epoch == job.redo.name.epoch;
+            if !same {
+                let what = format!(
+                    "{} and {} have different records that end at {end}",
+                    Name::Redo(job.redo.name).key(self.volume),
+                    Name::Redo(other_job.redo.name).key(self.volume)
+                );
+                return Err(RestoreError::Contradiction(what).into());
+            }
+        }
+        assembly.take(job.redo.name.epoch, &record)?;
+        Ok(record.links.iter().map(|link| link.group).collect())
+    }
+
+    /// A group's next record, and the object that it is in.
+    fn head(&self, group: GroupId) -> Option<(&Job, borealis_wire::BatchRecord<'_>)> {
+        let line = self.lines.get(&group)?;
+        let (number, records) = line.now.as_ref()?;
+        Some((&self.jobs[*number], records.get(line.next.checked_sub(1)?)?))
+    }
+
+    /// Goes on to a group's next record, if it has one.
+    fn advance(&mut self, group: GroupId, waiting: &mut Waiting<'_>) -> Result<(), Ended> {
+        let ahead = 2 * self.lines.len();
+        let Some(line) = self.lines.get_mut(&group) else { return Ok(()) };
+        loop {
+            while let Some((number, records)) = &line.now {
+                let Some(record) = records.get(line.next) else { break };
+                line.next += 1;
+                let step = line.chain.take(&record).map_err(|fault| {
+                    Ended::Spoilt(
+                        Name::Redo(self.jobs[*number].redo.name),
+                        format!("does not follow: {fault}"),
+                    )
+                })?;
+                if step == Step::Next {
+                    self.heads.insert((record.span.end, group));
+                    return Ok(());
+                }
+            }
+            (line.now, line.next) = (None, 0);
+            let Some(number) = line.rest.pop() else { return Ok(()) };
+            let records = waiting.take(number, ahead).map_err(|error| match error {
+                NotFetched::Spoilt(fault) => Ended::Spoilt(Name::Redo(self.jobs[number].redo.name), fault),
+                NotFetched::Store(error) => RestoreError::from(error).into(),
+            })?;
+            self.progress.bytes += records.object_bytes;
+            line.now = Some((number, records));
+        }
+    }
+}
+
+fn contradiction(end: Lsn, group: GroupId) -> RestoreError {
+    RestoreError::Contradiction(format!("group {group} has no record that ends at {end}"))
+}

@@ -1,0 +1,226 @@
+//! What is restored is what the volume was: every page, size and value at many points, over histories in which recoveries cut tails that
+//! somebody had uploaded; and whatever is missing, damaged or of another volume is named, and never restored as whole.
+
+mod life;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use borealis_archive::name::Name;
+use borealis_archive::sealing::Sealing;
+use borealis_backup::restore::look::{Backup, volumes};
+use borealis_backup::restore::{Order, RestoreError, Restored, restore};
+use borealis_backup::store::ObjectStore;
+use borealis_backup::store::memory::MemoryStore;
+use borealis_store::{SegmentSource, Store};
+use borealis_types::{Lsn, MetaKey, PageKey, VolumeEpoch, VolumeId};
+use life::{Life, Random, VOLUME, environment, fork, identity, options};
+
+const GROUPS: u16 = 4;
+const NEW: VolumeId = VolumeId(77);
+
+/// A life with three writers. Of the first two a tail was cut, and both tails are in the backup.
+fn life(folder: &Path, seed: u64) -> Life {
+    let mut life = Life::begin(folder, GROUPS, seed);
+    for writer in 0..3 {
+        for _ in 0..4 {
+            life.write(40);
+            life.upload(1, false);
+        }
+        if writer < 2 {
+            life.write_uncertain(10);
+            life.upload(2, true);
+            life.recover();
+        }
+    }
+    life
+}
+
+fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored, RestoreError> {
+    let backup = Backup::look(objects, VOLUME, &Sealing::Plain)?;
+    let order = Order {
+        point,
+        sealing: &Sealing::Plain,
+        environment: &environment(),
+        folder,
+        identity: &identity(NEW, GROUPS),
+        options: options(),
+    };
+    let mut last = 0;
+    let result = restore(&order, objects, &backup, &mut |progress| {
+        assert!(progress.bytes >= last && progress.bytes <= progress.total_bytes, "{progress:?}");
+        last = progress.bytes;
+    })?;
+    assert_eq!(last, result.bytes, "progress ends with everything");
+    Ok(result)
+}
+
+/// Every page, size and value of a store at a point.
+type Everything = (Vec<(PageKey, Option<Vec<u8>>)>, Vec<Option<u32>>, Option<Vec<u8>>);
+
+fn everything(store: &Store, pages: &BTreeSet<PageKey>, at: Lsn) -> Everything {
+    let placement = store.identity().placement;
+    let read = |key: &PageKey| {
+        let page = store.read_page(placement.group_of(key), key, at).unwrap();
+        (*key, page.map(|page| page.to_vec()))
+    };
+    let forks = (16_384..16_388).map(fork);
+    let sizes = forks.flat_map(|fork| placement.groups().map(move |group| (group, fork)));
+    let sizes = sizes.map(|(group, fork)| store.relation_size(group, fork, at).unwrap()).collect();
+    (pages.iter().map(read).collect(), sizes, store.read_meta(&MetaKey::Counters, at).unwrap())
+}
+
+fn check_same(life: &Life, objects: &MemoryStore, point: Lsn, folder: &Path) {
+    let result = restored(objects, point, folder).unwrap();
+    let end = life.ends().into_iter().filter(|end| *end <= point).next_back().expect("a record");
+    assert_eq!(result.end, end, "every record that ends at or before {point}, and no other");
+    assert!(result.history.newest_epoch() > life.history.newest_epoch(), "a higher epoch");
+    let store = Store::open_in(&environment(), folder, options()).unwrap();
+    assert_eq!(store.identity().volume, NEW);
+    let (there, here) = (everything(&life.store, &life.pages, point), everything(&store, &life.pages, end));
+    assert!(there == here, "the state at {point} is another");
+    assert!(there.0.iter().any(|(_, page)| page.is_some()) || end < Lsn(5000));
+    drop(store);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn any_point_is_restored_as_it_was_and_never_a_record_that_was_cut() {
+    for seed in 0..3 {
+        let folder = tempfile::tempdir().unwrap();
+        let life = life(&folder.path().join("volume"), seed);
+        assert_eq!(volumes(&life.objects).unwrap(), [VOLUME]);
+        let backup = Backup::look(&life.objects, VOLUME, &Sealing::Plain).unwrap();
+        assert_eq!(backup.newest(), Some(life.durable.end));
+        let cuts = life.history.openings().iter().map(|opening| opening.last.end);
+        let around =
+            cuts.flat_map(|cut| [Lsn(cut.0.saturating_sub(1)), cut, Lsn(cut.0 + 1), Lsn(cut.0 + 500)]);
+        let mut random = Random(seed);
+        let ends = life.ends();
+        let anywhere = (0..8).map(|_| ends[random.below(ends.len() as u64) as usize]);
+        let points = around.chain(anywhere).chain([life.durable.end]);
+        for point in points.filter(|point| *point >= ends[0]).collect::<BTreeSet<_>>() {
+            check_same(&life, &life.objects, point, &folder.path().join("restored"));
+        }
+        let beyond = restored(&life.objects, Lsn(life.durable.end.0 + 8), &folder.path().join("restored"));
+        assert!(matches!(beyond, Err(RestoreError::NotRestorable(_))), "{beyond:?}");
+    }
+}
+
+#[test]
+fn a_second_is_the_last_mark_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let life = life(&folder.path().join("volume"), 5);
+    let backup = Backup::look(&life.objects, VOLUME, &Sealing::Plain).unwrap();
+    let reach = backup.reach();
+    let (first, last) = reach.last().and_then(|reach| reach.clock_ms).expect("marks");
+    assert!(first < last);
+    assert_eq!(backup.point_at(last).unwrap(), life.durable.end);
+    assert!(backup.point_at(first).unwrap() < life.durable.end);
+    assert!(matches!(backup.point_at(first - 1), Err(RestoreError::NotThen { .. })));
+    assert!(matches!(backup.point_at(last + 1), Err(RestoreError::NotThen { .. })));
+}
+
+#[test]
+fn a_node_is_made_of_what_was_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    let life = life(&folder.path().join("volume"), 9);
+    let (path, node) = (folder.path().join("restored"), folder.path().join("node"));
+    let result = restored(&life.objects, life.durable.end, &path).unwrap();
+    let identity = borealis_store::Identity { incarnation: 5, ..identity(NEW, GROUPS) };
+    let source = SegmentSource { store: path, groups: identity.groups.clone() };
+    Store::gather_in(&environment(), &[source], &node, identity, &options()).unwrap();
+    let store = Store::open_in(&environment(), &node, options()).unwrap();
+    let at = life.durable.end;
+    assert!(everything(&store, &life.pages, at) == everything(&life.store, &life.pages, at));
+    for summary in store.summaries().unwrap() {
+        assert_eq!(summary.history, result.history);
+        assert_eq!(summary.known_durable.end, at);
+    }
+}
+
+fn copy_without(objects: &MemoryStore, left_out: &str) -> MemoryStore {
+    let copy = MemoryStore::default();
+    let listed = objects.list("", None).unwrap();
+    assert!(!listed.more, "one page of a listing is all");
+    for object in listed.objects.iter().filter(|object| object.key != left_out) {
+        copy.put_new(&object.key, &objects.get(&object.key).unwrap()).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn each_object_that_is_spoilt_is_named_and_never_restored_as_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let life = life(&folder.path().join("volume"), 11);
+    let path = folder.path().join("restored");
+    let end = life.durable.end;
+    let (mut named, mut passed_over) = (0, 0);
+    let keys: Vec<String> = life.objects.list("", None).unwrap().objects.into_iter().map(|o| o.key).collect();
+    for (number, key) in keys.iter().enumerate() {
+        let bytes = life.objects.get(key).unwrap();
+        let mut flipped = bytes.clone();
+        let at = Random(number as u64).below(bytes.len() as u64) as usize;
+        flipped[at] ^= 1;
+        let foreign = life.objects.get(&keys[(number + 1) % keys.len()]).unwrap();
+        let spoilt = match number % 4 {
+            0 => None,
+            1 => Some(flipped),
+            2 => Some(bytes[..at].to_vec()),
+            _ => Some(foreign),
+        };
+        let is_there = spoilt.is_some();
+        let objects = copy_without(&life.objects, key);
+        if let Some(spoilt) = spoilt {
+            objects.put_new(key, &spoilt).unwrap();
+        }
+        let (_, name) = Name::of_key(key).unwrap();
+        match restored(&objects, end, &path) {
+            Ok(result) => {
+                // Of an object that was not needed: marks, an old history, what a fenced writer left, what two have.
+                assert_eq!(result.end, end);
+                let store = Store::open_in(&environment(), &path, options()).unwrap();
+                assert!(
+                    everything(&store, &life.pages, end) == everything(&life.store, &life.pages, end),
+                    "{key}"
+                );
+                passed_over += 1;
+            }
+            Err(RestoreError::Damaged { object, lost, below, .. }) => {
+                assert!(is_there && object == *key, "{object} is named, and {key} is spoilt");
+                assert!(lost.iter().any(|range| range.from <= end && end <= range.through), "{lost:?}");
+                if let Some(below) = below.filter(|below| *below >= life.ends()[0]) {
+                    drop(std::fs::remove_dir_all(&path));
+                    check_same(&life, &objects, below, &path);
+                }
+                named += 1;
+            }
+            Err(RestoreError::Unusable { object, .. }) => {
+                assert_eq!(object, *key);
+                assert!(matches!(name, Name::Volume | Name::History(_)));
+                named += 1;
+            }
+            Err(RestoreError::NotRestorable(error)) => {
+                assert!(!is_there, "{key}: {error}");
+                assert!(error.below.is_none_or(|below| below < end), "{error}");
+                named += 1;
+            }
+            // Without the newest history what it cut would count; the one before does not know the newest epoch.
+            Err(RestoreError::NoHistory(_)) => assert!(matches!(name, Name::History(_))),
+            Err(other) => panic!("{key}: {other}"),
+        }
+        drop(std::fs::remove_dir_all(&path));
+    }
+    assert!(named > 20 && passed_over > 5, "{named} named, {passed_over} passed over");
+}
+
+#[test]
+fn an_epoch_above_all_that_were_is_opened_even_when_the_point_is_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let life = life(&folder.path().join("volume"), 13);
+    let first = life.ends()[3];
+    let result = restored(&life.objects, first, &folder.path().join("restored")).unwrap();
+    assert_eq!(result.history.openings().len(), 2, "what came after the point is not of this volume");
+    assert_eq!(result.history.newest_epoch(), VolumeEpoch(life.history.newest_epoch().0 + 1));
+    assert!(!result.has_template, "test records make none");
+}

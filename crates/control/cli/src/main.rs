@@ -88,6 +88,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a new cluster in DIR of a backup, as of a point; or say which points there are.
+    Restore(commands::restore::RestoreArguments),
     /// Apply WAL and compare every page with what PostgreSQL says it must be.
     RedoCheck(commands::redo_check::RedoCheckArguments),
     /// Measure Borealis beside stock PostgreSQL on this machine.
@@ -337,6 +339,7 @@ fn keep_files_private(command: &Command) {
     let manages_a_cluster = match command {
         Command::Up(_) | Command::Down | Command::Node(_) | Command::Az(_) | Command::Instance(_) => true,
         Command::Fleet(_) | Command::Rebalance { .. } | Command::Controller { .. } => true,
+        Command::Restore(_) => true,
         Command::Internal(part) => !matches!(part, InternalCommand::Manual { .. }),
         Command::Status { .. }
         | Command::Psql { .. }
@@ -389,6 +392,7 @@ fn main() -> ExitCode {
         Command::Instance(InstanceCommand::Stop { id }) => commands::parts::stop_instance(&dir, id),
         Command::Fleet(command) => commands::fleet::fleet(&dir, &command),
         Command::Verify { json } => commands::verify::verify(&dir, json),
+        Command::Restore(arguments) => commands::restore::restore(&dir, &arguments),
         Command::RedoCheck(arguments) => commands::redo_check::redo_check(&dir, &arguments),
         Command::Bench(arguments) => commands::bench::bench(&arguments),
         Command::Chaos(arguments) => commands::chaos::chaos(&arguments),

@@ -26,6 +26,9 @@ const LOCK_NAME: &str = "cluster.lock";
 /// There from before the first node is made until the catalog is written: only where it stands may nodes without a
 /// catalog be removed, for they never held anything.
 const CREATING_NAME: &str = "cluster.creating";
+/// There from before a restore makes its first node until the catalog is written: an empty cluster in its place would pass for what was
+/// to be restored.
+const RESTORING_NAME: &str = "cluster.restoring";
 const NODES_NAME: &str = "nodes";
 /// The folder of the cluster's certificate authority, if its nodes speak TLS.
 pub const FLEET_NAME: &str = "fleet";
@@ -202,8 +205,19 @@ impl Catalog {
             name == LOCK_NAME
                 || name == FLEET_NAME
                 || begins(CREATING_NAME)
+                || begins(RESTORING_NAME)
                 || (interrupted && (name == NODES_NAME || (begins(FILE_NAME) && name != FILE_NAME)))
         }))
+    }
+
+    /// Whether a restore into `directory` was begun, and has not ended.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn is_restoring(directory: &Path) -> Result<bool, CatalogError> {
+        let names = names_in(directory)?;
+        let has = |wanted: &str| names.iter().any(|name| name == wanted);
+        Ok(has(RESTORING_NAME) && !has(FILE_NAME))
     }
 
     /// Whether `directory` has the nodes of a cluster and no catalog, though nobody was about to make one; nodes that ran
@@ -240,20 +254,21 @@ impl Catalog {
         write_whole(&mark, b"").map_err(|source| CatalogError::File { path: mark, source })
     }
 
+    /// Sets the mark that says that what is made in `directory` is restored.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn begin_restore(directory: &Path) -> Result<(), CatalogError> {
+        let mark = directory.join(RESTORING_NAME);
+        write_whole(&mark, b"").map_err(|source| CatalogError::File { path: mark, source })
+    }
+
     /// The catalog is written: whatever becomes of it from now on, the nodes are a cluster's.
     ///
     /// # Errors
-    /// When the mark is there and cannot be removed.
+    /// When a mark is there and cannot be removed.
     pub(crate) fn end_creation(directory: &Path) -> Result<(), CatalogError> {
-        let mark = directory.join(CREATING_NAME);
-        // A file system that is read-only refuses to remove even what is not there.
-        let removed = match fs::symlink_metadata(&mark) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            found => {
-                found.and_then(|_| fs::remove_file(&mark)).and_then(|()| File::open(directory)?.sync_all())
-            }
-        };
-        removed.map_err(|source| CatalogError::File { path: mark, source })
+        [RESTORING_NAME, CREATING_NAME].into_iter().try_for_each(|name| remove_mark(directory, name))
     }
 
     /// Reads the catalog of `directory`.
@@ -434,6 +449,17 @@ fn nodes_have_run(directory: &Path) -> Result<bool, CatalogError> {
     Ok(names_in(&nodes)?.iter().any(has_run))
 }
 
+/// Removes a mark, durably, if it is there.
+fn remove_mark(directory: &Path, name: &str) -> Result<(), CatalogError> {
+    let mark = directory.join(name);
+    // A file system that is read-only refuses to remove even what is not there.
+    let removed = match fs::symlink_metadata(&mark) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        found => found.and_then(|_| fs::remove_file(&mark)).and_then(|()| File::open(directory)?.sync_all()),
+    };
+    removed.map_err(|source| CatalogError::File { path: mark, source })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -526,6 +552,20 @@ mod tests {
         );
         fs::write(directory.path().join("thesis.txt"), "precious").expect("written");
         assert!(matches!(Catalog::load(directory.path()), Err(CatalogError::NotOurs(_))));
+    }
+
+    #[test]
+    fn an_interrupted_restore_is_known_until_it_has_ended() {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let path = directory.path();
+        assert!(!Catalog::is_restoring(path).expect("listed"));
+        Catalog::begin_restore(path).expect("begun");
+        Catalog::begin_creation(path).expect("nothing is there");
+        assert!(Catalog::is_restoring(path).expect("listed") && Catalog::is_fresh(path).expect("listed"));
+        sample().save(path).expect("saved");
+        assert!(!Catalog::is_restoring(path).expect("listed"), "the catalog comes last");
+        Catalog::end_creation(path).expect("ended");
+        assert!(!path.join(RESTORING_NAME).exists() && !path.join(CREATING_NAME).exists());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod instances;
 mod members;
 mod rebuild;
 mod replace;
+mod restore;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub use create::{CreateOptions, check_fleet, check_machine};
 pub use members::Left;
 pub use rebuild::{InstanceDefaults, rebuild_catalog};
 pub use replace::{Replaced, Replacement};
+pub use restore::{FromBackup, RestoreOptions};
 
 /// Zones of a local cluster, with two nodes or more in each.
 const ZONES: [&str; 3] = ["az1", "az2", "az3"];

@@ -23,10 +23,10 @@ use super::serve::{own_signals, serve, stop, stop_parts};
 use crate::UpArguments;
 use crate::progress::Step;
 
-const DEFAULT_PORT: u16 = 5432;
+pub(super) const DEFAULT_PORT: u16 = 5432;
 /// The memory file system that Linux systems have.
-const DEFAULT_MEMORY_ROOT: &str = "/dev/shm";
-const DEFAULT_NODES: u16 = 6;
+pub(super) const DEFAULT_MEMORY_ROOT: &str = "/dev/shm";
+pub(super) const DEFAULT_NODES: u16 = 6;
 /// Enough for a volume to spread over dozens of nodes later, at no measurable cost on six (decision 28).
 const DEFAULT_PROTECTION_GROUPS: u16 = 16;
 

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use borealis_driver::shim_library::ShimLibrary;
 use borealis_instance::{Binaries, OperatingSystemUser, Settings, memory_directory};
 use borealis_spec::assignment::{Host, assign};
-use borealis_types::{AvailabilityZone, NodeId, Placement, VolumeId};
+use borealis_types::{AvailabilityZone, NodeId, Placement, PostgresVersion, VolumeId};
 
 use super::{Cluster, WRITER, ZONES, save_node_config, shim_library};
 use crate::catalog::{Catalog, InstanceEntry, NodeEntry};
@@ -46,6 +46,29 @@ impl Cluster {
     /// # Errors
     /// When the directory cannot be used, PostgreSQL is missing or a setting is refused. Nothing is left then.
     pub fn create(directory: &Path, options: &CreateOptions) -> anyhow::Result<Cluster> {
+        if Catalog::is_restoring(directory)? {
+            bail!(
+                "a restore into {} was interrupted; repeat it, or remove the folder. Nothing was changed",
+                directory.display()
+            );
+        }
+        Cluster::make(directory, options, |cluster, _| {
+            for node in &cluster.catalog.nodes {
+                let config_file = cluster.prepare_node(node)?;
+                process::run_to_end(&["internal", "create-node"], &config_file)
+                    .with_context(|| format!("cannot create node {}", node.id))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes a new cluster whose nodes `fill` makes; it gets the release that will serve it, too. What an interrupted attempt left is
+    /// removed before.
+    pub(super) fn make(
+        directory: &Path,
+        options: &CreateOptions,
+        fill: impl FnOnce(&Cluster, PostgresVersion) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Cluster> {
         let binaries = Binaries::find(options.postgres_bin_dir.as_deref())?;
         OperatingSystemUser::choose(options.postgres_user.as_deref())?;
         Settings::check(options.settings.clone())?;
@@ -58,8 +81,8 @@ impl Cluster {
         let zones = zones_of_nodes(options.nodes);
         let groups = assign(options.protection_groups, &hosts(&zones))?;
         Catalog::begin_creation(&directory)?;
-        let volume = VolumeId(random_number()?);
-        let mut catalog = Catalog::new(volume, options.protection_groups, binaries.server_version.major());
+        let (volume, version) = (VolumeId(random_number()?), binaries.server_version.major());
+        let mut catalog = Catalog::new(volume, options.protection_groups, version);
         let free = if options.tls { ports::find_free(zones.len())? } else { Vec::new() };
         for (index, (node, zone)) in zones.into_iter().enumerate() {
             catalog.nodes.push(NodeEntry {
@@ -81,18 +104,19 @@ impl Cluster {
         });
         catalog.metrics_port = options.metrics_port;
         let cluster = Cluster::new(directory, catalog);
-        for node in &cluster.catalog.nodes {
-            let config = cluster.node_config(node)?;
-            fs::create_dir_all(&config.directory)
-                .with_context(|| format!("cannot create {}", config.directory.display()))?;
-            let config_file = save_node_config(&config)?;
-            process::run_to_end(&["internal", "create-node"], &config_file)
-                .with_context(|| format!("cannot create node {}", node.id))?;
-        }
+        fill(&cluster, version)?;
         // The catalog comes last: a creation that was interrupted left nothing that looks like a cluster.
         cluster.catalog.save(&cluster.directory)?;
         Catalog::end_creation(&cluster.directory)?;
         Ok(cluster)
+    }
+
+    /// Makes a node's folder and configuration. Returns the file with that.
+    pub(super) fn prepare_node(&self, node: &NodeEntry) -> anyhow::Result<PathBuf> {
+        let config = self.node_config(node)?;
+        fs::create_dir_all(&config.directory)
+            .with_context(|| format!("cannot create {}", config.directory.display()))?;
+        save_node_config(&config)
     }
 }
 

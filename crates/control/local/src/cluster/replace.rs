@@ -105,7 +105,7 @@ fn remove_unfinished_copies(nodes: &Path) -> anyhow::Result<()> {
 }
 
 /// The bytes that a folder and everything in it take of the disk.
-fn allocated_bytes(folder: &Path) -> std::io::Result<u64> {
+pub(super) fn allocated_bytes(folder: &Path) -> std::io::Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -152,14 +152,14 @@ fn bytes_needed<'a>(sources: impl Iterator<Item = &'a (GroupId, PathBuf)>) -> an
 }
 
 /// Checks that so much fits.
-fn require_space(needed: u64, nodes: &Path) -> anyhow::Result<()> {
+pub(super) fn require_space(needed: u64, nodes: &Path) -> anyhow::Result<()> {
     const MIB: u64 = 1 << 20;
     let found =
         statvfs(nodes).with_context(|| format!("cannot see how much of {} is free", nodes.display()))?;
     let available = found.blocks_available().saturating_mul(found.fragment_size());
     if available < needed {
         bail!(
-            "the copies take {} MiB and {} MiB are free in {}; make room and repeat the command. Nothing was replaced",
+            "the copies take {} MiB and {} MiB are free in {}; make room and repeat the command. Nothing else was changed",
             needed.div_ceil(MIB),
             available / MIB,
             nodes.display()

@@ -1,0 +1,254 @@
+//! Makes a cluster of a backup.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use borealis_archive::name::Name;
+use borealis_archive::sealing::Sealing;
+use borealis_backup::key_file;
+use borealis_backup::location::Location;
+use borealis_backup::restore::look::{Backup, Reach, volumes};
+use borealis_backup::restore::{Progress, RestoreError};
+use borealis_backup::store::cloud::Timeouts;
+use borealis_backup::store::retrying::Retrying;
+use borealis_backup::store::{self, ObjectStore};
+use borealis_instance::OperatingSystemUser;
+use borealis_local::Catalog;
+use borealis_local::cluster::{
+    Cluster, CreateOptions, FromBackup, RestoreOptions, check_fleet, check_machine,
+};
+use borealis_types::{Lsn, VolumeId};
+use clap::Args;
+
+use super::times;
+use super::up::{DEFAULT_MEMORY_ROOT, DEFAULT_NODES, DEFAULT_PORT};
+
+/// Attempts at each request, and the pauses between them, in milliseconds: somebody is waiting.
+const ATTEMPTS: u32 = 6;
+const PAUSES_MS: (u64, u64) = (200, 10_000);
+/// How often a line on a terminal is written again.
+const SHOWN_EVERY: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Args)]
+pub struct RestoreArguments {
+    /// Where the backup is: file:///folder or s3://bucket/prefix.
+    #[arg(long, value_name = "URL")]
+    from: Location,
+    /// Restore what the volume was at a time, like '2026-11-27 07:30:00+00' or seconds since 1970. [default: the newest point]
+    #[arg(long, value_name = "TIME", value_parser = times::parse, conflicts_with = "to_lsn")]
+    to_time: Option<u64>,
+    /// Restore every record that ends at or before a position, like 0/3000148.
+    #[arg(long, value_name = "LSN")]
+    to_lsn: Option<Lsn>,
+    /// Restore nothing; say which points can be reached.
+    #[arg(long, conflicts_with_all = ["to_time", "to_lsn"])]
+    list: bool,
+    /// With --list: one JSON object on standard output.
+    #[arg(long, requires = "list")]
+    json: bool,
+    /// The volume, where backups of several are; 32 hexadecimal digits.
+    #[arg(long, value_name = "ID", value_parser = parse_volume)]
+    volume: Option<VolumeId>,
+    /// The key that the backup is encrypted with: a file that nobody else may read.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// TCP port of the new cluster's database on 127.0.0.1. [default: 5432]
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Storage nodes of the new cluster. [default: 6]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(6..=384))]
+    nodes: Option<u16>,
+    /// Folder with `postgres`. [default: where distributions put version 15]
+    #[arg(long, value_name = "DIR")]
+    pg_bin: Option<PathBuf>,
+    /// System user that runs PostgreSQL when started by root. [default: postgres]
+    #[arg(long, value_name = "NAME")]
+    pg_user: Option<String>,
+    /// Folder on a memory file system that holds WAL in flight and cached pages. [default: /dev/shm]
+    #[arg(long, value_name = "DIR")]
+    memory_dir: Option<PathBuf>,
+    /// Have the nodes of the new cluster speak TLS on 127.0.0.1.
+    #[arg(long)]
+    tls: bool,
+}
+
+/// A volume's number, for the command-line parser.
+fn parse_volume(text: &str) -> Result<VolumeId, String> {
+    let plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = plain.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+    number.map(VolumeId).ok_or_else(|| format!("`{text}` is not a volume of 32 hexadecimal digits"))
+}
+
+/// Restores, or lists what can be.
+pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitCode> {
+    let sealing = match &arguments.key_file {
+        Some(file) => Sealing::Key(Box::new(key_file::read(file)?)),
+        None => Sealing::Plain,
+    };
+    let wait = |ms| std::thread::sleep(Duration::from_millis(ms));
+    let objects = store::open(&arguments.from, Timeouts::default())?;
+    let objects = Retrying::new(objects, ATTEMPTS, PAUSES_MS, u64::from(std::process::id()), wait);
+    let volume = choose_volume(&objects, arguments)?;
+    let backup = Backup::look(&objects, volume, &sealing)?;
+    for (name, fault) in &backup.damaged_marks {
+        eprintln!("borealis: warning: {} {fault}", Name::Marks(*name).key(volume));
+    }
+    if arguments.list {
+        return list(&backup, arguments.json);
+    }
+    let point = choose_point(&backup, arguments)?;
+    // Before anything is made.
+    backup.plan(point)?;
+    make(dir, arguments, &FromBackup { objects: &objects, sealing: &sealing, backup: &backup, point })
+}
+
+fn choose_volume(objects: &dyn ObjectStore, arguments: &RestoreArguments) -> anyhow::Result<VolumeId> {
+    if let Some(volume) = arguments.volume {
+        return Ok(volume);
+    }
+    match volumes(objects)?.as_slice() {
+        [volume] => Ok(*volume),
+        [] => bail!("there is no backup in {}", arguments.from),
+        several => {
+            let several: Vec<String> = several.iter().map(ToString::to_string).collect();
+            bail!(
+                "{} has backups of several volumes; choose one with --volume: {}",
+                arguments.from,
+                several.join(", ")
+            )
+        }
+    }
+}
+
+fn choose_point(backup: &Backup, arguments: &RestoreArguments) -> anyhow::Result<Lsn> {
+    if let Some(lsn) = arguments.to_lsn {
+        return Ok(lsn);
+    }
+    if let Some(clock_ms) = arguments.to_time {
+        return backup.point_at(clock_ms).map_err(|error| match error {
+            RestoreError::NotThen { clock_ms, first_ms, last_ms } => anyhow::anyhow!(
+                "the backup does not reach {}; it knows what the volume was from {} to {}",
+                times::show(clock_ms),
+                times::show(first_ms),
+                times::show(last_ms)
+            ),
+            other => other.into(),
+        });
+    }
+    backup.newest().context("no point of this backup can be restored")
+}
+
+/// Says what can be reached.
+fn list(backup: &Backup, json: bool) -> anyhow::Result<ExitCode> {
+    let reach = backup.reach();
+    if json {
+        let ranges: Vec<serde_json::Value> = reach.iter().map(range_json).collect();
+        let report = serde_json::json!({ "volume": backup.volume.to_string(), "points": ranges });
+        println!("{report}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("volume {}, PostgreSQL {}", backup.volume, backup.facts.version);
+    for Reach { range, clock_ms } in &reach {
+        let times = clock_ms.map_or_else(
+            || "no time is known".to_owned(),
+            |(first, last)| format!("{} to {}", times::show(first), times::show(last)),
+        );
+        println!("{times}  ({} to {})", range.from, range.through);
+    }
+    if reach.is_empty() {
+        println!("no point can be restored");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn range_json(reach: &Reach) -> serde_json::Value {
+    serde_json::json!({
+        "from_lsn": reach.range.from.to_string(),
+        "to_lsn": reach.range.through.to_string(),
+        "from_time": reach.clock_ms.map(|(first, _)| times::show(first)),
+        "to_time": reach.clock_ms.map(|(_, last)| times::show(last)),
+    })
+}
+
+/// Makes the cluster.
+fn make(dir: &Path, arguments: &RestoreArguments, from: &FromBackup<'_>) -> anyhow::Result<ExitCode> {
+    let nodes = arguments.nodes.unwrap_or(DEFAULT_NODES);
+    check_fleet(nodes, from.backup.facts.placement)?;
+    let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
+    let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_MEMORY_ROOT));
+    check_machine(dir, &memory_root, &user)?;
+    if !Catalog::is_fresh(dir)? {
+        bail!("{} is not empty; restore into a folder that is not there yet (--dir)", dir.display());
+    }
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let lock = Catalog::lock(dir)?;
+    if !Catalog::is_fresh(dir)? {
+        bail!("another command has just made a cluster in {}; choose another --dir", dir.display());
+    }
+    let create = CreateOptions {
+        nodes,
+        protection_groups: from.backup.facts.placement,
+        port: arguments.port.unwrap_or(DEFAULT_PORT),
+        postgres_bin_dir: arguments.pg_bin.clone(),
+        postgres_user: arguments.pg_user.clone(),
+        memory_root,
+        tls: arguments.tls,
+        cache_limit_bytes: None,
+        metrics_port: None,
+        settings: BTreeMap::new(),
+    };
+    let mut shown = Shown::begin();
+    let made = Cluster::restore(dir, &RestoreOptions { create }, from, &mut |progress| shown.show(progress));
+    shown.end();
+    let (_, restored) = made?;
+    drop(lock);
+    for (object, fault) in &restored.passed_over {
+        eprintln!("borealis: warning: a damaged object was not needed: {object} {fault}");
+    }
+    let seconds = shown.begin.elapsed().as_secs_f64();
+    let mib = restored.bytes as f64 / f64::from(1 << 20);
+    eprintln!("restored {mib:.1} MiB of redo in {seconds:.1} s ({:.1} MiB/s)", mib / seconds.max(0.001));
+    println!("the volume ends at {}; start it with `borealis up --dir {}`", restored.end, dir.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line on a terminal with how far a restore is.
+struct Shown {
+    begin: Instant,
+    last: Option<Instant>,
+    is_terminal: bool,
+}
+
+impl Shown {
+    fn begin() -> Shown {
+        Shown { begin: Instant::now(), last: None, is_terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn show(&mut self, progress: Progress) {
+        if !self.is_terminal || self.last.is_some_and(|last| last.elapsed() < SHOWN_EVERY) {
+            return;
+        }
+        self.last = Some(Instant::now());
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let seconds = self.begin.elapsed().as_secs_f64().max(0.001);
+        eprint!(
+            "\rrestoring: {:.0} of {:.0} MiB, {:.1} MiB/s, at {}   ",
+            mib(progress.bytes),
+            mib(progress.total_bytes),
+            mib(progress.bytes) / seconds,
+            progress.at
+        );
+        // A line that is not shown is no reason to fail.
+        let _ = std::io::stderr().flush();
+    }
+
+    fn end(&self) {
+        if self.last.is_some() {
+            eprintln!();
+        }
+    }
+}

@@ -239,6 +239,16 @@ fn no_plan_for_a_small_zone_has_a_move_too_many() {
     }
 }
 
+#[test]
+fn a_segment_whose_group_the_emptiest_node_has_costs_a_second_move() {
+    // Of six segments on four nodes; node 2 is the emptiest, and has the one group that node 1 is to be rid of.
+    let mut hosts = hosts([4, 2, 2]);
+    hosts[0].is_leaving = true;
+    let pairs = [[1, 2], [3, 4], [3, 4]].map(|pair| pair.map(NodeId));
+    assert_eq!(fewest_moves(&pairs, &hosts), 2);
+    assert_plan_is_minimal(&pairs, &hosts);
+}
+
 /// What happens to a fleet.
 #[derive(Clone, Debug)]
 enum Happening {
@@ -306,22 +316,23 @@ proptest! {
             let after = carried_out(&membership, &moves, &hosts);
             assert_balanced(&after, &hosts);
             prop_assert_eq!(plan(&after, placement, &hosts), Ok(Vec::new()), "it is stable");
-            let expected = match *what {
+            match *what {
                 // The newcomer gets its share, and nothing else moves.
                 Happening::Add(number) => {
                     let newcomer = hosts.last().expect("it was added").node;
                     prop_assert!(moves.iter().all(|planned| planned.to == newcomer));
                     let staying = hosts.iter().filter(|host| host.zone == zone(number) && !host.is_leaving).count();
-                    2 * usize::from(groups) / staying
+                    prop_assert_eq!(moves.len(), 2 * usize::from(groups) / staying);
                 }
-                // What it hosted moves, and nothing else.
+                // What it hosted moves. A segment that the emptiest node has already goes to another one, and may cost
+                // that one a move: `no_plan_for_a_small_zone_has_a_move_too_many` knows when that has to be.
                 Happening::Drain(_) | Happening::Lose(_) => {
                     let leaving: Vec<NodeId> =
                         hosts.iter().filter(|host| host.is_leaving).map(|host| host.node).collect();
-                    leaving.iter().map(|&node| load(&membership, node)).sum()
+                    let leave: usize = leaving.iter().map(|&node| load(&membership, node)).sum();
+                    prop_assert!((leave..=2 * leave).contains(&moves.len()), "{} for {leave}", moves.len());
                 }
-            };
-            prop_assert_eq!(moves.len(), expected);
+            }
             membership = after;
         }
     }

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::encode::{RecordBuilder, lay_out};
+use crate::layout::common::wal_page::LONG_HEADER_BYTES;
 use crate::page::WalLayout;
 use crate::piece::Assembly;
 use crate::stream::{Next, WalWindow};
@@ -131,8 +132,13 @@ proptest! {
         let (log, records) = log(&lengths);
         let (mut decoder, mut out, mut written) = (decoder(), Vec::new(), 0);
         for step in steps.into_iter().chain([log.len()]) {
-            written = (written + step).min(log.len());
-            // Like PostgreSQL's: whole pages, of which the end may be anything.
+            written += step;
+            // Like PostgreSQL's: whole pages, of which the header is final and the end may be anything.
+            let of_last_page = written % WAL_PAGE_BYTES as usize;
+            if of_last_page > 0 {
+                written += LONG_HEADER_BYTES.saturating_sub(of_last_page);
+            }
+            written = written.min(log.len());
             let mut bytes = log[..written].to_vec();
             if written < log.len() {
                 bytes.resize(written.next_multiple_of(8192), tail);

@@ -61,9 +61,9 @@ impl Connection {
         self.last_request_ms.store(since_ms, Ordering::Relaxed);
     }
 
-    fn silent_for(&self) -> Duration {
+    fn silent_for(&self, now: Instant) -> Duration {
         let last = Duration::from_millis(self.last_request_ms.load(Ordering::Relaxed));
-        self.accepted.elapsed().saturating_sub(last)
+        now.saturating_duration_since(self.accepted).saturating_sub(last)
     }
 
     /// Whether its caller has said who it is.
@@ -195,11 +195,11 @@ pub(crate) struct TooMany {
 impl State {
     /// Makes room for a connection of this kind.
     fn make_room(&mut self, kind: Kind) -> Result<(), TooMany> {
-        let occupants = self
-            .open
-            .iter()
-            .filter(|(_, place)| !place.is_given_up)
-            .map(|(&id, place)| Occupant { id, kind: place.kind, silent_for: place.connection.silent_for() });
+        // One moment for all of them: were the clock read for each, whoever is looked at last would seem to be silent longest.
+        let now = Instant::now();
+        let occupants = self.open.iter().filter(|(_, place)| !place.is_given_up).map(|(&id, place)| {
+            Occupant { id, kind: place.kind, silent_for: place.connection.silent_for(now) }
+        });
         match places::find(kind, occupants) {
             Verdict::Free => Ok(()),
             Verdict::InsteadOf(id) => {
@@ -446,7 +446,9 @@ mod tests {
         std::thread::sleep(Duration::from_millis(150));
         let (newcomer, _caller) = connection();
         let listed = connections.list(&newcomer).unwrap();
-        assert_eq!(io::Read::read(&mut there[0].1, &mut [0; 1]).unwrap(), 0, "the first was silent longest");
+        let first = &mut there[0].1;
+        first.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert_eq!(io::Read::read(first, &mut [0; 1]).unwrap(), 0, "the first was silent longest");
         listed.introduce(Kind::Client).unwrap();
         let (another, _caller) = connection();
         drop(connections.list(&another).unwrap());

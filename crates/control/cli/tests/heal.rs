@@ -192,7 +192,8 @@ fn lost_nodes_are_replaced_without_a_command_until_no_original_one_is_left() {
         nodes(&cluster.status()).iter().all(|node| *node > 6)
     });
     verify(&cluster);
-    assert_eq!(cluster.status()["volume"]["state"], "up");
+    cluster
+        .eventually("all is well", Duration::from_secs(30), || cluster.status()["volume"]["state"] == "up");
 
     // Nobody but the catalog and the nodes knows where everything is now.
     cluster.ok(&["instance", "kill"]);

@@ -181,7 +181,11 @@ impl Learner {
     fn bring_history(&mut self, cluster: &Cluster, index: usize) {
         let mut client = cluster.try_connect_for(index, Caller::Recovery, &self.made_for()).unwrap();
         let (epoch, writer) = (self.writer.epoch, self.writer.writer);
-        client.fence(epoch, writer).unwrap();
+        match client.fence(epoch, writer) {
+            // Since it was asked, its peers told it.
+            Err(error) if error.refusal() == Some(&Refusal::Fenced(epoch)) => return,
+            fenced => fenced.unwrap(),
+        };
         // Nothing was durable at its opening.
         client.install(epoch, writer, &self.writer.history, &[]).unwrap();
     }

@@ -130,6 +130,11 @@ pub fn read(store: &dyn ObjectStore, volume: VolumeId, sealing: &Sealing) -> Res
     Ok(Contents { volume, facts, inventory, known })
 }
 
+/// Whether this object cannot be read, and others may: it is gone, too long, or on a damaged place of a disk.
+fn is_lost(error: &ObjectStoreError) -> bool {
+    matches!(error.kind, ErrorKind::Missing | ErrorKind::Broken)
+}
+
 /// The history with the newest epoch; of several with that epoch, any that is sound: they are equal.
 fn read_history(
     store: &dyn ObjectStore,
@@ -175,8 +180,8 @@ fn read_marks(
                     lists.insert(name, marks);
                 }
             }
-            // Deleted since it was listed.
-            Err(error) if error.kind == ErrorKind::Missing => {}
+            // Deleted since it was listed, or damaged.
+            Err(error) if is_lost(&error) => {}
             Err(error) => return Err(error),
         }
     }
@@ -198,7 +203,7 @@ pub fn verify(
     for (count, (name, _)) in (1..).zip(inventory.objects()) {
         match store.get(&name.key(*volume)) {
             Ok(bytes) => verification.check(name, Some(&bytes)),
-            Err(error) if error.kind == ErrorKind::Missing => verification.check(name, None),
+            Err(error) if is_lost(&error) => verification.check(name, None),
             Err(error) => return Err(error),
         }
         progress(count);

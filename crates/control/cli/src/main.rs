@@ -82,6 +82,9 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// What the backup has: continuous, made by the storage nodes.
+    #[command(subcommand)]
+    Backup(commands::backup::BackupCommand),
     /// Read every page from every peer, check checksums, compare peers at one LSN.
     Verify {
         /// One JSON object on standard output.
@@ -140,6 +143,13 @@ pub(crate) struct UpArguments {
     /// Kept for later starts.
     #[arg(long, value_name = "P")]
     pub metrics_port: Option<u16>,
+    /// Have the nodes back the volume up as it is written: file:///FOLDER, s3://BUCKET/PREFIX, or a folder; `none` ends it.
+    /// Kept for later starts.
+    #[arg(long, value_name = "URL")]
+    pub backup: Option<String>,
+    /// The file with the key that the backup is encrypted with.
+    #[arg(long, value_name = "FILE", requires = "backup")]
+    pub backup_key: Option<PathBuf>,
     /// Replace a node that nobody has heard for so many seconds by a new one; 0 replaces none. Kept for later starts.
     /// [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
@@ -345,6 +355,7 @@ fn keep_files_private(command: &Command) {
         | Command::Psql { .. }
         | Command::Exec { .. }
         | Command::Verify { .. }
+        | Command::Backup(_)
         | Command::Completion { .. } => false,
         Command::RedoCheck(_) | Command::Bench(_) | Command::Chaos(_) => false,
     };
@@ -391,6 +402,7 @@ fn main() -> ExitCode {
         Command::Instance(InstanceCommand::Start { id }) => commands::parts::start_instance(&dir, id),
         Command::Instance(InstanceCommand::Stop { id }) => commands::parts::stop_instance(&dir, id),
         Command::Fleet(command) => commands::fleet::fleet(&dir, &command),
+        Command::Backup(command) => commands::backup::backup(&dir, &command),
         Command::Verify { json } => commands::verify::verify(&dir, json),
         Command::Restore(arguments) => commands::restore::restore(&dir, &arguments),
         Command::RedoCheck(arguments) => commands::redo_check::redo_check(&dir, &arguments),

@@ -26,7 +26,8 @@ use std::path::{Path, PathBuf};
 
 use borealis_spec::assignment::{AssignmentError, Host, assign};
 use borealis_spec::{
-    DriverConfig, Endpoint, FleetName, Membership, MetricsAddress, NodeAddress, NodeConfig, TlsFiles, Tuning,
+    BackupConfig, DriverConfig, Endpoint, FleetName, Membership, MetricsAddress, NodeAddress, NodeConfig,
+    TlsFiles, Tuning,
 };
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,12 @@ pub struct Inventory {
     /// The shim library on the hosts of instances.
     #[serde(default = "default_shim_library")]
     pub shim_library: PathBuf,
+    /// Where the nodes back the volume up, `s3://BUCKET/PREFIX` or a folder that all hosts share as `file:///FOLDER`; absent for nowhere.
+    #[serde(default)]
+    pub backup: Option<String>,
+    /// The file on each node's host with the key that the backup is encrypted with; absent for none.
+    #[serde(default)]
+    pub backup_key: Option<PathBuf>,
     /// The storage nodes.
     #[serde(rename = "node")]
     pub nodes: Vec<NodeLine>,
@@ -316,6 +323,9 @@ impl Inventory {
         config.peers = addresses.iter().filter(|peer| peer.node != node.id).cloned().collect();
         config.groups = chosen.created.clone();
         config.metrics_listen.clone_from(&node.metrics);
+        if let Some(url) = &self.backup {
+            config.backup = Some(BackupConfig { url: url.clone(), key_file: self.backup_key.clone() });
+        }
         config.validate().map_err(|error| unusable(error.to_string()))?;
         Ok(config)
     }

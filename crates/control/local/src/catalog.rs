@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use borealis_spec::node::CONFIG_FILE_NAME;
-use borealis_spec::{Contradiction, Membership};
+use borealis_spec::{BackupConfig, Contradiction, Membership};
 use borealis_types::{AvailabilityZone, InstanceId, NodeId, Placement, PostgresVersion, VolumeId, invariant};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,9 @@ pub struct Catalog {
     /// nowhere; absent for nowhere, too, but for nodes whose `node.json` says something else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_port: Option<u16>,
+    /// Where the nodes upload the volume's redo; absent for nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupConfig>,
     /// The database instances; today the writer alone.
     pub instances: Vec<InstanceEntry>,
 }
@@ -177,6 +180,7 @@ impl Catalog {
             groups: Membership::default(),
             retired_nodes: BTreeSet::new(),
             metrics_port: None,
+            backup: None,
             instances: Vec::new(),
         }
     }

@@ -275,6 +275,7 @@ impl Cluster {
         config.groups = self.catalog.groups.clone();
         let addresses = self.node_addresses(&config.groups).into_iter();
         config.peers = addresses.filter(|peer| peer.node != node.id).collect();
+        config.backup.clone_from(&self.catalog.backup);
         keep_what_a_person_set(&mut config);
         if self.catalog.metrics_port.is_some() {
             config.metrics_listen = self.metrics_address(node.id.0)?;

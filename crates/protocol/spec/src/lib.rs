@@ -33,7 +33,7 @@ pub use identity::{FleetName, Identity, ParseIdentityError, Role, TlsFiles};
 pub use instance::{DriverConfig, Tuning};
 pub use membership::{GroupMembers, Membership, NodeAddress};
 pub use metrics_address::{MetricsAddress, ParseMetricsAddressError};
-pub use node::NodeConfig;
+pub use node::{BackupConfig, NodeConfig};
 
 /// A configuration that contradicts itself. The text names the first contradiction.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]

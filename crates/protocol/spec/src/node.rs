@@ -66,12 +66,26 @@ pub struct NodeConfig {
     /// Where it shows its metrics to Prometheus; absent for nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<MetricsAddress>,
+    /// Where it uploads redo to; absent for nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupConfig>,
     /// Started in the background: an interrupt from a terminal (SIGINT) is not meant for it.
     #[serde(default)]
     pub detached: bool,
     /// The node's folder. Not in the file: it is where the file is.
     #[serde(skip)]
     pub directory: PathBuf,
+}
+
+/// Where a node's backup is kept.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupConfig {
+    /// `file:///folder` or `s3://bucket/prefix`. Credentials are never in it: they come from the node's environment.
+    pub url: String,
+    /// The file with the key that objects are encrypted with; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
 }
 
 fn default_memory_limit_bytes() -> u64 {
@@ -122,6 +136,7 @@ impl NodeConfig {
             free_space_min_bytes: None,
             scrub_period_seconds: default_scrub_period_seconds(),
             metrics_listen: None,
+            backup: None,
             detached: false,
             directory,
         }

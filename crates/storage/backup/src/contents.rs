@@ -8,11 +8,13 @@ use borealis_archive::inventory::Inventory;
 use borealis_archive::known::Known;
 use borealis_archive::marks::{self, Mark};
 use borealis_archive::name::{MarksName, Name};
+use borealis_archive::ranges::LsnRanges;
+use borealis_archive::restorable::restorable;
 use borealis_archive::retention::Phases;
 use borealis_archive::sealing::Sealing;
 use borealis_archive::settings::{self, VolumeFacts};
 use borealis_archive::verify::{Report, Verification};
-use borealis_types::{EpochHistory, VolumeId};
+use borealis_types::{EpochHistory, Lsn, VolumeId};
 
 use crate::store::{ErrorKind, ObjectStore, ObjectStoreError, inventory};
 
@@ -48,6 +50,62 @@ pub enum ReadError {
     Nothing(VolumeId),
 }
 
+/// Volumes that a store has a backup of, in order.
+///
+/// # Errors
+/// When the store does not say.
+pub fn volumes(store: &dyn ObjectStore) -> Result<Vec<VolumeId>, ObjectStoreError> {
+    let mut found: Vec<VolumeId> = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let part = store.list("", after.as_deref())?;
+        let names = part.objects.iter().filter_map(|object| Name::of_key(&object.key).ok());
+        found.extend(names.map(|(volume, _)| volume));
+        found.dedup();
+        match part.objects.last() {
+            // On to the next folder: nothing in a name comes after a tilde.
+            Some(last) if part.more => {
+                let folder = last.key.split_once('/').map_or(last.key.as_str(), |(folder, _)| folder);
+                after = Some(format!("{folder}/~"));
+            }
+            _ => return Ok(found),
+        }
+    }
+}
+
+/// The newest point that can be restored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewestPoint {
+    /// Its position.
+    pub lsn: Lsn,
+    /// When the volume had reached it, or not more than it, in milliseconds since 1970; zero if no mark says it.
+    pub clock_ms: u64,
+}
+
+impl Contents {
+    /// To which points the volume can be restored, if nothing is damaged. The volume's beginning, which is nothing, is none of them.
+    #[must_use]
+    pub fn restorable(&self) -> LsnRanges {
+        let all = restorable(&self.inventory, &self.known);
+        let ranges = all.ranges().iter().filter(|range| range.through > Lsn::ZERO);
+        ranges.copied().collect()
+    }
+
+    /// The newest point that can be restored; `None` if there is none.
+    #[must_use]
+    pub fn newest(&self) -> Option<NewestPoint> {
+        let lsn = self.restorable().ranges().last()?.through;
+        let reached = self.known.admitted_marks().map(|(_, mark)| mark).filter(|mark| mark.durable <= lsn);
+        Some(NewestPoint { lsn, clock_ms: reached.map(|mark| mark.clock_ms).max().unwrap_or(0) })
+    }
+
+    /// How many bytes all objects have.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.inventory.objects().map(|(_, stored)| stored.bytes).sum()
+    }
+}
+
 /// Reads what is there of a volume.
 ///
 /// # Errors
@@ -70,6 +128,11 @@ pub fn read(store: &dyn ObjectStore, volume: VolumeId, sealing: &Sealing) -> Res
         marks: read_marks(store, volume, &inventory, sealing)?,
     };
     Ok(Contents { volume, facts, inventory, known })
+}
+
+/// Whether this object cannot be read, and others may: it is gone, too long, or on a damaged place of a disk.
+fn is_lost(error: &ObjectStoreError) -> bool {
+    matches!(error.kind, ErrorKind::Missing | ErrorKind::Broken)
 }
 
 /// The history with the newest epoch; of several with that epoch, any that is sound: they are equal.
@@ -117,8 +180,8 @@ fn read_marks(
                     lists.insert(name, marks);
                 }
             }
-            // Deleted since it was listed.
-            Err(error) if error.kind == ErrorKind::Missing => {}
+            // Deleted since it was listed, or damaged.
+            Err(error) if is_lost(&error) => {}
             Err(error) => return Err(error),
         }
     }
@@ -140,7 +203,7 @@ pub fn verify(
     for (count, (name, _)) in (1..).zip(inventory.objects()) {
         match store.get(&name.key(*volume)) {
             Ok(bytes) => verification.check(name, Some(&bytes)),
-            Err(error) if error.kind == ErrorKind::Missing => verification.check(name, None),
+            Err(error) if is_lost(&error) => verification.check(name, None),
             Err(error) => return Err(error),
         }
         progress(count);

@@ -10,7 +10,7 @@ use borealis_archive::retention::{Situation, deletable};
 use borealis_archive::sealing::Sealing;
 use borealis_archive::settings::Retention;
 use borealis_archive::verify::Fault;
-use borealis_backup::contents::{Contents, ReadError, delete, read, verify};
+use borealis_backup::contents::{Contents, ReadError, delete, read, verify, volumes};
 use borealis_backup::store::cloud::{CloudStore, CredentialSource, Timeouts};
 use borealis_backup::store::folder::FolderStore;
 use borealis_backup::store::{ErrorKind, ObjectStore, Put};
@@ -55,6 +55,30 @@ fn a_backup_proves_itself_to_the_newest_point() {
     assert!(report.restorable.contains(Lsn::ZERO) && report.restorable.contains(rig.volume.durable));
 }
 
+#[test]
+fn a_place_names_its_volumes_and_how_new_the_backup_of_one_is() {
+    let rig = lived();
+    assert_eq!(volumes(&rig.store), Ok(vec![VOLUME]));
+    let whole = contents(&rig);
+    let newest = whole.newest().expect("there is one");
+    assert_eq!(newest.lsn, rig.volume.durable);
+    assert!(newest.clock_ms > 0, "{newest:?}");
+    assert!(whole.restorable().contains(newest.lsn) && whole.bytes() > 0);
+
+    // Without the last object of a group the newest point is older, and so is its time, or equal.
+    let last = whole.inventory.redo(GroupId(0)).last().expect("redo");
+    rig.store.inner.delete(&Name::Redo(last).key(VOLUME)).expect("memory");
+    let older = contents(&rig).newest().expect("there is one");
+    assert!(older.lsn < newest.lsn && older.clock_ms <= newest.clock_ms, "{older:?} {newest:?}");
+
+    // Another volume, whose name comes after this one's, with more than one object.
+    let other = VolumeId(VOLUME.0 + 1);
+    for name in [Name::Volume, Name::Redo(last)] {
+        rig.store.inner.put_new(&name.key(other), b"whatever").expect("memory");
+    }
+    assert_eq!(volumes(&rig.store), Ok(vec![VOLUME, other]));
+}
+
 fn a_copy_proves_the_same(rig: &Rig, store: &dyn ObjectStore) {
     let original = contents(rig);
     for (name, _) in original.inventory.objects() {
@@ -76,6 +100,27 @@ fn a_copy_proves_the_same(rig: &Rig, store: &dyn ObjectStore) {
 fn a_copy_in_a_folder_proves_the_same() {
     let folder = tempfile::tempdir().expect("a folder");
     a_copy_proves_the_same(&lived(), &FolderStore::new(folder.path()));
+}
+
+#[test]
+fn an_object_that_is_too_long_to_read_does_not_hide_what_else_is_damaged() {
+    let rig = lived();
+    let folder = tempfile::tempdir().expect("a folder");
+    a_copy_proves_the_same(&rig, &FolderStore::new(folder.path()));
+    let store = FolderStore::new(folder.path());
+    let whole = contents(&rig);
+    let redo = Name::Redo(whole.inventory.redo(GroupId(0)).next().expect("redo"));
+    let marks = Name::Marks(whole.inventory.marks().last().expect("marks"));
+    for name in [&redo, &marks] {
+        let path = folder.path().join(name.key(VOLUME));
+        std::fs::remove_file(&path).expect("it is there");
+        // A hole as long as that takes no room.
+        std::fs::File::create(&path).and_then(|file| file.set_len((256 << 20) + 1)).expect("a file");
+    }
+    let read = read(&store, VOLUME, &Sealing::Plain).expect("the rest can be read");
+    let report = verify(&store, &read, &Sealing::Plain, |_| {}).expect("it answers");
+    assert_eq!(report.faults.get(&redo), Some(&Fault::Missing));
+    assert_eq!(report.faults.get(&marks), Some(&Fault::Missing));
 }
 
 #[test]

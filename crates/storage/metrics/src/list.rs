@@ -151,6 +151,22 @@ pub const NODE: &[Metric] = &[
     ),
     counter("borealis_node_segments_joined", "Segments that came into their group and then had everything"),
     counter("borealis_node_segments_left", "Segments that left their group"),
+    gauge("borealis_node_backup_groups", "Groups that this node uploads; the others are uploaded by peers"),
+    gauge(
+        "borealis_node_backup_behind_ms",
+        "For how long, in milliseconds, the oldest durable redo of these groups has not been in the backup",
+    ),
+    gauge(
+        "borealis_node_backup_failing_ms",
+        "For how long, in milliseconds, nothing gets to the backup; 0 if all is well",
+    ),
+    gauge(
+        "borealis_node_backup_gaps",
+        "Ranges of redo that the backup lacks and that no newer snapshot made up for",
+    ),
+    counter("borealis_node_backup_objects", "Objects made in the backup"),
+    counter("borealis_node_backup_bytes", "Bytes of these objects"),
+    counter("borealis_node_backup_failures", "Requests that the backup's store did not fulfil"),
     counter("borealis_node_materializations", "Rounds of materialization that did something"),
     gauge("borealis_node_resident_bytes", "Resident memory of the process, in bytes"),
     counter("borealis_node_store_records_taken", "Records that at least one segment took"),

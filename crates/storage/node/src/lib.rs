@@ -5,6 +5,8 @@
 //! * [`privileges`]: giving root's rights up.
 //! * [`metrics`]: what is counted, and under which name.
 //!
+//! `backup` uploads redo to where the backup is kept, if there is one.
+//!
 //! `members` is the one owner of who the members of the groups are, and where nodes are.
 //!
 //! [`node`] puts the parts together, and no part knows the node as a whole: `connections` (serving callers) and `catch_up`
@@ -16,6 +18,7 @@
 //! Invariant: an answer leaves the node only after the store has made durable what it tells of. A node whose
 //! store failed goes on answering, but only to say so.
 
+mod backup;
 mod catch_up;
 pub mod config;
 mod connections;

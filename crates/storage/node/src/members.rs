@@ -255,6 +255,15 @@ impl Members {
         self.lock().heard.insert(node, Instant::now());
     }
 
+    /// The members of a group that has a segment here, and of each whether it was heard within this time; of this node itself it always was.
+    pub(crate) fn of_group(&self, group: GroupId, within: Duration) -> Vec<(NodeId, bool)> {
+        let state = self.lock();
+        let members = state.groups.get(&group).filter(|group| group.is_here).map(|group| &group.members);
+        let lately = |node: NodeId| state.heard.get(&node).is_some_and(|heard| heard.elapsed() < within);
+        let said = |node: &NodeId| (*node, *node == self.node || lately(*node));
+        members.into_iter().flatten().map(said).collect()
+    }
+
     /// When each member of the groups here was last heard; one that never was, since this was first asked of it: a newcomer has not
     /// been missed for as long as this node runs.
     pub(crate) fn heard(&self) -> Vec<PeerHeard> {

@@ -33,6 +33,12 @@
 //! | `memberships_refused` | callers refused because they know another membership, or are no peers |
 //! | `segments_joined`, `segments_left` | segments that came and then had everything; that left |
 //! | `segments_joining` | segments that do not have everything yet |
+//! | `backup_groups` | groups that this node uploads |
+//! | `backup_behind_ms` | for how long their oldest durable redo has not been in the backup |
+//! | `backup_failing_ms` | for how long nothing gets to the backup |
+//! | `backup_gaps` | ranges of redo that the backup lacks |
+//! | `backup_objects`, `backup_bytes` | objects made in the backup since start; their bytes |
+//! | `backup_failures` | requests that the backup's store did not fulfil |
 //! | `materializations` | rounds of materialization that did something |
 //! | `store_pages_in_trouble` | pages that cannot be made here now: damaged, or in quarantine |
 //! | `store_pages_healed`, `store_pages_mended` | pages that peers brought; pages that a round could write again |

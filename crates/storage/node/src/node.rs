@@ -13,6 +13,7 @@ use borealis_store::{Identity, Options, SegmentSource, Store};
 use borealis_types::GroupId;
 use borealis_wire::NodeStatus;
 
+use crate::backup::Backup;
 use crate::catch_up::{CatchUp, Keeper, Known, Mender, Puller, Refiller, Refills};
 use crate::connections::{Acceptor, AppendPath, FrameMemory, Host, LargeAnswers, Listener, Requests};
 use crate::descriptors;
@@ -96,6 +97,7 @@ struct Parts {
     standing: Arc<Standing>,
     housekeeping: Arc<Housekeeping>,
     scrubber: Arc<Scrubber>,
+    backup: Option<Arc<Backup>>,
     credentials: Option<Arc<Credentials>>,
 }
 
@@ -115,7 +117,9 @@ impl Parts {
             Arc::clone(&standing),
             Arc::clone(&metrics),
         )?;
+        let members = Arc::new(members);
         Ok(Parts {
+            backup: Backup::of(config, &store, &known, &members)?,
             materializer: Arc::new(Materializer::new(
                 Arc::clone(&store),
                 Arc::clone(&metrics),
@@ -128,7 +132,7 @@ impl Parts {
             refusals,
             connections: Arc::default(),
             known,
-            members: Arc::new(members),
+            members,
             standing,
             refills: Arc::default(),
             credentials,
@@ -148,6 +152,7 @@ impl Parts {
             refills: Arc::clone(&self.refills),
             large_answers: LargeAnswers::default(),
             standing: Arc::clone(&self.standing),
+            backup: self.backup.clone(),
         }
     }
 
@@ -216,6 +221,8 @@ pub struct Node {
     accept_thread: Option<JoinHandle<()>>,
     metrics_server: Option<MetricsServer>,
     threads: Vec<JoinHandle<()>>,
+    /// Not among the others: it may hang in a request to somebody else's store.
+    backup_thread: Option<JoinHandle<()>>,
 }
 
 impl Node {
@@ -244,6 +251,7 @@ impl Node {
             accept_thread: None,
             metrics_server: None,
             threads: Vec::new(),
+            backup_thread: None,
         };
         // From here on dropping the node stops whatever was started.
         node.threads.push(spawn("materializer".to_owned(), move || materializer.run_until_stopped())?);
@@ -259,6 +267,10 @@ impl Node {
         node.threads.push(spawn("refiller".to_owned(), move || refiller.run_until_stopped())?);
         let store = Arc::clone(&node.parts.store);
         node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
+        if let Some(backup) = &node.parts.backup {
+            let backup = Arc::clone(backup);
+            node.backup_thread = Some(spawn("backup".to_owned(), move || backup.run_until_stopped())?);
+        }
         node.metrics_server = node.show_metrics(&config);
         let keeper = Keeper::new(catch_up);
         node.threads.push(spawn("gossip-keeper".to_owned(), move || keeper.run_until_stopped())?);
@@ -320,6 +332,9 @@ impl Node {
         if let Some(thread) = self.accept_thread.take() {
             let _ = thread.join();
         }
+        if let Some(backup) = &self.parts.backup {
+            backup.stop();
+        }
         self.parts.known.stop();
         self.parts.members.wake();
         self.parts.store.end_materialization();
@@ -329,6 +344,12 @@ impl Node {
         self.parts.connections.close_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
+        }
+        let Some(thread) = self.backup_thread.take() else { return };
+        if self.parts.backup.as_ref().is_none_or(|backup| backup.wait_for_end()) {
+            let _ = thread.join();
+        } else {
+            tracing::warn!("a request to the backup's store hangs; the node does not wait for it");
         }
     }
 }

@@ -124,6 +124,7 @@ impl Store {
             batch_locations,
             replay_from,
             peer_floors: BTreeMap::new(),
+            backup_floors: None,
             damaged_entries: BTreeMap::new(),
         };
         let context = RedoContext { redo: &*environment.redo, placement: identity.placement };

@@ -1,5 +1,6 @@
 //! The store itself: its parts, appending log entries, and group commit.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -170,6 +171,12 @@ impl Store {
         if state.segments.contains_key(&group) {
             state.peer_floors.insert(group, lsn);
         }
+    }
+
+    /// Notes to where a backup has the redo of each group; nothing of a group that is missing here. Log above it is kept, within the
+    /// retention limit.
+    pub fn set_backup_floors(&self, floors: BTreeMap<GroupId, Lsn>) {
+        self.lock().backup_floors = Some(floors);
     }
 
     /// Named counters and gauges: what [`crate`] counts, and memory and log in use, in bytes.

@@ -1,5 +1,6 @@
 //! One module for each group of commands.
 
+pub mod backup;
 pub mod bench;
 pub mod chaos;
 pub mod controller;

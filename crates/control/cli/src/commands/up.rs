@@ -19,6 +19,7 @@ use borealis_local::supervision::detached;
 use borealis_local::supervision::serving::Serving;
 use borealis_types::{MAX_GROUPS, NodeId, Placement, SEGMENTS_PER_GROUP};
 
+use super::backup;
 use super::serve::{own_signals, serve, stop, stop_parts};
 use crate::UpArguments;
 use crate::progress::Step;
@@ -146,6 +147,8 @@ fn started_again(dir: &Path, arguments: &UpArguments) -> Option<Cluster> {
         memory_dir: None,
         cache_limit: None,
         metrics_port: None,
+        backup: None,
+        backup_key: None,
         replace_after,
         tls: _,
     } = arguments
@@ -264,6 +267,7 @@ fn create(
     let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
     let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_MEMORY_ROOT));
     check_machine(dir, &memory_root, &user)?;
+    let backup = backup::wished(arguments, None, &user)?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let lock = Catalog::lock(dir)?;
     if !Catalog::is_fresh(dir)? {
@@ -281,6 +285,7 @@ fn create(
             postgres_user: arguments.pg_user.clone(),
             cache_limit_bytes: arguments.cache_limit.and_then(|limit| limit.0),
             metrics_port: arguments.metrics_port,
+            backup,
             memory_root,
             settings: wanted,
         },
@@ -300,6 +305,7 @@ fn default_groups(nodes: u16) -> u16 {
 fn without_wishes(catalog: &Catalog) -> Catalog {
     let mut catalog = catalog.clone();
     catalog.metrics_port = None;
+    catalog.backup = None;
     for instance in &mut catalog.instances {
         instance.port = DEFAULT_PORT;
         instance.postgres_user = None;
@@ -378,10 +384,11 @@ fn reopen(
     let binaries = Binaries::find(Some(&instance.postgres_bin_dir))?;
     Settings::check(instance.settings.clone())?.check_libraries(&binaries)?;
     // Before anything is saved: a command that fails leaves no wishes behind.
-    OperatingSystemUser::choose(instance.postgres_user.as_deref())?;
+    let user = OperatingSystemUser::choose(instance.postgres_user.as_deref())?;
     let port = instance.port;
     let last_node = cluster.catalog.nodes.iter().map(|node| node.id.0).max().unwrap_or(0);
     require_other_ports(port, cluster.catalog.metrics_port, last_node)?;
+    backup::change(arguments, &mut cluster.catalog.backup, &user)?;
     cluster.clear_the_way(WRITER)?;
     require_free_port(port)?;
     // One that was left from before would be a second one beside this command, or of an older program. After all checks: a

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use borealis_driver::shim_library::ShimLibrary;
 use borealis_instance::{Binaries, OperatingSystemUser, Settings, memory_directory};
+use borealis_spec::BackupConfig;
 use borealis_spec::assignment::{Host, assign};
 use borealis_types::{AvailabilityZone, NodeId, Placement, PostgresVersion, VolumeId};
 
@@ -36,6 +37,8 @@ pub struct CreateOptions {
     pub cache_limit_bytes: Option<u64>,
     /// The first port for metrics on 127.0.0.1; `None` for none.
     pub metrics_port: Option<u16>,
+    /// Where the nodes upload redo; `None` for nowhere.
+    pub backup: Option<BackupConfig>,
     /// PostgreSQL settings by name, checked before anything is made.
     pub settings: BTreeMap<String, String>,
 }
@@ -103,6 +106,7 @@ impl Cluster {
             settings: options.settings.clone(),
         });
         catalog.metrics_port = options.metrics_port;
+        catalog.backup.clone_from(&options.backup);
         let cluster = Cluster::new(directory, catalog);
         fill(&cluster, version)?;
         // The catalog comes last: a creation that was interrupted left nothing that looks like a cluster.

@@ -93,6 +93,7 @@ fn catalog_of_nodes(configs: &[NodeConfig]) -> anyhow::Result<Catalog> {
     let Some(first) = configs.first() else { bail!("none of its nodes has a configuration") };
     let mut catalog = Catalog::new(first.volume, first.placement, first.postgres_version);
     catalog.groups = first.groups.clone();
+    catalog.backup.clone_from(&first.backup);
     catalog.groups.require_quorum_sets(first.placement)?;
     let mut nodes: BTreeMap<NodeId, NodeEntry> = BTreeMap::new();
     for config in configs {

@@ -146,6 +146,13 @@ impl Known {
         !is_over(&state)
     }
 
+    /// How far each other member of a group was complete when it was last heard.
+    pub(crate) fn complete_of(&self, group: GroupId) -> BTreeMap<NodeId, Lsn> {
+        let state = self.lock();
+        let members = state.members.get(&group).into_iter().flatten();
+        members.map(|(node, member)| (*node, member.complete)).collect()
+    }
+
     /// Whether we have a segment of the group.
     pub(super) fn is_own(&self, group: GroupId) -> bool {
         self.lock().members.contains_key(&group)

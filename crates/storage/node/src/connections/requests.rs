@@ -11,6 +11,7 @@ use borealis_wire::roles::RequestKind;
 use borealis_wire::{Caller, GroupTail, NodeStatus, Refusal, Reply, Request};
 
 use super::large_answers::LargeAnswers;
+use crate::backup::{self, Backup};
 use crate::catch_up::{Known, Refills};
 use crate::members::Members;
 use crate::metrics::{Metrics, add};
@@ -36,6 +37,7 @@ pub(crate) struct Requests {
     pub(crate) refills: Arc<Refills>,
     pub(crate) large_answers: LargeAnswers,
     pub(crate) standing: Arc<Standing>,
+    pub(crate) backup: Option<Arc<Backup>>,
 }
 
 impl Requests {
@@ -188,6 +190,7 @@ impl Requests {
         let mut metrics = self.metrics.read();
         metrics.push(("connections".to_owned(), self.connections.count() as u64));
         metrics.push(("segments_joining".to_owned(), self.members.joining()));
+        metrics.extend(backup::metrics(self.backup.as_deref()));
         metrics.extend(self.refills.metrics().map(|(name, value)| (name.to_owned(), value)));
         metrics
             .extend(self.store.metrics().into_iter().map(|(name, value)| (format!("store_{name}"), value)));
@@ -200,7 +203,7 @@ impl Requests {
             process_id: std::process::id(),
             damage: self.store.damage(),
             failure: self.store.failure(),
-            hindrance: self.store.hindrance(),
+            hindrance: self.store.hindrance().or_else(|| self.backup.as_ref()?.trouble()),
             segments,
             metrics,
             incarnation: self.store.identity().incarnation,

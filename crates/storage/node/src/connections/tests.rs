@@ -69,6 +69,7 @@ fn parts() -> Parts {
         refills: Arc::default(),
         standing,
         large_answers: LargeAnswers::default(),
+        backup: None,
     };
     Parts {
         _folder: folder,

@@ -1,4 +1,4 @@
-//! Releasing log files that are needed neither for a restart nor by a peer.
+//! Releasing log files that are needed neither for a restart nor by a peer nor for a backup.
 
 use borealis_types::{GroupId, Lsn, invariant};
 
@@ -7,8 +7,8 @@ use crate::metrics::count;
 use crate::{Store, StoreError};
 
 impl Store {
-    /// Releases log files before `replay_from`, oldest first. A file that a peer may need is kept while the
-    /// log is within its retention limit.
+    /// Releases log files before `replay_from`, oldest first. A file that a peer or a backup may need is kept
+    /// while the log is within its retention limit.
     pub(crate) fn release_log(&self, replay_from: LogPosition) -> Result<u64, StoreError> {
         let mut state = self.lock_to_change()?;
         let mut freed = Vec::new();
@@ -23,7 +23,13 @@ impl Store {
             let is_here = |group: &GroupId| state.segments.contains_key(group);
             let needed =
                 ranges.iter().any(|range| is_here(&range.group) && range.last_end > floor(&range.group));
-            if needed && kept_bytes <= self.options.log_retention_bytes {
+            let backed_up = |group: &GroupId| match &state.backup_floors {
+                Some(floors) => floors.get(group).copied().unwrap_or(Lsn::ZERO),
+                None => Lsn::MAX,
+            };
+            let to_upload =
+                ranges.iter().any(|range| is_here(&range.group) && range.last_end > backed_up(&range.group));
+            if (needed || to_upload) && kept_bytes <= self.options.log_retention_bytes {
                 break;
             }
             if needed {

@@ -35,6 +35,9 @@ pub(crate) struct State {
     pub replay_from: LogPosition,
     /// The SCL of the slowest peer of each group, as far as gossip knows. Log above it is kept for that peer.
     pub peer_floors: BTreeMap<GroupId, Lsn>,
+    /// Where a backup has each group's redo to, if there is one; a group that is missing here has nothing in it yet. Log above it
+    /// is kept for the backup.
+    pub backup_floors: Option<BTreeMap<GroupId, Lsn>>,
     /// Log entries that cannot be read back, by the position of their payload, and what was found.
     pub damaged_entries: BTreeMap<LogPosition, String>,
 }

@@ -207,6 +207,45 @@ fn what_is_dropped_makes_room_for_what_comes_after() {
 }
 
 #[test]
+fn log_that_a_backup_lacks_is_kept_within_the_bound_and_let_go_once_it_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("node");
+    drop(create(&path, 1));
+    let options = crate::Options { log_retention_bytes: 64 << 10, ..super::records::options() };
+    let store = crate::Store::open_in(&super::records::environment(), &path, options).unwrap();
+    let mut writer = Writer::start(&store);
+    // No peer needs any of it.
+    store.set_peer_floor(GroupId(0), Lsn::MAX);
+    store.set_backup_floors(std::collections::BTreeMap::new());
+    let mut write = |count: u32| {
+        for number in 0..count {
+            let first = writer.records.len();
+            writer.write(page(number % 20), false);
+            let batch = writer.batch(&writer.records[first..]);
+            store.append(&batch, Origin::Writer(writer.promise), &[]).unwrap();
+            writer.durable = writer.last();
+            writer.minimum_read_point = writer.durable.end;
+        }
+        store.note_positions(&writer.header(), &[]).unwrap();
+        store.materialize(Policy::Now).unwrap();
+        (store.files.total_bytes(), writer.durable.end)
+    };
+    let first = |store: &crate::Store| store.read_tail(GroupId(0), Lsn::ZERO, 1).unwrap().batches;
+    let beginning = {
+        write(100);
+        first(&store)
+    };
+    let (kept, _) = write(50);
+    assert!(!beginning.is_empty() && first(&store) == beginning, "{kept} bytes, from the first record on");
+    let (kept, end) = write(3000);
+    assert!(kept <= 80 << 10, "{kept} bytes are kept for a backup that takes nothing");
+    assert_ne!(first(&store), beginning);
+    store.set_backup_floors([(GroupId(0), end)].into());
+    let (kept, _) = write(1);
+    assert!(kept <= 16 << 10, "{kept} bytes are kept for a backup that has them");
+}
+
+#[test]
 fn a_peer_that_is_gone_does_not_make_every_append_a_checkpoint() {
     const APPENDS: usize = 3000;
     let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,202 @@
+//! What a writer brings to six nodes is in their backup: whatever starts again, stops or refuses.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use borealis_archive::chain::{Chain, Step};
+use borealis_archive::name::Name;
+use borealis_archive::plan::plan;
+use borealis_archive::redo::for_each_record;
+use borealis_archive::sealing::Sealing;
+use borealis_backup::contents::{self, Contents};
+use borealis_backup::store::ObjectStore;
+use borealis_backup::store::folder::FolderStore;
+use borealis_spec::BackupConfig;
+use borealis_types::{GroupId, Lsn, NodeId, RecordSpan};
+use common::{ALL, Cluster, NODE_COUNT, VOLUME, Writer, block, image, wait_until};
+
+const GROUPS: u16 = 2;
+
+/// Six nodes, not started yet, that back up to `folder`.
+fn cluster(folder: &Path) -> Cluster {
+    let mut cluster = Cluster::create(GROUPS);
+    for config in &mut cluster.configs {
+        let url = format!("file://{}", folder.display());
+        config.backup = Some(BackupConfig { url, key_file: None });
+    }
+    cluster
+}
+
+fn start_all(cluster: &mut Cluster) {
+    (0..NODE_COUNT).for_each(|index| cluster.start_node(index));
+}
+
+/// Writes pages, one record each, and has them durable and known to be.
+fn write(writer: &mut Writer, relation: u32, nodes: &[usize]) -> Vec<RecordSpan> {
+    let spans = (0..20).map(|page| writer.put_page(block(relation, page), &image(page))).collect();
+    writer.ship(nodes);
+    writer.announce(nodes);
+    spans
+}
+
+fn contents(folder: &Path) -> Option<Contents> {
+    contents::read(&FolderStore::new(folder), VOLUME, &Sealing::Plain).ok()
+}
+
+fn newest(folder: &Path) -> Lsn {
+    contents(folder).and_then(|contents| contents.newest()).map_or(Lsn::ZERO, |newest| newest.lsn)
+}
+
+/// Ends of the records that a restore to `point` would apply, each group's through its chain.
+fn restored(folder: &Path, point: Lsn) -> BTreeSet<Lsn> {
+    let store = FolderStore::new(folder);
+    let contents = contents(folder).expect("it is there");
+    let mut ends = BTreeSet::new();
+    for group in plan(&contents.inventory, &contents.known, point).expect("it can be restored").groups {
+        let mut chain = Chain::new(group.group, Lsn::ZERO);
+        for redo in group.redo {
+            let bytes = store.get(&Name::Redo(redo.name).key(VOLUME)).expect("it is listed");
+            for_each_record(&bytes, VOLUME, &redo.name, &Sealing::Plain, |record| {
+                if record.span.end <= redo.through && chain.take(record).expect("no gap") == Step::Next {
+                    ends.insert(record.span.end);
+                }
+            })
+            .expect("sound");
+        }
+    }
+    ends
+}
+
+fn assert_whole(folder: &Path) {
+    let contents = contents(folder).expect("it is there");
+    let store = FolderStore::new(folder);
+    let report = contents::verify(&store, &contents, &Sealing::Plain, |_| ()).expect("a folder answers");
+    assert!(report.faults.is_empty() && report.gaps.is_empty() && report.lost.is_empty(), "{report:?}");
+}
+
+fn uploaders(folder: &Path, after: Lsn) -> BTreeSet<NodeId> {
+    let contents = contents(folder).expect("it is there");
+    let redo = (0..GROUPS).flat_map(|group| contents.inventory.redo(GroupId(group)).collect::<Vec<_>>());
+    redo.filter(|redo| redo.last_end > after).map(|redo| redo.node).collect()
+}
+
+#[test]
+fn what_is_written_is_in_the_backup_across_recoveries_and_restarts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = cluster(folder.path());
+    start_all(&mut cluster);
+    let mut writer = Writer::first(&cluster);
+    let mut written = write(&mut writer, 1, &ALL);
+    wait_until("the first records are there", || newest(folder.path()) >= writer.durable.end);
+    // Each group is uploaded by one node, and its log is kept by all until then.
+    let sum = |name: &str| ALL.iter().map(|index| cluster.metric(*index, name)).sum::<u64>();
+    assert_eq!(sum("backup_groups"), u64::from(GROUPS));
+    assert!(sum("backup_objects") > 0 && sum("backup_bytes") > 0);
+    assert_eq!((sum("backup_failures"), sum("backup_gaps"), sum("backup_failing_ms")), (0, 0, 0));
+
+    // A tail that a recovery cuts.
+    let cut = writer.put_page(block(1, 99), &image(99));
+    let batch = writer.take_batch();
+    writer.send(&batch, &[0, 1]);
+    let mut writer = writer.next(&cluster);
+    written.extend(write(&mut writer, 2, &ALL));
+    wait_until("records of both epochs are there", || newest(folder.path()) >= writer.durable.end);
+
+    ALL.iter().for_each(|index| cluster.kill_node(*index));
+    start_all(&mut cluster);
+    let mut writer = writer.next(&cluster);
+    written.extend(write(&mut writer, 3, &ALL));
+    wait_until("records of after the restart are there", || newest(folder.path()) >= writer.durable.end);
+
+    let expected: BTreeSet<Lsn> = written.iter().map(|span| span.end).collect();
+    assert_eq!(restored(folder.path(), writer.durable.end), expected);
+    assert!(!expected.contains(&cut.end) || written.iter().any(|span| span.end == cut.end));
+    assert_whole(folder.path());
+}
+
+#[test]
+fn a_store_that_refuses_holds_up_nobody_and_gets_everything_later() {
+    let parent = tempfile::tempdir().unwrap();
+    // A file where the folder should be: nobody may make one there, whoever runs this.
+    let folder = parent.path().join("backup");
+    std::fs::write(&folder, "in the way").unwrap();
+    let mut cluster = cluster(&folder);
+    start_all(&mut cluster);
+    let mut writer = Writer::first(&cluster);
+    let begun = Instant::now();
+    let written = write(&mut writer, 1, &ALL);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    wait_until("somebody says so", || {
+        ALL.iter().any(|index| cluster.metric(*index, "backup_failing_ms") > 0)
+    });
+    let said = |cluster: &Cluster| {
+        let statuses = ALL.iter().map(|index| cluster.node(*index).status());
+        statuses.filter_map(|status| status.hindrance).collect::<Vec<_>>()
+    };
+    assert!(said(&cluster).iter().any(|what| what.contains("uploaded nothing to the backup")));
+
+    std::fs::remove_file(&folder).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while newest(&folder) < writer.durable.end {
+        assert!(Instant::now() < deadline, "{:?}", said(&cluster));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(restored(&folder, writer.durable.end), written.iter().map(|span| span.end).collect());
+    wait_until("all is well again", || {
+        ALL.iter().all(|index| cluster.metric(*index, "backup_failing_ms") == 0)
+    });
+    assert_whole(&folder);
+}
+
+#[test]
+fn another_peer_takes_over_from_one_that_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = cluster(folder.path());
+    start_all(&mut cluster);
+    let mut writer = Writer::first(&cluster);
+    write(&mut writer, 1, &ALL);
+    let before = writer.durable.end;
+    wait_until("the first records are there", || newest(folder.path()) >= before);
+    let gone = usize::from(uploaders(folder.path(), Lsn::ZERO).first().expect("somebody uploaded").0) - 1;
+    cluster.kill_node(gone);
+    let others: Vec<usize> = ALL.into_iter().filter(|index| *index != gone).collect();
+    write(&mut writer, 2, &others);
+    let begun = Instant::now();
+    while newest(folder.path()) < writer.durable.end {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nobody took over");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(!uploaders(folder.path(), before).contains(&cluster.configs[gone].node));
+    assert_whole(folder.path());
+}
+
+#[test]
+fn a_node_stops_while_its_backup_cannot_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "0f".repeat(32)).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let mut cluster = cluster(folder.path());
+    let mut backup = cluster.configs[0].backup.clone().unwrap();
+    backup.key_file = Some(key.clone());
+    cluster.configs[0].backup = Some(backup);
+    cluster.start_node(0);
+    wait_until("it says why", || {
+        let hindrance = cluster.node(0).status().hindrance;
+        hindrance.is_some_and(|what| what.contains("chmod 600") && what.contains("key"))
+    });
+    let begun = Instant::now();
+    cluster.kill_node(0);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    // Its store is free.
+    cluster.start_node(0);
+    cluster.kill_node(0);
+
+    cluster.configs[0].backup = Some(BackupConfig { url: "gs://bucket".to_owned(), key_file: None });
+    let error = borealis_node::Node::start(cluster.configs[0].clone()).unwrap_err();
+    assert!(format!("{error:#}").contains("see `backup` in"), "{error:#}");
+}

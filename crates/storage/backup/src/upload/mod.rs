@@ -16,7 +16,7 @@ mod status;
 
 use std::collections::BTreeMap;
 
-use borealis_archive::duty::{Duty, Progress, duty};
+use borealis_archive::duty::{Candidate, Duty, Progress, duty};
 use borealis_archive::history;
 use borealis_archive::marks::{self, Mark};
 use borealis_archive::name::{ManifestName, MarksName, Name, RedoName};
@@ -60,7 +60,8 @@ pub struct Options {
     pub object_bytes: usize,
     /// A group has at most one object that is not full in such a time, in milliseconds.
     pub interval_ms: u64,
-    /// How often the store is looked at for what others made, in milliseconds.
+    /// How often the store is looked at for what others made, in milliseconds. Who is about to take over looks first in any case, so
+    /// this only bounds for how long a peer keeps log that another has uploaded; requests cost money.
     pub look_ms: u64,
     /// How long the store may stand still for each peer that comes before ([`duty`]), in milliseconds.
     pub takeover_ms: u64,
@@ -84,7 +85,7 @@ impl Options {
             sealing: Sealing::Plain,
             object_bytes: 8 << 20,
             interval_ms: 500,
-            look_ms: 5_000,
+            look_ms: 30_000,
             takeover_ms: 15_000,
             marks_ms: 600_000,
             bytes_per_second: 0,
@@ -109,6 +110,12 @@ struct Group {
     duty: Option<Duty>,
     /// The last attempt to read it at the source failed.
     is_unreadable: bool,
+}
+
+impl Group {
+    fn stalled_ms(&self, now: Now) -> u64 {
+        self.stalled_since_ms.map_or(0, |since| now.steady_ms.saturating_sub(since))
+    }
 }
 
 /// Uploads a node's redo.
@@ -250,7 +257,7 @@ impl Uploader {
                 Err(Trouble::Store(error)) => return Err(error),
             }
         }
-        if uploads_any {
+        if uploads_any && !self.is_marked_by_another(source) {
             self.upload_mark(now, store)?;
         }
         Ok((is_more, unreadable))
@@ -312,16 +319,22 @@ impl Uploader {
         if state.looked_ms.is_none_or(|looked| looked + self.options.look_ms <= now.steady_ms) {
             self.look(group, now, store)?;
         }
-        let state = self.groups.entry(group).or_default();
-        let stalled_ms = state.stalled_since_ms.map_or(0, |since| now.steady_ms.saturating_sub(since));
-        let progress = Progress { newest_by: state.newest_by, stalled_ms };
-        let of = (self.options.volume, group);
         let candidates = source.candidates(group);
-        let duty = duty(of, self.options.node, &candidates, progress, self.options.takeover_ms);
+        let mut duty = self.duty(group, now, &candidates);
+        let state = self.groups.entry(group).or_default();
+        let is_due = state.due_ms <= now.steady_ms && state.durable.group_tail > state.uploaded;
+        let takes_over = state.newest_by != Some(self.options.node) && state.looked_ms != Some(now.steady_ms);
+        if duty == Duty::Upload && is_due && takes_over {
+            // What was seen is old: the one who uploads may be well.
+            self.look(group, now, store)?;
+            duty = self.duty(group, now, &candidates);
+        }
+        let state = self.groups.entry(group).or_default();
         state.duty = Some(duty);
         if duty != Duty::Upload || state.due_ms > now.steady_ms {
             return Ok((duty, Made::Nothing));
         }
+        let stalled_ms = state.stalled_ms(now);
         let peers = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
         // The last of them may be in its longest pause when its turn comes.
         let turns_ms = self.options.takeover_ms.saturating_mul(peers.saturating_add(1));
@@ -335,26 +348,40 @@ impl Uploader {
         Ok((duty, made))
     }
 
+    /// What this node is to do for a group, by what it knows.
+    fn duty(&self, group: GroupId, now: Now, candidates: &[Candidate]) -> Duty {
+        let Options { volume, node, takeover_ms, .. } = self.options;
+        let known = self.groups.get(&group);
+        let newest_by = known.and_then(|state| state.newest_by);
+        let stalled_ms = known.map_or(0, |state| state.stalled_ms(now));
+        duty((volume, group), node, candidates, Progress { newest_by, stalled_ms }, takeover_ms)
+    }
+
     /// Looks at what the store has of a group.
     fn look(&mut self, group: GroupId, now: Now, store: &dyn ObjectStore) -> Result<(), ObjectStoreError> {
         let state = self.groups.entry(group).or_default();
-        let from = if state.looked_ms.is_some() { state.uploaded } else { Lsn::ZERO };
-        let volume = self.options.volume;
-        let manifests = list(Name::manifests_above(volume, group, from), store)?.into_iter().filter_map(
-            |name| match name {
+        let (is_first, uploaded) = (state.looked_ms.is_none(), state.uploaded);
+        let mut from = if is_first { Lsn::ZERO } else { uploaded };
+        let has_gap = self.status.gaps.iter().any(|gap| gap.group == group);
+        let mut redo = if is_first { Vec::new() } else { self.list_redo(group, from, store)? };
+        let mut end = follow(redo.iter().copied(), &self.history, from);
+        // Snapshots matter where redo does not go on, and that is seldom: the question is spared.
+        if is_first || has_gap || end <= uploaded {
+            let manifests = list(Name::manifests_above(self.options.volume, group, from), store)?;
+            let manifests = manifests.into_iter().filter_map(|name| match name {
                 Name::Manifest(manifest) => Some(manifest),
                 _ => None,
-            },
-        );
-        let snapshot: Option<ManifestName> = newest_snapshot(manifests, &self.history);
-        let from = snapshot.map_or(from, |snapshot| snapshot.tail_end.max(from));
-        let redo =
-            list(Name::redo_above(volume, group, from), store)?.into_iter().filter_map(|name| match name {
-                Name::Redo(redo) => Some(redo),
-                _ => None,
             });
-        let redo: Vec<RedoName> = redo.collect();
-        let end = follow(redo.iter().copied(), &self.history, from);
+            let snapshot: Option<ManifestName> = newest_snapshot(manifests, &self.history);
+            from = snapshot.map_or(from, |snapshot| snapshot.tail_end.max(from));
+            if snapshot.is_some() || is_first {
+                redo = self.list_redo(group, from, store)?;
+                end = follow(redo.iter().copied(), &self.history, from);
+            }
+            if snapshot.is_some() {
+                self.status.gaps.retain(|gap| gap.group != group || gap.through > from);
+            }
+        }
         let state = self.groups.entry(group).or_default();
         let newest =
             redo.iter().filter(|redo| redo.last_end > state.uploaded).max_by_key(|redo| redo.last_end);
@@ -364,10 +391,18 @@ impl Uploader {
             state.stalled_since_ms = (state.durable.group_tail > end).then_some(now.steady_ms);
         }
         state.looked_ms = Some(now.steady_ms);
-        if snapshot.is_some() {
-            self.status.gaps.retain(|gap| gap.group != group || gap.through > from);
-        }
         Ok(())
+    }
+
+    /// Names of a group's redo objects whose last record ends above `from`.
+    fn list_redo(
+        &self,
+        group: GroupId,
+        from: Lsn,
+        store: &dyn ObjectStore,
+    ) -> Result<Vec<RedoName>, ObjectStoreError> {
+        let names = list(Name::redo_above(self.options.volume, group, from), store)?.into_iter();
+        Ok(names.filter_map(|name| if let Name::Redo(redo) = name { Some(redo) } else { None }).collect())
     }
 
     /// Makes one object of what is durable and not uploaded, and puts it into the store; after a gap if need be, and if it may.
@@ -459,6 +494,18 @@ impl Uploader {
         }
     }
 
+    /// Whether the marks of one peer say of every group that this node uploads where it ends: of whoever uploads the first group, and
+    /// so always makes them. In a small fleet it has all groups, and there is one list of marks at a time and not one of each node.
+    fn is_marked_by_another(&self, source: &dyn RedoSource) -> bool {
+        let first = self.options.facts.placement.groups().next();
+        let Some(first) = first.and_then(|first| self.groups.get(&first)) else { return false };
+        let Some(marker) = first.newest_by.filter(|_| first.duty != Some(Duty::Upload)) else { return false };
+        let uploaded = self.groups.iter().filter(|(_, state)| state.duty == Some(Duty::Upload));
+        uploaded.map(|(&group, _)| source.candidates(group)).all(|candidates| {
+            candidates.iter().any(|candidate| candidate.node == marker && candidate.complete)
+        })
+    }
+
     /// Says how far the volume is durable, and where the groups' redo ends as of that.
     fn upload_mark(&mut self, now: Now, store: &dyn ObjectStore) -> Result<(), ObjectStoreError> {
         let newest = self.groups.values().map(|group| group.durable).max_by_key(|durable| durable.volume);
@@ -498,7 +545,7 @@ impl Uploader {
             uploaded: state.uploaded,
             durable: state.durable.group_tail,
             duty: state.duty,
-            behind_ms: state.stalled_since_ms.map_or(0, |since| now.steady_ms.saturating_sub(since)),
+            behind_ms: state.stalled_ms(now),
         };
         Status { groups: self.groups.iter().map(group).collect(), ..self.status.clone() }
     }

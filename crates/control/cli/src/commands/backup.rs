@@ -1,6 +1,7 @@
 //! The backup that the nodes make: where it is kept, what it has, and whether it is whole.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,6 +15,7 @@ use borealis_backup::location::Location;
 use borealis_backup::store::cloud::Timeouts;
 use borealis_backup::store::{self, ObjectStore};
 use borealis_instance::OperatingSystemUser;
+use borealis_instance::server::closed_to;
 use borealis_local::cluster::Cluster;
 use borealis_spec::BackupConfig;
 use borealis_types::VolumeId;
@@ -119,11 +121,22 @@ pub fn change(
     Ok(())
 }
 
+/// Makes a folder and those above it. The way to a backup is no secret, and the nodes' user has to go it, whatever the umask says.
+fn make_way(folder: &Path) -> anyhow::Result<()> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+    for folder in missing.into_iter().rev() {
+        let made = std::fs::create_dir(folder)
+            .and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o755)));
+        made.with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    Ok(())
+}
+
 /// Makes the folder if it is not there. Started by root, it becomes that of the nodes' user.
 fn prepare_folder(folder: &Path, user: &OperatingSystemUser) -> anyhow::Result<()> {
     if !folder.exists() {
         let parent = folder.parent().unwrap_or(Path::new("/"));
-        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        make_way(parent)?;
         let made = std::fs::DirBuilder::new().mode(0o700).create(folder);
         made.with_context(|| format!("cannot create {}", folder.display()))?;
         if user.switch {
@@ -137,6 +150,9 @@ fn prepare_folder(folder: &Path, user: &OperatingSystemUser) -> anyhow::Result<(
     }
     if found.uid() != user.user_id {
         bail!("{} must belong to `{}`, who the nodes run as", folder.display(), user.name);
+    }
+    if let Some(closed) = closed_to(user, folder).filter(|_| user.switch) {
+        bail!("`{}`, who the nodes run as, may not enter {}: chmod a+x it", user.name, closed.display());
     }
     Ok(())
 }

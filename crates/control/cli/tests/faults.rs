@@ -152,19 +152,7 @@ fn everything_is_killed_at_once_twenty_times() {
         let mut ledger = Ledger::start(&cluster, 4);
         // A moment that differs from round to round, from a fixed sequence.
         std::thread::sleep(Duration::from_millis(150 + round * 7919 % 700));
-        let status = cluster.status();
-        let mut processes: Vec<i32> = Vec::new();
-        for node in status["nodes"].as_array().expect("nodes") {
-            processes.push(node["pid"].as_i64().expect("running") as i32);
-        }
-        let instance = &status["instances"][0];
-        for name in ["driver_pid", "postgres_pid"] {
-            processes.push(instance[name].as_i64().expect("running") as i32);
-        }
-        for process in &processes {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(*process), nix::sys::signal::Signal::SIGKILL)
-                .expect("killed");
-        }
+        cluster.kill_everything();
         ledger.stop();
         acknowledged = ledger.acknowledged();
         cluster.up(&[]);

@@ -6,58 +6,16 @@ mod harness;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use harness::TestCluster;
+use harness::latencies::Latencies;
 use harness::ledger::Ledger;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Longest wait for a group to be whole again, on a machine that does other things too.
 const HEALED_WITHIN: Duration = Duration::from_secs(180);
-
-/// Small commits at a steady pace, and how long each took.
-struct Latencies {
-    taken: Arc<Mutex<Vec<Duration>>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Latencies {
-    fn measure(cluster: &TestCluster) -> Latencies {
-        let mut client = cluster.connect();
-        client.batch_execute("CREATE TABLE IF NOT EXISTS paced (at timestamptz)").expect("made");
-        let (taken, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let thread = std::thread::spawn({
-            let (taken, stop) = (Arc::clone(&taken), Arc::clone(&stop));
-            move || {
-                while !stop.load(Ordering::SeqCst) {
-                    let begin = Instant::now();
-                    client.batch_execute("INSERT INTO paced VALUES (now())").expect("no transaction fails");
-                    taken.lock().expect("nobody panics").push(begin.elapsed());
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-        });
-        Latencies { taken, stop, thread: Some(thread) }
-    }
-
-    /// The median, the 99th percentile and the longest since the last call.
-    fn since(&self) -> String {
-        let mut taken = std::mem::take(&mut *self.taken.lock().expect("nobody panics"));
-        taken.sort_unstable();
-        let at = |part: usize| taken.get(taken.len() * part / 100).copied().unwrap_or_default();
-        format!("p50 {:?} p99 {:?} longest {:?}", at(50), at(99), taken.last().copied().unwrap_or_default())
-    }
-
-    fn end(mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread.take().expect("it runs").join().expect("no transaction failed");
-    }
-}
 
 fn pgbench(cluster: &TestCluster, seconds: u32) -> Child {
     cluster
@@ -126,7 +84,7 @@ fn is_whole(status: &serde_json::Value, lost: &[u64]) -> bool {
 
 /// Loses nodes and waits until the cluster is whole without them; says how long that took and how fast it was.
 fn lose_and_heal(cluster: &TestCluster, lost: &[u64], latencies: &Latencies) {
-    let (before, before_nodes) = (latencies.since(), nodes(&cluster.status()));
+    let (before, before_nodes) = (latencies.said_since(), nodes(&cluster.status()));
     for &node in lost {
         lose(cluster, node);
     }
@@ -142,7 +100,7 @@ fn lose_and_heal(cluster: &TestCluster, lost: &[u64], latencies: &Latencies) {
         is_whole(&status, lost)
     });
     let took = begin.elapsed();
-    let during = latencies.since();
+    let during = latencies.said_since();
     std::thread::sleep(Duration::from_secs(2));
     let status = cluster.status();
     let new: Vec<u64> = nodes(&status).difference(&before_nodes).copied().collect();
@@ -155,7 +113,7 @@ fn lose_and_heal(cluster: &TestCluster, lost: &[u64], latencies: &Latencies) {
          {:.0} MiB/s; commits before: {before}; meanwhile: {during}; after: {}",
         took.as_secs_f64(),
         mib / took.as_secs_f64(),
-        latencies.since(),
+        latencies.said_since(),
     ));
 }
 

@@ -199,6 +199,7 @@ fn make(dir: &Path, arguments: &RestoreArguments, from: &FromBackup<'_>) -> anyh
         tls: arguments.tls,
         cache_limit_bytes: None,
         metrics_port: None,
+        backup: None,
         settings: BTreeMap::new(),
     };
     let mut shown = Shown::begin();

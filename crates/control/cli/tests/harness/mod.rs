@@ -3,8 +3,10 @@
 #![allow(dead_code)] // Each test file uses its part.
 #![allow(unsafe_code)] // What happens between fork and exec, in `place`.
 
+pub mod latencies;
 pub mod ledger;
 pub mod place;
+pub mod proxy;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -37,6 +39,8 @@ fn say_release() {
 pub struct TestCluster {
     folder: tempfile::TempDir,
     pub port: u16,
+    /// What the environment of every command has beside the tests' own.
+    pub environment: Vec<(String, String)>,
 }
 
 impl TestCluster {
@@ -55,7 +59,7 @@ impl TestCluster {
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("mode");
         let port = free_port();
-        TestCluster { folder, port }
+        TestCluster { folder, port, environment: Vec::new() }
     }
 
     /// Nodes that are away are waited for, unless `extra` says something else: most tests are about what they miss.
@@ -94,6 +98,7 @@ impl TestCluster {
             .args(arguments)
             .arg("--dir")
             .arg(self.dir())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .output()
             .expect("the borealis program runs")
     }
@@ -114,6 +119,20 @@ impl TestCluster {
 
     pub fn status(&self) -> serde_json::Value {
         serde_json::from_str(&self.ok(&["status", "--json"])).expect("status is JSON")
+    }
+
+    /// Kills all nodes, the driver and the server, as a power cut would.
+    pub fn kill_everything(&self) {
+        let status = self.status();
+        let nodes = status["nodes"].as_array().expect("nodes").iter().map(|node| &node["pid"]);
+        let instance = &status["instances"][0];
+        let instance = ["driver_pid", "postgres_pid"].into_iter().map(|name| &instance[name]);
+        let processes: Vec<i32> =
+            nodes.chain(instance).map(|process| process.as_i64().expect("running") as i32).collect();
+        for process in processes {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGKILL)
+                .expect("killed");
+        }
     }
 
     pub fn connect(&self) -> postgres::Client {

@@ -11,7 +11,8 @@ use borealis_backup::location::S3Location;
 
 pub struct Moto {
     process: Child,
-    port: u16,
+    /// Where it listens on 127.0.0.1.
+    pub port: u16,
 }
 
 /// Held while it is installed: tests of one program run at the same time.
@@ -74,6 +75,7 @@ impl Moto {
         asked.is_ok() && answer.contains(" 200 ")
     }
 
+    #[allow(dead_code)] // Each test program uses its part.
     pub fn location(&self, prefix: &str) -> S3Location {
         let url = format!("s3://shop/{prefix}?endpoint=http://127.0.0.1:{}&region=us-east-1", self.port);
         match url.parse() {

@@ -1,6 +1,6 @@
 //! Restoring: a store with every record of a volume's history that ends at or before one point, and with nothing after it.
 //!
-//! * [`look::Backup`] reads what says what there is: the volume, its history, its marks, and a listing. A point follows from it.
+//! * [`crate::contents`] reads what says what there is: the volume, its history, its marks, and a listing. A point follows from it.
 //! * [`restore`] reads the redo that the plan names, a little ahead and on several threads ([`fetch`]), puts the groups' chains together to
 //!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes ([`assemble`]): epoch by epoch, with what
 //!   each recovery decided in between. So nothing here can apply what a recovery cut, and the store refuses what does not follow.
@@ -13,7 +13,6 @@
 
 mod assemble;
 mod fetch;
-pub mod look;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -30,10 +29,10 @@ use borealis_archive::sealing::Sealing;
 use borealis_store::{Environment, Identity, Options, Policy, Store, StoreError};
 use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, VolumeId};
 
+use crate::contents::Contents;
 use crate::store::{ObjectStore, ObjectStoreError};
 use assemble::{Assembly, materialize};
 use fetch::{Fetching, NotFetched, Records, Waiting, needed_at};
-use look::Backup;
 
 /// Why a backup cannot be restored, or not to that point.
 #[derive(Debug, thiserror::Error)]
@@ -41,40 +40,6 @@ pub enum RestoreError {
     /// The store of the backup does not answer.
     #[error(transparent)]
     ObjectStore(#[from] ObjectStoreError),
-    /// What everything else follows from is missing or damaged.
-    #[error("{object} {fault}; without it nothing of this backup can be restored")]
-    Unusable {
-        /// The object.
-        object: String,
-        /// What is wrong with it.
-        fault: String,
-    },
-    /// Nobody uploaded the history.
-    #[error("the backup of volume {0} has no history yet: nothing of it can be restored")]
-    NoHistory(VolumeId),
-    /// There are no marks.
-    #[error("the backup has no mark of any time: choose a position with --to-lsn")]
-    NoTimes,
-    /// A time that the backup does not have.
-    #[error("the backup knows what the volume had reached between two times only, and this is none of them")]
-    NotThen {
-        /// What was asked for, in milliseconds since 1970.
-        clock_ms: u64,
-        /// The first time that it knows.
-        first_ms: u64,
-        /// The last one.
-        last_ms: u64,
-    },
-    /// What may know better what a time was is damaged.
-    #[error(
-        "{object} {fault}; it may know what the volume had reached then. Choose a position with --to-lsn"
-    )]
-    DamagedMarks {
-        /// The object.
-        object: String,
-        /// What is wrong with it.
-        fault: String,
-    },
     /// Not all that it takes is there.
     #[error(transparent)]
     NotRestorable(#[from] NotRestorable),
@@ -196,29 +161,30 @@ impl<E: Into<RestoreError>> From<E> for Ended {
 pub fn restore(
     order: &Order<'_>,
     objects: &dyn ObjectStore,
-    backup: &Backup,
+    contents: &Contents,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
     let mut spoilt: BTreeMap<Name, String> = BTreeMap::new();
-    let mut plan_now = backup.plan(order.point)?;
+    let mut plan_now = contents.plan(order.point)?;
     loop {
-        let (name, fault) = match attempt(order, objects, backup, &plan_now, progress) {
+        let (name, fault) = match attempt(order, objects, contents, &plan_now, progress) {
             Ok(restored) => {
                 let passed_over = spoilt.into_iter();
-                let passed_over = passed_over.map(|(name, fault)| (name.key(backup.volume), fault)).collect();
+                let passed_over =
+                    passed_over.map(|(name, fault)| (name.key(contents.volume), fault)).collect();
                 return Ok(Restored { passed_over, ..restored });
             }
             Err(Ended::Failed(error)) => return Err(error),
             Err(Ended::Spoilt(name, fault)) => (name, fault),
         };
-        let object = name.key(backup.volume);
+        let object = name.key(contents.volume);
         tracing::warn!(object, fault, "a damaged object of a backup is passed over, if that is possible");
         spoilt.insert(name, fault.clone());
         let names: BTreeSet<Name> = spoilt.keys().cloned().collect();
-        let rest = backup.inventory.without(&names);
-        plan_now = plan(&rest, &backup.known, order.point).map_err(|_| {
-            let (all, left) =
-                (restorable(&backup.inventory, &backup.known), restorable(&rest, &backup.known));
+        let usable = contents.usable();
+        let rest = usable.without(&names);
+        plan_now = plan(&rest, &contents.known, order.point).map_err(|_| {
+            let (all, left) = (restorable(&usable, &contents.known), restorable(&rest, &contents.known));
             let lost: LsnRanges = all.without(&left);
             RestoreError::Damaged {
                 object,
@@ -244,14 +210,14 @@ fn remove(folder: &Path) -> Result<(), RestoreError> {
 fn attempt(
     order: &Order<'_>,
     objects: &dyn ObjectStore,
-    backup: &Backup,
+    contents: &Contents,
     plan: &Plan,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Restored, Ended> {
     let folder: PathBuf = order.folder.to_owned();
     let store = Store::create_in(order.environment, &folder, order.identity.clone(), order.options.clone())?;
-    let mut merge = Merge::new(plan, backup);
-    let fetching = Fetching::new(objects, backup.volume, order.sealing, merge.in_order());
+    let mut merge = Merge::new(plan, contents);
+    let fetching = Fetching::new(objects, contents.volume, order.sealing, merge.in_order());
     let (is_over, failure) = (AtomicBool::new(false), Mutex::new(None));
     let history = std::thread::scope(|scope| {
         let _over = SetAtEnd(&is_over);
@@ -340,7 +306,7 @@ struct Merge {
 }
 
 impl Merge {
-    fn new(plan: &Plan, backup: &Backup) -> Merge {
+    fn new(plan: &Plan, contents: &Contents) -> Merge {
         let mut jobs: Vec<Job> = Vec::new();
         for group in &plan.groups {
             let needed = needed_at(&group.redo).zip(&group.redo);
@@ -355,9 +321,9 @@ impl Merge {
             Line { chain: Chain::new(group, Lsn::ZERO), rest, now: None, next: 0 }
         };
         let lines = plan.groups.iter().map(|group| (group.group, line(group.group))).collect();
-        let listed = |job: &Job| backup.inventory.get(&Name::Redo(job.redo.name)).unwrap_or_default().bytes;
+        let listed = |job: &Job| contents.inventory.get(&Name::Redo(job.redo.name)).unwrap_or_default().bytes;
         let progress = Progress { total_bytes: jobs.iter().map(listed).sum(), ..Progress::default() };
-        Merge { volume: backup.volume, jobs, lines, heads: BTreeSet::new(), has_begun: false, progress }
+        Merge { volume: contents.volume, jobs, lines, heads: BTreeSet::new(), has_begun: false, progress }
     }
 
     fn in_order(&self) -> Vec<PlannedRedo> {

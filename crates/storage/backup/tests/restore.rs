@@ -12,7 +12,7 @@ use borealis_archive::name::{HistoryName, Name};
 use borealis_archive::redo::for_each_record;
 use borealis_archive::sealing::Sealing;
 use borealis_backup::contents::{Contents, ReadError, TimeError, read, volumes};
-use borealis_backup::restore::{Order, RestoreError, Restored, restore};
+use borealis_backup::restore::{Order, Progress, RestoreError, Restored, restore};
 use borealis_backup::store::ObjectStore;
 use borealis_backup::store::memory::MemoryStore;
 use borealis_store::{SegmentSource, Store};
@@ -72,12 +72,13 @@ fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored
         identity: &identity(NEW, GROUPS),
         options: options(),
     };
-    let mut last = 0;
+    let mut last = Progress::default();
     let result = restore(&order, objects, &contents, &mut |progress| {
-        assert!(progress.bytes >= last && progress.bytes <= progress.total_bytes, "{progress:?}");
-        last = progress.bytes;
+        let goes_on = progress.bytes >= last.bytes && progress.at >= last.at;
+        assert!(goes_on && progress.bytes <= progress.total_bytes, "{progress:?} after {last:?}");
+        last = progress;
     })?;
-    assert_eq!(last, result.bytes, "progress ends with everything");
+    assert_eq!((last.bytes, last.at), (result.bytes, result.end), "progress ends with everything");
     Ok(result)
 }
 
@@ -256,6 +257,40 @@ fn an_epoch_above_all_that_were_is_opened_even_when_the_point_is_old() {
 
 fn copy_of(objects: &MemoryStore) -> MemoryStore {
     copy_without(objects, "")
+}
+
+fn flip_a_bit(objects: &MemoryStore, key: &str) {
+    let mut bytes = objects.get(key).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    objects.delete(key).unwrap();
+    objects.put_new(key, &bytes).unwrap();
+}
+
+#[test]
+fn a_restore_that_begins_anew_for_a_damaged_object_gets_there_and_its_progress_never_falls() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut life = Life::begin(&folder.path().join("volume"), GROUPS, 17);
+    life.write(150);
+    life.upload(1, false);
+    // The same redo by another node, which found nothing in the store.
+    let first = std::mem::take(&mut life.objects);
+    life.upload(2, false);
+    for object in first.list("", None).unwrap().objects {
+        life.objects.put_new(&object.key, &first.get(&object.key).unwrap()).unwrap();
+    }
+    let plan = contents(&life.objects).plan(life.durable.end).unwrap();
+    // The last one that is needed: much was read before it.
+    let last =
+        plan.groups.iter().flat_map(|group| group.redo.last()).max_by_key(|redo| redo.name.previous_end);
+    let spoilt = Name::Redo(last.expect("redo").name).key(VOLUME);
+    flip_a_bit(&life.objects, &spoilt);
+    let path = folder.path().join("restored");
+    // It asserts that progress does not fall.
+    let result = restored(&life.objects, life.durable.end, &path).unwrap();
+    assert_eq!(result.passed_over.iter().map(|(object, _)| object).collect::<Vec<_>>(), [&spoilt]);
+    std::fs::remove_dir_all(&path).unwrap();
+    check_same(&life, &life.objects, life.durable.end, &path);
 }
 
 /// The writers and the recoveries of [`life`], and uploaders as they are: what is not durable is there while they look, and stays where it is.

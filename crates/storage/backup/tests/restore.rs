@@ -8,8 +8,8 @@ mod life;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use borealis_archive::name::{HistoryName, Name};
-use borealis_archive::redo::for_each_record;
+use borealis_archive::name::{HistoryName, Name, RedoName};
+use borealis_archive::redo::{RedoBuilder, for_each_record};
 use borealis_archive::sealing::Sealing;
 use borealis_backup::contents::{Contents, ReadError, TimeError, read, volumes};
 use borealis_backup::restore::{Order, Progress, RestoreError, Restored, restore};
@@ -377,4 +377,53 @@ fn a_cut_record_that_somebody_uploaded_does_not_come_back_with_an_older_history(
     assert!(
         matches!(refused, Err(Refused::Read(ReadError::NewestHistoryMissing { epoch, .. })) if epoch == newest.epoch)
     );
+}
+
+/// Makes an object anew that says it has all to where the old one did, without its last record.
+fn deny_the_last_record(objects: &MemoryStore, name: RedoName) {
+    let bytes = objects.get(&Name::Redo(name).key(VOLUME)).unwrap();
+    let mut builder = RedoBuilder::new(VOLUME, name.group, name.node, name.epoch, name.previous_end);
+    for_each_record(&bytes, VOLUME, &name, &Sealing::Plain, |record| {
+        if record.span.end < name.last_end {
+            builder.push(name.epoch, record).unwrap();
+        }
+    })
+    .unwrap();
+    let (new, bytes) = builder.finish(name.complete_through, &Sealing::Plain).unwrap();
+    objects.delete(&Name::Redo(name).key(VOLUME)).unwrap();
+    objects.put_new(&Name::Redo(new).key(VOLUME), &bytes).unwrap();
+}
+
+#[test]
+fn a_record_that_its_groups_redo_denies_is_missed_by_the_one_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut denied = 0;
+    for seed in 30..60 {
+        let mut life = Life::begin(&folder.path().join(format!("volume-{seed}")), GROUPS, seed);
+        life.write(40);
+        life.upload(1, false);
+        let whole = contents(&life.objects);
+        for name in (0..GROUPS).filter_map(|group| whole.inventory.redo(GroupId(group)).last()) {
+            let bytes = life.objects.get(&Name::Redo(name).key(VOLUME)).unwrap();
+            let mut groups_of_last = 0;
+            let facts = for_each_record(&bytes, VOLUME, &name, &Sealing::Plain, |record| {
+                groups_of_last = record.links.len()
+            });
+            // What other groups have they would not deny; and after the last one nobody misses it.
+            if groups_of_last > 1 || facts.unwrap().records < 2 || name.last_end == life.durable.end {
+                continue;
+            }
+            let objects = copy_of(&life.objects);
+            deny_the_last_record(&objects, name);
+            let path = folder.path().join("restored");
+            let refused = restored(&objects, life.durable.end, &path);
+            let Err(Refused::Restore(RestoreError::Contradiction(what))) = &refused else {
+                panic!("{refused:?}");
+            };
+            assert!(what.contains("is missing"), "{what}");
+            std::fs::remove_dir_all(&path).unwrap();
+            denied += 1;
+        }
+    }
+    assert!(denied > 3, "{denied} records");
 }

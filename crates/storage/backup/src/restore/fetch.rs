@@ -18,6 +18,10 @@ use crate::store::{ObjectStore, ObjectStoreError};
 /// Requests under way at a time: a store far away answers each after a while.
 const THREADS: usize = 8;
 
+/// Objects that may be read beyond those that were taken. Every thread has one to read while it waits to hand over the last one; more would
+/// only take memory, for each is held with all its records.
+const AHEAD: usize = 2 * THREADS;
+
 /// The records of one object that a restore takes, in order.
 #[derive(Debug, Default)]
 pub(super) struct Records {
@@ -166,12 +170,11 @@ pub(super) struct Waiting<'s> {
 }
 
 impl Waiting<'_> {
-    /// Waits for an object by its number. Each is asked for once, about in order: `ahead` says how many may be read beyond those that
-    /// were taken.
-    pub(super) fn take(&mut self, number: usize, ahead: usize) -> Result<Records, NotFetched> {
+    /// Waits for an object by its number. Each is asked for once, and in order as far as objects have what their names say.
+    pub(super) fn take(&mut self, number: usize) -> Result<Records, NotFetched> {
         {
             let mut gate = self.fetching.gate();
-            gate.open_before = gate.open_before.max(number + 1).max(self.taken + ahead + THREADS);
+            gate.open_before = gate.open_before.max(number + 1).max(self.taken + AHEAD);
             self.fetching.moved.notify_all();
         }
         self.taken += 1;

@@ -416,7 +416,6 @@ impl Merge {
 
     /// Goes on to a group's next record, if it has one.
     fn advance(&mut self, group: GroupId, waiting: &mut Waiting<'_>) -> Result<(), Ended> {
-        let ahead = 2 * self.lines.len();
         let Some(line) = self.lines.get_mut(&group) else { return Ok(()) };
         loop {
             while let Some((number, records)) = &line.now {
@@ -435,7 +434,7 @@ impl Merge {
             }
             (line.now, line.next) = (None, 0);
             let Some(number) = line.rest.pop() else { return Ok(()) };
-            let records = waiting.take(number, ahead).map_err(|error| match error {
+            let records = waiting.take(number).map_err(|error| match error {
                 NotFetched::Spoilt(fault) => Ended::Spoilt(Name::Redo(self.jobs[number].redo.name), fault),
                 NotFetched::Store(error) => RestoreError::from(error).into(),
             })?;

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use borealis_quorum::Promise;
 use borealis_store::{Origin, Sequence, Store, StoreError};
-use borealis_types::{EpochHistory, EpochOpening, GroupId, Lsn, RecordSpan, VolumeEpoch, WriterId};
+use borealis_types::{
+    EpochHistory, EpochOpening, GroupId, Lsn, PostgresVersion, RecordSpan, VolumeEpoch, WriterId,
+};
+use borealis_wal::record::previous_start;
 use borealis_wire::{BatchBuilder, BatchHeader, BatchRecord, GroupTail};
 
 use super::RestoreError;
@@ -68,6 +71,16 @@ impl<'s> Assembly<'s> {
             let what = format!(
                 "the record that ends at {} in epoch {epoch} is not of the volume's history",
                 span.end
+            );
+            return Err(RestoreError::Contradiction(what));
+        }
+        // Its groups' chains show what they lack of their own; this shows a record that only other groups have.
+        let before = start_before(self.store.identity().version, record)?;
+        if before != self.last.start {
+            let what = format!(
+                "the record that ends at {} follows one that starts at {before}, and the one before it in what is there starts at {}: redo that \
+                 ends above {} is missing, and an object or a mark says that there is none",
+                span.end, self.last.start, self.last.end
             );
             return Err(RestoreError::Contradiction(what));
         }
@@ -195,6 +208,23 @@ impl<'s> Assembly<'s> {
         }
         Ok(())
     }
+}
+
+/// Where the record before this one in the volume starts; zero if this is the first.
+fn start_before(version: PostgresVersion, record: &BatchRecord<'_>) -> Result<Lsn, RestoreError> {
+    let start = record.span.start;
+    let link = if record.form.part.is_piece() {
+        borealis_wal::piece::open(record.bytes, start).map(|_| record.form.previous_start)
+    } else {
+        borealis_wal::verify_checksum(record.bytes, start)
+            .and_then(|()| previous_start(version, record.span, record.bytes))
+            // After a piece a record names the start of the whole record that the piece is of.
+            .map(|named| record.form.previous_start.or(Some(named)))
+    };
+    let link = link.map_err(|fault| RestoreError::NotApplied(fault.to_string()))?;
+    link.ok_or_else(|| {
+        RestoreError::Contradiction(format!("a piece of a record at {start} does not say what it follows"))
+    })
 }
 
 /// Applies everything that there is to pages on disk.

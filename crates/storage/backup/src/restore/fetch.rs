@@ -12,10 +12,15 @@ use borealis_archive::sealing::Sealing;
 use borealis_types::{Lsn, RecordForm, RecordSpan, VolumeId};
 use borealis_wire::{BatchRecord, GroupLink};
 
-use crate::store::{ErrorKind, ObjectStore, ObjectStoreError};
+use crate::contents::NOT_THERE;
+use crate::store::{ObjectStore, ObjectStoreError};
 
 /// Requests under way at a time: a store far away answers each after a while.
 const THREADS: usize = 8;
+
+/// Objects that may be read beyond those that were taken. Every thread has one to read while it waits to hand over the last one; more would
+/// only take memory, for each is held with all its records.
+const AHEAD: usize = 2 * THREADS;
 
 /// The records of one object that a restore takes, in order.
 #[derive(Debug, Default)]
@@ -138,9 +143,10 @@ impl<'a> Fetching<'a> {
 
     fn fetch(&self, object: &PlannedRedo) -> Result<Records, NotFetched> {
         let key = Name::Redo(object.name).key(self.volume);
-        let bytes = self.store.get(&key).map_err(|error| match error.kind {
-            ErrorKind::Missing => NotFetched::Spoilt("is not there".to_owned()),
-            _ => NotFetched::Store(error),
+        let bytes = self.store.get(&key).map_err(|error| match error {
+            error if error.is_missing() => NotFetched::Spoilt(NOT_THERE.to_owned()),
+            error if error.is_of_object() => NotFetched::Spoilt(format!("cannot be read: {}", error.what)),
+            error => NotFetched::Store(error),
         })?;
         let mut records = Records { object_bytes: bytes.len() as u64, ..Records::default() };
         for_each_record(&bytes, self.volume, &object.name, self.sealing, |record| {
@@ -164,12 +170,11 @@ pub(super) struct Waiting<'s> {
 }
 
 impl Waiting<'_> {
-    /// Waits for an object by its number. Each is asked for once, about in order: `ahead` says how many may be read beyond those that
-    /// were taken.
-    pub(super) fn take(&mut self, number: usize, ahead: usize) -> Result<Records, NotFetched> {
+    /// Waits for an object by its number. Each is asked for once, and in order as far as objects have what their names say.
+    pub(super) fn take(&mut self, number: usize) -> Result<Records, NotFetched> {
         {
             let mut gate = self.fetching.gate();
-            gate.open_before = gate.open_before.max(number + 1).max(self.taken + ahead + THREADS);
+            gate.open_before = gate.open_before.max(number + 1).max(self.taken + AHEAD);
             self.fetching.moved.notify_all();
         }
         self.taken += 1;

@@ -74,7 +74,16 @@ fn wait_until_uploaded(cluster: &TestCluster) -> Duration {
 
 /// Everything in the database, as text.
 fn dump(cluster: &TestCluster) -> String {
-    cluster.client_program("pg_dump", &["--no-sync"])
+    let dumped = cluster.client_program("pg_dump", &["--no-sync"]);
+    // A word made up anew for each dump, so that no data can end the restricted mode.
+    let is_data = |line: &&str| !line.starts_with("\\restrict ") && !line.starts_with("\\unrestrict ");
+    dumped.lines().filter(is_data).collect::<Vec<_>>().join("\n")
+}
+
+/// Says where two dumps differ first.
+fn assert_same(restored: &str, then: &str, point: &str) {
+    let differs = restored.lines().zip(then.lines()).find(|(one, other)| one != other);
+    assert!(restored == then, "at {point} it was another database: {differs:?}");
 }
 
 /// Tables and indexes come, change and go.
@@ -228,11 +237,11 @@ fn all_nodes_and_the_instance_are_deleted_and_come_back_from_s3() {
     for (index, moment) in known.iter().enumerate() {
         let (lsn, seconds) = (moment.lsn.to_string(), format!("{:.3}", moment.clock_ms as f64 / 1000.0));
         let restored = restore(&url, &["--to-lsn", &lsn]);
-        assert!(dump(&restored) == moment.dump, "at {lsn} it was another database");
+        assert_same(&dump(&restored), &moment.dump, &lsn);
         drop(restored);
         if index % 5 == 1 {
             let restored = restore(&url, &["--to-time", &seconds]);
-            assert!(dump(&restored) == moment.dump, "at {seconds} it was another database");
+            assert_same(&dump(&restored), &moment.dump, &seconds);
         }
     }
 }

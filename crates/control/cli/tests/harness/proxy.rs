@@ -120,7 +120,8 @@ fn serve(shared: &Shared, mut client: TcpStream) {
     match shared.mood() {
         Mood::Well => pass(shared, client, None),
         Mood::Cutting => pass(shared, client, Some(CUT_AFTER_BYTES)),
-        Mood::Down => {}
+        // The copy that is kept holds it open.
+        Mood::Down => drop(client.shutdown(Shutdown::Both)),
         Mood::Silent => {
             let mut sink = [0; 4096];
             while client.read(&mut sink).is_ok_and(|count| count > 0) {}

@@ -201,7 +201,6 @@ fn make(dir: &Path, arguments: &RestoreArguments, from: &FromBackup<'_>) -> anyh
         backup: None,
         settings: BTreeMap::new(),
         // Never the place that it came from: `up --backup` gives it one of its own.
-        backup: None,
     };
     let mut shown = Shown::begin();
     let made = Cluster::restore(dir, &RestoreOptions { create }, from, &mut |progress| shown.show(progress));

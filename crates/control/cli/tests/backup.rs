@@ -1,7 +1,7 @@
 //! The nodes' backup, in a real S3 server and in a folder: everything is deleted and comes back, as of any point; a store in whatever mood
 //! holds up no commit; and damage is named.
 //!
-//! `BOREALIS_TEST_MOMENTS=50` restores to so many points (4 without it), `BOREALIS_TEST_MOOD_SECONDS=100` hurts the store for so long in
+//! `BOREALIS_TEST_MOMENTS=50` restores to so many points (3 without it), `BOREALIS_TEST_MOOD_SECONDS=100` hurts the store for so long in
 //! each way (5 without it).
 
 #[path = "../../../storage/backup/tests/moto/mod.rs"]
@@ -198,7 +198,7 @@ fn assert_newest_is_whole(url: &str, timed: Timed, end: Instant) {
 #[test]
 fn all_nodes_and_the_instance_are_deleted_and_come_back_from_s3() {
     let Some(moto) = Moto::start() else { return };
-    let moments = number_from_environment("BOREALIS_TEST_MOMENTS", 4);
+    let moments = number_from_environment("BOREALIS_TEST_MOMENTS", 3);
     let (cluster, url) = (unstarted(), s3_url(moto.port, "all"));
     cluster.up(&["--backup", &url]);
     cluster.client_program("pgbench", &["-i", "-s", "2", "-q"]);

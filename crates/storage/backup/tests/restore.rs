@@ -6,15 +6,18 @@
 mod life;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use borealis_archive::name::{HistoryName, Name, RedoName};
 use borealis_archive::redo::{RedoBuilder, for_each_record};
 use borealis_archive::sealing::Sealing;
 use borealis_backup::contents::{Contents, ReadError, TimeError, read, volumes};
 use borealis_backup::restore::{Order, Progress, RestoreError, Restored, restore};
-use borealis_backup::store::ObjectStore;
 use borealis_backup::store::memory::MemoryStore;
+use borealis_backup::store::{Listing, ObjectStore, ObjectStoreError, Put};
 use borealis_store::{SegmentSource, Store};
 use borealis_types::{GroupId, Lsn, MetaKey, PageKey, VolumeEpoch, VolumeId};
 use life::{Life, Random, VOLUME, environment, fork, identity, options};
@@ -426,4 +429,62 @@ fn a_record_that_its_groups_redo_denies_is_missed_by_the_one_after_it() {
         }
     }
     assert!(denied > 3, "{denied} records");
+}
+
+/// A store that panics when redo is read for the first time.
+#[derive(Debug)]
+struct Panicking(MemoryStore, AtomicBool);
+
+impl ObjectStore for Panicking {
+    fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Put, ObjectStoreError> {
+        self.0.put_new(key, bytes)
+    }
+
+    fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectStoreError> {
+        let is_first = key.contains("/redo/") && !self.1.swap(true, Ordering::Relaxed);
+        assert!(!is_first, "a fault of whoever reads {key}");
+        self.0.get_range(key, range)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>) -> Result<Listing, ObjectStoreError> {
+        self.0.list(prefix, after)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), ObjectStoreError> {
+        self.0.delete(key)
+    }
+
+    fn refuses_duplicates(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_panic_of_a_thread_that_reads_ends_the_restore() {
+    let folder = tempfile::tempdir().unwrap();
+    // Many more objects than threads: those that wait for their turn must hear of it, too.
+    let mut life = Life::begin(&folder.path().join("volume"), GROUPS, 50);
+    for _ in 0..12 {
+        life.write(10);
+        life.upload(1, false);
+    }
+    let (contents, point) = (contents(&life.objects), life.durable.end);
+    let path = folder.path().join("restored");
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let order = Order {
+            point,
+            sealing: &Sealing::Plain,
+            environment: &environment(),
+            folder: &path,
+            identity: &identity(NEW, GROUPS),
+            options: options(),
+        };
+        let objects = Panicking(life.objects, AtomicBool::new(false));
+        let run = || restore(&order, &objects, &contents, &mut |_| ()).map(|restored| restored.end);
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        sender.send(ended.is_err()).unwrap();
+    });
+    let panicked = receiver.recv_timeout(Duration::from_secs(120)).expect("it does not wait for ever");
+    assert!(panicked, "nobody overlooks a panic");
 }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use borealis_archive::sealing::Sealing;
 use borealis_archive::verify::Lost;
-use borealis_backup::contents::{self, Contents, Reach, volumes};
+use borealis_backup::contents::{self, Contents, NewestPoint, Reach, volumes};
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
 use borealis_backup::store::cloud::Timeouts;
@@ -247,6 +247,11 @@ fn ago(clock_ms: u64) -> String {
     format!("{:.1} s ago", now_ms().saturating_sub(clock_ms) as f64 / 1000.0)
 }
 
+/// When the volume had reached it; `None` if no mark says it.
+fn reached(newest: &NewestPoint) -> Option<u64> {
+    Some(newest.clock_ms).filter(|clock_ms| *clock_ms > 0)
+}
+
 /// Exit code 1 if nothing can be restored.
 fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
     let contents = place.read()?;
@@ -260,7 +265,7 @@ fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
             "volume": place.volume.to_string(),
             "url": place.location.to_string(),
             "newest_lsn": newest.map(|newest| newest.lsn.to_string()),
-            "newest_age_ms": newest.map(|newest| now_ms().saturating_sub(newest.clock_ms)),
+            "newest_age_ms": newest.and_then(|newest| reached(&newest)).map(|at_ms| now_ms().saturating_sub(at_ms)),
             "ranges": points.ranges().len(),
             "objects": objects,
             "bytes": contents.bytes(),
@@ -275,7 +280,7 @@ fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
                 println!(
                     "newest point that can be restored: {}, reached {}",
                     newest.lsn,
-                    ago(newest.clock_ms)
+                    reached(&newest).map_or_else(|| "at a time that no mark says".to_owned(), ago)
                 );
             }
         }

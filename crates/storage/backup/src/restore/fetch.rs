@@ -102,6 +102,12 @@ impl<'a> Fetching<'a> {
         Fetching { store, volume, sealing, objects, gate: Mutex::default(), moved: Condvar::new() }
     }
 
+    /// Every thread ends when it has read what it reads.
+    fn end(&self) {
+        self.gate().is_over = true;
+        self.moved.notify_all();
+    }
+
     fn gate(&self) -> MutexGuard<'_, Gate> {
         // Three numbers are whole whatever their users did.
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,6 +125,7 @@ impl<'a> Fetching<'a> {
     }
 
     fn run(&self, sender: &SyncSender<Fetched>) {
+        let _guard = EndIfPanicking(self);
         while let Some(number) = self.next() {
             if sender.send((number, self.fetch(&self.objects[number]))).is_err() {
                 return;
@@ -193,8 +200,18 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.fetching.gate().is_over = true;
-        self.fetching.moved.notify_all();
+        self.fetching.end();
+    }
+}
+
+/// What a thread that panics was to read never comes: the others end too, so that nobody waits for it, and the panic is seen.
+struct EndIfPanicking<'s, 'a>(&'s Fetching<'a>);
+
+impl Drop for EndIfPanicking<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end();
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Restoring: a store with every record of a volume's history that ends at or before one point, and with nothing after it.
 //!
 //! * [`crate::contents`] reads what says what there is: the volume, its history, its marks, and a listing. A point follows from it.
-//! * [`restore`] reads the redo that the plan names, a little ahead and on several threads ([`fetch`]), puts the groups' chains together to
-//!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes ([`assemble`]): epoch by epoch, with what
+//! * [`restore`] reads the redo that the plan names, a little ahead and on several threads (`fetch`), puts the groups' chains together to
+//!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes (`assemble`): epoch by epoch, with what
 //!   each recovery decided in between. So nothing here can apply what a recovery cut, and the store refuses what does not follow.
+//!   Two chains are followed to the end: each group's, and the volume's, in which a record names the one before it whatever groups they have.
 //!
 //! What is made is one store with all groups under an identity of its own, from which `borealis_store::Store::gather` makes those of the
 //! nodes. An object that is missing or damaged is passed over if others have what it had; else the restore ends and names it, with the points

@@ -108,6 +108,14 @@ pub struct MarksName {
     pub digest: Digest,
 }
 
+impl MarksName {
+    /// Whether this list has every mark of the other, and more: a node's list is written again with each new mark.
+    #[must_use]
+    pub fn supersedes(&self, other: &MarksName) -> bool {
+        (self.node, self.from_ms) == (other.node, other.from_ms) && self.to_ms > other.to_ms
+    }
+}
+
 /// What a person called a point: 1 to 63 lower-case letters, digits, `-`, `_` and `.`, and it begins with a letter or digit.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -78,7 +78,9 @@ pub fn plan(inventory: &Inventory, known: &Known, point: Lsn) -> Result<Plan, No
         let state = GroupState::of(inventory, known, group);
         let Some(plan) = plan_group(&state, point) else {
             let points: LsnRanges = restorable(inventory, known);
-            let (below, above) = (points.at_or_below(point), points.at_or_above(point));
+            // The volume's beginning, which is nothing, is no point to offer.
+            let below = points.at_or_below(point).filter(|below| *below > Lsn::ZERO);
+            let above = points.at_or_above(point);
             return Err(NotRestorable { point, group, below, above });
         };
         groups.push(plan);

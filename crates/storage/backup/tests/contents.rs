@@ -4,17 +4,23 @@ mod moto;
 mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Mutex;
 
-use borealis_archive::name::Name;
+use borealis_archive::history;
+use borealis_archive::marks;
+use borealis_archive::name::{HistoryName, Name, RedoName};
+use borealis_archive::object::Digest;
 use borealis_archive::retention::{Situation, deletable};
 use borealis_archive::sealing::Sealing;
 use borealis_archive::settings::Retention;
 use borealis_archive::verify::Fault;
-use borealis_backup::contents::{Contents, ReadError, delete, read, verify, volumes};
+use borealis_backup::contents::{Contents, ReadError, TimeError, delete, read, verify, volumes};
 use borealis_backup::store::cloud::{CloudStore, CredentialSource, Timeouts};
 use borealis_backup::store::folder::FolderStore;
-use borealis_backup::store::{ErrorKind, ObjectStore, Put};
-use borealis_types::{GroupId, Lsn, VolumeId};
+use borealis_backup::store::memory::MemoryStore;
+use borealis_backup::store::{ErrorKind, Listing, ObjectStore, ObjectStoreError, Put};
+use borealis_types::{EpochHistory, EpochOpening, GroupId, Lsn, RecordSpan, VolumeEpoch, VolumeId};
 use rig::{Rig, VOLUME};
 
 /// A volume of two groups and three epochs, all of it in the store.
@@ -162,7 +168,7 @@ fn without_the_newest_history_nothing_is_decided_by_an_older_one() {
     let bytes = rig.store.inner.get(&newest).expect("it is listed");
     rig.store.inner.delete(&newest).expect("memory");
     rig.store.inner.put_new(&newest, &bytes[..bytes.len() - 1]).expect("memory");
-    assert!(matches!(read(&rig.store, VOLUME, &Sealing::Plain), Err(ReadError::Object { .. })));
+    assert!(matches!(read(&rig.store, VOLUME, &Sealing::Plain), Err(ReadError::Unusable { .. })));
     let error = read(&rig.store, VolumeId(1), &Sealing::Plain).expect_err("another volume");
     assert_eq!(error, ReadError::Nothing(VolumeId(1)));
     *rig.store.failing.lock().expect("no panic") = Some(ErrorKind::Down);
@@ -241,4 +247,206 @@ fn a_deletion_over_a_bad_connection_loses_nothing_and_ends() {
 
 fn contents_of(rig: &Rig) -> Contents {
     read(&rig.store.inner, VOLUME, &Sealing::Plain).expect("memory answers")
+}
+
+/// Puts other bytes in the place of an object.
+fn replace(store: &MemoryStore, name: &Name, bytes: &[u8]) {
+    store.delete(&name.key(VOLUME)).expect("memory");
+    store.put_new(&name.key(VOLUME), bytes).expect("memory");
+}
+
+fn newest_history(contents: &Contents) -> HistoryName {
+    contents.inventory.histories().last().expect("a history")
+}
+
+#[test]
+fn a_damaged_history_of_which_another_object_is_sound_is_named_and_stops_nothing() {
+    let rig = lived();
+    let whole = contents(&rig);
+    let damaged = Name::History(HistoryName { digest: Digest([7; 16]), ..newest_history(&whole) });
+    rig.store.inner.put_new(&damaged.key(VOLUME), b"damaged").expect("memory");
+    let read = contents(&rig);
+    assert_eq!(read.known, whole.known);
+    assert_eq!(read.damaged.keys().collect::<Vec<_>>(), [&damaged]);
+}
+
+#[test]
+fn two_histories_of_one_epoch_that_differ_are_a_contradiction() {
+    let rig = lived();
+    let known = contents(&rig).known.history;
+    let (newest, before) = known.openings().split_last().expect("openings");
+    let mut other = EpochHistory::default();
+    before.iter().for_each(|opening| other.push(*opening));
+    let last = RecordSpan { start: newest.last.end, end: Lsn(newest.last.end.0 + 8) };
+    other.push(EpochOpening { last, ..*newest });
+    let (name, bytes) = history::encode(VOLUME, &other, &Sealing::Plain);
+    rig.store.inner.put_new(&Name::History(name).key(VOLUME), &bytes).expect("memory");
+    let error = read(&rig.store, VOLUME, &Sealing::Plain).expect_err("one of them is wrong");
+    assert!(matches!(error, ReadError::Contradiction { .. }), "{error}");
+    assert!(error.to_string().contains(&Name::History(name).key(VOLUME)), "{error}");
+}
+
+#[test]
+fn a_newest_history_that_is_gone_is_missed_by_what_was_made_under_it() {
+    let mut rig = lived();
+    rig.volume.write(&[0, 1]);
+    rig.pass(5_000);
+    let whole = contents(&rig);
+    let newest = newest_history(&whole);
+    rig.store.inner.delete(&Name::History(newest).key(VOLUME)).expect("memory");
+    let error = read(&rig.store, VOLUME, &Sealing::Plain).expect_err("what was cut would count");
+    assert!(
+        matches!(error, ReadError::NewestHistoryMissing { epoch, .. } if epoch == newest.epoch),
+        "{error}"
+    );
+
+    // Marks alone show it, too.
+    for redo in (0..2).flat_map(|group| whole.inventory.redo(GroupId(group))) {
+        if redo.epoch == newest.epoch {
+            rig.store.inner.delete(&Name::Redo(redo).key(VOLUME)).expect("memory");
+        }
+    }
+    let error = read(&rig.store, VOLUME, &Sealing::Plain).expect_err("what was cut would count");
+    assert!(
+        matches!(&error, ReadError::NewestHistoryMissing { object, .. } if object.contains("/marks/")),
+        "{error}"
+    );
+    // An uploader that is started anew brings what it has.
+    rig.stop(borealis_types::NodeId(1));
+    rig.start(borealis_types::NodeId(1), &|_| {});
+    rig.pass(1_000);
+    assert_eq!(contents(&rig).known.history, rig.volume.history);
+}
+
+#[test]
+fn a_name_alone_does_not_say_that_a_history_is_missing() {
+    let rig = lived();
+    let whole = contents(&rig);
+    let redo = whole.inventory.redo(GroupId(0)).last().expect("redo");
+    let bytes = rig.store.inner.get(&Name::Redo(redo).key(VOLUME)).expect("it is listed");
+    let stray = Name::Redo(RedoName { epoch: VolumeEpoch(99), ..redo });
+    rig.store.inner.put_new(&stray.key(VOLUME), &bytes).expect("memory");
+    let read = contents(&rig);
+    assert_eq!((read.known, read.damaged), (whole.known, BTreeMap::new()));
+}
+
+/// What happens in a store after something was listed.
+type Event<'a> = Box<dyn FnOnce() + Send + 'a>;
+
+/// A store in which something happens after the first listing is complete.
+struct Meanwhile<'a> {
+    store: &'a MemoryStore,
+    event: Mutex<Option<Event<'a>>>,
+}
+
+impl std::fmt::Debug for Meanwhile<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meanwhile")
+    }
+}
+
+impl ObjectStore for Meanwhile<'_> {
+    fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Put, ObjectStoreError> {
+        self.store.put_new(key, bytes)
+    }
+
+    fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectStoreError> {
+        self.store.get_range(key, range)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>) -> Result<Listing, ObjectStoreError> {
+        let listing = self.store.list(prefix, after)?;
+        if let Some(event) = (!listing.more).then(|| self.event.lock().expect("no panic").take()).flatten() {
+            event();
+        }
+        Ok(listing)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), ObjectStoreError> {
+        self.store.delete(key)
+    }
+
+    fn refuses_duplicates(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_list_of_marks_that_is_replaced_while_the_backup_is_read_is_no_damage() {
+    let rig = lived();
+    let whole = contents(&rig);
+    let (&list, marks) = whole.known.marks.last_key_value().expect("marks");
+    let last = marks.last().expect("a mark");
+    let mut more = marks.clone();
+    more.push(marks::Mark { clock_ms: last.clock_ms + 500, ..last.clone() });
+    let (longer, bytes) = marks::encode(VOLUME, list.node, &more, &Sealing::Plain).expect("marks");
+    let replaced = || {
+        rig.store.inner.put_new(&Name::Marks(longer).key(VOLUME), &bytes).expect("memory");
+        rig.store.inner.delete(&Name::Marks(list).key(VOLUME)).expect("memory");
+    };
+    let store = Meanwhile { store: &rig.store.inner, event: Mutex::new(Some(Box::new(replaced))) };
+    let read = read(&store, VOLUME, &Sealing::Plain).expect("it is there");
+    assert!(read.damaged.is_empty(), "{:?}", read.damaged);
+    assert_eq!(read.known.marks.get(&longer), Some(&more));
+    assert_eq!(read.point_at(last.clock_ms + 500), Ok(last.durable));
+
+    // What is replaced between the reading and the proof is no fault either.
+    let report = verify(&rig.store.inner, &whole, &Sealing::Plain, |_| {}).expect("it answers");
+    assert!(report.faults.is_empty() && report.lost.is_empty(), "{report:?}");
+    // What nobody replaced is.
+    rig.store.inner.delete(&Name::Marks(longer).key(VOLUME)).expect("memory");
+    let report = verify(&rig.store.inner, &read, &Sealing::Plain, |_| {}).expect("it answers");
+    assert_eq!(report.faults, BTreeMap::from([(Name::Marks(longer), Fault::Missing)]));
+}
+
+#[test]
+fn a_recovery_while_the_backup_is_read_is_no_damage() {
+    let mut rig = lived();
+    let before = MemoryStore::default();
+    let old = contents(&rig);
+    for (name, _) in old.inventory.objects() {
+        let bytes = rig.store.inner.get(&name.key(VOLUME)).expect("it is listed");
+        before.put_new(&name.key(VOLUME), &bytes).expect("memory");
+    }
+    rig.volume.recover();
+    rig.volume.write(&[0, 1]);
+    rig.pass(5_000);
+    let new = contents(&rig);
+    // The listing came past the histories before the recovery, and past everything else after it.
+    for (name, _) in new.inventory.objects().filter(|(name, _)| !matches!(name, Name::History(_))) {
+        let bytes = rig.store.inner.get(&name.key(VOLUME)).expect("it is listed");
+        before.put_new(&name.key(VOLUME), &bytes).expect("memory");
+    }
+    let newest = Name::History(newest_history(&new)).key(VOLUME);
+    let bytes = rig.store.inner.get(&newest).expect("it is listed");
+    let came = || assert_eq!(before.put_new(&newest, &bytes), Ok(Put::Made));
+    let store = Meanwhile { store: &before, event: Mutex::new(Some(Box::new(came))) };
+    let read = read(&store, VOLUME, &Sealing::Plain).expect("nothing is missing");
+    assert_eq!(read.known.history, rig.volume.history);
+    assert_eq!(read.newest().map(|newest| newest.lsn), Some(rig.volume.durable));
+}
+
+#[test]
+fn a_time_that_a_damaged_list_alone_may_know_is_refused() {
+    let mut rig = Rig::new(1);
+    for _ in 0..40 {
+        rig.volume.write(&[0]);
+        rig.pass(500);
+    }
+    let whole = contents(&rig);
+    let (&list, marks) = whole.known.marks.last_key_value().expect("marks");
+    let (half, last) = (&marks[..marks.len() / 2], marks.last().expect("a mark"));
+    let (shorter, bytes) = marks::encode(VOLUME, list.node, half, &Sealing::Plain).expect("marks");
+    replace(&rig.store.inner, &Name::Marks(list), b"damaged");
+    let refused = |clock_ms| matches!(contents(&rig).point_at(clock_ms), Err(TimeError::DamagedMarks { .. }));
+    assert!(refused(list.from_ms) && refused(last.clock_ms), "nothing is known of either");
+    assert!(contents(&rig).damaged.contains_key(&Name::Marks(list)));
+
+    // The list that it superseded is still there: what that one says is said again, and no more.
+    rig.store.inner.put_new(&Name::Marks(shorter).key(VOLUME), &bytes).expect("memory");
+    let known = half[half.len() - 2].clone();
+    assert_eq!(contents(&rig).point_at(known.clock_ms), Ok(known.durable));
+    assert!(refused(last.clock_ms) && refused(shorter.to_ms + 1));
+    let beyond = contents(&rig).point_at(last.clock_ms + 1);
+    assert!(matches!(beyond, Err(TimeError::NotThen { .. })), "{beyond:?}");
 }

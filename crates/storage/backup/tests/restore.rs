@@ -1,19 +1,22 @@
 //! What is restored is what the volume was: every page, size and value at many points, over histories in which recoveries cut tails that
 //! somebody had uploaded; and whatever is missing, damaged or of another volume is named, and never restored as whole.
 
+#![allow(clippy::unwrap_used)] // All of this is test code.
+
 mod life;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use borealis_archive::name::Name;
+use borealis_archive::name::{HistoryName, Name};
+use borealis_archive::redo::for_each_record;
 use borealis_archive::sealing::Sealing;
-use borealis_backup::restore::look::{Backup, volumes};
-use borealis_backup::restore::{Order, RestoreError, Restored, restore};
+use borealis_backup::contents::{Contents, ReadError, TimeError, read, volumes};
+use borealis_backup::restore::{Order, Progress, RestoreError, Restored, restore};
 use borealis_backup::store::ObjectStore;
 use borealis_backup::store::memory::MemoryStore;
 use borealis_store::{SegmentSource, Store};
-use borealis_types::{Lsn, MetaKey, PageKey, VolumeEpoch, VolumeId};
+use borealis_types::{GroupId, Lsn, MetaKey, PageKey, VolumeEpoch, VolumeId};
 use life::{Life, Random, VOLUME, environment, fork, identity, options};
 
 const GROUPS: u16 = 4;
@@ -36,8 +39,31 @@ fn life(folder: &Path, seed: u64) -> Life {
     life
 }
 
-fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored, RestoreError> {
-    let backup = Backup::look(objects, VOLUME, &Sealing::Plain)?;
+/// Why there is nothing restored.
+#[derive(Debug)]
+enum Refused {
+    Read(ReadError),
+    Restore(RestoreError),
+}
+
+impl From<ReadError> for Refused {
+    fn from(error: ReadError) -> Refused {
+        Refused::Read(error)
+    }
+}
+
+impl From<RestoreError> for Refused {
+    fn from(error: RestoreError) -> Refused {
+        Refused::Restore(error)
+    }
+}
+
+fn contents(objects: &MemoryStore) -> Contents {
+    read(objects, VOLUME, &Sealing::Plain).unwrap()
+}
+
+fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored, Refused> {
+    let contents = read(objects, VOLUME, &Sealing::Plain)?;
     let order = Order {
         point,
         sealing: &Sealing::Plain,
@@ -46,12 +72,13 @@ fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored
         identity: &identity(NEW, GROUPS),
         options: options(),
     };
-    let mut last = 0;
-    let result = restore(&order, objects, &backup, &mut |progress| {
-        assert!(progress.bytes >= last && progress.bytes <= progress.total_bytes, "{progress:?}");
-        last = progress.bytes;
+    let mut last = Progress::default();
+    let result = restore(&order, objects, &contents, &mut |progress| {
+        let goes_on = progress.bytes >= last.bytes && progress.at >= last.at;
+        assert!(goes_on && progress.bytes <= progress.total_bytes, "{progress:?} after {last:?}");
+        last = progress;
     })?;
-    assert_eq!(last, result.bytes, "progress ends with everything");
+    assert_eq!((last.bytes, last.at), (result.bytes, result.end), "progress ends with everything");
     Ok(result)
 }
 
@@ -72,7 +99,7 @@ fn everything(store: &Store, pages: &BTreeSet<PageKey>, at: Lsn) -> Everything {
 
 fn check_same(life: &Life, objects: &MemoryStore, point: Lsn, folder: &Path) {
     let result = restored(objects, point, folder).unwrap();
-    let end = life.ends().into_iter().filter(|end| *end <= point).next_back().expect("a record");
+    let end = life.ends().into_iter().rfind(|end| *end <= point).expect("a record");
     assert_eq!(result.end, end, "every record that ends at or before {point}, and no other");
     assert!(result.history.newest_epoch() > life.history.newest_epoch(), "a higher epoch");
     let store = Store::open_in(&environment(), folder, options()).unwrap();
@@ -90,8 +117,8 @@ fn any_point_is_restored_as_it_was_and_never_a_record_that_was_cut() {
         let folder = tempfile::tempdir().unwrap();
         let life = life(&folder.path().join("volume"), seed);
         assert_eq!(volumes(&life.objects).unwrap(), [VOLUME]);
-        let backup = Backup::look(&life.objects, VOLUME, &Sealing::Plain).unwrap();
-        assert_eq!(backup.newest(), Some(life.durable.end));
+        let newest = contents(&life.objects).newest().expect("there is one");
+        assert_eq!(newest.lsn, life.durable.end);
         let cuts = life.history.openings().iter().map(|opening| opening.last.end);
         let around =
             cuts.flat_map(|cut| [Lsn(cut.0.saturating_sub(1)), cut, Lsn(cut.0 + 1), Lsn(cut.0 + 500)]);
@@ -103,7 +130,7 @@ fn any_point_is_restored_as_it_was_and_never_a_record_that_was_cut() {
             check_same(&life, &life.objects, point, &folder.path().join("restored"));
         }
         let beyond = restored(&life.objects, Lsn(life.durable.end.0 + 8), &folder.path().join("restored"));
-        assert!(matches!(beyond, Err(RestoreError::NotRestorable(_))), "{beyond:?}");
+        assert!(matches!(beyond, Err(Refused::Restore(RestoreError::NotRestorable(_)))), "{beyond:?}");
     }
 }
 
@@ -111,14 +138,14 @@ fn any_point_is_restored_as_it_was_and_never_a_record_that_was_cut() {
 fn a_second_is_the_last_mark_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let life = life(&folder.path().join("volume"), 5);
-    let backup = Backup::look(&life.objects, VOLUME, &Sealing::Plain).unwrap();
+    let backup = contents(&life.objects);
     let reach = backup.reach();
     let (first, last) = reach.last().and_then(|reach| reach.clock_ms).expect("marks");
     assert!(first < last);
     assert_eq!(backup.point_at(last).unwrap(), life.durable.end);
     assert!(backup.point_at(first).unwrap() < life.durable.end);
-    assert!(matches!(backup.point_at(first - 1), Err(RestoreError::NotThen { .. })));
-    assert!(matches!(backup.point_at(last + 1), Err(RestoreError::NotThen { .. })));
+    assert!(matches!(backup.point_at(first - 1), Err(TimeError::NotThen { .. })));
+    assert!(matches!(backup.point_at(last + 1), Err(TimeError::NotThen { .. })));
 }
 
 #[test]
@@ -186,7 +213,7 @@ fn each_object_that_is_spoilt_is_named_and_never_restored_as_whole() {
                 );
                 passed_over += 1;
             }
-            Err(RestoreError::Damaged { object, lost, below, .. }) => {
+            Err(Refused::Restore(RestoreError::Damaged { object, lost, below, .. })) => {
                 assert!(is_there && object == *key, "{object} is named, and {key} is spoilt");
                 assert!(lost.iter().any(|range| range.from <= end && end <= range.through), "{lost:?}");
                 if let Some(below) = below.filter(|below| *below >= life.ends()[0]) {
@@ -195,19 +222,22 @@ fn each_object_that_is_spoilt_is_named_and_never_restored_as_whole() {
                 }
                 named += 1;
             }
-            Err(RestoreError::Unusable { object, .. }) => {
+            Err(Refused::Read(ReadError::Unusable { object, .. })) => {
                 assert_eq!(object, *key);
                 assert!(matches!(name, Name::Volume | Name::History(_)));
                 named += 1;
             }
-            Err(RestoreError::NotRestorable(error)) => {
+            Err(Refused::Restore(RestoreError::NotRestorable(error))) => {
                 assert!(!is_there, "{key}: {error}");
                 assert!(error.below.is_none_or(|below| below < end), "{error}");
                 named += 1;
             }
-            // Without the newest history what it cut would count; the one before does not know the newest epoch.
-            Err(RestoreError::NoHistory(_)) => assert!(matches!(name, Name::History(_))),
-            Err(other) => panic!("{key}: {other}"),
+            // Without the newest history what it cut would count.
+            Err(Refused::Read(ReadError::NewestHistoryMissing { epoch, newest, .. })) => {
+                assert!(!is_there && matches!(name, Name::History(_)) && epoch > newest);
+                named += 1;
+            }
+            Err(other) => panic!("{key}: {other:?}"),
         }
         drop(std::fs::remove_dir_all(&path));
     }
@@ -223,4 +253,128 @@ fn an_epoch_above_all_that_were_is_opened_even_when_the_point_is_old() {
     assert_eq!(result.history.openings().len(), 2, "what came after the point is not of this volume");
     assert_eq!(result.history.newest_epoch(), VolumeEpoch(life.history.newest_epoch().0 + 1));
     assert!(!result.has_template, "test records make none");
+}
+
+fn copy_of(objects: &MemoryStore) -> MemoryStore {
+    copy_without(objects, "")
+}
+
+fn flip_a_bit(objects: &MemoryStore, key: &str) {
+    let mut bytes = objects.get(key).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    objects.delete(key).unwrap();
+    objects.put_new(key, &bytes).unwrap();
+}
+
+#[test]
+fn a_restore_that_begins_anew_for_a_damaged_object_gets_there_and_its_progress_never_falls() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut life = Life::begin(&folder.path().join("volume"), GROUPS, 17);
+    life.write(150);
+    life.upload(1, false);
+    // The same redo by another node, which found nothing in the store.
+    let first = std::mem::take(&mut life.objects);
+    life.upload(2, false);
+    for object in first.list("", None).unwrap().objects {
+        life.objects.put_new(&object.key, &first.get(&object.key).unwrap()).unwrap();
+    }
+    let plan = contents(&life.objects).plan(life.durable.end).unwrap();
+    // The last one that is needed: much was read before it.
+    let last =
+        plan.groups.iter().flat_map(|group| group.redo.last()).max_by_key(|redo| redo.name.previous_end);
+    let spoilt = Name::Redo(last.expect("redo").name).key(VOLUME);
+    flip_a_bit(&life.objects, &spoilt);
+    let path = folder.path().join("restored");
+    // It asserts that progress does not fall.
+    let result = restored(&life.objects, life.durable.end, &path).unwrap();
+    assert_eq!(result.passed_over.iter().map(|(object, _)| object).collect::<Vec<_>>(), [&spoilt]);
+    std::fs::remove_dir_all(&path).unwrap();
+    check_same(&life, &life.objects, life.durable.end, &path);
+}
+
+/// The writers and the recoveries of [`life`], and uploaders as they are: what is not durable is there while they look, and stays where it is.
+fn honest_life(folder: &Path, seed: u64) -> Life {
+    let mut life = Life::begin(folder, GROUPS, seed);
+    for _ in 0..3 {
+        for _ in 0..3 {
+            life.write(20);
+            life.upload(1, false);
+        }
+        life.write_uncertain(10);
+        life.upload(2, false);
+        life.recover();
+        // Of the epoch that was opened there is the history, and nothing else yet.
+        life.upload(2, false);
+    }
+    life
+}
+
+#[test]
+fn what_a_recovery_cut_never_was_in_the_backup() {
+    for seed in 20..23 {
+        let folder = tempfile::tempdir().unwrap();
+        let life = honest_life(&folder.path().join("volume"), seed);
+        let whole = contents(&life.objects);
+        assert_eq!(whole.known.history, life.history);
+        let mut records = 0;
+        for redo in (0..GROUPS).flat_map(|group| whole.inventory.redo(GroupId(group)).collect::<Vec<_>>()) {
+            let bytes = life.objects.get(&Name::Redo(redo).key(VOLUME)).unwrap();
+            for_each_record(&bytes, VOLUME, &redo, &Sealing::Plain, |record| {
+                records += 1;
+                assert!(life.history.admits(redo.epoch, record.span.end), "{} was cut", record.span.end);
+            })
+            .unwrap();
+        }
+        assert!(records > 180, "{records} records");
+    }
+}
+
+#[test]
+fn an_older_history_counts_nothing_that_the_one_that_is_gone_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let life = honest_life(&folder.path().join("volume"), 23);
+    let objects = copy_of(&life.objects);
+    let path = folder.path().join("restored");
+    let whole = contents(&objects);
+    let mut newest: Vec<HistoryName> = whole.inventory.histories().collect();
+    assert_eq!(newest.len(), 4);
+    // Without a trace of the newest epoch nobody can tell that its history is gone: what is restored is right all the same.
+    objects.delete(&Name::History(newest.pop().unwrap()).key(VOLUME)).unwrap();
+    for (list, marks) in &whole.known.marks {
+        if marks.iter().any(|mark| mark.epoch == life.history.newest_epoch()) {
+            objects.delete(&Name::Marks(*list).key(VOLUME)).unwrap();
+        }
+    }
+    let older = contents(&objects);
+    assert!(older.known.history.newest_epoch() < life.history.newest_epoch());
+    assert_eq!(older.newest().map(|newest| newest.lsn), Some(life.durable.end));
+    let beyond = restored(&objects, Lsn(life.durable.end.0 + 8), &path);
+    assert!(matches!(beyond, Err(Refused::Restore(RestoreError::NotRestorable(_)))), "{beyond:?}");
+    restored(&objects, life.durable.end, &path).unwrap();
+    let store = Store::open_in(&environment(), &path, options()).unwrap();
+    let at = life.durable.end;
+    assert!(everything(&store, &life.pages, at) == everything(&life.store, &life.pages, at));
+    // Of each epoch before there is redo: that its history is gone shows.
+    for name in newest.into_iter().skip(1).rev() {
+        objects.delete(&Name::History(name).key(VOLUME)).unwrap();
+        let refused = restored(&objects, life.ends()[0], &path);
+        let Err(Refused::Read(ReadError::NewestHistoryMissing { newest, .. })) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(newest < name.epoch);
+    }
+}
+
+#[test]
+fn a_cut_record_that_somebody_uploaded_does_not_come_back_with_an_older_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let life = life(&folder.path().join("volume"), 24);
+    let objects = copy_of(&life.objects);
+    let newest = contents(&objects).inventory.histories().last().unwrap();
+    objects.delete(&Name::History(newest).key(VOLUME)).unwrap();
+    let refused = restored(&objects, life.ends()[0], &folder.path().join("restored"));
+    assert!(
+        matches!(refused, Err(Refused::Read(ReadError::NewestHistoryMissing { epoch, .. })) if epoch == newest.epoch)
+    );
 }

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use borealis_archive::sealing::Sealing;
 use borealis_archive::verify::Lost;
-use borealis_backup::contents::{self, Contents, volumes};
+use borealis_backup::contents::{self, Contents, Reach, volumes};
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
 use borealis_backup::store::cloud::Timeouts;
@@ -185,8 +185,18 @@ impl Place {
 
     fn read(&self) -> anyhow::Result<Contents> {
         let contents = contents::read(&*self.store, self.volume, &self.sealing);
-        contents
-            .with_context(|| format!("no backup of volume {} can be read at {}", self.volume, self.location))
+        let contents = contents.with_context(|| {
+            format!("no backup of volume {} can be read at {}", self.volume, self.location)
+        })?;
+        warn_of_damage(&contents);
+        Ok(contents)
+    }
+}
+
+/// Names what cannot be read of a backup that can.
+pub fn warn_of_damage(contents: &Contents) {
+    for (name, fault) in &contents.damaged {
+        eprintln!("borealis: warning: {} {fault}", name.key(contents.volume));
     }
 }
 
@@ -264,12 +274,8 @@ fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
 /// One line for each range of points, then one for each snapshot of a group.
 fn list(place: &Place) -> anyhow::Result<ExitCode> {
     let contents = place.read()?;
-    for range in contents.restorable().ranges() {
-        let inside = contents.known.admitted_marks().map(|(_, mark)| mark);
-        let inside = inside.filter(|mark| (range.from..=range.through).contains(&mark.durable));
-        let clocks: Vec<u64> = inside.map(|mark| mark.clock_ms).collect();
-        let (first, last) = (clocks.iter().min(), clocks.iter().max());
-        let times = first.zip(last).map(|(first, last)| format!("\t{}\t{}", ago(*first), ago(*last)));
+    for Reach { range, clock_ms } in contents.reach() {
+        let times = clock_ms.map(|(first, last)| format!("\t{}\t{}", ago(first), ago(last)));
         println!("{}\t{}{}", range.from, range.through, times.unwrap_or_default());
     }
     for group in contents.known.placement.groups() {

@@ -7,12 +7,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use borealis_archive::name::Name;
 use borealis_archive::sealing::Sealing;
+use borealis_backup::contents::{self, Contents, Reach, TimeError, volumes};
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
-use borealis_backup::restore::look::{Backup, Reach, volumes};
-use borealis_backup::restore::{Progress, RestoreError};
+use borealis_backup::restore::Progress;
 use borealis_backup::store::cloud::Timeouts;
 use borealis_backup::store::retrying::Retrying;
 use borealis_backup::store::{self, ObjectStore};
@@ -93,17 +92,16 @@ pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitC
     let objects = store::open(&arguments.from, Timeouts::default())?;
     let objects = Retrying::new(objects, ATTEMPTS, PAUSES_MS, u64::from(std::process::id()), wait);
     let volume = choose_volume(&objects, arguments)?;
-    let backup = Backup::look(&objects, volume, &sealing)?;
-    for (name, fault) in &backup.damaged_marks {
-        eprintln!("borealis: warning: {} {fault}", Name::Marks(*name).key(volume));
-    }
+    let contents = contents::read(&objects, volume, &sealing)
+        .with_context(|| format!("no backup of volume {volume} can be read at {}", arguments.from))?;
+    super::backup::warn_of_damage(&contents);
     if arguments.list {
-        return list(&backup, arguments.json);
+        return list(&contents, arguments.json);
     }
-    let point = choose_point(&backup, arguments)?;
+    let point = choose_point(&contents, arguments)?;
     // Before anything is made.
-    backup.plan(point)?;
-    make(dir, arguments, &FromBackup { objects: &objects, sealing: &sealing, backup: &backup, point })
+    contents.plan(point)?;
+    make(dir, arguments, &FromBackup { objects: &objects, sealing: &sealing, contents: &contents, point })
 }
 
 fn choose_volume(objects: &dyn ObjectStore, arguments: &RestoreArguments) -> anyhow::Result<VolumeId> {
@@ -124,34 +122,35 @@ fn choose_volume(objects: &dyn ObjectStore, arguments: &RestoreArguments) -> any
     }
 }
 
-fn choose_point(backup: &Backup, arguments: &RestoreArguments) -> anyhow::Result<Lsn> {
+fn choose_point(contents: &Contents, arguments: &RestoreArguments) -> anyhow::Result<Lsn> {
     if let Some(lsn) = arguments.to_lsn {
         return Ok(lsn);
     }
     if let Some(clock_ms) = arguments.to_time {
-        return backup.point_at(clock_ms).map_err(|error| match error {
-            RestoreError::NotThen { clock_ms, first_ms, last_ms } => anyhow::anyhow!(
+        return contents.point_at(clock_ms).map_err(|error| match error {
+            TimeError::NotThen { clock_ms, first_ms, last_ms } => anyhow::anyhow!(
                 "the backup does not reach {}; it knows what the volume was from {} to {}",
                 times::show(clock_ms),
                 times::show(first_ms),
                 times::show(last_ms)
             ),
-            other => other.into(),
+            other => anyhow::Error::new(other).context("choose a position with --to-lsn"),
         });
     }
-    backup.newest().context("no point of this backup can be restored")
+    let newest = contents.newest().context("no point of this backup can be restored")?;
+    Ok(newest.lsn)
 }
 
 /// Says what can be reached.
-fn list(backup: &Backup, json: bool) -> anyhow::Result<ExitCode> {
-    let reach = backup.reach();
+fn list(contents: &Contents, json: bool) -> anyhow::Result<ExitCode> {
+    let reach = contents.reach();
     if json {
         let ranges: Vec<serde_json::Value> = reach.iter().map(range_json).collect();
-        let report = serde_json::json!({ "volume": backup.volume.to_string(), "points": ranges });
+        let report = serde_json::json!({ "volume": contents.volume.to_string(), "points": ranges });
         println!("{report}");
         return Ok(ExitCode::SUCCESS);
     }
-    println!("volume {}, PostgreSQL {}", backup.volume, backup.facts.version);
+    println!("volume {}, PostgreSQL {}", contents.volume, contents.facts.version);
     for Reach { range, clock_ms } in &reach {
         let times = clock_ms.map_or_else(
             || "no time is known".to_owned(),
@@ -177,7 +176,7 @@ fn range_json(reach: &Reach) -> serde_json::Value {
 /// Makes the cluster.
 fn make(dir: &Path, arguments: &RestoreArguments, from: &FromBackup<'_>) -> anyhow::Result<ExitCode> {
     let nodes = arguments.nodes.unwrap_or(DEFAULT_NODES);
-    check_fleet(nodes, from.backup.facts.placement)?;
+    check_fleet(nodes, from.contents.facts.placement)?;
     let user = OperatingSystemUser::choose(arguments.pg_user.as_deref())?;
     let memory_root = arguments.memory_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_MEMORY_ROOT));
     check_machine(dir, &memory_root, &user)?;
@@ -191,7 +190,7 @@ fn make(dir: &Path, arguments: &RestoreArguments, from: &FromBackup<'_>) -> anyh
     }
     let create = CreateOptions {
         nodes,
-        protection_groups: from.backup.facts.placement,
+        protection_groups: from.contents.facts.placement,
         port: arguments.port.unwrap_or(DEFAULT_PORT),
         postgres_bin_dir: arguments.pg_bin.clone(),
         postgres_user: arguments.pg_user.clone(),
@@ -200,6 +199,8 @@ fn make(dir: &Path, arguments: &RestoreArguments, from: &FromBackup<'_>) -> anyh
         cache_limit_bytes: None,
         metrics_port: None,
         settings: BTreeMap::new(),
+        // Never the place that it came from: `up --backup` gives it one of its own.
+        backup: None,
     };
     let mut shown = Shown::begin();
     let made = Cluster::restore(dir, &RestoreOptions { create }, from, &mut |progress| shown.show(progress));

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use borealis_archive::sealing::Sealing;
-use borealis_backup::restore::look::Backup;
+use borealis_backup::contents::Contents;
 use borealis_backup::restore::{Order, Progress, Restored, restore};
 use borealis_backup::store::ObjectStore;
 use borealis_store::{Environment, Identity, Options};
@@ -33,7 +33,7 @@ pub struct FromBackup<'a> {
     /// How they are encrypted.
     pub sealing: &'a Sealing,
     /// What there is.
-    pub backup: &'a Backup,
+    pub contents: &'a Contents,
     /// The point.
     pub point: Lsn,
 }
@@ -56,7 +56,7 @@ impl Cluster {
         from: &FromBackup<'_>,
         progress: &mut dyn FnMut(Progress),
     ) -> anyhow::Result<(Cluster, Restored)> {
-        let facts = from.backup.facts;
+        let facts = from.contents.facts;
         let options = CreateOptions { protection_groups: facts.placement, ..options.create.clone() };
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         Catalog::begin_restore(directory)?;
@@ -105,7 +105,7 @@ impl Cluster {
             // No peer asks this store for log.
             options: Options { log_retention_bytes: 0, ..Options::default() },
         };
-        let restored = restore(&order, from.objects, from.backup, progress)?;
+        let restored = restore(&order, from.objects, from.contents, progress)?;
         if !restored.has_template {
             bail!(
                 "{} is before the end of the import that made the volume: there is no database yet",

@@ -12,7 +12,8 @@ use borealis_archive::sealing::Sealing;
 use borealis_types::{Lsn, RecordForm, RecordSpan, VolumeId};
 use borealis_wire::{BatchRecord, GroupLink};
 
-use crate::store::{ErrorKind, ObjectStore, ObjectStoreError};
+use crate::contents::NOT_THERE;
+use crate::store::{ObjectStore, ObjectStoreError};
 
 /// Requests under way at a time: a store far away answers each after a while.
 const THREADS: usize = 8;
@@ -138,9 +139,10 @@ impl<'a> Fetching<'a> {
 
     fn fetch(&self, object: &PlannedRedo) -> Result<Records, NotFetched> {
         let key = Name::Redo(object.name).key(self.volume);
-        let bytes = self.store.get(&key).map_err(|error| match error.kind {
-            ErrorKind::Missing => NotFetched::Spoilt("is not there".to_owned()),
-            _ => NotFetched::Store(error),
+        let bytes = self.store.get(&key).map_err(|error| match error {
+            error if error.is_missing() => NotFetched::Spoilt(NOT_THERE.to_owned()),
+            error if error.is_of_object() => NotFetched::Spoilt(format!("cannot be read: {}", error.what)),
+            error => NotFetched::Store(error),
         })?;
         let mut records = Records { object_bytes: bytes.len() as u64, ..Records::default() };
         for_each_record(&bytes, self.volume, &object.name, self.sealing, |record| {

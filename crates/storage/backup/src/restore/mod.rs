@@ -1,6 +1,6 @@
 //! Restoring: a store with every record of a volume's history that ends at or before one point, and with nothing after it.
 //!
-//! * [`look::Backup`] reads what says what there is: the volume, its history, its marks, and a listing. A point follows from it.
+//! * [`crate::contents`] reads what says what there is: the volume, its history, its marks, and a listing. A point follows from it.
 //! * [`restore`] reads the redo that the plan names, a little ahead and on several threads ([`fetch`]), puts the groups' chains together to
 //!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes ([`assemble`]): epoch by epoch, with what
 //!   each recovery decided in between. So nothing here can apply what a recovery cut, and the store refuses what does not follow.
@@ -13,7 +13,6 @@
 
 mod assemble;
 mod fetch;
-pub mod look;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -22,6 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use borealis_archive::chain::{Chain, Step};
+use borealis_archive::inventory::Inventory;
 use borealis_archive::name::Name;
 use borealis_archive::plan::{NotRestorable, Plan, PlannedRedo, plan};
 use borealis_archive::ranges::{LsnRange, LsnRanges};
@@ -30,10 +30,10 @@ use borealis_archive::sealing::Sealing;
 use borealis_store::{Environment, Identity, Options, Policy, Store, StoreError};
 use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, VolumeId};
 
+use crate::contents::Contents;
 use crate::store::{ObjectStore, ObjectStoreError};
 use assemble::{Assembly, materialize};
 use fetch::{Fetching, NotFetched, Records, Waiting, needed_at};
-use look::Backup;
 
 /// Why a backup cannot be restored, or not to that point.
 #[derive(Debug, thiserror::Error)]
@@ -41,40 +41,6 @@ pub enum RestoreError {
     /// The store of the backup does not answer.
     #[error(transparent)]
     ObjectStore(#[from] ObjectStoreError),
-    /// What everything else follows from is missing or damaged.
-    #[error("{object} {fault}; without it nothing of this backup can be restored")]
-    Unusable {
-        /// The object.
-        object: String,
-        /// What is wrong with it.
-        fault: String,
-    },
-    /// Nobody uploaded the history.
-    #[error("the backup of volume {0} has no history yet: nothing of it can be restored")]
-    NoHistory(VolumeId),
-    /// There are no marks.
-    #[error("the backup has no mark of any time: choose a position with --to-lsn")]
-    NoTimes,
-    /// A time that the backup does not have.
-    #[error("the backup knows what the volume had reached between two times only, and this is none of them")]
-    NotThen {
-        /// What was asked for, in milliseconds since 1970.
-        clock_ms: u64,
-        /// The first time that it knows.
-        first_ms: u64,
-        /// The last one.
-        last_ms: u64,
-    },
-    /// What may know better what a time was is damaged.
-    #[error(
-        "{object} {fault}; it may know what the volume had reached then. Choose a position with --to-lsn"
-    )]
-    DamagedMarks {
-        /// The object.
-        object: String,
-        /// What is wrong with it.
-        fault: String,
-    },
     /// Not all that it takes is there.
     #[error(transparent)]
     NotRestorable(#[from] NotRestorable),
@@ -150,15 +116,38 @@ impl std::fmt::Debug for Order<'_> {
     }
 }
 
-/// How far a restore is.
+/// How far a restore is. It never goes back: where a damaged object makes it begin anew, there is more to do than there was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Progress {
-    /// Bytes of objects whose records were taken.
+    /// Bytes of objects whose records were taken, by all attempts.
     pub bytes: u64,
-    /// Bytes of all objects of the plan.
+    /// Bytes of all objects of the plan, and of what earlier attempts took.
     pub total_bytes: u64,
-    /// What was brought so far ends here.
+    /// The furthest that was brought ends here.
     pub at: Lsn,
+}
+
+/// Shows how far all attempts together are.
+struct Meter<'a> {
+    progress: Progress,
+    /// Of attempts that ended.
+    before_bytes: u64,
+    show: &'a mut dyn FnMut(Progress),
+}
+
+impl Meter<'_> {
+    /// An attempt begins, which will read so many bytes.
+    fn begin(&mut self, plan_bytes: u64) {
+        self.before_bytes = self.progress.bytes;
+        self.progress.total_bytes = self.before_bytes + plan_bytes;
+    }
+
+    /// The attempt took so many bytes so far, and is at this position.
+    fn reach(&mut self, bytes: u64, at: Lsn) {
+        self.progress.bytes = self.before_bytes + bytes;
+        self.progress.at = self.progress.at.max(at);
+        (self.show)(self.progress);
+    }
 }
 
 /// What was restored.
@@ -168,7 +157,7 @@ pub struct Restored {
     pub end: Lsn,
     /// The history of the new volume.
     pub history: EpochHistory,
-    /// Bytes of objects that were read.
+    /// Bytes of objects whose records were taken, by attempts in vain too.
     pub bytes: u64,
     /// Objects that are damaged and were not needed, and what is wrong with them.
     pub passed_over: Vec<(String, String)>,
@@ -196,39 +185,46 @@ impl<E: Into<RestoreError>> From<E> for Ended {
 pub fn restore(
     order: &Order<'_>,
     objects: &dyn ObjectStore,
-    backup: &Backup,
+    contents: &Contents,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
+    let volume = contents.volume;
+    let usable = contents.usable();
+    let mut meter = Meter { progress: Progress::default(), before_bytes: 0, show: progress };
     let mut spoilt: BTreeMap<Name, String> = BTreeMap::new();
-    let mut plan_now = backup.plan(order.point)?;
+    let mut plan_now = plan(&usable, &contents.known, order.point)?;
     loop {
-        let (name, fault) = match attempt(order, objects, backup, &plan_now, progress) {
+        let source = Source { objects, volume, inventory: &usable, plan: &plan_now };
+        let (name, fault) = match attempt(order, &source, &mut meter) {
             Ok(restored) => {
                 let passed_over = spoilt.into_iter();
-                let passed_over = passed_over.map(|(name, fault)| (name.key(backup.volume), fault)).collect();
+                let passed_over = passed_over.map(|(name, fault)| (name.key(volume), fault)).collect();
                 return Ok(Restored { passed_over, ..restored });
             }
             Err(Ended::Failed(error)) => return Err(error),
             Err(Ended::Spoilt(name, fault)) => (name, fault),
         };
-        let object = name.key(backup.volume);
+        let object = name.key(volume);
         tracing::warn!(object, fault, "a damaged object of a backup is passed over, if that is possible");
         spoilt.insert(name, fault.clone());
         let names: BTreeSet<Name> = spoilt.keys().cloned().collect();
-        let rest = backup.inventory.without(&names);
-        plan_now = plan(&rest, &backup.known, order.point).map_err(|_| {
-            let (all, left) =
-                (restorable(&backup.inventory, &backup.known), restorable(&rest, &backup.known));
+        let rest = usable.without(&names);
+        plan_now = plan(&rest, &contents.known, order.point).map_err(|_| {
+            let (all, left) = (restorable(&usable, &contents.known), restorable(&rest, &contents.known));
             let lost: LsnRanges = all.without(&left);
-            RestoreError::Damaged {
-                object,
-                fault,
-                lost: lost.ranges().to_vec(),
-                below: left.at_or_below(order.point),
-            }
+            let below = left.at_or_below(order.point).filter(|below| *below > Lsn::ZERO);
+            RestoreError::Damaged { object, fault, lost: lost.ranges().to_vec(), below }
         })?;
         remove(order.folder)?;
     }
+}
+
+/// What an attempt reads.
+struct Source<'a> {
+    objects: &'a dyn ObjectStore,
+    volume: VolumeId,
+    inventory: &'a Inventory,
+    plan: &'a Plan,
 }
 
 fn remove(folder: &Path) -> Result<(), RestoreError> {
@@ -241,17 +237,12 @@ fn remove(folder: &Path) -> Result<(), RestoreError> {
 }
 
 /// One attempt, in a folder that is empty or absent.
-fn attempt(
-    order: &Order<'_>,
-    objects: &dyn ObjectStore,
-    backup: &Backup,
-    plan: &Plan,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Restored, Ended> {
+fn attempt(order: &Order<'_>, source: &Source<'_>, meter: &mut Meter<'_>) -> Result<Restored, Ended> {
     let folder: PathBuf = order.folder.to_owned();
     let store = Store::create_in(order.environment, &folder, order.identity.clone(), order.options.clone())?;
-    let mut merge = Merge::new(plan, backup);
-    let fetching = Fetching::new(objects, backup.volume, order.sealing, merge.in_order());
+    let mut merge = Merge::new(source);
+    meter.begin(merge.plan_bytes);
+    let fetching = Fetching::new(source.objects, source.volume, order.sealing, merge.in_order());
     let (is_over, failure) = (AtomicBool::new(false), Mutex::new(None));
     let history = std::thread::scope(|scope| {
         let _over = SetAtEnd(&is_over);
@@ -259,10 +250,11 @@ fn attempt(
         let thread = std::thread::Builder::new().name("materialize".to_owned()).spawn_scoped(scope, keep_up);
         thread.map_err(cannot_start)?;
         let mut waiting = fetching.start(scope).map_err(cannot_start)?;
-        let mut assembly = Assembly::new(&store, plan.history.clone());
+        let mut assembly = Assembly::new(&store, source.plan.history.clone());
         loop {
-            let has_more = merge.step(&mut waiting, &mut assembly)?;
-            progress(Progress { at: assembly.at(), ..merge.progress });
+            let has_more = merge.step(&mut waiting, &mut assembly);
+            meter.reach(merge.bytes, assembly.at());
+            let has_more = has_more?;
             if let Some(error) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 return Err(Ended::from(error));
             }
@@ -270,7 +262,7 @@ fn attempt(
                 break;
             }
         }
-        Ok(assembly.finish(plan.newest_epoch)?)
+        Ok(assembly.finish(source.plan.newest_epoch)?)
     })?;
     materialize(&store)?;
     if let Some(failure) = store.failure() {
@@ -279,7 +271,7 @@ fn attempt(
     store.note_synced()?;
     let end = history.newest().map_or(Lsn::ZERO, |opening| opening.last.end);
     let has_template = store.read_meta(&MetaKey::ControlFileTemplate, end)?.is_some();
-    Ok(Restored { end, history, bytes: merge.progress.bytes, passed_over: Vec::new(), has_template })
+    Ok(Restored { end, history, bytes: meter.progress.bytes, passed_over: Vec::new(), has_template })
 }
 
 fn cannot_start(error: std::io::Error) -> RestoreError {
@@ -336,11 +328,15 @@ struct Merge {
     /// Where each group's next record ends.
     heads: BTreeSet<(Lsn, GroupId)>,
     has_begun: bool,
-    progress: Progress,
+    /// Bytes of objects whose records were taken.
+    bytes: u64,
+    /// Bytes of all of them.
+    plan_bytes: u64,
 }
 
 impl Merge {
-    fn new(plan: &Plan, backup: &Backup) -> Merge {
+    fn new(source: &Source<'_>) -> Merge {
+        let Source { plan, volume, .. } = *source;
         let mut jobs: Vec<Job> = Vec::new();
         for group in &plan.groups {
             let needed = needed_at(&group.redo).zip(&group.redo);
@@ -355,9 +351,9 @@ impl Merge {
             Line { chain: Chain::new(group, Lsn::ZERO), rest, now: None, next: 0 }
         };
         let lines = plan.groups.iter().map(|group| (group.group, line(group.group))).collect();
-        let listed = |job: &Job| backup.inventory.get(&Name::Redo(job.redo.name)).unwrap_or_default().bytes;
-        let progress = Progress { total_bytes: jobs.iter().map(listed).sum(), ..Progress::default() };
-        Merge { volume: backup.volume, jobs, lines, heads: BTreeSet::new(), has_begun: false, progress }
+        let listed = |job: &Job| source.inventory.get(&Name::Redo(job.redo.name)).unwrap_or_default().bytes;
+        let plan_bytes = jobs.iter().map(listed).sum();
+        Merge { volume, jobs, lines, heads: BTreeSet::new(), has_begun: false, bytes: 0, plan_bytes }
     }
 
     fn in_order(&self) -> Vec<PlannedRedo> {
@@ -373,8 +369,8 @@ impl Merge {
                 self.advance(group, waiting)?;
             }
         }
-        let bytes = self.progress.bytes;
-        while bytes == self.progress.bytes {
+        let bytes = self.bytes;
+        while bytes == self.bytes {
             let Some(&(end, group)) = self.heads.first() else { return Ok(false) };
             let groups = self.take_one(end, group, assembly)?;
             for group in groups {
@@ -443,7 +439,7 @@ impl Merge {
                 NotFetched::Spoilt(fault) => Ended::Spoilt(Name::Redo(self.jobs[number].redo.name), fault),
                 NotFetched::Store(error) => RestoreError::from(error).into(),
             })?;
-            self.progress.bytes += records.object_bytes;
+            self.bytes += records.object_bytes;
             line.now = Some((number, records));
         }
     }

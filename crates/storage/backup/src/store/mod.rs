@@ -12,6 +12,7 @@ use std::fmt;
 use std::ops::Range;
 
 use borealis_archive::inventory::{Inventory, Stored};
+use borealis_archive::name::Name;
 use borealis_archive::object::OBJECT_BYTES_MAX;
 use borealis_types::VolumeId;
 
@@ -88,6 +89,20 @@ pub struct ObjectStoreError {
     pub key: String,
     /// What the system or the store said. It never contains a credential.
     pub what: String,
+}
+
+impl ObjectStoreError {
+    /// There is no such object.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.kind == ErrorKind::Missing
+    }
+
+    /// This object cannot be read, and others may: it is gone, too long, or on a damaged place of a disk.
+    #[must_use]
+    pub fn is_of_object(&self) -> bool {
+        matches!(self.kind, ErrorKind::Missing | ErrorKind::Broken)
+    }
 }
 
 /// A request, as a verb.
@@ -226,23 +241,39 @@ pub fn open(location: &Location, timeouts: Timeouts) -> Result<Box<dyn ObjectSto
     })
 }
 
-/// Lists everything of one volume.
+/// Every object of one volume.
 ///
 /// # Errors
 /// When the store does not say; what it said so far is worth nothing then.
 pub fn inventory(store: &dyn ObjectStore, volume: VolumeId) -> Result<Inventory, ObjectStoreError> {
-    let prefix = format!("{volume}/");
+    Ok(Inventory::of(volume, list_all(store, &format!("{volume}/"), None)?))
+}
+
+/// Objects of a backup whose keys begin with `prefix` and come after `after`; what is no object of a backup is left out.
+pub(crate) fn list_names(
+    store: &dyn ObjectStore,
+    prefix: &str,
+    after: Option<String>,
+) -> Result<Vec<(Name, Stored)>, ObjectStoreError> {
+    let listed = list_all(store, prefix, after)?.into_iter();
+    Ok(listed.filter_map(|(key, stored)| Some((Name::of_key(&key).ok()?.1, stored))).collect())
+}
+
+fn list_all(
+    store: &dyn ObjectStore,
+    prefix: &str,
+    mut after: Option<String>,
+) -> Result<Vec<(String, Stored)>, ObjectStoreError> {
     let mut found = Vec::new();
     loop {
-        let after = found.last().map(|listed: &Listed| listed.key.clone());
-        let part = store.list(&prefix, after.as_deref())?;
-        let is_last = !part.more || part.objects.is_empty();
-        found.extend(part.objects);
-        if is_last {
-            let stored = |listed: Listed| {
-                (listed.key, Stored { bytes: listed.bytes, modified_ms: listed.modified_ms })
-            };
-            return Ok(Inventory::of(volume, found.into_iter().map(stored)));
+        let part = store.list(prefix, after.as_deref())?;
+        let last = part.objects.last().map(|listed| listed.key.clone());
+        let stored =
+            |listed: Listed| (listed.key, Stored { bytes: listed.bytes, modified_ms: listed.modified_ms });
+        found.extend(part.objects.into_iter().map(stored));
+        match last {
+            Some(last) if part.more => after = Some(last),
+            _ => return Ok(found),
         }
     }
 }

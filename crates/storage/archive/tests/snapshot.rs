@@ -1,5 +1,7 @@
 //! A snapshot has every page that was put into it, whatever the one before had, and costs what changed.
 
+#![allow(clippy::unwrap_used)] // All of this is test code.
+
 mod samples;
 
 use std::collections::BTreeMap;

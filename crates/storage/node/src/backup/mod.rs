@@ -81,10 +81,12 @@ impl Backup {
         let redo = NodeRedo::new(config.node, store, known, members);
         // From the beginning: who looks for log to release may be faster than the thread.
         redo.keep_log(BTreeMap::new());
+        let mut options = Options::new(config.volume, config.placement, config.postgres_version, config.node);
+        options.snapshot_rule.redo_bytes = config.backup_snapshot_bytes;
         Ok(Some(Arc::new(Backup {
             location,
             config: backup.clone(),
-            options: Options::new(config.volume, config.placement, config.postgres_version, config.node),
+            options,
             seed: config.incarnation as u64 ^ u64::from(config.node.0),
             started: Instant::now(),
             redo,

@@ -69,6 +69,9 @@ pub struct NodeConfig {
     /// Where it uploads redo to; absent for nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupConfig>,
+    /// Redo in the backup since a group's last snapshot that is little for any group, in bytes.
+    #[serde(default = "default_backup_snapshot_bytes")]
+    pub backup_snapshot_bytes: u64,
     /// Started in the background: an interrupt from a terminal (SIGINT) is not meant for it.
     #[serde(default)]
     pub detached: bool,
@@ -97,6 +100,10 @@ fn default_log_retention_bytes() -> u64 {
 }
 
 fn default_refill_bytes_per_second() -> u64 {
+    64 << 20
+}
+
+fn default_backup_snapshot_bytes() -> u64 {
     64 << 20
 }
 
@@ -137,6 +144,7 @@ impl NodeConfig {
             scrub_period_seconds: default_scrub_period_seconds(),
             metrics_listen: None,
             backup: None,
+            backup_snapshot_bytes: default_backup_snapshot_bytes(),
             detached: false,
             directory,
         }

@@ -14,13 +14,15 @@
 //!
 //! All have one envelope ([`object`]), and names that say what is in them ([`name`]): a listing of the store, the history and the marks
 //! suffice to say which points can be restored ([`restorable`]), what a restore reads ([`plan`]), and what nobody can need any more
-//! ([`retention`]). What a listing says is believed only until the bytes are there: each object is checked against its name
+//! ([`retention`]). Who uploads follows from an order ([`duty`]), when a snapshot is made from what was uploaded since the last ([`due`]), and
+//! what it consists of from the pages and the snapshot before it ([`snapshot`]). What a listing says is believed only until the bytes are there: each object is checked against its name
 //! ([`verify`]), and each record against the one before it ([`chain`]).
 //!
 //! Invariant: no I/O, no clock; what the history does not keep is never part of a restore; nothing is deleted that a kept point needs,
 //! however the deletion is interrupted.
 
 pub mod chain;
+pub mod due;
 pub mod duty;
 mod error;
 pub mod history;
@@ -38,6 +40,7 @@ pub mod restorable;
 pub mod retention;
 pub mod sealing;
 pub mod settings;
+pub mod snapshot;
 pub mod verify;
 
 pub use error::{FormatError, Part};

@@ -1,17 +1,18 @@
 //! Manifests: what makes page objects a snapshot of a group as of one LSN.
 //!
 //! ```text
-//! facts = group lsn tail_end epoch node extents relations values
+//! facts = group start lsn tail_end epoch node extents relations values
 //! block = postcard(entry)*         about 256 KiB of them
 //! ```
 //!
 //! Entries are in order: page objects, then extents, relations and values, each kind in key order. An extent that did not change
-//! since an earlier snapshot is named in the object of that one, so a snapshot costs what changed. A value that is long (a
+//! since an earlier snapshot is named in the object of that one, so a snapshot costs what changed. What an extent has is summed: whoever
+//! makes the next snapshot compares without reading the objects, and whoever restores proves each extent that it read alone. A value that is long (a
 //! prepared transaction can be) comes in parts. The manifest is uploaded last: when it is there, everything that it names was there
 //! before it.
 
 use borealis_types::{
-    GroupId, Lsn, MAX_GROUPS, MetaKey, NodeId, PageKey, RelationFork, VolumeEpoch, VolumeId,
+    GroupId, Lsn, MAX_GROUPS, MetaKey, NodeId, PageKey, RecordSpan, RelationFork, VolumeEpoch, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ pub const VALUE_PART_BYTES_MAX: usize = 1 << 20;
 pub struct ManifestFacts {
     /// The group whose snapshot it completes.
     pub group: GroupId,
+    /// Where the volume's record begins that ends at `lsn`: a volume that is restored to there links back to it.
+    pub start: Lsn,
     /// As of which it is.
     pub lsn: Lsn,
     /// End of the group's last record at or before `lsn`; zero if there is none.
@@ -52,7 +55,7 @@ impl Facts for ManifestFacts {
     const KIND: Kind = Kind::Manifest;
 
     fn check(&self) -> Result<(), &'static str> {
-        let good = self.group.0 < MAX_GROUPS && self.tail_end <= self.lsn;
+        let good = self.group.0 < MAX_GROUPS && self.tail_end <= self.lsn && self.start <= self.lsn;
         if good { Ok(()) } else { Err("positions of a manifest out of order") }
     }
 }
@@ -79,6 +82,8 @@ pub enum Entry {
         object: u32,
         /// The number of the block there.
         block: u32,
+        /// Of what it has ([`crate::pages::ExtentPages::content`]).
+        content: Digest,
     },
     /// A fork, with its size as the group knows it.
     Relation {
@@ -141,7 +146,7 @@ impl Order {
                 }
                 Place::Object(*name)
             }
-            Entry::Extent { first, object, block: _ } => {
+            Entry::Extent { first, object, .. } => {
                 counts.extents += 1;
                 if *object >= counts.objects || extent_of(first).1 != 0 {
                     return Err("an extent that is in no object, or begins in the middle");
@@ -200,18 +205,21 @@ pub struct ManifestBuilder {
 pub struct EntryError(&'static str);
 
 impl ManifestBuilder {
-    /// A manifest of a group's snapshot as of `lsn`, which was durable in `epoch`. The group's last record until there ends at
-    /// `tail_end`.
+    /// A manifest of a group's snapshot as of the end of `last`, a record of the volume that was durable in `epoch`. The group's last
+    /// record until there ends at `tail_end`.
     #[must_use]
     pub fn new(
         volume: VolumeId,
         group: GroupId,
         node: NodeId,
         epoch: VolumeEpoch,
-        (lsn, tail_end): (Lsn, Lsn),
+        (last, tail_end): (RecordSpan, Lsn),
     ) -> ManifestBuilder {
+        let RecordSpan { start, end: lsn } = last;
+        let counts = Counts::default();
+        let Counts { extents, relations, value_parts, .. } = counts;
         let facts =
-            ManifestFacts { group, lsn, tail_end, epoch, node, extents: 0, relations: 0, value_parts: 0 };
+            ManifestFacts { group, start, lsn, tail_end, epoch, node, extents, relations, value_parts };
         ManifestBuilder {
             writer: ObjectWriter::new(volume),
             facts,

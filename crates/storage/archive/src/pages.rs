@@ -121,6 +121,18 @@ impl ExtentPages {
         true
     }
 
+    /// Says which pages exist and what they have: two extents that begin at the same page and have the same content are equal.
+    #[must_use]
+    pub fn content(&self) -> Digest {
+        Digest::of_parts(&[&self.present.to_le_bytes(), &self.bytes])
+    }
+
+    /// Whether it has no page.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.present == 0
+    }
+
     /// Every page that exists, in order.
     pub fn pages(&self) -> impl Iterator<Item = (PageKey, &PageBytes)> {
         let places = (0..PAGES_PER_EXTENT).filter(|place| self.present & 1 << place != 0);

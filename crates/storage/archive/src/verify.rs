@@ -212,7 +212,7 @@ impl<'a> Verification<'a> {
         for_each_entry(bytes, self.volume, name, self.sealing, |entry| match entry {
             Entry::Object(pages) => objects.push(pages),
             // Checked: it is one of those that came before.
-            Entry::Extent { first, object, block } => {
+            Entry::Extent { first, object, block, .. } => {
                 references.push((objects[object as usize], first, block))
             }
             Entry::Relation { .. } | Entry::Value { .. } => {}

@@ -282,7 +282,8 @@ fn an_extent_takes_its_pages_in_order_and_no_others() {
 fn long_values_come_in_parts_and_entries_in_order() {
     let value: Vec<u8> = (0..VALUE_PART_BYTES_MAX * 2 + 5).map(|at| (at % 253) as u8).collect();
     let key = MetaKey::PreparedTransaction(7);
-    let new = || ManifestBuilder::new(VOLUME, GROUP, NODE, EPOCH, (Lsn(2000), Lsn(1000)));
+    let last = RecordSpan { start: Lsn(1900), end: Lsn(2000) };
+    let new = || ManifestBuilder::new(VOLUME, GROUP, NODE, EPOCH, (last, Lsn(1000)));
     let mut builder = new();
     builder.push_value(&MetaKey::Counters, &[]).unwrap();
     builder.push_value(&key, &value).unwrap();
@@ -307,7 +308,8 @@ fn long_values_come_in_parts_and_entries_in_order() {
         "too much"
     );
     assert!(open.finish(&Sealing::Plain).is_err(), "a value that does not end");
-    let extent = Entry::Extent { first: samples::block(1, 0), object: 0, block: 0 };
+    let (first, content) = (samples::block(1, 0), Digest([0; 16]));
+    let extent = Entry::Extent { first, object: 0, block: 0, content };
     assert!(new().push(&extent).is_err(), "in an object that is not named");
     let (object, _) = samples::pages(&Sealing::Plain);
     let other = borealis_archive::name::PagesName { group: GroupId(1), ..object };

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,10 +13,15 @@ use borealis_archive::plan::plan;
 use borealis_archive::redo::for_each_record;
 use borealis_archive::sealing::Sealing;
 use borealis_backup::contents::{self, Contents};
+use borealis_backup::restore::{Order, restore};
 use borealis_backup::store::ObjectStore;
 use borealis_backup::store::folder::FolderStore;
 use borealis_spec::BackupConfig;
-use borealis_types::{GroupId, Lsn, NodeId, RecordSpan};
+use borealis_store::{Environment, Identity, Options, Store};
+use borealis_types::{
+    AvailabilityZone, GroupId, Lsn, MetaKey, NodeId, PageKey, Placement, PostgresVersion, RecordSpan,
+    VolumeId,
+};
 use common::{ALL, Cluster, NODE_COUNT, VOLUME, Writer, block, image, wait_until};
 
 const GROUPS: u16 = 2;
@@ -199,4 +204,76 @@ fn a_node_stops_while_its_backup_cannot_be_opened() {
     cluster.configs[0].backup = Some(BackupConfig { url: "gs://bucket".to_owned(), key_file: None });
     let error = borealis_node::Node::start(cluster.configs[0].clone()).unwrap_err();
     assert!(format!("{error:#}").contains("see `backup` in"), "{error:#}");
+}
+
+/// Every group's newest snapshot.
+fn bases(folder: &Path) -> BTreeMap<GroupId, Lsn> {
+    let contents = contents(folder).expect("it is there");
+    let manifests =
+        (0..GROUPS).flat_map(|group| contents.inventory.manifests(GroupId(group)).collect::<Vec<_>>());
+    manifests.map(|manifest| (manifest.group, manifest.tail_end)).collect()
+}
+
+#[test]
+fn nodes_make_snapshots_while_they_are_written_to_and_a_restore_begins_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = cluster(folder.path());
+    cluster.configs.iter_mut().for_each(|config| config.backup_snapshot_bytes = 0);
+    start_all(&mut cluster);
+    let mut writer = Writer::first(&cluster);
+    let small = MetaKey::SmallFile("a".to_owned());
+    writer.put_meta(small.clone(), b"small");
+    let mut relation = 0;
+    let mut next = |writer: &mut Writer| {
+        relation += 1;
+        write(writer, relation, &ALL);
+    };
+    wait_until("both groups have a snapshot", || {
+        next(&mut writer);
+        contents(folder.path()).is_some() && bases(folder.path()).len() == usize::from(GROUPS)
+    });
+    next(&mut writer);
+    let end = writer.durable.end;
+    wait_until("everything is there", || newest(folder.path()) >= end);
+    let sum = |name: &str| ALL.iter().map(|index| cluster.metric(*index, name)).sum::<u64>();
+    assert!(sum("backup_snapshots") >= u64::from(GROUPS) && sum("backup_failures") == 0);
+    assert_whole(folder.path());
+    ALL.iter().for_each(|index| cluster.kill_node(*index));
+
+    // Nothing that is in a snapshot is asked of the redo.
+    let (store, bases) = (FolderStore::new(folder.path()), bases(folder.path()));
+    let mut whole = contents(folder.path()).expect("it is there");
+    let redo: Vec<_> = bases.keys().flat_map(|group| whole.inventory.redo(*group)).collect();
+    for redo in redo.into_iter().filter(|redo| redo.last_end < bases[&redo.group]) {
+        store.delete(&Name::Redo(redo).key(VOLUME)).expect("a folder");
+        whole.inventory.remove(&Name::Redo(redo));
+    }
+    let placement = Placement::new(GROUPS).expect("a few groups");
+    let identity = Identity {
+        volume: VolumeId(9),
+        node: NodeId(1),
+        zone: AvailabilityZone("az1".to_owned()),
+        version: PostgresVersion::V15,
+        placement,
+        groups: placement.groups().collect(),
+        incarnation: 3,
+    };
+    let (environment, path) = (Environment::default(), folder.path().join("restored"));
+    let order = Order {
+        point: end,
+        sealing: &Sealing::Plain,
+        environment: &environment,
+        folder: &path,
+        identity: &identity,
+        options: Options::default(),
+    };
+    let restored = restore(&order, &store, &whole, &mut |_| ()).expect("it can be restored");
+    assert_eq!((restored.end, restored.passed_over.len()), (end, 0));
+    let made = Store::open_in(&environment, &path, Options::default()).expect("it is there");
+    for key in (1..=relation).flat_map(|relation| (0..20).map(move |page| block(relation, page))) {
+        let page = made.read_page(placement.group_of(&key), &key, end).expect("it is readable");
+        let PageKey::Block(of) = key else { unreachable!("a block") };
+        assert!(page.is_some_and(|page| page[100..] == image(of.block)[100..]), "{key}");
+    }
+    assert_eq!(made.read_meta(&small, end).expect("it is readable"), Some(b"small".to_vec()));
 }

@@ -114,6 +114,21 @@ impl Store {
         })
     }
 
+    /// Installs a history in one group's segment, and that `durable` is durable under it: for a segment that begins with a snapshot as of
+    /// that point ([`Store::refill`]). Durable on return.
+    ///
+    /// # Errors
+    /// As [`Store::install`].
+    pub fn install_as_of(
+        &self,
+        group: GroupId,
+        history: &EpochHistory,
+        durable: DurablePoint,
+    ) -> Result<(), StoreError> {
+        let item = InstallEntry { group, writer: None, history: history.clone(), durable };
+        self.install_items(&[], |_| vec![item]).map(drop)
+    }
+
     /// Installs what `items` says for the segments that are here now.
     fn install_items(
         &self,

@@ -95,9 +95,10 @@ fn check_pages(bytes: &[u8], sealing: &Sealing) {
 
 fn check_manifest(bytes: &[u8], sealing: &Sealing) {
     let Some(head) = head::<ManifestFacts>(bytes, sealing) else { return };
-    let ManifestFacts { group, lsn, tail_end, epoch, node, .. } = *head.facts();
+    let ManifestFacts { group, start, lsn, tail_end, epoch, node, .. } = *head.facts();
+    let last = RecordSpan { start, end: lsn };
     let name = head.facts().name(Digest::of(bytes));
-    let mut builder = ManifestBuilder::new(VOLUME, group, node, epoch, (lsn, tail_end));
+    let mut builder = ManifestBuilder::new(VOLUME, group, node, epoch, (last, tail_end));
     let read = for_each_entry(bytes, VOLUME, &name, sealing, |entry| {
         builder.push(&entry).expect("an entry that was read follows");
     });
@@ -195,9 +196,10 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut pages = PagesBuilder::new(VOLUME, group, node, epoch, Lsn(160));
     pages.push(&extent);
     let (pages_name, pages, _) = pages.finish(&PLAIN).expect("it has an extent");
-    let mut manifest = ManifestBuilder::new(VOLUME, group, node, epoch, (Lsn(170), Lsn(160)));
-    let first = extent.first();
-    for entry in [Entry::Object(pages_name), Entry::Extent { first, object: 0, block: 0 }] {
+    let last = RecordSpan { start: Lsn(160), end: Lsn(170) };
+    let mut manifest = ManifestBuilder::new(VOLUME, group, node, epoch, (last, Lsn(160)));
+    let (first, content) = (extent.first(), extent.content());
+    for entry in [Entry::Object(pages_name), Entry::Extent { first, object: 0, block: 0, content }] {
         manifest.push(&entry).expect("in order");
     }
     manifest.push_value(&MetaKey::Counters, &[1; 40]).expect("in order");

@@ -120,7 +120,7 @@ pub trait Facts: Serialize + DeserializeOwned {
     }
 }
 
-/// The first half of the SHA-256 of an object's bytes.
+/// The first half of the SHA-256 of an object's bytes, or of a part of its content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Digest(pub [u8; 16]);
 
@@ -128,7 +128,15 @@ impl Digest {
     /// Of these bytes, all of the object.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Digest {
-        let whole = ring::digest::digest(&ring::digest::SHA256, bytes);
+        Digest::of_parts(&[bytes])
+    }
+
+    /// Of these bytes, one after the other.
+    #[must_use]
+    pub fn of_parts(parts: &[&[u8]]) -> Digest {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        parts.iter().for_each(|part| context.update(part));
+        let whole = context.finish();
         let half = whole.as_ref().first_chunk().expect("a SHA-256 has 32 bytes");
         Digest(*half)
     }

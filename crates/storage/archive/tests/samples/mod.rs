@@ -91,6 +91,7 @@ pub fn entries() -> Vec<Entry> {
         first: extent.first(),
         object: 0,
         block: 0,
+        content: extent.content(),
     }));
     for relation in [16384, 16390] {
         let PageKey::Block(BlockKey { relation_fork, .. }) = block(relation, 0) else { unreachable!() };
@@ -104,7 +105,8 @@ pub fn entries() -> Vec<Entry> {
 }
 
 pub fn manifest(sealing: &Sealing) -> (ManifestName, Vec<u8>) {
-    let mut builder = ManifestBuilder::new(VOLUME, GROUP, NODE, EPOCH, (Lsn(1016), Lsn(1000)));
+    let last = RecordSpan { start: Lsn(1008), end: Lsn(1016) };
+    let mut builder = ManifestBuilder::new(VOLUME, GROUP, NODE, EPOCH, (last, Lsn(1000)));
     for entry in entries() {
         builder.push(&entry).expect("in order");
     }

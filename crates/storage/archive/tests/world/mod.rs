@@ -229,9 +229,11 @@ impl World {
         let (pages, bytes, placed) = pages.finish(&Sealing::Plain).expect("an extent");
         self.put(Name::Pages(pages), bytes);
         let tail = self.tail(group, lsn);
-        let mut manifest = ManifestBuilder::new(VOLUME, group, node, epoch, (lsn, tail));
+        let last = RecordSpan { start: Lsn(lsn.0 - 1), end: lsn };
+        let mut manifest = ManifestBuilder::new(VOLUME, group, node, epoch, (last, tail));
         manifest.push(&Entry::Object(pages)).expect("first");
-        let entry = Entry::Extent { first: key, object: 0, block: placed[0].block };
+        let (first, content) = (extent.first(), extent.content());
+        let entry = Entry::Extent { first, object: 0, block: placed[0].block, content };
         manifest.push(&entry).expect("in the object before it");
         let (manifest, bytes) = manifest.finish(&Sealing::Plain).expect("whole");
         self.put(Name::Manifest(manifest), bytes);

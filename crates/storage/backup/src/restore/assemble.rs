@@ -1,7 +1,11 @@
 //! A store of redo: it is told what a writer told its nodes, epoch by epoch, so that it has what they had.
+//!
+//! Groups that begin with a snapshot are told first what the history was through the newest of these; a group whose snapshot is older, or that
+//! has none, gets its redo up to there as a node does that was away: from a peer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use borealis_archive::snapshot::SnapshotPoint;
 use borealis_quorum::Promise;
 use borealis_store::{Origin, Sequence, Store, StoreError};
 use borealis_types::{
@@ -11,6 +15,7 @@ use borealis_wal::record::previous_start;
 use borealis_wire::{BatchBuilder, BatchHeader, BatchRecord, GroupTail};
 
 use super::RestoreError;
+use super::base::durable_in;
 
 /// Redo appended at a time, in bytes.
 const BATCH_BYTES: usize = 1 << 20;
@@ -27,11 +32,17 @@ pub(super) struct Assembly<'s> {
     /// How many of its openings the store has.
     opened: usize,
     promise: Promise,
-    /// The last record that was brought.
+    /// The last record of the volume that is here: that was brought, or that is in a snapshot.
     last: RecordSpan,
+    /// The last record that was brought.
+    brought: RecordSpan,
     /// End of each group's last record.
     tails: BTreeMap<GroupId, Lsn>,
     batch: BatchBuilder,
+    /// The epoch in which the records of the batch were written.
+    batch_epoch: VolumeEpoch,
+    /// Groups of these records.
+    batch_groups: BTreeSet<GroupId>,
     appended: Option<Sequence>,
     unsynced_bytes: usize,
     /// What the store was told to be durable.
@@ -39,21 +50,61 @@ pub(super) struct Assembly<'s> {
 }
 
 impl<'s> Assembly<'s> {
-    /// Into an empty store of all groups. `history` is what the volume's recoveries decided, to the point that is restored.
-    pub(super) fn new(store: &'s Store, history: EpochHistory) -> Assembly<'s> {
-        let positions = BatchHeader::default();
-        Assembly {
+    /// Into an empty store of all groups. `history` is what the volume's recoveries decided, to the point that is restored; `points` as of
+    /// what the snapshots are that groups begin with. Their pages are to be brought before the first record.
+    ///
+    /// # Errors
+    /// When the store cannot take it.
+    pub(super) fn begin(
+        store: &'s Store,
+        history: EpochHistory,
+        points: &[SnapshotPoint],
+    ) -> Result<Assembly<'s>, RestoreError> {
+        let groups = store.identity().placement.groups();
+        let tails = groups.map(|group| (group, durable_in(points, group).group_tail)).collect();
+        let mut assembly = Assembly {
             store,
             history,
             opened: 0,
             promise: Promise::default(),
             last: RecordSpan::NONE,
-            tails: store.identity().placement.groups().map(|group| (group, Lsn::ZERO)).collect(),
-            batch: BatchBuilder::new(&positions),
+            brought: RecordSpan::NONE,
+            tails,
+            batch: BatchBuilder::new(&BatchHeader::default()),
+            batch_epoch: VolumeEpoch::default(),
+            batch_groups: BTreeSet::new(),
             appended: None,
             unsynced_bytes: 0,
-            positions,
+            positions: BatchHeader::default(),
+        };
+        if let Some(newest) = points.iter().max_by_key(|point| point.last.end) {
+            assembly.begin_after(newest.last, points)?;
         }
+        Ok(assembly)
+    }
+
+    /// Tells the segments what was decided through the newest snapshot, and what is durable in each.
+    fn begin_after(&mut self, last: RecordSpan, points: &[SnapshotPoint]) -> Result<(), RestoreError> {
+        let openings = self.history.openings();
+        self.opened = openings.partition_point(|opening| opening.last.end <= last.end);
+        let history = history_of(&openings[..self.opened]);
+        self.promise = Promise { epoch: history.newest_epoch(), writer: WRITER };
+        self.last = last;
+        for group in self.store.identity().placement.groups() {
+            self.store.install_as_of(group, &history, durable_in(points, group))?;
+        }
+        self.positions = self.header();
+        self.begin_batch(self.promise.epoch);
+        Ok(())
+    }
+
+    fn begin_batch(&mut self, epoch: VolumeEpoch) -> BatchBuilder {
+        let header = match epoch == self.promise.epoch {
+            true => self.positions.clone(),
+            false => BatchHeader { volume_epoch: epoch, ..BatchHeader::default() },
+        };
+        self.batch_epoch = epoch;
+        std::mem::replace(&mut self.batch, BatchBuilder::new(&header))
     }
 
     /// End of the last record.
@@ -67,29 +118,34 @@ impl<'s> Assembly<'s> {
     /// When the history does not have it there, or the store cannot take it.
     pub(super) fn take(&mut self, epoch: VolumeEpoch, record: &BatchRecord<'_>) -> Result<(), RestoreError> {
         let span = record.span;
-        if !self.history.admits(epoch, span.end) || span.start < self.last.end {
+        if !self.history.admits(epoch, span.end) || span.start < self.brought.end {
             let what = format!(
                 "the record that ends at {} in epoch {epoch} is not of the volume's history",
                 span.end
             );
             return Err(RestoreError::Contradiction(what));
         }
-        // Its groups' chains show what they lack of their own; this shows a record that only other groups have.
-        let before = start_before(self.store.identity().version, record)?;
-        if before != self.last.start {
-            let what = format!(
-                "the record that ends at {} follows one that starts at {before}, and the one before it in what is there starts at {}: redo that \
-                 ends above {} is missing, and an object or a mark says that there is none",
-                span.end, self.last.start, self.last.end
-            );
-            return Err(RestoreError::Contradiction(what));
+        // Its groups' chains show what they lack of their own; this shows a record that only other groups have. Up to the newest snapshot
+        // redo is here of some groups only.
+        if span.end > self.last.end {
+            self.check_follows(record)?;
         }
-        if epoch != self.promise.epoch {
+        if epoch > self.promise.epoch {
             self.open_through(epoch)?;
+        } else if epoch != self.batch_epoch {
+            self.append()?;
+            self.begin_batch(epoch);
         }
         self.batch.push_form(span, record.form, &record.links, record.bytes);
-        self.last = span;
-        self.tails.extend(record.links.iter().map(|link| (link.group, span.end)));
+        self.brought = span;
+        if span.end > self.last.end {
+            self.last = span;
+        }
+        for link in &record.links {
+            self.batch_groups.insert(link.group);
+            let tail = self.tails.entry(link.group).or_default();
+            *tail = span.end.max(*tail);
+        }
         if self.batch.size_bytes() >= BATCH_BYTES {
             self.append()?;
         }
@@ -110,8 +166,7 @@ impl<'s> Assembly<'s> {
             );
             return Err(RestoreError::Contradiction(what));
         }
-        let mut history = EpochHistory::default();
-        openings[..count].iter().for_each(|opening| history.push(*opening));
+        let history = history_of(&openings[..count]);
         self.opened = count;
         self.install(&history)
     }
@@ -122,7 +177,7 @@ impl<'s> Assembly<'s> {
         self.store.fence(self.promise, &[])?;
         self.store.install(WRITER, history, &self.tails(), &[])?;
         self.positions = self.header();
-        self.batch = BatchBuilder::new(&self.positions);
+        self.begin_batch(self.promise.epoch);
         Ok(())
     }
 
@@ -130,12 +185,12 @@ impl<'s> Assembly<'s> {
         self.tails.iter().map(|(&group, &last_end)| GroupTail { group, last_end }).collect()
     }
 
-    /// Positions as of the last record.
+    /// Positions as of the last record that was brought. Groups whose snapshot is newer know more, and pass over it.
     fn header(&self) -> BatchHeader {
         BatchHeader {
             volume_epoch: self.promise.epoch,
-            durable: self.last,
-            minimum_read_point: self.last.end,
+            durable: self.brought,
+            minimum_read_point: self.brought.end,
             tails: self.tails(),
         }
     }
@@ -145,17 +200,26 @@ impl<'s> Assembly<'s> {
         if count == 0 {
             return Ok(());
         }
-        let batch = std::mem::replace(&mut self.batch, BatchBuilder::new(&self.positions)).finish();
-        let appended = self.store.append(&batch, Origin::Writer(self.promise), &[])?;
-        if appended.taken != count || !appended.too_far_ahead.is_empty() {
-            let what = format!(
-                "of {count} records that end at {} or before, {} were taken",
-                self.last.end, appended.taken
-            );
-            return Err(RestoreError::Contradiction(what));
+        let of_writer = self.batch_epoch == self.promise.epoch;
+        let batch = self.begin_batch(self.batch_epoch).finish();
+        let groups = std::mem::take(&mut self.batch_groups);
+        let origins: Vec<Origin> = match of_writer {
+            true => vec![Origin::Writer(self.promise)],
+            false => groups.into_iter().map(Origin::Peer).collect(),
+        };
+        for origin in origins {
+            let appended = self.store.append(&batch, origin, &[])?;
+            // One group has not all of the records. What it should have is compared at the end.
+            if (of_writer && appended.taken != count) || !appended.too_far_ahead.is_empty() {
+                let what = format!(
+                    "of {count} records that end at {} or before, {} were taken",
+                    self.brought.end, appended.taken
+                );
+                return Err(RestoreError::Contradiction(what));
+            }
+            self.unsynced_bytes += batch.len();
+            self.appended = Some(appended.sequence);
         }
-        self.unsynced_bytes += batch.len();
-        self.appended = Some(appended.sequence);
         Ok(())
     }
 
@@ -167,7 +231,7 @@ impl<'s> Assembly<'s> {
             self.unsynced_bytes = 0;
             self.positions = self.header();
             self.store.note_positions(&self.positions, &[])?;
-            self.batch = BatchBuilder::new(&self.positions);
+            self.begin_batch(self.batch_epoch);
         }
         Ok(())
     }
@@ -189,9 +253,25 @@ impl<'s> Assembly<'s> {
         self.history.push(EpochOpening { epoch, last: self.last, server_version: newest.server_version });
         let history = self.history.clone();
         self.install(&history)?;
+        self.brought = self.last;
+        self.positions = self.header();
         self.store.note_positions(&self.positions, &[])?;
         self.check_whole()?;
         Ok(history)
+    }
+
+    /// The record says that it follows the last one that is here.
+    fn check_follows(&self, record: &BatchRecord<'_>) -> Result<(), RestoreError> {
+        let before = start_before(self.store.identity().version, record)?;
+        if before == self.last.start {
+            return Ok(());
+        }
+        let what = format!(
+            "the record that ends at {} follows one that starts at {before}, and the one before it in what is there starts at {}: redo that \
+             ends above {} is missing, and an object or a mark says that there is none",
+            record.span.end, self.last.start, self.last.end
+        );
+        Err(RestoreError::Contradiction(what))
     }
 
     /// Every group ends here where its redo does.
@@ -225,6 +305,12 @@ fn start_before(version: PostgresVersion, record: &BatchRecord<'_>) -> Result<Ls
     link.ok_or_else(|| {
         RestoreError::Contradiction(format!("a piece of a record at {start} does not say what it follows"))
     })
+}
+
+fn history_of(openings: &[EpochOpening]) -> EpochHistory {
+    let mut history = EpochHistory::default();
+    openings.iter().for_each(|opening| history.push(*opening));
+    history
 }
 
 /// Applies everything that there is to pages on disk.

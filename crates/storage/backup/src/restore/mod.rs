@@ -1,6 +1,8 @@
 //! Restoring: a store with every record of a volume's history that ends at or before one point, and with nothing after it.
 //!
 //! * [`crate::contents`] reads what says what there is: the volume, its history, its marks, and a listing. A point follows from it.
+//! * A group begins with the newest snapshot that the plan names, whose pages the new store takes as those of a peer (`base`), or with its
+//!   first record.
 //! * [`restore`] reads the redo that the plan names, a little ahead and on several threads (`fetch`), puts the groups' chains together to
 //!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes (`assemble`): epoch by epoch, with what
 //!   each recovery decided in between. So nothing here can apply what a recovery cut, and the store refuses what does not follow.
@@ -13,6 +15,7 @@
 //! Invariant: what was restored is whole, or there is an error.
 
 mod assemble;
+mod base;
 mod fetch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,16 +27,17 @@ use std::time::Duration;
 use borealis_archive::chain::{Chain, Step};
 use borealis_archive::inventory::Inventory;
 use borealis_archive::name::Name;
-use borealis_archive::plan::{NotRestorable, Plan, PlannedRedo, plan};
+use borealis_archive::plan::{GroupPlan, NotRestorable, Plan, PlannedRedo, plan};
 use borealis_archive::ranges::{LsnRange, LsnRanges};
 use borealis_archive::restorable::restorable;
 use borealis_archive::sealing::Sealing;
 use borealis_store::{Environment, Identity, Options, Policy, Store, StoreError};
-use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, VolumeId};
+use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, VolumeId};
 
 use crate::contents::Contents;
 use crate::store::{ObjectStore, ObjectStoreError};
 use assemble::{Assembly, materialize};
+use base::Bases;
 use fetch::{Fetching, NotFetched, Records, Waiting, needed_at};
 
 /// Why a backup cannot be restored, or not to that point.
@@ -120,7 +124,7 @@ impl std::fmt::Debug for Order<'_> {
 /// How far a restore is. It never goes back: where a damaged object makes it begin anew, there is more to do than there was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Progress {
-    /// Bytes of objects whose records were taken, by all attempts.
+    /// Bytes of objects whose records or pages were taken, by all attempts.
     pub bytes: u64,
     /// Bytes of all objects of the plan, and of what earlier attempts took.
     pub total_bytes: u64,
@@ -158,7 +162,7 @@ pub struct Restored {
     pub end: Lsn,
     /// The history of the new volume.
     pub history: EpochHistory,
-    /// Bytes of objects whose records were taken, by attempts in vain too.
+    /// Bytes of objects whose records or pages were taken, by attempts in vain too.
     pub bytes: u64,
     /// Objects that are damaged and were not needed, and what is wrong with them.
     pub passed_over: Vec<(String, String)>,
@@ -190,12 +194,14 @@ pub fn restore(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
     let volume = contents.volume;
-    let usable = contents.usable();
+    // Snapshots, too.
+    let usable = contents.inventory.clone();
     let mut meter = Meter { progress: Progress::default(), before_bytes: 0, show: progress };
     let mut spoilt: BTreeMap<Name, String> = BTreeMap::new();
     let mut plan_now = plan(&usable, &contents.known, order.point)?;
     loop {
-        let source = Source { objects, volume, inventory: &usable, plan: &plan_now };
+        let (placement, sealing) = (contents.known.placement, order.sealing);
+        let source = Source { objects, volume, inventory: &usable, placement, sealing, plan: &plan_now };
         let (name, fault) = match attempt(order, &source, &mut meter) {
             Ok(restored) => {
                 let passed_over = spoilt.into_iter();
@@ -221,10 +227,13 @@ pub fn restore(
 }
 
 /// What an attempt reads.
+#[derive(Debug)]
 struct Source<'a> {
     objects: &'a dyn ObjectStore,
     volume: VolumeId,
     inventory: &'a Inventory,
+    placement: Placement,
+    sealing: &'a Sealing,
     plan: &'a Plan,
 }
 
@@ -241,9 +250,15 @@ fn remove(folder: &Path) -> Result<(), RestoreError> {
 fn attempt(order: &Order<'_>, source: &Source<'_>, meter: &mut Meter<'_>) -> Result<Restored, Ended> {
     let folder: PathBuf = order.folder.to_owned();
     let store = Store::create_in(order.environment, &folder, order.identity.clone(), order.options.clone())?;
+    let mut bases = Bases::read(source)?;
     let mut merge = Merge::new(source);
-    meter.begin(merge.plan_bytes);
-    let fetching = Fetching::new(source.objects, source.volume, order.sealing, merge.in_order());
+    meter.begin(merge.plan_bytes + bases.total_bytes());
+    let mut assembly = Assembly::begin(&store, source.plan.history.clone(), &bases.points())?;
+    let at = assembly.at();
+    bases.bring(&store, &mut |bytes| meter.reach(bytes, Lsn::ZERO))?;
+    meter.reach(bases.bytes, at);
+    merge.bytes = bases.bytes;
+    let fetching = Fetching::new(source.objects, source.volume, source.sealing, merge.in_order());
     let (is_over, failure) = (AtomicBool::new(false), Mutex::new(None));
     let history = std::thread::scope(|scope| {
         let _over = SetAtEnd(&is_over);
@@ -251,7 +266,6 @@ fn attempt(order: &Order<'_>, source: &Source<'_>, meter: &mut Meter<'_>) -> Res
         let thread = std::thread::Builder::new().name("materialize".to_owned()).spawn_scoped(scope, keep_up);
         thread.map_err(cannot_start)?;
         let mut waiting = fetching.start(scope).map_err(cannot_start)?;
-        let mut assembly = Assembly::new(&store, source.plan.history.clone());
         loop {
             let has_more = merge.step(&mut waiting, &mut assembly);
             meter.reach(merge.bytes, assembly.at());
@@ -313,6 +327,8 @@ struct Job {
 #[derive(Debug)]
 struct Line {
     chain: Chain,
+    /// End of the last record that its snapshot has; zero if it begins with its first record.
+    base_end: Lsn,
     /// Its objects, by their numbers in the order of all, the next one last.
     rest: Vec<usize>,
     now: Option<(usize, Records)>,
@@ -329,9 +345,9 @@ struct Merge {
     /// Where each group's next record ends.
     heads: BTreeSet<(Lsn, GroupId)>,
     has_begun: bool,
-    /// Bytes of objects whose records were taken.
+    /// Bytes of objects whose records or pages were taken.
     bytes: u64,
-    /// Bytes of all of them.
+    /// Bytes of all that have records.
     plan_bytes: u64,
 }
 
@@ -345,13 +361,15 @@ impl Merge {
         }
         // Stable: the objects of a group stay in order.
         jobs.sort_by_key(|job| job.needed_at);
-        let line = |group: GroupId| {
+        let line = |plan: &GroupPlan| {
+            let group = plan.group;
+            let base_end = plan.base.map_or(Lsn::ZERO, |base| base.tail_end);
             let of_group = jobs.iter().enumerate().filter(|(_, job)| job.redo.name.group == group);
             let mut rest: Vec<usize> = of_group.map(|(number, _)| number).collect();
             rest.reverse();
-            Line { chain: Chain::new(group, Lsn::ZERO), rest, now: None, next: 0 }
+            Line { chain: Chain::new(group, base_end), base_end, rest, now: None, next: 0 }
         };
-        let lines = plan.groups.iter().map(|group| (group.group, line(group.group))).collect();
+        let lines = plan.groups.iter().map(|group| (group.group, line(group))).collect();
         let listed = |job: &Job| source.inventory.get(&Name::Redo(job.redo.name)).unwrap_or_default().bytes;
         let plan_bytes = jobs.iter().map(listed).sum();
         Merge { volume, jobs, lines, heads: BTreeSet::new(), has_begun: false, bytes: 0, plan_bytes }
@@ -382,10 +400,16 @@ impl Merge {
         Ok(true)
     }
 
-    /// Brings the next record of the volume. Returns its groups.
+    /// Brings the next record of the volume. Returns those of its groups that did not have it.
     fn take_one(&self, end: Lsn, group: GroupId, assembly: &mut Assembly<'_>) -> Result<Vec<GroupId>, Ended> {
         let (job, record) = self.head(group).ok_or_else(|| contradiction(end, group))?;
+        let mut groups = Vec::new();
         for link in &record.links {
+            if self.lines.get(&link.group).is_some_and(|line| end <= line.base_end) {
+                // Its snapshot has what the record did there.
+                continue;
+            }
+            groups.push(link.group);
             let here = self.head(link.group).filter(|(_, other)| other.span == record.span);
             let Some((other_job, other)) = here else {
                 let fault = format!(
@@ -405,7 +429,7 @@ impl Merge {
             }
         }
         assembly.take(job.redo.name.epoch, &record)?;
-        Ok(record.links.iter().map(|link| link.group).collect())
+        Ok(groups)
     }
 
     /// A group's next record, and the object that it is in.

@@ -9,27 +9,33 @@
 //!   redo stays where it is, in the node's log, for as long as the node keeps it.
 //! * Where no node kept it for long enough, there is a gap. It is counted and said, and a new snapshot closes the matter. A node that lacks
 //!   redo waits until every other peer has had its turn, for one of them may have it.
+//! * Now and then a snapshot is made beside the redo, a few pages in each step ([`snapshot`]).
 //! * Who uploads is computed ([`borealis_archive::duty`]). Others look at the store now and then, and take over when it stands still.
 
+mod look;
+mod snapshot;
 mod source;
 mod status;
+mod store_pages;
 
 use std::collections::BTreeMap;
 
+use borealis_archive::due::Rule;
 use borealis_archive::duty::{Candidate, Duty, Progress, duty};
 use borealis_archive::history;
 use borealis_archive::marks::{self, Mark};
-use borealis_archive::name::{ManifestName, MarksName, Name, RedoName};
+use borealis_archive::name::{ManifestName, MarksName, Name};
 use borealis_archive::redo::{NotAdded, RedoBuilder};
-use borealis_archive::restorable::{follow, newest_snapshot};
 use borealis_archive::sealing::Sealing;
 use borealis_archive::settings::{self, VolumeFacts};
 use borealis_types::{EpochHistory, GroupId, Lsn, NodeId, PAGE_SIZE, Placement, PostgresVersion, VolumeId};
 use borealis_wire::{BatchReader, GroupTail};
 
-pub use source::{DurablePoint, RedoSource, SourceError, Tail};
+pub use source::{DurablePoint, PageSource, RedoSource, SourceError, Tail};
 pub use status::{Failure, Gap, GroupStatus, Status};
+pub use store_pages::{LendsStore, StorePages};
 
+use self::snapshot::Snapshots;
 use crate::pace::{Pauses, RateLimit};
 use crate::store::{ObjectStore, ObjectStoreError, Put};
 
@@ -71,6 +77,13 @@ pub struct Options {
     pub bytes_per_second: u64,
     /// The first pause after a failure, and the longest, in milliseconds.
     pub pauses_ms: (u64, u64),
+    /// When a group's next snapshot is made.
+    pub snapshot_rule: Rule,
+    /// Bytes of pages a second that are read for snapshots at most, on average; zero for no bound.
+    pub snapshot_bytes_per_second: u64,
+    /// The first pause after a snapshot of a group that did not get to its end, and the longest, in milliseconds. None begins sooner after
+    /// another.
+    pub snapshot_pauses_ms: (u64, u64),
 }
 
 impl Options {
@@ -90,6 +103,9 @@ impl Options {
             marks_ms: 600_000,
             bytes_per_second: 0,
             pauses_ms: (500, 60_000),
+            snapshot_rule: Rule::default(),
+            snapshot_bytes_per_second: 32 << 20,
+            snapshot_pauses_ms: (10_000, 600_000),
         }
     }
 }
@@ -110,6 +126,23 @@ struct Group {
     duty: Option<Duty>,
     /// The last attempt to read it at the source failed.
     is_unreadable: bool,
+    /// The newest snapshot.
+    base: Option<Base>,
+    /// Bytes of redo objects above it, without a gap.
+    redo_bytes: u64,
+    /// The store has redo behind what is missing.
+    has_gap: bool,
+    /// No snapshot begins before this.
+    snapshot_after_ms: u64,
+    snapshot_failures: u32,
+}
+
+/// A snapshot in the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Base {
+    name: ManifestName,
+    /// When it was made, in milliseconds since 1970.
+    made_ms: u64,
 }
 
 impl Group {
@@ -135,6 +168,7 @@ pub struct Uploader {
     limit: RateLimit,
     /// Nothing before this, after a failure.
     paused_until_ms: u64,
+    snapshots: Snapshots,
     status: Status,
 }
 
@@ -174,6 +208,7 @@ impl Uploader {
         Uploader {
             pauses: Pauses::new(first_ms, most_ms, seed),
             limit: RateLimit::new(options.bytes_per_second, now.steady_ms),
+            snapshots: Snapshots::new(&options, now),
             options,
             groups: BTreeMap::new(),
             is_described: false,
@@ -260,6 +295,7 @@ impl Uploader {
         if uploads_any && !self.is_marked_by_another(source) {
             self.upload_mark(now, store)?;
         }
+        is_more |= self.advance_snapshot(now, source, store)?;
         Ok((is_more, unreadable))
     }
 
@@ -357,54 +393,6 @@ impl Uploader {
         duty((volume, group), node, candidates, Progress { newest_by, stalled_ms }, takeover_ms)
     }
 
-    /// Looks at what the store has of a group.
-    fn look(&mut self, group: GroupId, now: Now, store: &dyn ObjectStore) -> Result<(), ObjectStoreError> {
-        let state = self.groups.entry(group).or_default();
-        let (is_first, uploaded) = (state.looked_ms.is_none(), state.uploaded);
-        let mut from = if is_first { Lsn::ZERO } else { uploaded };
-        let has_gap = self.status.gaps.iter().any(|gap| gap.group == group);
-        let mut redo = if is_first { Vec::new() } else { self.list_redo(group, from, store)? };
-        let mut end = follow(redo.iter().copied(), &self.history, from);
-        // Snapshots matter where redo does not go on, and that is seldom: the question is spared.
-        if is_first || has_gap || end <= uploaded {
-            let manifests = list(Name::manifests_above(self.options.volume, group, from), store)?;
-            let manifests = manifests.into_iter().filter_map(|name| match name {
-                Name::Manifest(manifest) => Some(manifest),
-                _ => None,
-            });
-            let snapshot: Option<ManifestName> = newest_snapshot(manifests, &self.history);
-            from = snapshot.map_or(from, |snapshot| snapshot.tail_end.max(from));
-            if snapshot.is_some() || is_first {
-                redo = self.list_redo(group, from, store)?;
-                end = follow(redo.iter().copied(), &self.history, from);
-            }
-            if snapshot.is_some() {
-                self.status.gaps.retain(|gap| gap.group != group || gap.through > from);
-            }
-        }
-        let state = self.groups.entry(group).or_default();
-        let newest =
-            redo.iter().filter(|redo| redo.last_end > state.uploaded).max_by_key(|redo| redo.last_end);
-        state.newest_by = newest.map(|redo| redo.node).or(state.newest_by);
-        if end > state.uploaded || state.looked_ms.is_none() {
-            state.uploaded = end;
-            state.stalled_since_ms = (state.durable.group_tail > end).then_some(now.steady_ms);
-        }
-        state.looked_ms = Some(now.steady_ms);
-        Ok(())
-    }
-
-    /// Names of a group's redo objects whose last record ends above `from`.
-    fn list_redo(
-        &self,
-        group: GroupId,
-        from: Lsn,
-        store: &dyn ObjectStore,
-    ) -> Result<Vec<RedoName>, ObjectStoreError> {
-        let names = list(Name::redo_above(self.options.volume, group, from), store)?.into_iter();
-        Ok(names.filter_map(|name| if let Name::Redo(redo) = name { Some(redo) } else { None }).collect())
-    }
-
     /// Makes one object of what is durable and not uploaded, and puts it into the store; after a gap if need be, and if it may.
     fn upload_redo(
         &mut self,
@@ -431,6 +419,7 @@ impl Uploader {
         let Some((name, bytes)) = builder.finish(complete_through, &self.options.sealing) else {
             return Ok(Made::Nothing);
         };
+        let redo_bytes = bytes.len() as u64;
         self.put(&Name::Redo(name), &bytes, now, store)?;
         if leaves_gap {
             self.status.gaps.push(Gap {
@@ -446,6 +435,7 @@ impl Uploader {
         }
         let state = self.groups.entry(group).or_default();
         state.uploaded = last_end;
+        state.redo_bytes += redo_bytes;
         state.newest_by = Some(self.options.node);
         state.stalled_since_ms = None;
         Ok(if is_all { Made::All } else { Made::Part })
@@ -546,23 +536,8 @@ impl Uploader {
             durable: state.durable.group_tail,
             duty: state.duty,
             behind_ms: state.stalled_ms(now),
+            snapshot: state.base.map(|base| base.name.lsn),
         };
         Status { groups: self.groups.iter().map(group).collect(), ..self.status.clone() }
-    }
-}
-
-/// Names that begin with a prefix and come after a key.
-fn list(
-    (prefix, mut after): (String, String),
-    store: &dyn ObjectStore,
-) -> Result<Vec<Name>, ObjectStoreError> {
-    let mut names = Vec::new();
-    loop {
-        let part = store.list(&prefix, Some(&after))?;
-        names.extend(part.objects.iter().filter_map(|object| Some(Name::of_key(&object.key).ok()?.1)));
-        match part.objects.last() {
-            Some(last) if part.more => after.clone_from(&last.key),
-            _ => return Ok(names),
-        }
     }
 }

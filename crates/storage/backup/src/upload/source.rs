@@ -1,7 +1,8 @@
 //! What an uploader asks of the node that it is a part of.
 
 use borealis_archive::duty::Candidate;
-use borealis_types::{EpochHistory, GroupId, Lsn, VolumeEpoch};
+use borealis_archive::snapshot::SnapshotPoint;
+use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, PageBytes, PageKey, RelationFork, VolumeEpoch};
 
 /// A durable position, as one group knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -25,7 +26,7 @@ pub struct Tail {
 
 /// Why a source does not answer. It is asked again later.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this node cannot read the redo of group {group}: {what}")]
+#[error("this node cannot read what it has of group {group}: {what}")]
 pub struct SourceError {
     /// The group.
     pub group: GroupId,
@@ -56,4 +57,52 @@ pub trait RedoSource {
 
     /// The members of a group, this node among them, as far as it knows.
     fn candidates(&self, group: GroupId) -> Vec<Candidate>;
+
+    /// The node's pages, for one step; `None` if it has none to give now.
+    fn pages(&self) -> Option<Box<dyn PageSource + '_>>;
+}
+
+/// The node's pages. What was held is kept for a while and then let go of, whether or not the uploader comes again.
+pub trait PageSource {
+    /// About how many bytes all pages of a group have.
+    fn size_bytes(&self, group: GroupId) -> u64;
+
+    /// Keeps everything of a group as of what is durable now, for half a minute. Nothing else of it is kept any more.
+    ///
+    /// # Errors
+    /// When not everything is here, or there is no room to keep it.
+    fn hold(&self, group: GroupId) -> Result<SnapshotPoint, SourceError>;
+
+    /// Keeps it for half a minute more.
+    ///
+    /// # Errors
+    /// When it is not there any more.
+    fn renew(&self, group: GroupId, lsn: Lsn) -> Result<(), SourceError>;
+
+    /// It is not needed any more.
+    fn release(&self, group: GroupId);
+
+    /// The pages of a group as of what was held that come after `after`, in key order; fewer than `limit` are the last.
+    ///
+    /// # Errors
+    /// When one of them cannot be read, or not everything is there any more.
+    fn pages(
+        &self,
+        group: GroupId,
+        lsn: Lsn,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<Vec<(PageKey, Box<PageBytes>)>, SourceError>;
+
+    /// Every fork of a group as of what was held, with its size in blocks, in key order.
+    ///
+    /// # Errors
+    /// As [`PageSource::pages`].
+    fn relations(&self, group: GroupId, lsn: Lsn) -> Result<Vec<(RelationFork, u32)>, SourceError>;
+
+    /// Every value of a group as of what was held, in key order.
+    ///
+    /// # Errors
+    /// As [`PageSource::pages`].
+    fn values(&self, group: GroupId, lsn: Lsn) -> Result<Vec<(MetaKey, Vec<u8>)>, SourceError>;
 }

@@ -47,6 +47,8 @@ pub struct GroupStatus {
     pub duty: Option<Duty>,
     /// For how long there is something that the store does not have, and nothing new in it, in milliseconds.
     pub behind_ms: u64,
+    /// As of which position its newest snapshot is; `None` if there is none.
+    pub snapshot: Option<Lsn>,
 }
 
 /// What an uploader did, and how far it is.
@@ -64,6 +66,10 @@ pub struct Status {
     pub last_failure: Option<Failure>,
     /// What no object has, until a snapshot is there that is newer.
     pub gaps: Vec<Gap>,
+    /// Snapshots that it made.
+    pub snapshots: u64,
+    /// Why the last attempt to make one did not get to its end, and of which group; `None` after one that did.
+    pub snapshot_trouble: Option<(GroupId, String)>,
 }
 
 impl Status {

@@ -1,18 +1,25 @@
 //! A volume in a real store, whose records are test records, with an uploader that is asked by hand. Redo is a hash over what was there and
 //! the record's LSN, so that a missing, repeated or reordered record shows.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use borealis_archive::due::Rule;
 use borealis_archive::duty::Candidate;
+use borealis_archive::snapshot::SnapshotPoint;
+use borealis_backup::store::ObjectStore;
 use borealis_backup::store::memory::MemoryStore;
 use borealis_backup::upload::{
-    DurablePoint, Now, Options as UploadOptions, RedoSource, SourceError, Tail, Uploader,
+    DurablePoint, Now, Options as UploadOptions, PageSource, RedoSource, SourceError, Status, StorePages,
+    Tail, Uploader,
 };
 use borealis_quorum::Promise;
 use borealis_redo::RedoError;
-use borealis_store::{CountersReplay, Environment, Identity, Options, Origin, RedoEngine, Store};
+use borealis_store::{CountersReplay, Environment, Identity, Options, Origin, Policy, RedoEngine, Store};
 use borealis_types::{
     AvailabilityZone, BlockKey, EpochHistory, EpochOpening, Fork, GroupId, GroupSet, Lsn, META_GROUP,
     MetaKey, NodeId, PAGE_SIZE, PageBytes, PageKey, Placement, PostgresVersion, RecordForm, RecordSpan,
@@ -156,6 +163,7 @@ pub fn options() -> Options {
 }
 
 /// A generator of numbers (SplitMix64).
+#[derive(Debug)]
 pub struct Random(pub u64);
 
 impl Random {
@@ -183,7 +191,7 @@ pub struct Life {
     records: Vec<Written>,
     groups: u16,
     random: Random,
-    now_ms: u64,
+    now_ms: Cell<u64>,
 }
 
 impl Life {
@@ -198,7 +206,7 @@ impl Life {
             records: Vec::new(),
             groups,
             random: Random(seed),
-            now_ms: 0,
+            now_ms: Cell::new(0),
         };
         life.recover();
         life
@@ -297,18 +305,65 @@ impl Life {
     }
 
     /// Everything that is durable gets to the backup. One who `lies` uploads what is not durable, too.
-    pub fn upload(&mut self, node: u16, lies: bool) {
-        let mut options = UploadOptions::new(VOLUME, self.placement(), PostgresVersion::V15, NodeId(node));
-        options.object_bytes = 16 << 10;
-        let now = |ms| Now { steady_ms: ms, wall_ms: 1_800_000_000_000 + ms };
-        let mut uploader = Uploader::new(options, now(self.now_ms), u64::from(node));
-        let view = View { life: self, node: NodeId(node), lies };
-        let mut now_ms = self.now_ms;
-        for _ in 0..200 {
-            now_ms += uploader.step(now(now_ms), &view, &self.objects).clamp(1, 1000);
+    pub fn upload(&self, node: u16, lies: bool) {
+        let status = self.take_turn(&Turn { node, lies, ..self.turn() }, &self.objects);
+        assert!(status.last_failure.is_none(), "{status:?}");
+    }
+
+    /// The same, and a snapshot of each of these groups that changed since its last.
+    pub fn snapshot(&self, node: u16, groups: &[GroupId]) -> Status {
+        let status = self
+            .take_turn(&Turn { node, groups: groups.to_vec(), rule: ALWAYS, ..self.turn() }, &self.objects);
+        assert!(status.last_failure.is_none() && status.snapshot_trouble.is_none(), "{status:?}");
+        status
+    }
+
+    /// Of node 1 and all groups, until there is nothing more to do.
+    pub fn turn(&self) -> Turn {
+        Turn {
+            node: 1,
+            lies: false,
+            groups: self.placement().groups().collect(),
+            rule: Rule::default(),
+            steps: 200,
+            pages_fail_one_in: 0,
         }
-        self.now_ms = now_ms;
-        assert!(uploader.status(now(now_ms)).last_failure.is_none(), "{:?}", uploader.status(now(now_ms)));
+    }
+
+    /// An uploader begins, and ends after some steps.
+    pub fn take_turn(&self, turn: &Turn, objects: &dyn ObjectStore) -> Status {
+        let node = NodeId(turn.node);
+        let mut options = UploadOptions::new(VOLUME, self.placement(), PostgresVersion::V15, node);
+        options.object_bytes = 16 << 10;
+        options.snapshot_rule = turn.rule;
+        options.snapshot_bytes_per_second = 0;
+        let now = |ms| Now { steady_ms: ms, wall_ms: 1_800_000_000_000 + ms };
+        let mut now_ms = self.now_ms.get();
+        let mut uploader = Uploader::new(options, now(now_ms), u64::from(turn.node));
+        let luck = RefCell::new(Random(now_ms));
+        let view = View { life: self, turn, luck: &luck };
+        for _ in 0..turn.steps {
+            now_ms += uploader.step(now(now_ms), &view, objects).clamp(1, 1000);
+        }
+        self.now_ms.set(now_ms);
+        uploader.status(now(now_ms))
+    }
+
+    /// Nobody reads anything older any more: pages are made of the redo, and older versions are not there any more.
+    pub fn forget(&self) {
+        let header = BatchHeader {
+            volume_epoch: self.promise().epoch,
+            durable: self.durable,
+            minimum_read_point: self.durable.end,
+            tails: self.tails(),
+        };
+        self.store.note_positions(&header, &[]).unwrap();
+        while self.store.materialize(Policy::Now).unwrap().advanced {}
+    }
+
+    /// All records that there ever were and that no recovery cut.
+    pub fn spans(&self) -> Vec<RecordSpan> {
+        self.records.iter().map(|record| record.span).collect()
     }
 
     /// Ends of all records that count.
@@ -317,15 +372,88 @@ impl Life {
     }
 }
 
+/// When a snapshot is made of whatever changed.
+pub const ALWAYS: Rule = Rule { redo_bytes: 0, redo_percent: 0, longest_ms: u64::MAX };
+
+/// What an uploader does.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    pub node: u16,
+    /// It says that everything is durable.
+    pub lies: bool,
+    pub groups: Vec<GroupId>,
+    pub rule: Rule,
+    pub steps: usize,
+    /// One in so many attempts to read pages fails; zero for none.
+    pub pages_fail_one_in: u64,
+}
+
 struct View<'a> {
     life: &'a Life,
-    node: NodeId,
-    lies: bool,
+    turn: &'a Turn,
+    luck: &'a RefCell<Random>,
+}
+
+/// Pages that cannot be read now and then.
+struct Unlucky<'a> {
+    pages: StorePages<&'a Store>,
+    luck: &'a RefCell<Random>,
+    one_in: u64,
+}
+
+impl Unlucky<'_> {
+    fn check(&self, group: GroupId) -> Result<(), SourceError> {
+        if self.one_in > 0 && self.luck.borrow_mut().below(self.one_in) == 0 {
+            return Err(SourceError { group, what: "bad luck".to_owned() });
+        }
+        Ok(())
+    }
+}
+
+impl PageSource for Unlucky<'_> {
+    fn size_bytes(&self, group: GroupId) -> u64 {
+        self.pages.size_bytes(group)
+    }
+
+    fn hold(&self, group: GroupId) -> Result<SnapshotPoint, SourceError> {
+        self.check(group)?;
+        self.pages.hold(group)
+    }
+
+    fn renew(&self, group: GroupId, lsn: Lsn) -> Result<(), SourceError> {
+        self.check(group)?;
+        self.pages.renew(group, lsn)
+    }
+
+    fn release(&self, group: GroupId) {
+        self.pages.release(group);
+    }
+
+    fn pages(
+        &self,
+        group: GroupId,
+        lsn: Lsn,
+        after: Option<PageKey>,
+        limit: usize,
+    ) -> Result<Vec<(PageKey, Box<PageBytes>)>, SourceError> {
+        self.check(group)?;
+        self.pages.pages(group, lsn, after, limit)
+    }
+
+    fn relations(&self, group: GroupId, lsn: Lsn) -> Result<Vec<(RelationFork, u32)>, SourceError> {
+        self.check(group)?;
+        self.pages.relations(group, lsn)
+    }
+
+    fn values(&self, group: GroupId, lsn: Lsn) -> Result<Vec<(MetaKey, Vec<u8>)>, SourceError> {
+        self.check(group)?;
+        self.pages.values(group, lsn)
+    }
 }
 
 impl RedoSource for View<'_> {
     fn groups(&self) -> Vec<GroupId> {
-        self.life.store.groups()
+        self.turn.groups.clone()
     }
 
     fn history(&self) -> EpochHistory {
@@ -334,7 +462,7 @@ impl RedoSource for View<'_> {
 
     fn durable(&self, group: GroupId) -> Option<DurablePoint> {
         let epoch = self.life.history.newest_epoch();
-        if self.lies {
+        if self.turn.lies {
             let last = self.life.records.last()?.span.end;
             return Some(DurablePoint { epoch, volume: last, group_tail: self.life.tail(group, last) });
         }
@@ -352,6 +480,12 @@ impl RedoSource for View<'_> {
     }
 
     fn candidates(&self, _: GroupId) -> Vec<Candidate> {
-        vec![Candidate { node: self.node, complete: true }]
+        vec![Candidate { node: NodeId(self.turn.node), complete: true }]
+    }
+
+    fn pages(&self) -> Option<Box<dyn PageSource + '_>> {
+        let Turn { node, pages_fail_one_in: one_in, lies, .. } = *self.turn;
+        let pages = StorePages { store: &self.life.store, node: NodeId(node) };
+        (!lies).then(|| Box::new(Unlucky { pages, luck: self.luck, one_in }) as _)
     }
 }

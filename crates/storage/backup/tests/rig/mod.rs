@@ -17,7 +17,9 @@ use borealis_archive::sealing::Sealing;
 use borealis_archive::{history, marks};
 use borealis_backup::store::memory::MemoryStore;
 use borealis_backup::store::{Action, ErrorKind, Listing, ObjectStore, ObjectStoreError, Put, inventory};
-use borealis_backup::upload::{DurablePoint, Now, Options, RedoSource, SourceError, Tail, Uploader};
+use borealis_backup::upload::{
+    DurablePoint, Now, Options, PageSource, RedoSource, SourceError, Tail, Uploader,
+};
 use borealis_types::{
     EpochHistory, EpochOpening, GroupId, Lsn, NodeId, Placement, PostgresVersion, RecordForm, RecordSpan,
     ServerVersion, VolumeEpoch, VolumeId,
@@ -189,6 +191,10 @@ impl RedoSource for View<'_> {
             complete: !self.volume.incomplete.contains(&NodeId(node)),
         };
         (1..=NODES).map(candidate).collect()
+    }
+
+    fn pages(&self) -> Option<Box<dyn PageSource + '_>> {
+        None
     }
 }
 

@@ -1,7 +1,7 @@
 //! The node's part in the backup: a thread that uploads redo as it becomes durable.
 //!
 //! Nobody waits for it. It takes redo from the log as a peer does, an object at a time, and has the store keep log that the backup lacks, within
-//! the retention limit. What it knows of the backup, others read in [`Backup::metrics`] and [`Backup::trouble`].
+//! the retention limit. Now and then it takes a group's pages beside that, as of one position that the store keeps for it under a lease. What it knows of the backup, others read in [`Backup::metrics`] and [`Backup::trouble`].
 //!
 //! A request to an object store may hang for as long as its timeout, and one to a folder for ever (a dead network file system). When the node
 //! stops, no further request is made, and a thread that hangs in one is left behind: it holds nothing of the node.
@@ -81,10 +81,12 @@ impl Backup {
         let redo = NodeRedo::new(config.node, store, known, members);
         // From the beginning: who looks for log to release may be faster than the thread.
         redo.keep_log(BTreeMap::new());
+        let mut options = Options::new(config.volume, config.placement, config.postgres_version, config.node);
+        options.snapshot_rule.redo_bytes = config.backup_snapshot_bytes;
         Ok(Some(Arc::new(Backup {
             location,
             config: backup.clone(),
-            options: Options::new(config.volume, config.placement, config.postgres_version, config.node),
+            options,
             seed: config.incarnation as u64 ^ u64::from(config.node.0),
             started: Instant::now(),
             redo,
@@ -178,7 +180,7 @@ impl Backup {
     }
 
     /// Counters and gauges, by name.
-    fn counts(&self) -> [u64; 7] {
+    fn counts(&self) -> [u64; 8] {
         let state = self.lock();
         let (now, status) = (self.now(), &state.status);
         // The thread may hang in a request.
@@ -199,6 +201,7 @@ impl Backup {
             status.objects,
             status.bytes,
             status.failures.values().sum(),
+            status.snapshots,
         ]
     }
 
@@ -218,7 +221,7 @@ impl Backup {
 }
 
 /// What the metrics of a backup are called.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "backup_groups",
     "backup_behind_ms",
     "backup_failing_ms",
@@ -226,6 +229,7 @@ const NAMES: [&str; 7] = [
     "backup_objects",
     "backup_bytes",
     "backup_failures",
+    "backup_snapshots",
 ];
 
 /// Counters and gauges of a node's backup; all are zero if it has none.

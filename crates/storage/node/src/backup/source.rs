@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use borealis_archive::duty::Candidate;
-use borealis_backup::upload::{DurablePoint, RedoSource, SourceError, Tail};
+use borealis_backup::upload::{DurablePoint, PageSource, RedoSource, SourceError, StorePages, Tail};
 use borealis_quorum::segment::{Segment, Standing};
 use borealis_store::Store;
 use borealis_types::{EpochHistory, GroupId, Lsn, NodeId};
@@ -152,5 +152,9 @@ impl RedoSource for NodeRedo {
             Candidate { node, complete }
         };
         members.of_group(group, HEARD_LATELY).into_iter().map(candidate).collect()
+    }
+
+    fn pages(&self) -> Option<Box<dyn PageSource + '_>> {
+        Some(Box::new(StorePages { store: Weak::clone(&self.store), node: self.node }))
     }
 }

@@ -1,12 +1,12 @@
-//! Listing what exists as of an LSN: small values, relations, transaction-status pages, and checksums of
-//! pages.
+//! Listing what exists as of an LSN: small values, relations, transaction-status pages, pages and their checksums.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use borealis_types::{
-    BlockKey, DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, PageKey, ReadPoint, RelationFork, SlruKind,
+    BlockKey, DatabaseKey, GroupId, Lsn, META_GROUP, MetaKey, PageBytes, PageKey, ReadPoint, RelationFork,
+    SlruKind,
 };
 use borealis_wire::message::LIST_BYTES_MAX;
 use borealis_wire::{PageChecksum, RelationSize, ValuePart};
@@ -203,6 +203,45 @@ impl Store {
             PageKey::Block(_) => None,
         });
         Ok(numbers.filter(|page| *page >= from).take(limit).collect())
+    }
+
+    /// About how many pages a group has, without those that only records make.
+    ///
+    /// # Errors
+    /// [`borealis_wire::Refusal::NoSegment`].
+    pub fn page_count(&self, group: GroupId) -> Result<u64, StoreError> {
+        let materialized = Arc::clone(&Store::hosted(&self.lock(), group)?.materialized);
+        Ok(materialized.page_count())
+    }
+
+    /// A group's pages as of an LSN, after `after`, in key order, at most `limit`. Fewer than that are the last.
+    ///
+    /// # Errors
+    /// As [`Store::read_page`]: one page that cannot be made is an error, for its place would be taken for empty.
+    pub fn read_pages(
+        &self,
+        group: GroupId,
+        at: impl Into<ReadPoint>,
+        after: Option<&PageKey>,
+        limit: usize,
+    ) -> Result<Vec<(PageKey, Box<PageBytes>)>, StoreError> {
+        let at = at.into();
+        let mut pages = Vec::new();
+        let mut after = after.copied();
+        while pages.len() < limit {
+            let keys = {
+                let state = self.lock();
+                page_candidates(Store::readable(&state, group, at)?, at.lsn, after, limit - pages.len())
+            };
+            let Some(&last) = keys.last() else { break };
+            after = Some(last);
+            for key in keys {
+                if let Some(page) = self.read_page(group, &key, at)? {
+                    pages.push((key, page));
+                }
+            }
+        }
+        Ok(pages)
     }
 
     /// Checksums of a group's pages as of an LSN, after `after`, in key order, each made from what is on disk.

@@ -187,7 +187,7 @@ fn marks_are_few_lists_and_what_a_longer_list_has_is_passed_over() {
     let all: usize = contents(&rig).known.marks.values().map(Vec::len).sum();
     assert!(all > 100, "{all} marks, two a second");
     // Answers are lost: what should have been removed stays.
-    *rig.store.one_in.lock().expect("no panic") = 2;
+    *rig.store.one_in.lock().expect("no panic") = 3;
     for _ in 0..600 {
         rig.volume.write(&[0]);
         rig.pass(100);

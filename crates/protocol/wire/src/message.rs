@@ -72,7 +72,7 @@ pub enum Request {
         /// The caller's role, and its identity in it.
         caller: Caller,
         /// Of a writer, a reader or a recovery: for which membership of each group everything is meant that it asks on this
-        /// connection. A group that is not listed is not checked.
+        /// connection. Of a group that is not listed it is the first.
         #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
         memberships: Vec<(GroupId, MembershipEpoch)>,
     },

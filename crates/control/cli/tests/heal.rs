@@ -101,17 +101,27 @@ fn lose(cluster: &TestCluster, node: u64) {
     });
 }
 
-/// Whether every group has six members that have everything, none of them one of these.
-fn is_whole(status: &serde_json::Value, lost: &[u64]) -> bool {
+/// Every member of every group.
+fn members(status: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
+    let groups = status["protection_groups"].as_array().expect("groups");
+    groups.iter().flat_map(|group| group["members"].as_array().expect("members"))
+}
+
+/// Whether every group has six members that answer and are full ones, none of them one of these, and nothing changes.
+fn has_six(status: &serde_json::Value, lost: &[u64]) -> bool {
     let groups = status["protection_groups"].as_array().expect("groups");
     let is_well = |member: &serde_json::Value| {
-        member["state"] == "up" && !lost.contains(&member["node"].as_u64().expect("a number"))
+        let node = member["node"].as_u64().expect("a number");
+        (member["state"] == "up" || member["state"] == "behind") && !lost.contains(&node)
     };
-    let is_six = |group: &serde_json::Value| {
-        let members = group["members"].as_array().expect("members");
-        members.len() == 6 && members.iter().all(is_well)
-    };
-    groups.iter().all(is_six) && status["healing"]["changes"].as_array().is_some_and(Vec::is_empty)
+    groups.iter().all(|group| group["members"].as_array().expect("members").len() == 6)
+        && members(status).all(is_well)
+        && status["healing"]["changes"].as_array().is_some_and(Vec::is_empty)
+}
+
+/// The same, and each of them has everything.
+fn is_whole(status: &serde_json::Value, lost: &[u64]) -> bool {
+    has_six(status, lost) && members(status).all(|member| member["state"] == "up")
 }
 
 /// Loses nodes and waits until the cluster is whole without them; says how long that took and how fast it was.
@@ -260,10 +270,13 @@ fn nodes_are_added_emptied_and_removed_under_load() {
     cluster.ok(&["node", "drain", "1"]);
     cluster
         .eventually("node 1 is empty", HEALED_WITHIN, || cluster.status()["nodes"][0]["state"] == "removed");
-    assert!(is_whole(&cluster.status(), &[1]));
+    let status = cluster.status();
+    assert!(has_six(&status, &[1]), "{status:#}");
     cluster.ok(&["node", "remove", "1", "--yes"]);
     assert!(!cluster.dir().join("nodes/1").exists());
     assert_nothing_failed(load);
+    // Under load two of six may be some records behind the four that a commit waits for.
+    cluster.eventually("all have everything", HEALED_WITHIN, || is_whole(&cluster.status(), &[1]));
     ledger.stop();
     assert_eq!(ledger.failures(), 0);
     ledger.assert_nothing_lost(&cluster);

@@ -97,7 +97,8 @@ fn keep_of_group(situation: &Situation<'_>, sound: &Inventory, group: GroupId, k
         let base = base_for(&settled_state, range.from).or_else(|| base_for(&state, range.from));
         let Some(base) = base else { continue };
         keep.manifests.extend(base.manifest);
-        let needed = |redo: &RedoName| redo.last_end > base.tail_end && redo.previous_end < range.through;
+        // One that ends where the base does may be all that says how far the group is complete.
+        let needed = |redo: &RedoName| redo.last_end >= base.tail_end && redo.previous_end < range.through;
         keep.redo.extend(sound.redo(group).filter(needed));
     }
     keep.manifests.extend(situation.inventory.manifests(group).filter(|manifest| manifest.lsn > start));
@@ -281,34 +282,76 @@ fn assert_points_stay(situation: &Situation<'_>, phases: &Phases) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::marks::Mark;
     use crate::object::Digest;
     use borealis_types::{
         EpochHistory, EpochOpening, NodeId, Placement, RecordSpan, ServerVersion, VolumeEpoch,
     };
+
+    fn redo(previous_end: u64, last_end: u64, complete_through: u64) -> RedoName {
+        RedoName {
+            group: GroupId(0),
+            last_end: Lsn(last_end),
+            previous_end: Lsn(previous_end),
+            epoch: VolumeEpoch(1),
+            complete_through: Lsn(complete_through),
+            node: NodeId(1),
+            digest: Digest([1; 16]),
+        }
+    }
+
+    fn history() -> EpochHistory {
+        let mut history = EpochHistory::default();
+        let server_version = ServerVersion::NEWEST_TESTED;
+        history.push(EpochOpening { epoch: VolumeEpoch(1), last: RecordSpan::NONE, server_version });
+        history
+    }
+
+    #[test]
+    fn redo_that_ends_where_a_snapshot_does_stays_while_it_says_how_far_the_group_is_complete() {
+        let says_it = redo(0, 160, 400);
+        let (lsn, tail_end, epoch) = (Lsn(200), Lsn(160), VolumeEpoch(1));
+        let digest = Digest([2; 16]);
+        let snapshot = ManifestName { group: GroupId(0), lsn, tail_end, epoch, node: NodeId(1), digest };
+        // The mark of a node that does not have the group, and so says nothing of where its redo ends.
+        let durable = Lsn(300);
+        let mark = Mark { clock_ms: 1_000, epoch, durable, tails: Vec::new() };
+        let marks = MarksName {
+            to_ms: 1_000,
+            from_ms: 1_000,
+            lsn: durable,
+            node: NodeId(2),
+            digest: Digest([3; 16]),
+        };
+        let mut inventory = Inventory::default();
+        for name in [Name::Redo(says_it), Name::Manifest(snapshot), Name::Marks(marks)] {
+            inventory.insert(name, Stored::default());
+        }
+        let placement = Placement::new(1).expect("one group");
+        let situation = Situation {
+            inventory: &inventory,
+            known: &Known { placement, history: history(), marks: [(marks, vec![mark])].into() },
+            retention: Retention { window_ms: 0, unfinished_ms: 0 },
+            named: &[],
+            references: &[(snapshot, BTreeSet::new())].into(),
+            damaged: &BTreeSet::new(),
+            now_ms: 1_000_000,
+        };
+        assert_eq!(deletable(&situation), Phases::new(), "position 300 is reached with all of them only");
+    }
 
     #[test]
     #[should_panic(
         expected = "invariant kept-points-stay-restorable is broken: deletion would lose [LsnRange { from: 0/1,"
     )]
     fn a_deletion_that_would_lose_a_point_is_noticed() {
-        let redo = Name::Redo(RedoName {
-            group: GroupId(0),
-            last_end: Lsn(160),
-            previous_end: Lsn::ZERO,
-            epoch: VolumeEpoch(1),
-            complete_through: Lsn(160),
-            node: NodeId(1),
-            digest: Digest([1; 16]),
-        });
+        let redo = Name::Redo(redo(0, 160, 160));
         let mut inventory = Inventory::default();
         inventory.insert(redo.clone(), Stored::default());
-        let mut history = EpochHistory::default();
-        let server_version = ServerVersion::NEWEST_TESTED;
-        history.push(EpochOpening { epoch: VolumeEpoch(1), last: RecordSpan::NONE, server_version });
         let placement = Placement::new(1).expect("one group");
         let situation = Situation {
             inventory: &inventory,
-            known: &Known { placement, history, marks: BTreeMap::new() },
+            known: &Known { placement, history: history(), marks: BTreeMap::new() },
             retention: Retention::default(),
             named: &[],
             references: &BTreeMap::new(),

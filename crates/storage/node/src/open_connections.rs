@@ -61,9 +61,9 @@ impl Connection {
         self.last_request_ms.store(since_ms, Ordering::Relaxed);
     }
 
-    fn silent_for(&self) -> Duration {
+    fn silent_for(&self, now: Instant) -> Duration {
         let last = Duration::from_millis(self.last_request_ms.load(Ordering::Relaxed));
-        self.accepted.elapsed().saturating_sub(last)
+        now.saturating_duration_since(self.accepted).saturating_sub(last)
     }
 
     /// Whether its caller has said who it is.
@@ -193,13 +193,12 @@ pub(crate) struct TooMany {
 }
 
 impl State {
-    /// Makes room for a connection of this kind.
-    fn make_room(&mut self, kind: Kind) -> Result<(), TooMany> {
-        let occupants = self
-            .open
-            .iter()
-            .filter(|(_, place)| !place.is_given_up)
-            .map(|(&id, place)| Occupant { id, kind: place.kind, silent_for: place.connection.silent_for() });
+    /// Makes room for a connection of this kind. `now` is one moment for all: were the clock read for each, whoever is looked
+    /// at last would seem to be silent longest.
+    fn make_room(&mut self, kind: Kind, now: Instant) -> Result<(), TooMany> {
+        let occupants = self.open.iter().filter(|(_, place)| !place.is_given_up).map(|(&id, place)| {
+            Occupant { id, kind: place.kind, silent_for: place.connection.silent_for(now) }
+        });
         match places::find(kind, occupants) {
             Verdict::Free => Ok(()),
             Verdict::InsteadOf(id) => {
@@ -229,13 +228,17 @@ impl OpenConnections {
     /// # Errors
     /// [`TooMany`] when there is no place for it.
     pub(crate) fn list(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<Listed, TooMany> {
+        self.list_at(connection, Instant::now())
+    }
+
+    fn list_at(self: &Arc<Self>, connection: &Arc<Connection>, now: Instant) -> Result<Listed, TooMany> {
         let mut state = self.lock();
         state.threads.retain(|thread| !thread.is_finished());
         let kind = Kind::Stranger;
         if state.open.len() >= CONNECTIONS_MAX {
             return Err(TooMany { open: state.open.len(), kind });
         }
-        state.make_room(kind)?;
+        state.make_room(kind, now)?;
         state.last_id += 1;
         let id = state.last_id;
         state.open.insert(id, Place { connection: Arc::clone(connection), kind, is_given_up: false });
@@ -327,7 +330,7 @@ impl Listed {
     /// [`TooMany`] when there is none.
     pub(crate) fn introduce(&self, kind: Kind) -> Result<(), TooMany> {
         let mut state = self.connections.lock();
-        state.make_room(kind)?;
+        state.make_room(kind, Instant::now())?;
         if let Some(place) = state.open.get_mut(&self.id) {
             place.kind = kind;
         }
@@ -434,19 +437,23 @@ mod tests {
     #[test]
     fn a_silent_stranger_gives_way_to_the_next_caller() {
         let connections = Arc::new(OpenConnections::default());
+        let began = Instant::now();
         let mut there = Vec::new();
         let refused = loop {
             let (connection, caller) = connection();
-            match connections.list(&connection) {
+            match connections.list_at(&connection, began) {
                 Ok(listed) => there.push((listed, caller)),
                 Err(refused) => break refused,
             }
         };
         assert_eq!((refused.open, there.len(), refused.kind), (64, 64, Kind::Stranger));
-        std::thread::sleep(Duration::from_millis(150));
         let (newcomer, _caller) = connection();
-        let listed = connections.list(&newcomer).unwrap();
-        assert_eq!(io::Read::read(&mut there[0].1, &mut [0; 1]).unwrap(), 0, "the first was silent longest");
+        // By then each of them has been silent for long enough.
+        let later = newcomer.accepted + Duration::from_millis(100);
+        let listed = connections.list_at(&newcomer, later).unwrap();
+        let first = &mut there[0].1;
+        first.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        assert_eq!(io::Read::read(first, &mut [0; 1]).unwrap(), 0, "the first was silent longest");
         listed.introduce(Kind::Client).unwrap();
         let (another, _caller) = connection();
         drop(connections.list(&another).unwrap());

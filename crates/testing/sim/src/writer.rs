@@ -330,7 +330,7 @@ impl Writer {
         effects: &mut Effects,
     ) -> bool {
         let hosted = segments.iter().fold(GroupSet::EMPTY, |set, segment| set.with(segment.group));
-        self.tenure.hosts(node, hosted);
+        self.tenure.hosts(node, hosted, now);
         let greeted = greet(self.epoch(), self.shipper.groups_of(node), segments);
         if !matches!(greeted, Greeted::Fenced { .. }) {
             self.tenure.introduced(node, self.epoch(), self.epoch(), now);

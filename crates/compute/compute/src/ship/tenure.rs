@@ -64,8 +64,9 @@ pub struct Tenure {
     members: Vec<QuorumSets>,
     limits: TenureLimits,
     words: BTreeMap<NodeId, Word>,
-    /// The groups that a node introduced itself with: it confirms nothing of others.
-    hosted: BTreeMap<NodeId, GroupSet>,
+    /// The groups that a node has segments of, and since when that is known: it confirms nothing of others, and nothing of these
+    /// in answer to a question from before.
+    hosted: BTreeMap<NodeId, BTreeMap<GroupId, Duration>>,
     outvoted_since: Option<Duration>,
     asked: Option<Duration>,
     looked: Duration,
@@ -89,12 +90,18 @@ impl Tenure {
     ) -> Tenure {
         let word = Word { promised: None, installed: None, heard: now, confirmed };
         let words = members.iter().flat_map(QuorumSets::members).map(|node| (node, word)).collect();
+        let mut hosted: BTreeMap<NodeId, BTreeMap<GroupId, Duration>> = BTreeMap::new();
+        for (group, members) in members.iter().enumerate() {
+            for node in members.members() {
+                hosted.entry(node).or_default().insert(GroupId(group as u16), Duration::ZERO);
+            }
+        }
         Tenure {
             epoch,
             members,
             limits,
             words,
-            hosted: BTreeMap::new(),
+            hosted,
             outvoted_since: None,
             asked: None,
             looked: now,
@@ -103,15 +110,22 @@ impl Tenure {
         }
     }
 
-    /// Replaces a group's members, at a step of its membership. A new member has confirmed nothing yet.
+    /// Replaces a group's members, at a step of its membership. A new member confirms nothing of the group until it has
+    /// introduced itself with a segment.
     ///
     /// # Panics
     /// If the group does not exist.
     pub fn set_members(&mut self, group: GroupId, members: QuorumSets, now: Duration) {
         let of_group = self.members.get_mut(usize::from(group.0)).expect("the group is one of the volume's");
-        *of_group = members;
+        let before: BTreeSet<NodeId> = std::mem::replace(of_group, members).members().collect();
+        let after: BTreeSet<NodeId> = of_group.members().collect();
+        for node in before.symmetric_difference(&after) {
+            // Who comes again comes with another segment.
+            self.hosted.entry(*node).or_default().remove(&group);
+        }
         let nodes: BTreeSet<NodeId> = self.members.iter().flat_map(QuorumSets::members).collect();
         self.words.retain(|node, _| nodes.contains(node));
+        self.hosted.retain(|node, _| nodes.contains(node));
         for node in nodes {
             let word = Word { promised: None, installed: None, heard: now, confirmed: Duration::ZERO };
             self.words.entry(node).or_insert(word);
@@ -138,14 +152,21 @@ impl Tenure {
     }
 
     /// A node introduced itself with segments of these groups. A member that has not joined yet has none to be promised to
-    /// anyone, so what it confirms says nothing of that group. Until a node has introduced itself, it counts for all.
-    pub fn hosts(&mut self, node: NodeId, groups: GroupSet) {
-        let before = self.hosted.insert(node, groups);
-        let gained = before.is_some_and(|before| groups.iter().any(|group| !before.contains(group)));
-        if let Some(word) = self.words.get_mut(&node).filter(|_| gained) {
-            // What it confirmed before, it confirmed without that segment.
-            word.confirmed = Duration::ZERO;
-        }
+    /// anyone, so what it confirms says nothing of that group. A member of the recovery's counts until it introduces itself
+    /// without.
+    ///
+    /// A segment that came takes nothing from what the node confirmed of its others: while many groups change at once, every
+    /// node gains one again and again.
+    pub fn hosts(&mut self, node: NodeId, groups: GroupSet, now: Duration) {
+        let before = self.hosted.remove(&node).unwrap_or_default();
+        let since = |group: GroupId| before.get(&group).copied().unwrap_or(now);
+        self.hosted.insert(node, groups.iter().map(|group| (group, since(group))).collect());
+    }
+
+    /// The last question that a node confirmed with a segment of this group; `None` if it has none.
+    fn confirmed_of(&self, node: NodeId, group: GroupId) -> Option<Duration> {
+        let (confirmed, since) = (self.words.get(&node)?.confirmed, *self.hosted.get(&node)?.get(&group)?);
+        Some(if confirmed > since { confirmed } else { Duration::ZERO })
     }
 
     /// A node confirmed, in answer to a question that was sent at `asked`.
@@ -175,10 +196,7 @@ impl Tenure {
     #[must_use]
     pub fn lease_begun(&self) -> Duration {
         let of_group = |(members, id): (&QuorumSets, u16)| {
-            let confirmed = |node: NodeId| {
-                let hosts = self.hosted.get(&node).is_none_or(|groups| groups.contains(GroupId(id)));
-                self.words.get(&node).filter(|_| hosts).map(|word| word.confirmed)
-            };
+            let confirmed = |node: NodeId| self.confirmed_of(node, GroupId(id));
             let mut times: Vec<Duration> = members.members().filter_map(confirmed).collect();
             times.sort_unstable();
             let is_since = |time: &Duration| {
@@ -366,19 +384,58 @@ mod tests {
         let sets = vec![[0, 1, 2, 3, 4, 5].map(NodeId), [0, 1, 2, 3, 4, 6].map(NodeId)];
         let during = QuorumSets::new(sets).expect("six different nodes");
         tenure.set_members(GroupId(0), during, at(0));
-        assert_eq!(run(&mut tenure, 0..2000, &[0, 3, 5, 6]), None);
+        assert!(
+            run(&mut tenure, 0..2000, &[0, 3, 5, 6]).is_some(),
+            "node 6 has not said that it has a segment"
+        );
+        tenure.hosts(NodeId(6), GroupSet::EMPTY.with(GroupId(0)), at(2000));
+        assert_eq!(run(&mut tenure, 2050..4000, &[0, 3, 5, 6]), None);
         // Three of the old set, two of the new: a successor of the new set alone would not meet them.
-        let over = run(&mut tenure, 2000..9000, &[0, 3, 5]);
-        assert_eq!(over, Some((3000, TenureEnd::LeaseOver(at(1050)))));
+        let over = run(&mut tenure, 4000..9000, &[0, 3, 5]);
+        assert_eq!(over, Some((5000, TenureEnd::LeaseOver(at(1050)))));
     }
 
     #[test]
     fn a_member_without_a_segment_of_a_group_confirms_nothing_of_it() {
         let mut tenure = tenure();
-        tenure.hosts(NodeId(3), GroupSet::EMPTY.with(GroupId(0)).with(GroupId(1)));
+        let both = GroupSet::EMPTY.with(GroupId(0)).with(GroupId(1));
+        tenure.hosts(NodeId(3), both, at(0));
         assert_eq!(run(&mut tenure, 0..2000, &[0, 3, 5]), None);
-        tenure.hosts(NodeId(3), GroupSet::EMPTY.with(GroupId(0)));
+        tenure.hosts(NodeId(3), GroupSet::EMPTY.with(GroupId(0)), at(2000));
         assert!(run(&mut tenure, 2000..9000, &[0, 3, 5]).is_some());
+        // It has one again: what it was asked before that, it answered without.
+        let mut tenure = self::tenure();
+        tenure.hosts(NodeId(3), GroupSet::EMPTY.with(GroupId(0)), at(0));
+        assert_eq!(run(&mut tenure, 0..500, &[0, 3, 4, 5]), None);
+        tenure.hosts(NodeId(3), both, at(500));
+        for node in [0, 3, 5] {
+            tenure.confirmed(NodeId(node), at(500));
+        }
+        assert_eq!(tenure.lease_begun(), at(450), "of group 1 three others confirmed that");
+        tenure.confirmed(NodeId(3), at(501));
+        tenure.confirmed(NodeId(0), at(501));
+        tenure.confirmed(NodeId(5), at(501));
+        assert_eq!(tenure.lease_begun(), at(501));
+    }
+
+    #[test]
+    fn a_segment_that_comes_takes_nothing_from_what_was_confirmed_of_others() {
+        let set = QuorumSets::new(vec![[0, 1, 2, 3, 4, 5].map(NodeId)]).unwrap();
+        let mut tenure = Tenure::new(EPOCH, vec![set], LIMITS, at(0), at(0));
+        let mut hosted = GroupSet::EMPTY.with(GroupId(0));
+        let mut asked = None;
+        for now in (0..3000).step_by(50) {
+            // Each question is answered once.
+            if let Some(asked) = asked.take() {
+                (0..6).for_each(|node| tenure.confirmed(NodeId(node), asked));
+            }
+            asked = tenure.take_ask(at(now)).then_some(at(now));
+            if now % 100 == 0 {
+                hosted = hosted.with(GroupId(1 + now as u16 / 100));
+                (0..6).for_each(|node| tenure.hosts(NodeId(node), hosted, at(now)));
+            }
+            assert_eq!(tenure.check(|_| true, at(now)), Ok(()), "at {now} ms");
+        }
     }
 
     #[test]

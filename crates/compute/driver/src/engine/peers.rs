@@ -241,8 +241,12 @@ impl Engine {
         let installing = matches!(self.peer(node).append, Link::Up { stage: Stage::Installing, .. });
         let greeted = greet(self.epoch, self.peer(node).groups, segments);
         let now = self.now();
-        self.tenure
-            .hosts(node, segments.iter().fold(GroupSet::EMPTY, |set, segment| set.with(segment.group)));
+        self.tenure.hosts(
+            node,
+            segments.iter().fold(GroupSet::EMPTY, |set, segment| set.with(segment.group)),
+            now,
+        );
+        self.ask_to_confirm(node);
         if !matches!(greeted, Greeted::Fenced { .. }) {
             self.tenure.introduced(node, self.epoch, self.epoch, now);
         }
@@ -307,6 +311,7 @@ impl Engine {
                 } else if let Link::Up { stage, pause, .. } = &mut self.peer(node).read {
                     *stage = Stage::Ready;
                     *pause = RECONNECT_MIN;
+                    self.ask_to_confirm(node);
                 }
             }
             (Stage::Ready, reply) => {

@@ -10,7 +10,7 @@ use super::{Engine, EngineError};
 
 /// Between two looks. Whatever ends a tenure lasts much longer.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Request ids of questions whether the epoch still holds: this bit, and when they were sent, in milliseconds.
+/// Request ids of questions whether the epoch still holds: this bit, and when they were sent, in nanoseconds.
 const CONFIRM_BIT: u64 = 1 << 62;
 
 impl Engine {
@@ -22,12 +22,8 @@ impl Engine {
         }
         self.tenure_checked = now;
         if self.tenure.take_ask(now) {
-            let request = Request::Confirm { epoch: self.epoch };
-            let id = CONFIRM_BIT | (now.as_millis() as u64 & (CONFIRM_BIT - 1));
-            for peer in self.peers.values_mut() {
-                if let Some(connection) = peer.read.ready() {
-                    connection.send(id, &request);
-                }
+            for &node in self.nodes().iter() {
+                self.ask_to_confirm(node);
             }
         }
         let peers = &self.peers;
@@ -37,6 +33,16 @@ impl Engine {
             TenureEnd::Outvoted(epoch) => EngineError::Outvoted(epoch),
             TenureEnd::LeaseOver(unconfirmed) => EngineError::LeaseOver(unconfirmed),
         })
+    }
+
+    /// Asks one node to confirm, if it can be asked. Also as soon as it introduced itself: what it was asked on a connection that
+    /// is gone, it may never answer, and while members change, connections do not last until all are asked again.
+    pub(super) fn ask_to_confirm(&mut self, node: NodeId) {
+        let sent = self.now().as_nanos() as u64;
+        let request = Request::Confirm { epoch: self.epoch };
+        if let Some(connection) = self.peer(node).read.ready() {
+            connection.send(CONFIRM_BIT | (sent & (CONFIRM_BIT - 1)), &request);
+        }
     }
 
     /// A node is promised to a newer epoch, by which it refused something. The others may be enough to go on with.
@@ -56,7 +62,7 @@ impl Engine {
             return Some(reply);
         }
         if reply == Reply::Confirmed {
-            let asked = Duration::from_millis(request_id & (CONFIRM_BIT - 1));
+            let asked = Duration::from_nanos(request_id & (CONFIRM_BIT - 1));
             self.tenure.confirmed(node, asked.min(self.now()));
         }
         None

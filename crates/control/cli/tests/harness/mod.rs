@@ -175,7 +175,7 @@ impl TestCluster {
     pub fn eventually(&self, what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + timeout;
         while !condition() {
-            assert!(Instant::now() < deadline, "{what}: not within {timeout:?}\n{}", self.logs());
+            assert!(Instant::now() < deadline, "{what}: not within {timeout:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -202,6 +202,10 @@ impl TestCluster {
 
 impl Drop for TestCluster {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Whatever failed, they may say why; and they are gone afterwards.
+            eprintln!("{}", self.logs());
+        }
         if std::thread::panicking() && std::env::var_os("BOREALIS_KEEP").is_some() {
             eprintln!("left for inspection: {}", self.dir().display());
             return;

@@ -13,7 +13,7 @@ use borealis_controller::catalog::table::MemoryCatalog;
 use borealis_controller::catalog::{
     Acquisition, Catalog, CatalogError, Lease, Listing, News, Outcome, Revision, Transaction,
 };
-use borealis_quorum::membership::GroupMembership;
+use borealis_quorum::membership::{GroupMembership, MembershipState, credible_membership};
 use borealis_quorum::segment::{Segment, Source, Standing};
 use borealis_quorum::{ChainLink, DurablePoint, Promise};
 use borealis_types::membership::MembershipRequest;
@@ -27,8 +27,6 @@ pub const VOLUME: VolumeId = VolumeId(7);
 pub const GROUPS: u16 = 3;
 /// Where the volume's redo ends.
 const END: Lsn = Lsn(40);
-/// A node that was told nothing believes so many peers that it is a member.
-const BELIEVED_FROM: usize = 3;
 
 /// Of the first six two stand in each zone, side by side; those after them take turns.
 fn zone_of(node: u16) -> AvailabilityZone {
@@ -212,17 +210,16 @@ impl State {
     /// What a node learns from the others that call it: that they act on a membership which it is a member of.
     fn hear(&mut self, node: NodeId) {
         for group in (0..GROUPS).map(GroupId) {
-            let others =
-                self.nodes.iter().filter(|(other, fake)| **other != node && fake.down_since.is_none());
-            let said = others.filter_map(|(_, fake)| fake.segments.get(&group)?.membership());
-            let said: Vec<GroupMembership> = said.map(|state| state.installed().clone()).collect();
-            let Some(newest) = said.iter().max_by_key(|membership| membership.epoch()) else { continue };
-            let agree = said.iter().filter(|membership| *membership == newest).count();
-            let known = self.nodes[&node].segments.get(&group).and_then(Segment::membership);
-            let is_news = known.is_none_or(|known| known.installed().epoch() < newest.epoch());
-            if is_news && newest.contains(node) && agree >= BELIEVED_FROM {
-                let install = MembershipRequest::Install(newest.clone());
-                self.membership(node, group, &install);
+            // Itself among them, as in a node.
+            let there = self.nodes.iter().filter(|(_, fake)| fake.down_since.is_none());
+            let claim = |(&node, fake): (&NodeId, &FakeNode)| {
+                Some((node, fake.segments.get(&group)?.membership()?.clone()))
+            };
+            let claims: BTreeMap<NodeId, MembershipState> = there.filter_map(claim).collect();
+            let known = claims.get(&node).map(MembershipState::installed);
+            let newer = credible_membership(known, &claims);
+            if let Some(newer) = newer.filter(|newer| newer.contains(node)) {
+                self.membership(node, group, &MembershipRequest::Install(newer));
             }
         }
     }

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::encode::{RecordBuilder, lay_out};
+use crate::layout::common::wal_page::LONG_HEADER_BYTES;
 use crate::page::WalLayout;
 use crate::piece::Assembly;
 use crate::stream::{Next, WalWindow};
@@ -125,14 +126,21 @@ proptest! {
     #[test]
     fn records_are_cut_as_the_log_grows_and_put_together_again(
         lengths in prop::collection::vec(prop_oneof![1usize..300, 15_000usize..130_000], 1..6),
-        steps in prop::collection::vec(1usize..40_000, 1..30),
+        steps in prop::collection::vec(prop_oneof![1 => 1usize..50, 4 => 1usize..40_000], 1..30),
         tail in any::<u8>(),
     ) {
         let (log, records) = log(&lengths);
         let (mut decoder, mut out, mut written) = (decoder(), Vec::new(), 0);
         for step in steps.into_iter().chain([log.len()]) {
-            written = (written + step).min(log.len());
-            // Like PostgreSQL's: whole pages, of which the end may be anything.
+            written += step;
+            // Like PostgreSQL's: whole pages, of which the header is final and the end may be anything.
+            let of_last_page = written % WAL_PAGE_BYTES as usize;
+            if of_last_page > 0 {
+                let begins_segment = (written - of_last_page) % LAYOUT.segment_bytes as usize == 0;
+                let header = if begins_segment { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES };
+                written += header.saturating_sub(of_last_page);
+            }
+            written = written.min(log.len());
             let mut bytes = log[..written].to_vec();
             if written < log.len() {
                 bytes.resize(written.next_multiple_of(8192), tail);

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Sees lint fail: plants faults into a copy of this checkout, and expects the check that is for each to name it. A check
-that never fails checks nothing.
+that never fails checks nothing. `./test` itself must fail with each of its parts.
 
     scripts/test-lint.py            all of it
     scripts/test-lint.py --quick    without the faults that only the compiler finds
@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What lint itself has compiled serves the copy too, but for the few crates that are checked there.
@@ -44,6 +45,10 @@ LOGIC = "\nfn planted_logic(a: bool, b: bool, c: bool) -> bool {\n    a && b || 
 LONG = "\n/// Longer than anyone can read at once, and no reason why.\npub fn planted_long(mut value: u64) -> u64 {\n" + "    value += 1;\n" * 75 + "    value\n}\n"
 ADVISORY = '{"id": "RUSTSEC-PLANTED", "package": "serde", "informational": null, "title": "", "patched": [">= 99.0.0"], "unaffected": []},'
 FUZZ_ADVISORY = ADVISORY.replace("RUSTSEC-PLANTED", "RUSTSEC-FUZZ").replace("serde", "libfuzzer-sys")
+# Stands for each part of `./test`: notes the call, and fails if it is the one that shall.
+CALLED = """echo "$(basename "$0") $*" >>"$(dirname "$0")/../called"
+[ "$(wc -l <"$(dirname "$0")/../called")" != "$FAILING" ]
+"""
 # Split, so that this file is spelt right.
 TYPO = "rec" + "ieve"
 
@@ -159,6 +164,41 @@ def plant(faults):
     return before
 
 
+def calls_of_test(folder, failing):
+    """How `./test` ends, and what it has called by then, where call number `failing` fails and nothing is really run."""
+    (folder / "called").write_text("")
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "CARGO_TARGET_DIR": str(folder / "target"), "FAILING": str(failing)}
+    done = subprocess.run([folder / "test"], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return done.returncode, (folder / "called").read_text().splitlines()
+
+
+def ends_where_a_part_fails():
+    """Whether `./test` fails with each of its parts, and goes on to no other part; it passed with a failed lint once."""
+    parts = ["scripts/install-dependencies.sh", "scripts/lint.sh", "scripts/test-lint.py", "bin/cargo"]
+    missed = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        shutil.copy2(COPY / "test", folder / "test")
+        another = "target/postgresql/another/usr/lib/postgresql/15/bin/postgres"
+        for path, body in [*((part, CALLED) for part in parts), ("scripts/fetch-postgres.sh", "exit 0\n"), (another, "echo another\n")]:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(f"#!/bin/sh\n{body}")
+            (folder / path).chmod(0o755)
+        code, calls = calls_of_test(folder, 0)
+        # Lint needs no PostgreSQL; where there is none, `./test` ends where it asks for its release.
+        if len(calls) < 8 or (code != 0 and pathlib.Path("/usr/lib/postgresql/15/bin/postgres").exists()):
+            print(f"./test with parts that all pass ends with {code} after {calls}", file=sys.stderr)
+            return False
+        for failing in range(1, len(calls) + 1):
+            code, called = calls_of_test(folder, failing)
+            # What the honesty of the benchmark needs is undone before its failure counts.
+            allowed = failing + 1 if "broken-durability" in calls[failing - 1] else failing
+            if code == 0 or len(called) > allowed:
+                missed += 1
+                print(f"./test ends with {code} where {calls[failing - 1]!r} fails, after {len(called) - failing} more", file=sys.stderr)
+    return missed == 0
+
+
 def main():
     plan = {name: list(faults) for name, faults in TEXT_FAULTS.items()}
     if not shutil.which("codespell"):
@@ -185,6 +225,7 @@ def main():
                     noticed += 1
                 else:
                     print(f"planted {name}: {check} does not say {words!r}:\n{shortened(said)}", file=sys.stderr)
+        unclean += 0 if ends_where_a_part_fails() else 1
     finally:
         shutil.rmtree(COPY, ignore_errors=True)
     print(f"test-lint: {noticed} of {planted} planted faults were noticed", file=sys.stderr)

@@ -136,7 +136,7 @@ proptest! {
             // Like PostgreSQL's: whole pages, of which the header is final and the end may be anything.
             let of_last_page = written % WAL_PAGE_BYTES as usize;
             if of_last_page > 0 {
-                let begins_segment = (written - of_last_page) % LAYOUT.segment_bytes as usize == 0;
+                let begins_segment = (written - of_last_page).is_multiple_of(LAYOUT.segment_bytes as usize);
                 let header = if begins_segment { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES };
                 written += header.saturating_sub(of_last_page);
             }

@@ -56,7 +56,7 @@ impl SimNode {
         &mut self,
         from: Host,
         message: &Message,
-        made_for: &[MembershipEpoch],
+        made_for: &[Option<MembershipEpoch>],
         effects: &mut Effects,
         coverage: &mut Coverage,
     ) -> bool {
@@ -67,10 +67,18 @@ impl SimNode {
         let mut unlearned = false;
         for segment in &self.state.segments {
             let group = segment.group();
-            match made_for.get(usize::from(group.0)).map(|epoch| segment.check_membership(*epoch)) {
-                Some(Err(OtherMembership::Newer(_))) => newer.push((group, self.told_membership(group))),
-                Some(Err(OtherMembership::NotLearned)) => unlearned |= segment.standing() != Standing::Absent,
-                Some(Ok(())) | None => {}
+            let named = made_for.get(usize::from(group.0)).copied().flatten();
+            if named.is_none() && self.defect == Defect::UnnamedMembershipServed {
+                continue;
+            }
+            let checked = segment.check_membership(named.unwrap_or(MembershipEpoch(1)));
+            if named.is_none() && checked.is_err() {
+                coverage.count("requests without a membership refused");
+            }
+            match checked {
+                Err(OtherMembership::Newer(_)) => newer.push((group, self.told_membership(group))),
+                Err(OtherMembership::NotLearned) => unlearned |= segment.standing() != Standing::Absent,
+                Ok(()) => {}
             }
         }
         if newer.is_empty() && !unlearned {

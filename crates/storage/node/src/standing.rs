@@ -98,6 +98,13 @@ fn what_segment_lost(then: &RememberedSegment, now: Option<&OwnSegment>) -> Opti
     if joined > then.membership_epoch {
         return None;
     }
+    // Its vote is of an older choice then, though it may have all records.
+    if then.membership_epoch > now.membership_epoch {
+        return Some(format!(
+            "group {group} had membership {}, and now {}",
+            then.membership_epoch.0, now.membership_epoch.0
+        ));
+    }
     if then.promised_epoch > now.promised_epoch {
         return Some(format!(
             "group {group} had promised epoch {}, and now {}",
@@ -291,6 +298,18 @@ mod tests {
         assert_eq!(lost(&[own(4, None)]), None, "it left, or is joining again");
         assert!(lost(&[own(2, Some(0))]).is_some() && lost(&[own(9, Some(3))]).is_some(), "the same stay");
         assert_eq!(lost(&[own(5, Some(5))]), None, "it left and came again, which begins empty");
+    }
+
+    #[test]
+    fn a_store_that_lost_nothing_but_a_membership_is_known_by_that() {
+        let lost = |ours: OwnSegment| {
+            let boot = Boot { number: 4, nonce: 9, ..BOOT };
+            what_is_lost(&BOOT, &Remembered { boot, segments: vec![segment(100, 3)] }, &[ours])
+        };
+        let what = lost(own(2, Some(0))).expect("it acted on the third, and knows the second");
+        assert!(what.contains("had membership 3, and now 2"), "{what}");
+        assert_eq!(lost(own(3, Some(0))), None);
+        assert_eq!(lost(own(4, Some(0))), None, "others were replaced since");
     }
 
     #[test]

@@ -268,6 +268,15 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits longer than for anything else: pages are copied.
+pub fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 pub fn block(relation: u32, block: u32) -> PageKey {
     let locator = RelationLocator { tablespace: 1663, database: 5, relation };
     PageKey::Block(BlockKey { relation_fork: RelationFork { locator, fork: Fork::Main }, block })

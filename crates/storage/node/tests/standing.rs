@@ -178,7 +178,7 @@ fn a_newcomers_disk_that_was_put_back_to_before_it_came_is_known_by_the_membersh
     wait_long("all members remember the newcomer as one that has everything", || {
         learner.write(&cluster, 1);
         ALL.into_iter().all(|index| {
-            let (_, remembered) = cluster.client(index).acquaint(NodeId(7)).unwrap();
+            let (_, remembered) = cluster.connect(index, Caller::Client).acquaint(NodeId(7)).unwrap();
             let segments = remembered.map(|remembered| remembered.segments).unwrap_or_default();
             segments.iter().any(|segment| segment.membership_epoch == begun.epoch())
         })

@@ -300,7 +300,7 @@ impl<'a> Attempt<'a> {
         self.wait_for_welcomes(deadline)?;
         let connect = self.begun.elapsed();
         let summaries = || self.welcomes.values().flatten();
-        let installed = newest_installed(newest_of_each(&self.welcomes, own));
+        let installed = newest_installed(opened_of_each(&self.welcomes, own));
         match newest_history {
             // A writer that finished its recovery while ours was running is newer than we are.
             Some(known) if installed > *known => return Err(RecoverError::TakenOver(installed).into()),
@@ -486,15 +486,15 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The newest epoch that each node has the history of, leaving out what this driver itself tried to open: an attempt that
+/// The epochs that each node has the history of, leaving out what this driver itself tried to open: an attempt that
 /// reached some nodes and died is no successor.
-fn newest_of_each<'a>(
+fn opened_of_each<'a>(
     welcomes: &'a BTreeMap<NodeId, Vec<SegmentSummary>>,
     own: &'a OwnEpochs,
-) -> impl Iterator<Item = VolumeEpoch> + 'a {
-    let newest = |segment: &SegmentSummary| {
-        let openings = segment.history.openings().iter().rev().map(|opening| opening.epoch);
-        openings.into_iter().find(|epoch| !own.tried.contains(epoch)).unwrap_or_default()
+) -> impl Iterator<Item = BTreeSet<VolumeEpoch>> + 'a {
+    let opened = |segment: &'a SegmentSummary| segment.history.openings().iter().map(|opening| opening.epoch);
+    let of_node = move |segments: &'a Vec<SegmentSummary>| {
+        segments.iter().flat_map(opened).filter(|epoch| !own.tried.contains(epoch)).collect()
     };
-    welcomes.values().map(move |segments| segments.iter().map(newest).max().unwrap_or_default())
+    welcomes.values().map(of_node)
 }

@@ -128,9 +128,11 @@ fn newest_release(standing: &BTreeMap<NodeId, Vec<SegmentSummary>>) -> Option<Se
     newest.map(|opening| opening.server_version)
 }
 
-/// Of each group the nodes whose segment ends where the group does. Nobody has written since these ends were agreed on and
-/// all that came after them was cut, so a node that says it has more is not to be believed.
+/// Of each group the members whose segment ends where the group does. Nobody has written since these ends were agreed on and
+/// all that came after them was cut, so a node that says it has more is not to be believed. A node that left the group and has
+/// not heard of it is no member: its segment was not asked for what it has, and is gone when it hears.
 fn complete_members(
+    memberships: &BTreeMap<GroupId, GroupMembership>,
     standing: &BTreeMap<NodeId, Vec<SegmentSummary>>,
     tails: &[GroupTail],
 ) -> BTreeMap<GroupId, Vec<NodeId>> {
@@ -139,9 +141,13 @@ fn complete_members(
             segment.group == tail.group && segment.segment_complete_lsn == tail.last_end && !segment.joining
         })
     };
+    let is_member = |node: NodeId, group: GroupId| {
+        memberships.get(&group).is_some_and(|membership| membership.contains(node))
+    };
     let of_group = |tail: &GroupTail| {
-        let members = standing.iter().filter(|(_, segments)| has(segments, tail));
-        (tail.group, members.map(|(node, _)| *node).collect())
+        let members = standing.iter().map(|(node, segments)| (*node, segments));
+        let complete = members.filter(|(node, segments)| is_member(*node, tail.group) && has(segments, tail));
+        (tail.group, complete.map(|(node, _)| node).collect())
     };
     tails.iter().map(of_group).collect()
 }
@@ -165,7 +171,7 @@ fn wait_until_complete(
     let mut moved = Instant::now();
     loop {
         let standing = ask_all(config, memberships, lost)?;
-        let complete = complete_members(&standing, tails);
+        let complete = complete_members(memberships.groups(), &standing, tails);
         let now = ends(&standing);
         if now != before {
             (before, moved) = (now, Instant::now());
@@ -237,7 +243,9 @@ mod tests {
             (NodeId(5), vec![segment(0, 120, &[]), segment(1, 80, &[])]),
             (NodeId(6), vec![SegmentSummary { joining: true, ..segment(0, 100, &[]) }]),
         ]);
-        let complete = complete_members(&standing, &tails);
+        let membership = GroupMembership::created([1, 2, 3, 4, 5, 6].map(NodeId)).expect("six nodes");
+        let memberships = BTreeMap::from([0, 1].map(|group| (GroupId(group), membership.clone())));
+        let complete = complete_members(&memberships, &standing, &tails);
         let of_first = &complete[&GroupId(0)];
         assert_eq!(
             *of_first,
@@ -250,6 +258,21 @@ mod tests {
             said.contains("node 1 has group 1 to 0/48") && said.contains("node 2 has group 0 to 0/60"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn who_left_the_group_and_has_not_heard_of_it_is_not_copied() {
+        let group = GroupId(0);
+        let tails = [GroupTail { group, last_end: Lsn(100) }];
+        let membership = GroupMembership::created([1, 2, 3, 4, 5, 7].map(NodeId)).expect("six nodes");
+        let standing = BTreeMap::from([
+            (NodeId(1), vec![segment(0, 100, &[])]),
+            (NodeId(2), vec![segment(0, 96, &[])]),
+            // It is asked because it is a member of another group.
+            (NodeId(6), vec![segment(0, 100, &[]), segment(1, 80, &[])]),
+        ]);
+        let complete = complete_members(&BTreeMap::from([(group, membership)]), &standing, &tails);
+        assert_eq!(complete[&group], [NodeId(1)]);
     }
 
     #[test]

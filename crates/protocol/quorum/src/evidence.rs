@@ -14,7 +14,7 @@
 //! Two liars of six can so make no honest segment believe anything. What is not defended: three liars for durable
 //! points, four for histories.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use borealis_types::{EpochHistory, EpochOutOfBounds, Lsn, NodeId, VolumeEpoch, check_epoch};
 
@@ -89,13 +89,20 @@ impl<'a, Witness: Ord> Witnessed<'a, Witness> {
     }
 }
 
-/// The newest epoch that two of those who answered have the history of, given the newest of each. A recovery that completed
-/// has its history on a write quorum, two of which are among any other; what one member alone has, nobody finished.
+/// The newest epoch that two of those who answered have the history of, given all that each has. A recovery that completed
+/// has its history on a write quorum, two of which are among any other, and every later history continues it; what one member
+/// alone has, nobody finished. The newest of each would not do: of two recoveries that died, each after it installed at
+/// one member, the older would pass for finished.
 #[must_use]
-pub fn newest_installed(newest_of_each: impl IntoIterator<Item = VolumeEpoch>) -> VolumeEpoch {
-    let mut newest: Vec<VolumeEpoch> = newest_of_each.into_iter().collect();
-    newest.sort_unstable();
-    newest.iter().rev().nth(1).copied().unwrap_or_default()
+pub fn newest_installed(opened_of_each: impl IntoIterator<Item = BTreeSet<VolumeEpoch>>) -> VolumeEpoch {
+    let (mut once, mut twice) = (BTreeSet::new(), VolumeEpoch::default());
+    for epoch in opened_of_each.into_iter().flatten() {
+        // Of one member an epoch comes once: so the second time it is another's.
+        if !once.insert(epoch) {
+            twice = twice.max(epoch);
+        }
+    }
+    twice
 }
 
 /// The newest history that is above what the segment of `own` has and that a write quorum of members has stored, each perhaps

@@ -78,7 +78,7 @@ impl WriterTracker {
     /// (zero for a group that is not listed).
     ///
     /// # Panics
-    /// If a tail names a group that does not exist or lies after `durable`.
+    /// If there is no group, or a tail names one that does not exist or lies after `durable`.
     #[must_use]
     pub fn new(
         epoch: VolumeEpoch,
@@ -86,6 +86,7 @@ impl WriterTracker {
         durable: RecordSpan,
         tails: &[GroupTail],
     ) -> WriterTracker {
+        invariant!("writer-knows-members", !members.is_empty(), "the writer of {epoch:?} has no group");
         let mut groups: Vec<Group> = members
             .into_iter()
             .map(|members| Group {
@@ -461,6 +462,12 @@ mod tests {
         assert_eq!(tracker.volume_durable(), span(8, 40));
         let taken_back = tracker.set_members(group, members(1).remove(0));
         assert_eq!(taken_back, Acknowledgement::Durable(span(40, 80)));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant writer-knows-members is broken")]
+    fn a_writer_that_knows_no_members_is_none() {
+        let _ = WriterTracker::new(EPOCH, Vec::new(), RecordSpan::NONE, &[]);
     }
 
     proptest! {

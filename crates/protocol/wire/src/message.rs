@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::GroupTail;
 
 /// Raised with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u16 = 6;
+pub const PROTOCOL_VERSION: u16 = 7;
 
 /// The payload's body is a redo batch to append.
 pub const KIND_APPEND: u8 = 1;
@@ -72,7 +72,7 @@ pub enum Request {
         /// The caller's role, and its identity in it.
         caller: Caller,
         /// Of a writer, a reader or a recovery: for which membership of each group everything is meant that it asks on this
-        /// connection. A group that is not listed is not checked.
+        /// connection. Of a group that is not listed it is the first.
         #[serde(deserialize_with = "borealis_types::bounded::list::<_, _, { MAX_GROUPS as usize }>")]
         memberships: Vec<(GroupId, MembershipEpoch)>,
     },
@@ -278,6 +278,8 @@ pub struct Remembered {
 pub struct RememberedSegment {
     /// The group that the segment is a copy of.
     pub group: GroupId,
+    /// The membership that it acted on then, as one that has everything.
+    pub membership_epoch: MembershipEpoch,
     /// It had every record up to here, and no recovery can truncate them.
     pub complete: Lsn,
     /// The newest epoch it had promised to serve.

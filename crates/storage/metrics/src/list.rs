@@ -216,10 +216,6 @@ pub const NODE: &[Metric] = &[
     gauge("borealis_node_store_unapplied_record_bytes", "Bytes of records that are not in page images yet"),
     gauge("borealis_node_store_records_held", "Records that wait for a predecessor"),
     gauge("borealis_node_store_segments", "Segments on this node"),
-    gauge(
-        "borealis_node_store_segments_joining",
-        "Segments that came and do not have everything of their group yet",
-    ),
     gauge("borealis_node_store_extents", "Regions of page files in use"),
     gauge("borealis_node_store_boot", "How often the store was opened"),
     gauge(

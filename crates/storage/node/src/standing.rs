@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use borealis_store::Store;
-use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch};
+use borealis_types::{GroupId, Lsn, MembershipEpoch, NodeId, VolumeEpoch};
 use borealis_wire::{Boot, Remembered, RememberedSegment, SegmentSummary};
 
 /// How many peers must say it before a node votes no more.
@@ -51,8 +51,20 @@ struct State {
     heard: BTreeMap<NodeId, BTreeMap<GroupId, RememberedSegment>>,
 }
 
+/// What there is of one group on this node.
+#[derive(Clone, Copy, Debug)]
+struct OwnSegment {
+    group: GroupId,
+    /// The membership that is known here, of a group without a segment the one that left this node out.
+    membership_epoch: MembershipEpoch,
+    /// The membership that the segment came with; none where there is no segment, or one that has not everything yet.
+    joined: Option<MembershipEpoch>,
+    complete: Lsn,
+    promised_epoch: VolumeEpoch,
+}
+
 /// What `remembered` says that this node had and has no more, if anything.
-fn what_is_lost(boot: &Boot, remembered: &Remembered, ours: &[RememberedSegment]) -> Option<String> {
+fn what_is_lost(boot: &Boot, remembered: &Remembered, ours: &[OwnSegment]) -> Option<String> {
     let then = remembered.boot;
     if then.incarnation != boot.incarnation {
         return None;
@@ -64,18 +76,44 @@ fn what_is_lost(boot: &Boot, remembered: &Remembered, ours: &[RememberedSegment]
         ));
     }
     remembered.segments.iter().find_map(|then| {
-        let now = ours.iter().find(|now| now.group == then.group)?;
-        let group = then.group;
-        if then.promised_epoch > now.promised_epoch {
-            return Some(format!(
-                "group {group} had promised epoch {}, and now {}",
-                then.promised_epoch, now.promised_epoch
-            ));
-        }
-        let lost = then.complete > now.complete;
-        lost.then(|| {
-            format!("group {group} had durable records to {}, and now to {}", then.complete, now.complete)
-        })
+        let now = ours.iter().find(|now| now.group == then.group);
+        what_segment_lost(then, now)
+    })
+}
+
+/// The same of one group. Who leaves a group and comes again begins empty and has lost nothing; each takes a membership of its
+/// own. So what is remembered counts unless it is from before the membership that the segment came with, and where there is
+/// no full segment, unless a newer membership is known that may have ended the one that is remembered.
+fn what_segment_lost(then: &RememberedSegment, now: Option<&OwnSegment>) -> Option<String> {
+    let group = then.group;
+    let known = now.map_or(MembershipEpoch(0), |now| now.membership_epoch);
+    let Some((now, joined)) = now.and_then(|now| Some((now, now.joined?))) else {
+        return (known <= then.membership_epoch).then(|| {
+            format!(
+                "group {group} had everything in membership {}, and now nothing is full in membership {}",
+                then.membership_epoch.0, known.0
+            )
+        });
+    };
+    if joined > then.membership_epoch {
+        return None;
+    }
+    // Its vote is of an older choice then, though it may have all records.
+    if then.membership_epoch > now.membership_epoch {
+        return Some(format!(
+            "group {group} had membership {}, and now {}",
+            then.membership_epoch.0, now.membership_epoch.0
+        ));
+    }
+    if then.promised_epoch > now.promised_epoch {
+        return Some(format!(
+            "group {group} had promised epoch {}, and now {}",
+            then.promised_epoch, now.promised_epoch
+        ));
+    }
+    let lost = then.complete > now.complete;
+    lost.then(|| {
+        format!("group {group} had durable records to {}, and now to {}", then.complete, now.complete)
     })
 }
 
@@ -134,11 +172,18 @@ impl Standing {
             state.heard.get_mut(&peer).map(|heard| heard.remove(&summary.group));
             return;
         }
-        let heard = state.heard.entry(peer).or_default().entry(summary.group).or_insert(RememberedSegment {
+        let nothing = RememberedSegment {
             group: summary.group,
+            membership_epoch: summary.membership_epoch,
             complete: Lsn::ZERO,
             promised_epoch: VolumeEpoch(0),
-        });
+        };
+        let heard = state.heard.entry(peer).or_default().entry(summary.group).or_insert(nothing);
+        // To leave and to come again takes two memberships: it may be another stay, which began empty.
+        if summary.membership_epoch.0.saturating_sub(heard.membership_epoch.0) > 1 {
+            *heard = nothing;
+        }
+        heard.membership_epoch = heard.membership_epoch.max(summary.membership_epoch);
         heard.complete = heard.complete.max(summary.segment_complete_lsn.min(summary.known_durable.end));
         heard.promised_epoch = heard.promised_epoch.max(summary.promised_epoch);
     }
@@ -178,15 +223,25 @@ impl Standing {
         self.changed.notify_all();
     }
 
-    fn own_segments(&self) -> Option<Vec<RememberedSegment>> {
-        let summaries = self.store.summaries().ok()?;
-        let segment = |summary: &SegmentSummary| RememberedSegment {
+    fn own_segments(&self) -> Option<Vec<OwnSegment>> {
+        // In this order: a segment that comes or goes in between is known with the newer membership.
+        let (joined, summaries) = (self.store.joined(), self.store.summaries().ok()?);
+        let segment = |summary: &SegmentSummary| OwnSegment {
             group: summary.group,
+            membership_epoch: summary.membership_epoch,
+            joined: joined.get(&summary.group).copied().filter(|_| !summary.joining),
             complete: summary.segment_complete_lsn,
             promised_epoch: summary.promised_epoch,
         };
-        // A segment that is joining has promised and lost nothing, whoever remembers it from an earlier stay.
-        Some(summaries.iter().filter(|summary| !summary.joining).map(segment).collect())
+        let mut own: Vec<OwnSegment> = summaries.iter().map(segment).collect();
+        for (group, state) in self.store.memberships().ok()? {
+            if own.iter().all(|own| own.group != group) {
+                let membership_epoch = state.installed().epoch();
+                let (joined, complete, promised_epoch) = (None, Lsn::ZERO, VolumeEpoch(0));
+                own.push(OwnSegment { group, membership_epoch, joined, complete, promised_epoch });
+            }
+        }
+        Some(own)
     }
 
     /// Waits until enough peers have answered, or a while after the start.
@@ -209,13 +264,58 @@ mod tests {
     const BOOT: Boot = Boot { incarnation: 7, number: 5, nonce: 1 };
 
     fn segment(complete: u64, epoch: u64) -> RememberedSegment {
-        RememberedSegment { group: GroupId(0), complete: Lsn(complete), promised_epoch: VolumeEpoch(epoch) }
+        let membership_epoch = MembershipEpoch(3);
+        RememberedSegment {
+            group: GroupId(0),
+            membership_epoch,
+            complete: Lsn(complete),
+            promised_epoch: VolumeEpoch(epoch),
+        }
+    }
+
+    /// Has records to 100 and promised epoch 3.
+    fn own(membership_epoch: u64, joined: Option<u64>) -> OwnSegment {
+        OwnSegment {
+            group: GroupId(0),
+            membership_epoch: MembershipEpoch(membership_epoch),
+            joined: joined.map(MembershipEpoch),
+            complete: Lsn(100),
+            promised_epoch: VolumeEpoch(3),
+        }
+    }
+
+    #[test]
+    fn a_store_that_was_put_back_to_before_it_joined_is_known_by_the_membership() {
+        let lost = |ours: &[OwnSegment]| {
+            let boot = Boot { number: 4, nonce: 9, ..BOOT };
+            what_is_lost(&BOOT, &Remembered { boot, segments: vec![segment(101, 4)] }, ours)
+        };
+        assert!(lost(&[]).is_some(), "it knows nothing of the group");
+        assert!(
+            lost(&[own(2, None)]).is_some() && lost(&[own(3, None)]).is_some(),
+            "it is joining, or left earlier"
+        );
+        assert_eq!(lost(&[own(4, None)]), None, "it left, or is joining again");
+        assert!(lost(&[own(2, Some(0))]).is_some() && lost(&[own(9, Some(3))]).is_some(), "the same stay");
+        assert_eq!(lost(&[own(5, Some(5))]), None, "it left and came again, which begins empty");
+    }
+
+    #[test]
+    fn a_store_that_lost_nothing_but_a_membership_is_known_by_that() {
+        let lost = |ours: OwnSegment| {
+            let boot = Boot { number: 4, nonce: 9, ..BOOT };
+            what_is_lost(&BOOT, &Remembered { boot, segments: vec![segment(100, 3)] }, &[ours])
+        };
+        let what = lost(own(2, Some(0))).expect("it acted on the third, and knows the second");
+        assert!(what.contains("had membership 3, and now 2"), "{what}");
+        assert_eq!(lost(own(3, Some(0))), None);
+        assert_eq!(lost(own(4, Some(0))), None, "others were replaced since");
     }
 
     #[test]
     fn a_store_that_was_put_back_is_known_by_its_boot_its_promise_or_its_records() {
         let lost = |boot: Boot, then: RememberedSegment| {
-            what_is_lost(&BOOT, &Remembered { boot, segments: vec![then] }, &[segment(100, 3)])
+            what_is_lost(&BOOT, &Remembered { boot, segments: vec![then] }, &[own(3, Some(0))])
         };
         let earlier = Boot { number: 4, nonce: 9, ..BOOT };
         assert_eq!(lost(BOOT, segment(100, 3)), None);

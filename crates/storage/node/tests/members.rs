@@ -6,7 +6,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use borealis_client::NodeClient;
 use borealis_quorum::membership::{
@@ -16,7 +16,7 @@ use borealis_store::SegmentSource;
 use borealis_types::{GroupId, MembershipEpoch, NodeId};
 use borealis_wire::{Caller, Refusal, Reply, Request};
 use common::members::{Learner, ask, first_memberships, step, step_without, whereabouts};
-use common::{ALL, Cluster, wait_until};
+use common::{ALL, Cluster, wait_long, wait_until};
 
 const GROUP: GroupId = GroupId(0);
 const SPARES: usize = 2;
@@ -31,15 +31,6 @@ fn cluster(group_count: u16) -> Cluster {
 
 fn replacement(old: u16, new: u16) -> Replacement {
     Replacement { old: NodeId(old), new: NodeId(new) }
-}
-
-/// Waits longer than for anything else: pages are copied.
-fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !condition() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn is_full(cluster: &Cluster, index: usize, group: GroupId) -> bool {

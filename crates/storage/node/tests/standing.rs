@@ -9,9 +9,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use borealis_node::SegmentSource;
-use borealis_types::{GroupId, VolumeEpoch, WriterId};
+use borealis_quorum::membership::{Replacement, Transition};
+use borealis_types::{GroupId, NodeId, VolumeEpoch, WriterId};
 use borealis_wire::{Caller, Refusal};
-use common::{ALL, Cluster, Writer, block, image, wait_until};
+use common::members::{Learner, first_memberships, step};
+use common::{ALL, Cluster, Writer, block, image, wait_long, wait_until};
 
 const GROUP: GroupId = GroupId(0);
 /// The node that is put back.
@@ -155,6 +157,41 @@ fn a_node_that_was_replaced_is_not_measured_by_its_predecessor() {
         assert!(!cluster.client(VICTIM).welcome().is_empty(), "it votes");
         cluster.kill_node(VICTIM);
     }
+}
+
+#[test]
+fn a_newcomers_disk_that_was_put_back_to_before_it_came_is_known_by_the_membership() {
+    const NEWCOMER: usize = 6;
+    let mut cluster = Cluster::create_with_spares(1, 1);
+    for index in 0..cluster.configs.len() {
+        cluster.start_node(index);
+    }
+    let mut learner = Learner::first(&cluster);
+    learner.write(&cluster, 50);
+    // Of the boot in which it comes, so that boots do not tell. Nothing writes there before it comes.
+    let store = cluster.configs[NEWCOMER].store_directory();
+    let earlier = cluster.directory.path().join("earlier");
+    copy(&store, &earlier);
+    let first = first_memberships(&cluster)[&GROUP].clone();
+    let begin = Transition::Begin(Replacement { old: NodeId(1), new: NodeId(7) });
+    let begun = step(&cluster, (GROUP, &first, begin), &mut || learner.write(&cluster, 5));
+    wait_long("all members remember the newcomer as one that has everything", || {
+        learner.write(&cluster, 1);
+        ALL.into_iter().all(|index| {
+            let (_, remembered) = cluster.connect(index, Caller::Client).acquaint(NodeId(7)).unwrap();
+            let segments = remembered.map(|remembered| remembered.segments).unwrap_or_default();
+            segments.iter().any(|segment| segment.membership_epoch == begun.epoch())
+        })
+    });
+    cluster.kill_node(NEWCOMER);
+    std::fs::remove_dir_all(&store).unwrap();
+    std::fs::rename(&earlier, &store).unwrap();
+    cluster.start_node(NEWCOMER);
+    wait_until("it knows that it lost something", || cluster.node(NEWCOMER).status().failure.is_some());
+    let failure = cluster.node(NEWCOMER).status().failure.unwrap();
+    assert!(failure.contains("group 0 had everything in membership 2"), "{failure}");
+    let error = cluster.try_connect(NEWCOMER, Caller::Recovery).unwrap_err();
+    assert!(matches!(error.refusal(), Some(Refusal::Failed(_))), "{error}");
 }
 
 #[test]

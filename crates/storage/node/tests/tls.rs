@@ -121,7 +121,10 @@ fn members_are_changed_with_a_controllers_certificate() {
         request: MembershipRequest::Install(begun.after(Transition::TakeBack(replacement)).unwrap()),
         nodes: Vec::new(),
     };
-    let mut writer = cluster.connect(0, Caller::Recovery);
+    let error = cluster.try_connect(0, Caller::Recovery).unwrap_err();
+    let taught = matches!(error.refusal(), Some(Refusal::OtherMembership { .. }));
+    assert!(taught, "whoever names no membership knows the first: {error}");
+    let mut writer = cluster.try_connect_for(0, Caller::Recovery, &[(GroupId(0), begun.epoch())]).unwrap();
     let error = writer.call(&request).unwrap_err().to_string();
     assert!(error.contains("only a controller may ask this"), "{error}");
     assert_eq!(cluster.summary(0, GroupId(0)).membership_epoch, begun.epoch());

@@ -249,6 +249,13 @@ impl Store {
         }
     }
 
+    /// Of each segment here the membership that it came with; zero of one that was made with the store.
+    #[must_use]
+    pub fn joined(&self) -> BTreeMap<GroupId, MembershipEpoch> {
+        let state = self.lock();
+        state.segments.values().map(|hosted| (hosted.group(), hosted.stay.joined)).collect()
+    }
+
     /// What a segment is to its group. [`Standing::Absent`] where there is none.
     #[must_use]
     pub fn standing(&self, group: GroupId) -> Standing {

@@ -198,7 +198,6 @@ impl Store {
             ("unapplied_record_bytes", unapplied),
             ("records_held", held),
             ("segments", state.segments.len() as u64),
-            ("segments_joining", state.segments.values().filter(|hosted| hosted.is_joining()).count() as u64),
             ("extents", extents),
             ("boot", boot),
             (

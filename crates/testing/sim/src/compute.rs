@@ -111,10 +111,12 @@ impl Compute {
         &self.memberships
     }
 
-    /// For which memberships what it asks now is made, in group order.
+    /// For which memberships what it asks now is made, in group order. Every other instance names none that is the first.
     #[must_use]
-    pub fn made_for(&self) -> Rc<[MembershipEpoch]> {
-        self.memberships.iter().map(GroupMembership::epoch).collect()
+    pub fn made_for(&self) -> Rc<[Option<MembershipEpoch>]> {
+        let names_all = self.id.is_multiple_of(2);
+        let named = |epoch: &MembershipEpoch| names_all || *epoch > MembershipEpoch(1);
+        self.memberships.iter().map(|membership| Some(membership.epoch()).filter(named)).collect()
     }
 
     /// A node refused something because it has newer memberships. What enough nodes say is learned.

@@ -108,6 +108,8 @@ pub enum Defect {
     AcceptedForgotten,
     /// A node carries out what was asked for an older membership.
     OlderMembershipServed,
+    /// A node carries out what names no membership, whoever the members are by now.
+    UnnamedMembershipServed,
     /// A node acts on a membership that a single peer says is installed.
     MembershipOnOneWord,
     /// A writer counts in the old members' set alone while members change.

@@ -398,12 +398,13 @@ impl SimNode {
         }
     }
 
-    /// Takes one message; an instance says with each which memberships it was made for, in group order.
+    /// Takes one message; an instance says with each which memberships it was made for, in group order: where it names none,
+    /// the first.
     pub fn receive(
         &mut self,
         from: Host,
         message: Message,
-        made_for: Option<&[MembershipEpoch]>,
+        made_for: Option<&[Option<MembershipEpoch>]>,
         coverage: &mut Coverage,
     ) -> Effects {
         let mut effects = Effects::default();

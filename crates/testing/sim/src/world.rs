@@ -48,12 +48,12 @@ const HEALED_BY_MS: u64 = 60_000;
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "most events are deliveries")]
 enum Event {
-    /// What an instance sends names the memberships it was made for, in group order.
+    /// What an instance sends names the memberships it was made for, in group order; not all of the first ones.
     Deliver {
         from: Host,
         to: Host,
         message: Message,
-        made_for: Option<Rc<[MembershipEpoch]>>,
+        made_for: Option<Rc<[Option<MembershipEpoch>]>>,
     },
     NodeTick(usize),
     Synced {

@@ -70,9 +70,9 @@ fn an_attempt_of_its_own_that_died_half_way_is_no_successor() {
         .zip(1..)
         .map(|(epochs, node)| (NodeId(node), vec![segment(epochs)]))
         .collect();
-    assert_eq!(newest_installed(newest_of_each(&welcomes, &own)), VolumeEpoch(9));
+    assert_eq!(newest_installed(opened_of_each(&welcomes, &own)), VolumeEpoch(9));
     own.tried.insert(VolumeEpoch(9));
-    assert_eq!(newest_installed(newest_of_each(&welcomes, &own)), VolumeEpoch(4));
+    assert_eq!(newest_installed(opened_of_each(&welcomes, &own)), VolumeEpoch(4));
 }
 
 #[test]

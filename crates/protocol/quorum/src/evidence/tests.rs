@@ -164,9 +164,22 @@ fn nobody_is_told_to_forget_by_one_peer() {
 
 #[test]
 fn an_epoch_that_one_member_alone_has_heard_of_is_not_installed() {
-    let newest = |epochs: &[u64]| newest_installed(epochs.iter().copied().map(VolumeEpoch)).0;
-    assert_eq!(newest(&[4, 4, 3]), 4);
-    assert_eq!(newest(&[4, 4, 9]), 4, "forged, or of a recovery that died after its first installation");
-    assert_eq!(newest(&[5, 5, 9, 4]), 5);
-    assert_eq!((newest(&[4]), newest(&[])), (0, 0));
+    let newest = |opened: &[&[u64]]| {
+        newest_installed(opened.iter().map(|epochs| epochs.iter().copied().map(VolumeEpoch).collect())).0
+    };
+    assert_eq!(newest(&[&[3, 4], &[3, 4], &[3]]), 4);
+    assert_eq!(
+        newest(&[&[4], &[4], &[4, 9]]),
+        4,
+        "forged, or of a recovery that died after its first installation"
+    );
+    assert_eq!(newest(&[&[4, 5], &[4, 5, 9], &[4]]), 5, "whoever has a later one behind it has it, too");
+    assert_eq!((newest(&[&[4]]), newest(&[])), (0, 0));
+}
+
+#[test]
+fn two_recoveries_that_each_died_at_one_member_make_no_successor() {
+    let opened = [&[4][..], &[4, 7], &[4, 8], &[4]];
+    let opened = opened.map(|epochs| epochs.iter().copied().map(VolumeEpoch).collect());
+    assert_eq!(newest_installed(opened), VolumeEpoch(4), "neither 7 nor 8 is at two of them");
 }

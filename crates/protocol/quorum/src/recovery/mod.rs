@@ -97,8 +97,13 @@ pub struct Recovery<Handle> {
 
 impl<Handle: Clone> Recovery<Handle> {
     /// Starts at `now` (any monotonic clock). The first commands ask every member for its promise.
+    ///
+    /// # Panics
+    /// If there is no group: every quorum of none is reached, and nothing would be found of what was acknowledged.
     #[must_use]
     pub fn start(options: RecoveryOptions, now: Duration) -> (Recovery<Handle>, Vec<Command<Handle>>) {
+        let has_groups = !options.members.is_empty();
+        invariant!("recovery-knows-members", has_groups, "{:?} asks nobody", options.promise);
         let groups = options
             .members
             .iter()

@@ -926,3 +926,16 @@ fn a_decision_below_what_is_known_to_be_durable_is_noticed() {
     let span = |start, end| RecordSpan { start: Lsn(start), end: Lsn(end) };
     super::assert_keeps_durable(span(8, 40), span(40, 72), &[Lsn(40)], &[Lsn(40)]);
 }
+
+#[test]
+#[should_panic(expected = "invariant recovery-knows-members is broken")]
+fn a_recovery_that_knows_no_members_does_not_begin() {
+    let options = RecoveryOptions {
+        promise: promise(1),
+        server_version: release(1),
+        members: Vec::new(),
+        retry_after: Duration::from_secs(1),
+        give_up_after: None,
+    };
+    let _ = Recovery::<u64>::start(options, Duration::ZERO);
+}

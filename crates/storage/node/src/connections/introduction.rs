@@ -117,6 +117,34 @@ impl Host {
         let checked = self.store.check_made_for(made_for, epoch);
         checked.map_err(|error| self.members.refusal(&error, &self.refusals))
     }
+
+    /// The memberships that everything is meant for that this caller asks: those it names, and of every other group the first.
+    fn meant_by(
+        &self,
+        caller: Caller,
+        named: Vec<(GroupId, MembershipEpoch)>,
+    ) -> Vec<(GroupId, MembershipEpoch)> {
+        match caller {
+            Caller::Writer { .. } | Caller::Reader { .. } | Caller::Recovery => {
+                with_unnamed(named, self.store.identity().placement.groups())
+            }
+            Caller::Peer(_) | Caller::Client | Caller::Controller => named,
+        }
+    }
+}
+
+/// Adds the first membership of each of these groups that a caller does not name. The store passes over what is not listed,
+/// for peers list nothing: a writer or a recovery that lists nothing would be taken whoever the members are by now.
+fn with_unnamed(
+    mut named: Vec<(GroupId, MembershipEpoch)>,
+    groups: impl IntoIterator<Item = GroupId>,
+) -> Vec<(GroupId, MembershipEpoch)> {
+    for group in groups {
+        if named.iter().all(|(of, _)| *of != group) {
+            named.push((group, MembershipEpoch(1)));
+        }
+    }
+    named
 }
 
 /// Whether the recovery that opened this epoch is over, as far as this node knows: all its segments have that history. What a
@@ -177,6 +205,7 @@ pub(super) fn introduce(
     let Request::Hello { protocol, volume, node, caller, memberships } = hello else {
         return Err(Ended::Garbage("a request before the introduction".to_owned()));
     };
+    let memberships = host.meant_by(caller, memberships);
     let mut reply = host.answer((protocol, volume, node), caller, &memberships, identity.as_ref());
     if matches!(reply, Reply::Welcome { .. })
         && let Err(TooMany { open, kind }) = listed.introduce(kind_of(&host.store, &caller))
@@ -204,4 +233,20 @@ pub(super) fn introduce(
     receiver.set_limits(chunk_bytes, limit_bytes);
     receiver.set_timeout(FRAME_TIMEOUT)?;
     Ok(Some((caller, receiver)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_names_no_membership_of_a_group_knows_the_first() {
+        let groups = [0, 1].map(GroupId);
+        let named = |group, epoch| (GroupId(group), MembershipEpoch(epoch));
+        assert_eq!(with_unnamed(vec![], groups), [named(0, 1), named(1, 1)]);
+        assert_eq!(with_unnamed(vec![named(1, 4)], groups), [named(1, 4), named(0, 1)]);
+        let all = vec![named(2, 1), named(1, 2), named(0, 3)];
+        assert_eq!(with_unnamed(all.clone(), groups), all, "a node hosts some groups only");
+        assert!(with_unnamed(vec![], []).is_empty(), "no group, or none whose members can change");
+    }
 }

@@ -69,7 +69,8 @@ pub fn step_without(
         known: known.clone(),
         goal,
         proposer: 7,
-        retry_after: Duration::from_millis(50),
+        // An attempt is begun anew after four of these: it must have time for all nodes, one after the other, and a write.
+        retry_after: Duration::from_millis(500),
         give_up_after: Some(Duration::from_secs(60)),
     };
     let begun = Instant::now();

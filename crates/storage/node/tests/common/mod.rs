@@ -179,15 +179,18 @@ impl Cluster {
     }
 
     pub fn try_connect(&self, index: usize, caller: Caller) -> Result<NodeClient, ClientError> {
-        let role = match caller {
+        self.try_connect_as(index, caller, self.credentials_of(caller).as_ref())
+    }
+
+    fn credentials_of(&self, caller: Caller) -> Option<Arc<Credentials>> {
+        self.credentials(match caller {
             Caller::Peer(node) => Role::Node(node),
             Caller::Client => Role::Client,
             Caller::Controller => Role::Controller,
             Caller::Writer { .. } | Caller::Recovery | Caller::Reader { .. } => {
                 Role::Instance(VOLUME, InstanceId(1))
             }
-        };
-        self.try_connect_as(index, caller, self.credentials(role).as_ref())
+        })
     }
 
     /// A connection of somebody who has this certificate, whatever it says that it is.
@@ -210,7 +213,9 @@ impl Cluster {
     ) -> Result<NodeClient, ClientError> {
         let (node, memberships) = (self.configs[index].node, memberships.to_vec());
         let introduction = Introduction { volume: VOLUME, node, caller, memberships };
-        NodeClient::introduced(Route::new(self.address(index), None), &introduction, Timeouts::default())
+        let credentials = self.credentials_of(caller);
+        let route = Route::new(self.address(index), credentials.as_ref());
+        NodeClient::introduced(route, &introduction, Timeouts::default())
     }
 
     /// A certificate for this role; none if the cluster is on sockets.
@@ -265,6 +270,15 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits longer than for anything else: pages are copied.
+pub fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -8,7 +8,7 @@ use borealis_quorum::membership::{
     Accepted, Answer, Ballot, GroupMembership, MembershipState, Request, credible_membership,
 };
 use borealis_quorum::segment::{OtherMembership, Segment, SegmentSummary, Standing};
-use borealis_types::{GroupId, MembershipEpoch, NodeId, VolumeEpoch};
+use borealis_types::{GroupId, MembershipEpoch, NodeId, ReadPoint, VolumeEpoch};
 
 use super::lies::Lie;
 use super::{Effects, Entry, Records, SimNode, State};
@@ -56,7 +56,7 @@ impl SimNode {
         &mut self,
         from: Host,
         message: &Message,
-        made_for: &[MembershipEpoch],
+        made_for: &[Option<MembershipEpoch>],
         effects: &mut Effects,
         coverage: &mut Coverage,
     ) -> bool {
@@ -67,10 +67,18 @@ impl SimNode {
         let mut unlearned = false;
         for segment in &self.state.segments {
             let group = segment.group();
-            match made_for.get(usize::from(group.0)).map(|epoch| segment.check_membership(*epoch)) {
-                Some(Err(OtherMembership::Newer(_))) => newer.push((group, self.told_membership(group))),
-                Some(Err(OtherMembership::NotLearned)) => unlearned |= segment.standing() != Standing::Absent,
-                Some(Ok(())) | None => {}
+            let named = made_for.get(usize::from(group.0)).copied().flatten();
+            if named.is_none() && self.defect == Defect::UnnamedMembershipServed {
+                continue;
+            }
+            let checked = segment.check_membership(named.unwrap_or(MembershipEpoch(1)));
+            if named.is_none() && checked.is_err() {
+                coverage.count("requests without a membership refused");
+            }
+            match checked {
+                Err(OtherMembership::Newer(_)) => newer.push((group, self.told_membership(group))),
+                Err(OtherMembership::NotLearned) => unlearned |= segment.standing() != Standing::Absent,
+                Ok(()) => {}
             }
         }
         if newer.is_empty() && !unlearned {
@@ -275,11 +283,13 @@ impl SimNode {
     }
 
     /// Gives a joining peer everything as of the durable point that this node knows. In one message, where a refill has
-    /// many: what is given needs no pin.
+    /// many: what is given needs no pin. Like any refill it is refused under a newer promise: a recovery that died may have left a
+    /// point here that is of no completed epoch, and the next one may have put the history back to before it.
     pub(super) fn give_base(&mut self, from: Host, group: GroupId, effects: &mut Effects) {
         let segment = self.segment(group);
         let (point, epoch) = (segment.known_durable(), segment.history().newest_epoch());
-        if segment.standing() != Standing::Full || segment.segment_complete_lsn() < point.group_tail {
+        let at = ReadPoint { epoch, lsn: point.volume.end };
+        if segment.permit_pinned_read(at, at.lsn).is_err() {
             return;
         }
         let of_base = |record: &&Rc<SimRecord>| record.span.end <= point.group_tail;

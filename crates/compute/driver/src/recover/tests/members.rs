@@ -55,6 +55,31 @@ fn a_recovery_begins_anew_with_the_members_that_nodes_tell_of() {
 }
 
 #[test]
+fn a_file_that_is_put_back_to_older_members_leads_nobody_to_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = configured(folder.path(), 1);
+    remember(&config, &known(&config).expect("the configuration is sound"));
+    let file = folder.path().join("memberships.json");
+    let older = std::fs::read(&file).expect("it was written");
+    let [_, third] = step(&first(), 6, 7);
+    let _nodes: Vec<FakeNode> =
+        [1, 2, 3, 5, 7].into_iter().map(|node| FakeNode::start(folder.path(), node, &third)).collect();
+    let left = FakeNode::start(folder.path(), 6, &third);
+    let (mut opened, mut left_alone) = (VolumeEpoch(0), true);
+    for _ in 0..2 {
+        std::fs::write(&file, &older).expect("a folder to write to");
+        let (recovered, memberships) = open(folder.path());
+        let epoch = recovered.expect("five of six members are there").outcome.promise.epoch;
+        assert!(epoch > opened);
+        opened = epoch;
+        left_alone &= left.state().promised.0 == VolumeEpoch(0);
+        assert_eq!(memberships.of(GROUP), Some(&third));
+        assert_eq!(known(&config).expect("sound").of(GROUP), Some(&third), "it is put right");
+    }
+    assert!(left_alone, "who left is not asked for a promise");
+}
+
+#[test]
 fn a_volume_of_which_no_configured_member_is_left_is_opened_through_those_it_has_now() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut membership = first();

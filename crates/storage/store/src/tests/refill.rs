@@ -308,6 +308,62 @@ fn a_pin_keeps_what_is_read_while_the_volume_goes_on_and_not_longer() {
 }
 
 #[test]
+fn all_pages_are_read_in_parts_as_of_a_pin_while_rounds_go_on() {
+    let mut two = Two::new(31, 40);
+    for group in two.groups() {
+        let durable = two.source.with_segment(group, |segment| segment.known_durable()).unwrap();
+        let at = ReadPoint::from(durable.volume.end);
+        two.pin(group, at).unwrap();
+        let sums = two.source.page_checksums(group, at, None, 10_000).unwrap();
+        assert!(sums.len() > 3 * RANGE, "{} pages", sums.len());
+        let mut read = Vec::new();
+        loop {
+            let after = read.last().map(|(key, _)| *key);
+            let some = two.source.read_pages(group, at, after.as_ref(), RANGE).unwrap();
+            let is_last = some.len() < RANGE;
+            read.extend(some.into_iter().map(|(key, page)| (key, crc32c::crc32c(&page[..]))));
+            if is_last {
+                break;
+            }
+            let first = two.writer.records.len();
+            two.write(10);
+            two.deliver(first, false);
+            two.announce(false);
+            two.source.materialize(Policy::Now).unwrap();
+        }
+        let sums: Vec<_> = sums.into_iter().map(|sum| (sum.key, sum.checksum.unwrap())).collect();
+        assert_eq!(read, sums, "group {group}");
+        two.source.unpin(group, HOLDER);
+        two.source.materialize(Policy::Now).unwrap();
+        assert!(
+            two.source.read_pages(group, at, None, RANGE).is_err(),
+            "a part of another state is no answer"
+        );
+    }
+}
+
+#[test]
+fn an_empty_store_begins_with_a_state_as_of_a_point_that_it_is_told() {
+    let mut two = Two::new(32, 40);
+    two.disk = MemoryDisk::default();
+    let made = Store::create_in(&on(&two.disk), Path::new("/node"), identity(GROUPS), limits()).unwrap();
+    two.lagging = Some(made);
+    for group in two.groups() {
+        let durable = two.source.with_segment(group, |segment| segment.known_durable()).unwrap();
+        two.lagging().install_as_of(group, &two.writer.history, durable).unwrap();
+        let read = two.lagging().page_checksums(group, durable.volume.end, None, 10);
+        assert!(matches!(read, Err(StoreError::Refused(_))), "{read:?}");
+    }
+    two.reopen(true);
+    for group in two.groups() {
+        two.refill(group).unwrap();
+    }
+    two.compare(two.writer.durable.end);
+    two.reopen(true);
+    two.compare(two.writer.durable.end);
+}
+
+#[test]
 fn a_refill_that_lost_its_point_begins_again_at_a_newer_one() {
     for seed in 40..46 {
         let mut two = Two::new(seed, 40);

@@ -101,6 +101,23 @@ fn change_definitions(cluster: &TestCluster, round: u64) {
     }
 }
 
+/// Has nodes that do not run make snapshots after little redo.
+fn make_snapshots_often(cluster: &TestCluster) {
+    for entry in std::fs::read_dir(cluster.dir().join("nodes")).expect("nodes").flatten() {
+        let file = entry.path().join("node.json");
+        let config = std::fs::read(&file).expect("a configuration");
+        let mut config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+        config["backup_snapshot_bytes"] = 65_536.into();
+        std::fs::write(&file, config.to_string()).expect("written");
+    }
+}
+
+fn snapshot_count(cluster: &TestCluster) -> u64 {
+    let status: serde_json::Value =
+        serde_json::from_str(&cluster.ok(&["backup", "status", "--json"])).expect("JSON");
+    status["snapshots"].as_u64().expect("a number")
+}
+
 /// A moment in which nothing was written, and what the database was.
 struct Moment {
     lsn: Lsn,
@@ -201,6 +218,9 @@ fn all_nodes_and_the_instance_are_deleted_and_come_back_from_s3() {
     let moments = number_from_environment("BOREALIS_TEST_MOMENTS", 3);
     let (cluster, url) = (unstarted(), s3_url(moto.port, "all"));
     cluster.up(&["--backup", &url]);
+    cluster.ok(&["down"]);
+    make_snapshots_often(&cluster);
+    cluster.up(&[]);
     cluster.client_program("pgbench", &["-i", "-s", "2", "-q"]);
     Ledger::create(&cluster);
     let mut known = Vec::new();
@@ -217,6 +237,9 @@ fn all_nodes_and_the_instance_are_deleted_and_come_back_from_s3() {
     }
     say(&format!("the backup has everything after {:?}", wait_until_uploaded(&cluster)));
     say(&cluster.ok(&["backup", "status"]));
+    assert!(snapshot_count(&cluster) > 0);
+    let state = cluster.status()["backup"].clone();
+    assert_eq!((&state["url"], &state["gaps"]), (&url.as_str().into(), &0.into()), "{state}");
     let timed = Timed::start(&cluster);
     let mut pgbench = cluster
         .client_command("pgbench", &["-n", "-c", "4", "-j", "2", "-T", "60"])

@@ -1,5 +1,6 @@
 //! The state of a cluster, for people and scripts.
 
+mod backup;
 mod healing;
 mod volume;
 
@@ -20,6 +21,7 @@ use crate::cluster::{Cluster, is_not_listening};
 use crate::driver_socket::driver_status;
 use crate::process::is_closed_to_us;
 use crate::supervision::{Ended, Restarts, controlling, detached, serving};
+pub use backup::BackupState;
 pub use healing::{ChangeState, Healing};
 
 /// Whoever looks does not want to wait for a node that stands still.
@@ -36,6 +38,9 @@ pub struct Status {
     pub protection_groups: Vec<GroupState>,
     /// Every instance of the catalog, also those that are down.
     pub instances: Vec<InstanceState>,
+    /// How far the backup is; left out if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupState>,
     /// What changes of who has which group, and what the controller makes of what is not as it should be.
     pub healing: Healing,
     /// The process that starts again what dies, if it is one of its own: `borealis up` without `--detach` does it itself.
@@ -189,6 +194,10 @@ impl Status {
         let serving_pid = serving::process(cluster.directory()).map(|process| process.process_id);
         let controller_pid = controlling::process(cluster.directory()).map(|process| process.process_id);
         let unwatched = cluster.anything_is_wanted() && supervisor_pid.is_none() && serving_pid.is_none();
+        let nodes = healing::described(answers, &picture, &memberships);
+        let group_count = u64::from(cluster.catalog.protection_groups.group_count());
+        let backup = cluster.catalog.backup.as_ref();
+        let backup = backup.map(|backup| BackupState::of(&backup.url, &nodes, group_count));
         Status {
             volume: VolumeState {
                 id: cluster.catalog.volume.clone(),
@@ -198,9 +207,10 @@ impl Status {
                 vdl: position("vdl"),
                 vcl: position("vcl"),
             },
-            nodes: healing::described(answers, &picture, &memberships),
+            nodes,
             protection_groups: groups,
             instances,
+            backup,
             healing,
             supervisor_pid,
             serving_pid,
@@ -242,6 +252,7 @@ impl Status {
                 text += &format!("      being emptied: {} segments are left\n", node.groups);
             }
         }
+        text += &self.backup.as_ref().map_or_else(String::new, |backup| format!("\n{}\n", backup.line()));
         text += "\ngroup  complete to      segments\n";
         for group in &self.protection_groups {
             let members: Vec<String> =

@@ -205,6 +205,28 @@ fn a_gap_is_closed_by_a_snapshot_of_its_own_accord() {
     check(&life, &life.objects, memories.last().unwrap(), &folder.path().join("restored"));
 }
 
+#[test]
+fn a_backup_begins_with_snapshots_where_the_redo_before_is_gone_and_nothing_more_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut life, mut memories) = (Life::begin(&folder.path().join("volume"), GROUPS, 10), Memories::new());
+    life.write(100);
+    remember(&life, &mut memories);
+    let begun = life.durable.end;
+    let turn = |steps| Turn { steps, log_floor: begun, ..life.turn() };
+    // While another node may have it, nothing is given up.
+    let status = life.take_turn(&turn(100), &life.objects);
+    assert_eq!((status.snapshots, status.gaps.len()), (0, 0), "{status:?}");
+    let status = life.take_turn(&turn(1_000), &life.objects);
+    assert_eq!((status.snapshots, status.gaps.len()), (u64::from(GROUPS), 0), "{status:?}");
+    check(&life, &life.objects, &memories[0], &folder.path().join("restored"));
+    life.write(30);
+    remember(&life, &mut memories);
+    life.take_turn(&Turn { node: 2, log_floor: begun, ..life.turn() }, &life.objects);
+    for memory in &memories {
+        check(&life, &life.objects, memory, &folder.path().join("restored"));
+    }
+}
+
 /// A store that fails now and then; half of what it failed to make is there.
 #[derive(Debug)]
 struct Unlucky<'a>(&'a MemoryStore, Mutex<Random>);

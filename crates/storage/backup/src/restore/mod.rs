@@ -1,10 +1,10 @@
 //! Restoring: a store with every record of a volume's history that ends at or before one point, and with nothing after it.
 //!
 //! * [`crate::contents`] reads what says what there is: the volume, its history, its marks, and a listing. A point follows from it.
-//! * A group begins with the newest snapshot that the plan names, whose pages the new store takes as those of a peer (`base`), or with its
+//! * A group begins with the newest snapshot that the plan names, whose pages the new store takes as those of a peer (`base.rs`), or with its
 //!   first record.
-//! * [`restore`] reads the redo that the plan names, a little ahead and on several threads (`fetch`), puts the groups' chains together to
-//!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes (`assemble`): epoch by epoch, with what
+//! * [`restore`] reads the redo that the plan names, a little ahead and on several threads (`fetch.rs`), puts the groups' chains together to
+//!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes (`assemble.rs`): epoch by epoch, with what
 //!   each recovery decided in between. So nothing here can apply what a recovery cut, and the store refuses what does not follow.
 //!   Two chains are followed to the end: each group's, and the volume's, in which a record names the one before it whatever groups they have.
 //!

@@ -9,7 +9,7 @@
 //!   redo stays where it is, in the node's log, for as long as the node keeps it.
 //! * Where no node kept it for long enough, there is a gap. It is counted and said, and a new snapshot closes the matter. A node that lacks
 //!   redo waits until every other peer has had its turn, for one of them may have it.
-//! * Now and then a snapshot is made beside the redo, a few pages in each step ([`snapshot`]).
+//! * Now and then a snapshot is made beside the redo, a few pages in each step (`snapshot.rs`).
 //! * Who uploads is computed ([`borealis_archive::duty`]). Others look at the store now and then, and take over when it stands still.
 
 mod look;
@@ -408,7 +408,16 @@ impl Uploader {
         }
         let collected = self.collect(group, uploaded, durable, source)?;
         self.groups.entry(group).or_default().is_unreadable = false;
-        let Some(builder) = collected else { return Ok(Made::Nothing) };
+        let Some(builder) = collected else {
+            let tail = source.tail(group, uploaded, TAIL_BYTES)?;
+            let all_is_gone = tail.batches.is_empty() && durable.group_tail <= source.log_floor(group);
+            if may_leave_gap && all_is_gone {
+                // Nothing comes after it: whoever goes on does so behind the next record.
+                self.note_gap(group, (uploaded, durable.group_tail), now);
+                self.groups.entry(group).or_default().uploaded = durable.group_tail;
+            }
+            return Ok(Made::Nothing);
+        };
         let leaves_gap = builder.previous_end() > uploaded;
         if leaves_gap && !(may_leave_gap && builder.previous_end() <= source.log_floor(group)) {
             return Ok(Made::Nothing);
@@ -422,16 +431,7 @@ impl Uploader {
         let redo_bytes = bytes.len() as u64;
         self.put(&Name::Redo(name), &bytes, now, store)?;
         if leaves_gap {
-            self.status.gaps.push(Gap {
-                group,
-                from: uploaded,
-                through: name.previous_end,
-                since_ms: now.wall_ms,
-            });
-            tracing::error!(
-                "group {group}: redo from {uploaded} to {} was not uploaded before this node let it go; what is between cannot be restored until the next snapshot",
-                name.previous_end
-            );
+            self.note_gap(group, (uploaded, name.previous_end), now);
         }
         let state = self.groups.entry(group).or_default();
         state.uploaded = last_end;
@@ -439,6 +439,13 @@ impl Uploader {
         state.newest_by = Some(self.options.node);
         state.stalled_since_ms = None;
         Ok(if is_all { Made::All } else { Made::Part })
+    }
+
+    fn note_gap(&mut self, group: GroupId, (from, through): (Lsn, Lsn), now: Now) {
+        self.status.gaps.push(Gap { group, from, through, since_ms: now.wall_ms });
+        tracing::error!(
+            "group {group}: redo from {from} to {through} was not uploaded before this node let it go; what is between cannot be restored, and what is after it from the next snapshot on"
+        );
     }
 
     /// Takes records from the source until there are enough for an object, no more durable ones, or one of another epoch.

@@ -327,6 +327,7 @@ impl Life {
             rule: Rule::default(),
             steps: 200,
             pages_fail_one_in: 0,
+            log_floor: Lsn::ZERO,
         }
     }
 
@@ -386,6 +387,8 @@ pub struct Turn {
     pub steps: usize,
     /// One in so many attempts to read pages fails; zero for none.
     pub pages_fail_one_in: u64,
+    /// Redo that ends at or before this is not in the log any more.
+    pub log_floor: Lsn,
 }
 
 struct View<'a> {
@@ -471,12 +474,12 @@ impl RedoSource for View<'_> {
     }
 
     fn tail(&self, group: GroupId, above: Lsn, limit_bytes: u32) -> Result<Tail, SourceError> {
-        let tail = self.life.store.read_tail(group, above, limit_bytes).unwrap();
+        let tail = self.life.store.read_tail(group, above.max(self.turn.log_floor), limit_bytes).unwrap();
         Ok(Tail { batches: tail.batches, more: tail.more })
     }
 
     fn log_floor(&self, _: GroupId) -> Lsn {
-        Lsn::ZERO
+        self.turn.log_floor
     }
 
     fn candidates(&self, _: GroupId) -> Vec<Candidate> {

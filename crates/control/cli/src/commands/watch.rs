@@ -104,6 +104,7 @@ mod tests {
                 members: scl.iter().zip(1..).map(member).collect(),
             }],
             instances: Vec::new(),
+            backup: None,
             healing: borealis_local::status::Healing::default(),
             controller_pid: None,
             supervisor_pid: None,

@@ -5,9 +5,12 @@ mod harness;
 use std::path::Path;
 use std::time::Instant;
 
+use borealis_archive::due::Rule;
 use borealis_archive::duty::Candidate;
 use borealis_backup::store::folder::FolderStore;
-use borealis_backup::upload::{DurablePoint, Now, Options, RedoSource, SourceError, Tail, Uploader};
+use borealis_backup::upload::{
+    DurablePoint, GroupStatus, Now, Options, PageSource, RedoSource, SourceError, StorePages, Tail, Uploader,
+};
 use borealis_store::Store;
 use borealis_types::{EpochHistory, GroupId, Lsn};
 use harness::ledger::Ledger;
@@ -48,23 +51,33 @@ impl RedoSource for Stopped {
     fn candidates(&self, _: GroupId) -> Vec<Candidate> {
         vec![Candidate { node: self.store.identity().node, complete: true }]
     }
+
+    fn pages(&self) -> Option<Box<dyn PageSource + '_>> {
+        Some(Box::new(StorePages { store: &self.store, node: self.store.identity().node }))
+    }
 }
 
-/// Uploads everything that node 1 of a cluster that is down has.
+/// Uploads everything that node 1 of a cluster that is down has, and a snapshot of each of its groups.
 fn upload(cluster: &TestCluster, backup: &Path) {
     let store = Store::open(&cluster.dir().join("nodes/1/store"), borealis_store::Options::default())
         .expect("it opens");
     let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
     let mut source = Stopped { store, at_ms: 0 };
     let identity = source.store.identity().clone();
-    let options = Options::new(identity.volume, identity.placement, identity.version, identity.node);
+    let mut options = Options::new(identity.volume, identity.placement, identity.version, identity.node);
+    options.snapshot_rule = Rule { redo_bytes: 0, redo_percent: 0, longest_ms: u64::MAX };
+    options.snapshot_bytes_per_second = 0;
     let now = |ms| Now { steady_ms: ms, wall_ms: wall.as_millis() as u64 + ms };
     let objects = FolderStore::new(backup);
     let mut uploader = Uploader::new(options, now(0), 1);
     let is_done = |uploader: &Uploader, source: &Stopped| {
         let status = uploader.status(now(source.at_ms));
         assert!(status.last_failure.is_none() && status.gaps.is_empty(), "{status:?}");
-        !status.groups.is_empty() && status.groups.iter().all(|group| group.uploaded >= group.durable)
+        assert_eq!(status.snapshot_trouble, None);
+        let is_whole = |group: &GroupStatus| {
+            group.uploaded >= group.durable && group.snapshot.unwrap_or_default() >= group.durable
+        };
+        !status.groups.is_empty() && status.groups.iter().all(is_whole)
     };
     for _ in 0..10_000 {
         source.at_ms += uploader.step(now(source.at_ms), &source, &objects).max(1);

@@ -158,17 +158,10 @@ pub struct Reach {
 }
 
 impl Contents {
-    /// What a restore can use: it begins with the volume's first record, and snapshots are not read.
-    pub(crate) fn usable(&self) -> Inventory {
-        let manifests = self.inventory.objects().map(|(name, _)| name);
-        let manifests = manifests.filter(|name| matches!(name, Name::Manifest(_)));
-        self.inventory.without(&manifests.cloned().collect())
-    }
-
     /// To which points the volume can be restored, if nothing is damaged. The volume's beginning, which is nothing, is none of them.
     #[must_use]
     pub fn restorable(&self) -> LsnRanges {
-        let all = restorable(&self.usable(), &self.known);
+        let all = restorable(&self.inventory, &self.known);
         let ranges = all.ranges().iter().filter(|range| range.through > Lsn::ZERO);
         ranges.copied().collect()
     }
@@ -224,7 +217,7 @@ impl Contents {
     /// # Errors
     /// When not all of it is there.
     pub fn plan(&self, point: Lsn) -> Result<Plan, NotRestorable> {
-        plan(&self.usable(), &self.known, point)
+        plan(&self.inventory, &self.known, point)
     }
 
     /// How many bytes all objects have.

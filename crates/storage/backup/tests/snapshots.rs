@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use borealis_archive::name::Name;
-use borealis_archive::plan::{Plan, plan};
+use borealis_archive::plan::Plan;
 use borealis_archive::sealing::Sealing;
 use borealis_archive::snapshot::Snapshot;
 use borealis_backup::contents::read;
@@ -44,7 +44,8 @@ fn everything(store: &Store, pages: &BTreeSet<PageKey>, at: Lsn) -> Everything {
 /// What a restore to a point reads; `None` if the point cannot be restored.
 fn plan_of(objects: &MemoryStore, point: Lsn) -> Option<Plan> {
     let contents = read(objects, VOLUME, &Sealing::Plain).unwrap();
-    plan(&contents.inventory, &contents.known, point).ok()
+    assert_eq!(contents.restorable().contains(point), contents.plan(point).is_ok(), "{point}");
+    contents.plan(point).ok()
 }
 
 fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored, RestoreError> {
@@ -156,6 +157,8 @@ fn redo_before_a_snapshot_is_not_needed() {
         }
     }
     check(&life, &life.objects, &memories[0], &folder.path().join("restored"));
+    let newest = read(&life.objects, VOLUME, &Sealing::Plain).unwrap().newest();
+    assert_eq!(newest.map(|newest| newest.lsn), Some(snapshot), "it is said that it can be restored");
     life.write(20);
     remember(&life, &mut memories);
     life.upload(2, false);
@@ -308,7 +311,7 @@ fn a_snapshot_that_ends_anywhere_does_no_harm_and_the_next_gets_through() {
         let contents = read(&life.objects, VOLUME, &Sealing::Plain).unwrap();
         for end in life.ends() {
             // No snapshot came before the redo that it stands in for.
-            plan(&contents.inventory, &contents.known, end).unwrap();
+            contents.plan(end).unwrap();
         }
         for memory in &memories {
             check(&life, &life.objects, memory, &folder.path().join("restored"));

@@ -194,14 +194,13 @@ pub fn restore(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
     let volume = contents.volume;
-    // Snapshots, too.
-    let usable = contents.inventory.clone();
+    let usable = &contents.inventory;
     let mut meter = Meter { progress: Progress::default(), before_bytes: 0, show: progress };
     let mut spoilt: BTreeMap<Name, String> = BTreeMap::new();
-    let mut plan_now = plan(&usable, &contents.known, order.point)?;
+    let mut plan_now = plan(usable, &contents.known, order.point)?;
     loop {
         let (placement, sealing) = (contents.known.placement, order.sealing);
-        let source = Source { objects, volume, inventory: &usable, placement, sealing, plan: &plan_now };
+        let source = Source { objects, volume, inventory: usable, placement, sealing, plan: &plan_now };
         let (name, fault) = match attempt(order, &source, &mut meter) {
             Ok(restored) => {
                 let passed_over = spoilt.into_iter();
@@ -217,7 +216,7 @@ pub fn restore(
         let names: BTreeSet<Name> = spoilt.keys().cloned().collect();
         let rest = usable.without(&names);
         plan_now = plan(&rest, &contents.known, order.point).map_err(|_| {
-            let (all, left) = (restorable(&usable, &contents.known), restorable(&rest, &contents.known));
+            let (all, left) = (restorable(usable, &contents.known), restorable(&rest, &contents.known));
             let lost: LsnRanges = all.without(&left);
             let below = left.at_or_below(order.point).filter(|below| *below > Lsn::ZERO);
             RestoreError::Damaged { object, fault, lost: lost.ranges().to_vec(), below }

@@ -113,8 +113,8 @@ pub fn change(
     *backup = wished(arguments, before.clone(), user)?;
     if let (None, Some(config)) = (before, backup) {
         eprintln!(
-            "warning: what this cluster has so far is not at {}: nothing can be restored from there unless the nodes still have all redo \
-             since the volume's beginning; `borealis backup status` says whether they do",
+            "warning: what this cluster has so far is not at {}: nothing can be restored from there until its nodes have uploaded all redo since \
+             the volume's beginning, or snapshots of all groups where they have that no more, which takes some minutes; `borealis backup status` says when",
             config.url
         );
     }

@@ -212,7 +212,7 @@ fn make(dir: &Path, arguments: &RestoreArguments, from: &FromBackup<'_>) -> anyh
     }
     let seconds = shown.begin.elapsed().as_secs_f64();
     let mib = restored.bytes as f64 / f64::from(1 << 20);
-    eprintln!("restored {mib:.1} MiB of redo in {seconds:.1} s ({:.1} MiB/s)", mib / seconds.max(0.001));
+    eprintln!("read {mib:.1} MiB of the backup in {seconds:.1} s ({:.1} MiB/s)", mib / seconds.max(0.001));
     println!("the volume ends at {}; start it with `borealis up --dir {}`", restored.end, dir.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -72,6 +72,11 @@ fn absolute_url(text: &str) -> anyhow::Result<String> {
     Ok(format!("file://{folder}").parse::<Location>()?.to_string())
 }
 
+/// Where a backup is, for the command-line parser: a URL, or a folder as a path.
+pub fn location(text: &str) -> Result<Location, String> {
+    absolute_url(text).and_then(|url| Ok(url.parse()?)).map_err(|error| format!("{error:#}"))
+}
+
 /// What `borealis up` is to have the nodes do: what was asked for, else what they did `before`.
 ///
 /// # Errors
@@ -346,6 +351,7 @@ mod tests {
         assert_eq!(absolute_url("some/folder").unwrap(), format!("file://{}/some/folder", here.display()));
         assert_eq!(absolute_url("file:///some/folder").unwrap(), "file:///some/folder");
         assert_eq!(absolute_url("s3://bucket/x").unwrap(), "s3://bucket/x");
+        assert_eq!(location("kept").unwrap().to_string(), format!("file://{}/kept", here.display()));
         assert!(absolute_url("file://some/folder").is_err() && absolute_url("ftp://host").is_err());
     }
 }

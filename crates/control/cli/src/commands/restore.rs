@@ -34,8 +34,8 @@ const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub struct RestoreArguments {
-    /// Where the backup is: file:///folder or s3://bucket/prefix.
-    #[arg(long, value_name = "URL")]
+    /// Where the backup is: a folder, or s3://bucket/prefix.
+    #[arg(long, value_name = "URL", value_parser = super::backup::location)]
     from: Location,
     /// Restore what the volume was at a time, like '2026-11-27 07:30:00+00' or seconds since 1970. [default: the newest point]
     #[arg(long, value_name = "TIME", value_parser = times::parse, conflicts_with = "to_lsn")]

@@ -79,6 +79,25 @@ fn requests_are_few_and_one_node_makes_the_marks() {
     assert_eq!(rig.newest_restorable(), rig.volume.durable);
 }
 
+/// Whoever uploads a group that has nothing new shows nobody that it is well, so others do not rely on its marks.
+#[test]
+fn marks_go_on_while_the_first_group_is_quiet_and_its_uploader_is_stuck() {
+    let mut rig = Rig::new(3);
+    write_for(&mut rig, 40);
+    let first = rig.uploaders_of(0, Lsn::ZERO)[0];
+    let second = rig.uploaders_of(1, Lsn::ZERO)[0];
+    assert_ne!(first, second, "or this shows nothing");
+    // It leaves nothing for which another would take over.
+    rig.pass(2_000);
+    rig.stop(first);
+    for _ in 0..1_500 {
+        rig.volume.write(&[1]);
+        rig.pass(100);
+    }
+    rig.pass(2_000);
+    assert_eq!(rig.newest_restorable(), rig.volume.durable);
+}
+
 #[test]
 fn a_store_that_fails_for_ten_minutes_is_caught_up_with() {
     for kind in ErrorKind::ALL {

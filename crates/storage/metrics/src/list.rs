@@ -153,12 +153,12 @@ pub const NODE: &[Metric] = &[
     counter("borealis_node_segments_left", "Segments that left their group"),
     gauge("borealis_node_backup_groups", "Groups that this node uploads; the others are uploaded by peers"),
     gauge(
-        "borealis_node_backup_behind_ms",
-        "For how long, in milliseconds, the oldest durable redo of these groups has not been in the backup",
+        "borealis_node_backup_behind_seconds",
+        "For how long, in seconds, the oldest durable redo of these groups has not been in the backup",
     ),
     gauge(
-        "borealis_node_backup_failing_ms",
-        "For how long, in milliseconds, nothing gets to the backup; 0 if all is well",
+        "borealis_node_backup_failing_seconds",
+        "For how long, in seconds, nothing gets to the backup; 0 if all is well",
     ),
     gauge(
         "borealis_node_backup_gaps",

@@ -28,7 +28,11 @@ pub(crate) fn exposition(volume: VolumeId, status: &NodeStatus, metrics: &Metric
     add("page_read_seconds", &[], Value::Durations(metrics.page_reads.durations()));
     // Quantiles in microseconds are for people; Prometheus computes them from the durations.
     for (name, value) in status.metrics.iter().filter(|(name, _)| !name.ends_with("_us")) {
-        add(name, &[], (*value).into());
+        match name.strip_suffix("_ms") {
+            // In Prometheus's own unit.
+            Some(stem) => add(&format!("{stem}_seconds"), &[], Value::Fraction(*value as f64 / 1e3)),
+            None => add(name, &[], (*value).into()),
+        }
     }
     exposition
 }

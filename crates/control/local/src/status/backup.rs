@@ -39,10 +39,10 @@ impl BackupState {
     /// A line for a person.
     pub(super) fn line(&self) -> String {
         let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1000.0);
-        let mut said = vec![match self.behind_ms {
-            0 => "has everything".to_owned(),
-            ms => format!("{} behind", seconds(ms)),
-        }];
+        let mut said = Vec::new();
+        if self.behind_ms > 0 {
+            said.push(format!("{} behind", seconds(self.behind_ms)));
+        }
         if self.failing_ms > 0 {
             said.push(format!(
                 "a node has brought nothing there for {}, see above",
@@ -54,6 +54,9 @@ impl BackupState {
         }
         if self.gaps > 0 {
             said.push(format!("gaps until the next snapshots of their groups: {}", self.gaps));
+        }
+        if said.is_empty() {
+            said.push("has everything".to_owned());
         }
         format!("backup    {}: {}", self.url, said.join("; "))
     }
@@ -99,6 +102,8 @@ mod tests {
         assert!(line.contains("gaps until the next snapshots of their groups: 1"), "{line}");
         let state = BackupState::of("file:///kept", &nodes[..1], 4);
         assert_eq!((state.groups_without_uploader, state.behind_ms), (1, 400));
+        let down = BackupState::of("file:///kept", &[], 4);
+        assert!(!down.line().contains("has everything"), "{}", down.line());
         let well = BackupState { groups_without_uploader: 0, behind_ms: 0, ..state };
         assert_eq!(well.line(), "backup    file:///kept: has everything");
     }

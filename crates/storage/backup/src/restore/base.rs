@@ -271,6 +271,7 @@ fn get(objects: &dyn ObjectStore, key: &str, range: Option<Range<u64>>) -> Resul
     };
     got.map_err(|error| match error.kind {
         ErrorKind::Missing => Fault::Damaged("is not there".to_owned()),
+        _ if error.is_of_object() => Fault::Damaged(format!("cannot be read: {}", error.what)),
         _ => Fault::Store(error),
     })
 }

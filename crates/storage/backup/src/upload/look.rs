@@ -42,6 +42,9 @@ impl Uploader {
         let newest = redo.iter().map(|(redo, _)| redo).filter(|redo| redo.last_end > state.uploaded);
         let newest = newest.max_by_key(|redo| redo.last_end);
         state.newest_by = newest.map(|redo| redo.node).or(state.newest_by);
+        if end > state.uploaded {
+            state.moved_ms = Some(now.steady_ms);
+        }
         if end > state.uploaded || is_first {
             state.uploaded = end;
             state.stalled_since_ms = (state.durable.group_tail > end).then_some(now.steady_ms);
@@ -67,7 +70,7 @@ impl Uploader {
     }
 
     /// The newest snapshot, if it is newer than the one that is known.
-    fn newer_snapshot(
+    pub(super) fn newer_snapshot(
         &self,
         group: GroupId,
         known: Option<Base>,

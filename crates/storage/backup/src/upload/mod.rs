@@ -124,6 +124,8 @@ struct Group {
     due_ms: u64,
     durable: DurablePoint,
     duty: Option<Duty>,
+    /// When a look last found something new of another node.
+    moved_ms: Option<u64>,
     /// The last attempt to read it at the source failed.
     is_unreadable: bool,
     /// The newest snapshot.
@@ -158,6 +160,8 @@ pub struct Uploader {
     groups: BTreeMap<GroupId, Group>,
     /// The store has the volume's descriptor.
     is_described: bool,
+    /// How far the volume is durable, and since when.
+    volume_moved: (Lsn, u64),
     /// The history that the store has.
     history: EpochHistory,
     /// The marks of the list that is written at the moment, and its name in the store.
@@ -212,6 +216,7 @@ impl Uploader {
             options,
             groups: BTreeMap::new(),
             is_described: false,
+            volume_moved: (Lsn::ZERO, now.steady_ms),
             history: EpochHistory::default(),
             marks: Vec::new(),
             marks_name: None,
@@ -255,6 +260,9 @@ impl Uploader {
             let state = self.groups.entry(group).or_default();
             if let Some(durable) = source.durable(group) {
                 state.durable = durable;
+                if durable.volume > self.volume_moved.0 {
+                    self.volume_moved = (durable.volume, now.steady_ms);
+                }
             }
             if state.durable.group_tail <= state.uploaded {
                 state.stalled_since_ms = None;
@@ -295,7 +303,7 @@ impl Uploader {
         if uploads_any && !self.is_marked_by_another(source) {
             self.upload_mark(now, store)?;
         }
-        is_more |= self.advance_snapshot(now, source, store)?;
+        is_more |= self.advance_snapshot(now, source, store);
         Ok((is_more, unreadable))
     }
 
@@ -497,6 +505,11 @@ impl Uploader {
         let first = self.options.facts.placement.groups().next();
         let Some(first) = first.and_then(|first| self.groups.get(&first)) else { return false };
         let Some(marker) = first.newest_by.filter(|_| first.duty != Some(Duty::Upload)) else { return false };
+        // Where that group is quiet, and others are not, nothing shows that its uploader is well.
+        let is_seen = |moved: u64| moved.saturating_add(2 * self.options.look_ms) > self.volume_moved.1;
+        if !first.moved_ms.is_some_and(is_seen) {
+            return false;
+        }
         let uploaded = self.groups.iter().filter(|(_, state)| state.duty == Some(Duty::Upload));
         uploaded.map(|(&group, _)| source.candidates(group)).all(|candidates| {
             candidates.iter().any(|candidate| candidate.node == marker && candidate.complete)

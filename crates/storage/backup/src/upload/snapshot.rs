@@ -79,8 +79,8 @@ impl Uploader {
         now: Now,
         source: &dyn RedoSource,
         store: &dyn ObjectStore,
-    ) -> Result<bool, ObjectStoreError> {
-        let Some(pages) = source.pages() else { return Ok(false) };
+    ) -> bool {
+        let Some(pages) = source.pages() else { return false };
         let pages = &*pages;
         if let Some(making) = self.snapshots.making.take_if(|making| {
             let state = self.groups.get(&making.group);
@@ -91,20 +91,26 @@ impl Uploader {
         }) {
             // Another node does it, or did.
             self.abandon_snapshot(making, now, pages);
+            self.status.snapshot_trouble = None;
+        }
+        let pauses = self.snapshots.making.as_ref().and_then(|making| self.groups.get(&making.group));
+        if pauses.is_some_and(|state| state.snapshot_failures > 0 && state.snapshot_after_ms > now.steady_ms)
+        {
+            return false;
         }
         if self.snapshots.limit.wait_ms(now.steady_ms) > 0 {
-            return Ok(false);
+            return false;
         }
         let making = match self.snapshots.making.take() {
             Some(making) => making,
             None => {
-                let Some(group) = self.snapshot_due(now, pages) else { return Ok(false) };
+                let Some(group) = self.snapshot_due(now, pages) else { return false };
                 match self.begin_snapshot(group, now, pages, store) {
-                    Ok(making) => making,
-                    Err(Trouble::Store(error)) => return Err(error),
-                    Err(Trouble::Source(error)) => {
-                        self.note_snapshot_failure(&error, now);
-                        return Ok(false);
+                    Ok(Some(making)) => making,
+                    Ok(None) => return true,
+                    Err(trouble) => {
+                        self.note_snapshot_failure(&of_group(group, trouble), now);
+                        return false;
                     }
                 }
             }
@@ -118,25 +124,27 @@ impl Uploader {
         now: Now,
         pages: &dyn PageSource,
         store: &dyn ObjectStore,
-    ) -> Result<bool, ObjectStoreError> {
+    ) -> bool {
         match self.step_snapshot(&mut making, now, pages, store) {
             Ok(Stepped::Made(manifest)) => self.note_snapshot(&making, manifest, now),
             Ok(Stepped::More) => self.snapshots.making = Some(making),
             Ok(Stepped::Waits) => {
                 self.snapshots.making = Some(making);
-                return Ok(false);
+                return false;
             }
-            Err(Trouble::Store(error)) => {
+            // Redo goes on: what has room for that may have none for pages.
+            Err(trouble @ Trouble::Store(_)) => {
+                self.note_snapshot_failure(&of_group(making.group, trouble), now);
                 self.snapshots.making = Some(making);
-                return Err(error);
+                return false;
             }
             Err(Trouble::Source(error)) => {
                 self.abandon_snapshot(making, now, pages);
                 self.note_snapshot_failure(&error, now);
-                return Ok(false);
+                return false;
             }
         }
-        Ok(true)
+        true
     }
 
     /// The first group that this node uploads and whose snapshot is due.
@@ -169,7 +177,14 @@ impl Uploader {
         now: Now,
         pages: &dyn PageSource,
         store: &dyn ObjectStore,
-    ) -> Result<Making, Trouble> {
+    ) -> Result<Option<Making>, Trouble> {
+        let known = self.groups.get(&group).and_then(|state| state.base);
+        if self.newer_snapshot(group, known, store)?.is_some() {
+            // Made by whoever uploaded before: looks pass over snapshots while redo goes on. It may be early for another.
+            self.groups.entry(group).or_default().looked_ms = None;
+            self.look(group, now, store)?;
+            return Ok(None);
+        }
         let Options { volume, node, ref sealing, object_bytes, .. } = self.options;
         let (sealing, state) = (sealing.clone(), self.groups.entry(group).or_default());
         let (base, redo_bytes) = (state.base.map(|base| base.name), state.redo_bytes);
@@ -188,7 +203,7 @@ impl Uploader {
         let point = pages.hold(group)?;
         let maker = SnapshotMaker::new((volume, node), sealing, point, object_bytes, known);
         let (waiting, manifest) = (None, None);
-        Ok(Making { group, maker, base, waiting, manifest, renewed_ms: now.steady_ms, redo_bytes })
+        Ok(Some(Making { group, maker, base, waiting, manifest, renewed_ms: now.steady_ms, redo_bytes }))
     }
 
     /// What the newest snapshot has; nothing if it is damaged, for the next one must not build on it.
@@ -221,6 +236,11 @@ impl Uploader {
             let uploaded = self.groups.get(&making.group).map_or(Lsn::ZERO, |state| state.uploaded);
             if uploaded < name.tail_end {
                 return Ok(Stepped::Waits);
+            }
+            // A recovery may have cut it since it was made.
+            if newest_snapshot([*name], &self.history).is_none() {
+                let what = format!("the history does not reach {} any more", name.lsn);
+                return Err(SourceError { group: making.group, what }.into());
             }
             self.put(&Name::Manifest(*name), bytes, now, store)?;
             return Ok(Stepped::Made(*name));
@@ -297,5 +317,13 @@ impl Uploader {
         state.snapshot_failures = state.snapshot_failures.saturating_add(1);
         state.snapshot_after_ms = now.steady_ms + pause_ms;
         self.status.snapshot_trouble = Some((error.group, error.what.clone()));
+    }
+}
+
+/// What keeps a group's snapshot from its end.
+fn of_group(group: GroupId, trouble: Trouble) -> SourceError {
+    match trouble {
+        Trouble::Source(error) => error,
+        Trouble::Store(error) => SourceError { group, what: error.to_string() },
     }
 }

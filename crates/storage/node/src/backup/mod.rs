@@ -183,8 +183,9 @@ impl Backup {
     fn counts(&self) -> [u64; 8] {
         let state = self.lock();
         let (now, status) = (self.now(), &state.status);
-        // The thread may hang in a request.
-        let silent_ms = state.noted.map_or(0, |noted| now.steady_ms.saturating_sub(noted.steady_ms));
+        // The thread may hang in a request, also in its first.
+        let noted_ms = state.noted.map_or(0, |noted| noted.steady_ms);
+        let silent_ms = now.steady_ms.saturating_sub(noted_ms);
         let uploaded_here = || status.groups.iter().filter(|group| group.duty == Some(Duty::Upload));
         let behind_ms = uploaded_here()
             .filter(|group| group.uploaded < group.durable || silent_ms > 1_000)
@@ -214,9 +215,13 @@ impl Backup {
             (None, None) => None,
         };
         let seconds = |since_ms: u64| self.now().wall_ms.saturating_sub(since_ms) / 1000;
-        what.map(|(what, since_ms)| {
+        let nothing = what.map(|(what, since_ms)| {
             format!("it has uploaded nothing to the backup for {} s: {what}", seconds(since_ms))
-        })
+        });
+        let of_snapshot = state.status.snapshot_trouble.as_ref().map(|(group, what)| {
+            format!("the backup's next snapshot of group {group} does not get to its end: {what}")
+        });
+        nothing.or(of_snapshot)
     }
 }
 

@@ -276,6 +276,49 @@ impl ObjectStore for Unlucky<'_> {
     }
 }
 
+/// A store that has room for redo, and none for pages.
+#[derive(Debug)]
+struct NoRoomForPages<'a>(&'a MemoryStore);
+
+impl ObjectStore for NoRoomForPages<'_> {
+    fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Put, ObjectStoreError> {
+        if key.contains("/pages/") {
+            let (key, what) = (key.to_owned(), "no room".to_owned());
+            return Err(ObjectStoreError { kind: ErrorKind::Full, action: Action::Make, key, what });
+        }
+        self.0.put_new(key, bytes)
+    }
+
+    fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectStoreError> {
+        self.0.get_range(key, range)
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>) -> Result<Listing, ObjectStoreError> {
+        self.0.list(prefix, after)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), ObjectStoreError> {
+        self.0.delete(key)
+    }
+
+    fn refuses_duplicates(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn redo_goes_on_where_pages_have_no_room_and_that_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut life = Life::begin(&folder.path().join("volume"), GROUPS, 3);
+    life.write(2_000);
+    let turn = Turn { rule: ALWAYS, steps: 100, ..life.turn() };
+    let status = life.take_turn(&turn, &NoRoomForPages(&life.objects));
+    assert!(status.snapshot_trouble.is_some_and(|(_, what)| what.contains("no room")));
+    assert!(status.last_failure.is_none());
+    let newest = read(&life.objects, VOLUME, &Sealing::Plain).unwrap().newest();
+    assert_eq!(newest.map(|newest| newest.lsn), life.ends().last().copied());
+}
+
 #[test]
 fn a_snapshot_that_ends_anywhere_does_no_harm_and_the_next_gets_through() {
     for seed in 0..4 {

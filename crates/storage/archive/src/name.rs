@@ -330,6 +330,13 @@ impl Name {
         (prefix, after)
     }
 
+    /// As [`Name::redo_above`], for all page objects of a group.
+    #[must_use]
+    pub fn pages_of(volume: VolumeId, group: GroupId) -> (String, String) {
+        let prefix = format!("{volume}/groups/{:04x}/pages/", group.0);
+        (prefix.clone(), prefix)
+    }
+
     /// As [`Name::redo_above`], for manifests as of positions above `lsn`.
     #[must_use]
     pub fn manifests_above(volume: VolumeId, group: GroupId, lsn: Lsn) -> (String, String) {

@@ -73,9 +73,10 @@ impl Extents {
         self.places.insert(first, Place { object, block, content });
     }
 
-    /// Takes what another has, instead of what was here of the same extents.
-    pub fn extend(&mut self, other: &Extents) {
-        other.iter().for_each(|(first, placed)| self.insert(first, placed));
+    /// Takes what another has in some objects, instead of what was here of the same extents.
+    pub fn extend(&mut self, other: &Extents, mut is_taken: impl FnMut(&PagesName) -> bool) {
+        let taken = other.iter().filter(|(_, placed)| is_taken(&placed.object));
+        taken.for_each(|(first, placed)| self.insert(first, placed));
     }
 }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 
-use borealis_archive::name::Name;
+use borealis_archive::name::{ManifestName, Name};
 use borealis_archive::plan::Plan;
 use borealis_archive::sealing::Sealing;
 use borealis_archive::snapshot::Snapshot;
@@ -365,11 +365,36 @@ fn a_snapshot_that_ends_anywhere_does_no_harm_and_the_next_gets_through() {
 fn all_that_manifests_name_is_there(objects: &MemoryStore) {
     let listed = inventory(objects, VOLUME).unwrap();
     for name in groups().into_iter().flat_map(|group| listed.manifests(group)) {
-        let bytes = objects.get(&Name::Manifest(name).key(VOLUME)).unwrap();
-        let snapshot = Snapshot::decode(&bytes, VOLUME, &name, &Sealing::Plain).unwrap();
-        for (first, placed) in snapshot.extents.iter() {
-            assert!(listed.get(&Name::Pages(placed.object)).is_some(), "{first} of {name:?}");
-        }
+        all_that_it_names_is_there(objects, &name);
+    }
+}
+
+fn all_that_it_names_is_there(objects: &MemoryStore, name: &ManifestName) {
+    let listed = inventory(objects, VOLUME).unwrap();
+    let bytes = objects.get(&Name::Manifest(*name).key(VOLUME)).unwrap();
+    let snapshot = Snapshot::decode(&bytes, VOLUME, name, &Sealing::Plain).unwrap();
+    for (first, placed) in snapshot.extents.iter() {
+        assert!(listed.get(&Name::Pages(placed.object)).is_some(), "{first} of {name:?}");
+    }
+}
+
+#[test]
+fn pages_that_are_lost_are_in_the_next_snapshot_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut life = Life::begin(&folder.path().join("volume"), GROUPS, 13);
+    life.write(200);
+    life.snapshot(1, &groups());
+    let listed = inventory(&life.objects, VOLUME).unwrap();
+    let is_pages = |name: &&Name| matches!(name, Name::Pages(_));
+    let lost: Vec<Name> = listed.objects().map(|(name, _)| name).filter(is_pages).cloned().collect();
+    assert!(!lost.is_empty());
+    lost.iter().for_each(|name| life.objects.delete(&name.key(VOLUME)).unwrap());
+    life.write(60);
+    life.snapshot(2, &groups());
+    let listed = inventory(&life.objects, VOLUME).unwrap();
+    for group in groups() {
+        let newest = listed.manifests(group).max_by_key(|name| name.lsn).expect("a snapshot");
+        all_that_it_names_is_there(&life.objects, &newest);
     }
 }
 

@@ -58,8 +58,8 @@ pub struct PlaceArguments {
     #[arg(long, value_name = "FILE", requires = "from")]
     key_file: Option<PathBuf>,
     /// The volume, if the place has several. [default: that of the cluster in DIR, or the only one]
-    #[arg(long, value_name = "ID", requires = "from")]
-    volume: Option<String>,
+    #[arg(long, value_name = "ID", requires = "from", value_parser = volume)]
+    volume: Option<VolumeId>,
 }
 
 /// A URL as it is kept: a folder may be written as a path, from here.
@@ -75,6 +75,13 @@ fn absolute_url(text: &str) -> anyhow::Result<String> {
 /// Where a backup is, for the command-line parser: a URL, or a folder as a path.
 pub fn location(text: &str) -> Result<Location, String> {
     absolute_url(text).and_then(|url| Ok(url.parse()?)).map_err(|error| format!("{error:#}"))
+}
+
+/// A volume's number, for the command-line parser.
+pub fn volume(text: &str) -> Result<VolumeId, String> {
+    let plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = plain.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+    number.map(VolumeId).ok_or_else(|| format!("`{text}` is not a volume of 32 hexadecimal digits"))
 }
 
 /// What `borealis up` is to have the nodes do: what was asked for, else what they did `before`.
@@ -190,16 +197,10 @@ impl Place {
         };
         let location: Location = config.url.parse()?;
         let store = store::open(&location, Timeouts::default())?;
-        let sealing = match &config.key_file {
-            Some(file) => Sealing::from(key_file::read(file)?),
-            None => Sealing::Plain,
-        };
-        let volume = match (volume, &arguments.volume) {
-            (Some(volume), _) => volume,
-            (None, Some(text)) => {
-                VolumeId(u128::from_str_radix(text, 16).with_context(|| format!("`{text}` is no volume"))?)
-            }
-            (None, None) => only_volume(&location, &*store)?,
+        let sealing = key_file::sealing(config.key_file.as_deref())?;
+        let volume = match volume.or(arguments.volume) {
+            Some(volume) => volume,
+            None => only_volume(&location, &*store)?,
         };
         Ok(Place { location, store, sealing, volume })
     }
@@ -221,7 +222,11 @@ pub fn warn_of_damage(contents: &Contents) {
     }
 }
 
-fn only_volume(location: &Location, store: &dyn ObjectStore) -> anyhow::Result<VolumeId> {
+/// The volume that is backed up there, if it is one.
+///
+/// # Errors
+/// When there are none or several, or the store does not answer.
+pub fn only_volume(location: &Location, store: &dyn ObjectStore) -> anyhow::Result<VolumeId> {
     let found = volumes(store)?;
     match found[..] {
         [volume] => Ok(volume),

@@ -7,14 +7,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use borealis_archive::sealing::Sealing;
-use borealis_backup::contents::{self, Contents, Reach, TimeError, volumes};
+use borealis_backup::contents::{self, Contents, Reach, TimeError};
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
 use borealis_backup::restore::Progress;
+use borealis_backup::store;
 use borealis_backup::store::cloud::Timeouts;
 use borealis_backup::store::retrying::Retrying;
-use borealis_backup::store::{self, ObjectStore};
 use borealis_instance::OperatingSystemUser;
 use borealis_local::Catalog;
 use borealis_local::cluster::{
@@ -23,6 +22,7 @@ use borealis_local::cluster::{
 use borealis_types::{Lsn, VolumeId};
 use clap::Args;
 
+use super::backup::only_volume;
 use super::times;
 use super::up::{DEFAULT_MEMORY_ROOT, DEFAULT_NODES, DEFAULT_PORT};
 
@@ -50,7 +50,7 @@ pub struct RestoreArguments {
     #[arg(long, requires = "list")]
     json: bool,
     /// The volume, where backups of several are; 32 hexadecimal digits.
-    #[arg(long, value_name = "ID", value_parser = parse_volume)]
+    #[arg(long, value_name = "ID", value_parser = super::backup::volume)]
     volume: Option<VolumeId>,
     /// The key that the backup is encrypted with: a file that nobody else may read.
     #[arg(long, value_name = "FILE")]
@@ -75,23 +75,16 @@ pub struct RestoreArguments {
     tls: bool,
 }
 
-/// A volume's number, for the command-line parser.
-fn parse_volume(text: &str) -> Result<VolumeId, String> {
-    let plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let number = plain.then(|| u128::from_str_radix(text, 16).ok()).flatten();
-    number.map(VolumeId).ok_or_else(|| format!("`{text}` is not a volume of 32 hexadecimal digits"))
-}
-
 /// Restores, or lists what can be.
 pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitCode> {
-    let sealing = match &arguments.key_file {
-        Some(file) => Sealing::Key(Box::new(key_file::read(file)?)),
-        None => Sealing::Plain,
-    };
+    let sealing = key_file::sealing(arguments.key_file.as_deref())?;
     let wait = |ms| std::thread::sleep(Duration::from_millis(ms));
     let objects = store::open(&arguments.from, Timeouts::default())?;
     let objects = Retrying::new(objects, ATTEMPTS, PAUSES_MS, u64::from(std::process::id()), wait);
-    let volume = choose_volume(&objects, arguments)?;
+    let volume = match arguments.volume {
+        Some(volume) => volume,
+        None => only_volume(&arguments.from, &objects)?,
+    };
     let contents = contents::read(&objects, volume, &sealing)
         .with_context(|| format!("no backup of volume {volume} can be read at {}", arguments.from))?;
     super::backup::warn_of_damage(&contents);
@@ -102,24 +95,6 @@ pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitC
     // Before anything is made.
     contents.plan(point)?;
     make(dir, arguments, &FromBackup { objects: &objects, sealing: &sealing, contents: &contents, point })
-}
-
-fn choose_volume(objects: &dyn ObjectStore, arguments: &RestoreArguments) -> anyhow::Result<VolumeId> {
-    if let Some(volume) = arguments.volume {
-        return Ok(volume);
-    }
-    match volumes(objects)?.as_slice() {
-        [volume] => Ok(*volume),
-        [] => bail!("there is no backup in {}", arguments.from),
-        several => {
-            let several: Vec<String> = several.iter().map(ToString::to_string).collect();
-            bail!(
-                "{} has backups of several volumes; choose one with --volume: {}",
-                arguments.from,
-                several.join(", ")
-            )
-        }
-    }
 }
 
 fn choose_point(contents: &Contents, arguments: &RestoreArguments) -> anyhow::Result<Lsn> {

@@ -96,7 +96,7 @@ impl Uploader {
 }
 
 /// Names that begin with a prefix and come after a key, and what the store says of each.
-fn list(
+pub(super) fn list(
     (prefix, mut after): (String, String),
     store: &dyn ObjectStore,
 ) -> Result<Vec<(Name, Stored)>, ObjectStoreError> {

@@ -5,13 +5,16 @@
 //! away for too long, another node took over) is begun again later, as of a newer position; what it put into the store is compared with, and
 //! not put there again. After a restart it is: then nobody names it, and the retention removes it.
 
+use std::collections::BTreeMap;
+
 use borealis_archive::due::Standing;
 use borealis_archive::duty::Duty;
-use borealis_archive::name::{ManifestName, Name};
+use borealis_archive::name::{ManifestName, Name, PagesName};
 use borealis_archive::restorable::newest_snapshot;
 use borealis_archive::snapshot::{Extents, PageObject, Snapshot, SnapshotMaker};
-use borealis_types::{GroupId, Lsn, PAGE_SIZE};
+use borealis_types::{GroupId, Lsn, PAGE_SIZE, VolumeId};
 
+use super::look::list;
 use super::source::{PageSource, RedoSource, SourceError};
 use super::{Base, Now, Options, Trouble, Uploader};
 use crate::pace::RateLimit;
@@ -21,15 +24,15 @@ use crate::store::{ErrorKind, ObjectStore, ObjectStoreError};
 const PAGES_PER_STEP: usize = 256;
 /// The lease is renewed this often, in milliseconds.
 const RENEW_AFTER_MS: u64 = 8_000;
-/// How long what an attempt put into the store is built on: the retention takes what nobody names for days.
+/// How old what an abandoned attempt put into the store may be to be built on: the retention takes what nobody names for days.
 const BUILT_ON_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// The snapshots of all groups.
 #[derive(Debug)]
 pub(super) struct Snapshots {
     making: Option<Making>,
-    /// What attempts put into the store that did not get to their end, of the group that was the last: since when.
-    abandoned: Option<(GroupId, Extents, u64)>,
+    /// What attempts put into the store that did not get to their end, of the group that was the last.
+    abandoned: Option<(GroupId, Extents)>,
     limit: RateLimit,
 }
 
@@ -90,7 +93,7 @@ impl Uploader {
             !state.is_some_and(goes_on)
         }) {
             // Another node does it, or did.
-            self.abandon_snapshot(making, now, pages);
+            self.abandon_snapshot(making, pages);
             self.status.snapshot_trouble = None;
         }
         let pauses = self.snapshots.making.as_ref().and_then(|making| self.groups.get(&making.group));
@@ -109,7 +112,7 @@ impl Uploader {
                     Ok(Some(making)) => making,
                     Ok(None) => return true,
                     Err(trouble) => {
-                        self.note_snapshot_failure(&of_group(group, trouble), now);
+                        self.note_snapshot_failure(group, &trouble, now);
                         return false;
                     }
                 }
@@ -133,14 +136,12 @@ impl Uploader {
                 return false;
             }
             // Redo goes on: what has room for that may have none for pages.
-            Err(trouble @ Trouble::Store(_)) => {
-                self.note_snapshot_failure(&of_group(making.group, trouble), now);
-                self.snapshots.making = Some(making);
-                return false;
-            }
-            Err(Trouble::Source(error)) => {
-                self.abandon_snapshot(making, now, pages);
-                self.note_snapshot_failure(&error, now);
+            Err(trouble) => {
+                self.note_snapshot_failure(making.group, &trouble, now);
+                match trouble {
+                    Trouble::Store(_) => self.snapshots.making = Some(making),
+                    Trouble::Source(_) => self.abandon_snapshot(making, pages),
+                }
                 return false;
             }
         }
@@ -188,16 +189,17 @@ impl Uploader {
         let Options { volume, node, ref sealing, object_bytes, .. } = self.options;
         let (sealing, state) = (sealing.clone(), self.groups.entry(group).or_default());
         let (base, redo_bytes) = (state.base.map(|base| base.name), state.redo_bytes);
-        let mut known = match base {
+        let named = match base {
             Some(base) => self.extents_of(&base, store)?,
             None => Extents::default(),
         };
-        let is_fresh = |since_ms: u64| since_ms.saturating_add(BUILT_ON_FOR_MS) > now.steady_ms;
-        if let Some((of, extents, since_ms)) = &self.snapshots.abandoned
-            && *of == group
-            && is_fresh(*since_ms)
-        {
-            known.extend(extents);
+        // What is gone is put there again: every later snapshot would lack it, too.
+        let there = pages_in(volume, group, store)?;
+        let mut known = Extents::default();
+        known.extend(&named, |object| there.contains_key(object));
+        if let Some((_, extents)) = self.snapshots.abandoned.as_ref().filter(|(of, _)| *of == group) {
+            let is_fresh = |made_ms: &u64| made_ms.saturating_add(BUILT_ON_FOR_MS) > now.wall_ms;
+            known.extend(extents, |object| there.get(object).is_some_and(is_fresh));
         }
         // Last, so that the lease is whole.
         let point = pages.hold(group)?;
@@ -303,27 +305,34 @@ impl Uploader {
         self.close_gaps(group);
     }
 
-    fn abandon_snapshot(&mut self, making: Making, now: Now, pages: &dyn PageSource) {
+    fn abandon_snapshot(&mut self, making: Making, pages: &dyn PageSource) {
         pages.release(making.group);
         let lost = making.waiting.map(|(name, _)| name);
-        self.snapshots.abandoned = Some((making.group, making.maker.abandon(lost), now.steady_ms));
+        self.snapshots.abandoned = Some((making.group, making.maker.abandon(lost)));
     }
 
-    fn note_snapshot_failure(&mut self, error: &SourceError, now: Now) {
-        tracing::warn!(group = %error.group, what = error.what, "a snapshot did not get to its end; it is begun again");
+    fn note_snapshot_failure(&mut self, group: GroupId, trouble: &Trouble, now: Now) {
+        let what = self.status.count(trouble);
+        tracing::warn!(%group, what, "a snapshot does not get on; it is tried again");
         let (first_ms, most_ms) = self.options.snapshot_pauses_ms;
-        let state = self.groups.entry(error.group).or_default();
+        let state = self.groups.entry(group).or_default();
         let pause_ms = first_ms.saturating_mul(1 << state.snapshot_failures.min(32)).min(most_ms);
         state.snapshot_failures = state.snapshot_failures.saturating_add(1);
         state.snapshot_after_ms = now.steady_ms + pause_ms;
-        self.status.snapshot_trouble = Some((error.group, error.what.clone()));
+        self.status.snapshot_trouble = Some((group, what));
     }
 }
 
-/// What keeps a group's snapshot from its end.
-fn of_group(group: GroupId, trouble: Trouble) -> SourceError {
-    match trouble {
-        Trouble::Source(error) => error,
-        Trouble::Store(error) => SourceError { group, what: error.to_string() },
-    }
+/// The page objects of a group that are in the store, and when each was made, in milliseconds since 1970.
+fn pages_in(
+    volume: VolumeId,
+    group: GroupId,
+    store: &dyn ObjectStore,
+) -> Result<BTreeMap<PagesName, u64>, ObjectStoreError> {
+    let listed = list(Name::pages_of(volume, group), store)?.into_iter();
+    let pages = listed.filter_map(|(name, stored)| match name {
+        Name::Pages(name) => Some((name, stored.modified_ms)),
+        _ => None,
+    });
+    Ok(pages.collect())
 }

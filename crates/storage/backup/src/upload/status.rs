@@ -74,13 +74,11 @@ pub struct Status {
 
 impl Status {
     pub(super) fn note_failure(&mut self, trouble: &Trouble, now: Now, node: NodeId) {
-        let (kind, what) = match trouble {
-            Trouble::Store(error) => (Some(error.kind), error.to_string()),
-            Trouble::Source(error) => (None, error.to_string()),
+        let what = self.count(trouble);
+        let kind = match trouble {
+            Trouble::Store(error) => Some(error.kind),
+            Trouble::Source(_) => None,
         };
-        if let Some(kind) = kind {
-            *self.failures.entry(kind).or_default() += 1;
-        }
         let earlier = self.last_failure.take().filter(|failure| failure.kind == kind);
         if earlier.is_none() {
             tracing::warn!("node {node} uploads nothing for now: {what}");
@@ -88,5 +86,16 @@ impl Status {
         let (since_ms, attempts) =
             earlier.map_or((now.wall_ms, 0), |failure| (failure.since_ms, failure.attempts));
         self.last_failure = Some(Failure { kind, what, since_ms, attempts: attempts + 1 });
+    }
+
+    /// Counts what the store did not fulfil, and puts it into words.
+    pub(super) fn count(&mut self, trouble: &Trouble) -> String {
+        match trouble {
+            Trouble::Store(error) => {
+                *self.failures.entry(error.kind).or_default() += 1;
+                error.to_string()
+            }
+            Trouble::Source(error) => error.to_string(),
+        }
     }
 }

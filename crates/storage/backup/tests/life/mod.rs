@@ -344,6 +344,7 @@ impl Life {
         let luck = RefCell::new(Random(now_ms));
         let view = View { life: self, turn, luck: &luck };
         for _ in 0..turn.steps {
+            self.objects.set_clock_ms(now(now_ms).wall_ms);
             now_ms += uploader.step(now(now_ms), &view, objects).clamp(1, 1000);
         }
         self.now_ms.set(now_ms);

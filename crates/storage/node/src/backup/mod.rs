@@ -163,10 +163,7 @@ impl Backup {
     }
 
     fn open(&self) -> anyhow::Result<(Box<dyn ObjectStore>, Sealing)> {
-        let sealing = match &self.config.key_file {
-            Some(file) => Sealing::from(key_file::read(file)?),
-            None => Sealing::Plain,
-        };
+        let sealing = key_file::sealing(self.config.key_file.as_deref())?;
         Ok((store::open(&self.location, Timeouts::default())?, sealing))
     }
 

@@ -20,7 +20,7 @@ use borealis_types::Lsn;
 use harness::latencies::Latencies;
 use harness::ledger::Ledger;
 use harness::proxy::{Mood, Proxy};
-use harness::{TestCluster, say, text};
+use harness::{TestCluster, memory_directory_of, memory_folders, say, text};
 use moto::Moto;
 
 /// Longest wait for the backup to have everything, on a machine that does other things too.
@@ -251,6 +251,10 @@ fn all_nodes_and_the_instance_are_deleted_and_come_back_from_s3() {
     cluster.kill_everything();
     let end = Instant::now();
     pgbench.wait().expect("it ends");
+    // Nobody can find the server's memory any more once the cluster's folder is gone.
+    for folder in memory_folders(&memory_directory_of(&cluster.dir())) {
+        std::fs::remove_dir_all(folder).expect("removed");
+    }
     std::fs::remove_dir_all(cluster.dir()).expect("all nodes and the instance are deleted");
 
     let listed = unstarted();

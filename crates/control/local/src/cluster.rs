@@ -548,6 +548,7 @@ fn keep_what_a_person_set(config: &mut NodeConfig) {
         config.refill_bytes_per_second = kept.refill_bytes_per_second;
         config.scrub_period_seconds = kept.scrub_period_seconds;
         config.backup_snapshot_bytes = kept.backup_snapshot_bytes;
+        config.backup_deletion_seconds = kept.backup_deletion_seconds;
         config.metrics_listen = kept.metrics_listen;
     }
 }

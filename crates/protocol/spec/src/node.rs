@@ -72,6 +72,9 @@ pub struct NodeConfig {
     /// Redo in the backup since a group's last snapshot that is little for any group, in bytes.
     #[serde(default = "default_backup_snapshot_bytes")]
     pub backup_snapshot_bytes: u64,
+    /// How often what nobody can need any more is deleted from the backup, in seconds.
+    #[serde(default = "default_backup_deletion_seconds")]
+    pub backup_deletion_seconds: u64,
     /// Started in the background: an interrupt from a terminal (SIGINT) is not meant for it.
     #[serde(default)]
     pub detached: bool,
@@ -105,6 +108,11 @@ fn default_refill_bytes_per_second() -> u64 {
 
 fn default_backup_snapshot_bytes() -> u64 {
     64 << 20
+}
+
+/// An hour.
+fn default_backup_deletion_seconds() -> u64 {
+    3600
 }
 
 /// A week.
@@ -145,6 +153,7 @@ impl NodeConfig {
             metrics_listen: None,
             backup: None,
             backup_snapshot_bytes: default_backup_snapshot_bytes(),
+            backup_deletion_seconds: default_backup_deletion_seconds(),
             detached: false,
             directory,
         }

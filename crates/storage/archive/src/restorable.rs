@@ -106,12 +106,6 @@ impl GroupState {
         state
     }
 
-    /// The same with fewer snapshots to begin with.
-    pub(crate) fn only_bases(mut self, wanted: impl Fn(&Base) -> bool) -> GroupState {
-        self.bases.retain(wanted);
-        self
-    }
-
     fn islands(&self) -> Vec<Island> {
         let mut islands: Vec<Island> = Vec::new();
         for &Stretch { after, through, complete_through, .. } in &self.stretches {

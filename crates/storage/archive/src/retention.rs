@@ -1,296 +1,196 @@
-//! What nobody can need any more, and in which order it is deleted.
+//! What nobody can need any more.
 //!
-//! What must stay reachable: every point that was reached within the retention's window, and every named snapshot, as far as it can
-//! be restored now. From that follows what is kept; what is left over is deleted, if it is old enough that nobody can be about to
-//! build on it: a page object may be of a snapshot whose manifest comes tomorrow.
+//! Two things must stay reachable: every point that was reached within the retention's window, and every point with a name. For the
+//! beginning of the window that takes one snapshot at or before it, its *floor*, and redo from there on; everything newer stays anyhow. For a
+//! named point before the floor it takes a snapshot at or before that point, and redo between the two. What is left over goes, if
+//! it has been there for so long that everybody who lists sees it; of page objects, those of before the floor alone, for others may
+//! be of a snapshot whose manifest comes tomorrow.
 //!
-//! A deletion that is interrupted leaves a part of what was to go, and everything that was to stay. Manifests go first, so that none
-//! is left whose pages are gone; the next deletion begins with a new listing and finds the rest.
+//! A backup has redo objects by the million, so nothing here takes all of them at once: whoever deletes lists a group's redo from the
+//! floor on and hands each name to [`Reach::take`], until the beginning of the window is reached; then it lists what is before the floor, and
+//! asks [`Keep`] of each. Nothing of a group goes before all that must stay was seen to be there.
+//!
+//! Manifests go before their pages, so that none is left whose pages are gone. An interrupted deletion leaves a part of what was to
+//! go, and everything that was to stay.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use borealis_types::{GroupId, Lsn, invariant};
+use borealis_types::{EpochHistory, GroupId, Lsn};
 
-use crate::inventory::{Inventory, Stored};
-use crate::known::{Known, kept_of};
-use crate::marks::superseded;
-use crate::name::{ManifestName, MarksName, Name, PagesName, RedoName};
-use crate::plan::base_for;
-use crate::ranges::{LsnRange, LsnRanges};
-use crate::restorable::{Base, GroupState};
-use crate::settings::{NamedSnapshot, Retention};
+use crate::inventory::Stored;
+use crate::known::{admits_durable, kept_of};
+use crate::marks::Mark;
+use crate::name::{ManifestName, MarksName, PagesName, RedoName};
+use crate::restorable::stretch_of;
+use crate::settings::Retention;
 
-/// What a deletion is decided from.
-#[derive(Clone, Debug)]
-pub struct Situation<'a> {
-    /// What is there.
-    pub inventory: &'a Inventory,
-    /// What was read of it.
-    pub known: &'a Known,
-    /// How long points are kept.
-    pub retention: Retention,
-    /// Points that are kept for longer.
-    pub named: &'a [NamedSnapshot],
-    /// Which page objects each manifest names. Of a group that has a manifest which stays and is not here, no page object is deleted.
-    pub references: &'a BTreeMap<ManifestName, BTreeSet<PagesName>>,
-    /// Objects that were found damaged: nothing that stays may rest on them alone.
-    pub damaged: &'a BTreeSet<Name>,
-    /// The clock of the store, in milliseconds since 1970.
+/// From when on points stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// The time, in milliseconds since 1970. Both the store and whoever deletes must have reached it.
     pub now_ms: u64,
+    /// How long what is kept.
+    pub retention: Retention,
 }
 
-/// Objects to delete, in phases: each phase is done before the next one begins.
-pub type Phases = Vec<Vec<Name>>;
+impl Window {
+    /// When it begins, in milliseconds since 1970.
+    #[must_use]
+    pub fn begins_ms(&self) -> u64 {
+        self.now_ms.saturating_sub(self.retention.window_ms)
+    }
 
-/// What can be deleted now, in the order in which it must be.
+    /// Whether an object has been there for long enough that nobody is about to build on it, and everybody who lists sees it.
+    #[must_use]
+    pub fn is_settled(&self, stored: Stored) -> bool {
+        stored.modified_ms.saturating_add(self.retention.unfinished_ms) <= self.now_ms
+    }
+
+    /// Whether a list of marks was over when the window began, by the clock of the node that wrote it and by the store's: the clock of
+    /// a node alone may be years behind, and would make everything look old.
+    #[must_use]
+    pub fn is_before(&self, list: &MarksName, stored: Stored) -> bool {
+        list.to_ms.max(stored.modified_ms) <= self.begins_ms()
+    }
+
+    /// Whether a list of marks can go: it is over, settled, and does not say where the window begins.
+    #[must_use]
+    pub fn can_go(&self, list: &MarksName, stored: Stored, start: Lsn) -> bool {
+        self.is_before(list, stored) && self.is_settled(stored) && list.lsn < start
+    }
+}
+
+/// The lists of marks that may say what was durable when the window began, the best one first.
 #[must_use]
-pub fn deletable(situation: &Situation<'_>) -> Phases {
-    let sound = situation.inventory.without(situation.damaged);
-    let mut keep = Keep::default();
-    for group in situation.known.placement.groups() {
-        keep_of_group(situation, &sound, group, &mut keep);
-    }
-    keep_marks(situation, &sound, &mut keep);
-    let phases = phases(situation, &keep);
-    assert_points_stay(situation, &phases);
-    phases
+pub fn lists_before(lists: &[(MarksName, Stored)], window: &Window) -> Vec<MarksName> {
+    let before = lists.iter().filter(|(list, stored)| window.is_before(list, *stored));
+    let mut before: Vec<MarksName> = before.map(|(list, _)| *list).collect();
+    before.sort_by_key(|list| std::cmp::Reverse((list.lsn, *list)));
+    before
 }
 
-/// What has to stay.
-#[derive(Debug, Default)]
-struct Keep {
-    manifests: BTreeSet<ManifestName>,
-    redo: BTreeSet<RedoName>,
-    marks: BTreeSet<MarksName>,
+/// What such a list says; `None` if the history admits none of its marks.
+#[must_use]
+pub fn start_of(marks: &[Mark], history: &EpochHistory) -> Option<Lsn> {
+    let admitted = marks.iter().filter(|mark| admits_durable(history, mark.epoch, mark.durable));
+    admitted.map(|mark| mark.durable).max()
 }
 
-/// Where the window begins: what was durable then. Zero, if nothing tells what was.
-fn window_start(situation: &Situation<'_>) -> Lsn {
-    let clock_ms = situation.now_ms.saturating_sub(situation.retention.window_ms);
-    situation.known.point_at(clock_ms).unwrap_or(Lsn::ZERO)
-}
-
-/// Whether an object has been there for long enough that nobody is about to build on it, and everybody who lists sees it.
-fn is_settled(situation: &Situation<'_>, stored: Stored) -> bool {
-    stored.modified_ms.saturating_add(situation.retention.unfinished_ms) <= situation.now_ms
-}
-
-/// The points that must stay, as far as they can be restored: the window, and those with a name.
-fn needed(situation: &Situation<'_>) -> LsnRanges {
-    let window = LsnRange { from: window_start(situation), through: Lsn::MAX };
-    let named = situation.named.iter().map(|named| LsnRange { from: named.lsn, through: named.lsn });
-    [window].into_iter().chain(named).collect()
-}
-
-fn keep_of_group(situation: &Situation<'_>, sound: &Inventory, group: GroupId, keep: &mut Keep) {
-    let state = GroupState::of(sound, situation.known, group);
-    // A base counts only once it has been there for a while: until then its predecessor stays.
-    let settled = |base: &Base| {
-        let manifest = base.manifest.map(Name::Manifest);
-        manifest.is_none_or(|name| sound.get(&name).is_some_and(|stored| is_settled(situation, stored)))
+/// Snapshots of a group that a restore to a point may begin with, the best one first.
+#[must_use]
+pub fn bases_for(
+    manifests: impl IntoIterator<Item = ManifestName>,
+    history: &EpochHistory,
+    point: Lsn,
+) -> Vec<ManifestName> {
+    let usable = |manifest: &ManifestName| {
+        manifest.lsn <= point && admits_durable(history, manifest.epoch, manifest.lsn)
     };
-    let start = window_start(situation);
-    let points = state.restorable().intersection(&needed(situation));
-    let settled_state = GroupState::of(sound, situation.known, group).only_bases(settled);
-    for range in points.ranges() {
-        // A point in the window needs its base, and everything after it; a base within the window stays anyhow.
-        let base = base_for(&settled_state, range.from).or_else(|| base_for(&state, range.from));
-        let Some(base) = base else { continue };
-        keep.manifests.extend(base.manifest);
-        // One that ends where the base does may be all that says how far the group is complete.
-        let needed = |redo: &RedoName| redo.last_end >= base.tail_end && redo.previous_end < range.through;
-        keep.redo.extend(sound.redo(group).filter(needed));
+    let mut bases: Vec<ManifestName> = manifests.into_iter().filter(usable).collect();
+    bases.sort_by_key(|manifest| std::cmp::Reverse((manifest.lsn, *manifest)));
+    bases
+}
+
+/// How far a group's redo goes without a gap, as its names come by in the order of a listing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reach {
+    end: Lsn,
+    complete_through: Lsn,
+}
+
+impl Reach {
+    /// From a snapshot on; from the group's first record on without one.
+    #[must_use]
+    pub fn from(base: Option<&ManifestName>) -> Reach {
+        base.map_or(Reach { end: Lsn::ZERO, complete_through: Lsn::ZERO }, |base| Reach {
+            end: base.tail_end,
+            complete_through: base.lsn,
+        })
     }
-    keep.manifests.extend(situation.inventory.manifests(group).filter(|manifest| manifest.lsn > start));
-    // The newest one is what the next snapshot is built on.
-    keep.manifests.extend(state.bases.iter().rev().find_map(|base| base.manifest));
-    keep.manifests.extend(settled_state.bases.iter().rev().find_map(|base| base.manifest));
-    for redo in situation.inventory.redo(group) {
-        let name = Name::Redo(redo);
-        let young = situation.inventory.get(&name).is_some_and(|stored| !is_settled(situation, stored));
-        if young || redo.last_end > start || kept_of(&situation.known.history, redo.epoch).is_none() {
-            keep.redo.insert(redo);
+
+    /// The next object. Of one that a recovery cut, as much counts as it kept; what only an object behind it makes good is not seen, and
+    /// then less is deleted than could be.
+    pub fn take(&mut self, name: &RedoName, history: &EpochHistory) {
+        if let Some(stretch) = stretch_of(name, history).filter(|stretch| stretch.after <= self.end) {
+            self.end = self.end.max(stretch.through);
+            self.complete_through = self.complete_through.max(stretch.complete_through);
         }
     }
-    let covered = covered(situation, sound, &keep.redo, group);
-    keep.redo.retain(|redo| !covered.contains(redo));
-}
 
-/// Redo objects that others make superfluous: a settled one of the same epoch has all their records and says as much.
-fn covered(
-    situation: &Situation<'_>,
-    sound: &Inventory,
-    kept: &BTreeSet<RedoName>,
-    group: GroupId,
-) -> BTreeSet<RedoName> {
-    let mut of_group: Vec<RedoName> = kept.iter().copied().filter(|name| name.group == group).collect();
-    of_group.sort_by_key(|name| {
-        let RedoName { epoch, previous_end, last_end, complete_through, .. } = *name;
-        // Whoever may cover another comes before it.
-        (epoch, previous_end, std::cmp::Reverse((last_end, complete_through)), *name)
-    });
-    let settled =
-        |name: &RedoName| sound.get(&Name::Redo(*name)).is_some_and(|stored| is_settled(situation, stored));
-    let mut covered = BTreeSet::new();
-    let mut widest: Option<RedoName> = None;
-    for name in of_group {
-        let by = widest.filter(|wide| {
-            wide.epoch == name.epoch
-                && wide.last_end >= name.last_end
-                && wide.complete_through >= name.complete_through
-        });
-        if by.is_some() && settled(&name) {
-            covered.insert(name);
-        } else if settled(&name)
-            && widest.is_none_or(|wide| wide.epoch != name.epoch || wide.last_end < name.last_end)
-        {
-            widest = Some(name);
-        }
-    }
-    covered
-}
-
-/// Marks of the window stay, and those that alone say that a group was complete to a named point.
-fn keep_marks(situation: &Situation<'_>, sound: &Inventory, keep: &mut Keep) {
-    let clock_ms = situation.now_ms.saturating_sub(situation.retention.window_ms);
-    let start = window_start(situation);
-    // A list counts as having another's marks only once it was read itself.
-    let listed: Vec<MarksName> = situation.inventory.marks().collect();
-    let was_read = |list: &&MarksName| situation.known.marks.contains_key(list);
-    let longest: BTreeSet<MarksName> = {
-        let superseded = superseded(listed.iter().filter(was_read));
-        listed.iter().filter(was_read).filter(|list| !superseded.contains(list)).copied().collect()
-    };
-    let is_superseded = |list: &MarksName| {
-        let has_all = |long: &MarksName| {
-            (long.node, long.from_ms) == (list.node, list.from_ms) && long.to_ms > list.to_ms
-        };
-        longest.iter().any(has_all)
-    };
-    for marks in listed.iter().copied() {
-        let name = Name::Marks(marks);
-        let young = situation.inventory.get(&name).is_some_and(|stored| !is_settled(situation, stored));
-        // The one that says where the window begins is older than the window.
-        let tells_the_start =
-            situation.known.marks.get(&marks).is_none_or(|list| {
-                list.iter().any(|mark| mark.durable == start && mark.clock_ms <= clock_ms)
-            });
-        if young || (!is_superseded(&marks) && (marks.to_ms >= clock_ms || tells_the_start)) {
-            keep.marks.insert(marks);
-        }
-    }
-    for group in situation.known.placement.groups() {
-        let state = GroupState::of(sound, situation.known, group);
-        for named in situation.named {
-            let Some(base) = base_for(&state, named.lsn) else { continue };
-            let end = end_of_chain(&state, base, named.lsn);
-            let evidence = situation.known.admitted_marks().find(|(_, mark)| {
+    /// Whether the group can be restored to a point with what came by, and with these marks, each of which the history must admit.
+    #[must_use]
+    pub fn has<'a>(&self, point: Lsn, group: GroupId, marks: impl IntoIterator<Item = &'a Mark>) -> bool {
+        self.end.max(self.complete_through) >= point
+            || marks.into_iter().any(|mark| {
                 let tail = mark.tails.iter().find(|tail| tail.group == group);
-                mark.durable >= named.lsn && tail.is_some_and(|tail| tail.last_end <= end)
-            });
-            keep.marks.extend(evidence.map(|(name, _)| *name));
-        }
+                mark.durable >= point && tail.is_some_and(|tail| tail.last_end <= self.end)
+            })
     }
 }
 
-/// How far redo goes from a base on, as far as it is needed to reach a point.
-fn end_of_chain(state: &GroupState, base: &Base, point: Lsn) -> Lsn {
-    let mut end = base.tail_end;
-    for stretch in &state.stretches {
-        if stretch.after <= end && stretch.after < point {
-            end = end.max(stretch.through);
-        }
-    }
-    end
+/// What must stay of a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Keep {
+    /// The snapshot before the window's beginning. It and everything after it stays.
+    pub floor: ManifestName,
+    /// Named points before it, each with the snapshot to begin with; `None` is the group's first record.
+    pub named: Vec<(Option<ManifestName>, Lsn)>,
 }
 
-fn phases(situation: &Situation<'_>, keep: &Keep) -> Phases {
-    let mut phases: Phases = vec![Vec::new(); 4];
-    let newest_history = situation.inventory.histories().map(|history| history.epoch).max();
-    let newest_revision = situation.inventory.retention_revision();
-    let page_objects_kept = page_objects_kept(situation, keep);
-    let is_of = |group: GroupId| group.0 < situation.known.placement.group_count();
-    for (name, stored) in situation.inventory.objects() {
-        if !is_settled(situation, stored) {
-            continue;
-        }
-        let phase = match name {
-            Name::Manifest(manifest) if is_of(manifest.group) && !keep.manifests.contains(manifest) => 0,
-            Name::Pages(pages)
-                if page_objects_kept.get(&pages.group).is_some_and(|kept| !kept.contains(pages)) =>
-            {
-                1
-            }
-            Name::Redo(redo) if is_of(redo.group) && !keep.redo.contains(redo) => 2,
-            Name::Marks(marks) if !keep.marks.contains(marks) => 3,
-            Name::History(history) if Some(history.epoch) < newest_history => 3,
-            Name::Retention { revision } if Some(*revision) < newest_revision => 3,
-            _ => continue,
+impl Keep {
+    /// Whether an object must stay. One that ends where a snapshot does may be all that says how far the group is complete. What is of an
+    /// epoch that the history does not have stays, for it may be newer than the history.
+    #[must_use]
+    pub fn needs_redo(&self, redo: &RedoName, history: &EpochHistory) -> bool {
+        let of_named = |(base, point): &(Option<ManifestName>, Lsn)| {
+            redo.last_end >= base.map_or(Lsn::ZERO, |base| base.tail_end) && redo.previous_end < *point
         };
-        phases[phase].push(name.clone());
+        redo.last_end >= self.floor.tail_end
+            || kept_of(history, redo.epoch).is_none()
+            || self.named.iter().any(of_named)
     }
-    phases.retain(|phase| !phase.is_empty());
-    phases
+
+    /// Whether a manifest must stay.
+    #[must_use]
+    pub fn needs_manifest(&self, manifest: &ManifestName) -> bool {
+        manifest.lsn >= self.floor.lsn || self.named.iter().any(|(base, _)| base.as_ref() == Some(manifest))
+    }
+
+    /// Whether a page object may be of a snapshot whose manifest comes yet, whatever the clocks say: that one is newer than the floor.
+    #[must_use]
+    pub fn awaits_manifest(&self, pages: &PagesName) -> bool {
+        pages.lsn >= self.floor.lsn
+    }
+
+    /// Positions above which no redo object is superfluous: a listing may end there.
+    #[must_use]
+    pub fn redo_below(&self) -> Lsn {
+        self.floor.tail_end
+    }
 }
 
-/// The page objects that manifests which stay name, for each group of which all such manifests were read.
-fn page_objects_kept(situation: &Situation<'_>, keep: &Keep) -> BTreeMap<GroupId, BTreeSet<PagesName>> {
-    let mut kept = BTreeMap::new();
-    for group in situation.known.placement.groups() {
-        let manifests = situation.inventory.manifests(group).filter(|manifest| {
-            let young =
-                situation.inventory.get(&Name::Manifest(*manifest)).is_none_or(|s| !is_settled(situation, s));
-            keep.manifests.contains(manifest) || young
-        });
-        let named: Option<Vec<_>> = manifests.map(|manifest| situation.references.get(&manifest)).collect();
-        if let Some(named) = named {
-            kept.insert(group, named.into_iter().flatten().copied().collect());
-        }
-    }
-    kept
-}
-
-/// What is left reaches every point that must stay.
-fn assert_points_stay(situation: &Situation<'_>, phases: &Phases) {
-    let going: BTreeSet<Name> = phases.iter().flatten().cloned().collect();
-    let rest_known = Known {
-        marks: situation
-            .known
-            .marks
-            .iter()
-            .filter(|(name, _)| !going.contains(&Name::Marks(**name)))
-            .map(|(name, marks)| (*name, marks.clone()))
-            .collect(),
-        ..situation.known.clone()
-    };
-    let sound = situation.inventory.without(situation.damaged);
-    let rest = sound.without(&going);
-    let needed = needed(situation);
-    for group in situation.known.placement.groups() {
-        let before = GroupState::of(&sound, situation.known, group).restorable().intersection(&needed);
-        let after = GroupState::of(&rest, &rest_known, group).restorable();
-        let lost = before.without(&after);
-        invariant!(
-            "kept-points-stay-restorable",
-            lost.ranges().is_empty(),
-            "deletion would lose {:?} of group {group}",
-            lost.ranges()
-        );
-    }
+/// Lists of marks that may say of a named point that a group was complete to it: the first that go as far.
+#[must_use]
+pub fn evidence_for(lists: &[(MarksName, Stored)], point: Lsn, most: usize) -> BTreeSet<MarksName> {
+    let mut beyond: Vec<MarksName> =
+        lists.iter().map(|(list, _)| *list).filter(|list| list.lsn >= point).collect();
+    beyond.sort_by_key(|list| (list.lsn, *list));
+    beyond.truncate(most);
+    beyond.into_iter().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::marks::Mark;
     use crate::object::Digest;
-    use borealis_types::{
-        EpochHistory, EpochOpening, NodeId, Placement, RecordSpan, ServerVersion, VolumeEpoch,
-    };
+    use borealis_types::{EpochOpening, NodeId, RecordSpan, ServerVersion, VolumeEpoch};
+    use borealis_wire::GroupTail;
+
+    const GROUP: GroupId = GroupId(0);
 
     fn redo(previous_end: u64, last_end: u64, complete_through: u64) -> RedoName {
         RedoName {
-            group: GroupId(0),
+            group: GROUP,
             last_end: Lsn(last_end),
             previous_end: Lsn(previous_end),
             epoch: VolumeEpoch(1),
@@ -300,69 +200,103 @@ mod tests {
         }
     }
 
-    fn history() -> EpochHistory {
+    fn manifest(lsn: u64, tail_end: u64) -> ManifestName {
+        let (lsn, tail_end, epoch, node) = (Lsn(lsn), Lsn(tail_end), VolumeEpoch(1), NodeId(1));
+        ManifestName { group: GROUP, lsn, tail_end, epoch, node, digest: Digest([2; 16]) }
+    }
+
+    fn list(from_ms: u64, to_ms: u64, lsn: u64) -> MarksName {
+        MarksName { to_ms, from_ms, lsn: Lsn(lsn), node: NodeId(2), digest: Digest([3; 16]) }
+    }
+
+    fn history(openings: &[(u64, u64)]) -> EpochHistory {
         let mut history = EpochHistory::default();
-        let server_version = ServerVersion::NEWEST_TESTED;
-        history.push(EpochOpening { epoch: VolumeEpoch(1), last: RecordSpan::NONE, server_version });
+        for &(epoch, end) in openings {
+            let last = RecordSpan { start: Lsn(end), end: Lsn(end) };
+            let server_version = ServerVersion::NEWEST_TESTED;
+            history.push(EpochOpening { epoch: VolumeEpoch(epoch), last, server_version });
+        }
         history
+    }
+
+    fn stored(modified_ms: u64) -> Stored {
+        Stored { bytes: 1, modified_ms }
+    }
+
+    #[test]
+    fn a_nodes_clock_alone_makes_nothing_old() {
+        let retention = Retention { window_ms: 1_000, unfinished_ms: 500 };
+        let window = Window { now_ms: 10_000, retention };
+        // Written a moment ago, by a node whose clock is far behind.
+        let behind = (list(10, 20, 900), stored(9_990));
+        let old = (list(7_000, 8_000, 300), stored(8_001));
+        let older = (list(6_000, 7_000, 200), stored(7_001));
+        let lists = [behind, old, older];
+        assert_eq!(lists_before(&lists, &window), [old.0, older.0]);
+        let can_go = |(list, stored)| window.can_go(&list, stored, Lsn(300));
+        assert_eq!(lists.map(can_go), [false, false, true]);
     }
 
     #[test]
     fn redo_that_ends_where_a_snapshot_does_stays_while_it_says_how_far_the_group_is_complete() {
-        let says_it = redo(0, 160, 400);
-        let (lsn, tail_end, epoch) = (Lsn(200), Lsn(160), VolumeEpoch(1));
-        let digest = Digest([2; 16]);
-        let snapshot = ManifestName { group: GroupId(0), lsn, tail_end, epoch, node: NodeId(1), digest };
-        // The mark of a node that does not have the group, and so says nothing of where its redo ends.
-        let durable = Lsn(300);
-        let mark = Mark { clock_ms: 1_000, epoch, durable, tails: Vec::new() };
-        let marks = MarksName {
-            to_ms: 1_000,
-            from_ms: 1_000,
-            lsn: durable,
-            node: NodeId(2),
-            digest: Digest([3; 16]),
-        };
-        let mut inventory = Inventory::default();
-        for name in [Name::Redo(says_it), Name::Manifest(snapshot), Name::Marks(marks)] {
-            inventory.insert(name, Stored::default());
-        }
-        let placement = Placement::new(1).expect("one group");
-        let situation = Situation {
-            inventory: &inventory,
-            known: &Known { placement, history: history(), marks: [(marks, vec![mark])].into() },
-            retention: Retention { window_ms: 0, unfinished_ms: 0 },
-            named: &[],
-            references: &[(snapshot, BTreeSet::new())].into(),
-            damaged: &BTreeSet::new(),
-            now_ms: 1_000_000,
-        };
-        assert_eq!(deletable(&situation), Phases::new(), "position 300 is reached with all of them only");
+        let (history, floor) = (history(&[(1, 0)]), manifest(200, 160));
+        let keep = Keep { floor, named: Vec::new() };
+        assert!(keep.needs_redo(&redo(0, 160, 400), &history));
+        assert!(!keep.needs_redo(&redo(0, 152, 152), &history));
     }
 
     #[test]
-    #[should_panic(
-        expected = "invariant kept-points-stay-restorable is broken: deletion would lose [LsnRange { from: 0/1,"
-    )]
-    fn a_deletion_that_would_lose_a_point_is_noticed() {
-        let redo = Name::Redo(redo(0, 160, 160));
-        let mut inventory = Inventory::default();
-        inventory.insert(redo.clone(), Stored::default());
-        let placement = Placement::new(1).expect("one group");
-        let situation = Situation {
-            inventory: &inventory,
-            known: &Known { placement, history: history(), marks: BTreeMap::new() },
-            retention: Retention::default(),
-            named: &[],
-            references: &BTreeMap::new(),
-            damaged: &BTreeSet::new(),
-            now_ms: u64::MAX,
+    fn a_named_point_keeps_its_snapshot_and_the_redo_between() {
+        let history = history(&[(1, 0)]);
+        let (first, floor) = (manifest(100, 96), manifest(900, 880));
+        let keep = Keep { floor, named: vec![(Some(first), Lsn(300))] };
+        let stays = [redo(0, 80, 80), redo(80, 160, 160), redo(160, 320, 320), redo(320, 480, 480)];
+        assert_eq!(stays.map(|redo| keep.needs_redo(&redo, &history)), [false, true, true, false]);
+        assert!(keep.needs_manifest(&first) && !keep.needs_manifest(&manifest(500, 480)));
+        let from_the_first_record = Keep { floor, named: vec![(None, Lsn(300))] };
+        assert!(from_the_first_record.needs_redo(&redo(0, 80, 80), &history));
+    }
+
+    #[test]
+    fn redo_of_an_epoch_that_the_history_does_not_have_stays() {
+        let keep = Keep { floor: manifest(900, 880), named: Vec::new() };
+        let strange = RedoName { epoch: VolumeEpoch(7), ..redo(0, 80, 80) };
+        assert!(keep.needs_redo(&strange, &history(&[(1, 0)])));
+    }
+
+    #[test]
+    fn a_point_is_reached_by_redo_without_a_gap_or_by_a_mark_that_says_so() {
+        let history = history(&[(1, 0), (2, 320)]);
+        let base = manifest(100, 96);
+        let mut reach = Reach::from(Some(&base));
+        assert!(reach.has(Lsn(100), GROUP, []) && !reach.has(Lsn(101), GROUP, []));
+        reach.take(&redo(96, 160, 200), &history);
+        assert!(reach.has(Lsn(200), GROUP, []) && !reach.has(Lsn(201), GROUP, []));
+        let mark = |last_end| Mark {
+            clock_ms: 0,
+            epoch: VolumeEpoch(1),
+            durable: Lsn(300),
+            tails: vec![GroupTail { group: GROUP, last_end: Lsn(last_end) }],
         };
-        assert_eq!(
-            deletable(&situation),
-            Phases::new(),
-            "without a mark nothing says when the window begins"
-        );
-        assert_points_stay(&situation, &vec![vec![redo]]);
+        assert!(reach.has(Lsn(300), GROUP, [&mark(160)]) && !reach.has(Lsn(300), GROUP, [&mark(168)]));
+        assert!(!reach.has(Lsn(300), GroupId(1), [&mark(160)]) && !reach.has(Lsn(301), GROUP, [&mark(160)]));
+        // Behind a gap nothing counts, and what a recovery cut does not either.
+        reach.take(&redo(200, 280, 280), &history);
+        assert!(!reach.has(Lsn(201), GROUP, []));
+        reach.take(&redo(160, 480, 480), &history);
+        assert!(reach.has(Lsn(320), GROUP, []) && !reach.has(Lsn(321), GROUP, []));
+    }
+
+    #[test]
+    fn the_window_begins_at_a_mark_that_the_history_admits() {
+        let history = history(&[(1, 0), (2, 320)]);
+        let mark = |epoch, durable| Mark {
+            clock_ms: 0,
+            epoch: VolumeEpoch(epoch),
+            durable: Lsn(durable),
+            tails: Vec::new(),
+        };
+        assert_eq!(start_of(&[mark(1, 300), mark(1, 400)], &history), Some(Lsn(300)));
+        assert_eq!(start_of(&[mark(1, 400), mark(3, 500)], &history), None);
     }
 }

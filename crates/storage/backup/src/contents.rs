@@ -1,4 +1,4 @@
-//! Reading what a backup has, proving it, and deleting what nobody can need: decisions are `borealis_archive`'s, this asks the store.
+//! Reading what a backup has, and proving it: decisions are `borealis_archive`'s, this asks the store.
 //!
 //! A backup is read while nodes go on uploading: between the listing and the reading a list of marks is replaced by a longer one, and a recovery
 //! brings a new history. Neither is damage, and neither is taken for it.
@@ -16,7 +16,6 @@ use borealis_archive::plan::{NotRestorable, Plan, plan};
 use borealis_archive::ranges::{LsnRange, LsnRanges};
 use borealis_archive::redo::for_each_record;
 use borealis_archive::restorable::restorable;
-use borealis_archive::retention::Phases;
 use borealis_archive::sealing::Sealing;
 use borealis_archive::settings::{self, VolumeFacts};
 use borealis_archive::verify::{Report, Verification};
@@ -237,17 +236,39 @@ pub fn read(store: &dyn ObjectStore, volume: VolumeId, sealing: &Sealing) -> Res
         return Err(ReadError::Nothing(volume));
     }
     let reader = Reader { store, volume, sealing };
-    let facts = reader.get(&Name::Volume, |bytes| settings::decode(bytes, volume, sealing))?;
-    let facts: VolumeFacts = match facts {
-        Found::Sound(facts) => facts,
-        Found::Gone => return Err(reader.unusable(&Name::Volume, NOT_THERE)),
-        Found::Damaged(fault) => return Err(reader.unusable(&Name::Volume, fault)),
-    };
+    let facts = facts(store, volume, sealing)?;
     let mut damaged = BTreeMap::new();
     let marks = reader.marks(&mut inventory, &mut damaged)?;
     let history = reader.history(&mut inventory, &marks, &mut damaged)?;
     let known = Known { placement: facts.placement, history, marks };
     Ok(Contents { volume, facts, inventory, known, damaged })
+}
+
+/// What a volume is.
+pub(crate) fn facts(
+    store: &dyn ObjectStore,
+    volume: VolumeId,
+    sealing: &Sealing,
+) -> Result<VolumeFacts, ReadError> {
+    let reader = Reader { store, volume, sealing };
+    match reader.get(&Name::Volume, |bytes| settings::decode(bytes, volume, sealing))? {
+        Found::Sound(facts) => Ok(facts),
+        Found::Gone => Err(reader.unusable(&Name::Volume, NOT_THERE)),
+        Found::Damaged(fault) => Err(reader.unusable(&Name::Volume, fault)),
+    }
+}
+
+/// The history that the store has, with nothing else read: it may be that what is there was made under a newer one.
+pub(crate) fn newest_history(
+    store: &dyn ObjectStore,
+    volume: VolumeId,
+    sealing: &Sealing,
+) -> Result<EpochHistory, ReadError> {
+    let mut inventory = Inventory::default();
+    for (name, stored) in list_names(store, &format!("{volume}/history/"), None)? {
+        inventory.insert(name, stored);
+    }
+    Reader { store, volume, sealing }.newest_history(&inventory, &mut BTreeMap::new())
 }
 
 /// What is wrong with an object that was listed, or must be there, and is not.
@@ -480,18 +501,4 @@ pub fn verify(
 fn is_replaced(store: &dyn ObjectStore, volume: VolumeId, name: &Name) -> Result<bool, ObjectStoreError> {
     let Name::Marks(list) = name else { return Ok(false) };
     Ok(longer_marks(store, volume, list)?.iter().any(|(longer, _)| longer.supersedes(list)))
-}
-
-/// Deletes objects, phase after phase ([`borealis_archive::retention`]); how many. It stops where the store does not answer: the
-/// next deletion begins with a new listing.
-///
-/// # Errors
-/// When the store does not answer.
-pub fn delete(store: &dyn ObjectStore, volume: VolumeId, phases: &Phases) -> Result<u64, ObjectStoreError> {
-    let mut deleted = 0;
-    for name in phases.iter().flatten() {
-        store.delete(&name.key(volume))?;
-        deleted += 1;
-    }
-    Ok(deleted)
 }

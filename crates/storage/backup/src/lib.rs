@@ -4,7 +4,7 @@
 //!   it, memory. What an object is, is none of its business: that is `borealis_archive`.
 //! * [`location`]: the URL that says where; [`key_file`]: the key that objects are encrypted with.
 //! * [`pace`]: retries with growing pauses, and a bound on the rate.
-//! * [`contents`]: reading a backup, proving it, deleting what nobody can need.
+//! * [`contents`]: reading a backup, and proving it; [`retention`]: deleting what nobody can need, and what people said of that.
 //! * [`upload`]: a node uploads its redo as it becomes durable.
 //! * [`restore`]: a store with everything as of one point is made of what was uploaded.
 //!
@@ -18,5 +18,6 @@ pub mod key_file;
 pub mod location;
 pub mod pace;
 pub mod restore;
+pub mod retention;
 pub mod store;
 pub mod upload;

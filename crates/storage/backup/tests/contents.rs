@@ -1,9 +1,9 @@
-//! What uploaders brought is read back, proved and thinned out, while the store fails.
+//! What uploaders brought is read back and proved, while the store fails.
 
 mod moto;
 mod rig;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -11,11 +11,9 @@ use borealis_archive::history;
 use borealis_archive::marks;
 use borealis_archive::name::{HistoryName, Name, RedoName};
 use borealis_archive::object::Digest;
-use borealis_archive::retention::{Situation, deletable};
 use borealis_archive::sealing::Sealing;
-use borealis_archive::settings::Retention;
 use borealis_archive::verify::Fault;
-use borealis_backup::contents::{Contents, ReadError, TimeError, delete, read, verify, volumes};
+use borealis_backup::contents::{Contents, ReadError, TimeError, read, verify, volumes};
 use borealis_backup::store::cloud::{CloudStore, CredentialSource, Timeouts};
 use borealis_backup::store::folder::FolderStore;
 use borealis_backup::store::memory::MemoryStore;
@@ -97,7 +95,7 @@ fn a_copy_proves_the_same(rig: &Rig, store: &dyn ObjectStore) {
     let report = verify(store, &copy, &Sealing::Plain, |_| {}).expect("it answers");
     assert_eq!(report, verify(&rig.store, &original, &Sealing::Plain, |_| {}).expect("it answers"));
     let spoilt = Name::Redo(copy.inventory.redo(GroupId(1)).next().expect("redo"));
-    assert_eq!(delete(store, VOLUME, &vec![vec![spoilt.clone()]]), Ok(1));
+    store.delete(&spoilt.key(VOLUME)).expect("it answers");
     let report = verify(store, &copy, &Sealing::Plain, |_| {}).expect("it answers");
     assert_eq!(report.faults, BTreeMap::from([(spoilt, Fault::Missing)]));
 }
@@ -205,48 +203,6 @@ fn marks_are_few_lists_and_what_a_longer_list_has_is_passed_over() {
     rig.store.inner.put_new(&key, b"damaged").expect("memory");
     assert!(!contents(&rig).known.marks.contains_key(&longest));
     assert!(contents(&rig).known.point_at(clock_ms) <= Some(point));
-}
-
-#[test]
-fn a_deletion_over_a_bad_connection_loses_nothing_and_ends() {
-    let rig = lived_with(600);
-    // No snapshot is there, so all redo is needed; older histories, and marks from before the window, are not.
-    let now_ms = rig.now().wall_ms;
-    let retention = Retention { window_ms: 2_000, unfinished_ms: 1_000 };
-    let (references, damaged) = (BTreeMap::new(), BTreeSet::new());
-    *rig.store.one_in.lock().expect("no panic") = 4;
-    let mut rounds = 0;
-    loop {
-        rounds += 1;
-        assert!(rounds < 1000, "it ends");
-        let Ok(contents) = read(&rig.store.inner, VOLUME, &Sealing::Plain) else { panic!("memory answers") };
-        let Contents { inventory, known, .. } = &contents;
-        let situation = Situation {
-            inventory,
-            known,
-            retention,
-            named: &[],
-            references: &references,
-            damaged: &damaged,
-            now_ms,
-        };
-        let phases = deletable(&situation);
-        let report = verify(&rig.store.inner, &contents, &Sealing::Plain, |_| {}).expect("memory answers");
-        assert!(report.restorable.contains(rig.volume.durable) && report.faults.is_empty());
-        if phases.is_empty() {
-            break;
-        }
-        let _ = delete(&rig.store, VOLUME, &phases);
-    }
-    assert!(rounds > 3, "{rounds}: it was interrupted");
-    let left = contents_of(&rig);
-    assert_eq!(left.inventory.histories().count(), 1);
-    assert!(left.inventory.marks().count() < 12);
-    assert_eq!(rig.newest_restorable(), rig.volume.durable);
-}
-
-fn contents_of(rig: &Rig) -> Contents {
-    read(&rig.store.inner, VOLUME, &Sealing::Plain).expect("memory answers")
 }
 
 /// Puts other bytes in the place of an object.

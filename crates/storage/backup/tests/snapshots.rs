@@ -276,29 +276,29 @@ impl ObjectStore for Unlucky<'_> {
     }
 }
 
-/// A store that has room for redo, and none for pages.
+/// A store that has room for redo, and none for objects of this kind.
 #[derive(Debug)]
-struct NoRoomForPages<'a>(&'a MemoryStore);
+struct NoRoomFor<'a>(&'static str, &'a MemoryStore);
 
-impl ObjectStore for NoRoomForPages<'_> {
+impl ObjectStore for NoRoomFor<'_> {
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Put, ObjectStoreError> {
-        if key.contains("/pages/") {
+        if key.contains(self.0) {
             let (key, what) = (key.to_owned(), "no room".to_owned());
             return Err(ObjectStoreError { kind: ErrorKind::Full, action: Action::Make, key, what });
         }
-        self.0.put_new(key, bytes)
+        self.1.put_new(key, bytes)
     }
 
     fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectStoreError> {
-        self.0.get_range(key, range)
+        self.1.get_range(key, range)
     }
 
     fn list(&self, prefix: &str, after: Option<&str>) -> Result<Listing, ObjectStoreError> {
-        self.0.list(prefix, after)
+        self.1.list(prefix, after)
     }
 
     fn delete(&self, key: &str) -> Result<(), ObjectStoreError> {
-        self.0.delete(key)
+        self.1.delete(key)
     }
 
     fn refuses_duplicates(&self) -> bool {
@@ -312,11 +312,30 @@ fn redo_goes_on_where_pages_have_no_room_and_that_is_said() {
     let mut life = Life::begin(&folder.path().join("volume"), GROUPS, 3);
     life.write(2_000);
     let turn = Turn { rule: ALWAYS, steps: 100, ..life.turn() };
-    let status = life.take_turn(&turn, &NoRoomForPages(&life.objects));
+    let status = life.take_turn(&turn, &NoRoomFor("/pages/", &life.objects));
     assert!(status.snapshot_trouble.is_some_and(|(_, what)| what.contains("no room")));
     assert!(status.last_failure.is_none());
     let newest = read(&life.objects, VOLUME, &Sealing::Plain).unwrap().newest();
     assert_eq!(newest.map(|newest| newest.lsn), life.ends().last().copied());
+}
+
+/// What is in the store of it may be going by then.
+#[test]
+fn a_snapshot_that_does_not_get_to_its_end_in_a_day_begins_again() {
+    const HOUR_MS: u64 = 60 * 60 * 1000;
+    let folder = tempfile::tempdir().unwrap();
+    let mut life = Life::begin(&folder.path().join("volume"), 1, 17);
+    life.write(200);
+    let store = NoRoomFor("/manifests/", &life.objects);
+    let turn = |steps| Turn { rule: ALWAYS, steps, step_ms: HOUR_MS, ..life.turn() };
+    life.take_turn(&turn(20), &store);
+    assert_eq!(life.holds.get(), 1, "it goes on with what it has");
+    life.take_turn(&turn(60), &store);
+    assert_eq!(
+        life.holds.get(),
+        1 + 3,
+        "the one after it begins at once, and again a day later, and once more"
+    );
 }
 
 #[test]

@@ -168,6 +168,7 @@ pub const NODE: &[Metric] = &[
     counter("borealis_node_backup_bytes", "Bytes of these objects"),
     counter("borealis_node_backup_failures", "Requests that the backup's store did not fulfil"),
     counter("borealis_node_backup_snapshots", "Snapshots of groups that this node completed"),
+    counter("borealis_node_backup_deleted", "Objects deleted from the backup that nobody can need any more"),
     counter("borealis_node_materializations", "Rounds of materialization that did something"),
     gauge("borealis_node_resident_bytes", "Resident memory of the process, in bytes"),
     counter("borealis_node_store_records_taken", "Records that at least one segment took"),

@@ -40,6 +40,7 @@
 //! | `backup_objects`, `backup_bytes` | objects made in the backup since start; their bytes |
 //! | `backup_failures` | requests that the backup's store did not fulfil |
 //! | `backup_snapshots` | snapshots of groups that were completed since start |
+//! | `backup_deleted` | objects deleted since start that nobody can need any more |
 //! | `materializations` | rounds of materialization that did something |
 //! | `store_pages_in_trouble` | pages that cannot be made here now: damaged, or in quarantine |
 //! | `store_pages_healed`, `store_pages_mended` | pages that peers brought; pages that a round could write again |

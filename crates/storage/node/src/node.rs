@@ -222,7 +222,7 @@ pub struct Node {
     metrics_server: Option<MetricsServer>,
     threads: Vec<JoinHandle<()>>,
     /// Not among the others: it may hang in a request to somebody else's store.
-    backup_thread: Option<JoinHandle<()>>,
+    backup_threads: Vec<JoinHandle<()>>,
 }
 
 impl Node {
@@ -251,7 +251,7 @@ impl Node {
             accept_thread: None,
             metrics_server: None,
             threads: Vec::new(),
-            backup_thread: None,
+            backup_threads: Vec::new(),
         };
         // From here on dropping the node stops whatever was started.
         node.threads.push(spawn("materializer".to_owned(), move || materializer.run_until_stopped())?);
@@ -268,8 +268,10 @@ impl Node {
         let store = Arc::clone(&node.parts.store);
         node.threads.push(spawn("log-preparer".to_owned(), move || store.prepare_log_files())?);
         if let Some(backup) = &node.parts.backup {
-            let backup = Arc::clone(backup);
-            node.backup_thread = Some(spawn("backup".to_owned(), move || backup.run_until_stopped())?);
+            let (uploads, deletes) = (Arc::clone(backup), Arc::clone(backup));
+            node.backup_threads.push(spawn("backup".to_owned(), move || uploads.run_until_stopped())?);
+            let delete = move || deletes.delete_until_stopped();
+            node.backup_threads.push(spawn("backup-retention".to_owned(), delete)?);
         }
         node.metrics_server = node.show_metrics(&config);
         let keeper = Keeper::new(catch_up);
@@ -345,9 +347,13 @@ impl Node {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        let Some(thread) = self.backup_thread.take() else { return };
+        if self.backup_threads.is_empty() {
+            return;
+        }
         if self.parts.backup.as_ref().is_none_or(|backup| backup.wait_for_end()) {
-            let _ = thread.join();
+            for thread in self.backup_threads.drain(..) {
+                let _ = thread.join();
+            }
         } else {
             tracing::warn!("a request to the backup's store hangs; the node does not wait for it");
         }

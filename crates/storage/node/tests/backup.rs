@@ -5,15 +5,18 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use borealis_archive::chain::{Chain, Step};
+use borealis_archive::marks::{self, Mark};
 use borealis_archive::name::Name;
 use borealis_archive::plan::plan;
 use borealis_archive::redo::for_each_record;
 use borealis_archive::sealing::Sealing;
+use borealis_archive::settings::{NamedSnapshot, Retention};
 use borealis_backup::contents::{self, Contents};
 use borealis_backup::restore::{Order, restore};
+use borealis_backup::retention;
 use borealis_backup::store::ObjectStore;
 use borealis_backup::store::folder::FolderStore;
 use borealis_spec::BackupConfig;
@@ -276,4 +279,59 @@ fn nodes_make_snapshots_while_they_are_written_to_and_a_restore_begins_with_them
         assert!(page.is_some_and(|page| page[100..] == image(of.block)[100..]), "{key}");
     }
     assert_eq!(made.read_meta(&small, end).expect("it is readable"), Some(b"small".to_vec()));
+}
+
+/// What was durable at a time, as a node says it whose list of marks is over.
+fn put_old_marks(folder: &Path, durable: Lsn) {
+    let epoch = contents(folder).expect("it is there").known.history.newest_epoch();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let clock_ms = u64::try_from(since.as_millis()).expect("before the year 584,556,019");
+    let mark = Mark { clock_ms, epoch, durable, tails: Vec::new() };
+    let (name, bytes) = marks::encode(VOLUME, NodeId(6), &[mark], &Sealing::Plain).expect("a mark");
+    FolderStore::new(folder).put_new(&Name::Marks(name).key(VOLUME), &bytes).expect("a folder");
+}
+
+#[test]
+fn what_is_older_than_the_retention_goes_while_nodes_upload_and_the_rest_can_be_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = cluster(folder.path());
+    for config in &mut cluster.configs {
+        (config.backup_snapshot_bytes, config.backup_deletion_seconds) = (0, 1);
+    }
+    start_all(&mut cluster);
+    let mut writer = Writer::first(&cluster);
+    write(&mut writer, 1, &ALL);
+    wait_until("it is there", || newest(folder.path()) >= writer.durable.end);
+    let store = FolderStore::new(folder.path());
+    let before = retention::settings(&store, VOLUME, &Sealing::Plain).expect("a folder");
+    let shortly = Retention { window_ms: 1_000, unfinished_ms: 1_000 };
+    retention::set_retention(&store, VOLUME, &Sealing::Plain, &before, shortly).expect("nobody else does");
+    let named = NamedSnapshot {
+        name: "first".to_owned().try_into().expect("a name"),
+        lsn: writer.durable.end,
+        epoch: contents(folder.path()).expect("it is there").known.history.newest_epoch(),
+        created_ms: 1,
+    };
+    retention::name_point(&store, VOLUME, &Sealing::Plain, &named).expect("free");
+
+    let mut relation = 1;
+    let sum =
+        |cluster: &Cluster, name: &str| ALL.iter().map(|index| cluster.metric(*index, name)).sum::<u64>();
+    wait_until("something is deleted", || {
+        relation += 1;
+        write(&mut writer, relation, &ALL);
+        put_old_marks(folder.path(), writer.durable.end);
+        sum(&cluster, "backup_deleted") > 20
+    });
+    let end = writer.durable.end;
+    wait_until("everything is there", || newest(folder.path()) >= end);
+    assert_eq!(sum(&cluster, "backup_failures"), 0);
+    ALL.iter().for_each(|index| cluster.kill_node(*index));
+
+    assert_whole(folder.path());
+    let contents = contents(folder.path()).expect("it is there");
+    let points = contents.restorable();
+    assert!(points.contains(end) && points.contains(named.lsn), "{points:?}");
+    let gone = Lsn(named.lsn.0 + (end.0 - named.lsn.0) / 50);
+    assert!(!points.contains(gone), "{gone} is older than a second, and nothing has its redo: {points:?}");
 }

@@ -21,6 +21,7 @@ use borealis_spec::BackupConfig;
 use borealis_types::VolumeId;
 use clap::{Args, Subcommand};
 
+use super::backup_points::{RetentionArguments, SnapshotCommand};
 use crate::UpArguments;
 use crate::progress::Step;
 
@@ -47,6 +48,11 @@ pub enum BackupCommand {
         #[command(flatten)]
         place: PlaceArguments,
     },
+    /// How long points stay.
+    Retention(RetentionArguments),
+    /// Points with a name, which stay until the name is deleted.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
 }
 
 #[derive(Debug, Args)]
@@ -170,15 +176,15 @@ fn prepare_folder(folder: &Path, user: &OperatingSystemUser) -> anyhow::Result<(
 }
 
 /// A backup that was opened.
-struct Place {
+pub(super) struct Place {
     location: Location,
-    store: Box<dyn ObjectStore>,
-    sealing: Sealing,
-    volume: VolumeId,
+    pub(super) store: Box<dyn ObjectStore>,
+    pub(super) sealing: Sealing,
+    pub(super) volume: VolumeId,
 }
 
 impl Place {
-    fn open(dir: &Path, arguments: &PlaceArguments) -> anyhow::Result<Place> {
+    pub(super) fn open(dir: &Path, arguments: &PlaceArguments) -> anyhow::Result<Place> {
         let cluster = || Cluster::open(dir).context("without --from it is the cluster's own backup");
         let (config, volume) = match &arguments.from {
             Some(text) => {
@@ -205,7 +211,7 @@ impl Place {
         Ok(Place { location, store, sealing, volume })
     }
 
-    fn read(&self) -> anyhow::Result<Contents> {
+    pub(super) fn read(&self) -> anyhow::Result<Contents> {
         let contents = contents::read(&*self.store, self.volume, &self.sealing);
         let contents = contents.with_context(|| {
             format!("no backup of volume {} can be read at {}", self.volume, self.location)
@@ -244,10 +250,12 @@ pub fn backup(dir: &Path, command: &BackupCommand) -> anyhow::Result<ExitCode> {
         BackupCommand::Status { place, json } => status(&Place::open(dir, place)?, *json),
         BackupCommand::List { place } => list(&Place::open(dir, place)?),
         BackupCommand::Verify { place } => verify(&Place::open(dir, place)?),
+        BackupCommand::Retention(arguments) => super::backup_points::keep(dir, arguments),
+        BackupCommand::Snapshot(command) => super::backup_points::snapshot(dir, command),
     }
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,7 @@
 //! One module for each group of commands.
 
 pub mod backup;
+mod backup_points;
 pub mod bench;
 pub mod chaos;
 pub mod controller;

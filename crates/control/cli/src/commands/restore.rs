@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use borealis_archive::name::SnapshotName;
 use borealis_backup::contents::{self, Contents, Reach, TimeError};
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
@@ -43,8 +44,11 @@ pub struct RestoreArguments {
     /// Restore every record that ends at or before a position, like 0/3000148.
     #[arg(long, value_name = "LSN")]
     to_lsn: Option<Lsn>,
+    /// Restore the point that has this name (`borealis backup snapshot create`).
+    #[arg(long, value_name = "NAME", value_parser = super::backup_points::name, conflicts_with_all = ["to_time", "to_lsn"])]
+    snapshot: Option<SnapshotName>,
     /// Restore nothing; say which points can be reached.
-    #[arg(long, conflicts_with_all = ["to_time", "to_lsn"])]
+    #[arg(long, conflicts_with_all = ["to_time", "to_lsn", "snapshot"])]
     list: bool,
     /// With --list: one JSON object on standard output.
     #[arg(long, requires = "list")]
@@ -91,17 +95,25 @@ pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitC
     if arguments.list {
         return list(&contents, arguments.json);
     }
-    let point = choose_point(&contents, arguments)?;
+    let point = match &arguments.snapshot {
+        Some(name) => super::backup_points::point_of(&objects, &contents, &sealing, name)?,
+        None => choose_point(&contents, arguments.to_time, arguments.to_lsn)?,
+    };
     // Before anything is made.
     contents.plan(point)?;
     make(dir, arguments, &FromBackup { objects: &objects, sealing: &sealing, contents: &contents, point })
 }
 
-fn choose_point(contents: &Contents, arguments: &RestoreArguments) -> anyhow::Result<Lsn> {
-    if let Some(lsn) = arguments.to_lsn {
+/// What was asked for: a position, a time, or else the newest point.
+pub(super) fn choose_point(
+    contents: &Contents,
+    to_time: Option<u64>,
+    to_lsn: Option<Lsn>,
+) -> anyhow::Result<Lsn> {
+    if let Some(lsn) = to_lsn {
         return Ok(lsn);
     }
-    if let Some(clock_ms) = arguments.to_time {
+    if let Some(clock_ms) = to_time {
         return contents.point_at(clock_ms).map_err(|error| match error {
             TimeError::NotThen { clock_ms, first_ms, last_ms } => anyhow::anyhow!(
                 "the backup does not reach {}; it knows what the volume was from {} to {}",

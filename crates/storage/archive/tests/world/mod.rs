@@ -248,6 +248,17 @@ impl World {
         self.put(Name::Marks(name), bytes);
     }
 
+    /// A mark of what is durable, at some time of a node's clock.
+    pub fn late_mark(&self, clock_ms: u64) -> (Name, Vec<u8>) {
+        let durable = self.durable;
+        let groups = self.placement.groups();
+        let tails = groups.map(|group| GroupTail { group, last_end: self.tail(group, durable) });
+        let epoch = self.history.newest_epoch();
+        let mark = Mark { clock_ms, epoch, durable, tails: tails.collect() };
+        let (name, bytes) = marks::encode(VOLUME, NodeId(1), &[mark], &Sealing::Plain).expect("a mark");
+        (Name::Marks(name), bytes)
+    }
+
     /// Everything that is durable is uploaded.
     fn settle(&mut self, random: &mut Random) {
         self.clock_ms += STEP_MS;

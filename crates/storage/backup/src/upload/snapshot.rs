@@ -24,7 +24,8 @@ use crate::store::{ErrorKind, ObjectStore, ObjectStoreError};
 const PAGES_PER_STEP: usize = 256;
 /// The lease is renewed this often, in milliseconds.
 const RENEW_AFTER_MS: u64 = 8_000;
-/// How old what an abandoned attempt put into the store may be to be built on: the retention takes what nobody names for days.
+/// How old what an abandoned attempt put into the store may be to be built on, and how long an attempt may take: the retention takes what nobody
+/// names when it is three days old.
 const BUILT_ON_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// The snapshots of all groups.
@@ -55,6 +56,7 @@ struct Making {
     /// Everything else is in the store.
     manifest: Option<(ManifestName, Vec<u8>)>,
     renewed_ms: u64,
+    begun_ms: u64,
     /// Redo above the base when it began.
     redo_bytes: u64,
 }
@@ -90,9 +92,10 @@ impl Uploader {
             let goes_on = |state: &super::Group| {
                 state.duty == Some(Duty::Upload) && state.base.map(|base| base.name) == making.base
             };
-            !state.is_some_and(goes_on)
+            let is_too_old = making.begun_ms.saturating_add(BUILT_ON_FOR_MS) <= now.steady_ms;
+            is_too_old || !state.is_some_and(goes_on)
         }) {
-            // Another node does it, or did.
+            // Another node does it, or did; or the store was away for so long that what is there may be going.
             self.abandon_snapshot(making, pages);
             self.status.snapshot_trouble = None;
         }
@@ -205,7 +208,8 @@ impl Uploader {
         let point = pages.hold(group)?;
         let maker = SnapshotMaker::new((volume, node), sealing, point, object_bytes, known);
         let (waiting, manifest) = (None, None);
-        Ok(Some(Making { group, maker, base, waiting, manifest, renewed_ms: now.steady_ms, redo_bytes }))
+        let (renewed_ms, begun_ms) = (now.steady_ms, now.steady_ms);
+        Ok(Some(Making { group, maker, base, waiting, manifest, renewed_ms, begun_ms, redo_bytes }))
     }
 
     /// What the newest snapshot has; nothing if it is damaged, for the next one must not build on it.

@@ -192,6 +192,8 @@ pub struct Life {
     groups: u16,
     random: Random,
     now_ms: Cell<u64>,
+    /// How often somebody began to make a snapshot.
+    pub holds: Cell<u32>,
 }
 
 impl Life {
@@ -207,6 +209,7 @@ impl Life {
             groups,
             random: Random(seed),
             now_ms: Cell::new(0),
+            holds: Cell::new(0),
         };
         life.recover();
         life
@@ -328,6 +331,7 @@ impl Life {
             steps: 200,
             pages_fail_one_in: 0,
             log_floor: Lsn::ZERO,
+            step_ms: 1,
         }
     }
 
@@ -345,7 +349,7 @@ impl Life {
         let view = View { life: self, turn, luck: &luck };
         for _ in 0..turn.steps {
             self.objects.set_clock_ms(now(now_ms).wall_ms);
-            now_ms += uploader.step(now(now_ms), &view, objects).clamp(1, 1000);
+            now_ms += uploader.step(now(now_ms), &view, objects).min(1000).max(turn.step_ms);
         }
         self.now_ms.set(now_ms);
         uploader.status(now(now_ms))
@@ -390,6 +394,8 @@ pub struct Turn {
     pub pages_fail_one_in: u64,
     /// Redo that ends at or before this is not in the log any more.
     pub log_floor: Lsn,
+    /// How long a step takes at least.
+    pub step_ms: u64,
 }
 
 struct View<'a> {
@@ -400,6 +406,7 @@ struct View<'a> {
 
 /// Pages that cannot be read now and then.
 struct Unlucky<'a> {
+    life: &'a Life,
     pages: StorePages<&'a Store>,
     luck: &'a RefCell<Random>,
     one_in: u64,
@@ -421,6 +428,7 @@ impl PageSource for Unlucky<'_> {
 
     fn hold(&self, group: GroupId) -> Result<SnapshotPoint, SourceError> {
         self.check(group)?;
+        self.life.holds.set(self.life.holds.get() + 1);
         self.pages.hold(group)
     }
 
@@ -490,6 +498,6 @@ impl RedoSource for View<'_> {
     fn pages(&self) -> Option<Box<dyn PageSource + '_>> {
         let Turn { node, pages_fail_one_in: one_in, lies, .. } = *self.turn;
         let pages = StorePages { store: &self.life.store, node: NodeId(node) };
-        (!lies).then(|| Box::new(Unlucky { pages, luck: self.luck, one_in }) as _)
+        (!lies).then(|| Box::new(Unlucky { life: self.life, pages, luck: self.luck, one_in }) as _)
     }
 }

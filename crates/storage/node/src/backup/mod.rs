@@ -1,4 +1,4 @@
-//! The node's part in the backup: a thread that uploads redo as it becomes durable.
+//! The node's part in the backup: a thread that uploads redo as it becomes durable, and one that deletes what nobody can need any more.
 //!
 //! Nobody waits for it. It takes redo from the log as a peer does, an object at a time, and has the store keep log that the backup lacks, within
 //! the retention limit. Now and then it takes a group's pages beside that, as of one position that the store keeps for it under a lease. What it knows of the backup, others read in [`Backup::metrics`] and [`Backup::trouble`].
@@ -6,6 +6,7 @@
 //! A request to an object store may hang for as long as its timeout, and one to a folder for ever (a dead network file system). When the node
 //! stops, no further request is made, and a thread that hangs in one is left behind: it holds nothing of the node.
 
+mod retention;
 mod source;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use borealis_spec::{BackupConfig, NodeConfig};
 use borealis_store::Store;
 use borealis_types::{GroupId, Lsn};
 
+use self::retention::Deletions;
 use self::source::NodeRedo;
 use crate::catch_up::Known;
 use crate::materializer::lower_priority;
@@ -44,6 +46,8 @@ pub(crate) struct Backup {
     location: Location,
     config: BackupConfig,
     options: Options,
+    /// How often it is looked for what can be deleted.
+    deletion_interval: Duration,
     seed: u64,
     started: Instant,
     redo: NodeRedo,
@@ -52,14 +56,18 @@ pub(crate) struct Backup {
     changed: Condvar,
 }
 
+/// One uploads, one deletes.
+const THREADS: u32 = 2;
+
 #[derive(Debug, Default)]
 struct State {
-    has_ended: bool,
+    threads_ended: u32,
     status: Status,
     /// When the status was noted.
     noted: Option<Now>,
     /// Why the store of the backup cannot be opened, and since when.
     unopened: Option<(String, u64)>,
+    deletions: Deletions,
 }
 
 impl Backup {
@@ -87,6 +95,7 @@ impl Backup {
             location,
             config: backup.clone(),
             options,
+            deletion_interval: retention::interval(config.backup_deletion_seconds),
             seed: config.incarnation as u64 ^ u64::from(config.node.0),
             started: Instant::now(),
             redo,
@@ -106,7 +115,7 @@ impl Backup {
         Now { steady_ms: ms(self.started.elapsed()), wall_ms: ms(wall) }
     }
 
-    /// Makes [`Backup::run_until_stopped`] return after the request that is under way.
+    /// Makes [`Backup::run_until_stopped`] and [`Backup::delete_until_stopped`] return after the request that is under way.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         // Whoever is about to wait has either looked, and waits by now, or looks after this.
@@ -114,10 +123,12 @@ impl Backup {
         self.changed.notify_all();
     }
 
-    /// Waits until the thread has ended, but not for long; false if it has not.
+    /// Waits until both threads have ended, but not for long; false if they have not.
     pub(crate) fn wait_for_end(&self) -> bool {
-        let waited = self.changed.wait_timeout_while(self.lock(), STOP_PATIENCE, |state| !state.has_ended);
-        waited.expect("nothing panics while it holds this lock").0.has_ended
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), STOP_PATIENCE, |state| state.threads_ended < THREADS);
+        waited.expect("nothing panics while it holds this lock").0.threads_ended == THREADS
     }
 
     /// Waits for this long; false when stopping.
@@ -127,11 +138,15 @@ impl Backup {
         !self.stopping.load(Ordering::Acquire)
     }
 
-    /// The body of the thread.
+    /// The body of the thread that uploads.
     pub(crate) fn run_until_stopped(&self) {
         lower_priority(NICENESS);
         self.upload_until_stopped();
-        self.lock().has_ended = true;
+        self.end_of_thread();
+    }
+
+    fn end_of_thread(&self) {
+        self.lock().threads_ended += 1;
         self.changed.notify_all();
     }
 
@@ -177,7 +192,7 @@ impl Backup {
     }
 
     /// Counters and gauges, by name.
-    fn counts(&self) -> [u64; 8] {
+    fn counts(&self) -> [u64; NAMES.len()] {
         let state = self.lock();
         let (now, status) = (self.now(), &state.status);
         // The thread may hang in a request, also in its first.
@@ -200,6 +215,7 @@ impl Backup {
             status.bytes,
             status.failures.values().sum(),
             status.snapshots,
+            state.deletions.objects(),
         ]
     }
 
@@ -218,12 +234,16 @@ impl Backup {
         let of_snapshot = state.status.snapshot_trouble.as_ref().map(|(group, what)| {
             format!("the backup's next snapshot of group {group} does not get to its end: {what}")
         });
-        nothing.or(of_snapshot)
+        let of_deletion = || {
+            let what = state.deletions.trouble()?;
+            Some(format!("what is old is not deleted from the backup: {what}"))
+        };
+        nothing.or(of_snapshot).or_else(of_deletion)
     }
 }
 
 /// What the metrics of a backup are called.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "backup_groups",
     "backup_behind_ms",
     "backup_failing_ms",
@@ -232,6 +252,7 @@ const NAMES: [&str; 8] = [
     "backup_bytes",
     "backup_failures",
     "backup_snapshots",
+    "backup_deleted",
 ];
 
 /// Counters and gauges of a node's backup; all are zero if it has none.

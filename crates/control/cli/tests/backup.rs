@@ -381,3 +381,41 @@ fn a_folder_that_lost_an_object_says_so_and_is_never_restored_as_whole() {
     let answer: i32 = elsewhere.connect().query_one("SELECT answer FROM kept", &[]).expect("read").get(0);
     assert_eq!(answer, 42);
 }
+
+#[test]
+fn a_point_with_a_name_is_restored_by_it_until_the_name_is_deleted() {
+    let cluster = TestCluster::unstarted();
+    let folder = cluster.postgres_folder("kept");
+    let backup = folder.join("backup");
+    cluster.up(&["--backup", backup.to_str().expect("text")]);
+    let mut client = cluster.connect();
+    client.batch_execute("CREATE TABLE kept AS SELECT 1 AS round").expect("made");
+    wait_until_uploaded(&cluster);
+    let then = dump(&cluster);
+    let said = cluster.ok(&["backup", "snapshot", "create", "before-upgrade"]);
+    assert!(said.contains("restore --snapshot before-upgrade"), "{said}");
+    client.batch_execute("UPDATE kept SET round = 2").expect("changed");
+    wait_until_uploaded(&cluster);
+
+    let said = cluster.ok(&["backup", "retention"]);
+    assert!(said.contains("7 days") && said.contains("younger than that"), "{said}");
+    let said = cluster.ok(&["backup", "retention", "--days", "14"]);
+    assert!(said.contains("14 days"), "{said}");
+    let said = cluster.ok(&["backup", "snapshot", "list"]);
+    assert!(said.contains("before-upgrade") && said.contains("restorable"), "{said}");
+    let said = cluster.fails(&["backup", "snapshot", "create", "before-upgrade"]);
+    assert!(said.contains("called before-upgrade already"), "{said}");
+    let said = text(&cluster.run(&["backup", "snapshot", "create", "Before Upgrade"]));
+    assert!(said.contains("lower-case letters"), "{said}");
+    cluster.ok(&["backup", "verify"]);
+    cluster.ok(&["down"]);
+
+    let url = format!("file://{}", backup.display());
+    let restored = restore(&url, &["--snapshot", "before-upgrade"]);
+    assert_same(&dump(&restored), &then, "before-upgrade");
+    drop(restored);
+    cluster.ok(&["backup", "snapshot", "delete", "before-upgrade"]);
+    let elsewhere = unstarted();
+    let said = elsewhere.fails(&["restore", "--from", &url, "--snapshot", "before-upgrade"]);
+    assert!(said.contains("no snapshot called before-upgrade"), "{said}");
+}

@@ -72,6 +72,13 @@ pub struct Report {
     pub gaps: Vec<Lost>,
 }
 
+impl Report {
+    /// The gaps that nobody wanted: between named points that are older than the retention's window, which begins at `start`, nothing is kept.
+    pub fn gaps_since(&self, start: Lsn) -> impl Iterator<Item = &Lost> {
+        self.gaps.iter().filter(move |gap| gap.range.through >= start)
+    }
+}
+
 /// Where an extent should be.
 type Reference = (PagesName, PageKey, u32);
 

@@ -12,6 +12,7 @@ use borealis_archive::verify::Lost;
 use borealis_backup::contents::{self, Contents, NewestPoint, Reach, volumes};
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
+use borealis_backup::retention::{self, Start};
 use borealis_backup::store::cloud::Timeouts;
 use borealis_backup::store::{self, ObjectStore};
 use borealis_instance::OperatingSystemUser;
@@ -211,6 +212,11 @@ impl Place {
         Ok(Place { location, store, sealing, volume })
     }
 
+    /// From when on points stay.
+    pub(super) fn window_start(&self) -> anyhow::Result<Start> {
+        Ok(retention::window_start(&*self.store, self.volume, &self.sealing, now_ms())?)
+    }
+
     pub(super) fn read(&self) -> anyhow::Result<Contents> {
         let contents = contents::read(&*self.store, self.volume, &self.sealing);
         let contents = contents.with_context(|| {
@@ -303,8 +309,11 @@ fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
             }
         }
         println!("{objects} objects, {} bytes, {snapshots} snapshots of groups", contents.bytes());
-        if points.ranges().len() > 1 {
-            println!("{} gaps between points that can be restored", points.ranges().len() - 1);
+        // Between named points that are older than the window nothing is kept.
+        let start = place.window_start()?.lsn;
+        let gaps = points.ranges().iter().skip(1).filter(|range| range.from > start).count();
+        if gaps > 0 {
+            println!("{gaps} gaps between points that can be restored");
         }
     }
     Ok(if newest.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -340,7 +349,8 @@ fn verify(place: &Place) -> anyhow::Result<ExitCode> {
         }
     };
     print("cannot be restored because of that", &report.lost);
-    print("cannot be restored, nothing has it", &report.gaps);
+    let gaps: Vec<Lost> = report.gaps_since(place.window_start()?.lsn).cloned().collect();
+    print("cannot be restored, nothing has it", &gaps);
     let last = report.restorable.ranges().last();
     let newest = last.map_or_else(|| "none".to_owned(), |range| range.through.to_string());
     println!(
@@ -348,9 +358,9 @@ fn verify(place: &Place) -> anyhow::Result<ExitCode> {
         report.objects,
         report.bytes,
         report.faults.len(),
-        report.gaps.len()
+        gaps.len()
     );
-    let is_whole = report.faults.is_empty() && report.gaps.is_empty();
+    let is_whole = report.faults.is_empty() && gaps.is_empty();
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

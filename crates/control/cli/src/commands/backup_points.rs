@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use borealis_archive::name::SnapshotName;
 use borealis_archive::settings::{NamedSnapshot, Retention};
 use borealis_backup::contents::Contents;
-use borealis_backup::retention::{self, Settings, window_start};
+use borealis_backup::retention::{self, Settings};
 use borealis_types::Lsn;
 use clap::{Args, Subcommand};
 
@@ -87,7 +87,7 @@ pub fn keep(dir: &Path, arguments: &RetentionArguments) -> anyhow::Result<ExitCo
         }
     }
     println!("every point stays for {}", days(now.retention.window_ms));
-    let start = window_start(&*place.store, place.volume, &place.sealing, now_ms())?;
+    let start = place.window_start()?;
     if start.lsn == Lsn::ZERO {
         println!("the backup is younger than that: nothing is deleted yet");
     } else {
@@ -126,7 +126,7 @@ fn create(
     let lsn = super::restore::choose_point(&contents, to_time, to_lsn)?;
     contents.plan(lsn)?;
     // What is older may be going at this moment.
-    let start = window_start(&*place.store, place.volume, &place.sealing, now_ms())?;
+    let start = place.window_start()?;
     if lsn < start.lsn {
         bail!(
             "{lsn} is older than the {} for which points stay, and may be going already; the first one that can have a name is {}",

@@ -31,7 +31,9 @@ from rust_source import crates
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYOUT = "crates/postgres/wal/src/layout/"
 # Crates below the WAL's need these numbers, and the shim must not link a decoder for them.
-VOCABULARY = {"crates/protocol/types/src/lib.rs", "crates/protocol/types/src/postgres_version.rs"}
+VOCABULARY = {
+    "crates/protocol/types/src/kept_file.rs", "crates/protocol/types/src/lib.rs", "crates/protocol/types/src/postgres_version.rs",
+}
 
 # Where a bare number of the vocabulary is a copy of it.
 READERS = ("crates/postgres/redo/", "crates/storage/store/", "crates/compute/")

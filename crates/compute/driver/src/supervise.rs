@@ -14,9 +14,10 @@ use anyhow::Context as _;
 use borealis_instance::confinement;
 use borealis_instance::data_directory;
 use borealis_instance::import::run_initdb;
+use borealis_instance::kept_files;
 use borealis_instance::leftovers::IMPORT_DIRECTORY;
 use borealis_instance::memory_directory;
-use borealis_instance::{Binaries, Import, OperatingSystemUser, Settings};
+use borealis_instance::{Binaries, Contents, Import, KeptFiles, OperatingSystemUser, Settings};
 use borealis_metrics::server::MetricsServer;
 use borealis_redo::control_file::ControlFile;
 use borealis_shm::path::control_file;
@@ -50,6 +51,9 @@ pub const EXIT_FENCED: u8 = 3;
 
 /// After a server that ran this long the next one is started without delay.
 const SETTLED: Duration = Duration::from_secs(30);
+
+/// Lines left out of kept files that an instance's status shows; its log has all.
+const LEFT_OUT_SHOWN_MAX: usize = 10;
 
 /// How the driver ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +153,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
         binaries,
         user,
         settings,
+        kept: KeptFiles::default(),
         shim_library,
         shared,
         signals,
@@ -216,6 +221,8 @@ struct Supervisor {
     binaries: Binaries,
     user: OperatingSystemUser,
     settings: Settings,
+    /// What the current run took over of the files that outlived the server before.
+    kept: KeptFiles,
     shim_library: ShimLibrary,
     shared: Arc<StatusBoard>,
     signals: SignalFd,
@@ -391,9 +398,10 @@ impl Supervisor {
         let directory_begun = Instant::now();
         let durable = engine.shipper().durable();
         let tail = engine.shipper().tracker().durable_point(META_GROUP).group_tail;
-        let contents =
+        let mut contents =
             contents::read(&self.config, engine.memberships(), engine.shipper().epoch(), durable.end, tail)?;
         engine.set_next_xid((contents.counters.next_full_xid & 0xFFFF_FFFF) as u32);
+        self.take_kept_files(&mut contents);
         let control = ControlFile::decode(&contents.control_file_template)
             .context("the volume's control file template")?;
         let data_directory = self.config.memory_dir.join("data");
@@ -414,6 +422,18 @@ impl Supervisor {
         phases.checkpoint_ms = ms(checkpoint_begun.elapsed());
         require_durable(checkpoint.span, engine.shipper().durable());
         Ok(Some((control, data_directory)))
+    }
+
+    /// Takes over what may be of the files that outlived the server before, and says what may not.
+    fn take_kept_files(&mut self, contents: &mut Contents) {
+        let binaries = &self.binaries;
+        let check = |settings: &Settings| settings.check_libraries(binaries);
+        self.kept = kept_files::admit(&mut contents.values, &self.settings, check);
+        for left_out in &self.kept.left_out {
+            tracing::warn!("{left_out}");
+        }
+        let left_out = self.kept.left_out.iter().take(LEFT_OUT_SHOWN_MAX).map(ToString::to_string);
+        self.shared.update(|status| status.warnings.extend(left_out));
     }
 
     /// Whether the volume is empty, or holds only a part of an import that was interrupted.

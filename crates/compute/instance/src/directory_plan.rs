@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use borealis_redo::control_file::ControlFile;
 use borealis_redo::counters::Counters;
 use borealis_types::{
-    DEFAULT_TABLESPACE, DatabaseKey, GLOBAL_TABLESPACE, Lsn, MetaKey, PAGE_SIZE, PageBytes, PostgresVersion,
-    RecordSpan,
+    DEFAULT_TABLESPACE, DatabaseKey, GLOBAL_TABLESPACE, KeptFile, Lsn, MetaKey, PAGE_SIZE, PageBytes,
+    PostgresVersion, RecordSpan,
 };
 use borealis_wal::encode;
 use borealis_wal::layout::{CheckPointRecord, FIRST_NORMAL_XID};
@@ -129,6 +129,7 @@ impl<'a> DirectoryPlan<'a> {
         layout.file("postgresql.auto.conf", Cow::Borrowed(&[]))?;
         layout.database_folders(contents)?;
         layout.value_files(contents)?;
+        layout.kept_files(contents);
         if !layout.entries.contains_key("global/pg_filenode.map") {
             return Err(unexpected("it has no relation map of the shared catalogs"));
         }
@@ -256,6 +257,7 @@ impl<'a> Layout<'a> {
                     return Err(unexpected(format!("{key:?} is no transaction")));
                 }
                 MetaKey::PreparedTransaction(xid) => self.file(&format!("pg_twophase/{xid:08X}"), bytes)?,
+                key if KeptFile::of_key(key).is_some() => {}
                 // The import was interrupted after all that counts.
                 MetaKey::SmallFile(name) if name == IMPORT_MARK => {}
                 MetaKey::SmallFile(name) if !KEPT_FILES.contains(&name.as_str()) => {
@@ -269,6 +271,15 @@ impl<'a> Layout<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The files that outlived the server take the place of those that a new volume has.
+    fn kept_files(&mut self, contents: &'a Contents) {
+        for (key, value) in &contents.values {
+            if let Some(file) = KeptFile::of_key(key) {
+                self.entries.insert(file.name().to_owned(), Planned::File(Cow::Borrowed(&value[..])));
+            }
+        }
     }
 
     /// Plans the WAL segment with the checkpoint that the server starts from; returns the control file that names it.

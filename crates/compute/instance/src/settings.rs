@@ -42,6 +42,10 @@ const FORCED: &[(&str, &str, &str)] = &[
     ("archive_mode", "off", NO_ARCHIVE),
 ];
 
+/// The setting that says whether a start takes over the files that outlived the server before. PostgreSQL takes it for one
+/// of an extension's.
+pub const KEPT_FILES: &str = "borealis.kept_files";
+
 /// Settings that are refused whatever their value, and why.
 const REFUSED: &[(&str, &str)] = &[
     ("data_directory", "Borealis decides where the instance's directory is"),
@@ -80,6 +84,9 @@ impl Settings {
             if name == "wal_level" && value.eq_ignore_ascii_case("minimal") {
                 return Err(refuse("the storage needs redo of everything; use replica or logical"));
             }
+            if name == KEPT_FILES && !matches!(value.as_str(), "on" | "off") {
+                return Err(refuse("it is on or off"));
+            }
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
             if name.is_empty() || !name.chars().all(plain) {
                 return Err(refuse("it is not a setting's name"));
@@ -106,6 +113,12 @@ impl Settings {
         Ok(())
     }
 
+    /// Whether a start takes over the files that outlived the server before.
+    #[must_use]
+    pub fn takes_kept_files(&self) -> bool {
+        !self.pairs.iter().any(|(name, value)| name == KEPT_FILES && value == "off")
+    }
+
     /// What goes on the command line after `postgres`, in `-c name=value` pairs.
     #[must_use]
     pub fn arguments(&self) -> Vec<String> {
@@ -117,7 +130,8 @@ impl Settings {
     /// The text of the configuration file: defaults that suit the storage and that a user may change.
     #[must_use]
     pub fn configuration_file() -> &'static str {
-        "# Written by Borealis at every start; changes here are lost. Use --pg-set.\n\
+        "# Written by Borealis. What is changed here outlives the server once it was reloaded (SELECT pg_reload_conf()).\n\
+         # Settings of `ALTER SYSTEM` win over this file, and those of --pg-set over both.\n\
          include_if_exists = 'initdb.conf'\n\
          # Recovery does not depend on checkpoints; they only free WAL memory.\n\
          checkpoint_timeout = '30min'\n\
@@ -159,6 +173,7 @@ mod tests {
             ("archive_mode", "always"),
             ("archive_command", "cp %p /archive/%f"),
             ("data_directory", "/tmp/x"),
+            ("borealis.kept_files", "perhaps"),
             ("shared buffers", "1"),
         ] {
             let error = check(name, value).expect_err(name);

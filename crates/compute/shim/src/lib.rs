@@ -5,7 +5,8 @@
 //! first reads them. WAL files are real; writing them tells the driver, syncing them waits until storage has
 //! them. Every other file passes through untouched. A program that the server starts and that is not
 //! `postgres` is kept from reading cached files, whose holes it would take for zeros (see `bystander`). Physical
-//! replication and base backups are refused (see `replication`). A program of
+//! replication and base backups are refused (see `replication`). Small files with a user's settings outlive the server (see
+//! `kept_files`). A program of
 //! `borealis exec` sees the files as the server does (see `view`).
 //!
 //! Invariant: a sync of the log succeeds only after the driver said that what was written before it is durable.
@@ -30,6 +31,7 @@ mod blocks;
 mod bystander;
 mod descriptors;
 mod exports;
+mod kept_files;
 mod loading;
 mod local_file;
 mod messages;

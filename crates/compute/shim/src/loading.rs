@@ -10,7 +10,7 @@ use libc::c_int;
 
 use crate::messages::say;
 use crate::path_buffer::{PATH_BYTES, PathBuffer};
-use crate::{bystander, replication, shim, view};
+use crate::{bystander, kept_files, replication, shim, view};
 
 /// Which build this library is of: the driver looks for it in the file.
 #[used]
@@ -91,6 +91,11 @@ pub(crate) fn load() {
     };
     if replication::watch(client.data_directory()).is_none() {
         say(&[b"borealis: this postgres does not let a library refuse connections for physical replication"]);
+        // SAFETY: ends the process without running anything else.
+        unsafe { libc::_exit(1) }
+    }
+    if kept_files::begin().is_none() {
+        say(&[b"borealis: this postgres has no function to keep small files by; what ALTER SYSTEM says would be lost"]);
         // SAFETY: ends the process without running anything else.
         unsafe { libc::_exit(1) }
     }

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use borealis_shm::path::{CONTROL_FILE_NAME, FolderClass, Layout, PathClass};
 use borealis_shm::{ClientSide, ClientSlot};
+use borealis_types::KeptFile;
 use libc::c_int;
 
 use crate::path_buffer::PathBuffer;
@@ -98,6 +99,11 @@ impl Shim {
     /// this library does not find it ([`borealis_shm::path::control_file`]).
     pub(crate) fn real_path<'a>(&'a self, path: &'a CStr) -> &'a CStr {
         if self.layout().is_control_file(path.to_bytes()) { self.control_file.as_c_str() } else { path }
+    }
+
+    /// The small file at this path, if it is one that outlives the server.
+    pub(crate) fn kept_file(&self, path: &CStr) -> Option<KeptFile> {
+        self.layout().kept_file(path.to_bytes())
     }
 
     pub(crate) fn is_tablespace_link(&self, path: &CStr) -> bool {

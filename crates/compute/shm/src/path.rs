@@ -4,8 +4,8 @@
 //! `./`, or absolute ones built from the data directory's name. Everything unknown is [`PathClass::Other`].
 
 use borealis_types::{
-    BLOCKS_PER_SEGMENT_FILE, DEFAULT_TABLESPACE, DatabaseKey, Fork, GLOBAL_TABLESPACE, RelationFork,
-    RelationLocator, SlruKind,
+    BLOCKS_PER_SEGMENT_FILE, DEFAULT_TABLESPACE, DatabaseKey, Fork, GLOBAL_TABLESPACE, KeptFile,
+    RelationFork, RelationLocator, SlruKind,
 };
 
 /// The name of PostgreSQL's control file beside the data directory.
@@ -183,6 +183,18 @@ impl Layout<'_> {
             && self.components(path).is_some_and(|parts| parts.eq([&b"global"[..], &b"pg_control"[..]]))
     }
 
+    /// The small file at this path, if it is one that outlives the server.
+    #[must_use]
+    pub fn kept_file(&self, path: &[u8]) -> Option<KeptFile> {
+        // Most paths are something else, which their end says at once.
+        if !path.ends_with(b".conf") {
+            return None;
+        }
+        let mut parts = self.components(path)?;
+        let file = KeptFile::named(parts.next()?)?;
+        parts.next().is_none().then_some(file)
+    }
+
     /// Whether the path is `pg_tblspc/<oid>`, the link of a user's tablespace.
     #[must_use]
     pub fn is_tablespace_link(&self, path: &[u8]) -> bool {
@@ -346,6 +358,18 @@ mod tests {
             control_file(std::path::Path::new("/dev/shm/b/data")),
             std::path::Path::new("/dev/shm/b/pg_control")
         );
+    }
+
+    #[test]
+    fn kept_files_stand_at_the_top_of_the_data_directory() {
+        let of = |path: &str| LAYOUT.kept_file(path.as_bytes());
+        assert_eq!(of("postgresql.auto.conf"), Some(KeptFile::SystemSettings));
+        assert_eq!(of("/dev/shm/b/data/pg_hba.conf"), Some(KeptFile::Authentication));
+        for path in
+            ["postgresql.auto.conf.tmp", "base/pg_hba.conf", "/etc/pg_hba.conf", "../pg_hba.conf", "x.conf"]
+        {
+            assert_eq!(of(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -189,6 +189,8 @@ fn a_second_driver_fences_the_first() {
     let cluster = TestCluster::start(&[]);
     let mut client = cluster.connect();
     client.batch_execute("CREATE TABLE t (n int); INSERT INTO t VALUES (1)").expect("written");
+    client.batch_execute("ALTER SYSTEM SET work_mem = '7MB'").expect("set");
+    let mut late = cluster.connect();
     // The same volume, another instance: its own directory, memory and port.
     let original = cluster.dir().join("instances/1/instance.json");
     let text = std::fs::read_to_string(&original).expect("read");
@@ -229,8 +231,13 @@ fn a_second_driver_fences_the_first() {
     };
     cluster.eventually("the second instance answers", Duration::from_secs(30), || connect_second().is_ok());
     // The first cannot commit any more, and its server stops with a message that says why.
-    let lost = client.batch_execute("INSERT INTO t VALUES (2)");
+    let (lost, lost_setting) = std::thread::scope(|scope| {
+        let setting = scope.spawn(|| late.batch_execute("ALTER SYSTEM SET work_mem = '9MB'"));
+        let lost = client.batch_execute("INSERT INTO t VALUES (2)");
+        (lost, setting.join().expect("asked"))
+    });
     assert!(lost.is_err(), "the fenced writer committed");
+    assert!(lost_setting.is_err(), "the fenced writer's setting was kept");
     let postgres_log = cluster.dir().join("instances/1/postgres.log");
     cluster.eventually("the first server says why it stops", Duration::from_secs(10), || {
         std::fs::read_to_string(&postgres_log).is_ok_and(|log| log.contains("fenced"))
@@ -249,6 +256,10 @@ fn a_second_driver_fences_the_first() {
     )
     .expect("stopped");
     second.0.wait().expect("ended");
+    // Nor is its last setting.
+    cluster.ok(&["instance", "start"]);
+    let set = cluster.connect().query_one("SHOW work_mem", &[]).expect("shown");
+    assert_eq!(set.get::<_, String>(0), "7MB");
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::block::is_fork;
 use crate::error::RedoError;
 use crate::fault::{Fault, Redo};
 use crate::{
-    brin, btree, clog, commit_ts, counters, database, generic, gin, gist, hash, heap, multixact, native,
-    page, relmap, sequence, spgist, storage, tablespace, transaction, xlog,
+    brin, btree, clog, commit_ts, counters, database, generic, gin, gist, hash, heap, kept_file, multixact,
+    native, page, relmap, sequence, spgist, storage, tablespace, transaction, xlog,
 };
 
 /// Applies `record` to the page `key`, in place.
@@ -134,6 +134,7 @@ fn redo_meta(record: &Record<'_>, key: &MetaKey, value: Option<Vec<u8>>) -> Redo
         ResourceManager::Database => database::redo_meta(record, key, value),
         ResourceManager::Tablespace => tablespace::redo_meta(record, key, value),
         ResourceManager::RelMap => relmap::redo_meta(record, key, value),
+        ResourceManager::LogicalMessage => kept_file::redo_meta(record, key),
         _ => Err(Fault::Failed("this resource manager does not change this value")),
     }
 }

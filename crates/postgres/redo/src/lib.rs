@@ -23,6 +23,7 @@ mod gin;
 mod gist;
 mod hash;
 mod heap;
+mod kept_file;
 mod multixact;
 pub mod names;
 mod native;

@@ -14,6 +14,7 @@ pub mod custom;
 pub mod effects;
 pub mod encode;
 mod image;
+pub mod kept_file;
 pub mod layout;
 pub mod native;
 pub mod page;

@@ -6,6 +6,7 @@ pub mod bounded;
 mod epoch_bounds;
 mod history;
 mod invariant;
+pub mod kept_file;
 mod key;
 mod lsn;
 pub mod membership;
@@ -19,6 +20,7 @@ mod volume;
 
 pub use epoch_bounds::{EPOCH_LIMIT, EPOCH_STEP_MAX, EpochOutOfBounds, check_epoch};
 pub use history::{EpochHistory, EpochOpening, HistoryOrderError};
+pub use kept_file::KeptFile;
 pub use key::{
     BlockKey, BlockNumber, DatabaseKey, Fork, MetaKey, PageKey, RelationFork, RelationLocator, SlruKind,
     UnknownFork,

@@ -21,6 +21,9 @@ pub struct MajorVersion {
     pub catalog_version: u32,
     /// `XLOG_PAGE_MAGIC` (`src/include/access/xlog_internal.h`), at the start of each WAL page.
     pub wal_page_magic: u16,
+    /// `WalWriterProcess` (`AuxProcType` in `src/include/miscadmin.h`): what the variable `MyAuxProcType` is in the process that
+    /// writes the log in the background.
+    pub wal_writer_process: i32,
     /// The `server_version_num` of the oldest minor release that tests on a real PostgreSQL have run with.
     pub oldest_tested: u32,
     /// The `server_version_num` of the newest minor release that tests on a real PostgreSQL have run with.
@@ -31,6 +34,7 @@ const V15: MajorVersion = MajorVersion {
     number: 15,
     catalog_version: 202_209_061,
     wal_page_magic: 0xD110,
+    wal_writer_process: 4,
     oldest_tested: 15_00_18,
     newest_tested: 15_00_20,
 };

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use borealis_instance::ProgramFile;
+use borealis_instance::settings::KEPT_FILES;
 
 use super::server::{RunningServer, accepts_connections};
 use super::status::ms;
@@ -152,9 +153,23 @@ impl Supervisor {
             return Err(DriverError::from(fault).into());
         }
         Ok(Ended::Failed(format!(
-            "postgres ended by itself ({how}); see {}",
-            self.config.instance_dir.join("postgres.log").display()
+            "postgres ended by itself ({how}); see {}{}",
+            self.config.instance_dir.join("postgres.log").display(),
+            self.cure_of_kept_files(),
         )))
+    }
+
+    /// What to do if a file that was kept is why the server did not come up.
+    fn cure_of_kept_files(&self) -> String {
+        if self.has_served || self.kept.files.is_empty() {
+            return String::new();
+        }
+        let names: Vec<&str> = self.kept.files.iter().map(|file| file.name()).collect();
+        format!(
+            ". If a setting in what was kept of {} is to blame: `borealis up --pg-set NAME=VALUE` wins over it, and \
+             `borealis up --pg-set {KEPT_FILES}=off` starts without any of these files",
+            names.join(", ")
+        )
     }
 
     /// The server accepts connections: notes how long that took.

@@ -206,8 +206,10 @@ impl Supervisor {
     /// One slot for every process the server can have: its own settings, and room for the rest.
     fn slot_count(&self) -> u32 {
         let setting = |name: &str, default: u32| {
-            let value = self.config.settings.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-            value.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(default)
+            let own = self.config.settings.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            let value = own.map(|(_, value)| value.as_str()).or_else(|| self.kept.value(name));
+            // What is not a plain number may be as large as it likes.
+            value.map_or(default, |value| value.trim().parse().unwrap_or(u32::MAX))
         };
         let processes = setting("max_connections", 100)
             .saturating_add(setting("max_worker_processes", 8))

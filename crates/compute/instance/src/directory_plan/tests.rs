@@ -163,6 +163,28 @@ fn a_database_whose_tablespace_is_gone_has_its_folder() {
 }
 
 #[test]
+fn a_kept_file_takes_the_place_of_the_one_that_a_new_volume_has() {
+    let initial = ["pg_hba.conf", "pg_ident.conf"].map(|name| MetaKey::SmallFile(name.to_owned()));
+    let mut contents = with_shared_map(initial);
+    let text = |plan: &DirectoryPlan<'_>, name: &str| match plan.entries.get(name) {
+        Some(Planned::File(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+        other => panic!("{name}: {other:?}"),
+    };
+    let before = contents.clone();
+    let new = plan(&before);
+    assert_eq!(text(&new, "postgresql.auto.conf"), "");
+    assert!(text(&new, "postgresql.conf").contains("Written by Borealis"));
+    for file in KeptFile::ALL {
+        contents.values.push((file.key(), format!("kept {}", file.name()).into_bytes()));
+    }
+    let kept = plan(&contents);
+    for file in KeptFile::ALL {
+        assert_eq!(text(&kept, file.name()), format!("kept {}", file.name()));
+    }
+    assert_eq!(kept.entries.len(), new.entries.len());
+}
+
+#[test]
 fn what_postgres_cannot_have_written_is_refused_by_name() {
     let refused = |contents: &Contents, what: &str| {
         let error = DirectoryPlan::new(contents, LAST, 0).expect_err(what).to_string();
@@ -211,6 +233,7 @@ fn possible_key() -> impl Strategy<Value = MetaKey> {
         3 => (16384..16390_u32).prop_map(MetaKey::Tablespace),
         1 => (FIRST_NORMAL_XID..900).prop_map(MetaKey::PreparedTransaction),
         1 => prop::sample::select(&KEPT_FILES[..]).prop_map(|name| MetaKey::SmallFile(name.to_owned())),
+        1 => prop::sample::select(&KeptFile::ALL[..]).prop_map(KeptFile::key),
     ]
 }
 

@@ -7,7 +7,7 @@ use libc::{c_char, c_int, c_uint};
 
 use super::{real_path, with_file};
 use crate::real::set_errno;
-use crate::{local_file, real, replication, shim, tablespace, view};
+use crate::{kept_files, local_file, real, replication, shim, tablespace, view};
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
@@ -55,6 +55,14 @@ pub unsafe extern "C" fn rename(old: *const c_char, new: *const c_char) -> c_int
     // SAFETY: the caller keeps the contract of rename(2).
     unsafe {
         if view::refuses_change(libc::AT_FDCWD, old) || view::refuses_change(libc::AT_FDCWD, new) {
+            return -1;
+        }
+        if let Some(shim) = shim::get()
+            && !old.is_null()
+            && !new.is_null()
+            && let Err(error) = kept_files::before_rename(shim, CStr::from_ptr(old), CStr::from_ptr(new))
+        {
+            set_errno(error);
             return -1;
         }
         with_file(old, || real::rename(old, new))

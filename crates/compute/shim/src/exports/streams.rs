@@ -8,7 +8,7 @@ use libc::c_char;
 use super::{ours, real_path, with_file};
 use crate::descriptors::{OpenFile, WRITABLE};
 use crate::real::set_errno;
-use crate::{blocks, bystander, real, view};
+use crate::{blocks, bystander, kept_files, real, shim, view};
 
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut libc::FILE {
@@ -36,6 +36,12 @@ pub unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut
         }
         if bystander::refuses(libc::AT_FDCWD, path) {
             return std::ptr::null_mut();
+        }
+        if let Some(shim) = shim::get()
+            && !path.is_null()
+            && !writes
+        {
+            kept_files::settings_are_read(shim, CStr::from_ptr(path));
         }
         real::fopen(real_path(path), mode)
     }

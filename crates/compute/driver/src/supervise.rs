@@ -2,6 +2,7 @@
 
 mod serve;
 mod server;
+mod statistics;
 mod status;
 
 use std::fs::{File, TryLockError};
@@ -154,6 +155,7 @@ pub fn run(config: DriverConfig) -> anyhow::Result<()> {
         user,
         settings,
         kept: KeptFiles::default(),
+        statistics_parts: 0,
         shim_library,
         shared,
         signals,
@@ -223,6 +225,8 @@ struct Supervisor {
     settings: Settings,
     /// What the current run took over of the files that outlived the server before.
     kept: KeptFiles,
+    /// In how many parts the volume has an earlier server's statistics.
+    statistics_parts: usize,
     shim_library: ShimLibrary,
     shared: Arc<StatusBoard>,
     signals: SignalFd,
@@ -383,6 +387,9 @@ impl Supervisor {
             Evictor::start(&data_directory, &server.shared_memory, server.event_descriptor, limit_bytes)?;
         let starts = Starts { begun, server_begun, phases };
         let ended = self.serve(&mut engine, &mut server, &evictor, &data_directory, starts);
+        if matches!(ended, Ok(Ended::Stopped)) {
+            self.keep_statistics(&mut engine, &control, &data_directory);
+        }
         // It may wait for an answer that would never come.
         engine.detach();
         ended
@@ -402,6 +409,7 @@ impl Supervisor {
             contents::read(&self.config, engine.memberships(), engine.shipper().epoch(), durable.end, tail)?;
         engine.set_next_xid((contents.counters.next_full_xid & 0xFFFF_FFFF) as u32);
         self.take_kept_files(&mut contents);
+        self.statistics_parts = borealis_instance::statistics::parts(&contents.values);
         let control = ControlFile::decode(&contents.control_file_template)
             .context("the volume's control file template")?;
         let data_directory = self.config.memory_dir.join("data");

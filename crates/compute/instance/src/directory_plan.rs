@@ -26,10 +26,11 @@ use borealis_wal::layout::{CheckPointRecord, FIRST_NORMAL_XID};
 use borealis_wal::page::WalLayout;
 
 use crate::import::{IMPORT_MARK, KEPT_FILES};
+use crate::statistics::{self, STATISTICS_FILE};
 use crate::{InstanceError, Settings};
 
 /// PostgreSQL's only time line here: an instance never branches, volumes do.
-const TIME_LINE: u32 = 1;
+pub const TIME_LINE: u32 = 1;
 
 /// `WalSegMinSize` and `WalSegMaxSize` in `src/include/access/xlog_internal.h`.
 const WAL_SEGMENT_BYTES: std::ops::RangeInclusive<u32> = 1 << 20..=1 << 30;
@@ -130,6 +131,9 @@ impl<'a> DirectoryPlan<'a> {
         layout.database_folders(contents)?;
         layout.value_files(contents)?;
         layout.kept_files(contents);
+        if let Some(statistics) = statistics::current(&contents.values, last) {
+            layout.file(STATISTICS_FILE, Cow::Owned(statistics))?;
+        }
         if !layout.entries.contains_key("global/pg_filenode.map") {
             return Err(unexpected("it has no relation map of the shared catalogs"));
         }
@@ -257,7 +261,7 @@ impl<'a> Layout<'a> {
                     return Err(unexpected(format!("{key:?} is no transaction")));
                 }
                 MetaKey::PreparedTransaction(xid) => self.file(&format!("pg_twophase/{xid:08X}"), bytes)?,
-                key if KeptFile::of_key(key).is_some() => {}
+                key if KeptFile::of_key(key).is_some() || statistics::is_key(key) => {}
                 // The import was interrupted after all that counts.
                 MetaKey::SmallFile(name) if name == IMPORT_MARK => {}
                 MetaKey::SmallFile(name) if !KEPT_FILES.contains(&name.as_str()) => {

@@ -268,10 +268,11 @@ impl Import {
 }
 
 /// Gives records their places in the log, and links them.
-struct Stream {
-    layout: WalLayout,
-    next: Lsn,
-    previous_start: Lsn,
+pub(crate) struct Stream {
+    pub(crate) layout: WalLayout,
+    /// Where the last record ends.
+    pub(crate) next: Lsn,
+    pub(crate) previous_start: Lsn,
 }
 
 impl Stream {
@@ -290,7 +291,7 @@ impl Stream {
         ImportedRecord { span, bytes }
     }
 
-    fn native(&mut self, record: &Native<'_>) -> ImportedRecord {
+    pub(crate) fn native(&mut self, record: &Native<'_>) -> ImportedRecord {
         self.place(record.encode(self.previous_start))
     }
 

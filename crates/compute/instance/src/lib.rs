@@ -16,6 +16,7 @@ mod program_file;
 pub mod server;
 pub mod settings;
 mod settings_file;
+pub mod statistics;
 pub mod untrusted;
 
 use std::path::{Path, PathBuf};

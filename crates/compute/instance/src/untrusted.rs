@@ -50,13 +50,22 @@ pub fn open_regular(folder: &Path, name: &Path, access: OFlag) -> io::Result<Fil
 /// # Errors
 /// When it cannot be opened and read, is no text, or is longer than `bytes_max`.
 pub fn read_text(folder: &Path, name: &Path, bytes_max: u64) -> io::Result<String> {
+    String::from_utf8(read_bytes(folder, name, bytes_max)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no text"))
+}
+
+/// The bytes of a small file. See [`open_regular`].
+///
+/// # Errors
+/// When it cannot be opened and read, or is longer than `bytes_max`.
+pub fn read_bytes(folder: &Path, name: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(folder, name, OFlag::O_RDONLY)?;
-    let mut text = String::new();
-    file.take(bytes_max + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > bytes_max {
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too long for what it should be"));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 #[cfg(test)]

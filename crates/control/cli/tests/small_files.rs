@@ -171,3 +171,24 @@ fn a_file_that_is_too_long_is_refused_or_said() {
     assert_eq!(shown(&cluster, "work_mem"), "7MB");
     assert!(text_of(&cluster, "pg_hba.conf").len() < 100_000);
 }
+
+#[test]
+fn statistics_outlive_an_orderly_stop_as_they_do_elsewhere() {
+    let cluster = TestCluster::start(&[]);
+    run(&cluster, "CREATE TABLE counted (n int); INSERT INTO counted SELECT generate_series(1, 1234)");
+    let inserted = || -> i64 {
+        let sql = "SELECT coalesce(pg_stat_get_tuples_inserted('counted'::regclass), 0)";
+        cluster.connect().query_one(sql, &[]).expect("asked").get(0)
+    };
+    cluster.eventually("the rows are counted", Duration::from_secs(20), || inserted() == 1234);
+    for _ in 0..2 {
+        cluster.ok(&["down"]);
+        cluster.up(&[]);
+        assert_eq!(inserted(), 1234);
+    }
+    cluster.ok(&["verify"]);
+    // After a crash, PostgreSQL counts anew, wherever its files are.
+    cluster.ok(&["instance", "kill"]);
+    cluster.ok(&["instance", "start"]);
+    assert_eq!(inserted(), 0);
+}

@@ -183,7 +183,7 @@ impl Supervisor {
 }
 
 /// Ships the last of the log of a server that ended in order, and tells the nodes that it is durable.
-fn finish(engine: &mut Engine) -> anyhow::Result<Ended> {
+pub(super) fn finish(engine: &mut Engine) -> anyhow::Result<Ended> {
     let deadline = Instant::now() + Duration::from_secs(10);
     engine.turn(Duration::ZERO)?;
     while !engine.shipper().all_durable() && Instant::now() < deadline {

@@ -1,7 +1,7 @@
 //! Where a backup is kept, and how it gets there.
 //!
 //! * [`store`]: one small interface of what keeps objects ([`store::ObjectStore`]), and its implementations: a folder, S3 and what speaks like
-//!   it, memory. What an object is, is none of its business: that is `borealis_archive`.
+//!   it, Google's and Azure's stores, memory. What an object is, is none of its business: that is `borealis_archive`.
 //! * [`location`]: the URL that says where; [`key_file`]: the key that objects are encrypted with.
 //! * [`pace`]: retries with growing pauses, and a bound on the rate.
 //! * [`contents`]: reading a backup, and proving it; [`retention`]: deleting what nobody can need, and what people said of that.

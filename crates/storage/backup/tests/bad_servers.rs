@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use borealis_backup::location::{Location, S3Location};
+use borealis_backup::location::{CloudLocation, Location};
 use borealis_backup::store::cloud::{CloudStore, CredentialSource, Timeouts};
 use borealis_backup::store::{ErrorKind, ObjectStore, ObjectStoreError, Put};
 
@@ -39,7 +39,7 @@ fn read_request(stream: &TcpStream) -> Option<Asked> {
 }
 
 /// A server that gives each request what `answer` says, byte by byte, and closes; `None` never answers. It serves until the test ends.
-fn server(answer: impl Fn(&Asked) -> Option<String> + Send + Sync + 'static) -> S3Location {
+fn server(answer: impl Fn(&Asked) -> Option<String> + Send + Sync + 'static) -> CloudLocation {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("bound").port();
     let answer = Arc::new(answer);
@@ -58,9 +58,9 @@ fn server(answer: impl Fn(&Asked) -> Option<String> + Send + Sync + 'static) -> 
     location(port)
 }
 
-fn location(port: u16) -> S3Location {
+fn location(port: u16) -> CloudLocation {
     match format!("s3://shop/p?endpoint=http://127.0.0.1:{port}&region=us-east-1").parse() {
-        Ok(Location::S3(location)) => location,
+        Ok(Location::Cloud(location)) => location,
         other => panic!("{other:?}"),
     }
 }
@@ -70,7 +70,7 @@ fn answer(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len())
 }
 
-fn open(location: S3Location) -> CloudStore {
+fn open(location: CloudLocation) -> CloudStore {
     let credentials =
         CredentialSource::of([("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "hush")]);
     CloudStore::new(location, credentials, TIMEOUTS).expect("a thread")
@@ -79,7 +79,7 @@ fn open(location: S3Location) -> CloudStore {
 type Request<'a> = &'a dyn Fn() -> Result<(), ObjectStoreError>;
 
 /// Every request of a store fails, with one kind and in time.
-fn all_fail(location: S3Location, kind: ErrorKind) {
+fn all_fail(location: CloudLocation, kind: ErrorKind) {
     let store = open(location);
     let requests: [(&str, Request<'_>); 4] = [
         ("put", &|| store.put_new("a/b", b"1").map(drop)),

@@ -1,5 +1,6 @@
-//! One suite for everything that keeps objects: memory, a folder, and S3 by a real server.
+//! One suite for everything that keeps objects: memory, a folder, S3 by a real server, and models of Google's and Azure's.
 
+mod model;
 mod moto;
 
 use std::sync::Barrier;
@@ -12,6 +13,7 @@ use borealis_backup::store::memory::MemoryStore;
 use borealis_backup::store::retrying::Retrying;
 use borealis_backup::store::{Action, ErrorKind, LIST_MAX, ObjectStore, Put, inventory, open};
 use borealis_types::VolumeId;
+use model::{Model, Protocol};
 
 fn keys(store: &dyn ObjectStore, prefix: &str, after: Option<&str>) -> Vec<String> {
     let listing = store.list(prefix, after).expect("a listing");
@@ -215,4 +217,133 @@ fn s3_by_a_real_server() {
         "no such bucket"
     );
     assert_eq!(missing.list("", None).expect_err("it is refused").kind, ErrorKind::Missing, "no such bucket");
+}
+
+const GOOGLE: [(&str, &str); 1] = [("GOOGLE_BEARER_TOKEN", "a-token")];
+/// Azure's keys are in base 64.
+const AZURE: [(&str, &str); 1] = [("AZURE_STORAGE_ACCOUNT_KEY", "aHVzaA==")];
+
+fn open_model(model: &Model, prefix: &str, options: &str, credentials: &[(&str, &str)]) -> CloudStore {
+    let credentials = CredentialSource::of(credentials.iter().copied());
+    CloudStore::new(model.location(prefix, options), credentials, Timeouts::default()).expect("a thread")
+}
+
+#[test]
+fn a_model_of_google() {
+    let model = Model::start(Protocol::Google, false);
+    let store = open_model(&model, "some/prefix", "&storage_class=NEARLINE", &GOOGLE);
+    assert_eq!(store.probe(), Ok(true));
+    conforms(&store, LIST_MAX + 7);
+    let asked = model.asked();
+    let made: Vec<_> = asked.iter().filter(|asked| asked.method == "PUT").collect();
+    for asked in &made {
+        assert!(asked.path.starts_with("/shop/some/prefix/"), "{}", asked.path);
+        assert_eq!(asked.header("x-goog-if-generation-match"), Some("0"));
+        assert_eq!(asked.header("x-goog-storage-class"), Some("NEARLINE"));
+    }
+    assert!(made.len() > LIST_MAX && asked.iter().all(|asked| asked.header("authorization").is_some()));
+    assert!(keys(&open_model(&model, "some/other", "", &GOOGLE), "", None).is_empty());
+}
+
+#[test]
+fn a_model_of_azure() {
+    for ignores_offset in [false, true] {
+        let model = Model::start(Protocol::Azure, ignores_offset);
+        let store = open_model(&model, "some/prefix", "&storage_class=Cool", &AZURE);
+        assert_eq!(store.probe(), Ok(true));
+        conforms(&store, LIST_MAX + 7);
+        for asked in model.asked().iter().filter(|asked| asked.method == "PUT") {
+            assert!(asked.path.starts_with("/shop/some/prefix/"), "{}", asked.path);
+            assert_eq!(asked.header("if-none-match"), Some("*"));
+            assert_eq!(asked.header("x-ms-access-tier"), Some("Cool"));
+        }
+        assert!(keys(&open_model(&model, "some/other", "", &AZURE), "", None).is_empty());
+    }
+}
+
+/// Every request fails with this kind, and shows no secret.
+fn all_are_refused(store: &CloudStore, kind: ErrorKind) {
+    for error in [
+        store.put_new("a", b"1").expect_err("it is refused"),
+        store.get("a").expect_err("it is refused"),
+        store.list("", None).expect_err("it is refused"),
+        store.delete("a").expect_err("it is refused"),
+    ] {
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(!error.to_string().contains("hush") && !format!("{error:?}").contains("hush"), "{error}");
+    }
+}
+
+#[test]
+fn a_signature_for_azure_is_used_and_never_shown() {
+    let model = Model::start(Protocol::Azure, false);
+    let signed = [("AZURE_STORAGE_SAS_TOKEN", "?sv=2024-11-04&sig=signed")];
+    let store = open_model(&model, "", "", &signed);
+    assert_eq!(store.put_new("a", b"1"), Ok(Put::Made));
+    assert_eq!(store.get("a").expect("the store answers"), b"1");
+    all_are_refused(
+        &open_model(&model, "", "", &[("AZURE_STORAGE_SAS_TOKEN", "?sv=2024-11-04&sig=hush")]),
+        ErrorKind::Denied,
+    );
+}
+
+#[test]
+fn credentials_that_are_missing_or_wrong_are_refused() {
+    let google = Model::start(Protocol::Google, false);
+    all_are_refused(&open_model(&google, "", "", &[("GOOGLE_BEARER_TOKEN", "hush")]), ErrorKind::Denied);
+    let nowhere = [("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/hush.json")];
+    let store = open_model(&google, "", "", &nowhere);
+    assert_eq!(store.get("a").expect_err("it is refused").kind, ErrorKind::Denied);
+    let azure = Model::start(Protocol::Azure, false);
+    let mut location = azure.location("", "");
+    location.account = None;
+    let store =
+        CloudStore::new(location, CredentialSource::of(AZURE), Timeouts::default()).expect("a thread");
+    let error = store.get("a").expect_err("it is refused");
+    assert!(error.kind == ErrorKind::Denied && error.what.contains("Account"), "{error}");
+}
+
+#[test]
+fn no_bucket_is_not_an_empty_one() {
+    for (protocol, credentials) in [(Protocol::Google, &GOOGLE), (Protocol::Azure, &AZURE)] {
+        let model = Model::start(protocol, false);
+        let mut location = model.location("x", "");
+        location.bucket = "nobodys".to_owned();
+        let credentials = CredentialSource::of(credentials.iter().copied());
+        let store = CloudStore::new(location, credentials, Timeouts::default()).expect("a thread");
+        for error in [store.put_new("a", b"1").map(drop), store.list("", None).map(drop)] {
+            assert_eq!(error.expect_err("it is refused").kind, ErrorKind::Missing, "{protocol:?}");
+        }
+    }
+}
+
+#[test]
+fn what_the_environment_says_of_encryption_reaches_the_server() {
+    let Some(moto) = moto::Moto::start() else { return };
+    let encrypted = |prefix: &str, settings: &[(&str, &str)]| {
+        let login = [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "hush")];
+        let credentials = CredentialSource::of(login.iter().chain(settings).copied());
+        let mut location = moto.location(prefix);
+        location.storage_class = Some("STANDARD_IA".to_owned());
+        let store = CloudStore::new(location, credentials, Timeouts::default()).expect("a thread");
+        store.put_new("a", b"1").expect("the store answers");
+        assert_eq!(store.get("a").expect("the store answers"), b"1");
+        moto.headers_of(&format!("{prefix}/a"))
+    };
+    let kms = [
+        ("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms"),
+        ("AWS_SSE_KMS_KEY_ID", "a-key"),
+        ("AWS_SSE_BUCKET_KEY_ENABLED", "true"),
+    ];
+    let headers = encrypted("kms", &kms);
+    for header in [
+        "x-amz-server-side-encryption: aws:kms\r\n",
+        "x-amz-server-side-encryption-aws-kms-key-id: a-key\r\n",
+        "x-amz-storage-class: standard_ia\r\n",
+    ] {
+        assert!(headers.contains(header), "{header}\n{headers}");
+    }
+    let headers = encrypted("own", &[("AWS_SERVER_SIDE_ENCRYPTION", "AES256")]);
+    assert!(headers.contains("x-amz-server-side-encryption: aes256\r\n"), "{headers}");
+    assert!(!encrypted("none", &[]).contains("server-side-encryption"));
 }

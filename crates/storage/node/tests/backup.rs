@@ -207,7 +207,7 @@ fn a_node_stops_while_its_backup_cannot_be_opened() {
     cluster.start_node(0);
     cluster.kill_node(0);
 
-    cluster.configs[0].backup = Some(BackupConfig { url: "gs://bucket".to_owned(), key_file: None });
+    cluster.configs[0].backup = Some(BackupConfig { url: "ftp://bucket".to_owned(), key_file: None });
     let error = borealis_node::Node::start(cluster.configs[0].clone()).unwrap_err();
     assert!(format!("{error:#}").contains("see `backup` in"), "{error:#}");
 }

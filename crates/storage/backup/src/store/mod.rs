@@ -20,7 +20,7 @@ use crate::location::Location;
 use cloud::{CloudStore, CredentialSource, Timeouts};
 use folder::FolderStore;
 
-/// Names in one answer of S3 and of the memory store at most; a folder gives more.
+/// Names in one answer of an object store and of the memory store at most; a folder gives more.
 pub const LIST_MAX: usize = 1000;
 
 /// What went wrong, as far as it decides what to do.
@@ -237,7 +237,9 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Box<S> {
 pub fn open(location: &Location, timeouts: Timeouts) -> Result<Box<dyn ObjectStore>, ObjectStoreError> {
     Ok(match location {
         Location::Folder(folder) => Box::new(FolderStore::new(folder)),
-        Location::S3(s3) => Box::new(CloudStore::new(s3.clone(), CredentialSource::of_process(), timeouts)?),
+        Location::Cloud(cloud) => {
+            Box::new(CloudStore::new(cloud.clone(), CredentialSource::of_process(), timeouts)?)
+        }
     })
 }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use borealis_backup::location::S3Location;
+use borealis_backup::location::CloudLocation;
 
 pub struct Moto {
     process: Child,
@@ -75,11 +75,27 @@ impl Moto {
         asked.is_ok() && answer.contains(" 200 ")
     }
 
+    /// What the server says of an object, in small letters.
     #[allow(dead_code)] // Each test program uses its part.
-    pub fn location(&self, prefix: &str) -> S3Location {
+    pub fn headers_of(&self, key: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("moto listens");
+        // It looks for a signature, and does not check it.
+        let signed = "AWS4-HMAC-SHA256 Credential=AKIA/20270101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+        let request = format!(
+            "HEAD /shop/{key} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {signed}\r\nConnection: close\r\n\r\n"
+        );
+        let mut answer = String::new();
+        stream.write_all(request.as_bytes()).expect("moto listens");
+        stream.read_to_string(&mut answer).expect("moto answers");
+        assert!(answer.contains(" 200 "), "{answer}");
+        answer.to_ascii_lowercase()
+    }
+
+    #[allow(dead_code)] // Each test program uses its part.
+    pub fn location(&self, prefix: &str) -> CloudLocation {
         let url = format!("s3://shop/{prefix}?endpoint=http://127.0.0.1:{}&region=us-east-1", self.port);
         match url.parse() {
-            Ok(borealis_backup::location::Location::S3(location)) => location,
+            Ok(borealis_backup::location::Location::Cloud(location)) => location,
             other => panic!("{url} is {other:?}"),
         }
     }

@@ -1,9 +1,11 @@
-//! Whose name a store is asked in: what the environment and AWS's own files say.
+//! Whose name a store is asked in: what the environment and the providers' own files say.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 
 /// A longer file is none of AWS's.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -25,7 +27,11 @@ impl CredentialSource {
     /// The variables of this process.
     #[must_use]
     pub fn of_process() -> CredentialSource {
-        let is_wanted = |name: &String| name.starts_with("AWS_") || name == "HOME";
+        let beginnings = ["AWS_", "GOOGLE_", "AZURE_"];
+        let is_wanted = |name: &String| {
+            beginnings.iter().any(|beginning| name.starts_with(beginning))
+                || ["HOME", "SERVICE_ACCOUNT", "IDENTITY_ENDPOINT"].contains(&name.as_str())
+        };
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
@@ -52,13 +58,43 @@ impl CredentialSource {
         (length <= FILE_BYTES_MAX).then(|| std::fs::read_to_string(path).ok()).flatten()
     }
 
-    /// A client that has these credentials. Where neither variables nor files have any, it asks the machine that it runs on, as AWS's own do.
-    pub(super) fn builder(&self) -> AmazonS3Builder {
+    /// Settings of one provider that variables of its own have: those that begin with `beginning` and that its client knows.
+    fn settings<K: std::str::FromStr>(&self, beginning: &str) -> impl Iterator<Item = (K, &str)> {
+        let own = self.variables.iter().filter(move |(name, _)| name.starts_with(beginning));
+        own.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value.as_str())))
+    }
+
+    /// A client of Google's that has these credentials: those of a service account, those that `gcloud auth application-default login` left, or
+    /// those of the machine that it runs on.
+    pub(super) fn google(&self) -> GoogleCloudStorageBuilder {
+        let mut builder = GoogleCloudStorageBuilder::new();
+        if let Some(file) = self.variable("SERVICE_ACCOUNT") {
+            builder = builder.with_service_account_path(file);
+        }
+        for (key, value) in self.settings("GOOGLE_") {
+            builder = builder.with_config(key, value);
+        }
+        builder
+    }
+
+    /// A client of Azure's that has these credentials: an account's key, a signature that gives access, or an identity, as the variables say; else
+    /// those of the machine that it runs on.
+    pub(super) fn azure(&self) -> MicrosoftAzureBuilder {
+        let mut builder = MicrosoftAzureBuilder::new();
+        for (key, value) in self.settings("AZURE_") {
+            builder = builder.with_config(key, value);
+        }
+        if let Some(endpoint) = self.variable("IDENTITY_ENDPOINT") {
+            builder = builder.with_msi_endpoint(endpoint);
+        }
+        builder
+    }
+
+    /// A client of S3 that has these credentials. Where neither variables nor files have any, it asks the machine that it runs on, as AWS's own do.
+    pub(super) fn s3(&self) -> AmazonS3Builder {
         let mut builder = AmazonS3Builder::new();
-        for (name, value) in &self.variables {
-            if let Ok(key) = name.to_ascii_lowercase().parse() {
-                builder = builder.with_config(key, value);
-            }
+        for (key, value) in self.settings("AWS_") {
+            builder = builder.with_config(key, value);
         }
         let profile = self.variable("AWS_PROFILE").unwrap_or("default");
         let has_others = [

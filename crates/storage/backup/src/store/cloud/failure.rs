@@ -21,16 +21,25 @@ pub(super) fn of(error: &object_store::Error) -> (ErrorKind, String) {
     (kind, text)
 }
 
-/// By the code that S3 and its like put into their answer, or else by the HTTP status.
+/// By the code that a store puts into its answer, or else by the HTTP status.
 fn by_text(text: &str) -> Option<ErrorKind> {
-    // Codes of S3, MinIO, Ceph.
+    // Codes of S3, MinIO, Ceph, Google and Azure. Services that hand out tokens answer with `invalid_…`.
     let codes: [(&[&str], ErrorKind); 4] = [
         (
             &["QuotaExceeded", "XMinioStorageFull", "StorageFull", "InsufficientCapacity", "EntityTooLarge"],
             ErrorKind::Full,
         ),
         (
-            &["SlowDown", "RequestTimeout", "ServiceUnavailable", "TooManyRequests", "Throttl"],
+            &[
+                "SlowDown",
+                "RequestTimeout",
+                "ServiceUnavailable",
+                "TooManyRequests",
+                "Throttl",
+                "ServerBusy",
+                "OperationTimedOut",
+                "rateLimitExceeded",
+            ],
             ErrorKind::Slow,
         ),
         (
@@ -42,10 +51,16 @@ fn by_text(text: &str) -> Option<ErrorKind> {
                 "InvalidToken",
                 "RequestTimeTooSkewed",
                 "AuthFailure",
+                "AuthenticationFailed",
+                "AuthorizationFailure",
+                "AuthorizationPermissionMismatch",
+                "AccountIsDisabled",
+                "invalid_grant",
+                "invalid_client",
             ],
             ErrorKind::Denied,
         ),
-        (&["NoSuchBucket", "NoSuchKey"], ErrorKind::Missing),
+        (&["NoSuchBucket", "NoSuchKey", "ContainerNotFound", "BlobNotFound"], ErrorKind::Missing),
     ];
     let coded = codes.iter().find(|(codes, _)| codes.iter().any(|code| text.contains(code)));
     coded.map(|(_, kind)| *kind).or_else(|| match status(text)? {
@@ -60,7 +75,8 @@ fn by_text(text: &str) -> Option<ErrorKind> {
 
 /// The HTTP status in the text of an error. The client keeps it in a type that it does not show.
 pub(super) fn status(text: &str) -> Option<u16> {
-    let (_, rest) = text.split_once("status code: ")?;
+    // The second is that of a part of a request: Azure's client deletes that way.
+    let (_, rest) = text.split_once("status code: ").or_else(|| text.split_once("(code: "))?;
     rest.get(..3)?.parse().ok()
 }
 
@@ -100,11 +116,17 @@ mod tests {
             (503, "", Some(ErrorKind::Slow)),
             (507, "<Code>XMinioStorageFull</Code>", Some(ErrorKind::Full)),
             (404, "<Code>NoSuchBucket</Code>", Some(ErrorKind::Missing)),
+            (403, "<Code>AuthenticationFailed</Code>", Some(ErrorKind::Denied)),
+            (400, r#"{"error": "invalid_grant"}"#, Some(ErrorKind::Denied)),
+            (500, "<Code>OperationTimedOut</Code>", Some(ErrorKind::Slow)),
+            (503, "<Code>ServerBusy</Code>", Some(ErrorKind::Slow)),
+            (404, "<Code>ContainerNotFound</Code>", Some(ErrorKind::Missing)),
             (502, "", Some(ErrorKind::Down)),
             (500, "<Code>InternalError</Code>", None),
         ] {
             assert_eq!(of_status(code, body), kind, "{code} {body}");
         }
         assert_eq!(status("nothing"), None);
+        assert_eq!(by_text("Bulk delete request failed for key a: no (code: 403)"), Some(ErrorKind::Denied));
     }
 }

@@ -1,8 +1,9 @@
-//! S3, and what speaks like it, as a store.
+//! S3, what speaks like it, Google Cloud Storage and Azure Blob Storage as stores.
 //!
-//! The client is asynchronous; it runs on one thread, named `backup-store`, that does nothing else. Callers hand it a job and block until it
+//! Each is asked through the same interface of the same client library; what differs between them is in [`client`]. The client is asynchronous; it runs on one thread, named `backup-store`, that does nothing else. Callers hand it a job and block until it
 //! answers or the time is up. It does not retry: whoever calls knows what else there is to do.
 
+mod client;
 mod credentials;
 mod failure;
 
@@ -16,16 +17,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 // Named for its features alone: object_store asks with it, over TLS by the provider that `start` installs.
 use reqwest as _;
 
-use object_store::aws::{AmazonS3, S3ConditionalPut};
-use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig};
+use object_store::{
+    Attribute, AttributeValue, Attributes, ObjectMeta, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 use tokio::sync::mpsc;
 
+use client::Client;
 pub use credentials::CredentialSource;
 
 use super::{Action, ErrorKind, LIST_MAX, Listed, Listing, ObjectStore, ObjectStoreError, Put, check_key};
-use crate::location::S3Location;
+use crate::location::CloudLocation;
 
 /// Jobs that wait for the thread at most; who has another one waits for room.
 const WAITING_JOBS_MAX: usize = 64;
@@ -51,12 +54,12 @@ type Job = Box<dyn FnOnce() + Send>;
 /// A place in a bucket.
 #[derive(Debug)]
 pub struct CloudStore {
-    location: S3Location,
+    location: CloudLocation,
     credentials: CredentialSource,
     timeouts: Timeouts,
     jobs: mpsc::Sender<Job>,
     /// Made with the first request, and again after the store refused: credentials may be others by then.
-    client: Mutex<Option<AmazonS3>>,
+    client: Mutex<Option<Client>>,
     /// What the probe found, once the store answered to it.
     refuses_duplicates: OnceLock<bool>,
 }
@@ -67,7 +70,7 @@ impl CloudStore {
     /// # Errors
     /// When the thread cannot be started.
     pub fn new(
-        location: S3Location,
+        location: CloudLocation,
         credentials: CredentialSource,
         timeouts: Timeouts,
     ) -> Result<CloudStore, ObjectStoreError> {
@@ -92,35 +95,12 @@ impl CloudStore {
         ObjectStoreError { kind, action, key: key.to_owned(), what }
     }
 
-    fn connect(&self) -> Result<AmazonS3, object_store::Error> {
+    fn connect(&self) -> Result<Client, object_store::Error> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = &*client {
-            return Ok(client.clone());
+            return Ok(Client::clone(client));
         }
-        let options = ClientOptions::new()
-            .with_connect_timeout(self.timeouts.connect)
-            .with_timeout(self.timeouts.request)
-            .with_allow_http(self.location.endpoint.as_ref().is_some_and(|url| url.starts_with("http://")));
-        let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-        let mut builder = self
-            .credentials
-            .builder()
-            .with_bucket_name(&self.location.bucket)
-            .with_client_options(options)
-            .with_retry(retry)
-            .with_conditional_put(S3ConditionalPut::ETagMatch)
-            // One by one: not everything that speaks S3 knows the request for many.
-            .with_disable_bulk_delete(true);
-        if let Some(endpoint) = &self.location.endpoint {
-            builder = builder.with_endpoint(endpoint);
-        }
-        if let Some(region) = &self.location.region {
-            builder = builder.with_region(region);
-        }
-        if let Some(key) = &self.location.sse_kms_key_id {
-            builder = builder.with_sse_kms_encryption(key);
-        }
-        Ok(client.insert(builder.build()?).clone())
+        Ok(client.insert(client::build(&self.location, &self.credentials, self.timeouts)?).clone())
     }
 
     /// Runs a request on the thread, and waits for what comes of it.
@@ -128,7 +108,7 @@ impl CloudStore {
         &self,
         action: Action,
         key: &str,
-        ask: impl FnOnce(AmazonS3) -> F,
+        ask: impl FnOnce(Client) -> F,
     ) -> Result<T, ObjectStoreError>
     where
         T: Send + 'static,
@@ -141,7 +121,10 @@ impl CloudStore {
             }
             self.failed(action, key, kind, what)
         };
-        let asked = ask(self.connect().map_err(|error| fail(&error))?);
+        // Nothing was asked yet: it lacks credentials or a setting, or has ones that make no sense.
+        let unusable =
+            |error: object_store::Error| self.failed(action, key, ErrorKind::Denied, failure::of(&error).1);
+        let asked = ask(self.connect().map_err(unusable)?);
         let (reply, answer): (SyncSender<_>, Receiver<_>) = sync_channel(1);
         let time = self.timeouts.connect + self.timeouts.request;
         let job: Job = Box::new(move || {
@@ -173,10 +156,12 @@ impl CloudStore {
 
     fn put(&self, key: &str, bytes: &[u8], mode: PutMode) -> Result<Put, ObjectStoreError> {
         let (path, payload) = (self.path(key), PutPayload::from(bytes.to_vec()));
+        let class = self.location.storage_class.iter();
+        let attributes: Attributes =
+            class.map(|class| (Attribute::StorageClass, AttributeValue::from(class.clone()))).collect();
+        let options = PutOptions { attributes, ..PutOptions::from(mode) };
         let made = self.call(Action::Make, key, |client| async move {
-            let put =
-                object_store::ObjectStore::put_opts(&client, &path, payload, PutOptions::from(mode)).await;
-            match put {
+            match client.put_opts(&path, payload, options).await {
                 Ok(_) => Ok(Put::Made),
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                     Ok(Put::Exists)
@@ -214,9 +199,10 @@ impl CloudStore {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let key = format!("probe/{}-{clock}", std::process::id());
         self.put(&key, b"probe", PutMode::Create)?;
-        let again = self.put(&key, b"probe", PutMode::Create)?;
-        self.delete(&key)?;
-        let refuses = again == Put::Exists;
+        let again = self.put(&key, b"probe", PutMode::Create);
+        let deleted = self.delete(&key);
+        let refuses = again? == Put::Exists;
+        deleted?;
         if !refuses {
             tracing::warn!(
                 "the store of the backup replaces objects that exist; settings that two change at once may get lost"
@@ -277,18 +263,33 @@ impl ObjectStore for CloudStore {
         let strip = if self.location.prefix.is_empty() { 0 } else { self.location.prefix.len() + 1 };
         let full_prefix = self.full(prefix);
         let offset = after.map(|after| self.full(after));
+        let (provider, name) = (self.location.provider, full_prefix.clone());
+        let after = offset.clone();
+        let begins_after = move |object: &ObjectMeta| {
+            after.as_ref().is_none_or(|after| object.location.as_ref() > after.as_str())
+        };
         self.call(Action::List, prefix, |client| async move {
-            let options =
+            let mut options =
                 PaginatedListOptions { offset, max_keys: Some(LIST_MAX), ..PaginatedListOptions::default() };
-            let part = client.list_paginated(Some(&full_prefix), options).await?;
-            let listed = part.result.objects.into_iter().filter_map(|object| {
+            let mut found = client::named_as_prefix(provider, &*client, &name).await?;
+            found.retain(&begins_after);
+            // A part may be empty though more follows: Azure counts what it does not show, and a server that knows no offset begins at the front.
+            let more = loop {
+                let part = client.list_paginated(Some(&full_prefix), options.clone()).await?;
+                found.extend(part.result.objects.into_iter().filter(&begins_after));
+                match part.page_token {
+                    Some(token) if found.is_empty() => options.page_token = Some(token),
+                    token => break token.is_some(),
+                }
+            };
+            let listed = found.into_iter().filter_map(|object| {
                 let key = object.location.to_string().get(strip..)?.to_owned();
                 let modified_ms = u64::try_from(object.last_modified.timestamp_millis()).unwrap_or(0);
                 Some(Listed { key, bytes: object.size, modified_ms })
             });
             let mut objects: Vec<Listed> = listed.collect();
             objects.sort_by(|one, other| one.key.cmp(&other.key));
-            Ok(Listing { objects, more: part.page_token.is_some() })
+            Ok(Listing { objects, more })
         })
     }
 

@@ -12,6 +12,7 @@ use borealis_archive::sealing::Sealing;
 use borealis_types::{Lsn, RecordForm, RecordSpan, VolumeId};
 use borealis_wire::{BatchRecord, GroupLink};
 
+use super::gate::{Gate, Turn};
 use crate::contents::NOT_THERE;
 use crate::store::{ObjectStore, ObjectStoreError};
 
@@ -21,6 +22,9 @@ const THREADS: usize = 8;
 /// Objects that may be read beyond those that were taken. Every thread has one to read while it waits to hand over the last one; more would
 /// only take memory, for each is held with all its records.
 const AHEAD: usize = 2 * THREADS;
+
+/// Bytes that objects may take which nobody needs yet, with all their records. Small objects are bounded by their number before.
+const AHEAD_BYTES: u64 = 256 << 20;
 
 /// The records of one object that a restore takes, in order.
 #[derive(Debug, Default)]
@@ -49,6 +53,12 @@ impl Records {
         self.placed.push(Placed { span: record.span, form: record.form, links_end, bytes_end });
     }
 
+    /// How much memory it takes.
+    fn held_bytes(&self) -> u64 {
+        let placed = self.placed.capacity() * size_of::<Placed>();
+        (placed + self.links.capacity() * size_of::<GroupLink>() + self.bytes.capacity()) as u64
+    }
+
     /// A record by its number; `None` past the last.
     pub(super) fn get(&self, number: usize) -> Option<BatchRecord<'_>> {
         let Placed { span, form, links_end, bytes_end } = self.placed.get(number)?;
@@ -68,16 +78,6 @@ pub(super) enum NotFetched {
     Store(ObjectStoreError),
 }
 
-/// How far threads may go.
-#[derive(Debug, Default)]
-struct Gate {
-    /// Objects before this one may be read now.
-    open_before: usize,
-    /// The next one that nobody reads.
-    next: usize,
-    is_over: bool,
-}
-
 /// What the threads share.
 #[derive(Debug)]
 pub(super) struct Fetching<'a> {
@@ -85,6 +85,8 @@ pub(super) struct Fetching<'a> {
     volume: VolumeId,
     sealing: &'a Sealing,
     objects: Vec<PlannedRedo>,
+    /// How long each is.
+    bytes: Vec<u64>,
     gate: Mutex<Gate>,
     moved: Condvar,
 }
@@ -92,24 +94,25 @@ pub(super) struct Fetching<'a> {
 type Fetched = (usize, Result<Records, NotFetched>);
 
 impl<'a> Fetching<'a> {
-    /// Of these objects, in the order in which they will be needed.
+    /// Of these objects and their lengths, in the order in which they will be needed.
     pub(super) fn new(
         store: &'a dyn ObjectStore,
         volume: VolumeId,
         sealing: &'a Sealing,
-        objects: Vec<PlannedRedo>,
+        objects: impl Iterator<Item = (PlannedRedo, u64)>,
     ) -> Fetching<'a> {
-        Fetching { store, volume, sealing, objects, gate: Mutex::default(), moved: Condvar::new() }
+        let (objects, bytes) = objects.unzip();
+        Fetching { store, volume, sealing, objects, bytes, gate: Mutex::default(), moved: Condvar::new() }
     }
 
     /// Every thread ends when it has read what it reads.
     fn end(&self) {
-        self.gate().is_over = true;
+        self.gate().end();
         self.moved.notify_all();
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
-        // Three numbers are whole whatever their users did.
+        // Nothing panics while it holds this but an assertion of the gate's own, and then all end.
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -127,7 +130,10 @@ impl<'a> Fetching<'a> {
     fn run(&self, sender: &SyncSender<Fetched>) {
         let _guard = EndIfPanicking(self);
         while let Some(number) = self.next() {
-            if sender.send((number, self.fetch(&self.objects[number]))).is_err() {
+            let fetched = self.fetch(&self.objects[number]);
+            self.gate().read(number, fetched.as_ref().map_or(0, Records::held_bytes));
+            self.moved.notify_all();
+            if sender.send((number, fetched)).is_err() {
                 return;
             }
         }
@@ -137,14 +143,11 @@ impl<'a> Fetching<'a> {
     fn next(&self) -> Option<usize> {
         let mut gate = self.gate();
         loop {
-            if gate.is_over || gate.next >= self.objects.len() {
-                return None;
+            match gate.begin(&self.bytes, AHEAD_BYTES) {
+                Turn::Read(number) => return Some(number),
+                Turn::End => return None,
+                Turn::Wait => gate = self.moved.wait(gate).unwrap_or_else(PoisonError::into_inner),
             }
-            if gate.next < gate.open_before {
-                gate.next += 1;
-                return Some(gate.next - 1);
-            }
-            gate = self.moved.wait(gate).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -179,14 +182,13 @@ pub(super) struct Waiting<'s> {
 impl Waiting<'_> {
     /// Waits for an object by its number. Each is asked for once, and in order as far as objects have what their names say.
     pub(super) fn take(&mut self, number: usize) -> Result<Records, NotFetched> {
-        {
-            let mut gate = self.fetching.gate();
-            gate.open_before = gate.open_before.max(number + 1).max(self.taken + AHEAD);
-            self.fetching.moved.notify_all();
-        }
+        self.fetching.gate().need(number, self.taken + AHEAD);
+        self.fetching.moved.notify_all();
         self.taken += 1;
         loop {
             if let Some(found) = self.early.remove(&number) {
+                self.fetching.gate().taken(number);
+                self.fetching.moved.notify_all();
                 return found;
             }
             let (got, records) = self

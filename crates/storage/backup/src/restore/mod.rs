@@ -17,6 +17,7 @@
 mod assemble;
 mod base;
 mod fetch;
+mod gate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use std::time::Duration;
 use borealis_archive::chain::{Chain, Step};
 use borealis_archive::inventory::Inventory;
 use borealis_archive::name::Name;
+use borealis_archive::object::OBJECT_BYTES_MAX;
 use borealis_archive::plan::{GroupPlan, NotRestorable, Plan, PlannedRedo, plan};
 use borealis_archive::ranges::{LsnRange, LsnRanges};
 use borealis_archive::restorable::restorable;
@@ -320,6 +322,8 @@ fn materialize_until(store: &Store, is_over: &AtomicBool, failure: &Mutex<Option
 struct Job {
     needed_at: Lsn,
     redo: PlannedRedo,
+    /// The object's length.
+    bytes: u64,
 }
 
 /// One group's chain.
@@ -353,10 +357,15 @@ struct Merge {
 impl Merge {
     fn new(source: &Source<'_>) -> Merge {
         let Source { plan, volume, .. } = *source;
+        // None is longer than that, whatever a listing says.
+        let listed = |redo: &PlannedRedo| {
+            let stored = source.inventory.get(&Name::Redo(redo.name)).unwrap_or_default();
+            stored.bytes.min(OBJECT_BYTES_MAX)
+        };
         let mut jobs: Vec<Job> = Vec::new();
         for group in &plan.groups {
             let needed = needed_at(&group.redo).zip(&group.redo);
-            jobs.extend(needed.map(|(needed_at, redo)| Job { needed_at, redo: *redo }));
+            jobs.extend(needed.map(|(needed_at, redo)| Job { needed_at, redo: *redo, bytes: listed(redo) }));
         }
         // Stable: the objects of a group stay in order.
         jobs.sort_by_key(|job| job.needed_at);
@@ -369,13 +378,13 @@ impl Merge {
             Line { chain: Chain::new(group, base_end), base_end, rest, now: None, next: 0 }
         };
         let lines = plan.groups.iter().map(|group| (group.group, line(group))).collect();
-        let listed = |job: &Job| source.inventory.get(&Name::Redo(job.redo.name)).unwrap_or_default().bytes;
-        let plan_bytes = jobs.iter().map(listed).sum();
+        let plan_bytes = jobs.iter().map(|job| job.bytes).sum();
         Merge { volume, jobs, lines, heads: BTreeSet::new(), has_begun: false, bytes: 0, plan_bytes }
     }
 
-    fn in_order(&self) -> Vec<PlannedRedo> {
-        self.jobs.iter().map(|job| job.redo).collect()
+    /// Its objects and their lengths.
+    fn in_order(&self) -> impl Iterator<Item = (PlannedRedo, u64)> {
+        self.jobs.iter().map(|job| (job.redo, job.bytes))
     }
 
     /// Takes records until another object is needed. Returns whether there are more.

@@ -488,3 +488,22 @@ fn a_panic_of_a_thread_that_reads_ends_the_restore() {
     let panicked = receiver.recv_timeout(Duration::from_secs(120)).expect("it does not wait for ever");
     assert!(panicked, "nobody overlooks a panic");
 }
+
+#[test]
+fn before_the_first_record_there_is_nothing_and_the_first_point_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let life = life(&folder.path().join("life"), 11);
+    let objects = &life.objects;
+    let to = folder.path().join("restored");
+    let error = match restored(objects, Lsn::ZERO, &to) {
+        Err(Refused::Restore(error @ RestoreError::BeforeAll { .. })) => error,
+        other => panic!("{other:?}"),
+    };
+    let RestoreError::BeforeAll { point: Lsn::ZERO, earliest: Some(earliest) } = error else {
+        panic!("{error}")
+    };
+    let said = error.to_string();
+    assert!(said.contains(&format!("the first point that can be restored is {earliest}")), "{said}");
+    assert!(!to.exists(), "nothing was made");
+    check_same(&life, objects, earliest, &to);
+}

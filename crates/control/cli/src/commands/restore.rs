@@ -11,7 +11,7 @@ use borealis_archive::name::SnapshotName;
 use borealis_backup::contents::{self, Contents, Reach, TimeError};
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
-use borealis_backup::restore::Progress;
+use borealis_backup::restore::{Progress, check_begun};
 use borealis_backup::store;
 use borealis_backup::store::cloud::Timeouts;
 use borealis_backup::store::retrying::Retrying;
@@ -100,6 +100,7 @@ pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitC
         None => choose_point(&contents, arguments.to_time, arguments.to_lsn)?,
     };
     // Before anything is made.
+    check_begun(&contents, point)?;
     contents.plan(point)?;
     make(dir, arguments, &FromBackup { objects: &objects, sealing: &sealing, contents: &contents, point })
 }

@@ -16,6 +16,7 @@
 
 mod assemble;
 mod base;
+mod beginning;
 mod fetch;
 mod gate;
 
@@ -40,6 +41,7 @@ use crate::contents::Contents;
 use crate::store::{ObjectStore, ObjectStoreError};
 use assemble::{Assembly, materialize};
 use base::Bases;
+pub use beginning::check_begun;
 use fetch::{Fetching, NotFetched, Records, Waiting, needed_at};
 
 /// Why a backup cannot be restored, or not to that point.
@@ -51,6 +53,14 @@ pub enum RestoreError {
     /// Not all that it takes is there.
     #[error(transparent)]
     NotRestorable(#[from] NotRestorable),
+    /// The volume had nothing there yet.
+    #[error("nothing was in the volume at {point}, before its first record; {}", beginning::first(*.earliest))]
+    BeforeAll {
+        /// The point.
+        point: Lsn,
+        /// The first one that can be restored, if that is known.
+        earliest: Option<Lsn>,
+    },
     /// Without an object that is damaged the point cannot be reached.
     #[error("{object} {fault}. Without it {} cannot be restored; {}", ranges(lost), newest(*.below))]
     Damaged {
@@ -195,6 +205,7 @@ pub fn restore(
     contents: &Contents,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Restored, RestoreError> {
+    check_begun(contents, order.point)?;
     let volume = contents.volume;
     let usable = &contents.inventory;
     let mut meter = Meter { progress: Progress::default(), before_bytes: 0, show: progress };

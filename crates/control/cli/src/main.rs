@@ -143,13 +143,17 @@ pub(crate) struct UpArguments {
     /// Kept for later starts.
     #[arg(long, value_name = "P")]
     pub metrics_port: Option<u16>,
-    /// Have the nodes back the volume up as it is written: file:///FOLDER, s3://BUCKET/PREFIX, or a folder; `none` ends it.
+    /// Have the nodes back the volume up as it is written: file:///FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX,
+    /// az://CONTAINER/PREFIX, or a folder; `none` ends it.
     /// Kept for later starts.
     #[arg(long, value_name = "URL")]
     pub backup: Option<String>,
     /// The file with the key that the backup is encrypted with.
     #[arg(long, value_name = "FILE", requires = "backup")]
     pub backup_key: Option<PathBuf>,
+    /// The command that prints that key, run by `sh -c` at the start of each node, as the nodes' user.
+    #[arg(long, value_name = "COMMAND", requires = "backup", conflicts_with = "backup_key")]
+    pub backup_key_command: Option<String>,
     /// Replace a node that nobody has heard for so many seconds by a new one; 0 replaces none. Kept for later starts.
     /// [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]

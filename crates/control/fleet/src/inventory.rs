@@ -76,12 +76,16 @@ pub struct Inventory {
     /// The shim library on the hosts of instances.
     #[serde(default = "default_shim_library")]
     pub shim_library: PathBuf,
-    /// Where the nodes back the volume up, `s3://BUCKET/PREFIX` or a folder that all hosts share as `file:///FOLDER`; absent for nowhere.
+    /// Where the nodes back the volume up, `s3://BUCKET/PREFIX` (or `gs://`, `az://`) or a folder that all hosts share as `file:///FOLDER`;
+    /// absent for nowhere.
     #[serde(default)]
     pub backup: Option<String>,
     /// The file on each node's host with the key that the backup is encrypted with; absent for none.
     #[serde(default)]
     pub backup_key: Option<PathBuf>,
+    /// The command that prints that key on each node's host, run by `sh -c` as the node's user; absent for none.
+    #[serde(default)]
+    pub backup_key_command: Option<String>,
     /// The storage nodes.
     #[serde(rename = "node")]
     pub nodes: Vec<NodeLine>,
@@ -324,7 +328,11 @@ impl Inventory {
         config.groups = chosen.created.clone();
         config.metrics_listen.clone_from(&node.metrics);
         if let Some(url) = &self.backup {
-            config.backup = Some(BackupConfig { url: url.clone(), key_file: self.backup_key.clone() });
+            config.backup = Some(BackupConfig {
+                url: url.clone(),
+                key_file: self.backup_key.clone(),
+                key_command: self.backup_key_command.clone(),
+            });
         }
         config.validate().map_err(|error| unusable(error.to_string()))?;
         Ok(config)

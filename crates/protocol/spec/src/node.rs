@@ -87,11 +87,15 @@ pub struct NodeConfig {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackupConfig {
-    /// `file:///folder` or `s3://bucket/prefix`. Credentials are never in it: they come from the node's environment.
+    /// `file:///folder`, `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`. Credentials are never in it: they come from the
+    /// node's environment.
     pub url: String,
     /// The file with the key that objects are encrypted with; absent for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
+    /// The command that prints that key, run by `sh -c`; absent for none. Not beside a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_command: Option<String>,
 }
 
 fn default_memory_limit_bytes() -> u64 {
@@ -196,6 +200,11 @@ impl NodeConfig {
             let again = self.peers.iter().skip(index + 1).any(|other| other.node == peer.node);
             require!(!again, "peer {} is listed twice", peer.node);
         }
+        let has_two_keys = |backup: &BackupConfig| backup.key_file.is_some() && backup.key_command.is_some();
+        require!(
+            !self.backup.as_ref().is_some_and(has_two_keys),
+            "the backup has a key_file and a key_command; choose one of the two"
+        );
         let endpoints = self.peers.iter().map(|peer| &peer.address).chain([&self.listen]);
         require_files(self.tls.as_ref(), endpoints)?;
         self.groups.validate(self.placement, |node| {

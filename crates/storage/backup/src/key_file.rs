@@ -5,10 +5,10 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use borealis_archive::sealing::{KeyFileError, Sealing, SealingKey};
+use borealis_archive::sealing::{KeyFileError, SealingKey};
 
 /// A key and a line's end; what is longer is no key.
-const FILE_BYTES_MAX: u64 = 256;
+pub(crate) const FILE_BYTES_MAX: u64 = 256;
 
 /// Why a file gives no key. It never shows what is in it.
 #[derive(Debug, thiserror::Error)]
@@ -53,14 +53,6 @@ pub fn read(file: &Path) -> Result<SealingKey, KeyError> {
     let mut text = String::new();
     opened.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(unreadable)?;
     SealingKey::of_text(&text).map_err(|error| KeyError::NoKey { file: file.to_owned(), error })
-}
-
-/// How objects are encrypted by whoever has this key file; not at all without one.
-///
-/// # Errors
-/// As [`read`].
-pub fn sealing(file: Option<&Path>) -> Result<Sealing, KeyError> {
-    file.map_or(Ok(Sealing::Plain), |file| read(file).map(Sealing::from))
 }
 
 #[cfg(test)]

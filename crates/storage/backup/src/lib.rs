@@ -2,7 +2,8 @@
 //!
 //! * [`store`]: one small interface of what keeps objects ([`store::ObjectStore`]), and its implementations: a folder, S3 and what speaks like
 //!   it, Google's and Azure's stores, memory. What an object is, is none of its business: that is `borealis_archive`.
-//! * [`location`]: the URL that says where; [`key_file`]: the key that objects are encrypted with.
+//! * [`location`]: the URL that says where; [`key`]: the key that objects are encrypted with, from a file ([`key_file`]) or a command
+//!   ([`key_command`]).
 //! * [`pace`]: retries with growing pauses, and a bound on the rate.
 //! * [`contents`]: reading a backup, and proving it; [`retention`]: deleting what nobody can need, and what people said of that.
 //! * [`upload`]: a node uploads its redo as it becomes durable.
@@ -14,6 +15,8 @@
 //! Invariant: an object is there whole or not at all, and is never changed once it is there.
 
 pub mod contents;
+pub mod key;
+pub mod key_command;
 pub mod key_file;
 pub mod location;
 pub mod pace;

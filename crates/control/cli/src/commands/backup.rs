@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use borealis_archive::sealing::Sealing;
 use borealis_archive::verify::Lost;
 use borealis_backup::contents::{self, Contents, NewestPoint, Reach, volumes};
+use borealis_backup::key::KeySource;
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
 use borealis_backup::retention::{self, Start};
@@ -64,6 +65,9 @@ pub struct PlaceArguments {
     /// The file with the key that it is encrypted with.
     #[arg(long, value_name = "FILE", requires = "from")]
     key_file: Option<PathBuf>,
+    /// The command that prints that key, run by `sh -c`.
+    #[arg(long, value_name = "COMMAND", requires = "from", conflicts_with = "key_file")]
+    key_command: Option<String>,
     /// The volume, if the place has several. [default: that of the cluster in DIR, or the only one]
     #[arg(long, value_name = "ID", requires = "from", value_parser = volume)]
     volume: Option<VolumeId>,
@@ -116,7 +120,12 @@ pub fn wished(
             bail!("--backup-key: {} must belong to `{}`, who the nodes run as", file.display(), user.name);
         }
     }
-    Ok(Some(BackupConfig { url, key_file }))
+    // Not run here: it is the nodes', as their user, and what it asks may be down.
+    let key_command = arguments.backup_key_command.clone();
+    if key_command.as_ref().is_some_and(|command| command.trim().is_empty()) {
+        bail!("--backup-key-command: it is empty");
+    }
+    Ok(Some(BackupConfig { url, key_file, key_command }))
 }
 
 /// What `borealis up` changes of a cluster that is there.
@@ -189,7 +198,8 @@ impl Place {
         let cluster = || Cluster::open(dir).context("without --from it is the cluster's own backup");
         let (config, volume) = match &arguments.from {
             Some(text) => {
-                (BackupConfig { url: absolute_url(text)?, key_file: arguments.key_file.clone() }, None)
+                let (key_file, key_command) = (arguments.key_file.clone(), arguments.key_command.clone());
+                (BackupConfig { url: absolute_url(text)?, key_file, key_command }, None)
             }
             None => {
                 let cluster = cluster()?;
@@ -204,7 +214,8 @@ impl Place {
         };
         let location: Location = config.url.parse()?;
         let store = store::open(&location, Timeouts::default())?;
-        let sealing = key_file::sealing(config.key_file.as_deref())?;
+        let key = KeySource::of(config.key_file.as_deref(), config.key_command.as_deref())?;
+        let sealing = key.sealing(&|| true)?;
         let volume = match volume.or(arguments.volume) {
             Some(volume) => volume,
             None => only_volume(&location, &*store)?,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use borealis_archive::name::SnapshotName;
 use borealis_backup::contents::{self, Contents, Reach, TimeError};
-use borealis_backup::key_file;
+use borealis_backup::key::KeySource;
 use borealis_backup::location::Location;
 use borealis_backup::restore::{Progress, check_begun};
 use borealis_backup::store;
@@ -35,7 +35,7 @@ const SHOWN_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub struct RestoreArguments {
-    /// Where the backup is: a folder, or s3://bucket/prefix.
+    /// Where the backup is: a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.
     #[arg(long, value_name = "URL", value_parser = super::backup::location)]
     from: Location,
     /// Restore what the volume was at a time, like '2026-11-27 07:30:00+00' or seconds since 1970. [default: the newest point]
@@ -59,6 +59,9 @@ pub struct RestoreArguments {
     /// The key that the backup is encrypted with: a file that nobody else may read.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    /// The command that prints that key, run by `sh -c`.
+    #[arg(long, value_name = "COMMAND", conflicts_with = "key_file")]
+    key_command: Option<String>,
     /// TCP port of the new cluster's database on 127.0.0.1. [default: 5432]
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
@@ -81,7 +84,8 @@ pub struct RestoreArguments {
 
 /// Restores, or lists what can be.
 pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitCode> {
-    let sealing = key_file::sealing(arguments.key_file.as_deref())?;
+    let key = KeySource::of(arguments.key_file.as_deref(), arguments.key_command.as_deref())?;
+    let sealing = key.sealing(&|| true)?;
     let wait = |ms| std::thread::sleep(Duration::from_millis(ms));
     let objects = store::open(&arguments.from, Timeouts::default())?;
     let objects = Retrying::new(objects, ATTEMPTS, PAUSES_MS, u64::from(std::process::id()), wait);

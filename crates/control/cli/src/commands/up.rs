@@ -149,6 +149,7 @@ fn started_again(dir: &Path, arguments: &UpArguments) -> Option<Cluster> {
         metrics_port: None,
         backup: None,
         backup_key: None,
+        backup_key_command: None,
         replace_after,
         tls: _,
     } = arguments

@@ -12,14 +12,15 @@ mod source;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use borealis_archive::duty::Duty;
 use borealis_archive::sealing::Sealing;
-use borealis_backup::key_file;
+use borealis_backup::key::KeySource;
 use borealis_backup::location::Location;
+use borealis_backup::pace::Pauses;
 use borealis_backup::store::cloud::Timeouts;
 use borealis_backup::store::{self, Action, ErrorKind, Listing, ObjectStore, ObjectStoreError, Put};
 use borealis_backup::upload::{Now, Options, Status, Uploader};
@@ -35,8 +36,10 @@ use crate::members::Members;
 
 /// How much less of a busy processor it gets than those who answer.
 const NICENESS: i32 = 10;
-/// Until the key file is read again that could not be.
+/// Until a key is asked for again that nobody had, at first.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// As [`OPEN_AGAIN_AFTER`], at most: a command may ask a service that others need too.
+const OPEN_AGAIN_AFTER_MAX: Duration = Duration::from_secs(60);
 /// How long a node that stops waits for a request that is under way.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -51,6 +54,8 @@ pub(crate) struct Backup {
     seed: u64,
     started: Instant,
     redo: NodeRedo,
+    /// How objects are encrypted, once that is known: a command is asked until it said so, and not again.
+    sealing: OnceLock<Sealing>,
     stopping: Arc<AtomicBool>,
     state: Mutex<State>,
     changed: Condvar,
@@ -99,6 +104,7 @@ impl Backup {
             seed: config.incarnation as u64 ^ u64::from(config.node.0),
             started: Instant::now(),
             redo,
+            sealing: OnceLock::new(),
             stopping: Arc::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -151,12 +157,14 @@ impl Backup {
     }
 
     fn upload_until_stopped(&self) {
+        let ms = |pause: Duration| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        let mut pauses = Pauses::new(ms(OPEN_AGAIN_AFTER), ms(OPEN_AGAIN_AFTER_MAX), self.seed);
         let (store, sealing) = loop {
             match self.open() {
                 Ok(opened) => break opened,
                 Err(error) => self.note_unopened(&format!("{error:#}")),
             }
-            if !self.wait(OPEN_AGAIN_AFTER) {
+            if !self.wait(Duration::from_millis(pauses.after_failure())) {
                 return;
             }
         };
@@ -178,7 +186,14 @@ impl Backup {
     }
 
     fn open(&self) -> anyhow::Result<(Box<dyn ObjectStore>, Sealing)> {
-        let sealing = key_file::sealing(self.config.key_file.as_deref())?;
+        let sealing = match self.sealing.get() {
+            Some(sealing) => sealing.clone(),
+            None => {
+                let key = KeySource::of(self.config.key_file.as_deref(), self.config.key_command.as_deref())?;
+                let sealing = key.sealing(&|| !self.stopping.load(Ordering::Acquire))?;
+                self.sealing.get_or_init(|| sealing).clone()
+            }
+        };
         Ok((store::open(&self.location, Timeouts::default())?, sealing))
     }
 

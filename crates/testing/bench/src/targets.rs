@@ -5,7 +5,7 @@
 
 use crate::model::{Measurement, Results, System};
 use crate::statistics::{Summary, number};
-use crate::workload_names as names;
+use crate::workload_names::{self as names, Backup};
 
 /// Whether a target is reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,7 +77,7 @@ impl Bound {
 }
 
 /// A figure of one round.
-type Figure<'a> = &'a dyn Fn(&Measurement) -> Option<f64>;
+pub type Figure<'a> = &'a dyn Fn(&Measurement) -> Option<f64>;
 
 fn value(name: &'static str) -> impl Fn(&Measurement) -> Option<f64> {
     move |measurement| measurement.values.get(name).copied()
@@ -216,14 +216,47 @@ pub fn evaluate(results: &Results) -> Vec<Target> {
         let place = ("readonly", situation);
         targets.push(against(results, "S9", place, tps, System::Stock, Bound::AtLeast(bound)));
     }
-    targets.push(Target {
-        id: "S10",
-        what: "TPC-B with continuous backup on against off".to_owned(),
-        wanted: "≥ 0.97 ×".to_owned(),
-        measured: "not built yet".to_owned(),
-        ratio: None,
-        met: Met::Unknown,
-    });
+    targets.extend(backup(results));
+    targets
+}
+
+/// The figure of Borealis with a backup divided by that without, round by round.
+#[must_use]
+pub fn backup_ratio(results: &Results, clients: u32, figure: Figure<'_>) -> Option<Summary> {
+    let [off, on] = Backup::BOTH.map(|backup| names::with_backup(clients, backup));
+    ratios(results, ("backup", &on), figure, (("backup", &off), System::Borealis), figure)
+}
+
+fn backup(results: &Results) -> Vec<Target> {
+    let mut targets = Vec::new();
+    let (tps, behind) = (value("tps"), value("backup_behind_ms"));
+    for clients in names::BACKUP_CLIENTS {
+        let [off, on] = Backup::BOTH.map(|backup| names::with_backup(clients, backup));
+        let place = ("backup", on.as_str());
+        let tps_of = |place| shown(summary(results, place, System::Borealis, &tps), "tps");
+        let bound = Bound::AtLeast(0.97);
+        let row = Row {
+            id: "S10",
+            what: format!("TPC-B with continuous backup on against off, {clients} clients"),
+            wanted: format!("{} ×", bound.text()),
+            place,
+            bound,
+            ratio: backup_ratio(results, clients, &tps),
+            measured: format!("{}; off: {}", tps_of(place), tps_of(("backup", off.as_str()))),
+        };
+        targets.push(row.judge(results));
+        let own = summary(results, place, System::Borealis, &behind);
+        let row = Row {
+            id: "S10",
+            what: format!("what the backup lacks as the load ends, {clients} clients"),
+            wanted: "≤ 1000 ms".to_owned(),
+            place,
+            bound: Bound::AtMost(1000.0),
+            ratio: own,
+            measured: shown(own, "ms"),
+        };
+        targets.push(row.judge(results));
+    }
     targets
 }
 
@@ -478,6 +511,27 @@ mod tests {
         assert_eq!(find(&targets, "S7", "disk", "p50").met, Met::Yes);
         assert_eq!(find(&targets, "S7", "disk", "p99").met, Met::No);
         assert_eq!(find(&targets, "S7", "10 records", "p50").met, Met::Unknown);
+    }
+
+    #[test]
+    fn a_backup_is_compared_with_none_in_the_same_round() {
+        let mut results = Results::default();
+        for (round, off, on) in [(1, 1000.0, 980.0), (2, 500.0, 480.0), (3, 900.0, 873.1)] {
+            for (situation, tps) in [("8 clients, backup off", off), ("8 clients, backup on", on)] {
+                let measurement = Measurement::new("backup", situation, System::Borealis, round);
+                results.measurements.push(measurement.with("tps", tps).with("backup_behind_ms", 400.0));
+            }
+        }
+        let targets = evaluate(&results);
+        let row = find(&targets, "S10", "off, 8 clients", "0.97");
+        let ratio = row.ratio.unwrap();
+        assert!((ratio.min - 0.96).abs() < 1e-9 && (ratio.max - 0.98).abs() < 1e-9, "{ratio:?}");
+        assert!((ratio.median - 0.9701).abs() < 1e-4 && row.met == Met::Yes, "{row:?}");
+        assert_eq!(find(&targets, "S10", "lacks as the load ends, 8", "1000").met, Met::Yes);
+        assert_eq!(find(&targets, "S10", "off, 32 clients", "").met, Met::Unknown);
+        // One round is enough to spoil the median.
+        results.measurements[5].values.insert("tps".into(), 800.0);
+        assert_eq!(find(&evaluate(&results), "S10", "off, 8 clients", "").met, Met::No);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Names that the workloads and the reports share.
 
 /// Workloads in the order they run, as `--only` takes them, and how reports call them.
-const TITLES: [(&str, &str); 8] = [
+const TITLES: [(&str, &str); 9] = [
     ("bulk", "bulk load"),
     ("tpcb", "TPC-B"),
     ("sustained", "sustained TPC-B"),
@@ -10,6 +10,7 @@ const TITLES: [(&str, &str); 8] = [
     ("pages", "page reads"),
     ("faults", "faults"),
     ("recovery", "recovery"),
+    ("backup", "TPC-B with a backup"),
 ];
 
 /// Workloads whose transactions per second and latencies are compared between systems.
@@ -30,6 +31,38 @@ pub const PAGE_IN_MEMORY: &str = "in the node's memory";
 pub const PAGE_ON_DISK: &str = "on the node's disk";
 /// As [`PAGE_IN_MEMORY`].
 pub const PAGE_BEHIND: &str = "needing 10 records";
+
+/// Numbers of clients at which a cluster with a backup is compared with one without.
+pub const BACKUP_CLIENTS: [u32; 2] = [8, 32];
+
+/// Whether a cluster has a backup.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backup {
+    /// Its nodes upload nothing.
+    Off,
+    /// Its nodes upload what they get, to a folder on the same disk.
+    On,
+}
+
+impl Backup {
+    /// Without first: what the other is compared with.
+    pub const BOTH: [Backup; 2] = [Backup::Off, Backup::On];
+
+    /// The words for it.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Backup::Off => "backup off",
+            Backup::On => "backup on",
+        }
+    }
+}
+
+/// How a situation of the workload `backup` is called.
+#[must_use]
+pub fn with_backup(clients: u32, backup: Backup) -> String {
+    format!("{clients} clients, {}", backup.text())
+}
 
 /// How reports call a workload.
 #[must_use]

@@ -2,6 +2,7 @@
 
 use crate::model::Results;
 use crate::report::svg::escape;
+use crate::report::table::Table;
 use crate::report::{plots, tables};
 
 const STYLE: &str = "
@@ -70,7 +71,7 @@ pub fn page(results: &Results) -> String {
     page + "</body></html>\n"
 }
 
-fn table(table: &tables::Table) -> String {
+fn table(table: &Table) -> String {
     let mut text = format!("<h2>{}</h2>\n", escape(&table.title));
     if !table.note.is_empty() {
         text += &format!("<p>{}</p>\n", escape(&table.note));

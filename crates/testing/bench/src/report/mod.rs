@@ -1,8 +1,10 @@
 //! What a run leaves: tables on standard output and in `tables.md`, `bench.json`, `report.html`.
 
+mod backup;
 mod html;
 mod plots;
 mod svg;
+mod table;
 mod tables;
 
 use std::fs;
@@ -11,7 +13,7 @@ use std::path::Path;
 use anyhow::Context;
 
 use crate::model::Results;
-use tables::Table;
+use table::Table;
 
 /// Writes `bench.json`, `tables.md` and `report.html`.
 ///

@@ -2,7 +2,8 @@
 
 use crate::model::{Measurement, Results, System};
 use crate::report::svg::{Bar, Line, Plot, Span};
-use crate::report::tables::{summarize, systems};
+use crate::report::table::summarize;
+use crate::report::tables::systems;
 use crate::workload_names::{COMPARED, title};
 
 fn colour(system: System) -> usize {
@@ -33,6 +34,11 @@ pub fn all(results: &Results) -> Vec<(String, Vec<String>)> {
         drawings.push(recovery_throughput(results, &situation));
     }
     sections.push((title("recovery").to_owned(), drawings));
+    let mut drawings = vec![bars(results, "backup", "tps", "transactions per second")];
+    let situations = results.situations("backup");
+    drawings
+        .extend(situations.iter().map(|situation| latencies(results, "backup", situation, "transactions")));
+    sections.push((title("backup").to_owned(), drawings));
     let situations = results.situations("pages");
     let drawings = situations.iter().map(|situation| latencies(results, "pages", situation, "page reads"));
     sections.push((title("pages").to_owned(), drawings.collect()));

@@ -1,5 +1,6 @@
 //! The tables, the same in Markdown and in HTML.
 
+use super::table::{Table, summarize, words};
 use crate::model::{Measurement, Results, System};
 use crate::statistics::{Summary, number};
 use crate::targets::{self, counter_per_transaction};
@@ -22,19 +23,6 @@ const COUNTERS: [(&str, &str); 12] = [
     ("nodes_store_log_syncs", "fdatasync of all nodes' logs"),
     ("nodes_store_log_bytes", "bytes written to all nodes' logs"),
 ];
-
-/// A table of texts, for Markdown and HTML.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Table {
-    /// The heading above it.
-    pub title: String,
-    /// What a reader must know; may be empty.
-    pub note: String,
-    /// Names of the columns.
-    pub header: Vec<String>,
-    /// The cells, row by row; as many in each as there are columns.
-    pub rows: Vec<Vec<String>>,
-}
 
 /// The first sentence of every report.
 #[must_use]
@@ -85,15 +73,12 @@ pub fn all(results: &Results) -> Vec<Table> {
     ));
     tables.push(page_table(results));
     tables.push(fault_table(results));
+    tables.push(super::backup::table(results));
     tables.extend(COST_SITUATIONS.map(|situation| cost_table(results, situation)));
     tables.push(system_call_table(results));
     tables.push(durability_table(results));
     tables.retain(|table| !table.rows.is_empty());
     tables
-}
-
-fn words(list: &[&str]) -> Vec<String> {
-    list.iter().map(|word| (*word).to_owned()).collect()
 }
 
 fn target_table(results: &Results) -> Table {
@@ -119,17 +104,6 @@ pub(super) fn systems(results: &Results, workload: &str) -> Vec<System> {
     all.into_iter()
         .filter(|system| results.measurements.iter().any(|m| m.workload == workload && m.system == *system))
         .collect()
-}
-
-pub(super) fn summarize(
-    results: &Results,
-    workload: &str,
-    situation: &str,
-    system: System,
-    figure: &str,
-) -> Option<Summary> {
-    let rounds = results.rounds(workload, situation, system);
-    Summary::of(rounds.filter_map(|measurement| measurement.values.get(figure).copied()))
 }
 
 fn comparison(results: &Results, workload: &str, figure: &str, unit: &str) -> Table {

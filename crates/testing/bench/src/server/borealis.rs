@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use borealis_spec::node::STORE_FOLDER_NAME;
 use borealis_store::{Options, Policy, Store};
+use borealis_types::Lsn;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -33,6 +34,18 @@ impl Borealis {
     /// # Errors
     /// When it cannot be made or does not start.
     pub fn start(environment: &Environment, directory: &Path) -> anyhow::Result<Borealis> {
+        Borealis::start_with_backup(environment, directory, None)
+    }
+
+    /// As [`Borealis::start`]; its nodes back it up to a folder if one is given, which they make.
+    ///
+    /// # Errors
+    /// As [`Borealis::start`].
+    pub fn start_with_backup(
+        environment: &Environment,
+        directory: &Path,
+        backup: Option<&Path>,
+    ) -> anyhow::Result<Borealis> {
         let cleanup = Item::Cluster(environment.borealis.clone(), directory.to_owned());
         let cluster = Borealis {
             program: environment.borealis.clone(),
@@ -56,6 +69,9 @@ impl Borealis {
         if let Some(memory) = &memory {
             words.extend(["--memory-dir", memory]);
         }
+        let backup = backup.map(|folder| folder.display().to_string());
+        // As words: without them a cluster may come to have a backup of its own accord.
+        words.extend(["--backup", backup.as_deref().unwrap_or("none")]);
         cluster.command(&words)?;
         Ok(cluster)
     }
@@ -153,6 +169,29 @@ impl Borealis {
             }
         }
         Ok(counters)
+    }
+
+    /// How long the nodes have had redo that is not in the backup: the longest of all groups.
+    ///
+    /// # Errors
+    /// When the status cannot be read.
+    pub fn backup_behind_ms(&self) -> anyhow::Result<f64> {
+        let status = self.status()?;
+        let nodes = status["nodes"].as_array().context("status lists no nodes")?;
+        Ok(nodes.iter().filter_map(|node| node["metrics"]["backup_behind_ms"].as_f64()).fold(0.0, f64::max))
+    }
+
+    /// The newest point of its backup that can be restored, if there is one yet.
+    ///
+    /// # Errors
+    /// When what is said of it makes no sense.
+    pub fn newest_restorable(&self) -> anyhow::Result<Option<Lsn>> {
+        // It fails as long as there is none.
+        let Ok(said) = self.command(&["backup", "status", "--json"]) else { return Ok(None) };
+        let said: Value = serde_json::from_str(&said).context("the backup's status is not JSON")?;
+        let Some(text) = said["newest_lsn"].as_str() else { return Ok(None) };
+        let newest = text.parse().with_context(|| format!("`{text}` is no LSN"))?;
+        Ok(Some(newest))
     }
 
     /// Stops it in order and starts it with other memory.

@@ -1,5 +1,6 @@
 //! The workloads. Each sets up its own systems, so that one that fails does not spoil another.
 
+mod backup;
 mod bulk;
 mod faults;
 mod mixed;
@@ -40,6 +41,7 @@ pub fn run(bench: &mut Bench, name: &str) -> anyhow::Result<()> {
         "pages" => pages::run(bench),
         "faults" => faults::run(bench),
         "recovery" => recovery::run(bench),
+        "backup" => backup::run(bench),
         _ => bail!("there is no workload `{name}`"),
     }
 }

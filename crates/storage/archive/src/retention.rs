@@ -15,7 +15,7 @@
 
 use std::collections::BTreeSet;
 
-use borealis_types::{EpochHistory, GroupId, Lsn};
+use borealis_types::{EpochHistory, GroupId, Lsn, invariant};
 
 use crate::inventory::Stored;
 use crate::known::{admits_durable, kept_of};
@@ -150,6 +150,24 @@ impl Keep {
             || self.named.iter().any(of_named)
     }
 
+    /// Checks of an object that is about to be deleted that no point which must stay has records in it: between each snapshot to begin with
+    /// and its point.
+    ///
+    /// # Panics
+    /// When one does.
+    pub fn assert_superfluous(&self, redo: &RedoName) {
+        let of_floor = (self.floor.tail_end, Lsn::MAX);
+        let of_named =
+            self.named.iter().map(|(base, point)| (base.map_or(Lsn::ZERO, |base| base.tail_end), *point));
+        for (after, through) in of_named.chain([of_floor]) {
+            invariant!(
+                "kept-points-stay-restorable",
+                redo.last_end <= after || redo.previous_end >= through,
+                "{redo:?} has what a restore from {after} to {through} applies"
+            );
+        }
+    }
+
     /// Whether a manifest must stay.
     #[must_use]
     pub fn needs_manifest(&self, manifest: &ManifestName) -> bool {
@@ -255,6 +273,15 @@ mod tests {
         assert!(keep.needs_manifest(&first) && !keep.needs_manifest(&manifest(500, 480)));
         let from_the_first_record = Keep { floor, named: vec![(None, Lsn(300))] };
         assert!(from_the_first_record.needs_redo(&redo(0, 80, 80), &history));
+    }
+
+    #[test]
+    #[should_panic(expected = "invariant kept-points-stay-restorable is broken")]
+    fn a_deletion_that_would_lose_a_point_is_noticed() {
+        let keep = Keep { floor: manifest(900, 880), named: vec![(Some(manifest(100, 96)), Lsn(300))] };
+        keep.assert_superfluous(&redo(0, 96, 96));
+        keep.assert_superfluous(&redo(300, 400, 400));
+        keep.assert_superfluous(&redo(280, 400, 400));
     }
 
     #[test]

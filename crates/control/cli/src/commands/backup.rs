@@ -2,28 +2,21 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use borealis_archive::sealing::Sealing;
 use borealis_archive::verify::Lost;
-use borealis_backup::contents::{self, Contents, NewestPoint, Reach, volumes};
-use borealis_backup::key::KeySource;
+use borealis_backup::contents::{self, NewestPoint, Reach};
 use borealis_backup::key_file;
 use borealis_backup::location::Location;
-use borealis_backup::retention::{self, Start};
-use borealis_backup::store::cloud::Timeouts;
-use borealis_backup::store::{self, ObjectStore};
 use borealis_instance::OperatingSystemUser;
 use borealis_instance::server::closed_to;
-use borealis_local::cluster::Cluster;
 use borealis_spec::BackupConfig;
-use borealis_types::VolumeId;
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
-use super::backup_points::{RetentionArguments, SnapshotCommand};
+use super::backup_place::{Place, PlaceArguments, absolute_url, now_ms};
+use super::backup_points::{self, RetentionArguments, SnapshotCommand};
 use crate::UpArguments;
 use crate::progress::Step;
 
@@ -55,44 +48,6 @@ pub enum BackupCommand {
     /// Points with a name, which stay until the name is deleted.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-}
-
-#[derive(Debug, Args)]
-pub struct PlaceArguments {
-    /// Where the backup is kept. [default: that of the cluster in DIR]
-    #[arg(long, value_name = "URL")]
-    from: Option<String>,
-    /// The file with the key that it is encrypted with.
-    #[arg(long, value_name = "FILE", requires = "from")]
-    key_file: Option<PathBuf>,
-    /// The command that prints that key, run by `sh -c`.
-    #[arg(long, value_name = "COMMAND", requires = "from", conflicts_with = "key_file")]
-    key_command: Option<String>,
-    /// The volume, if the place has several. [default: that of the cluster in DIR, or the only one]
-    #[arg(long, value_name = "ID", requires = "from", value_parser = volume)]
-    volume: Option<VolumeId>,
-}
-
-/// A URL as it is kept: a folder may be written as a path, from here.
-fn absolute_url(text: &str) -> anyhow::Result<String> {
-    if text.contains("://") {
-        return Ok(text.parse::<Location>()?.to_string());
-    }
-    let folder = std::path::absolute(text).context("cannot find out where this is")?;
-    let folder = folder.to_str().with_context(|| format!("the name of {} is not UTF-8", folder.display()))?;
-    Ok(format!("file://{folder}").parse::<Location>()?.to_string())
-}
-
-/// Where a backup is, for the command-line parser: a URL, or a folder as a path.
-pub fn location(text: &str) -> Result<Location, String> {
-    absolute_url(text).and_then(|url| Ok(url.parse()?)).map_err(|error| format!("{error:#}"))
-}
-
-/// A volume's number, for the command-line parser.
-pub fn volume(text: &str) -> Result<VolumeId, String> {
-    let plain = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let number = plain.then(|| u128::from_str_radix(text, 16).ok()).flatten();
-    number.map(VolumeId).ok_or_else(|| format!("`{text}` is not a volume of 32 hexadecimal digits"))
 }
 
 /// What `borealis up` is to have the nodes do: what was asked for, else what they did `before`.
@@ -185,96 +140,15 @@ fn prepare_folder(folder: &Path, user: &OperatingSystemUser) -> anyhow::Result<(
     Ok(())
 }
 
-/// A backup that was opened.
-pub(super) struct Place {
-    location: Location,
-    pub(super) store: Box<dyn ObjectStore>,
-    pub(super) sealing: Sealing,
-    pub(super) volume: VolumeId,
-}
-
-impl Place {
-    pub(super) fn open(dir: &Path, arguments: &PlaceArguments) -> anyhow::Result<Place> {
-        let cluster = || Cluster::open(dir).context("without --from it is the cluster's own backup");
-        let (config, volume) = match &arguments.from {
-            Some(text) => {
-                let (key_file, key_command) = (arguments.key_file.clone(), arguments.key_command.clone());
-                (BackupConfig { url: absolute_url(text)?, key_file, key_command }, None)
-            }
-            None => {
-                let cluster = cluster()?;
-                let config = cluster.catalog.backup.clone().with_context(|| {
-                    format!(
-                        "the cluster in {} has no backup; `borealis up --backup URL` begins one",
-                        dir.display()
-                    )
-                })?;
-                (config, Some(cluster.catalog.volume_id()))
-            }
-        };
-        let location: Location = config.url.parse()?;
-        let store = store::open(&location, Timeouts::default())?;
-        let key = KeySource::of(config.key_file.as_deref(), config.key_command.as_deref())?;
-        let sealing = key.sealing(&|| true)?;
-        let volume = match volume.or(arguments.volume) {
-            Some(volume) => volume,
-            None => only_volume(&location, &*store)?,
-        };
-        Ok(Place { location, store, sealing, volume })
-    }
-
-    /// From when on points stay.
-    pub(super) fn window_start(&self) -> anyhow::Result<Start> {
-        Ok(retention::window_start(&*self.store, self.volume, &self.sealing, now_ms())?)
-    }
-
-    pub(super) fn read(&self) -> anyhow::Result<Contents> {
-        let contents = contents::read(&*self.store, self.volume, &self.sealing);
-        let contents = contents.with_context(|| {
-            format!("no backup of volume {} can be read at {}", self.volume, self.location)
-        })?;
-        warn_of_damage(&contents);
-        Ok(contents)
-    }
-}
-
-/// Names what cannot be read of a backup that can.
-pub fn warn_of_damage(contents: &Contents) {
-    for (name, fault) in &contents.damaged {
-        eprintln!("borealis: warning: {} {fault}", name.key(contents.volume));
-    }
-}
-
-/// The volume that is backed up there, if it is one.
-///
-/// # Errors
-/// When there are none or several, or the store does not answer.
-pub fn only_volume(location: &Location, store: &dyn ObjectStore) -> anyhow::Result<VolumeId> {
-    let found = volumes(store)?;
-    match found[..] {
-        [volume] => Ok(volume),
-        [] => bail!("there is no backup at {location}"),
-        _ => {
-            let names: Vec<String> = found.iter().map(VolumeId::to_string).collect();
-            bail!("{location} has backups of several volumes, choose one with --volume: {}", names.join(", "))
-        }
-    }
-}
-
 /// What the command says.
 pub fn backup(dir: &Path, command: &BackupCommand) -> anyhow::Result<ExitCode> {
     match command {
         BackupCommand::Status { place, json } => status(&Place::open(dir, place)?, *json),
         BackupCommand::List { place } => list(&Place::open(dir, place)?),
         BackupCommand::Verify { place } => verify(&Place::open(dir, place)?),
-        BackupCommand::Retention(arguments) => super::backup_points::keep(dir, arguments),
-        BackupCommand::Snapshot(command) => super::backup_points::snapshot(dir, command),
+        BackupCommand::Retention(arguments) => backup_points::keep(dir, arguments),
+        BackupCommand::Snapshot(command) => backup_points::snapshot(dir, command),
     }
-}
-
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How long ago a time was, for a person.
@@ -373,19 +247,4 @@ fn verify(place: &Place) -> anyhow::Result<ExitCode> {
     );
     let is_whole = report.faults.is_empty() && gaps.is_empty();
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_is_kept_by_its_whole_path() {
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(absolute_url("some/folder").unwrap(), format!("file://{}/some/folder", here.display()));
-        assert_eq!(absolute_url("file:///some/folder").unwrap(), "file:///some/folder");
-        assert_eq!(absolute_url("s3://bucket/x").unwrap(), "s3://bucket/x");
-        assert_eq!(location("kept").unwrap().to_string(), format!("file://{}/kept", here.display()));
-        assert!(absolute_url("file://some/folder").is_err() && absolute_url("ftp://host").is_err());
-    }
 }

@@ -11,7 +11,7 @@ use borealis_backup::retention::{self, Settings};
 use borealis_types::Lsn;
 use clap::{Args, Subcommand};
 
-use super::backup::{Place, PlaceArguments, now_ms};
+use super::backup_place::{Place, PlaceArguments, now_ms};
 use super::times;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;

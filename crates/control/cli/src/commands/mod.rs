@@ -1,6 +1,7 @@
 //! One module for each group of commands.
 
 pub mod backup;
+mod backup_place;
 mod backup_points;
 pub mod bench;
 pub mod chaos;

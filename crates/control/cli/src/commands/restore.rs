@@ -23,7 +23,7 @@ use borealis_local::cluster::{
 use borealis_types::{Lsn, VolumeId};
 use clap::Args;
 
-use super::backup::only_volume;
+use super::backup_place::only_volume;
 use super::times;
 use super::up::{DEFAULT_MEMORY_ROOT, DEFAULT_NODES, DEFAULT_PORT};
 
@@ -36,7 +36,7 @@ const SHOWN_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 pub struct RestoreArguments {
     /// Where the backup is: a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.
-    #[arg(long, value_name = "URL", value_parser = super::backup::location)]
+    #[arg(long, value_name = "URL", value_parser = super::backup_place::location)]
     from: Location,
     /// Restore what the volume was at a time, like '2026-11-27 07:30:00+00' or seconds since 1970. [default: the newest point]
     #[arg(long, value_name = "TIME", value_parser = times::parse, conflicts_with = "to_lsn")]
@@ -54,7 +54,7 @@ pub struct RestoreArguments {
     #[arg(long, requires = "list")]
     json: bool,
     /// The volume, where backups of several are; 32 hexadecimal digits.
-    #[arg(long, value_name = "ID", value_parser = super::backup::volume)]
+    #[arg(long, value_name = "ID", value_parser = super::backup_place::volume)]
     volume: Option<VolumeId>,
     /// The key that the backup is encrypted with: a file that nobody else may read.
     #[arg(long, value_name = "FILE")]
@@ -95,7 +95,7 @@ pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitC
     };
     let contents = contents::read(&objects, volume, &sealing)
         .with_context(|| format!("no backup of volume {volume} can be read at {}", arguments.from))?;
-    super::backup::warn_of_damage(&contents);
+    super::backup_place::warn_of_damage(&contents);
     if arguments.list {
         return list(&contents, arguments.json);
     }

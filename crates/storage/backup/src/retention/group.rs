@@ -190,7 +190,12 @@ impl<'a> GroupSweep<'a> {
             let goes = listed
                 .iter()
                 .filter(|(redo, stored)| window.is_settled(*stored) && !keep.needs_redo(redo, history));
-            let goes: Vec<(Name, Stored)> = goes.map(|(redo, stored)| (Name::Redo(*redo), *stored)).collect();
+            let goes: Vec<(Name, Stored)> = goes
+                .map(|(redo, stored)| {
+                    keep.assert_superfluous(redo);
+                    (Name::Redo(*redo), *stored)
+                })
+                .collect();
             self.situation.delete(&goes, deleted)?;
             let is_over = listed.iter().any(|(redo, _)| redo.last_end >= keep.redo_below());
             match part.objects.last() {

@@ -11,7 +11,7 @@ const FIGURES: [(&str, &str); 6] = [
     ("tps", "transactions per second"),
     ("latency_p99_ms", "99th percentile of latency, ms"),
     ("uploaded_bytes_per_wal_byte", "bytes uploaded per byte of WAL"),
-    ("backup_behind_ms", "what it lacks as the load ends, ms"),
+    ("backup_complete_ms", "until everything can be restored as the load ends, ms"),
     ("backup_snapshots", "snapshots of groups, in all"),
     ("backup_failures", "failed requests, in all"),
 ];

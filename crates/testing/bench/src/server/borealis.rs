@@ -171,16 +171,6 @@ impl Borealis {
         Ok(counters)
     }
 
-    /// How long the nodes have had redo that is not in the backup: the longest of all groups.
-    ///
-    /// # Errors
-    /// When the status cannot be read.
-    pub fn backup_behind_ms(&self) -> anyhow::Result<f64> {
-        let status = self.status()?;
-        let nodes = status["nodes"].as_array().context("status lists no nodes")?;
-        Ok(nodes.iter().filter_map(|node| node["metrics"]["backup_behind_ms"].as_f64()).fold(0.0, f64::max))
-    }
-
     /// The newest point of its backup that can be restored, if there is one yet.
     ///
     /// # Errors

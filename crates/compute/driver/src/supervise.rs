@@ -387,7 +387,9 @@ impl Supervisor {
             Evictor::start(&data_directory, &server.shared_memory, server.event_descriptor, limit_bytes)?;
         let starts = Starts { begun, server_begun, phases };
         let ended = self.serve(&mut engine, &mut server, &evictor, &data_directory, starts);
-        if matches!(ended, Ok(Ended::Stopped)) {
+        // One that did not stop in time goes on writing its log.
+        let has_ended = !data_directory.join("postmaster.pid").exists();
+        if matches!(ended, Ok(Ended::Stopped)) && has_ended {
             self.keep_statistics(&mut engine, &control, &data_directory);
         }
         // It may wait for an answer that would never come.

@@ -3,6 +3,8 @@
 //! What is needed goes on the server's command line, where neither a configuration file nor `ALTER SYSTEM`
 //! can override it.
 
+use borealis_types::KeptFile;
+
 use crate::{Binaries, libraries};
 
 /// A setting that cannot be changed under Borealis.
@@ -12,6 +14,14 @@ pub struct RefusedSetting {
     name: String,
     value: String,
     reason: &'static str,
+}
+
+impl RefusedSetting {
+    /// The same without the value, which may have a password in it, or be long.
+    #[must_use]
+    pub fn without_value(&self) -> String {
+        format!("PostgreSQL setting {} cannot be used with Borealis: {}", self.name, self.reason)
+    }
 }
 
 /// Settings a user asked for, checked.
@@ -48,6 +58,10 @@ pub const KEPT_FILES: &str = "borealis.kept_files";
 
 /// Settings that are refused whatever their value, and why.
 const REFUSED: &[(&str, &str)] = &[
+    (
+        "dynamic_library_path",
+        "libraries are looked at where they are found; name them with their whole path instead",
+    ),
     ("data_directory", "Borealis decides where the instance's directory is"),
     ("port", "give the port with --port"),
     ("unix_socket_directories", "the socket lives in the instance's directory"),
@@ -84,8 +98,8 @@ impl Settings {
             if name == "wal_level" && value.eq_ignore_ascii_case("minimal") {
                 return Err(refuse("the storage needs redo of everything; use replica or logical"));
             }
-            if name == KEPT_FILES && !matches!(value.as_str(), "on" | "off") {
-                return Err(refuse("it is on or off"));
+            if name == KEPT_FILES && !matches!(value.as_str(), "on" | "off" | "none") {
+                return Err(refuse("it is on, off or none"));
             }
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
             if name.is_empty() || !name.chars().all(plain) {
@@ -113,10 +127,15 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether a start takes over the files that outlived the server before.
+    /// Whether a start takes over a file that outlived the server before: with `off` none of settings, with `none` none at all. Who may
+    /// enter is not to change because of a setting.
     #[must_use]
-    pub fn takes_kept_files(&self) -> bool {
-        !self.pairs.iter().any(|(name, value)| name == KEPT_FILES && value == "off")
+    pub fn takes_kept_file(&self, file: KeptFile) -> bool {
+        let is_of_settings = matches!(file, KeptFile::Settings | KeptFile::SystemSettings);
+        !self
+            .pairs
+            .iter()
+            .any(|(name, value)| name == KEPT_FILES && (value == "none" || value == "off" && is_of_settings))
     }
 
     /// What goes on the command line after `postgres`, in `-c name=value` pairs.
@@ -173,6 +192,7 @@ mod tests {
             ("archive_mode", "always"),
             ("archive_command", "cp %p /archive/%f"),
             ("data_directory", "/tmp/x"),
+            ("dynamic_library_path", "/opt/ext:$libdir"),
             ("borealis.kept_files", "perhaps"),
             ("shared buffers", "1"),
         ] {

@@ -99,12 +99,15 @@ pub(crate) fn before_rename(shim: &Shim, old: &CStr, new: &CStr) -> Result<(), E
     Ok(())
 }
 
-/// When a process opens a file of settings to read it: one of them is what `ALTER SYSTEM` writes, which is read last,
-/// whenever settings are read. Looks whether a person has changed a file since the last time.
+/// When a process opens a file of settings to read it: `postgresql.conf`, whenever settings are read, and what `ALTER SYSTEM` writes
+/// after it, if it could be parsed. Looks whether a person has changed a file since the last time; `postgresql.conf` itself is
+/// looked at only once it was parsed, the others also where it was not, for PostgreSQL then goes by them all the same.
 pub(crate) fn settings_are_read(shim: &Shim, path: &CStr) {
-    if shim.kept_file(path) != Some(KeptFile::SystemSettings) {
-        return;
-    }
+    let is_due: fn(KeptFile) -> bool = match shim.kept_file(path) {
+        Some(KeptFile::Settings) => |file| file != KeptFile::Settings,
+        Some(KeptFile::SystemSettings) => |file| file == KeptFile::Settings,
+        _ => return,
+    };
     let Some(log) = LOG.get() else { return };
     let before = errno();
     if !HAS_SEEN.swap(true, Ordering::Relaxed) {
@@ -114,7 +117,7 @@ pub(crate) fn settings_are_read(shim: &Shim, path: &CStr) {
             }
         }
     } else if log.is_wal_writer(shim) && log.can_insert() {
-        for (file, seen) in EDITED.into_iter().zip(&SEEN) {
+        for (file, seen) in EDITED.into_iter().zip(&SEEN).filter(|(file, _)| is_due(*file)) {
             look_at(shim, log, file, seen);
         }
     }

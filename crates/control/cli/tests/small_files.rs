@@ -128,7 +128,11 @@ fn a_kept_file_that_keeps_the_server_from_starting_can_be_done_without() {
     let said = cluster.fails(&["up", "--detach", "--port", &port]);
     assert!(said.contains("--pg-set borealis.kept_files=off"), "{said}");
     cluster.run(&["down"]);
-    cluster.up(&["--pg-set", "borealis.kept_files=off"]);
+    // The settings are not taken over, and the rules of who may enter are: they are to blame, too.
+    let said = cluster.fails(&["up", "--detach", "--port", &port, "--pg-set", "borealis.kept_files=off"]);
+    assert!(said.contains("borealis.kept_files=none"), "{said}");
+    cluster.run(&["down"]);
+    cluster.up(&["--pg-set", "borealis.kept_files=none"]);
     assert!(!text_of(&cluster, "pg_hba.conf").contains("nonsense"));
     // What is written now takes the place of what was kept.
     run(&cluster, "ALTER SYSTEM SET work_mem = '7MB'");

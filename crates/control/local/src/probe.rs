@@ -42,7 +42,7 @@ fn ask(port: u16, timeout: Duration) -> std::io::Result<()> {
     stream.write_all(&[b'X', 0, 0, 0, 4])
 }
 
-/// `true` when it is ready for a query, `false` when it refused in a way that will not pass.
+/// `true` when it is ready for a query, `false` when it refused in a way that will not pass, or asks who this is.
 fn wait_until_ready(stream: &mut TcpStream) -> std::io::Result<bool> {
     loop {
         let mut header = [0; 5];
@@ -53,6 +53,8 @@ fn wait_until_ready(stream: &mut TcpStream) -> std::io::Result<bool> {
         stream.take(u64::from(length.min(1 << 16))).read_to_end(&mut body)?;
         match kind {
             b'Z' => return Ok(true),
+            // It asks for a password or the like: a server that does so serves. Zero is no question.
+            b'R' if !body.starts_with(&[0; 4]) => return Ok(false),
             b'E' => {
                 // Fields, each a letter and text that ends with a zero byte; C is the code.
                 let text = String::from_utf8_lossy(&body).into_owned();
@@ -61,5 +63,30 @@ fn wait_until_ready(stream: &mut TcpStream) -> std::io::Result<bool> {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_asks_for_a_password_answers() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            // SCRAM-SHA-256, and nothing after it until the client goes.
+            let mut message = vec![b'R'];
+            message.extend(23u32.to_be_bytes());
+            message.extend(10u32.to_be_bytes());
+            message.extend(b"SCRAM-SHA-256\0\0");
+            stream.write_all(&message).expect("sent");
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        answers_sql(port, Duration::from_secs(10)).expect("it serves");
+        server.join().expect("it ended");
     }
 }

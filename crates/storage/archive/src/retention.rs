@@ -24,6 +24,21 @@ use crate::name::{ManifestName, MarksName, PagesName, RedoName};
 use crate::restorable::stretch_of;
 use crate::settings::Retention;
 
+/// The newest time at which it is sure that so much time has passed, of the times at which a store got lists of marks; zero if there is none. A
+/// clock that jumps ahead for a while must not make everything look old, and in a folder store and nodes have one clock. So after a pause
+/// of half a window, which a jump is and a long stop too, time counts only once a seventh of a window has passed in small steps.
+#[must_use]
+pub fn trusted_now_ms(modified_ms: impl IntoIterator<Item = u64>, retention: Retention) -> u64 {
+    let mut times: Vec<u64> = modified_ms.into_iter().collect();
+    times.sort_unstable();
+    let (pause_ms, proof_ms) = (retention.window_ms / 2, retention.window_ms / 7);
+    let stretches = times.chunk_by(|one, next| next - one <= pause_ms);
+    let mut proved = stretches.filter(|stretch| {
+        stretch.last().zip(stretch.first()).is_some_and(|(last, first)| last - first >= proof_ms)
+    });
+    proved.next_back().and_then(|stretch| stretch.last().copied()).unwrap_or(0)
+}
+
 /// From when on points stay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Window {
@@ -253,6 +268,19 @@ mod tests {
         assert_eq!(lists_before(&lists, &window), [old.0, older.0]);
         let can_go = |(list, stored)| window.can_go(&list, stored, Lsn(300));
         assert_eq!(lists.map(can_go), [false, false, true]);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_ahead_for_a_while_makes_nothing_old() {
+        let retention = Retention { window_ms: 7_000, unfinished_ms: 500 };
+        let usual = (0..20).map(|step| 50_000 + step * 500);
+        assert_eq!(trusted_now_ms(usual.clone(), retention), 59_500);
+        let jumped = [999_000, 999_500];
+        assert_eq!(trusted_now_ms(usual.clone().chain(jumped), retention), 59_500);
+        // After a long stop it takes a while.
+        let later = (0..=2).map(|step| 90_000 + step * 500);
+        assert_eq!(trusted_now_ms(usual.chain(later), retention), 91_000);
+        assert_eq!(trusted_now_ms([], retention), 0);
     }
 
     #[test]

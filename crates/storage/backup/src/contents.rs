@@ -222,7 +222,7 @@ impl Contents {
     /// How many bytes all objects have.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.inventory.objects().map(|(_, stored)| stored.bytes).sum()
+        self.inventory.objects().fold(0, |sum, (_, stored)| sum.saturating_add(stored.bytes))
     }
 }
 

@@ -90,18 +90,20 @@ impl Life {
         let bytes = settings::encode(VOLUME, facts, &Sealing::Plain);
         store.inner.put_new(&Name::Volume.key(VOLUME), &bytes).expect("memory");
         set_retention(&store, VOLUME, &Sealing::Plain, &Settings::default(), retention).expect("the first");
-        let now_ms = world.clock_ms + age_ms;
-        // Time passes for the store too, as a mark that came lately shows.
-        store.inner.set_clock_ms(now_ms);
+        let (last_ms, now_ms) = (world.clock_ms, world.clock_ms + age_ms);
         let mut life = Life { world, store, now_ms };
-        life.put_late_mark();
+        // Time passes for the store too, as marks show.
+        for at_ms in (last_ms..now_ms).step_by(250).chain([now_ms]) {
+            life.put_late_mark(at_ms);
+        }
         life
     }
 
-    fn put_late_mark(&mut self) {
-        let (name, bytes) = self.world.late_mark(self.now_ms);
+    fn put_late_mark(&mut self, at_ms: u64) {
+        self.store.inner.set_clock_ms(at_ms);
+        let (name, bytes) = self.world.late_mark(at_ms);
         self.store.inner.put_new(&name.key(VOLUME), &bytes).expect("memory");
-        self.world.objects.insert(name, (bytes, self.now_ms));
+        self.world.objects.insert(name, (bytes, at_ms));
     }
 
     fn name(&self, number: u64, lsn: Lsn) {
@@ -268,7 +270,7 @@ fn a_name_that_is_given_in_the_middle_ends_the_deletion() {
 #[test]
 fn nothing_is_deleted_while_a_named_snapshot_cannot_be_read() {
     let life = small_life();
-    assert!(life.delete(1, true).is_err(), "there is something to delete");
+    assert!(life.delete(0, true).is_err(), "there is something to delete");
     let key = format!("{VOLUME}/snapshots/spoilt");
     life.store.inner.put_new(&key, b"spoilt").expect("memory");
     let error = life.delete(usize::MAX, true).expect_err("it may need anything");
@@ -290,4 +292,20 @@ fn a_clock_that_is_behind_makes_nothing_old() {
     let ahead =
         window_start(&life.store, VOLUME, &Sealing::Plain, life.now_ms + 1_000_000_000).expect("memory");
     assert_eq!(ahead.lsn, start);
+}
+
+/// In a folder, the store and the node have one clock.
+#[test]
+fn a_clock_that_jumps_ahead_for_everybody_makes_nothing_old() {
+    let mut life = small_life();
+    let start = life.start();
+    let ahead_ms = life.now_ms + 30 * 24 * 60 * 60 * 1000;
+    life.put_late_mark(ahead_ms);
+    life.put_late_mark(ahead_ms + 200);
+    life.now_ms = ahead_ms + 300;
+    assert_eq!(life.start(), start);
+    // It is the time after all, and goes on.
+    life.put_late_mark(ahead_ms + 600);
+    life.now_ms = ahead_ms + 700;
+    assert_eq!(life.start(), life.world.durable);
 }

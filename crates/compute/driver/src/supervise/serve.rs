@@ -167,7 +167,8 @@ impl Supervisor {
         let names: Vec<&str> = self.kept.files.iter().map(|file| file.name()).collect();
         format!(
             ". If a setting in what was kept of {} is to blame: `borealis up --pg-set NAME=VALUE` wins over it, and \
-             `borealis up --pg-set {KEPT_FILES}=off` starts without any of these files",
+             `borealis up --pg-set {KEPT_FILES}=off` starts without all of them. If it is pg_hba.conf or pg_ident.conf, \
+             `{KEPT_FILES}=none` starts without those too: then everybody on this machine may enter without a password",
             names.join(", ")
         )
     }

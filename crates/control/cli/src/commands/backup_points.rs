@@ -89,7 +89,9 @@ pub fn keep(dir: &Path, arguments: &RetentionArguments) -> anyhow::Result<ExitCo
     println!("every point stays for {}", days(now.retention.window_ms));
     let start = place.window_start()?;
     if start.lsn == Lsn::ZERO {
-        println!("the backup is younger than that: nothing is deleted yet");
+        println!(
+            "nothing is deleted: no list of marks says what was durable when that began; as a rule the backup is younger"
+        );
     } else {
         println!(
             "points before {} may be deleted, but for those with a name ({})",

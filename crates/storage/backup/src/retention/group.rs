@@ -11,6 +11,9 @@ use borealis_types::{GroupId, Lsn};
 use super::{Deleted, RetentionError, Situation, admitted};
 use crate::store::{ObjectStoreError, list_names};
 
+/// Snapshots that are tried, of those that a restore to the window's beginning may begin with.
+const BASES_TRIED: usize = 4;
+
 /// A group of which something may go.
 pub(super) struct GroupSweep<'a> {
     situation: &'a Situation<'a>,
@@ -113,15 +116,24 @@ impl<'a> GroupSweep<'a> {
         let Situation { ref window, start, ref history, ref settings, .. } = *self.situation;
         // Until it has been there for a while, the one before it stays.
         let settled = manifests.iter().filter(|(_, stored)| window.is_settled(**stored));
-        let Some(floor) = bases_for(settled.map(|(name, _)| *name), history, start).first().copied() else {
-            return Ok(Ok(None));
-        };
-        if !self.is_whole(&floor, pages)? {
-            return Ok(Err(format!("the snapshot of {} is damaged", floor.lsn)));
+        let bases = bases_for(settled.map(|(name, _)| *name), history, start);
+        // The newest one is for those who restore; should an object of it turn out to be damaged, they take the one before.
+        let mut why = Ok(None);
+        let mut floor = None;
+        for base in bases.into_iter().skip(1).take(BASES_TRIED) {
+            if !self.is_whole(&base, pages)? {
+                why = Err(format!("the snapshot of {} is damaged", base.lsn));
+            } else if !self.reaches(Some(&base), start)? {
+                why = Err(format!(
+                    "{start}, where the retention's window begins, cannot be restored from {}",
+                    base.lsn
+                ));
+            } else {
+                floor = Some(base);
+                break;
+            }
         }
-        if !self.reaches(Some(&floor), start)? {
-            return Ok(Err(format!("{start}, where the retention's window begins, cannot be restored")));
-        }
+        let Some(floor) = floor else { return Ok(why) };
         let mut keep = Keep { floor, named: Vec::new() };
         for named in settings.named.iter().filter(|named| named.lsn < floor.lsn) {
             let base = bases_for(manifests.keys().copied(), history, named.lsn).first().copied();
@@ -131,7 +143,7 @@ impl<'a> GroupSweep<'a> {
             };
             if !is_whole || !self.reaches(base.as_ref(), named.lsn)? {
                 return Ok(Err(format!(
-                    "snapshot {} of {} cannot be restored; delete it, if it is not needed",
+                    "snapshot {} of {} is not seen to be restorable",
                     named.name, named.lsn
                 )));
             }

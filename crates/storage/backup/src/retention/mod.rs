@@ -2,8 +2,8 @@
 //!
 //! One node does it, now and then ([`delete_old`]). If two do, nothing is lost: each deletes by what it sees, and what one deletes
 //! the other does not need either. Between its requests a person may give a name to a point or lengthen the window. So
-//! nothing goes after a change that was not read before: both are listed again before every thousand deletions, and a name is only
-//! given to a point within the window, which stays in any case.
+//! both are listed again before every hundred deletions, and a name is only given to a point within the window, which stays in any case. What a
+//! longer window would have kept may go in the moment in which it is made longer.
 
 mod group;
 mod settings;
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use borealis_archive::inventory::Stored;
 use borealis_archive::marks::{self, Mark};
 use borealis_archive::name::{MarksName, Name, SnapshotName};
-use borealis_archive::retention::{Window, evidence_for, lists_before, start_of};
+use borealis_archive::retention::{Window, evidence_for, lists_before, start_of, trusted_now_ms};
 use borealis_archive::sealing::Sealing;
 use borealis_types::{EpochHistory, GroupId, Lsn, VolumeId};
 
@@ -26,7 +26,7 @@ use crate::store::{ObjectStore, ObjectStoreError, list_names};
 /// Lists of marks that are read for each named point: what they say of it stays.
 const EVIDENCE_MAX: usize = 12;
 /// Objects that are deleted between two looks at what people said.
-const DELETED_BETWEEN_LOOKS: usize = 1000;
+const DELETED_BETWEEN_LOOKS: usize = 100;
 
 /// Why nothing is deleted, or a setting not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum RetentionError {
     Read(#[from] ReadError),
     /// What says which points stay is damaged.
     #[error(
-        "{object} {fault}: which points must stay is not known, so nothing is deleted; make it whole, or remove it"
+        "{object} {fault}: which points must stay is not known, so nothing is deleted until it can be read again"
     )]
     Damaged {
         /// The object.
@@ -111,8 +111,9 @@ impl<'a> Situation<'a> {
                 _ => None,
             })
             .collect();
-        // The store's clock is what its newest object says. With one that is ahead, everything would look old.
-        let now_ms = lists.iter().map(|(_, stored)| stored.modified_ms).max().unwrap_or(0).min(wall_ms);
+        // With a clock that is ahead, everything would look old.
+        let modified_ms = lists.iter().map(|(_, stored)| stored.modified_ms);
+        let now_ms = trusted_now_ms(modified_ms, settings.retention).min(wall_ms);
         let window = Window { now_ms, retention: settings.retention };
         let mut situation = Situation {
             store,
@@ -173,13 +174,13 @@ impl<'a> Situation<'a> {
             for (name, stored) in some {
                 self.store.delete(&name.key(self.volume))?;
                 deleted.objects += 1;
-                deleted.bytes += stored.bytes;
+                deleted.bytes = deleted.bytes.saturating_add(stored.bytes);
             }
         }
         Ok(())
     }
 
-    /// Marks of before the window, older histories, and older settings.
+    /// Marks of before the window, and older histories. Settings stay: they are few, and tell what was wished when.
     fn delete_small(&self, deleted: &mut Deleted) -> Result<(), RetentionError> {
         let mut superfluous = Vec::new();
         if deleted.kept_whole.is_empty() {
@@ -193,12 +194,6 @@ impl<'a> Situation<'a> {
         let newest = self.history.newest_epoch();
         for (name, stored) in list_names(self.store, &format!("{}/history/", self.volume), None)? {
             let is_older = matches!(&name, Name::History(history) if history.epoch < newest);
-            if is_older && self.window.is_settled(stored) {
-                superfluous.push((name, stored));
-            }
-        }
-        for (name, stored) in list_names(self.store, &format!("{}/retention/", self.volume), None)? {
-            let is_older = matches!(name, Name::Retention { revision } if revision < self.settings.revision);
             if is_older && self.window.is_settled(stored) {
                 superfluous.push((name, stored));
             }

@@ -32,12 +32,15 @@ impl Uploader {
         }
         let end = follow(redo.iter().map(|(redo, _)| *redo), &self.history, tail_end.max(uploaded));
         let counts = |redo: &RedoName| redo.last_end <= end && (is_changed || redo.last_end > uploaded);
-        let bytes: u64 = redo.iter().filter(|(redo, _)| counts(redo)).map(|(_, bytes)| *bytes).sum();
+        let bytes: u64 = redo
+            .iter()
+            .filter(|(redo, _)| counts(redo))
+            .fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes));
         // Of what no recovery kept nothing follows.
         let is_kept = |redo: &RedoName| follow([*redo], &self.history, redo.previous_end) > redo.previous_end;
         let has_gap = redo.iter().any(|(redo, _)| redo.previous_end > end && is_kept(redo));
         let state = self.groups.entry(group).or_default();
-        state.redo_bytes = if is_changed { bytes } else { state.redo_bytes + bytes };
+        state.redo_bytes = if is_changed { bytes } else { state.redo_bytes.saturating_add(bytes) };
         (state.base, state.has_gap) = (base, has_gap);
         let newest = redo.iter().map(|(redo, _)| redo).filter(|redo| redo.last_end > state.uploaded);
         let newest = newest.max_by_key(|redo| redo.last_end);

@@ -96,8 +96,14 @@ impl Uploader {
             is_too_old || !state.is_some_and(goes_on)
         }) {
             // Another node does it, or did; or the store was away for so long that what is there may be going.
+            let (group, is_too_old) =
+                (making.group, making.begun_ms.saturating_add(BUILT_ON_FOR_MS) <= now.steady_ms);
             self.abandon_snapshot(making, pages);
             self.status.snapshot_trouble = None;
+            if is_too_old {
+                let what = "it was not complete after a day, and begins again".to_owned();
+                self.note_snapshot_failure(group, &SourceError { group, what }.into(), now);
+            }
         }
         let pauses = self.snapshots.making.as_ref().and_then(|making| self.groups.get(&making.group));
         if pauses.is_some_and(|state| state.snapshot_failures > 0 && state.snapshot_after_ms > now.steady_ms)

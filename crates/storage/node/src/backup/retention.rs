@@ -1,15 +1,15 @@
 //! Deleting what nobody can need any more of the backup, on a thread of its own: redo does not wait for it.
 //!
-//! One node does it: the one that uploads the volume's first group. If two do for a while, nothing is lost
+//! One node does it: the lowest of those that have everything of the volume's first group. If two do for a while, nothing is lost
 //! ([`borealis_backup::retention`]).
 
 use std::time::Duration;
 
-use borealis_archive::duty::Duty;
 use borealis_backup::retention::delete_old;
+use borealis_backup::upload::RedoSource as _;
 
 use super::{Backup, Ending, lower_priority};
-use crate::backup::{NICENESS, OPEN_AGAIN_AFTER};
+use crate::backup::NICENESS;
 
 /// Every so many times what no snapshot names is looked for in all groups.
 const THOROUGH_EVERY: u64 = 24;
@@ -41,26 +41,26 @@ impl Backup {
         let mut pause = self.deletion_interval / 6;
         while self.wait(pause) {
             pause = self.deletion_interval;
-            if !self.has_the_first_group() {
+            if !self.is_responsible() {
+                self.lock().deletions.trouble = None;
                 continue;
             }
-            match self.delete_once(count % THOROUGH_EVERY == 0) {
-                Ok(()) => count += 1,
-                Err(error) => {
-                    let what = format!("{error:#}");
-                    tracing::warn!("nothing old is deleted from the backup for now: {what}");
-                    self.lock().deletions.trouble = Some(what);
-                    pause = self.deletion_interval.min(10 * OPEN_AGAIN_AFTER);
-                }
+            if let Err(error) = self.delete_once(count % THOROUGH_EVERY == 0) {
+                let what = format!("{error:#}");
+                tracing::warn!("nothing old is deleted from the backup for now: {what}");
+                self.lock().deletions.trouble = Some(what);
             }
+            count += 1;
         }
         self.end_of_thread();
     }
 
-    fn has_the_first_group(&self) -> bool {
+    /// Of those that have everything of the first group, the node with the lowest number. Two may take it to be them for a while.
+    fn is_responsible(&self) -> bool {
         let first = self.options.facts.placement.groups().next();
-        let state = self.lock();
-        state.status.groups.iter().any(|group| Some(group.group) == first && group.duty == Some(Duty::Upload))
+        let candidates = first.map(|first| self.redo.candidates(first)).unwrap_or_default();
+        let complete = candidates.iter().filter(|candidate| candidate.complete);
+        complete.map(|candidate| candidate.node).min() == Some(self.options.node)
     }
 
     fn delete_once(&self, thorough: bool) -> anyhow::Result<()> {

@@ -67,7 +67,7 @@ fn by_text(text: &str) -> Option<ErrorKind> {
         401 | 403 => Some(ErrorKind::Denied),
         404 => Some(ErrorKind::Missing),
         408 | 429 | 503 | 504 => Some(ErrorKind::Slow),
-        502 => Some(ErrorKind::Down),
+        500 | 502 => Some(ErrorKind::Down),
         507 => Some(ErrorKind::Full),
         _ => None,
     })

@@ -122,7 +122,7 @@ mod tests {
             (503, "<Code>ServerBusy</Code>", Some(ErrorKind::Slow)),
             (404, "<Code>ContainerNotFound</Code>", Some(ErrorKind::Missing)),
             (502, "", Some(ErrorKind::Down)),
-            (500, "<Code>InternalError</Code>", None),
+            (500, "<Code>InternalError</Code>", Some(ErrorKind::Down)),
         ] {
             assert_eq!(of_status(code, body), kind, "{code} {body}");
         }

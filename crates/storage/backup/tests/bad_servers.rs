@@ -122,7 +122,8 @@ fn it_answers_with_errors() {
         ("503 Service Unavailable", "SlowDown", ErrorKind::Slow),
         ("507 Insufficient Storage", "XMinioStorageFull", ErrorKind::Full),
         ("404 Not Found", "NoSuchBucket", ErrorKind::Missing),
-        ("500 Internal Server Error", "InternalError", ErrorKind::Broken),
+        ("500 Internal Server Error", "InternalError", ErrorKind::Down),
+        ("400 Bad Request", "MalformedXML", ErrorKind::Broken),
     ] {
         let body = format!("<Error><Code>{code}</Code></Error>");
         let is_missing = kind == ErrorKind::Missing;

@@ -15,7 +15,6 @@ use borealis_archive::redo::for_each_record;
 use borealis_archive::sealing::Sealing;
 use borealis_archive::settings::{NamedSnapshot, Retention};
 use borealis_backup::contents::{self, Contents};
-use borealis_backup::key::KeySource;
 use borealis_backup::restore::{Order, restore};
 use borealis_backup::retention;
 use borealis_backup::store::ObjectStore;
@@ -212,48 +211,6 @@ fn a_node_stops_while_its_backup_cannot_be_opened() {
         Some(BackupConfig { url: "ftp://bucket".to_owned(), key_file: None, key_command: None });
     let error = borealis_node::Node::start(cluster.configs[0].clone()).unwrap_err();
     assert!(format!("{error:#}").contains("see `backup` in"), "{error:#}");
-}
-
-#[test]
-fn a_node_serves_while_a_command_has_its_key_and_uploads_once_it_has_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let (key, asked) = (folder.path().join("printed"), folder.path().join("asked"));
-    let kept = folder.path().join("kept");
-    let mut cluster = cluster(&kept);
-    for config in &mut cluster.configs {
-        let backup = config.backup.as_mut().expect("it has one");
-        backup.key_command =
-            Some(format!("echo >> {}; cat {}; echo is the service up >&2", asked.display(), key.display()));
-    }
-    // This one's hangs.
-    cluster.configs[0].backup.as_mut().expect("it has one").key_command = Some("sleep 1000".to_owned());
-    start_all(&mut cluster);
-    let mut writer = Writer::first(&cluster);
-    let begun = Instant::now();
-    write(&mut writer, 1, &ALL);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    wait_until("a node says why it uploads nothing", || {
-        let hindrance = cluster.node(1).status().hindrance;
-        hindrance.is_some_and(|what| what.contains("the key command") && what.contains("is the service up"))
-    });
-    assert!(cluster.metric(1, "backup_failing_ms") > 0 && asked.exists());
-    // It stops at once, though its command does not end by itself.
-    let begun = Instant::now();
-    cluster.kill_node(0);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-
-    std::fs::write(&key, "0f".repeat(32)).unwrap();
-    let sealing = KeySource::Command(&format!("cat {}", key.display())).sealing(&|| true).expect("a key");
-    let newest = || {
-        let contents = contents::read(&FolderStore::new(&kept), VOLUME, &sealing).ok()?;
-        contents.newest().map(|newest| newest.lsn)
-    };
-    let deadline = Instant::now() + Duration::from_secs(90);
-    while newest().is_none_or(|newest| newest < writer.durable.end) {
-        assert!(Instant::now() < deadline, "{:?}", cluster.node(1).status().hindrance);
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    assert!(contents(&kept).is_none(), "without the key nobody reads it");
 }
 
 /// Every group's newest snapshot.

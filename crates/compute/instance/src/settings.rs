@@ -132,10 +132,9 @@ impl Settings {
     #[must_use]
     pub fn takes_kept_file(&self, file: KeptFile) -> bool {
         let is_of_settings = matches!(file, KeptFile::Settings | KeptFile::SystemSettings);
-        !self
-            .pairs
-            .iter()
-            .any(|(name, value)| name == KEPT_FILES && (value == "none" || value == "off" && is_of_settings))
+        !self.pairs.iter().any(|(name, value)| {
+            name == KEPT_FILES && (value == "none" || (value == "off" && is_of_settings))
+        })
     }
 
     /// What goes on the command line after `postgres`, in `-c name=value` pairs.

@@ -1,6 +1,6 @@
 //! S3, what speaks like it, Google Cloud Storage and Azure Blob Storage as stores.
 //!
-//! Each is asked through the same interface of the same client library; what differs between them is in [`client`]. The client is asynchronous; it runs on one thread, named `backup-store`, that does nothing else. Callers hand it a job and block until it
+//! Each is asked through the same interface of the same client library; what differs between them is in `client`. The client is asynchronous; it runs on one thread, named `backup-store`, that does nothing else. Callers hand it a job and block until it
 //! answers or the time is up. It does not retry: whoever calls knows what else there is to do.
 
 mod client;

@@ -40,10 +40,11 @@ pub fn is_key(key: &MetaKey) -> bool {
     *key == head_key() || (0..STATISTICS_BYTES_MAX / PART_BYTES).any(|part| *key == part_key(part))
 }
 
-/// How many parts there are among the values.
+/// How many parts there are among the values, those that a driver which died did not get to remove included.
 #[must_use]
 pub fn parts(values: &[(MetaKey, Vec<u8>)]) -> usize {
-    values.iter().filter(|(key, _)| *key != head_key() && is_key(key)).count()
+    let is_there = |part: &usize| values.iter().any(|(key, _)| *key == part_key(*part));
+    (0..STATISTICS_BYTES_MAX / PART_BYTES).rev().find(is_there).map_or(0, |last| last + 1)
 }
 
 /// The records that keep the statistics, after the last one of a server that was stopped. `None` if they are too large.
@@ -152,6 +153,12 @@ mod tests {
             assert_eq!(current(&list(&values), later), None, "something was written since");
         }
         assert!(records(LAYOUT, last, &vec![0; STATISTICS_BYTES_MAX + 1], 0).is_none());
+    }
+
+    #[test]
+    fn a_part_behind_one_that_is_gone_counts() {
+        let values = [0, 3].map(|part| (part_key(part), Vec::new()));
+        assert_eq!((parts(&values), parts(&[])), (4, 0));
     }
 
     #[test]

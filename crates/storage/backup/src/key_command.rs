@@ -85,6 +85,10 @@ pub struct Said(String);
 impl Said {
     fn of(bytes: &[u8]) -> Said {
         let text = String::from_utf8_lossy(bytes);
+        // Where it was cut there may be the beginning of a key.
+        let is_cut = bytes.len() >= SAID_BYTES_MAX;
+        let text =
+            if is_cut { text.rsplit_once(char::is_whitespace).map_or("", |(whole, _)| whole) } else { &text };
         let words = text.split(|c: char| c.is_whitespace() || c.is_control());
         let is_secret = |word: &str| {
             let mut runs = word.split(|c: char| !c.is_ascii_hexdigit());
@@ -240,6 +244,16 @@ mod tests {
         let begin = Instant::now();
         assert!(run(&format!("sleep 4 & echo {KEY}")).is_ok());
         assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn a_word_that_was_cut_is_not_shown() {
+        let said = format!("{} 0f0f0f0f", "x ".repeat(SAID_BYTES_MAX / 2));
+        assert!(!Said::of(&said.as_bytes()[..SAID_BYTES_MAX]).to_string().contains("0f"));
+        let cut = "0f".repeat(10);
+        let said = format!("{}{cut}", "x ".repeat((SAID_BYTES_MAX - cut.len()) / 2));
+        assert!(!Said::of(said.as_bytes()).to_string().contains("0f"), "{said}");
+        assert!(Said::of(b"no such key").to_string().ends_with("no such key"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use borealis_archive::sealing::Sealing;
-use borealis_backup::contents::{self, Contents, volumes};
+use borealis_backup::contents::{self, Contents, TimeError, volumes};
 use borealis_backup::key::KeySource;
 use borealis_backup::location::Location;
 use borealis_backup::retention::{self, Start};
@@ -13,8 +13,10 @@ use borealis_backup::store::cloud::Timeouts;
 use borealis_backup::store::{self, ObjectStore};
 use borealis_local::cluster::Cluster;
 use borealis_spec::BackupConfig;
-use borealis_types::VolumeId;
+use borealis_types::{Lsn, VolumeId};
 use clap::Args;
+
+use super::times;
 
 #[derive(Debug, Args)]
 pub struct PlaceArguments {
@@ -128,6 +130,26 @@ pub fn only_volume(location: &Location, store: &dyn ObjectStore) -> anyhow::Resu
             bail!("{location} has backups of several volumes, choose one with --volume: {}", names.join(", "))
         }
     }
+}
+
+/// What was asked for: a position, a time, or else the newest point.
+pub fn choose_point(contents: &Contents, to_time: Option<u64>, to_lsn: Option<Lsn>) -> anyhow::Result<Lsn> {
+    if let Some(lsn) = to_lsn {
+        return Ok(lsn);
+    }
+    if let Some(clock_ms) = to_time {
+        return contents.point_at(clock_ms).map_err(|error| match error {
+            TimeError::NotThen { clock_ms, first_ms, last_ms } => anyhow::anyhow!(
+                "the backup does not reach {}; it knows what the volume was from {} to {}",
+                times::show(clock_ms),
+                times::show(first_ms),
+                times::show(last_ms)
+            ),
+            other => anyhow::Error::new(other).context("choose a position with --to-lsn"),
+        });
+    }
+    let newest = contents.newest().context("no point of this backup can be restored")?;
+    Ok(newest.lsn)
 }
 
 /// The time, in milliseconds since 1970.

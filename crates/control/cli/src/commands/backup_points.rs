@@ -11,7 +11,7 @@ use borealis_backup::retention::{self, Settings};
 use borealis_types::Lsn;
 use clap::{Args, Subcommand};
 
-use super::backup_place::{Place, PlaceArguments, now_ms};
+use super::backup_place::{Place, PlaceArguments, choose_point, now_ms};
 use super::times;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -125,7 +125,7 @@ fn create(
     to_lsn: Option<Lsn>,
 ) -> anyhow::Result<ExitCode> {
     let contents = place.read()?;
-    let lsn = super::restore::choose_point(&contents, to_time, to_lsn)?;
+    let lsn = choose_point(&contents, to_time, to_lsn)?;
     contents.plan(lsn)?;
     // What is older may be going at this moment.
     let start = place.window_start()?;

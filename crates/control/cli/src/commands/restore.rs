@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use borealis_archive::name::SnapshotName;
-use borealis_backup::contents::{self, Contents, Reach, TimeError};
+use borealis_backup::contents::{self, Contents, Reach};
 use borealis_backup::key::KeySource;
 use borealis_backup::location::Location;
 use borealis_backup::restore::{Progress, check_begun};
@@ -23,7 +23,7 @@ use borealis_local::cluster::{
 use borealis_types::{Lsn, VolumeId};
 use clap::Args;
 
-use super::backup_place::only_volume;
+use super::backup_place::{choose_point, only_volume};
 use super::times;
 use super::up::{DEFAULT_MEMORY_ROOT, DEFAULT_NODES, DEFAULT_PORT};
 
@@ -107,30 +107,6 @@ pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitC
     check_begun(&contents, point)?;
     contents.plan(point)?;
     make(dir, arguments, &FromBackup { objects: &objects, sealing: &sealing, contents: &contents, point })
-}
-
-/// What was asked for: a position, a time, or else the newest point.
-pub(super) fn choose_point(
-    contents: &Contents,
-    to_time: Option<u64>,
-    to_lsn: Option<Lsn>,
-) -> anyhow::Result<Lsn> {
-    if let Some(lsn) = to_lsn {
-        return Ok(lsn);
-    }
-    if let Some(clock_ms) = to_time {
-        return contents.point_at(clock_ms).map_err(|error| match error {
-            TimeError::NotThen { clock_ms, first_ms, last_ms } => anyhow::anyhow!(
-                "the backup does not reach {}; it knows what the volume was from {} to {}",
-                times::show(clock_ms),
-                times::show(first_ms),
-                times::show(last_ms)
-            ),
-            other => anyhow::Error::new(other).context("choose a position with --to-lsn"),
-        });
-    }
-    let newest = contents.newest().context("no point of this backup can be restored")?;
-    Ok(newest.lsn)
 }
 
 /// Says what can be reached.

@@ -84,11 +84,11 @@ pub fn lists_before(lists: &[(MarksName, Stored)], window: &Window) -> Vec<Marks
     before
 }
 
-/// What such a list says; `None` if the history admits none of its marks.
+/// What the history admits of a list's marks.
 #[must_use]
-pub fn start_of(marks: &[Mark], history: &EpochHistory) -> Option<Lsn> {
-    let admitted = marks.iter().filter(|mark| admits_durable(history, mark.epoch, mark.durable));
-    admitted.map(|mark| mark.durable).max()
+pub fn admitted(mut marks: Vec<Mark>, history: &EpochHistory) -> Vec<Mark> {
+    marks.retain(|mark| admits_durable(history, mark.epoch, mark.durable));
+    marks
 }
 
 /// Snapshots of a group that a restore to a point may begin with, the best one first.
@@ -193,12 +193,6 @@ impl Keep {
     #[must_use]
     pub fn awaits_manifest(&self, pages: &PagesName) -> bool {
         pages.lsn >= self.floor.lsn
-    }
-
-    /// Positions above which no redo object is superfluous: a listing may end there.
-    #[must_use]
-    pub fn redo_below(&self) -> Lsn {
-        self.floor.tail_end
     }
 }
 
@@ -343,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_begins_at_a_mark_that_the_history_admits() {
+    fn of_marks_those_count_that_the_history_admits() {
         let history = history(&[(1, 0), (2, 320)]);
         let mark = |epoch, durable| Mark {
             clock_ms: 0,
@@ -351,7 +345,7 @@ mod tests {
             durable: Lsn(durable),
             tails: Vec::new(),
         };
-        assert_eq!(start_of(&[mark(1, 300), mark(1, 400)], &history), Some(Lsn(300)));
-        assert_eq!(start_of(&[mark(1, 400), mark(3, 500)], &history), None);
+        let marks = vec![mark(1, 300), mark(1, 400), mark(3, 500)];
+        assert_eq!(admitted(marks, &history), [mark(1, 300)]);
     }
 }

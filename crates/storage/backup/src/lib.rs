@@ -18,6 +18,7 @@ pub mod contents;
 pub mod key;
 pub mod key_command;
 pub mod key_file;
+mod listing;
 pub mod location;
 pub mod pace;
 pub mod restore;

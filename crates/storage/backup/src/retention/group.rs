@@ -8,8 +8,9 @@ use borealis_archive::name::{ManifestName, Name, PagesName};
 use borealis_archive::retention::{Keep, Reach, bases_for};
 use borealis_types::{GroupId, Lsn};
 
-use super::{Deleted, RetentionError, Situation, admitted};
-use crate::store::{ObjectStoreError, list_names};
+use super::{Deleted, RetentionError, Situation};
+use crate::listing::{manifests_above, pages_of};
+use crate::store::ObjectStoreError;
 
 /// Snapshots that are tried, of those that a restore to the window's beginning may begin with.
 const BASES_TRIED: usize = 4;
@@ -30,9 +31,9 @@ impl<'a> GroupSweep<'a> {
 
     /// Deletes what is superfluous of the group, or says why it stays whole.
     pub(super) fn run(&self, thorough: bool, deleted: &mut Deleted) -> Result<Seen<()>, RetentionError> {
-        let Situation { volume, ref window, .. } = *self.situation;
-        let manifests = self.manifests()?;
-        let pages = self.pages()?;
+        let Situation { store, volume, ref window, .. } = *self.situation;
+        let manifests = manifests_above(store, volume, self.group, Lsn::ZERO)?;
+        let pages = pages_of(store, volume, self.group)?;
         let keep = match self.keep(&manifests, &pages)? {
             Ok(Some(keep)) => keep,
             // Everything since the group's first record is needed.
@@ -67,27 +68,6 @@ impl<'a> GroupSweep<'a> {
         }
         self.delete_redo(&keep, deleted)?;
         Ok(Ok(()))
-    }
-
-    fn manifests(&self) -> Result<BTreeMap<ManifestName, Stored>, ObjectStoreError> {
-        let Situation { store, volume, .. } = *self.situation;
-        let (prefix, _) = Name::manifests_above(volume, self.group, Lsn::ZERO);
-        let listed = list_names(store, &prefix, None)?.into_iter();
-        let manifests = listed.filter_map(|(name, stored)| match name {
-            Name::Manifest(manifest) => Some((manifest, stored)),
-            _ => None,
-        });
-        Ok(manifests.collect())
-    }
-
-    fn pages(&self) -> Result<BTreeMap<PagesName, Stored>, ObjectStoreError> {
-        let Situation { store, volume, .. } = *self.situation;
-        let listed = list_names(store, &Name::pages_of(volume, self.group).0, None)?.into_iter();
-        let pages = listed.filter_map(|(name, stored)| match name {
-            Name::Pages(pages) => Some((pages, stored)),
-            _ => None,
-        });
-        Ok(pages.collect())
     }
 
     /// Page objects that a manifest names; `None` if it is damaged.
@@ -170,7 +150,7 @@ impl<'a> GroupSweep<'a> {
         let from = Lsn(base.map_or(0, |base| base.tail_end.0.saturating_sub(1)));
         let (prefix, mut after) = Name::redo_above(volume, self.group, from);
         loop {
-            if reach.has(point, self.group, admitted(marks, history)) {
+            if reach.has(point, self.group, marks.values().flatten()) {
                 return Ok(true);
             }
             let part = store.list(&prefix, Some(&after))?;
@@ -181,7 +161,7 @@ impl<'a> GroupSweep<'a> {
             }
             match part.objects.last() {
                 Some(last) if part.more => after.clone_from(&last.key),
-                _ => return Ok(reach.has(point, self.group, admitted(marks, history))),
+                _ => return Ok(reach.has(point, self.group, marks.values().flatten())),
             }
         }
     }
@@ -209,7 +189,7 @@ impl<'a> GroupSweep<'a> {
                 })
                 .collect();
             self.situation.delete(&goes, deleted)?;
-            let is_over = listed.iter().any(|(redo, _)| redo.last_end >= keep.redo_below());
+            let is_over = listed.iter().any(|(redo, _)| redo.last_end >= keep.floor.tail_end);
             match part.objects.last() {
                 Some(last) if part.more && !is_over => after.clone_from(&last.key),
                 _ => return Ok(()),

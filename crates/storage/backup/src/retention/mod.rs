@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use borealis_archive::inventory::Stored;
 use borealis_archive::marks::{self, Mark};
 use borealis_archive::name::{MarksName, Name, SnapshotName};
-use borealis_archive::retention::{Window, evidence_for, lists_before, start_of, trusted_now_ms};
+use borealis_archive::retention::{Window, admitted, evidence_for, lists_before, trusted_now_ms};
 use borealis_archive::sealing::Sealing;
 use borealis_types::{EpochHistory, GroupId, Lsn, VolumeId};
 
@@ -91,6 +91,7 @@ struct Situation<'a> {
     window: Window,
     start: Lsn,
     lists: Vec<(MarksName, Stored)>,
+    /// Of lists that were read, what the history admits.
     marks: BTreeMap<MarksName, Vec<Mark>>,
 }
 
@@ -128,7 +129,7 @@ impl<'a> Situation<'a> {
         };
         for list in lists_before(&situation.lists, &window) {
             let Some(marks) = situation.read_list(&list)? else { continue };
-            if let Some(start) = start_of(&marks, &situation.history) {
+            if let Some(start) = marks.iter().map(|mark| mark.durable).max() {
                 situation.start = start;
                 situation.marks.insert(list, marks);
                 break;
@@ -137,10 +138,13 @@ impl<'a> Situation<'a> {
         Ok(situation)
     }
 
-    /// The marks of a list; `None` if it is damaged, or was replaced.
+    /// The marks of a list that the history admits; `None` if it is damaged, or was replaced.
     fn read_list(&self, list: &MarksName) -> Result<Option<Vec<Mark>>, ObjectStoreError> {
         match self.store.get(&Name::Marks(*list).key(self.volume)) {
-            Ok(bytes) => Ok(marks::decode(&bytes, self.volume, list, self.sealing).ok()),
+            Ok(bytes) => {
+                let marks = marks::decode(&bytes, self.volume, list, self.sealing).ok();
+                Ok(marks.map(|marks| admitted(marks, &self.history)))
+            }
             Err(error) if error.is_of_object() => Ok(None),
             Err(error) => Err(error),
         }
@@ -243,12 +247,4 @@ pub fn delete_old(
     }
     situation.delete_small(&mut deleted)?;
     Ok(deleted)
-}
-
-/// Marks that the history admits, of lists that were read.
-fn admitted<'a>(
-    marks: &'a BTreeMap<MarksName, Vec<Mark>>,
-    history: &'a EpochHistory,
-) -> impl Iterator<Item = &'a Mark> {
-    marks.values().flatten().filter(move |mark| start_of(std::slice::from_ref(mark), history).is_some())
 }

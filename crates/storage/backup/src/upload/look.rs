@@ -1,12 +1,12 @@
 //! Looking at what the store has of a group: what others made, and what was there before this process began.
 
-use borealis_archive::inventory::Stored;
 use borealis_archive::name::{Name, RedoName};
 use borealis_archive::restorable::{follow, newest_snapshot};
 use borealis_types::{GroupId, Lsn};
 
 use super::{Base, Now, Uploader};
-use crate::store::{ObjectStore, ObjectStoreError};
+use crate::listing::manifests_above;
+use crate::store::{ObjectStore, ObjectStoreError, list_names};
 
 impl Uploader {
     /// Looks at what the store has of a group.
@@ -64,7 +64,8 @@ impl Uploader {
         from: Lsn,
         store: &dyn ObjectStore,
     ) -> Result<Vec<(RedoName, u64)>, ObjectStoreError> {
-        let names = list(Name::redo_above(self.options.volume, group, from), store)?.into_iter();
+        let (prefix, after) = Name::redo_above(self.options.volume, group, from);
+        let names = list_names(store, &prefix, Some(after))?.into_iter();
         let redo = names.filter_map(|(name, stored)| match name {
             Name::Redo(redo) => Some((redo, stored.bytes)),
             _ => None,
@@ -80,11 +81,8 @@ impl Uploader {
         store: &dyn ObjectStore,
     ) -> Result<Option<Base>, ObjectStoreError> {
         let above = known.map_or(Lsn::ZERO, |base| base.name.lsn);
-        let listed = list(Name::manifests_above(self.options.volume, group, above), store)?;
-        let manifests = listed.into_iter().filter_map(|(name, stored)| match name {
-            Name::Manifest(name) => Some(Base { name, made_ms: stored.modified_ms }),
-            _ => None,
-        });
+        let listed = manifests_above(store, self.options.volume, group, above)?.into_iter();
+        let manifests = listed.map(|(name, stored)| Base { name, made_ms: stored.modified_ms });
         let manifests: Vec<Base> = manifests.collect();
         let newest = newest_snapshot(manifests.iter().map(|base| base.name), &self.history);
         Ok(manifests.into_iter().find(|base| Some(base.name) == newest))
@@ -95,24 +93,5 @@ impl Uploader {
         let base = self.groups.get(&group).and_then(|state| state.base);
         let is_open = |through: Lsn| base.is_none_or(|base| through > base.name.tail_end);
         self.status.gaps.retain(|gap| gap.group != group || is_open(gap.through));
-    }
-}
-
-/// Names that begin with a prefix and come after a key, and what the store says of each.
-pub(super) fn list(
-    (prefix, mut after): (String, String),
-    store: &dyn ObjectStore,
-) -> Result<Vec<(Name, Stored)>, ObjectStoreError> {
-    let mut names = Vec::new();
-    loop {
-        let part = store.list(&prefix, Some(&after))?;
-        names.extend(part.objects.iter().filter_map(|object| {
-            let (_, name) = Name::of_key(&object.key).ok()?;
-            Some((name, Stored { bytes: object.bytes, modified_ms: object.modified_ms }))
-        }));
-        match part.objects.last() {
-            Some(last) if part.more => after.clone_from(&last.key),
-            _ => return Ok(names),
-        }
     }
 }

@@ -5,18 +5,17 @@
 //! away for too long, another node took over) is begun again later, as of a newer position; what it put into the store is compared with, and
 //! not put there again. After a restart it is: then nobody names it, and the retention removes it.
 
-use std::collections::BTreeMap;
-
 use borealis_archive::due::Standing;
 use borealis_archive::duty::Duty;
-use borealis_archive::name::{ManifestName, Name, PagesName};
+use borealis_archive::inventory::Stored;
+use borealis_archive::name::{ManifestName, Name};
 use borealis_archive::restorable::newest_snapshot;
 use borealis_archive::snapshot::{Extents, PageObject, Snapshot, SnapshotMaker};
-use borealis_types::{GroupId, Lsn, PAGE_SIZE, VolumeId};
+use borealis_types::{GroupId, Lsn, PAGE_SIZE};
 
-use super::look::list;
 use super::source::{PageSource, RedoSource, SourceError};
 use super::{Base, Now, Options, Trouble, Uploader};
+use crate::listing::pages_of;
 use crate::pace::RateLimit;
 use crate::store::{ErrorKind, ObjectStore, ObjectStoreError};
 
@@ -72,6 +71,11 @@ enum Stepped {
 }
 
 impl Making {
+    /// Whether what it put into the store may be going.
+    fn is_too_old(&self, now: Now) -> bool {
+        self.begun_ms.saturating_add(BUILT_ON_FOR_MS) <= now.steady_ms
+    }
+
     fn lsn(&self) -> Lsn {
         self.maker.point().last.end
     }
@@ -92,12 +96,10 @@ impl Uploader {
             let goes_on = |state: &super::Group| {
                 state.duty == Some(Duty::Upload) && state.base.map(|base| base.name) == making.base
             };
-            let is_too_old = making.begun_ms.saturating_add(BUILT_ON_FOR_MS) <= now.steady_ms;
-            is_too_old || !state.is_some_and(goes_on)
+            making.is_too_old(now) || !state.is_some_and(goes_on)
         }) {
             // Another node does it, or did; or the store was away for so long that what is there may be going.
-            let (group, is_too_old) =
-                (making.group, making.begun_ms.saturating_add(BUILT_ON_FOR_MS) <= now.steady_ms);
+            let (group, is_too_old) = (making.group, making.is_too_old(now));
             self.abandon_snapshot(making, pages);
             self.status.snapshot_trouble = None;
             if is_too_old {
@@ -203,11 +205,11 @@ impl Uploader {
             None => Extents::default(),
         };
         // What is gone is put there again: every later snapshot would lack it, too.
-        let there = pages_in(volume, group, store)?;
+        let there = pages_of(store, volume, group)?;
         let mut known = Extents::default();
         known.extend(&named, |object| there.contains_key(object));
         if let Some((_, extents)) = self.snapshots.abandoned.as_ref().filter(|(of, _)| *of == group) {
-            let is_fresh = |made_ms: &u64| made_ms.saturating_add(BUILT_ON_FOR_MS) > now.wall_ms;
+            let is_fresh = |stored: &Stored| stored.modified_ms.saturating_add(BUILT_ON_FOR_MS) > now.wall_ms;
             known.extend(extents, |object| there.get(object).is_some_and(is_fresh));
         }
         // Last, so that the lease is whole.
@@ -331,18 +333,4 @@ impl Uploader {
         state.snapshot_after_ms = now.steady_ms + pause_ms;
         self.status.snapshot_trouble = Some((group, what));
     }
-}
-
-/// The page objects of a group that are in the store, and when each was made, in milliseconds since 1970.
-fn pages_in(
-    volume: VolumeId,
-    group: GroupId,
-    store: &dyn ObjectStore,
-) -> Result<BTreeMap<PagesName, u64>, ObjectStoreError> {
-    let listed = list(Name::pages_of(volume, group), store)?.into_iter();
-    let pages = listed.filter_map(|(name, stored)| match name {
-        Name::Pages(name) => Some((name, stored.modified_ms)),
-        _ => None,
-    });
-    Ok(pages.collect())
 }

@@ -6,8 +6,8 @@
 Takes the suite of the installed server's exact version from Debian's source package (or from --source), starts
 six storage nodes and one PostgreSQL with shared_buffers=16MB, and runs the schedule. The expected files are
 PostgreSQL's own, untouched. Then the instance is killed, its directory deleted, and it is started again: dumps
-before and after must be equal, pg_amcheck and pg_visibility must find nothing, and all six peers must hold the
-same bytes. Exits 1 if anything failed. Needs a release build, a C compiler and, for the first run, the network.
+before and after must be equal, pg_amcheck and pg_visibility must find nothing, all six peers must hold the same
+bytes, and an ordinary server on what `borealis export base` writes must give the same dump. Exits 1 if anything failed. Needs a release build, a C compiler and, for the first run, the network.
 """
 import argparse
 import contextlib
@@ -443,7 +443,50 @@ def check_peers(borealis):
     return "borealis verify: " + borealis.command("verify").strip().splitlines()[-1]
 
 
-CHECKS_AFTER = (check_restart, check_unlogged_is_empty, check_amcheck, check_visibility, check_peers)
+class Stock:
+    """An ordinary server, without anything of Borealis, on a folder that it may start from."""
+
+    def __init__(self, data):
+        self.port = free_port()
+        self.environment = os.environ | {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": "postgres"}
+        self.control = as_server_user([str(POSTGRES / "pg_ctl"), "-D", str(data), "-w", "-t", "120"])
+        self.log = data.parent / "stock.log"
+        self.log.touch()
+        give_to_server_user(self.log)
+
+    def __enter__(self):
+        options = f"-c port={self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+        run([*self.control, "-l", self.log, "-o", options, "start"], cwd="/")
+        return self
+
+    def __exit__(self, *_):
+        run([*self.control, "-m", "fast", "stop"], cwd="/")
+
+    def client(self, program, *words):
+        return run([POSTGRES / program, *words], env=self.environment)
+
+
+def check_export(borealis):
+    """After check_restart, so that no sequence is ahead of what its page says."""
+    folder = borealis.dir.parent / "exported"
+    begin = time.monotonic()
+    borealis.command("export", "base", "--to", folder)
+    seconds = time.monotonic() - begin
+    with Stock(folder) as stock:
+        # Where a tablespace is, is not the same by intention.
+        theirs, ours = ([line for line in dump(server) if not line.startswith("CREATE TABLESPACE")]
+                        for server in (stock, borealis))
+        stock.client("pg_amcheck", "--all", "--heapallindexed", "--parent-check")
+    mib = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    if theirs != ours:
+        lines = list(difflib.unified_diff(ours, theirs, "borealis", "stock", lineterm="", n=2))
+        print("\n".join(lines[:LONGEST_DIFFERENCE_LINES]))
+        raise Failure("the dump of a stock server on the exported folder differs")
+    return (f"exported in {seconds:.1f} s ({mib:.0f} MiB); a stock server's dump of {len(theirs)} lines is equal, and "
+            f"pg_amcheck finds nothing there")
+
+
+CHECKS_AFTER = (check_restart, check_unlogged_is_empty, check_amcheck, check_visibility, check_peers, check_export)
 
 
 def step(check, *arguments):

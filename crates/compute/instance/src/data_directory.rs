@@ -50,7 +50,7 @@ pub fn write(
         written.map_err(|error| on("cannot write", &path.join(name))(error))?;
     }
     write_control_file(control_file, user, &plan.control_file).map_err(on("cannot write", control_file))?;
-    give(&directory.top, user).map_err(on("cannot give to the server's user", path))?;
+    directory.give_top().map_err(on("cannot give to the server's user", path))?;
     Ok(plan.checkpoint)
 }
 
@@ -67,7 +67,7 @@ fn give(file: impl AsFd, user: &OperatingSystemUser) -> io::Result<()> {
 
 /// The data directory while it is written. It stands in a folder that belongs to the server's user, of whom a process may
 /// be left: so it is root's to the end, when nobody else can get into it, and found by its descriptor, not by its name.
-struct Directory<'u> {
+pub(crate) struct Directory<'u> {
     top: OwnedFd,
     user: &'u OperatingSystemUser,
 }
@@ -76,6 +76,12 @@ impl<'u> Directory<'u> {
     fn make(path: &Path, user: &'u OperatingSystemUser) -> Result<Directory<'u>, InstanceError> {
         let failed = |error| on("cannot create", path)(error);
         fs::DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
+        Directory::open(path, user)
+    }
+
+    /// The folder that we have made.
+    pub(crate) fn open(path: &Path, user: &'u OperatingSystemUser) -> Result<Directory<'u>, InstanceError> {
+        let failed = |error| on("cannot create", path)(error);
         let top = fs::File::from(untrusted::open_folder(path).map_err(failed)?);
         if top.metadata().map_err(failed)?.uid() != nix::unistd::geteuid().as_raw() {
             return Err(failed(io::Error::other("somebody has put another folder in its place")));
@@ -83,13 +89,31 @@ impl<'u> Directory<'u> {
         Ok(Directory { top: top.into(), user })
     }
 
-    fn make_folder(&self, name: &str) -> io::Result<()> {
+    pub(crate) fn make_folder(&self, name: &str) -> io::Result<()> {
         mkdirat(&self.top, name, Mode::S_IRWXU)?;
+        self.give_folder(name)
+    }
+
+    pub(crate) fn give_folder(&self, name: &str) -> io::Result<()> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         give(openat(&self.top, name, flags, Mode::empty())?, self.user)
     }
 
-    fn write(&self, name: &str, write: impl FnOnce(&fs::File) -> io::Result<()>) -> io::Result<()> {
+    /// Opens a file that was written, to write more.
+    pub(crate) fn open_file(&self, name: &str) -> io::Result<fs::File> {
+        let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(openat(&self.top, name, flags, Mode::empty())?.into())
+    }
+
+    pub(crate) fn give_top(&self) -> io::Result<()> {
+        give(&self.top, self.user)
+    }
+
+    pub(crate) fn write(
+        &self,
+        name: &str,
+        write: impl FnOnce(&fs::File) -> io::Result<()>,
+    ) -> io::Result<()> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = fs::File::from(openat(&self.top, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
         write(&file)?;

@@ -75,6 +75,22 @@ pub struct Contents {
     pub values: Vec<(MetaKey, Vec<u8>)>,
 }
 
+impl Contents {
+    /// What the values of the meta group say, of which `values` are those that lists have.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn decode(
+        version: PostgresVersion,
+        counters: &[u8],
+        control_file_template: Vec<u8>,
+        values: Vec<(MetaKey, Vec<u8>)>,
+    ) -> Result<Contents, InstanceError> {
+        let counters = Counters::decode(counters).ok_or_else(|| unexpected("the counters cannot be read"))?;
+        Ok(Contents { version, counters, control_file_template, values })
+    }
+}
+
 /// The shutdown checkpoint record that the server starts from, to be shipped before it does.
 #[derive(Debug, Clone)]
 pub struct SynthesizedCheckpoint {
@@ -157,6 +173,20 @@ fn version_file(version: PostgresVersion) -> Cow<'static, [u8]> {
     Cow::Owned(format!("{version}\n").into_bytes())
 }
 
+/// The folder of a version's relations in a tablespace.
+fn tablespace_folder(version: PostgresVersion, tablespace: u32) -> String {
+    format!("pg_tblspc/{tablespace}/{}", version.tablespace_folder())
+}
+
+/// The folder of a database's relations in a tablespace.
+pub(crate) fn database_folder(version: PostgresVersion, key: DatabaseKey) -> String {
+    match key.tablespace {
+        GLOBAL_TABLESPACE => "global".to_owned(),
+        DEFAULT_TABLESPACE => format!("base/{}", key.database),
+        tablespace => format!("{}/{}", tablespace_folder(version, tablespace), key.database),
+    }
+}
+
 struct Layout<'a> {
     version: PostgresVersion,
     entries: BTreeMap<String, Planned<'a>>,
@@ -186,17 +216,8 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// The folder of this version's relations in a tablespace.
-    fn tablespace_folder(&self, tablespace: u32) -> String {
-        format!("pg_tblspc/{tablespace}/{}", self.version.tablespace_folder())
-    }
-
     fn database_folder(&self, key: DatabaseKey) -> String {
-        match key.tablespace {
-            GLOBAL_TABLESPACE => "global".to_owned(),
-            DEFAULT_TABLESPACE => format!("base/{}", key.database),
-            tablespace => format!("{}/{}", self.tablespace_folder(tablespace), key.database),
-        }
+        database_folder(self.version, key)
     }
 
     /// Plans a folder for every database in every tablespace: any database may have relations in any, and PostgreSQL
@@ -221,7 +242,7 @@ impl<'a> Layout<'a> {
                         return Err(unexpected(format!("{key:?} is none that can be made")));
                     }
                     tablespaces.insert(*tablespace);
-                    let folder = self.tablespace_folder(*tablespace);
+                    let folder = tablespace_folder(self.version, *tablespace);
                     self.folder(&folder)?;
                 }
                 _ => {}

@@ -102,6 +102,21 @@ fn filter(
     admitted
 }
 
+/// A file of settings that was taken over, for a server without Borealis: what is needed with Borealis alone is made a comment.
+pub(crate) fn for_stock(content: &[u8]) -> Vec<u8> {
+    let mut lines = Vec::with_capacity(content.len());
+    for line in content.split_inclusive(|&byte| byte == b'\n') {
+        match read_line(line.strip_suffix(b"\n").unwrap_or(line)) {
+            Line::Setting { name, .. } if Settings::is_of_borealis(&name) => {
+                lines.extend_from_slice(LEFT_OUT)
+            }
+            _ => {}
+        }
+        lines.extend_from_slice(line);
+    }
+    lines
+}
+
 /// The setting on a line that may be taken over, if there is one; otherwise why not.
 fn admit_line(
     line: &[u8],
@@ -167,6 +182,14 @@ mod tests {
             "{said}"
         );
         assert_eq!((kept.value("Max_Connections"), kept.value("fsync")), (Some("300"), None));
+    }
+
+    #[test]
+    fn a_stock_server_is_not_told_to_write_no_whole_pages() {
+        let text = b"full_page_writes = off\nwork_mem = 5MB\nFULL_PAGE_WRITES off";
+        let expected = "# left out by Borealis: full_page_writes = off\nwork_mem = 5MB\n\
+                        # left out by Borealis: FULL_PAGE_WRITES off";
+        assert_eq!(String::from_utf8_lossy(&for_stock(text)), expected);
     }
 
     #[test]

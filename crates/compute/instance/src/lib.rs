@@ -1,12 +1,14 @@
 //! One PostgreSQL instance: importing a fresh `initdb`, writing a data directory, running the server.
 //!
 //! Invariant: nothing here is durable. Everything it writes lies in the instance's memory directory and can be
-//! deleted at any time; what must survive is redo, and went through the driver.
+//! deleted at any time; what must survive is redo, and went through the driver. The exception is [`export`], which writes
+//! where a person asked for it.
 
 pub mod binaries;
 pub mod confinement;
 pub mod data_directory;
 pub mod directory_plan;
+pub mod export;
 pub mod import;
 pub mod kept_files;
 pub mod leftovers;
@@ -25,6 +27,7 @@ use borealis_types::{PostgresVersion, ServerVersion};
 
 pub use binaries::{Binaries, OperatingSystemUser};
 pub use directory_plan::{Contents, SynthesizedCheckpoint};
+pub use export::Export;
 pub use import::{Import, ImportedRecord};
 pub use kept_files::KeptFiles;
 pub use program_file::ProgramFile;

@@ -145,6 +145,23 @@ impl Settings {
         user.chain(forced).flat_map(|pair| ["-c".to_owned(), pair]).collect()
     }
 
+    /// Whether a server without Borealis must not be given this setting as it is here: most of them would cost it its data.
+    pub(crate) fn is_of_borealis(name: &str) -> bool {
+        name.eq_ignore_ascii_case(KEPT_FILES)
+            || FORCED.iter().any(|(forced, _, _)| name.eq_ignore_ascii_case(forced))
+    }
+
+    /// Lines of a configuration file for a server without Borealis: what the user has set, and nothing that is needed with
+    /// Borealis alone. `full_page_writes = off` would cost an ordinary server its data.
+    #[must_use]
+    pub fn exported_lines(settings: &std::collections::BTreeMap<String, String>) -> String {
+        let lines = settings.iter().filter(|(name, _)| !Self::is_of_borealis(name)).map(|(name, value)| {
+            let value = value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n");
+            format!("{name} = '{value}'\n")
+        });
+        lines.collect()
+    }
+
     /// The text of the configuration file: defaults that suit the storage and that a user may change.
     #[must_use]
     pub fn configuration_file() -> &'static str {
@@ -177,6 +194,18 @@ mod tests {
 
     fn check(name: &str, value: &str) -> Result<Settings, RefusedSetting> {
         Settings::check([(name.to_owned(), value.to_owned())])
+    }
+
+    #[test]
+    fn a_server_without_borealis_gets_what_the_user_has_set() {
+        let settings = [
+            ("work_mem", "64MB"),
+            ("full_page_writes", "off"),
+            (KEPT_FILES, "on"),
+            ("search_path", r"it's, \a"),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        assert_eq!(Settings::exported_lines(&settings), "search_path = 'it''s, \\\\a'\nwork_mem = '64MB'\n");
     }
 
     #[test]

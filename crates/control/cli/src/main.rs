@@ -93,6 +93,9 @@ enum Command {
     },
     /// Make a new cluster in DIR of a backup, as of a point; or say which points there are.
     Restore(commands::restore::RestoreArguments),
+    /// Leave: write the volume as an ordinary PostgreSQL has it.
+    #[command(subcommand)]
+    Export(commands::export::ExportCommand),
     /// Apply WAL and compare every page with what PostgreSQL says it must be.
     RedoCheck(commands::redo_check::RedoCheckArguments),
     /// Measure Borealis beside stock PostgreSQL on this machine.
@@ -353,7 +356,7 @@ fn keep_files_private(command: &Command) {
     let manages_a_cluster = match command {
         Command::Up(_) | Command::Down | Command::Node(_) | Command::Az(_) | Command::Instance(_) => true,
         Command::Fleet(_) | Command::Rebalance { .. } | Command::Controller { .. } => true,
-        Command::Restore(_) => true,
+        Command::Restore(_) | Command::Export(_) => true,
         Command::Internal(part) => !matches!(part, InternalCommand::Manual { .. }),
         Command::Status { .. }
         | Command::Psql { .. }
@@ -408,6 +411,7 @@ fn main() -> ExitCode {
         Command::Fleet(command) => commands::fleet::fleet(&dir, &command),
         Command::Backup(command) => commands::backup::backup(&dir, &command),
         Command::Verify { json } => commands::verify::verify(&dir, json),
+        Command::Export(command) => commands::export::export(&dir, &command),
         Command::Restore(arguments) => commands::restore::restore(&dir, &arguments),
         Command::RedoCheck(arguments) => commands::redo_check::redo_check(&dir, &arguments),
         Command::Bench(arguments) => commands::bench::bench(&arguments),

@@ -207,7 +207,7 @@ pub enum Request {
         /// The epoch of the writer that asks.
         epoch: VolumeEpoch,
     },
-    /// A peer asks that everything of a group as of a position is kept and can be read, while it takes it.
+    /// A peer or a tool asks that everything of a group as of a position is kept and can be read, while it takes it.
     Pin {
         /// The group whose segment is asked.
         group: GroupId,

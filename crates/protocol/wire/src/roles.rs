@@ -10,7 +10,7 @@
 //! Summaries, reads, Status,    x        x        x       x      x        x       REQUEST_LIMIT_BYTES
 //! Acquaint, Confirm,
 //! Memberships
-//! Pin                                                           x                REQUEST_LIMIT_BYTES
+//! Pin                                                    x      x                REQUEST_LIMIT_BYTES
 //! Membership                                                             x       MEMBERSHIP_LIMIT_BYTES
 //! ```
 //!
@@ -179,9 +179,9 @@ impl RequestKind {
     /// Whether this caller may ask it, once introduced.
     #[must_use]
     pub fn is_allowed(self, caller: &Caller) -> bool {
-        // What a pin keeps is kept for a peer.
+        // What a pin keeps is kept for who takes all of it: a peer, or a tool.
         if self == RequestKind::Pin {
-            return matches!(caller, Caller::Peer(_));
+            return matches!(caller, Caller::Peer(_) | Caller::Client);
         }
         if self == RequestKind::Membership {
             return *caller == Caller::Controller;
@@ -319,7 +319,7 @@ mod tests {
             let kind = request.kind();
             let allowed = CALLERS.map(|caller| kind.is_allowed(&caller));
             if kind == RequestKind::Pin {
-                assert_eq!(allowed, [false, false, false, false, true, false]);
+                assert_eq!(allowed, CALLERS.map(|caller| matches!(caller, Caller::Peer(_) | Caller::Client)));
                 continue;
             }
             if kind == RequestKind::Membership {

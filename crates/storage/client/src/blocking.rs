@@ -380,7 +380,7 @@ impl NodeClient {
         }
     }
 
-    fn protocol_error(&mut self, what: String) -> ClientError {
+    pub(crate) fn protocol_error(&mut self, what: String) -> ClientError {
         self.broken = true;
         ClientError::Protocol { node: self.node, address: self.address.clone(), what }
     }

@@ -3,6 +3,7 @@
 //! * [`handshake`]: what a caller says first, and how the answer is judged. The same for every kind of connection.
 //! * [`blocking`]: one request at a time, or a few in a row, with timeouts. For tools, recoveries and peers.
 //! * [`memberships`]: who the members of groups are: what is known, what nodes claim, and asking for it.
+//! * [`point`]: reads a whole volume as of one point, while it is written to.
 //! * [`polled`]: never waits; for the driver's event loop.
 //! * [`stream`]: the one way to connect to a node, and the bytes on it.
 //! * [`tls`]: certificates and TLS, for connections between machines.
@@ -16,6 +17,7 @@
 pub mod blocking;
 pub mod handshake;
 pub mod memberships;
+pub mod point;
 pub mod polled;
 pub mod stream;
 pub mod tls;

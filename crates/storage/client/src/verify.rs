@@ -86,11 +86,11 @@ pub fn verify_volume(target: &Target) -> Report {
     verifier.report
 }
 
-type Members = BTreeMap<GroupId, BTreeSet<NodeId>>;
+pub(crate) type Members = BTreeMap<GroupId, BTreeSet<NodeId>>;
 
 /// The members of each group, and where each of them is, as far as anybody says. A group that does not have six nodes, as
 /// in tests of single nodes, stores no membership and is taken as it is configured.
-fn members_of_today(target: &Target) -> (Members, BTreeMap<NodeId, Option<Endpoint>>) {
+pub(crate) fn members_of_today(target: &Target) -> (Members, BTreeMap<NodeId, Option<Endpoint>>) {
     let known_of = |group| {
         let known = target.memberships.get(&group).cloned();
         known.or_else(|| target.groups.created(group).ok()).map(|known| (group, known))

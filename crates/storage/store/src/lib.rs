@@ -60,7 +60,7 @@ pub use log_repair::EntryToRepair;
 pub use materialize::mend::PageToHeal;
 pub use materialize::{Policy, Progress};
 pub use options::{Identity, Options};
-pub use pins::PIN_LEASE_MAX;
+pub use pins::{PIN_LEASE_MAX, PinHolder};
 pub use read::tail::Tail;
 pub use redo_engine::{CountersReplay, PostgresRedo, RedoEngine};
 pub use redo_guard::abort_on_panic;

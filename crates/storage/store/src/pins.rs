@@ -1,7 +1,7 @@
-//! Pins: old versions that are kept for a peer while it takes them.
+//! Pins: old versions that are kept for a peer, or a tool, while it takes them.
 //!
-//! A peer that fills a segment of its own needs pages as of one LSN for as long as that takes, while the volume goes on.
-//! It holds a pin on that LSN: a lease, which ends by itself unless it is renewed, so that a peer which dies holds up
+//! A peer that fills a segment of its own, or a tool that copies the volume, needs pages as of one LSN for as long as that takes, while the volume goes on.
+//! It holds a pin on that LSN: a lease, which ends by itself unless it is renewed, so that one which dies holds up
 //! nothing for long. While one is held, the segment is not materialized beyond it and reads are admitted from it on. That
 //! makes the index of unapplied redo grow; when it takes too much memory, all pins are given up, and who held one begins
 //! again.
@@ -10,10 +10,11 @@
 
 use std::time::{Duration, Instant};
 
-use borealis_types::{GroupId, NodeId, ReadPoint};
+use borealis_types::{GroupId, ReadPoint};
 use borealis_wire::Refusal;
 
 use crate::segment::hosted::HostedSegment;
+pub use crate::segment::pins::PinHolder;
 use crate::segment::pins::Pins;
 use crate::{Store, StoreError};
 
@@ -38,7 +39,7 @@ impl HostedSegment {
 }
 
 impl Store {
-    /// Keeps everything of a group as of `at` for a peer, for this long ([`PIN_LEASE_MAX`] at most) or until it is pinned
+    /// Keeps everything of a group as of `at` for who takes it, for this long ([`PIN_LEASE_MAX`] at most) or until it is pinned
     /// anew. Returns about how many pages the group has.
     ///
     /// # Errors
@@ -48,9 +49,10 @@ impl Store {
         &self,
         group: GroupId,
         at: ReadPoint,
-        holder: NodeId,
+        holder: impl Into<PinHolder>,
         lease: Duration,
     ) -> Result<u64, StoreError> {
+        let holder = holder.into();
         self.check_takes_redo()?;
         if self.lock().memory_bytes() > self.pinned_memory_max() {
             let what = "the redo that is not applied to pages takes too much memory for a pin";
@@ -60,8 +62,8 @@ impl Store {
             let mut state = self.lock();
             let hosted = state.segments.get_mut(&group).ok_or(Refusal::NoSegment(group))?;
             hosted.check_pin(at)?;
-            let until = Instant::now() + lease.min(PIN_LEASE_MAX);
-            hosted.pins.hold(holder, at.lsn, until);
+            let now = Instant::now();
+            hosted.pins.hold(holder, at.lsn, now, now + lease.min(PIN_LEASE_MAX));
             if let Err(error) = Store::readable(&state, group, at) {
                 state.segments.get_mut(&group).into_iter().for_each(|hosted| hosted.pins.release(holder));
                 return Err(error);
@@ -71,10 +73,10 @@ impl Store {
         Ok(materialized.page_count())
     }
 
-    /// Ends a peer's pin.
-    pub fn unpin(&self, group: GroupId, holder: NodeId) {
+    /// Ends a pin.
+    pub fn unpin(&self, group: GroupId, holder: impl Into<PinHolder>) {
         if let Some(hosted) = self.lock().segments.get_mut(&group) {
-            hosted.pins.release(holder);
+            hosted.pins.release(holder.into());
         }
     }
 

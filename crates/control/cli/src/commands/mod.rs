@@ -7,6 +7,7 @@ pub mod bench;
 pub mod chaos;
 pub mod controller;
 pub mod exec;
+pub mod export;
 pub mod fleet;
 pub mod internal;
 pub mod manual;

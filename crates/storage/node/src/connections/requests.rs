@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use borealis_client::blocking::{MAX_LIST_ENTRIES, MAX_SLRU_PAGES};
 use borealis_quorum::Promise;
-use borealis_store::{Store, StoreError};
+use borealis_store::{PinHolder, Store, StoreError};
 use borealis_types::{AvailabilityZone, EpochHistory, GroupId, MembershipEpoch, NodeId, ReadPoint};
 use borealis_wire::roles::RequestKind;
 use borealis_wire::{Caller, GroupTail, NodeStatus, Refusal, Reply, Request};
@@ -53,7 +53,7 @@ impl Requests {
             self.try_answer(caller, made_for, request).unwrap_or_else(Reply::Refused)
         } else {
             let what = match request.kind() {
-                RequestKind::Pin => "only a peer may ask this; say so in the introduction",
+                RequestKind::Pin => "only a peer or a tool may ask this; say so in the introduction",
                 RequestKind::Membership => "only a controller may ask this; say so in the introduction",
                 _ => "only a writer or a recovery may ask this; say so in the introduction",
             };
@@ -167,21 +167,28 @@ impl Requests {
         Ok(Reply::Summaries(summaries))
     }
 
-    /// Keeps what a peer takes.
+    /// Keeps what a peer or a tool takes.
     fn pin(&self, caller: &Caller, group: GroupId, at: ReadPoint, lease_ms: u32) -> Result<Reply, Refusal> {
-        let Caller::Peer(peer) = *caller else {
-            return Err(Refusal::Misuse("only a peer may ask this".to_owned()));
+        let holder = match *caller {
+            Caller::Peer(peer) => PinHolder::Peer(peer),
+            Caller::Client => PinHolder::Tools,
+            _ => return Err(Refusal::Misuse("only a peer or a tool may ask this".to_owned())),
         };
-        if !self.members.is_member(group, peer) {
+        if let PinHolder::Peer(peer) = holder
+            && !self.members.is_member(group, peer)
+        {
             // It was dropped, or this node has not learned of it yet: nobody would give up what is kept for it.
             return Err(Refusal::Misuse(format!("node {peer} is no member of group {group}")));
         }
         if lease_ms == 0 {
-            self.store.unpin(group, peer);
+            // What is kept for tools is several tools' perhaps, and left to its lease.
+            if holder != PinHolder::Tools {
+                self.store.unpin(group, holder);
+            }
             return Ok(Reply::Pinned { pages: 0 });
         }
         let lease = Duration::from_millis(u64::from(lease_ms));
-        let pages = self.store.pin(group, at, peer, lease).map_err(|error| self.refusals.of(&error))?;
+        let pages = self.store.pin(group, at, holder, lease).map_err(|error| self.refusals.of(&error))?;
         Ok(Reply::Pinned { pages })
     }
 

@@ -535,6 +535,7 @@ fn no_round_goes_beyond_a_pin() {
     let lsn = two.writer.records[40].span.end;
     let mut state = two.source.lock();
     let hosted = state.segments.get_mut(&GroupId(0)).unwrap();
-    hosted.pins.hold(HOLDER, lsn, std::time::Instant::now() + LEASE);
+    let now = std::time::Instant::now();
+    hosted.pins.hold(HOLDER.into(), lsn, now, now + LEASE);
     hosted.check_next(two.writer.durable.end);
 }

@@ -1,0 +1,254 @@
+//! Nobody is locked in: what `borealis export base` writes, a stock server starts from, with no shim and nothing of Borealis.
+//! Once at rest, when a dump of both must be the same, and once while clients write, when nothing acknowledged before may be
+//! missing and every transaction is there whole or not at all.
+
+mod harness;
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use harness::{TestCluster, free_port, text};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, User, geteuid};
+
+const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
+
+/// One of PostgreSQL's programs as the user who may run a server, without anything of Borealis.
+fn program(name: &str) -> Command {
+    let mut command = Command::new(Path::new(POSTGRES_BIN).join(name));
+    command.env_remove("LD_PRELOAD").current_dir("/");
+    if geteuid().is_root() {
+        let user = User::from_name("postgres").expect("asked").expect("a user postgres");
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command
+}
+
+fn ok(command: &mut Command) -> String {
+    let output = command.output().expect("the program runs");
+    assert!(output.status.success(), "{command:?}: {}", text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A stock server on an exported folder.
+struct Stock {
+    port: u16,
+    child: Child,
+}
+
+impl Stock {
+    fn start(data: &Path) -> Stock {
+        let port = free_port();
+        let child = program("postgres")
+            .arg("-D")
+            .arg(data)
+            .args(["-c", &format!("port={port}"), "-c", "listen_addresses=127.0.0.1"])
+            .args(["-c", "unix_socket_directories=", "-c", "dynamic_shared_memory_type=mmap"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let mut stock = Stock { port, child };
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while stock.try_connect().is_err() {
+            let ended = stock.child.try_wait().expect("asked");
+            assert!(ended.is_none(), "the stock server ended: {ended:?}");
+            assert!(std::time::Instant::now() < deadline, "the stock server does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        stock
+    }
+
+    fn try_connect(&self) -> Result<postgres::Client, postgres::Error> {
+        let mut config = postgres::Config::new();
+        config.host("127.0.0.1").port(self.port).user("postgres").dbname("postgres").connect(postgres::NoTls)
+    }
+
+    fn client(&self) -> postgres::Client {
+        self.try_connect().expect("it answers")
+    }
+
+    fn stop(mut self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    fn assert_amcheck_clean(&self) {
+        let options = ["--install-missing", "--heapallindexed", "--parent-check", "--all"];
+        ok(program("pg_amcheck")
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
+            .arg(self.port.to_string())
+            .args(options));
+    }
+}
+
+impl Drop for Stock {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGQUIT);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn dump(port: u16) -> String {
+    ok(program("pg_dumpall").args(["-h", "127.0.0.1", "-U", "postgres", "-p"]).arg(port.to_string()))
+}
+
+/// Lines that say where a tablespace is, and the key that each dump has of its own, are not the data's.
+fn comparable(dump: &str) -> Vec<&str> {
+    let is_data = |line: &&str| {
+        !line.starts_with("CREATE TABLESPACE")
+            && !line.starts_with("\\restrict")
+            && !line.starts_with("\\unrestrict")
+    };
+    dump.lines().filter(is_data).collect()
+}
+
+fn export(cluster: &TestCluster, folder: &Path) {
+    let said = cluster.ok(&["export", "base", "--to", folder.to_str().expect("text")]);
+    assert!(said.contains("is the volume as of"), "{said}");
+}
+
+#[test]
+fn a_stock_server_goes_on_with_everything() {
+    let cluster =
+        TestCluster::start(&["--pg-set", "max_prepared_transactions=5", "--pg-set", "work_mem=5MB"]);
+    let tablespace = cluster.postgres_folder("tablespace");
+    let mut client = cluster.connect();
+    client
+        .batch_execute(
+            "CREATE TABLE plain (id serial PRIMARY KEY, words text, point point);
+             INSERT INTO plain (words, point) SELECT repeat(md5(i::text), i % 40), point(i, i) FROM generate_series(1, 20000) i;
+             CREATE INDEX ON plain USING gist (point);
+             CREATE INDEX ON plain USING gin (to_tsvector('simple', words));
+             CREATE INDEX ON plain USING hash (words);
+             CREATE INDEX ON plain USING brin (id);
+             DELETE FROM plain WHERE id % 7 = 0;
+             CREATE UNLOGGED TABLE passing (id int PRIMARY KEY);
+             INSERT INTO passing SELECT generate_series(1, 1000);
+             CREATE SEQUENCE numbers START 41;
+             SELECT nextval('numbers');
+             CREATE TABLE locked (id int PRIMARY KEY);
+             INSERT INTO locked VALUES (1);
+             SELECT lo_from_bytea(4711, decode(repeat('ab', 10000), 'hex'));",
+        )
+        .expect("made");
+    client.batch_execute("VACUUM plain").expect("vacuumed");
+    client.batch_execute("ALTER SYSTEM SET maintenance_work_mem = '33MB'").expect("set");
+    client.batch_execute("ALTER SYSTEM SET work_mem = '6MB'").expect("set");
+    client.batch_execute("CREATE DATABASE second").expect("made");
+    client.batch_execute("CREATE DATABASE copied STRATEGY file_copy").expect("made");
+    client
+        .batch_execute(&format!("CREATE TABLESPACE far LOCATION '{}'", tablespace.display()))
+        .expect("made");
+    client
+        .batch_execute("CREATE TABLE away (id int PRIMARY KEY USING INDEX TABLESPACE far) TABLESPACE far; INSERT INTO away SELECT generate_series(1, 5000)")
+        .expect("made");
+    // Two lockers of one row make a multixact.
+    let mut other = cluster.connect();
+    let mut first = client.transaction().expect("begun");
+    first.batch_execute("SELECT * FROM locked FOR SHARE").expect("locked");
+    other.batch_execute("SELECT * FROM locked FOR SHARE").expect("locked");
+    first.commit().expect("committed");
+    client
+        .batch_execute(
+            "BEGIN; INSERT INTO plain (id, words) VALUES (900001, 'prepared'); PREPARE TRANSACTION 'later'",
+        )
+        .expect("prepared");
+    // Not part of the equality: what an unlogged table has does not outlive its server.
+    client.batch_execute("TRUNCATE passing").expect("emptied");
+
+    // What a sequence has beyond its last logged value is lost with its server, here as there.
+    drop((client, other));
+    cluster.ok(&["instance", "kill"]);
+    cluster.ok(&["instance", "start"]);
+    let mut client = cluster.connect();
+    let theirs = dump(cluster.port);
+    let folder = cluster.dir().with_file_name("exported");
+    export(&cluster, &folder);
+    let again = cluster.fails(&["export", "base", "--to", folder.to_str().expect("text")]);
+    assert!(again.contains("not empty"), "{again}");
+    client.batch_execute("CREATE TABLE afterwards ()").expect("the instance goes on");
+
+    let stock = Stock::start(&folder);
+    let ours = dump(stock.port);
+    assert!(comparable(&ours).len() > 17_000, "the dump has everything");
+    assert!(comparable(&theirs) == comparable(&ours), "the dumps differ");
+    let mut local = stock.client();
+    let work_mem: String = local.query_one("SHOW work_mem", &[]).expect("shown").get(0);
+    let page_writes: String = local.query_one("SHOW full_page_writes", &[]).expect("shown").get(0);
+    assert_eq!((work_mem.as_str(), page_writes.as_str()), ("5MB", "on"), "what --pg-set says wins");
+    let set_by_sql: String = local.query_one("SHOW maintenance_work_mem", &[]).expect("shown").get(0);
+    assert_eq!(set_by_sql, "33MB", "what ALTER SYSTEM has set goes along");
+    local.batch_execute("COMMIT PREPARED 'later'").expect("committed");
+    local
+        .batch_execute(
+            "INSERT INTO passing VALUES (1); UPDATE away SET id = id + 10000; UPDATE locked SET id = 2",
+        )
+        .expect("it writes");
+    drop(local);
+    stock.assert_amcheck_clean();
+    // A crash: it has to replay its own log, and finds its tablespace by the link.
+    stock.stop(Signal::SIGQUIT);
+    let stock = Stock::start(&folder);
+    let row = stock
+        .client()
+        .query_one("SELECT (SELECT count(*) FROM plain WHERE id = 900001), (SELECT min(id)::bigint FROM away), nextval('numbers')", &[])
+        .expect("read");
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (1, 10_001, 42 + 32));
+    stock.stop(Signal::SIGINT);
+    // Every page can be read by a program that knows nothing of us, and is one.
+    ok(program("pg_checksums").arg("--enable").arg("-D").arg(&folder));
+    ok(program("pg_checksums").arg("--check").arg("-D").arg(&folder));
+    let stock = Stock::start(&folder);
+    stock.assert_amcheck_clean();
+    stock.stop(Signal::SIGINT);
+    std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+#[test]
+fn an_export_under_load_is_of_one_moment() {
+    let cluster = TestCluster::start(&[]);
+    cluster.client_program("pgbench", &["-i", "-s", "4", "-q"]);
+    let mut load = cluster
+        .client_command("pgbench", &["-n", "-c", "4", "-j", "2", "-T", "300"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("pgbench runs");
+    let count = "SELECT count(*) FROM pgbench_history";
+    let mut client = cluster.connect();
+    let mut committed = || client.query_one(count, &[]).expect("counted").get::<_, i64>(0);
+    cluster.eventually("transactions are committed", Duration::from_secs(30), || committed() > 200);
+    let before = committed();
+    let folder = cluster.dir().with_file_name("exported");
+    export(&cluster, &folder);
+    let after = committed();
+    assert!(load.try_wait().expect("asked").is_none(), "the load goes on");
+    kill(Pid::from_raw(load.id() as i32), Signal::SIGTERM).expect("it runs");
+    load.wait().expect("it ends");
+    assert!(after > before, "commits went on during the export");
+
+    let stock = Stock::start(&folder);
+    let sums = stock
+        .client()
+        .query_one(
+            "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches), \
+             (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(delta) FROM pgbench_history), \
+             (SELECT count(*) FROM pgbench_history)",
+            &[],
+        )
+        .expect("read");
+    let balances: [i64; 4] = std::array::from_fn(|column| sums.get(column));
+    assert!(balances.iter().all(|sum| *sum == balances[0]), "balances differ: {balances:?}");
+    let exported: i64 = sums.get(4);
+    assert!(
+        (before..=after).contains(&exported),
+        "{exported} transactions, {before} before and {after} after"
+    );
+    stock.assert_amcheck_clean();
+    stock.stop(Signal::SIGINT);
+    std::fs::remove_dir_all(&folder).expect("removed");
+}

@@ -262,7 +262,7 @@ impl Supervisor {
                     self.shared.update(|status| status.state = "fenced");
                     return Err(DriverError::Fenced(epoch).into());
                 }
-                Err(error) if waits || may_pass(&error) => explained(&error),
+                Err(error) if waits || may_pass(&error) => confinement::in_words(error.chain()),
                 Err(error) => match error.downcast_ref::<EngineError>() {
                     // A restart would only bring the next such record.
                     Some(EngineError::Effect(refused @ EffectError::Custom { .. })) => {
@@ -271,7 +271,7 @@ impl Supervisor {
                         return Err(DriverError::Refused(refused).into());
                     }
                     // What stopped the stream was never shipped, so after a recovery it is not there.
-                    Some(_) => explained(&error),
+                    Some(_) => confinement::in_words(error.chain()),
                     None => return Err(error),
                 },
             };
@@ -516,14 +516,6 @@ fn require_durable(checkpoint: RecordSpan, durable: RecordSpan) {
         checkpoint.end,
         durable.end
     );
-}
-
-/// An error with its causes, and what confines this process if that may be one.
-fn explained(error: &anyhow::Error) -> String {
-    match confinement::as_cause_of(error.chain()) {
-        Some(confinement) => format!("{error:#} ({confinement})"),
-        None => format!("{error:#}"),
-    }
 }
 
 #[cfg(test)]

@@ -35,10 +35,25 @@ fn describe(profile: &str, status: &str) -> Option<String> {
     }
 }
 
+/// An error with its causes, each said once (many a text ends with its cause's own), and what confines this process if that
+/// may be one.
+pub fn in_words<'e>(errors: impl Iterator<Item = &'e (dyn std::error::Error + 'static)> + Clone) -> String {
+    let mut words = String::new();
+    for cause in errors.clone().map(ToString::to_string) {
+        match words.is_empty() {
+            true => words = cause,
+            false if words.ends_with(&cause) => {}
+            false => words = format!("{words}: {cause}"),
+        }
+    }
+    match as_cause_of(errors) {
+        Some(confinement) => format!("{words} ({confinement})"),
+        None => words,
+    }
+}
+
 /// What confines this process, if one of the errors is of the kind that it gives.
-pub fn as_cause_of<'e>(
-    errors: impl Iterator<Item = &'e (dyn std::error::Error + 'static)>,
-) -> Option<String> {
+fn as_cause_of<'e>(errors: impl Iterator<Item = &'e (dyn std::error::Error + 'static)>) -> Option<String> {
     let (profile, status) = read();
     errors.filter_map(number_of).find_map(|number| {
         // A filter answers with these two, never with "Permission denied", which is an ordinary file's mode far more
@@ -85,5 +100,17 @@ mod tests {
         assert_eq!(number_of(&io::Error::from_raw_os_error(libc::EPERM)), Some(libc::EPERM));
         assert_eq!(number_of(&nix::errno::Errno::ENOSYS), Some(libc::ENOSYS));
         assert_eq!(number_of(&std::fmt::Error), None);
+    }
+
+    #[test]
+    fn what_a_text_ends_with_is_not_said_again() {
+        let cause = || io::Error::other("it is not empty");
+        let error = crate::on("cannot create", std::path::Path::new("/x"))(cause());
+        let source = std::error::Error::source(&error).expect("a cause");
+        let chain = [&error as &(dyn std::error::Error + 'static), source];
+        assert_eq!(in_words(chain.into_iter()), "cannot create /x: it is not empty");
+        let other = std::fmt::Error;
+        let chain = [&other as &(dyn std::error::Error + 'static), source];
+        assert_eq!(in_words(chain.into_iter()), format!("{other}: it is not empty"));
     }
 }

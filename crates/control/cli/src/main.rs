@@ -341,14 +341,6 @@ fn end_with_the_reader() {
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
-/// An error with its causes, and what confines this process if that may be one.
-fn in_words(error: &anyhow::Error) -> String {
-    match confinement::as_cause_of(error.chain()) {
-        Some(confinement) => format!("{error:#} ({confinement})"),
-        None => format!("{error:#}"),
-    }
-}
-
 /// Files of a cluster are its owner's alone, whatever the umask was. Commands that write what a person asked for, like
 /// `psql` with `\o`, keep theirs.
 fn keep_files_private(command: &Command) {
@@ -434,7 +426,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("borealis: {}", in_words(&error));
+            eprintln!("borealis: {}", confinement::in_words(error.chain()));
             ExitCode::FAILURE
         }
     }

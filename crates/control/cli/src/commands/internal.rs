@@ -59,7 +59,7 @@ fn leave_reason(
         Ok(()) => Ended { is_final: true, passes: false, reason: "it was told to stop".to_owned() },
         Err(error) => {
             let passes = matches!(error.downcast_ref(), Some(RecoverError::NoQuorum(_)));
-            Ended { is_final, passes, reason: crate::in_words(error) }
+            Ended { is_final, passes, reason: borealis_instance::confinement::in_words(error.chain()) }
         }
     };
     if let Err(error) = save(&ended) {

@@ -1,4 +1,5 @@
 //! Disks that fill up, and disks that were put back to an earlier state, under a server.
+#![allow(unsafe_code)] // Mounts of a test's own.
 
 mod harness;
 
@@ -6,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use borealis_types::Lsn;
 use harness::TestCluster;
 use harness::ledger::Ledger;
 
@@ -143,4 +145,82 @@ fn a_disk_that_was_put_back_does_not_vote() {
     ledger.stop();
     assert_eq!(ledger.failures(), 0);
     ledger.assert_nothing_lost(&cluster);
+}
+
+fn mount(words: &[&str]) {
+    let output = Command::new("mount").args(words).output().expect("mount runs");
+    assert!(output.status.success(), "mount {words:?}: {}", harness::text(&output));
+}
+
+/// From now on this thread and the processes that it starts have mounts of their own, which end with them.
+fn have_own_mounts() {
+    // SAFETY: it concerns what is mounted, and nothing in memory.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", std::io::Error::last_os_error());
+    mount(&["--make-rprivate", "/"]);
+}
+
+#[test]
+fn a_backup_stops_before_its_disk_is_full_and_goes_on_when_there_is_room() {
+    if !nix::unistd::geteuid().is_root() {
+        harness::not_tested("a full disk below a backup: it needs root, for a small file system");
+        return;
+    }
+    const SIZE_MIB: u64 = 64;
+    have_own_mounts();
+    let cluster = TestCluster::unstarted();
+    let folder = cluster.postgres_folder("kept");
+    let text = folder.to_str().expect("text").to_owned();
+    let user = nix::unistd::User::from_name("postgres").expect("asked").expect("a user postgres");
+    let options = format!("size={SIZE_MIB}m,mode=700,uid={},gid={}", user.uid, user.gid);
+    mount(&["-t", "tmpfs", "-o", &options, "none", &text]);
+    cluster.up(&["--backup", &text]);
+    Ledger::create(&cluster);
+    let mut ledger = Ledger::start(&cluster, 1);
+    let mut client = cluster.connect();
+    let flushed = |client: &mut postgres::Client| -> Lsn {
+        let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).expect("an LSN");
+        row.get::<_, String>(0).parse().expect("an LSN")
+    };
+    let newest = || -> Option<Lsn> {
+        let output = cluster.run(&["backup", "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        status["newest_lsn"].as_str()?.parse().ok()
+    };
+    let hindrances = || -> Vec<String> {
+        let nodes = cluster.status()["nodes"].as_array().expect("nodes").clone();
+        nodes.iter().filter_map(|node| node["hindrance"].as_str().map(str::to_owned)).collect()
+    };
+
+    // Bytes that cannot be compressed, more than the disk has.
+    client
+        .batch_execute(
+            "CREATE TABLE filler (bytes bytea); ALTER TABLE filler ALTER bytes SET STORAGE external",
+        )
+        .expect("made");
+    let insert = "INSERT INTO filler SELECT decode(string_agg(md5(random()::text), ''), 'hex') \
+                  FROM generate_series(1, 262144) n GROUP BY n % 64";
+    for _ in 0..SIZE_MIB / 4 + 6 {
+        client.batch_execute(insert).expect("nothing is refused");
+    }
+    let end = flushed(&mut client);
+    cluster.eventually("nodes say that the disk is full", Duration::from_secs(60), || {
+        hindrances().iter().any(|what| what.contains("MiB of the disk are free, where"))
+    });
+    assert!(newest().is_none_or(|newest| newest < end), "it has everything");
+    let room = nix::sys::statvfs::statvfs(&folder).expect("asked");
+    let (free, all) = (room.blocks_available(), room.blocks());
+    assert!(free >= all / 20, "{free} of {all} blocks are free");
+    assert!(free <= all / 5, "{free} of {all} blocks are free: it stopped early");
+    client.batch_execute("INSERT INTO filler VALUES ('\\x00')").expect("and commits go on");
+
+    mount(&["-o", "remount,size=1g", &text]);
+    cluster.eventually("the backup has everything", Duration::from_secs(120), || {
+        newest().is_some_and(|newest| newest >= end)
+    });
+    cluster.eventually("nobody complains", Duration::from_secs(60), || hindrances().is_empty());
+    ledger.stop();
+    assert_eq!(ledger.failures(), 0);
+    ledger.assert_nothing_lost(&cluster);
+    let verified = cluster.ok(&["backup", "verify"]);
+    assert!(verified.contains(" 0 damaged; 0 gaps"), "{verified}");
 }

@@ -6,6 +6,9 @@
 //! that a process left a day ago.
 //!
 //! Folders have mode 0700 and files 0600: a backup is the database.
+//!
+//! The disk may be that of the nodes, which take no more redo when it is nearly full. So an object is refused, as by a disk that is full, long
+//! before: a backup that stands still harms nobody. Small objects are taken all the same: by marks the time goes on, and what is old goes.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -17,6 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::sys::statvfs::statvfs;
 
 use super::{Action, ErrorKind, Listed, Listing, ObjectStore, ObjectStoreError, Put, check_key};
 
@@ -29,6 +33,12 @@ const TEMPORARY_PREFIX: &str = ".new-";
 /// Read from a file at a time.
 const READ_BYTES: usize = 1 << 20;
 
+/// So much of the disk stays free, unless a tenth is less: twice what a node keeps free of its own (`borealis_store`).
+const KEPT_FREE_BYTES: u64 = 2 << 30;
+
+/// An object of at most so many bytes may have of that.
+const SMALL_OBJECT_BYTES: usize = 256 << 10;
+
 /// A folder that keeps objects.
 #[derive(Debug)]
 pub struct FolderStore {
@@ -37,13 +47,18 @@ pub struct FolderStore {
     list_max: usize,
     /// Tells temporary files of one process apart.
     next: AtomicU64,
+    /// How much of the disk stays free; `None` for [`KEPT_FREE_BYTES`] or a tenth.
+    kept_free_bytes: Option<u64>,
 }
 
 fn kind_of(error: &io::Error) -> ErrorKind {
+    if error.kind() == io::ErrorKind::StorageFull {
+        return ErrorKind::Full;
+    }
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => ErrorKind::Denied,
         Some(Errno::ENOENT) => ErrorKind::Missing,
-        Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => ErrorKind::Full,
+        Some(Errno::EDQUOT | Errno::EFBIG) => ErrorKind::Full,
         // What is mounted is on another machine.
         Some(Errno::ETIMEDOUT) => ErrorKind::Slow,
         Some(
@@ -65,7 +80,28 @@ impl FolderStore {
     /// The store in a folder, which is made with the first object if it is not there. Nothing is read or written yet.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> FolderStore {
-        FolderStore { root: root.into(), list_max: 100_000, next: AtomicU64::new(0) }
+        FolderStore { root: root.into(), list_max: 100_000, next: AtomicU64::new(0), kept_free_bytes: None }
+    }
+
+    /// Refuses what would leave less of the disk free than it should.
+    fn check_room(&self, folder: &Path, bytes: usize) -> io::Result<()> {
+        if bytes <= SMALL_OBJECT_BYTES {
+            return Ok(());
+        }
+        let found = statvfs(folder)?;
+        let size = |blocks: u64| blocks.saturating_mul(found.fragment_size());
+        let available = size(found.blocks_available());
+        let kept = self.kept_free_bytes.unwrap_or_else(|| KEPT_FREE_BYTES.min(size(found.blocks()) / 10));
+        if available >= kept.saturating_add(bytes as u64) {
+            return Ok(());
+        }
+        let what = format!(
+            "{} MiB of the disk are free, where {} are kept free; make room there, have points stay for a shorter time \
+             (`borealis backup retention --days N`), or give the backup another place (`borealis up --backup URL`)",
+            available >> 20,
+            kept >> 20
+        );
+        Err(io::Error::new(io::ErrorKind::StorageFull, what))
     }
 
     /// Makes a folder and those above it, each durable in the one that it is in.
@@ -88,6 +124,7 @@ impl FolderStore {
         if place.exists() {
             return confirm(place, folder);
         }
+        self.check_room(folder, bytes.len())?;
         let (temporary, mut file) = self.temporary_file(folder)?;
         let written = file.write_all(bytes).and_then(|()| file.sync_all());
         let made = written.and_then(|()| rename_new(&temporary, place));
@@ -261,6 +298,19 @@ mod tests {
         assert_eq!(store.put_new("object", b"whole").unwrap(), Put::Made);
         assert_eq!(store.get("object").unwrap(), b"whole");
         assert_eq!(fs::read(&others).unwrap(), b"half of what another host writes");
+    }
+
+    #[test]
+    fn a_backup_does_not_fill_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeping = |kept_free_bytes| FolderStore { kept_free_bytes, ..FolderStore::new(folder.path()) };
+        let large = vec![7; SMALL_OBJECT_BYTES + 1];
+        let refused = keeping(Some(u64::MAX)).put_new("v/large", &large).unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Full);
+        assert!(refused.what.contains("MiB of the disk are free"), "{}", refused.what);
+        assert_eq!(keeping(Some(u64::MAX)).put_new("v/small", &large[1..]), Ok(Put::Made), "time goes on");
+        assert_eq!(keeping(Some(0)).put_new("v/large", &large), Ok(Put::Made));
+        assert_eq!(keeping(Some(u64::MAX)).put_new("v/large", &large), Ok(Put::Exists), "it is there");
     }
 
     #[test]

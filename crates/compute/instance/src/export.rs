@@ -18,6 +18,7 @@ use borealis_types::{
     BLOCKS_PER_SEGMENT_FILE, DatabaseKey, Fork, KeptFile, PAGE_SIZE, PostgresVersion, RecordSpan,
     RelationFork, SLRU_PAGES_PER_SEGMENT, SlruKind,
 };
+use nix::sys::statvfs::statvfs;
 
 use crate::data_directory::Directory;
 use crate::directory_plan::{Contents, DirectoryPlan, Planned, database_folder};
@@ -25,6 +26,8 @@ use crate::{InstanceError, OperatingSystemUser, Settings, kept_files, on};
 
 /// The folder, in the exported one, that has the tablespaces.
 pub const TABLESPACES: &str = "tablespaces";
+/// So much of the disk stays free, unless a tenth is less: nodes on it take no redo with half of that (`borealis_store`).
+const KEPT_FREE_BYTES: u64 = 2 << 30;
 const LINKS: &str = "pg_tblspc/";
 const CONTROL_FILE: &str = "global/pg_control";
 
@@ -87,6 +90,28 @@ impl<'u> Export<'u> {
             }),
         };
         written.map_err(on("cannot write", &self.path.join(&name)))
+    }
+
+    /// Checks that the disk has room for so many blocks, and that nodes which may be on it have room after that.
+    ///
+    /// # Errors
+    /// When it has not, or does not say.
+    pub fn require_room(&self, blocks: u64) -> Result<(), InstanceError> {
+        let failed = on("cannot write", &self.path);
+        let found = statvfs(&self.path).map_err(|error| on("cannot look at", &self.path)(error.into()))?;
+        let size = |blocks: u64| blocks.saturating_mul(found.fragment_size());
+        let (available, all) = (size(found.blocks_available()), size(found.blocks()));
+        let needed = blocks.saturating_mul(PAGE_SIZE as u64);
+        let kept = KEPT_FREE_BYTES.min(all / 10);
+        if available >= needed.saturating_add(kept) {
+            return Ok(());
+        }
+        Err(failed(io::Error::other(format!(
+            "it takes {} MiB, and {} MiB are free, of which {} stay free for others; make room, or export to another disk",
+            needed >> 20,
+            available >> 20,
+            kept >> 20
+        ))))
     }
 
     /// Makes the files of a fork of this many blocks, all zeros.
@@ -346,6 +371,22 @@ mod tests {
         let forks = [(init, 1), (main, 40), (fork(1663, 7, Fork::FreeSpaceMap), 3), (logged, 2)];
         let exported = exported_forks(&forks.into());
         assert_eq!(exported, [(init, init, 1), (main, init, 1), (logged, logged, 2)]);
+    }
+
+    #[test]
+    fn nothing_is_begun_that_does_not_fit() {
+        let folder = tempfile::tempdir().expect("made");
+        let user = OperatingSystemUser::choose(None).expect("somebody");
+        let export = Export {
+            path: folder.path().to_owned(),
+            directory: Directory::open(folder.path(), &user).expect("opened"),
+            version: PostgresVersion::NEWEST,
+            control_file: Vec::new(),
+            open: None,
+        };
+        assert!(export.require_room(0).is_ok());
+        let error = export.require_room(u64::MAX).expect_err("refused").to_string();
+        assert!(error.contains("MiB are free"), "{error}");
     }
 
     #[test]

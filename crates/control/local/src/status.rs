@@ -22,6 +22,9 @@ use crate::driver_socket::driver_status;
 use crate::process::is_closed_to_us;
 use crate::supervision::{Ended, Restarts, controlling, detached, serving};
 pub use backup::BackupState;
+
+/// What is said where there is none (decision 33).
+const NO_BACKUP: &str = "backup: none; `borealis up --backup URL` begins one";
 pub use healing::{ChangeState, Healing};
 
 /// Whoever looks does not want to wait for a node that stands still.
@@ -252,7 +255,8 @@ impl Status {
                 text += &format!("      being emptied: {} segments are left\n", node.groups);
             }
         }
-        text += &self.backup.as_ref().map_or_else(String::new, |backup| format!("\n{}\n", backup.line()));
+        let backup = self.backup.as_ref().map(BackupState::line);
+        text += &format!("\n{}\n", backup.as_deref().unwrap_or(NO_BACKUP));
         text += "\ngroup  complete to      segments\n";
         for group in &self.protection_groups {
             let members: Vec<String> =

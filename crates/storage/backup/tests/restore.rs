@@ -74,6 +74,7 @@ fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored
         folder,
         identity: &identity(NEW, GROUPS),
         options: options(),
+        copies: 0,
     };
     let mut last = Progress::default();
     let result = restore(&order, objects, &contents, &mut |progress| {
@@ -479,6 +480,7 @@ fn a_panic_of_a_thread_that_reads_ends_the_restore() {
             folder: &path,
             identity: &identity(NEW, GROUPS),
             options: options(),
+            copies: 0,
         };
         let objects = Panicking(life.objects, AtomicBool::new(false));
         let run = || restore(&order, &objects, &contents, &mut |_| ()).map(|restored| restored.end);

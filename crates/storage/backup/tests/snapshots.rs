@@ -49,6 +49,15 @@ fn plan_of(objects: &MemoryStore, point: Lsn) -> Option<Plan> {
 }
 
 fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored, RestoreError> {
+    restored_with(objects, point, folder, 0)
+}
+
+fn restored_with(
+    objects: &MemoryStore,
+    point: Lsn,
+    folder: &Path,
+    copies: u64,
+) -> Result<Restored, RestoreError> {
     let contents = read(objects, VOLUME, &Sealing::Plain).unwrap();
     let order = Order {
         point,
@@ -57,6 +66,7 @@ fn restored(objects: &MemoryStore, point: Lsn, folder: &Path) -> Result<Restored
         folder,
         identity: &identity(NEW, contents.facts.placement.group_count()),
         options: options(),
+        copies,
     };
     let mut last = Progress::default();
     let result = restore(&order, objects, &contents, &mut |progress| {
@@ -143,6 +153,21 @@ fn every_point_is_restored_from_the_snapshots_before_it_and_what_was_cut_never_i
 }
 
 /// What a restore from the beginning would need is gone.
+#[test]
+fn what_does_not_fit_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut life = Life::begin(&folder.path().join("life"), GROUPS, 3);
+    life.write(40);
+    life.snapshot(1, &groups());
+    life.upload(1, false);
+    let new = folder.path().join("new");
+    let refused = restored_with(&life.objects, life.durable.end, &new, u64::MAX).unwrap_err();
+    assert!(matches!(refused, RestoreError::NoRoom { .. }), "{refused}");
+    assert!(refused.to_string().contains("MiB are free in"), "{refused}");
+    std::fs::remove_dir_all(&new).unwrap();
+    restored_with(&life.objects, life.durable.end, &new, 6).unwrap();
+}
+
 #[test]
 fn redo_before_a_snapshot_is_not_needed() {
     let folder = tempfile::tempdir().unwrap();

@@ -273,6 +273,7 @@ fn nodes_make_snapshots_while_they_are_written_to_and_a_restore_begins_with_them
         folder: &path,
         identity: &identity,
         options: Options::default(),
+        copies: 0,
     };
     let restored = restore(&order, &store, &whole, &mut |_| ()).expect("it can be restored");
     assert_eq!((restored.end, restored.passed_over.len()), (end, 0));

@@ -107,6 +107,7 @@ fn write_pages(point: &mut HeldPoint<'_>, export: &mut Export<'_>, shown: &mut S
     let forks: BTreeMap<RelationFork, u32> = point.forks()?;
     let exported = exported_forks(&forks);
     shown.total_blocks = exported.iter().map(|(_, _, blocks)| u64::from(*blocks)).sum();
+    export.require_room(shown.total_blocks)?;
     for (fork, source, blocks) in exported {
         export.make_fork(fork, blocks)?;
         let mut first = 0;

@@ -8,18 +8,18 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use borealis_archive::sealing::Sealing;
 use borealis_backup::contents::Contents;
 use borealis_backup::restore::{Order, Progress, Restored, restore};
 use borealis_backup::store::ObjectStore;
 use borealis_store::{Environment, Identity, Options};
-use borealis_types::{AvailabilityZone, Lsn, NodeId, PostgresVersion};
+use borealis_types::{AvailabilityZone, Lsn, NodeId, PostgresVersion, SEGMENTS_PER_GROUP};
 
 use super::create::random_number;
 use super::replace::{allocated_bytes, require_space};
 use super::{Cluster, CreateOptions};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, NodeEntry};
 use crate::process;
 
 /// The store that the nodes' stores are made of, beside their folders.
@@ -104,6 +104,8 @@ impl Cluster {
             identity: &identity,
             // No peer asks this store for log.
             options: Options { log_retention_bytes: 0, ..Options::default() },
+            // Each segment is on six nodes.
+            copies: SEGMENTS_PER_GROUP as u64,
         };
         let restored = restore(&order, from.objects, from.contents, progress)?;
         if !restored.has_template {
@@ -121,19 +123,36 @@ impl Cluster {
     fn spread(&self, reference: &Path) -> anyhow::Result<()> {
         let bytes =
             allocated_bytes(reference).with_context(|| format!("cannot measure {}", reference.display()))?;
-        // Each segment is on six nodes.
-        require_space(bytes.saturating_mul(6), &self.directory)?;
+        require_space(bytes.saturating_mul(SEGMENTS_PER_GROUP as u64), &self.directory)?;
         let store = reference.to_str().context("the cluster's directory has a name that is not UTF-8")?;
-        for node in &self.catalog.nodes {
-            let mut words = vec!["internal".to_owned(), "gather-node".to_owned()];
-            for group in self.catalog.groups.groups_on(node.id).iter() {
-                words.extend(["--segment".to_owned(), format!("{group}={store}")]);
-            }
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let config_file = self.prepare_node(node)?;
-            process::run_to_end(&words, &config_file)
-                .with_context(|| format!("cannot make node {} of what was restored", node.id))?;
+        // As many at once as there are processors: each is a process, which copies and checks.
+        let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+        for nodes in self.catalog.nodes.chunks(at_once) {
+            std::thread::scope(|scope| {
+                let start = |node| {
+                    let thread = std::thread::Builder::new().name("gather-node".to_owned());
+                    thread.spawn_scoped(scope, move || self.gather(node, store))
+                };
+                let made: Vec<_> = nodes.iter().map(start).collect();
+                made.into_iter().try_for_each(|made| {
+                    made.context("cannot start a thread")?
+                        .join()
+                        .unwrap_or_else(|_| Err(anyhow!("a thread that makes a node has panicked")))
+                })
+            })?;
         }
         Ok(())
+    }
+
+    /// Makes a node's store of the segments of one store.
+    fn gather(&self, node: &NodeEntry, store: &str) -> anyhow::Result<()> {
+        let mut words = vec!["internal".to_owned(), "gather-node".to_owned()];
+        for group in self.catalog.groups.groups_on(node.id).iter() {
+            words.extend(["--segment".to_owned(), format!("{group}={store}")]);
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let config_file = self.prepare_node(node)?;
+        process::run_to_end(&words, &config_file)
+            .with_context(|| format!("cannot make node {} of what was restored", node.id))
     }
 }

@@ -15,7 +15,7 @@ use borealis_archive::pages::{ExtentPages, PagesFacts, decode_head, find_extent}
 use borealis_archive::snapshot::{Placed, Snapshot, SnapshotPoint};
 use borealis_quorum::DurablePoint;
 use borealis_store::{Refill, Store};
-use borealis_types::{GroupId, Lsn, PageKey, RecordSpan};
+use borealis_types::{GroupId, Lsn, PAGE_SIZE, PageKey, RecordSpan};
 use borealis_wire::RelationSize;
 
 use super::{Ended, RestoreError, Source, cannot_start};
@@ -82,6 +82,13 @@ impl<'a> Bases<'a> {
     /// How long all objects are.
     pub(super) fn total_bytes(&self) -> u64 {
         self.lengths.values().sum()
+    }
+
+    /// How long the pages are that all snapshots have.
+    pub(super) fn page_bytes(&self) -> u64 {
+        let blocks =
+            self.bases.iter().flat_map(|base| &base.snapshot.relations).map(|(_, blocks)| u64::from(*blocks));
+        blocks.fold(0, u64::saturating_add).saturating_mul(PAGE_SIZE as u64)
     }
 
     /// As of what each is.

@@ -82,6 +82,19 @@ pub enum RestoreError {
     /// The new store.
     #[error("cannot make the store to restore to: {0}")]
     Store(#[from] StoreError),
+    /// It does not fit.
+    #[error(
+        "what is restored takes {} MiB at least, and {} MiB are free in {}; make room, or restore to another disk",
+        needed.div_ceil(1 << 20), available >> 20, folder.display()
+    )]
+    NoRoom {
+        /// Bytes of the pages, as often as they will be there.
+        needed: u64,
+        /// Bytes that are free.
+        available: u64,
+        /// Where.
+        folder: PathBuf,
+    },
     /// The system refuses something else.
     #[error("cannot {what}: {error}")]
     System {
@@ -122,6 +135,8 @@ pub struct Order<'a> {
     pub identity: &'a Identity,
     /// Its limits.
     pub options: Options,
+    /// How many more stores will be made of it on the same disk. Whether there is room for their pages is looked at first.
+    pub copies: u64,
 }
 
 impl std::fmt::Debug for Order<'_> {
@@ -258,11 +273,25 @@ fn remove(folder: &Path) -> Result<(), RestoreError> {
     }
 }
 
+fn require_room(folder: &Path, needed: u64) -> Result<(), RestoreError> {
+    let cannot_see = |error: nix::errno::Errno| RestoreError::System {
+        what: format!("see how much of {} is free", folder.display()),
+        error: error.into(),
+    };
+    let found = nix::sys::statvfs::statvfs(folder).map_err(cannot_see)?;
+    let available = found.blocks_available().saturating_mul(found.fragment_size());
+    match available < needed {
+        true => Err(RestoreError::NoRoom { needed, available, folder: folder.to_owned() }),
+        false => Ok(()),
+    }
+}
+
 /// One attempt, in a folder that is empty or absent.
 fn attempt(order: &Order<'_>, source: &Source<'_>, meter: &mut Meter<'_>) -> Result<Restored, Ended> {
     let folder: PathBuf = order.folder.to_owned();
     let store = Store::create_in(order.environment, &folder, order.identity.clone(), order.options.clone())?;
     let mut bases = Bases::read(source)?;
+    require_room(&folder, bases.page_bytes().saturating_mul(order.copies.saturating_add(1)))?;
     let mut merge = Merge::new(source);
     meter.begin(merge.plan_bytes + bases.total_bytes());
     let mut assembly = Assembly::begin(&store, source.plan.history.clone(), &bases.points())?;

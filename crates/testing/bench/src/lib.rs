@@ -28,8 +28,8 @@ use model::{Conditions, Results};
 use server::Environment;
 
 /// Workloads in the order they run, as `--only` names them.
-pub const WORKLOADS: [&str; 9] =
-    ["bulk", "tpcb", "sustained", "readonly", "mixed", "pages", "faults", "recovery", "backup"];
+pub const WORKLOADS: [&str; 10] =
+    ["bulk", "tpcb", "sustained", "readonly", "mixed", "pages", "faults", "recovery", "backup", "repair"];
 
 /// What the user asked for; `None` leaves a choice to the plan.
 #[derive(Clone, Debug)]

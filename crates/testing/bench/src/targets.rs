@@ -1,4 +1,4 @@
-//! The project's targets for speed, S1 to S10, and what was measured for each.
+//! The project's targets for speed, S1 to S11, and what was measured for each.
 //!
 //! A ratio is taken within each round and then summarized: whatever slows the machine for a while slows both sides of
 //! a round.
@@ -217,7 +217,38 @@ pub fn evaluate(results: &Results) -> Vec<Target> {
         targets.push(against(results, "S9", place, tps, System::Stock, Bound::AtLeast(bound)));
     }
     targets.extend(backup(results));
+    targets.extend(repair(results));
     targets
+}
+
+/// A repair's bandwidth, and what it costs those who commit meanwhile.
+fn repair(results: &Results) -> [Target; 2] {
+    let (speed, p99) = (value("moved_mib_per_s"), value("latency_p99_ms"));
+    let of = |situation, figure: Figure<'_>, unit| {
+        shown(summary(results, ("repair", situation), System::Borealis, figure), unit)
+    };
+    let [full, usual] = names::REPAIRS.map(names::Repair::text);
+    let bound = Bound::AtLeast(0.8);
+    let fast = Row {
+        id: "S11",
+        what: "a node's segments made anew on another under TPC-B".to_owned(),
+        wanted: format!("{} × the bandwidth of a plain copy", bound.text()),
+        place: ("repair", full),
+        bound,
+        ratio: ratios(results, ("repair", full), &speed, (("repair", names::COPY), System::Borealis), &speed),
+        measured: format!("{}; the copy: {}", of(full, &speed, "MiB/s"), of(names::COPY, &speed, "MiB/s")),
+    };
+    let bound = Bound::AtMost(1.1);
+    let slow = Row {
+        id: "S11",
+        what: "99th percentile of TPC-B during a repair at the usual rate".to_owned(),
+        wanted: format!("{} × that without", bound.text()),
+        place: ("repair", usual),
+        bound,
+        ratio: ratios(results, ("repair", usual), &p99, (("repair", names::HEALTHY), System::Borealis), &p99),
+        measured: format!("{}; without: {}", of(usual, &p99, "ms"), of(names::HEALTHY, &p99, "ms")),
+    };
+    [fast, slow].map(|row| row.judge(results))
 }
 
 /// The figure of Borealis with a backup divided by that without, round by round.
@@ -535,9 +566,32 @@ mod tests {
     }
 
     #[test]
+    fn a_repair_is_compared_with_the_copy_of_its_own_round() {
+        let mut results = Results::default();
+        let [full, usual] = names::REPAIRS.map(names::Repair::text);
+        for (round, copy) in [(1, 100.0), (2, 200.0)] {
+            for (situation, speed, p99) in [
+                (names::COPY, copy, 9.0),
+                (full, copy * 0.9, 20.0),
+                (usual, 60.0, 10.5),
+                (names::HEALTHY, 0.0, 10.0),
+            ] {
+                let measurement = Measurement::new("repair", situation, System::Borealis, round);
+                let measurement = measurement.with("moved_mib_per_s", speed).with("latency_p99_ms", p99);
+                results.measurements.push(measurement);
+            }
+        }
+        let targets = evaluate(&results);
+        let row = find(&targets, "S11", "another under TPC-B", "plain copy");
+        assert!((row.ratio.unwrap().median - 0.9).abs() < 1e-9 && row.met == Met::Yes, "{row:?}");
+        let row = find(&targets, "S11", "usual rate", "1.1");
+        assert!((row.ratio.unwrap().max - 1.05).abs() < 1e-9 && row.met == Met::Yes, "{row:?}");
+    }
+
+    #[test]
     fn every_target_has_a_row_even_when_nothing_was_measured() {
         let targets = evaluate(&Results::default());
-        for id in ["S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10"] {
+        for id in ["S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S9", "S10", "S11"] {
             assert!(targets.iter().any(|target| target.id == id), "{id}");
         }
         assert!(targets.iter().all(|target| target.met == Met::Unknown));

@@ -1,7 +1,7 @@
 //! Names that the workloads and the reports share.
 
 /// Workloads in the order they run, as `--only` takes them, and how reports call them.
-const TITLES: [(&str, &str); 9] = [
+const TITLES: [(&str, &str); 10] = [
     ("bulk", "bulk load"),
     ("tpcb", "TPC-B"),
     ("sustained", "sustained TPC-B"),
@@ -11,6 +11,7 @@ const TITLES: [(&str, &str); 9] = [
     ("faults", "faults"),
     ("recovery", "recovery"),
     ("backup", "TPC-B with a backup"),
+    ("repair", "repair under TPC-B"),
 ];
 
 /// Workloads whose transactions per second and latencies are compared between systems.
@@ -18,6 +19,35 @@ pub const COMPARED: [&str; 4] = ["tpcb", "sustained", "readonly", "mixed"];
 
 /// Faults, as the targets name them.
 pub const FAULTS: [&str; 3] = ["one node 100 ms slow", "two nodes dead", "a zone dead"];
+
+/// A stretch in which nothing is done to the cluster.
+pub const HEALTHY: &str = "healthy";
+
+/// A stretch in which a node's pages are copied by `cp`.
+pub const COPY: &str = "plain copy";
+
+/// How fast a node takes what another one has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repair {
+    /// As fast as it goes.
+    FullSpeed,
+    /// At the rate that nodes have unless told otherwise.
+    Throttled,
+}
+
+/// Both.
+pub const REPAIRS: [Repair; 2] = [Repair::FullSpeed, Repair::Throttled];
+
+impl Repair {
+    /// The words for it, which name the situation.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Repair::FullSpeed => "repair at full speed",
+            Repair::Throttled => "repair at the usual rate",
+        }
+    }
+}
 
 /// TPC-B with commits of Borealis that wait for company.
 pub const COMMIT_DELAY: &str = "32 clients, commit_delay=800";

@@ -42,9 +42,10 @@ pub fn all(results: &Results) -> Vec<(String, Vec<String>)> {
     let situations = results.situations("pages");
     let drawings = situations.iter().map(|situation| latencies(results, "pages", situation, "page reads"));
     sections.push((title("pages").to_owned(), drawings.collect()));
-    let timelines =
-        results.rounds("faults", "timeline", System::Borealis).flat_map(fault_timelines).collect();
-    sections.push((title("faults").to_owned(), timelines));
+    for workload in ["faults", "repair"] {
+        let timelines = results.rounds(workload, "timeline", System::Borealis).flat_map(fault_timelines);
+        sections.push((title(workload).to_owned(), timelines.collect()));
+    }
     for (_, drawings) in &mut sections {
         drawings.retain(|drawing| !drawing.is_empty());
     }

@@ -73,6 +73,7 @@ pub fn all(results: &Results) -> Vec<Table> {
     ));
     tables.push(page_table(results));
     tables.push(fault_table(results));
+    tables.push(repair_table(results));
     tables.push(super::backup::table(results));
     tables.extend(COST_SITUATIONS.map(|situation| cost_table(results, situation)));
     tables.push(system_call_table(results));
@@ -132,30 +133,49 @@ fn comparison(results: &Results, workload: &str, figure: &str, unit: &str) -> Ta
     Table { title: format!("{}: {unit}", title(workload)), note: String::new(), header, rows }
 }
 
-fn fault_table(results: &Results) -> Table {
-    let figures = [("tps", "tps"), ("latency_p50_ms", "p50, ms"), ("latency_p99_ms", "p99, ms")];
+/// Figures of a run that was in several situations one after another.
+fn stretch_table(
+    results: &Results,
+    workload: &str,
+    figures: &[(&str, &str)],
+    title: &str,
+    note: &str,
+) -> Table {
     let mut header = vec![String::new()];
     header.extend(figures.iter().map(|(_, label)| (*label).to_owned()));
     let rows = results
-        .situations("faults")
+        .situations(workload)
         .into_iter()
         .filter_map(|situation| {
-            summarize(results, "faults", &situation, System::Borealis, "tps")?;
+            summarize(results, workload, &situation, System::Borealis, "tps")?;
             let cells = figures.iter().map(|(figure, _)| {
-                summarize(results, "faults", &situation, System::Borealis, figure)
+                summarize(results, workload, &situation, System::Borealis, figure)
                     .map_or_else(|| "–".to_owned(), |summary| summary.text())
             });
             Some([situation.clone()].into_iter().chain(cells).collect())
         })
         .collect();
-    Table {
-        title: "Faults: Borealis, TPC-B at 8 clients".to_owned(),
-        note: "Healthy stretches of the same run are between the faults. The slow node is stopped for 100 ms of every \
-               105. The half second after a change is left out."
-            .to_owned(),
-        header,
-        rows,
-    }
+    Table { title: title.to_owned(), note: note.to_owned(), header, rows }
+}
+
+fn fault_table(results: &Results) -> Table {
+    let figures = [("tps", "tps"), ("latency_p50_ms", "p50, ms"), ("latency_p99_ms", "p99, ms")];
+    let note = "Healthy stretches of the same run are between the faults. The slow node is stopped for 100 ms of every \
+                105. The half second after a change is left out.";
+    stretch_table(results, "faults", &figures, "Faults: Borealis, TPC-B at 8 clients", note)
+}
+
+fn repair_table(results: &Results) -> Table {
+    let figures = [
+        ("tps", "tps"),
+        ("latency_p50_ms", "p50, ms"),
+        ("latency_p99_ms", "p99, ms"),
+        ("moved_mib", "MiB"),
+        ("moved_mib_per_s", "MiB/s"),
+    ];
+    let note = "A new node takes all segments of another one, from its peers; the copy is of that one's pages, by cp and \
+                fsync, to the same disk.";
+    stretch_table(results, "repair", &figures, "Repair: Borealis, TPC-B at 8 clients", note)
 }
 
 fn page_table(results: &Results) -> Table {

@@ -243,12 +243,15 @@ impl Borealis {
 impl Drop for Borealis {
     fn drop(&mut self) {
         // A stopped node would never answer the wish to end.
-        for (_, process) in self.nodes().unwrap_or_default() {
-            cleanup::signal(process, Signal::SIGCONT);
+        let nodes = self.nodes().unwrap_or_default();
+        for (_, process) in &nodes {
+            cleanup::signal(*process, Signal::SIGCONT);
         }
         // Nobody needs the data again, so nothing need end in order; `down` removes what is left.
         let killed = self.command(&["instance", "kill"]);
-        let killed = killed.and_then(|_| self.command(&["node", "kill", "1", "2", "3", "4", "5", "6"]));
+        let nodes: Vec<String> = nodes.iter().map(|(node, _)| node.to_string()).collect();
+        let kill: Vec<&str> = ["node", "kill"].into_iter().chain(nodes.iter().map(String::as_str)).collect();
+        let killed = killed.and_then(|_| self.command(&kill));
         if let Err(error) = killed.and_then(|_| self.command(&["down"])) {
             eprintln!("the cluster in {} could not be stopped: {error:#}", self.directory.display());
             return;

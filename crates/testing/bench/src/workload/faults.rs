@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{end_round, from_outcome, initialize, load, start, warm_up};
+use super::stretches::{Stretch, record};
+use super::{end_round, initialize, load, start, warm_up};
 use crate::Bench;
 use crate::durability::Appended;
-use crate::model::{Event, Measurement, System};
-use crate::pgbench::{Load, Outcome, Sample, Script, now_us};
+use crate::model::System;
+use crate::pgbench::{Load, Script, now_us};
 use crate::server::{Borealis, Server};
 use crate::workload_names::FAULTS;
 use borealis_testbed::cleanup::{self, Item};
@@ -42,7 +43,13 @@ pub(super) fn run(bench: &mut Bench) -> anyhow::Result<()> {
         let stretches = inflict(bench, cluster, round, stretch)?;
         let outcome = running.end_now()?;
         acknowledged += outcome.samples.len() as u64;
-        record(bench, round, &stretches, &outcome);
+        record(
+            bench,
+            (NAME, round),
+            &["healthy"].into_iter().chain(FAULTS).collect::<Vec<_>>(),
+            &stretches,
+            &outcome,
+        );
         if !end_round(
             bench,
             server,
@@ -58,9 +65,6 @@ pub(super) fn run(bench: &mut Bench) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-/// A part of the run: its name, and when it began and ended in microseconds of Unix time.
-type Stretch = (&'static str, u64, u64);
 
 /// Inflicts one fault after the other, with healthy stretches between them.
 fn inflict(bench: &Bench, cluster: &Borealis, round: u32, stretch: Duration) -> anyhow::Result<Vec<Stretch>> {
@@ -112,42 +116,4 @@ fn with_slow(process: u32, during: impl FnOnce()) {
         done.store(true, Ordering::Relaxed);
     });
     cleanup::remove(&Item::Frozen(process));
-}
-
-/// One measurement for all healthy stretches, one for each fault, and one with the timeline.
-fn record(bench: &mut Bench, round: u32, stretches: &[Stretch], outcome: &Outcome) {
-    for situation in ["healthy"].into_iter().chain(FAULTS) {
-        let parts: Vec<&Stretch> = stretches.iter().filter(|(name, ..)| *name == situation).collect();
-        let within =
-            |sample: &&Sample| parts.iter().any(|(_, begin, end)| (*begin..*end).contains(&sample.end_us));
-        let samples: Vec<Sample> = outcome.samples.iter().filter(within).copied().collect();
-        let elapsed_s: f64 = parts.iter().map(|(_, begin, end)| (end - begin) as f64 / 1e6).sum();
-        let sum_us: u64 = samples.iter().map(|sample| sample.latency_us).sum();
-        let part = Outcome {
-            tps: samples.len() as f64 / elapsed_s,
-            latency_average_ms: sum_us as f64 / 1000.0 / samples.len().max(1) as f64,
-            begin_us: outcome.begin_us,
-            samples,
-            ..Outcome::default()
-        };
-        let measurement = from_outcome(Measurement::new(NAME, situation, System::Borealis, round), &part);
-        let figure = |name: &str| measurement.values.get(name).copied().unwrap_or(f64::NAN);
-        let (tps, p50, p99) = (figure("tps"), figure("latency_p50_ms"), figure("latency_p99_ms"));
-        bench.say(&format!("faults, {situation}: {tps:.0} tps, p50 {p50:.2} ms, p99 {p99:.2} ms"));
-        bench.results.measurements.push(measurement);
-    }
-    let mut timeline = Measurement::new(NAME, "timeline", System::Borealis, round);
-    timeline.throughput.clone_from(&outcome.progress);
-    timeline.latency_over_time = super::latency_over_time(&outcome.samples, outcome.begin_us);
-    let since_begin = |at: u64| at.saturating_sub(outcome.begin_us) as f64 / 1e6;
-    timeline.events = stretches
-        .iter()
-        .filter(|(name, ..)| *name != "healthy")
-        .map(|(name, begin, end)| Event {
-            label: (*name).to_owned(),
-            begin_s: since_begin(*begin),
-            end_s: since_begin(*end),
-        })
-        .collect();
-    bench.results.measurements.push(timeline);
 }

@@ -7,6 +7,8 @@ mod mixed;
 mod pages;
 mod read_only;
 mod recovery;
+mod repair;
+mod stretches;
 mod sustained;
 mod tpcb;
 
@@ -42,6 +44,7 @@ pub fn run(bench: &mut Bench, name: &str) -> anyhow::Result<()> {
         "faults" => faults::run(bench),
         "recovery" => recovery::run(bench),
         "backup" => backup::run(bench),
+        "repair" => repair::run(bench),
         _ => bail!("there is no workload `{name}`"),
     }
 }

@@ -221,6 +221,19 @@ impl Seen {
         number(&entry["pid"])
     }
 
+    /// Any node that runs.
+    pub(crate) fn any_node(&self, random: &mut fastrand::Rng) -> Option<u16> {
+        let running = self.nodes().filter(|node| !node["pid"].is_null());
+        let running: Vec<u16> = running.filter_map(|node| number(&node["id"])).collect();
+        random.choice(&running).copied()
+    }
+
+    /// Whether something on a node's disk is damaged, as far as anybody noticed.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.nodes().any(|node| !node["damage"].is_null())
+    }
+
     /// The nodes of a zone.
     #[must_use]
     pub fn nodes_of_zone(&self, zone: &str) -> Vec<u16> {

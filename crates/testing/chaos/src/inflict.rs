@@ -1,6 +1,6 @@
 //! Carries faults out, and ends those that last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use borealis_testbed::cleanup::{self, Item};
 use nix::sys::signal::Signal;
 
 use crate::cluster::{Cluster, Seen, kill};
+use crate::disk;
 use crate::plan::Fault;
 
 /// How something that lasts ends.
@@ -17,6 +18,8 @@ enum Ending {
     Continue(u32),
     /// `borealis az start`.
     StartZone(String),
+    /// The node's disk has room again.
+    EmptyDisk(u16),
 }
 
 /// What was done so far, and what has to be ended.
@@ -28,7 +31,24 @@ pub struct Inflicted {
     pub by_kind: BTreeMap<&'static str, u64>,
     /// Directories of nodes that were deleted.
     pub lost_directories: u64,
+    /// Pages that were damaged on disks.
+    pub damaged_pages: u64,
+    /// The node whose pages are damaged, and no other's.
+    victim: Option<u16>,
+    /// Nodes whose disk has too little room.
+    full: BTreeSet<u16>,
     endings: Vec<(Instant, Ending)>,
+    random: Random,
+}
+
+/// Places on a disk: not those of the plan, whose order is that of the seed alone.
+#[derive(Debug)]
+struct Random(fastrand::Rng);
+
+impl Default for Random {
+    fn default() -> Random {
+        Random(fastrand::Rng::with_seed(0))
+    }
 }
 
 impl Inflicted {
@@ -56,6 +76,8 @@ impl Inflicted {
             Fault::KillDriver => self.kill_all(seen.driver_process().into_iter()),
             Fault::KillController => self.kill_all(seen.controller_process().into_iter()),
             Fault::LoseInstance => self.lose_instance(cluster, seen)?,
+            Fault::DamagePages(pages) => self.damage(cluster, seen, *pages),
+            Fault::FillDisk(node, pause) => self.fill(cluster, seen, *node, *pause),
         };
         if done {
             *self.by_kind.entry(fault.kind()).or_default() += 1;
@@ -74,6 +96,16 @@ impl Inflicted {
                 Ending::Continue(process) => {
                     cleanup::signal(process, Signal::SIGCONT);
                     cleanup::remove(&Item::Frozen(process));
+                }
+                Ending::EmptyDisk(node) => {
+                    self.full.remove(&node);
+                    // It may have been lost and replaced meanwhile.
+                    if disk::set_full(&cluster.node_folder(node), false).is_ok()
+                        && let Some(process) = cluster.look().ok().and_then(|seen| seen.node_process(node))
+                    {
+                        kill(process);
+                        self.kills += 1;
+                    }
                 }
                 Ending::StartZone(zone) => {
                     if cluster.command(&["az", "start", &zone]).is_err() {
@@ -109,6 +141,30 @@ impl Inflicted {
         cleanup::add(Item::Frozen(process));
         cleanup::signal(process, Signal::SIGSTOP);
         self.end_after(pause, Ending::Continue(process));
+        true
+    }
+
+    /// Damages pages of the one node that they are damaged of; of another one once that one is gone.
+    fn damage(&mut self, cluster: &Cluster, seen: &Seen, pages: u64) -> bool {
+        let is_there = |node: &u16| cluster.node_folder(*node).exists();
+        let victim = self.victim.filter(is_there).or_else(|| seen.any_node(&mut self.random.0));
+        self.victim = victim;
+        let Some(node) = victim else { return false };
+        let damaged = disk::damage(&cluster.node_folder(node), pages, &mut self.random.0);
+        self.damaged_pages += damaged;
+        damaged > 0
+    }
+
+    /// Lets a node find too little room on its disk for a while.
+    fn fill(&mut self, cluster: &Cluster, seen: &Seen, node: u16, pause: Duration) -> bool {
+        let Some(process) = seen.node_process(node) else { return false };
+        if self.full.contains(&node) || disk::set_full(&cluster.node_folder(node), true).is_err() {
+            return false;
+        }
+        self.full.insert(node);
+        kill(process);
+        self.kills += 1;
+        self.end_after(pause, Ending::EmptyDisk(node));
         true
     }
 

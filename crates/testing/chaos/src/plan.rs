@@ -53,6 +53,11 @@ pub enum Fault {
     StopDriver(Duration),
     /// SIGKILL to the controller.
     KillController,
+    /// Bytes of so many pages on a node's disk change. Always of the same node, so that each page has five sound copies: what nobody reads stays
+    /// damaged for long.
+    DamagePages(u64),
+    /// A node has too little disk left, and enough again after so long: SIGKILL, and it is started again with another watermark.
+    FillDisk(u16, Duration),
 }
 
 impl Fault {
@@ -71,13 +76,15 @@ impl Fault {
             Fault::LoseInstance => "instance killed and its folders deleted",
             Fault::StopDriver(_) => "driver stopped for a while",
             Fault::KillController => "controller killed",
+            Fault::DamagePages(_) => "pages on a disk damaged",
+            Fault::FillDisk(..) => "disk of a node full for a while",
         }
     }
 }
 
 /// Of a hundred faults, how many are of which kind.
-const WEIGHTS: [(u32, Kind); 10] = [
-    (40, Kind::KillOne),
+const WEIGHTS: [(u32, Kind); 12] = [
+    (32, Kind::KillOne),
     (10, Kind::KillSeveral),
     (12, Kind::Stop),
     (5, Kind::Zone),
@@ -87,6 +94,8 @@ const WEIGHTS: [(u32, Kind); 10] = [
     (3, Kind::Instance),
     (3, Kind::StopDriver),
     (6, Kind::Controller),
+    (4, Kind::Damage),
+    (4, Kind::FullDisk),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,6 +110,8 @@ enum Kind {
     Instance,
     StopDriver,
     Controller,
+    Damage,
+    FullDisk,
 }
 
 /// What is to be done, and whether at once.
@@ -147,6 +158,11 @@ pub fn next_fault(random: &mut Rng, situation: &Situation) -> Option<Choice> {
             situation.instance_is_up.then_some(Fault::StopDriver(pause))
         }
         Kind::Controller => Some(Fault::KillController),
+        Kind::Damage => Some(Fault::DamagePages(random.u64(1..200))),
+        Kind::FullDisk => {
+            let node = some_of(random, up, 1)?[0];
+            Some(Fault::FillDisk(node, millis(random, 1000..8000)))
+        }
     };
     fault.map(Choice::Now)
 }
@@ -213,7 +229,7 @@ mod tests {
         assert_eq!(drawn(&situation(), 7), drawn(&situation(), 7));
         assert_ne!(drawn(&situation(), 7), drawn(&situation(), 8));
         let kinds: BTreeSet<&str> = faults(&situation(), 7).iter().map(Fault::kind).collect();
-        assert_eq!(kinds.len(), 11, "{kinds:?}");
+        assert_eq!(kinds.len(), 13, "{kinds:?}");
     }
 
     #[test]
@@ -243,7 +259,7 @@ mod tests {
                     panic!("there is no instance: {fault:?}")
                 }
                 Fault::KillNodes(nodes) | Fault::LoseNodes(nodes) => assert_eq!(nodes, [1]),
-                Fault::StopNode(node, _) => assert_eq!(node, 1),
+                Fault::StopNode(node, _) | Fault::FillDisk(node, _) => assert_eq!(node, 1),
                 Fault::KillZone(zone, _) => assert_eq!(zone, "az2"),
                 _ => {}
             }

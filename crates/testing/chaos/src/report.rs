@@ -22,6 +22,8 @@ pub struct Report {
     pub faults: BTreeMap<&'static str, u64>,
     /// Directories of nodes that were deleted.
     pub lost_directories: u64,
+    /// Pages on disks that were damaged.
+    pub damaged_pages: u64,
     /// Commits that the ledger's clients were told of.
     pub acknowledged: u64,
     /// Of these, those that they found after their connection had broken.
@@ -57,6 +59,7 @@ impl Report {
             row(kind, count.to_string());
         }
         row("directories of nodes deleted", self.lost_directories.to_string());
+        row("pages on disks damaged", self.damaged_pages.to_string());
         row("commits acknowledged", self.acknowledged.to_string());
         row("of these, found after the connection broke", self.found_after_break.to_string());
         row("connections broken", self.broken_connections.to_string());

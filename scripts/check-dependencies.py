@@ -51,8 +51,8 @@ ONLY = {
     "compute/instance": ["postgres", "protocol"],
     # Pure: it decides; control/conductor acts.
     "control/controller": ["protocol"],
-    # It asks nodes and steers none of their processes: that is its host's matter.
-    "control/conductor": ["protocol", "storage/client", "control/controller"],
+    # It asks nodes and steers none of their processes: that is its host's matter. Metrics are one list for all.
+    "control/conductor": ["protocol", "storage/client", "storage/metrics", "control/controller"],
 }
 # Places whose crates do no I/O and know no clock. Each has a clippy.toml that says the same to the compiler.
 PURE = ["protocol", "postgres", "storage/archive", "compute/compute", "control/controller"]

@@ -142,8 +142,8 @@ pub(crate) struct UpArguments {
     /// default. Kept for later starts. [default: half of what is free in the memory folder]
     #[arg(long, value_name = "SIZE", value_parser = commands::up::parse_cache_limit)]
     pub cache_limit: Option<commands::up::CacheLimit>,
-    /// Show metrics to Prometheus on 127.0.0.1: the instance on port P, each node on P and its number; 0 shows none.
-    /// Kept for later starts.
+    /// Show metrics to Prometheus on 127.0.0.1: the instance on port P, each node on P and its number, the controller on the
+    /// port before P; 0 shows none. Kept for later starts.
     #[arg(long, value_name = "P")]
     pub metrics_port: Option<u16>,
     /// Have the nodes back the volume up as it is written: file:///FOLDER, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX,

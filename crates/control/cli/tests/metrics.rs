@@ -13,11 +13,11 @@ use nix::sys::signal::Signal;
 
 use harness::{TestCluster, free_port, not_tested};
 
-/// A port with six more free ones behind it.
+/// A port with six more free ones behind it, and one before it.
 fn free_ports() -> u16 {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let fits = |first: &u16| *first < u16::MAX - 6 && (0..=6).all(|after| is_free(first + after));
-    std::iter::repeat_with(free_port).take(100).find(fits).expect("seven free ports in a row")
+    let fits = |first: &u16| *first < u16::MAX - 6 && (0..=7).all(|after| is_free(first - 1 + after));
+    std::iter::repeat_with(free_port).take(100).find(fits).expect("eight free ports in a row")
 }
 
 fn metrics(port: u16) -> Option<String> {
@@ -80,6 +80,16 @@ fn every_part_shows_its_metrics_and_they_move() {
         assert!(text.contains(&format!("node=\"{node}\",zone=\"az{}\"", node.div_ceil(2))), "{text}");
         check_with_promtool(&text);
     }
+
+    cluster.eventually("the controller has looked at all nodes", Duration::from_secs(20), || {
+        let Some(text) = metrics(port - 1) else { return false };
+        check_with_promtool(&text);
+        let values = values(&text);
+        values["borealis_controller_acts"] == 1.0
+            && values.get("borealis_controller_nodes") == Some(&6.0)
+            && values.get("borealis_controller_nodes_silent") == Some(&0.0)
+            && values.get("borealis_controller_groups_unseen") == Some(&0.0)
+    });
 
     // The port is kept for later starts, until it is given up.
     cluster.ok(&["down"]);

@@ -21,6 +21,7 @@ use borealis_types::membership::MembershipState;
 use borealis_types::{AvailabilityZone, NodeId};
 
 use crate::change::{self, carry_through};
+use crate::counts::Counts;
 use crate::host::Host;
 use crate::nodes::Nodes;
 use crate::observation::{HostReport, Memory, begun_after, claims, observed};
@@ -117,6 +118,7 @@ pub struct Conductor {
     start_pauses: BTreeMap<AvailabilityZone, (Instant, Duration)>,
     /// What was remarked in the last round, without its numbers: each remark is logged once.
     remarked: BTreeSet<String>,
+    counts: Counts,
 }
 
 impl std::fmt::Debug for Conductor {
@@ -146,7 +148,14 @@ impl Conductor {
             ended: sync_channel(WORKERS_MAX),
             start_pauses: BTreeMap::new(),
             remarked: BTreeSet::new(),
+            counts: Counts::default(),
         }
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts.clone()
     }
 
     /// One round. It takes as long as the slowest node may take to answer; steps go on after it, on threads of their own.
@@ -154,6 +163,12 @@ impl Conductor {
     /// # Errors
     /// When the catalog cannot be used.
     pub fn round(&mut self) -> Result<Round, CatalogError> {
+        let round = self.look_and_act();
+        self.counts.round(self.lease.is_some(), round.is_err());
+        round
+    }
+
+    fn look_and_act(&mut self) -> Result<Round, CatalogError> {
         if let Some(holder) = self.held_by_another()? {
             return Ok(Round::Waits { holder });
         }
@@ -163,6 +178,7 @@ impl Conductor {
         let fleet = self.fleet_with_news()?;
         let begin = self.begin;
         let picture = look(fleet, &*self.nodes, &mut *self.host, &mut self.memory, || begin.elapsed());
+        self.counts.saw(&picture);
         self.note_memberships(&picture)?;
         self.remark(&picture.plan);
         // Looking may have taken long.
@@ -297,18 +313,22 @@ impl Conductor {
             Step::StartNode(zone) => self.start_node(&picture.fleet, zone, decision)?,
             Step::Adopt { node, incarnation } => {
                 tracing::info!("{decision}");
+                self.counts.began(&decision.step);
                 self.rewrite(&picture.fleet, *node, |record| record.incarnation.clone_from(incarnation))?;
             }
             Step::Retire(node) => {
                 tracing::info!("{decision}");
+                self.counts.began(&decision.step);
                 let is_written =
                     self.rewrite(&picture.fleet, *node, |record| record.state = NodeState::Removed)?;
                 if is_written && let Err(why) = self.host.retire(*node) {
                     tracing::warn!(%node, "it is removed, and cannot be stopped: {why}");
+                    self.counts.failed();
                 }
             }
             Step::EndMove(record) => {
                 tracing::info!("{decision}");
+                self.counts.began(&decision.step);
                 self.write(&picture.fleet, vec![Write::Delete(record.key())])?;
             }
         }
@@ -348,7 +368,7 @@ impl Conductor {
             proposer: random_number(),
             give_up_after: self.options.step_timeout,
         };
-        let (nodes, ended) = (Arc::clone(&self.nodes), self.ended.0.clone());
+        let (nodes, ended, counts) = (Arc::clone(&self.nodes), self.ended.0.clone(), self.counts());
         let work = move || {
             match carry_through(&*nodes, &plan) {
                 Ok(membership) => tracing::info!(
@@ -356,13 +376,17 @@ impl Conductor {
                     membership.epoch(),
                     in_words(&membership)
                 ),
-                Err(why) => tracing::info!("{group}: the step was not made: {why}"),
+                Err(why) => {
+                    counts.failed();
+                    tracing::info!("{group}: the step was not made: {why}");
+                }
             }
             let _ = ended.send(group);
         };
         tracing::info!("{decision}");
         match std::thread::Builder::new().name(format!("step-{}", group.group)).spawn(work) {
             Ok(_) => {
+                self.counts.began(&decision.step);
                 self.at_work.insert(group);
             }
             Err(error) => tracing::warn!("{group}: no thread can be started: {error}"),
@@ -379,6 +403,7 @@ impl Conductor {
             return Ok(());
         }
         tracing::info!("{decision}");
+        self.counts.began(&decision.step);
         match self.host.start_node(zone) {
             Ok(record) => {
                 tracing::info!("node {} was started in {}", record.node, zone.0);
@@ -386,6 +411,7 @@ impl Conductor {
                 self.write(fleet, vec![record.put()])?;
             }
             Err(why) => {
+                self.counts.failed();
                 let pause = self.start_pauses.get(zone).map_or(START_PAUSE, |(_, pause)| *pause);
                 tracing::warn!(
                     "no node can be started in {}: {why}; tried again after {} s",

@@ -10,6 +10,7 @@
 
 pub mod change;
 pub mod conductor;
+pub mod counts;
 pub mod host;
 pub mod nodes;
 pub mod observation;

@@ -149,6 +149,9 @@ pub struct InstanceLine {
 pub struct ControllerLine {
     /// Its host's name.
     pub host: String,
+    /// Where it shows its metrics; absent for nowhere.
+    #[serde(default)]
+    pub metrics: Option<MetricsAddress>,
 }
 
 fn default_groups() -> Placement {

@@ -283,6 +283,13 @@ impl Cluster {
         Ok(config)
     }
 
+    /// Where the controller shows its metrics: one port before the instance's.
+    #[must_use]
+    pub fn controller_metrics_address(&self) -> Option<MetricsAddress> {
+        let port = self.catalog.metrics_port?.checked_sub(1).filter(|port| *port > 0)?;
+        Some(MetricsAddress::Loopback((Ipv4Addr::LOCALHOST, port).into()))
+    }
+
     /// Where a part shows its metrics: so many ports after the instance's.
     fn metrics_address(&self, after: u16) -> anyhow::Result<Option<MetricsAddress>> {
         let Some(first) = self.catalog.metrics_port.filter(|port| *port > 0) else { return Ok(None) };

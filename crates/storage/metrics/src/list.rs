@@ -57,6 +57,9 @@ pub const NODE_PREFIX: &str = "borealis_node_";
 /// What an instance's names begin with.
 pub const INSTANCE_PREFIX: &str = "borealis_instance_";
 
+/// What a controller's names begin with.
+pub const CONTROLLER_PREFIX: &str = "borealis_controller_";
+
 /// Of a storage node.
 pub const NODE: &[Metric] = &[
     metric("borealis_node_info", Kind::Gauge, &["volume", "node", "zone"], "One: which node this is"),
@@ -304,4 +307,25 @@ pub const INSTANCE: &[Metric] = &[
     gauge("borealis_instance_cache_bytes", "Bytes of relation files in memory when they were last counted"),
     gauge("borealis_instance_cache_limit_bytes", "What they should take at most, in bytes"),
     counter("borealis_instance_cache_blocks_dropped", "Blocks dropped from memory to make room"),
+];
+
+/// Of a controller. What it sees of the fleet is shown by the one that acts alone.
+pub const CONTROLLER: &[Metric] = &[
+    metric("borealis_controller_info", Kind::Gauge, &["name"], "One: which controller this is"),
+    gauge("borealis_controller_acts", "One while this controller has the lease, and repairs; else zero"),
+    counter("borealis_controller_rounds", "Rounds of looking and acting, and of asking who has the lease"),
+    counter("borealis_controller_rounds_failed", "Of these, those in which the catalog could not be used"),
+    metric("borealis_controller_steps", Kind::Counter, &["kind"], "Steps begun"),
+    counter("borealis_controller_steps_failed", "Of these, those that were not made; each is decided anew"),
+    gauge("borealis_controller_seen_seconds", "Since it last looked at the whole fleet, in seconds"),
+    gauge("borealis_controller_nodes", "Nodes of the catalog that are not removed"),
+    gauge("borealis_controller_nodes_silent", "Of these, those that did not answer when it last asked"),
+    gauge("borealis_controller_nodes_broken", "Nodes that say they cannot keep their promises"),
+    gauge("borealis_controller_groups", "Groups of which at least one member answered"),
+    gauge("borealis_controller_groups_unseen", "Groups of which no member answered"),
+    gauge("borealis_controller_groups_changing", "Groups in which a member is being replaced"),
+    gauge(
+        "borealis_controller_remarks",
+        "Things that it waits for, or that need a person; `borealis status` has them in words",
+    ),
 ];

@@ -2,7 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use borealis_metrics::list::{INSTANCE, INSTANCE_PREFIX, Kind, Metric, NODE, NODE_PREFIX};
+use borealis_metrics::list::{
+    CONTROLLER, CONTROLLER_PREFIX, INSTANCE, INSTANCE_PREFIX, Kind, Metric, NODE, NODE_PREFIX,
+};
+
+/// Every list, and what its names begin with.
+const LISTS: [(&[Metric], &str); 3] =
+    [(NODE, NODE_PREFIX), (INSTANCE, INSTANCE_PREFIX), (CONTROLLER, CONTROLLER_PREFIX)];
 
 fn file(name: &str) -> String {
     let path = format!("{}/../../../{name}", env!("CARGO_MANIFEST_DIR"));
@@ -26,7 +32,7 @@ fn table(list: &[Metric]) -> String {
 #[test]
 fn the_document_has_the_list() {
     let document = file("docs/metrics.md");
-    for list in [NODE, INSTANCE] {
+    for (list, _) in LISTS {
         let table = table(list);
         assert!(document.contains(&table), "docs/metrics.md should have this table:\n{table}");
     }
@@ -35,11 +41,9 @@ fn the_document_has_the_list() {
 #[test]
 fn names_follow_the_rules_of_prometheus() {
     let mut names = BTreeSet::new();
-    for (metric, prefix) in
-        NODE.iter().map(|m| (m, NODE_PREFIX)).chain(INSTANCE.iter().map(|m| (m, INSTANCE_PREFIX)))
-    {
+    for (metric, prefix) in LISTS.iter().flat_map(|(list, prefix)| list.iter().map(move |m| (m, prefix))) {
         assert!(names.insert(metric.full_name()), "{} is listed twice", metric.name);
-        assert!(metric.name.starts_with(prefix), "{}", metric.name);
+        assert!(metric.name.starts_with(*prefix), "{}", metric.name);
         assert!(metric.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{}", metric.name);
         assert!(!metric.name.ends_with("_total"), "the ending of a counter is added to {}", metric.name);
         assert_eq!(
@@ -53,10 +57,10 @@ fn names_follow_the_rules_of_prometheus() {
 #[test]
 fn alerts_ask_for_listed_metrics_only() {
     let alerts = file("deploy/alerts.yml");
-    let known: BTreeSet<String> = NODE.iter().chain(INSTANCE).map(Metric::full_name).collect();
+    let known: BTreeSet<String> = LISTS.iter().flat_map(|(list, _)| *list).map(Metric::full_name).collect();
     let asked: BTreeSet<&str> = alerts
         .split(|character: char| !character.is_ascii_alphanumeric() && character != '_')
-        .filter(|word| word.starts_with(NODE_PREFIX) || word.starts_with(INSTANCE_PREFIX))
+        .filter(|word| LISTS.iter().any(|(_, prefix)| word.starts_with(prefix)))
         .collect();
     assert!(asked.len() > 5, "{asked:?}");
     for name in asked {

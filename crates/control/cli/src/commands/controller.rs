@@ -14,7 +14,8 @@ use borealis_local::cluster::Cluster;
 use borealis_local::embedded_catalog::EmbeddedCatalog;
 use borealis_local::local_host::{LocalHost, RemoteHost};
 use borealis_local::supervision::controlling;
-use borealis_spec::{Role, TlsFiles};
+use borealis_metrics::server::MetricsServer;
+use borealis_spec::{MetricsAddress, Role, TlsFiles};
 use borealis_wire::Caller;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -41,18 +42,23 @@ struct ControllerConfig {
     name: Option<String>,
     /// Its certificate, if a node is spoken to over TLS.
     tls: Option<TlsFiles>,
+    /// Where it shows metrics; nowhere if absent.
+    metrics_listen: Option<MetricsAddress>,
 }
 
 /// The controller of a local cluster. Ends when it is told to, or when its cluster is gone.
 pub fn local(catalog: &Path) -> anyhow::Result<ExitCode> {
     let directory = catalog.parent().context("the catalog's file is in a folder")?;
-    let credentials = Cluster::open(directory)?.controller_credentials(&controlling::folder(directory))?;
+    let cluster = Cluster::open(directory)?;
+    let credentials = cluster.controller_credentials(&controlling::folder(directory))?;
+    let name = format!("process {}", std::process::id());
     let conductor = Conductor::new(
         Box::new(EmbeddedCatalog::new(directory)),
         Arc::new(Connections::new(Caller::Controller, credentials, TIMEOUTS)),
         Box::new(LocalHost::new(directory)),
-        Options::new(format!("process {}", std::process::id())),
+        Options::new(name.clone()),
     );
+    let _metrics_server = show_metrics(cluster.controller_metrics_address().as_ref(), &conductor, name);
     run(conductor, || catalog.is_file())
 }
 
@@ -76,9 +82,26 @@ pub fn standalone(config: &Path) -> anyhow::Result<ExitCode> {
         Box::new(EmbeddedCatalog::new(&catalog)),
         Arc::new(Connections::new(Caller::Controller, credentials, TIMEOUTS)),
         Box::new(RemoteHost),
-        Options::new(name),
+        Options::new(name.clone()),
     );
+    let _metrics_server = show_metrics(config_of.metrics_listen.as_ref(), &conductor, name);
     run(conductor, || true)
+}
+
+/// Shows metrics where the configuration says. A controller that cannot still acts.
+fn show_metrics(
+    address: Option<&MetricsAddress>,
+    conductor: &Conductor,
+    name: String,
+) -> Option<MetricsServer> {
+    let (address, counts) = (address?, conductor.counts());
+    match MetricsServer::start(address, move || counts.exposition(&name).text()) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            eprintln!("cannot show metrics on {address}: {error}; choose another address");
+            None
+        }
+    }
 }
 
 /// Rounds until a signal comes, or there is nothing to control any more.

@@ -11,7 +11,7 @@ use borealis_controller::catalog::records::{
 };
 use borealis_controller::catalog::{Catalog, Change, Key, TRANSACTION_PARTS_MAX, Transaction};
 use borealis_fleet::hosts::write_hosts;
-use borealis_fleet::inventory::{Chosen, Inventory, Plan};
+use borealis_fleet::inventory::{Chosen, ControllerLine, Inventory, Plan};
 use borealis_fleet::{Fleet, FleetError, Issued, Validity};
 use borealis_local::catalog::FLEET_NAME;
 use borealis_local::embedded_catalog::EmbeddedCatalog;
@@ -179,19 +179,27 @@ fn plan(place: &Path, inventory: &Path, validity: Validity) -> anyhow::Result<()
     let mut numbers = bytes.into_iter().map(u128::from_le_bytes);
     let random = || numbers.next().expect("a plan takes one for the volume, and one for each node");
     let written = write_hosts(&fleet, place, &inventory, validity, random)?;
-    for part in &written.controllers {
-        give_catalog(part, &inventory, &written.plan)?;
+    for (part, line) in written.controllers.iter().zip(&inventory.controllers) {
+        give_catalog(part, line, &inventory, &written.plan)?;
     }
     written.folders.iter().for_each(|host| println!("{}", host.display()));
     Ok(())
 }
 
 /// Gives a controller its configuration, and a catalog with what the fleet was created as: the nodes tell it what became of that.
-fn give_catalog(part: &Path, inventory: &Inventory, plan: &Plan) -> anyhow::Result<()> {
+fn give_catalog(
+    part: &Path,
+    line: &ControllerLine,
+    inventory: &Inventory,
+    plan: &Plan,
+) -> anyhow::Result<()> {
     let catalog_folder = part.join("catalog");
     std::fs::create_dir_all(&catalog_folder)
         .with_context(|| format!("cannot make {}", catalog_folder.display()))?;
-    let config = serde_json::json!({"catalog": "catalog", "tls": TlsFiles::in_folder(Path::new("tls"))});
+    let mut config = serde_json::json!({"catalog": "catalog", "tls": TlsFiles::in_folder(Path::new("tls"))});
+    if let Some(address) = &line.metrics {
+        config["metrics_listen"] = serde_json::to_value(address)?;
+    }
     let config_file = part.join("controller.json");
     std::fs::write(&config_file, format!("{config:#}\n"))
         .with_context(|| format!("cannot write {}", config_file.display()))?;

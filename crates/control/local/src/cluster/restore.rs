@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use borealis_archive::sealing::Sealing;
 use borealis_backup::contents::Contents;
 use borealis_backup::restore::{Order, Progress, Restored, restore};
@@ -125,23 +125,8 @@ impl Cluster {
             allocated_bytes(reference).with_context(|| format!("cannot measure {}", reference.display()))?;
         require_space(bytes.saturating_mul(SEGMENTS_PER_GROUP as u64), &self.directory)?;
         let store = reference.to_str().context("the cluster's directory has a name that is not UTF-8")?;
-        // As many at once as there are processors: each is a process, which copies and checks.
-        let at_once = std::thread::available_parallelism().map_or(1, usize::from);
-        for nodes in self.catalog.nodes.chunks(at_once) {
-            std::thread::scope(|scope| {
-                let start = |node| {
-                    let thread = std::thread::Builder::new().name("gather-node".to_owned());
-                    thread.spawn_scoped(scope, move || self.gather(node, store))
-                };
-                let made: Vec<_> = nodes.iter().map(start).collect();
-                made.into_iter().try_for_each(|made| {
-                    made.context("cannot start a thread")?
-                        .join()
-                        .unwrap_or_else(|_| Err(anyhow!("a thread that makes a node has panicked")))
-                })
-            })?;
-        }
-        Ok(())
+        // One after another: each has the store that it is made of for itself.
+        self.catalog.nodes.iter().try_for_each(|node| self.gather(node, store))
     }
 
     /// Makes a node's store of the segments of one store.

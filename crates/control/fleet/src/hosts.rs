@@ -20,7 +20,7 @@ use crate::inventory::{Chosen, Inventory, InventoryError, Plan};
 use crate::{Fleet, FleetError, Validity};
 
 const CHOSEN_NAME: &str = "volume.json";
-const HOSTS_NAME: &str = "hosts";
+pub(crate) const HOSTS_NAME: &str = "hosts";
 const TLS_NAME: &str = "tls";
 /// The name of an instance's configuration in its folder.
 const INSTANCE_CONFIG_NAME: &str = "instance.json";

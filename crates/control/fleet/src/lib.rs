@@ -4,7 +4,10 @@
 //! FOLDER/fleet.json           the fleet's name, and its authorities by number
 //! FOLDER/authority-1.pem      a certificate authority, and
 //! FOLDER/authority-1.key      its key: whoever has it can be any part of the fleet
-//! FOLDER/authorities.pem      those that are trusted: one, or two while the fleet changes it
+//! FOLDER/authority-1.crl      what it signed and has taken back; not there before the first such
+//! FOLDER/certificates.jsonl   what was signed, and what was taken back
+//! FOLDER/authorities.pem      those that are trusted: one, or two while the fleet changes it; each with its list of what it
+//!                             has taken back, so that both come to a host at one time
 //!
 //! OUT/authorities.pem         what a part is given: whom to trust,
 //! OUT/certificate.pem         who it is (`borealis_spec::identity`), and on which hosts,
@@ -12,13 +15,19 @@
 //! ```
 //!
 //! A new authority is trusted beside the old one ([`Fleet::rotate`]): first every part gets the new `authorities.pem`, then
-//! a new certificate, and then the old authority is dropped ([`Fleet::retire`]).
+//! a new certificate, and then the old authority is dropped ([`Fleet::retire`]). One certificate alone is taken back by
+//! [`Fleet::revoke`].
 //!
-//! Invariant: no authority's key is ever overwritten or removed.
+//! Invariant: no authority's key is ever overwritten or removed, and what is revoked stays so.
 
 mod files;
 pub mod hosts;
 pub mod inventory;
+mod register;
+mod revoke;
+
+pub use register::{Certificate, ParseSerialError, Serial};
+pub use revoke::{Revoked, Selection, Standing};
 
 use std::fs;
 use std::io;
@@ -33,6 +42,8 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 
 use files::{PUBLIC, SECRET, private_folder, write_whole};
+use register::{Entry, Register};
+use revoke::revocation_list;
 
 /// The version of `fleet.json` that this build writes and reads.
 const FORMAT: u32 = 1;
@@ -91,6 +102,21 @@ pub enum FleetError {
     /// There is no such authority, or no other.
     #[error("{0}")]
     Authority(String),
+    /// No certificate of it is known that anybody would take.
+    #[error(
+        "no certificate of {0} is noted in certificates.jsonl that is valid now; nothing was changed. `borealis fleet list` shows \
+         what is noted. One that was made before certificates were noted is revoked by its file (--certificate) or number \
+         (--serial), or with all others of its authority (`borealis fleet rotate`, `retire`)"
+    )]
+    NothingToRevoke(String),
+    /// Several volumes have an instance with this number.
+    #[error("{part} may be {} or {}; say which with --volume. Nothing was changed", .identities[0], .identities[1])]
+    Ambiguous {
+        /// What was meant.
+        part: String,
+        /// Two that it could be.
+        identities: Box<[Identity; 2]>,
+    },
     /// The library refused.
     #[error("cannot make the certificate: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -155,7 +181,8 @@ fn seconds(time: SystemTime) -> u64 {
 }
 
 /// The day, as `2026-11-27`.
-fn day(time: SystemTime) -> String {
+#[must_use]
+pub fn day(time: SystemTime) -> String {
     let date = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds(time));
     format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
 }
@@ -314,20 +341,32 @@ impl Fleet {
         let path = self.folder.join(RECORD_NAME);
         let text = serde_json::to_string_pretty(&self.record).expect("plain data becomes JSON");
         write_whole(&path, PUBLIC, (text + "\n").as_bytes()).map_err(file_error(&path))?;
+        self.write_bundle()
+    }
+
+    fn write_bundle(&self) -> Result<(), FleetError> {
         let bundle = self.bundle()?;
         let path = self.authorities_file();
         write_whole(&path, PUBLIC, bundle.as_bytes()).map_err(file_error(&path))
     }
 
-    /// The certificates of the authorities that are trusted.
+    fn trusted(&self) -> impl Iterator<Item = &Authority> {
+        self.record.authorities.iter().filter(|authority| !authority.is_retired)
+    }
+
+    /// The certificates of the authorities that are trusted, each with its list of what it has taken back.
     fn bundle(&self) -> Result<String, FleetError> {
-        let trusted = self.record.authorities.iter().filter(|authority| !authority.is_retired);
-        trusted
-            .map(|authority| {
-                let path = authority_certificate(&self.folder, authority.number);
-                fs::read_to_string(&path).map_err(file_error(&path))
-            })
-            .collect()
+        let mut bundle = String::new();
+        for authority in self.trusted() {
+            let path = authority_certificate(&self.folder, authority.number);
+            bundle += &fs::read_to_string(&path).map_err(file_error(&path))?;
+            let path = revocation_list(&self.folder, authority.number);
+            match fs::read_to_string(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                list => bundle += &list.map_err(file_error(&path))?,
+            }
+        }
+        Ok(bundle)
     }
 
     /// Makes or renews the certificate of a part in the folder `out`, for these hosts. A part that runs takes it with its
@@ -361,6 +400,15 @@ impl Fleet {
         let issuer = newest.issuer(&self.record.name, KeyPair::from_pem(&key)?);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &issuer)?;
+        let folder = out.strip_prefix(&self.folder).unwrap_or(out).to_owned();
+        Register::open(&self.folder)?.append(&[Entry::Issued(Certificate {
+            serial: serial_of(&certificate),
+            authority: newest.number,
+            identity: identity.clone(),
+            until_seconds: seconds(until),
+            hosts: if matches!(role, Role::Node(_)) { hosts.to_vec() } else { Vec::new() },
+            folder,
+        })])?;
         let note = format!("{NOTE}{identity}, until {}\n", day(until));
         private_folder(out).map_err(file_error(out))?;
         let write = |path: &Path, mode, text: &str| {
@@ -399,6 +447,12 @@ fn authority_key(folder: &Path, number: u32) -> PathBuf {
 
 fn authority_certificate(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("authority-{number}.pem"))
+}
+
+/// The number that the library gave a certificate.
+fn serial_of(certificate: &rcgen::Certificate) -> Serial {
+    let parsed = webpki::EndEntityCert::try_from(certificate.der()).expect("it was just made");
+    Serial::of(parsed.serial())
 }
 
 /// What a part's certificate says, apart from its key and validity.

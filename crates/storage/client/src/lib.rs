@@ -27,4 +27,4 @@ pub use borealis_spec::Endpoint;
 
 pub use blocking::{ClientError, NodeClient, Timeouts};
 pub use memberships::{Learned, Memberships};
-pub use tls::{Credentials, CredentialsError, Route};
+pub use tls::{Credentials, CredentialsError, EXPIRY_WARNING, Route, expiry_of};

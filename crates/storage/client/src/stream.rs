@@ -155,7 +155,7 @@ impl Stream {
     ///
     /// # Errors
     /// When the socket cannot be prepared.
-    pub fn accept(socket: TcpStream, credentials: &Credentials) -> io::Result<Stream> {
+    pub fn accept(socket: TcpStream, credentials: &Arc<Credentials>) -> io::Result<Stream> {
         let stream = TlsStream::new(socket, Session::of_node(credentials)?)?;
         Ok(Stream::new(Socket::Tls(Arc::new(stream))))
     }

@@ -7,10 +7,10 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use borealis_client::{Credentials, verify};
-use borealis_fleet::{Fleet, Validity};
+use borealis_fleet::{Fleet, Selection, Validity};
 use borealis_spec::{Endpoint, Role};
 use borealis_types::membership::{MembershipRequest, Replacement, Transition};
 use borealis_types::{GroupId, InstanceId, MetaKey, NodeId, VolumeEpoch, VolumeId, WriterId};
@@ -162,6 +162,36 @@ fn nobody_without_a_certificate_of_the_fleet_is_let_in() {
     plain.read_to_end(&mut answer).unwrap();
     assert!(answer.len() < 16, "{answer:?}");
     wait_until("both are counted", || cluster.metric(0, "strangers_refused") >= 2);
+}
+
+#[test]
+fn an_instance_that_is_revoked_is_heard_no_more_and_the_others_go_on() {
+    let cluster = Cluster::start_over_tls(1);
+    let stolen = cluster.credentials(Role::Instance(VOLUME, InstanceId(2))).unwrap();
+    let mut stands = cluster.try_connect_as(0, Caller::Recovery, Some(&stolen)).unwrap();
+    stands.status().unwrap();
+    // Instance 1, on connections that stand as well.
+    let mut writer = Writer::first(&cluster);
+    writer.put_page(block(1, 1), &image(1));
+    writer.ship(&ALL);
+    let fleet = cluster.fleet.as_ref().unwrap();
+    let selection = Selection::Part(Role::Instance(VOLUME, InstanceId(2)));
+    assert_eq!(fleet.revoke(&selection, SystemTime::now()).unwrap().len(), 1);
+    stands.status().expect("the nodes do not know it yet");
+    for config in &cluster.configs {
+        std::fs::copy(fleet.authorities_file(), config.directory.join("tls/authorities.pem")).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(1100));
+    stands.status().expect_err("its connection has ended");
+    for index in ALL {
+        let error = cluster.try_connect_as(index, Caller::Recovery, Some(&stolen)).unwrap_err();
+        assert!(error.to_string().contains("certificate: it was revoked"), "{error}");
+    }
+    for number in 2..20 {
+        writer.put_page(block(1, number), &image(number));
+        writer.ship(&ALL);
+    }
+    cluster.connect(0, Caller::Client).status().unwrap();
 }
 
 #[test]

@@ -4,20 +4,22 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use borealis_client::EXPIRY_WARNING;
 use borealis_controller::catalog::records::{
     FleetGroup, MembershipRecord, NodeRecord, NodeState, Record, VolumeRecord,
 };
 use borealis_controller::catalog::{Catalog, Change, Key, TRANSACTION_PARTS_MAX, Transaction};
 use borealis_fleet::hosts::write_hosts;
 use borealis_fleet::inventory::{Chosen, ControllerLine, Inventory, Plan};
-use borealis_fleet::{Fleet, FleetError, Issued, Validity};
+use borealis_fleet::{Fleet, FleetError, Issued, Selection, Serial, Standing, Validity};
 use borealis_local::catalog::FLEET_NAME;
 use borealis_local::embedded_catalog::EmbeddedCatalog;
 use borealis_spec::{FleetName, Role, TlsFiles};
 use borealis_types::{InstanceId, NodeId, PostgresVersion, VolumeId};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 /// An authority is valid for ten years, where nobody says otherwise.
 const AUTHORITY_DAYS: u32 = 3650;
@@ -56,8 +58,35 @@ pub enum FleetCommand {
         /// Its number, as `fleet list` shows it.
         number: u32,
     },
-    /// List the authorities.
+    /// Take certificates back, of a host that was stolen for instance: whoever has the new file of authorities refuses them.
+    Revoke(RevokeArguments),
+    /// List the authorities, and the certificates that were made and have not expired.
     List,
+}
+
+/// Whose certificates are taken back; one of the four ways to say it.
+#[derive(Debug, Args)]
+#[group(skip)]
+#[command(group(ArgGroup::new("which").required(true).args(["role", "host", "serial", "certificate"])))]
+pub struct RevokeArguments {
+    /// All of this part: every one that it ever got and that has not expired.
+    #[arg(long)]
+    role: Option<RoleName>,
+    /// The number of a node or instance.
+    #[arg(long, value_name = "N", requires = "role", required_if_eq_any = [("role", "node"), ("role", "instance")])]
+    id: Option<u16>,
+    /// The volume of an instance, if there are several with its number.
+    #[arg(long, value_parser = parse_volume, requires = "role")]
+    volume: Option<VolumeId>,
+    /// All of the parts on a host, as `fleet plan` named it, and of nodes that are called so.
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// The one with this number, as `fleet list` shows it.
+    #[arg(long, value_name = "HEX")]
+    serial: Option<Serial>,
+    /// The one in this file.
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<PathBuf>,
 }
 
 /// Whose certificate is made.
@@ -145,7 +174,8 @@ pub fn fleet(dir: &Path, command: &FleetCommand) -> anyhow::Result<ExitCode> {
             eprintln!("give {} to every part, as its authorities.pem", fleet.authorities_file().display());
             println!("{}", fleet.authorities_file().display());
         }
-        FleetCommand::List => list(&Fleet::open(&place)?),
+        FleetCommand::Revoke(arguments) => revoke(&Fleet::open(&place)?, arguments)?,
+        FleetCommand::List => list(&Fleet::open(&place)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -253,7 +283,43 @@ fn certificate(fleet: &Fleet, place: &Path, arguments: &CertificateArguments) ->
     Ok(fleet.issue(role, &arguments.hosts, Validity::days(arguments.valid_days), &out)?)
 }
 
-fn list(fleet: &Fleet) {
+fn revoke(fleet: &Fleet, arguments: &RevokeArguments) -> anyhow::Result<()> {
+    let selection = match (arguments.role, arguments.id, arguments.volume) {
+        (Some(RoleName::Node), Some(id), None) => Selection::Part(Role::Node(NodeId(id))),
+        (Some(RoleName::Instance), Some(id), Some(volume)) => {
+            Selection::Part(Role::Instance(volume, InstanceId(id)))
+        }
+        (Some(RoleName::Instance), Some(id), None) => Selection::Instance(InstanceId(id)),
+        (Some(RoleName::Controller), None, None) => Selection::Part(Role::Controller),
+        (Some(RoleName::Client), None, None) => Selection::Part(Role::Client),
+        (Some(_), ..) => {
+            bail!("--id is for a node or an instance, --volume for an instance; nothing was changed")
+        }
+        (None, ..) => match (&arguments.host, &arguments.serial, &arguments.certificate) {
+            (Some(host), ..) => Selection::Host(host.clone()),
+            (_, Some(serial), _) => Selection::Serial(serial.clone()),
+            (.., Some(file)) => Selection::File(file.clone()),
+            (None, None, None) => bail!("say which with --role, --host, --serial or --certificate"),
+        },
+    };
+    for revoked in fleet.revoke(&selection, SystemTime::now())? {
+        let whose = match &revoked.identity {
+            Some(identity) => identity.to_string(),
+            None => "a certificate that was not noted when it was made".to_owned(),
+        };
+        let state = if revoked.was_revoked { "was revoked already" } else { "is revoked" };
+        eprintln!("{whose}, number {}: {state}", revoked.serial);
+    }
+    eprintln!(
+        "give {} to every part, as its authorities.pem: only who has it refuses these certificates, within a second or two and \
+         without a restart. A part that is to go on needs that file and a new certificate (`borealis fleet certificate`)",
+        fleet.authorities_file().display()
+    );
+    println!("{}", fleet.authorities_file().display());
+    Ok(())
+}
+
+fn list(fleet: &Fleet) -> anyhow::Result<()> {
     let newest = fleet.authorities().last().map(|authority| authority.number);
     println!("fleet {}", fleet.name());
     for authority in fleet.authorities() {
@@ -264,6 +330,25 @@ fn list(fleet: &Fleet) {
         };
         println!("authority {} {state} until {}", authority.number, authority.last_day());
     }
+    let now = SystemTime::now();
+    for Standing { certificate, revoked_day, is_of_retired } in fleet.certificates()? {
+        if !certificate.has_not_expired(now) {
+            continue;
+        }
+        let state = match revoked_day {
+            Some(day) => format!("revoked {day}"),
+            None if is_of_retired => format!("of authority {}, which is retired", certificate.authority),
+            None if !certificate.has_not_expired(now + EXPIRY_WARNING) => "expires soon".to_owned(),
+            None => "valid".to_owned(),
+        };
+        println!(
+            "certificate {} {} until {} {state}",
+            certificate.serial,
+            certificate.identity,
+            certificate.last_day()
+        );
+    }
+    Ok(())
 }
 
 fn random_name() -> anyhow::Result<FleetName> {

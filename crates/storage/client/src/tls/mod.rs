@@ -1,6 +1,7 @@
 //! TLS for every connection between machines: certificates on both sides, TLS 1.3 alone, no async runtime.
 //!
 //! * [`credentials`]: the files of a part's certificate, read again when they change.
+//! * `revocations`: the certificates that an authority has taken back.
 //! * `session`: one connection's TLS without its socket: bytes in, bytes out.
 //! * `stream`: a connection whose calls wait, for tools, recoveries, peers and for the node that accepted.
 //! * `names`: addresses of hosts, looked up without holding up an event loop.
@@ -11,15 +12,18 @@
 //! what the caller then claims to be.
 //!
 //! There is no resumption of sessions and no data before the handshake: every connection is judged anew, so a certificate
-//! that expired or an authority that was dropped counts from the next connection on.
+//! that expired or an authority that was dropped counts from the next connection on. A certificate that was revoked counts for
+//! connections that are there, too: nothing that comes on one is taken once the list is known here.
 
 pub mod credentials;
+mod der;
 mod names;
+mod revocations;
 pub(crate) mod session;
 pub(crate) mod stream;
 mod words;
 
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, EXPIRY_WARNING, expiry_of};
 
 use std::sync::Arc;
 

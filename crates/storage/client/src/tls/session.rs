@@ -34,6 +34,9 @@ pub(crate) enum Received {
 #[derive(Debug)]
 pub(crate) struct Session {
     connection: Connection,
+    credentials: Arc<Credentials>,
+    /// Of the credentials by which the other side was judged.
+    generation: u64,
     /// Who has to be at the other end.
     fleet: FleetName,
     /// And which node, for a caller.
@@ -52,29 +55,39 @@ impl Session {
     ///
     /// # Errors
     /// When the host's name is none that a certificate could be valid for.
-    pub(crate) fn of_caller(credentials: &Credentials, host: &str, node: NodeId) -> io::Result<Session> {
-        let loaded = credentials.current();
+    pub(crate) fn of_caller(credentials: &Arc<Credentials>, host: &str, node: NodeId) -> io::Result<Session> {
+        let (loaded, generation) = credentials.current();
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| failed(format!("`{host}` is no name that a certificate could be valid for")))?;
         let connection = ClientConnection::new(Arc::clone(&loaded.client), name)
             .map_err(|e| failed(words::of_connection(&e)))?;
-        Ok(Session::new(connection.into(), loaded.identity.fleet.clone(), Some(node)))
+        let fleet = loaded.identity.fleet.clone();
+        Ok(Session::new(connection.into(), credentials, generation, fleet, Some(node)))
     }
 
     /// The side of the node that was called.
     ///
     /// # Errors
     /// Only if TLS cannot be used at all.
-    pub(crate) fn of_node(credentials: &Credentials) -> io::Result<Session> {
-        let loaded = credentials.current();
+    pub(crate) fn of_node(credentials: &Arc<Credentials>) -> io::Result<Session> {
+        let (loaded, generation) = credentials.current();
         let connection = ServerConnection::new(Arc::clone(&loaded.server))
             .map_err(|e| failed(words::of_connection(&e)))?;
-        Ok(Session::new(connection.into(), loaded.identity.fleet.clone(), None))
+        let fleet = loaded.identity.fleet.clone();
+        Ok(Session::new(connection.into(), credentials, generation, fleet, None))
     }
 
-    fn new(connection: Connection, fleet: FleetName, node: Option<NodeId>) -> Session {
+    fn new(
+        connection: Connection,
+        credentials: &Arc<Credentials>,
+        generation: u64,
+        fleet: FleetName,
+        node: Option<NodeId>,
+    ) -> Session {
         Session {
             connection,
+            credentials: Arc::clone(credentials),
+            generation,
             fleet,
             node,
             peer: None,
@@ -151,6 +164,7 @@ impl Session {
                 None => return Ok(Received::Nothing),
             }
         }
+        self.judge_again()?;
         self.decrypt()?;
         Ok(Received::Bytes { drained: self.drained && self.taken == self.ciphertext.len() })
     }
@@ -187,6 +201,7 @@ impl Session {
                 .map_err(|error| failed(words::of_connection(&error)))?;
             if self.peer.is_none() && !self.connection.is_handshaking() {
                 self.peer = Some(self.identify()?);
+                self.judge_again()?;
             }
             if state.peer_has_closed() || count == 0 {
                 self.has_ended = true;
@@ -197,6 +212,26 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Ends a connection whose other side was revoked since its handshake, before anything of what just came is taken. Nothing
+    /// else of the other side is judged twice: what expires or is retired goes on until its connection ends by itself.
+    fn judge_again(&mut self) -> io::Result<()> {
+        let generation = self.credentials.generation();
+        if generation == self.generation || self.peer.is_none() {
+            return Ok(());
+        }
+        self.generation = generation;
+        let shown = self.connection.peer_certificates().and_then(<[_]>::first);
+        if !shown.is_some_and(|certificate| self.credentials.revoke(certificate)) {
+            return Ok(());
+        }
+        self.has_ended = true;
+        if let Some(peer) = &self.peer {
+            tracing::warn!(%peer, "a connection is ended: the other side's certificate was revoked");
+        }
+        let revoked = rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked);
+        Err(failed(words::of_connection(&revoked)))
     }
 
     /// Judges whose certificate was shown, whose chain and validity are judged already.

@@ -11,6 +11,10 @@ fn of_certificate(error: &CertificateError) -> String {
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "it is not valid yet; compare the clocks of the hosts".to_owned()
         }
+        CertificateError::Revoked => {
+            "it was revoked (`borealis fleet revoke`); a part that is to go on needs a new one, of `borealis fleet certificate`"
+                .to_owned()
+        }
         CertificateError::UnknownIssuer => {
             "no authority that is trusted here has signed it: it is of another fleet, or of an authority that was \
              retired; put that authority into the file of authorities, or renew the certificate with \
@@ -69,7 +73,9 @@ fn of_alert(alert: AlertDescription) -> String {
         AlertDescription::CertificateExpired => {
             format!("it has expired by that side's clock, or is not valid yet; {RENEW}")
         }
-        AlertDescription::CertificateRevoked => "it was revoked".to_owned(),
+        AlertDescription::CertificateRevoked => {
+            "it was revoked; a part that is to go on needs a new one, of `borealis fleet certificate`".to_owned()
+        }
         AlertDescription::CertificateRequired => "it asks for one, and none was shown".to_owned(),
         AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate

@@ -20,7 +20,7 @@ pub(crate) enum Acceptor {
 #[derive(Debug)]
 pub(crate) enum Accepted<'a> {
     Unix(UnixStream),
-    Tls(TcpStream, SocketAddr, &'a Credentials),
+    Tls(TcpStream, SocketAddr, &'a Arc<Credentials>),
 }
 
 impl Acceptor {

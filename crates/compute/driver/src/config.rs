@@ -41,6 +41,12 @@ impl Configured {
         Ok(Configured { credentials: credentials.transpose()?, told })
     }
 
+    /// When the certificate is valid no more, in seconds since 1970; zero if there is none.
+    #[must_use]
+    pub fn certificate_expires_seconds(&self) -> u64 {
+        self.credentials.as_ref().map_or(0, |credentials| credentials.expires_seconds())
+    }
+
     /// The way to a node.
     #[must_use]
     pub fn route<'a>(&'a self, node: &'a NodeAddress) -> Route<'a> {

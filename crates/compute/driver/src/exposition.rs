@@ -38,6 +38,7 @@ pub(crate) fn exposition(volume: VolumeId, instance: InstanceId, status: &Status
     for node in &status.nodes {
         add("node_heard_seconds", &[&node.node.to_string()], Value::Fraction(node.heard_ms as f64 / 1e3));
     }
+    add("certificate_expires_seconds", &[], status.certificate_expires_seconds.into());
     if let Some(ms) = status.last_recovery_ms {
         add("last_recovery_seconds", &[], Value::Fraction(ms / 1e3));
     }
@@ -87,6 +88,7 @@ mod tests {
             groups: vec![group],
             nodes: vec![node],
             last_recovery_ms: Some(1500.0),
+            certificate_expires_seconds: 1_795_823_999,
             ..Status::default()
         };
         let exposition = exposition(VolumeId(1), InstanceId(1), &status);
@@ -101,6 +103,7 @@ mod tests {
             "borealis_instance_membership_epoch{group=\"2\"} 3",
             "borealis_instance_node_heard_seconds{node=\"4\"} 2.5",
             "borealis_instance_last_recovery_seconds 1.5",
+            "borealis_instance_certificate_expires_seconds 1795823999",
         ] {
             assert!(text.lines().any(|said| said == line), "{line} is not in\n{text}");
         }

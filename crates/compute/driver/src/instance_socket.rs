@@ -136,6 +136,8 @@ pub struct Status {
     pub driver_pid: u32,
     /// The release of the server, recorded in the volume as the writer of this epoch; `None` before the first start.
     pub server_version: Option<ServerVersion>,
+    /// When its certificate is valid no more, in seconds since 1970; zero without TLS.
+    pub certificate_expires_seconds: u64,
     /// What a user should know of it.
     pub warnings: Vec<String>,
     /// The postmaster, while it runs.

@@ -12,11 +12,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_client::Credentials;
+use borealis_client::{Credentials, NodeClient, Route, Timeouts};
 use borealis_fleet::{Fleet, Validity};
 use borealis_hostile::{Attack, Options};
 use borealis_spec::{Endpoint, Role, TlsFiles};
 use borealis_types::{InstanceId, NodeId, VolumeId};
+use borealis_wire::Caller;
 use harness::ledger::Ledger;
 use harness::{TestCluster, say, text};
 
@@ -252,4 +253,150 @@ fn certificates_for_hosts_are_made_renewed_and_rotated_by_commands() {
     // Of the retired authority, until it is renewed.
     ok(&node3);
     Credentials::load(files).unwrap();
+}
+
+#[test]
+fn certificates_are_revoked_and_listed_by_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let ok = |arguments: &[&str]| fleet_ok(dir, arguments);
+    let fails = |arguments: &[&str], expected: &str| {
+        let (is_ok, said) = fleet(dir, arguments);
+        assert!(!is_ok && said.contains(expected), "{arguments:?}: {said}");
+    };
+    let node3 = ["certificate", "--role", "node", "--id", "3", "--host", "h3", "--host", "10.0.0.3"];
+    let volume = "feed0000000000000000000000000001";
+    ok(&["init", "--name", "north"]);
+    ok(&node3);
+    ok(&["certificate", "--role", "instance", "--id", "1", "--volume", volume]);
+    ok(&["rotate"]);
+    ok(&["retire", "1"]);
+    ok(&node3);
+    let files = TlsFiles::in_folder(&dir.join("fleet/node-3"));
+    fails(&["revoke"], "--role");
+    fails(&["revoke", "--role", "node"], "--id");
+    fails(&["revoke", "--role", "client", "--id", "1"], "nothing was changed");
+    fails(&["revoke", "--role", "node", "--id", "9"], "no certificate of borealis://north/node/9 is noted");
+    fails(&["revoke", "--role", "node", "--id", "3", "--host", "h3"], "cannot be used with");
+    let said = ok(&["revoke", "--role", "node", "--id", "3"]);
+    assert!(said.contains("borealis://north/node/3, number ") && said.contains(": is revoked"), "{said}");
+    assert!(said.contains("fleet/authorities.pem"), "{said}");
+    assert!(ok(&["revoke", "--host", "10.0.0.3"]).contains("was revoked already"));
+    let listed = ok(&["list"]);
+    let of_node = |state: &str| {
+        let of_node = |line: &&str| line.contains(" borealis://north/node/3 until ") && line.contains(state);
+        listed.lines().filter(of_node).count()
+    };
+    assert_eq!((of_node(" revoked "), of_node("of authority 1, which is retired")), (1, 1), "{listed}");
+    fs::copy(dir.join("fleet/authorities.pem"), &files.authorities).unwrap();
+    let own = Credentials::load(files.clone()).expect_err("it is revoked").to_string();
+    assert!(own.contains("it was revoked"), "{own}");
+    let serial =
+        listed.lines().find(|line| line.contains("/instance/1 ")).and_then(|line| line.split(' ').nth(1));
+    ok(&["revoke", "--serial", serial.expect("a number")]);
+    ok(&[&node3[..], &["--valid-days", "20"]].concat());
+    let renewed = ok(&["list"]);
+    assert!(
+        renewed.lines().any(|line| line.contains("/node/3 ") && line.ends_with("expires soon")),
+        "{renewed}"
+    );
+    ok(&["revoke", "--certificate", files.certificate.to_str().unwrap()]);
+    assert_eq!(ok(&["list"]).matches(" revoked ").count(), 3, "one of them of a retired authority");
+}
+
+#[test]
+fn a_revoked_tool_is_refused_and_certificates_that_end_are_shown() {
+    let cluster = TestCluster::start(&["--tls"]);
+    let dir = cluster.dir();
+    let ask = |credentials: &Arc<Credentials>, (node, _, endpoint): &(NodeId, u64, Endpoint)| {
+        let volume = cluster.status()["volume"]["id"].as_str().expect("an identity").to_owned();
+        let volume = VolumeId(u128::from_str_radix(&volume, 16).expect("hexadecimal"));
+        let route = Route::new(endpoint, Some(credentials));
+        NodeClient::connect(route, volume, *node, Caller::Client, Timeouts::default())
+            .and_then(|mut client| client.status())
+            .map_err(|error| error.to_string())
+    };
+    let out = dir.join("laptop");
+    fleet_ok(&dir, &["certificate", "--role", "controller", "--out", out.to_str().unwrap()]);
+    let laptop = Credentials::load(TlsFiles::in_folder(&out)).unwrap();
+    let nodes = nodes(&cluster);
+    for node in &nodes {
+        ask(&laptop, node).unwrap();
+    }
+    // All certificates of a new cluster are good for years.
+    let all = cluster.status()["certificates"].as_array().expect("a list").clone();
+    let parts: Vec<&str> = all.iter().map(|one| one["part"].as_str().expect("a name")).collect();
+    assert_eq!(parts.len(), 6 + 1 + 1 + 1, "{parts:?}");
+    assert!(all.iter().all(|one| one["state"] == "valid" && one["renew"].is_null()), "{all:?}");
+    let certificate = out.join("certificate.pem");
+    fleet_ok(&dir, &["revoke", "--certificate", certificate.to_str().unwrap()]);
+    for (node, ..) in &nodes {
+        let given = dir.join(format!("nodes/{node}/tls/authorities.pem"));
+        fs::write(given, fs::read(dir.join("fleet/authorities.pem")).unwrap()).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(1100));
+    for node in &nodes {
+        let refused = ask(&laptop, node).expect_err("it is revoked");
+        assert!(refused.contains("it was revoked"), "{refused}");
+    }
+    // Everybody else goes on: the instance, the controller, the commands.
+    cluster.client_program("pgbench", &["-i", "-q", "-s", "1"]);
+    cluster.ok(&["verify"]);
+    assert_certificates_that_end_are_shown_and_renewed(&cluster);
+    let processes =
+        |nodes: &[(NodeId, u64, Endpoint)]| -> Vec<u64> { nodes.iter().map(|node| node.1).collect() };
+    assert_eq!(processes(&self::nodes(&cluster)), processes(&nodes), "one was started again");
+}
+
+/// A certificate that ends soon is taken without a restart, and shown with the command that renews it.
+fn assert_certificates_that_end_are_shown_and_renewed(cluster: &TestCluster) {
+    let dir = cluster.dir();
+    let node3 = dir.join("nodes/3/tls");
+    let hosts = ["--host", "127.0.0.1", "--host", "localhost"];
+    let short = [
+        "certificate",
+        "--role",
+        "node",
+        "--id",
+        "3",
+        "--valid-days",
+        "20",
+        "--out",
+        node3.to_str().unwrap(),
+    ];
+    fleet_ok(&dir, &[&short[..], &hosts].concat());
+    let instance = dir.join("instances/1/tls");
+    let volume = cluster.status()["volume"]["id"].as_str().expect("an identity").to_owned();
+    let short = ["certificate", "--role", "instance", "--id", "1", "--volume", &volume, "--valid-days", "3"];
+    fleet_ok(&dir, &[&short[..], &["--out", instance.to_str().unwrap()]].concat());
+    std::thread::sleep(Duration::from_millis(1100));
+    let status = cluster.status();
+    let soon: Vec<&serde_json::Value> = status["certificates"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|one| one["state"] == "expires soon")
+        .collect();
+    let parts: Vec<&str> = soon.iter().map(|one| one["part"].as_str().unwrap()).collect();
+    assert_eq!(parts, ["node 3", "instance 1"], "{status}");
+    let said = cluster.ok(&["status"]);
+    for part in ["node 3", "instance 1"] {
+        assert!(said.contains(&format!("the certificate of {part} expires on ")), "{said}");
+    }
+    for part in soon {
+        let renew: Vec<&str> = part["renew"].as_str().unwrap().split(' ').collect();
+        assert_eq!(renew[..2], ["borealis", "fleet"]);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_borealis"));
+        let output = command.args(&renew[1..]).output().unwrap();
+        assert!(output.status.success(), "{renew:?}: {}", text(&output));
+    }
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(!cluster.ok(&["status"]).contains("the certificate of"));
+}
+
+/// As [`fleet`], which has to succeed.
+fn fleet_ok(dir: &Path, arguments: &[&str]) -> String {
+    let (is_ok, said) = fleet(dir, arguments);
+    assert!(is_ok, "{arguments:?}: {said}");
+    said
 }

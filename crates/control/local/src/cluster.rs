@@ -1,6 +1,6 @@
 //! A local cluster: where its parts are, how they are configured, and its nodes.
 
-mod certificates;
+pub(crate) mod certificates;
 mod create;
 mod folders;
 mod instances;

@@ -1,6 +1,7 @@
 //! The state of a cluster, for people and scripts.
 
 mod backup;
+mod certificates;
 mod healing;
 mod volume;
 
@@ -22,10 +23,11 @@ use crate::driver_socket::driver_status;
 use crate::process::is_closed_to_us;
 use crate::supervision::{Ended, Restarts, controlling, detached, serving};
 pub use backup::BackupState;
-
-/// What is said where there is none (decision 33).
-const NO_BACKUP: &str = "backup: none; `borealis up --backup URL` begins one";
+pub use certificates::CertificateState;
 pub use healing::{ChangeState, Healing};
+
+/// What is said where there is no backup (decision 33).
+const NO_BACKUP: &str = "backup: none; `borealis up --backup URL` begins one";
 
 /// Whoever looks does not want to wait for a node that stands still.
 const ANSWER_TIMEOUTS: Timeouts = Timeouts { connect: Duration::from_secs(1), call: Duration::from_secs(3) };
@@ -44,6 +46,9 @@ pub struct Status {
     /// How far the backup is; left out if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupState>,
+    /// The certificate of each part that runs, and of the commands; empty if all nodes listen on sockets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateState>,
     /// What changes of who has which group, and what the controller makes of what is not as it should be.
     pub healing: Healing,
     /// The process that starts again what dies, if it is one of its own: `borealis up` without `--detach` does it itself.
@@ -198,6 +203,7 @@ impl Status {
         let controller_pid = controlling::process(cluster.directory()).map(|process| process.process_id);
         let unwatched = cluster.anything_is_wanted() && supervisor_pid.is_none() && serving_pid.is_none();
         let nodes = healing::described(answers, &picture, &memberships);
+        let certificates = certificates::all(cluster, &nodes, &instances, controller_pid.is_some());
         let group_count = u64::from(cluster.catalog.protection_groups.group_count());
         let backup = cluster.catalog.backup.as_ref();
         let backup = backup.map(|backup| BackupState::of(&backup.url, &nodes, group_count));
@@ -214,6 +220,7 @@ impl Status {
             protection_groups: groups,
             instances,
             backup,
+            certificates,
             healing,
             supervisor_pid,
             serving_pid,
@@ -285,6 +292,7 @@ impl Status {
                 text += &format!("          warning: {warning}\n");
             }
         }
+        text += &certificates::text(&self.certificates);
         text += &self.healing.text();
         if self.unwatched {
             text += "\nnobody starts again what dies; `borealis up --detach` does\n";

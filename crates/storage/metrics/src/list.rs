@@ -112,6 +112,10 @@ pub const NODE: &[Metric] = &[
     counter("borealis_node_page_reads", "Pages asked for"),
     counter("borealis_node_requests", "Requests of all kinds except appends"),
     counter("borealis_node_requests_refused", "Of these, answered with a refusal"),
+    gauge(
+        "borealis_node_certificate_expires_seconds",
+        "When the node's certificate is valid no more, in seconds since 1970; zero without TLS",
+    ),
     gauge("borealis_node_connections", "Connections open now"),
     counter("borealis_node_connections_accepted", "Connections accepted"),
     counter("borealis_node_connections_refused", "Connections closed at once because too many were open"),
@@ -281,6 +285,10 @@ pub const INSTANCE: &[Metric] = &[
         Kind::Gauge,
         &["node"],
         "Since the node said anything to this writer, in seconds",
+    ),
+    gauge(
+        "borealis_instance_certificate_expires_seconds",
+        "When the instance's certificate is valid no more, in seconds since 1970; zero without TLS",
     ),
     gauge(
         "borealis_instance_last_recovery_seconds",

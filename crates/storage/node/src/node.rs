@@ -153,6 +153,7 @@ impl Parts {
             large_answers: LargeAnswers::default(),
             standing: Arc::clone(&self.standing),
             backup: self.backup.clone(),
+            credentials: self.credentials.clone(),
         }
     }
 

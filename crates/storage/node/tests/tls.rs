@@ -195,6 +195,17 @@ fn an_instance_that_is_revoked_is_heard_no_more_and_the_others_go_on() {
 }
 
 #[test]
+fn a_node_says_when_its_certificate_ends() {
+    let cluster = Cluster::start_over_tls(1);
+    let issued = cluster.fleet.as_ref().unwrap().certificates().unwrap();
+    for (index, config) in cluster.configs.iter().enumerate() {
+        let own = |one: &&borealis_fleet::Standing| one.certificate.identity.role == Role::Node(config.node);
+        let issued = issued.iter().find(own).expect("it was noted");
+        assert_eq!(cluster.metric(index, "certificate_expires_seconds"), issued.certificate.until_seconds);
+    }
+}
+
+#[test]
 fn handshakes_that_hang_hold_nothing_that_others_need() {
     let cluster = Cluster::start_over_tls(1);
     let mut writer = Writer::first(&cluster);

@@ -50,7 +50,6 @@ impl Supervisor {
                 connected: view.connected,
             })
             .collect();
-        let (ship, read) = (engine.ship_counters(), engine.read_counters());
         let before = self.shared.shown();
         self.shared.show(Status {
             state,
@@ -62,32 +61,39 @@ impl Supervisor {
             nodes,
             driver_pid: std::process::id(),
             server_version: before.server_version,
+            certificate_expires_seconds: self.config.certificate_expires_seconds(),
             warnings: before.warnings,
             postgres_pid: Some(server.server.process_id()),
             last_recovery_ms: before.last_recovery_ms,
             phases,
             restarts: before.restarts,
             last_failure: before.last_failure,
-            counters: Counters {
-                records: ship.records,
-                record_bytes: ship.record_bytes,
-                batches_sent: ship.batches_sent,
-                bytes_sent: ship.bytes_sent,
-                batches_encoded: ship.batches_encoded,
-                acknowledgements: ship.acknowledgements,
-                retained_bytes: shipper.retained_bytes() as u64,
-                reads: read.operations,
-                prefetch_hits: read.prefetch_hits,
-                prefetches: read.prefetches,
-                read_requests: read.requests,
-                read_hedges: read.hedges,
-                read_failures: read.failures,
-                read_errors: read.errors,
-                cache_bytes: evictor.figures().bytes.load(Ordering::Relaxed),
-                cache_limit_bytes: evictor.limit_bytes(),
-                cache_blocks_dropped: evictor.figures().dropped_blocks.load(Ordering::Relaxed),
-            },
+            counters: counters(engine, evictor),
         });
+    }
+}
+
+/// What was done since the last recovery.
+fn counters(engine: &Engine, evictor: &Evictor) -> Counters {
+    let (ship, read) = (engine.ship_counters(), engine.read_counters());
+    Counters {
+        records: ship.records,
+        record_bytes: ship.record_bytes,
+        batches_sent: ship.batches_sent,
+        bytes_sent: ship.bytes_sent,
+        batches_encoded: ship.batches_encoded,
+        acknowledgements: ship.acknowledgements,
+        retained_bytes: engine.shipper().retained_bytes() as u64,
+        reads: read.operations,
+        prefetch_hits: read.prefetch_hits,
+        prefetches: read.prefetches,
+        read_requests: read.requests,
+        read_hedges: read.hedges,
+        read_failures: read.failures,
+        read_errors: read.errors,
+        cache_bytes: evictor.figures().bytes.load(Ordering::Relaxed),
+        cache_limit_bytes: evictor.limit_bytes(),
+        cache_blocks_dropped: evictor.figures().dropped_blocks.load(Ordering::Relaxed),
     }
 }
 

@@ -105,6 +105,7 @@ mod tests {
             }],
             instances: Vec::new(),
             backup: None,
+            certificates: Vec::new(),
             healing: borealis_local::status::Healing::default(),
             controller_pid: None,
             supervisor_pid: None,

@@ -17,12 +17,12 @@ use crate::catalog::{FLEET_NAME, InstanceEntry};
 use crate::node_user;
 
 /// A part's certificate in the part's folder.
-pub(super) const TLS_NAME: &str = "tls";
-const CLIENT_NAME: &str = "client";
+pub(crate) const TLS_NAME: &str = "tls";
+pub(crate) const CLIENT_NAME: &str = "client";
 /// Nobody renews them while a part runs, so that they outlive it.
 const VALID_DAYS: u32 = 3650;
 /// What a local cluster's nodes are called.
-const HOSTS: [&str; 2] = ["127.0.0.1", "localhost"];
+pub(crate) const HOSTS: [&str; 2] = ["127.0.0.1", "localhost"];
 
 /// The certificate that commands show, read when it is first needed; why it cannot be used, if so.
 #[derive(Debug, Default)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use borealis_client::Credentials;
 use borealis_client::blocking::{MAX_LIST_ENTRIES, MAX_SLRU_PAGES};
 use borealis_quorum::Promise;
 use borealis_store::{PinHolder, Store, StoreError};
@@ -38,6 +39,7 @@ pub(crate) struct Requests {
     pub(crate) large_answers: LargeAnswers,
     pub(crate) standing: Arc<Standing>,
     pub(crate) backup: Option<Arc<Backup>>,
+    pub(crate) credentials: Option<Arc<Credentials>>,
 }
 
 impl Requests {
@@ -196,6 +198,9 @@ impl Requests {
     pub(crate) fn status(&self) -> NodeStatus {
         let mut metrics = self.metrics.read();
         metrics.push(("connections".to_owned(), self.connections.count() as u64));
+        let expires_seconds =
+            self.credentials.as_ref().map_or(0, |credentials| credentials.expires_seconds());
+        metrics.push(("certificate_expires_seconds".to_owned(), expires_seconds));
         metrics.push(("segments_joining".to_owned(), self.members.joining()));
         metrics.extend(backup::metrics(self.backup.as_deref()));
         metrics.extend(self.refills.metrics().map(|(name, value)| (name.to_owned(), value)));

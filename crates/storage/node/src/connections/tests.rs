@@ -70,6 +70,7 @@ fn parts() -> Parts {
         standing,
         large_answers: LargeAnswers::default(),
         backup: None,
+        credentials: None,
     };
     Parts {
         _folder: folder,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use borealis_instance::untrusted;
 use borealis_types::{Lsn, RecordSpan, ServerVersion};
 use borealis_wal::Record;
-use borealis_wal::page::{WAL_PAGE_BYTES, page_start};
+use borealis_wal::page::{WAL_PAGE_BYTES, page_start, segment_file_name};
 use borealis_wal::piece::PIECE_BYTES;
 use borealis_wal::stream::{Next, NextPiece, Piece, RecordDecoder, StreamError, WalWindow};
 use nix::fcntl::OFlag;
@@ -53,7 +53,7 @@ pub enum FeedError {
 #[derive(Debug)]
 pub struct WalFeed {
     data_directory: PathBuf,
-    segment_bytes: u64,
+    segment_bytes: u32,
     timeline: u32,
     decoder: RecordDecoder,
     buffer: Vec<u8>,
@@ -113,7 +113,7 @@ impl WalFeed {
     ) -> WalFeed {
         WalFeed {
             data_directory: data_directory.to_path_buf(),
-            segment_bytes: u64::from(segment_bytes),
+            segment_bytes,
             timeline,
             decoder: RecordDecoder::new(server_version, last.end, last.start)
                 .with_segment_bytes(segment_bytes),
@@ -213,10 +213,14 @@ impl WalFeed {
         let mut filled = 0;
         while filled < length {
             let position = start.0 + filled as u64;
-            let segment = position / self.segment_bytes;
-            let offset = position % self.segment_bytes;
-            let part = (self.segment_bytes - offset).min((length - filled) as u64) as usize;
-            let name = Path::new(WAL_FOLDER).join(self.file_name(segment));
+            let segment_bytes = u64::from(self.segment_bytes);
+            let (segment, offset) = (position / segment_bytes, position % segment_bytes);
+            let part = (segment_bytes - offset).min((length - filled) as u64) as usize;
+            let name = Path::new(WAL_FOLDER).join(segment_file_name(
+                self.timeline,
+                Lsn(position),
+                self.segment_bytes,
+            ));
             let failed = |source| FeedError::File { path: self.data_directory.join(&name), source };
             if self.open_file.as_ref().is_none_or(|(open, _)| *open != segment) {
                 // Not below `pg_wal`: the server's user could put a link in place of the folder above it.
@@ -228,12 +232,6 @@ impl WalFeed {
             filled += part;
         }
         Ok(())
-    }
-
-    /// `XLogFileName`: time line, then the segment number in two parts.
-    fn file_name(&self, segment: u64) -> String {
-        let per_id = (1u64 << 32) / self.segment_bytes;
-        format!("{:08X}{:08X}{:08X}", self.timeline, segment / per_id, segment % per_id)
     }
 }
 

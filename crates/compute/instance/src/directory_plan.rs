@@ -23,7 +23,7 @@ use borealis_types::{
 };
 use borealis_wal::encode;
 use borealis_wal::layout::{CheckPointRecord, FIRST_NORMAL_XID};
-use borealis_wal::page::WalLayout;
+use borealis_wal::page::{WalLayout, segment_file_name};
 
 use crate::import::{IMPORT_MARK, KEPT_FILES};
 use crate::statistics::{self, STATISTICS_FILE};
@@ -341,20 +341,20 @@ impl<'a> Layout<'a> {
         // The record's own start takes the place of `redo` once it is known.
         let checkpoint = counters.to_checkpoint(last.end, now_seconds);
         let written = encode::shutdown_checkpoint(&layout, last, checkpoint);
-        self.wal_pages(u64::from(segment_bytes), written.pages);
+        self.wal_pages(segment_bytes, written.pages);
         let checkpoint = CheckPointRecord { redo: written.span.start, ..checkpoint };
         let control = template.shut_down_at(checkpoint, &counters.parameters);
         Ok((control.encode(), SynthesizedCheckpoint { span: written.span, bytes: written.record }))
     }
 
     /// Plans the segment files of WAL pages, each of full length.
-    fn wal_pages(&mut self, segment_bytes: u64, pages: Vec<(Lsn, Box<PageBytes>)>) {
+    fn wal_pages(&mut self, segment_bytes: u32, pages: Vec<(Lsn, Box<PageBytes>)>) {
         for (position, page) in pages {
-            let name = format!("pg_wal/{}", wal_file_name(position.0 / segment_bytes, segment_bytes));
-            let empty = Planned::Sparse { bytes: segment_bytes, pages: Vec::new() };
+            let name = format!("pg_wal/{}", segment_file_name(TIME_LINE, position, segment_bytes));
+            let empty = Planned::Sparse { bytes: u64::from(segment_bytes), pages: Vec::new() };
             // Nothing else is planned in this folder.
             if let Planned::Sparse { pages, .. } = self.entries.entry(name).or_insert(empty) {
-                pages.push((position.0 % segment_bytes, page));
+                pages.push((position.0 % u64::from(segment_bytes), page));
             }
         }
     }
@@ -371,12 +371,6 @@ fn check_end(layout: &WalLayout, last: RecordSpan) -> Result<(), InstanceError> 
         return Ok(());
     }
     Err(InstanceError::Unexpected(format!("the volume's last record, from {} to {}", last.start, last.end)))
-}
-
-/// `XLogFileName`: time line, then the segment number in two parts.
-fn wal_file_name(segment: u64, segment_bytes: u64) -> String {
-    let per_id = (1u64 << 32) / segment_bytes;
-    format!("{TIME_LINE:08X}{:08X}{:08X}", segment / per_id, segment % per_id)
 }
 
 #[cfg(test)]

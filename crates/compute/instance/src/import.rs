@@ -16,6 +16,7 @@ use borealis_types::{
     SlruKind, invariant,
 };
 use borealis_wal::ResourceManager;
+use borealis_wal::assemble::record_span;
 use borealis_wal::encode::{self, RecordBuilder};
 use borealis_wal::layout::database::DROP;
 use borealis_wal::layout::slru::PAGES_PER_SEGMENT;
@@ -284,7 +285,7 @@ impl Stream {
     }
 
     fn place(&mut self, bytes: Vec<u8>) -> ImportedRecord {
-        let (span, _) = encode::lay_out(&self.layout, &bytes, self.next);
+        let span = record_span(&self.layout, self.next, bytes.len());
         self.assert_linked(span, &bytes);
         self.next = span.end;
         self.previous_start = span.start;

@@ -1,7 +1,10 @@
 //! The way back: records from their parts, and their place among WAL pages.
 
-use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageBytes, RecordSpan, invariant};
+use std::convert::Infallible;
 
+use borealis_types::{BlockKey, Lsn, PAGE_SIZE, PageBytes, Part, RecordSpan, invariant};
+
+use crate::assemble::{Front, PageAssembler, PageFiller, record_span, record_start};
 use crate::bytes::Reader;
 
 use crate::layout::common::wal_record::{
@@ -10,7 +13,7 @@ use crate::layout::common::wal_record::{
     IMAGE_PGLZ, IMAGE_ZSTD, RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
 };
 use crate::layout::{CheckPointRecord, page as page_header, xlog};
-use crate::page::{WAL_PAGE_BYTES, WalLayout, is_segment_start, page_start};
+use crate::page::{WalLayout, is_segment_start, page_start};
 use crate::record::{RecordHeader, checksum, verify_checksum};
 use crate::{BlockImage, BlockReference, ImageCompression, ResourceManager};
 
@@ -270,34 +273,20 @@ fn assert_restores(image: &BlockImage<'_>, page: &PageBytes) {
 /// If `at` is not aligned or inside a page header, or `record` is empty.
 #[must_use]
 pub fn lay_out(layout: &WalLayout, record: &[u8], at: Lsn) -> (RecordSpan, Vec<u8>) {
-    let in_page = at.0 - page_start(at).0;
-    let header_bytes = layout.header_bytes(page_start(at)) as u64;
-    let between_records = at.0.is_multiple_of(8) && (in_page == 0 || in_page >= header_bytes);
-    invariant!("record-begins-where-one-may", between_records, "at {at}");
     assert!(!record.is_empty(), "there is no empty record");
-    let mut bytes = Vec::with_capacity(record.len() + record.len() / 200 + 96);
-    let position = |bytes: &Vec<u8>| Lsn(at.0 + bytes.len() as u64);
-    let mut start = at;
-    let mut rest = record;
-    while !rest.is_empty() {
-        let here = position(&bytes);
-        if page_start(here) == here {
-            let continues = rest.len() < record.len();
-            let continuation = if continues { u32::try_from(rest.len()).unwrap_or(u32::MAX) } else { 0 };
-            bytes.extend_from_slice(&layout.encode_header(here, continuation));
-            if !continues {
-                start = position(&bytes);
-            }
-        }
-        let here = position(&bytes);
-        let room = (page_start(here).0 + WAL_PAGE_BYTES - here.0) as usize;
-        let (fits, later) = rest.split_at(room.min(rest.len()));
-        bytes.extend_from_slice(fits);
-        rest = later;
-    }
-    let end = position(&bytes).align_up();
-    bytes.resize((end.0 - at.0) as usize, 0);
-    (RecordSpan { start, end }, bytes)
+    let span = record_span(layout, at, record.len());
+    let (before, until) = ((at.0 - page_start(at).0) as usize, (span.end.0 - page_start(at).0) as usize);
+    let mut filler = PageFiller::new(*layout, at);
+    let mut bytes = Vec::with_capacity(until + PAGE_SIZE);
+    filler.begin_record(0, false);
+    let Ok(()) = filler.put(record, record.len(), &mut |_, page: &PageBytes| {
+        bytes.extend_from_slice(page);
+        Ok::<(), Infallible>(())
+    });
+    bytes.extend_from_slice(filler.page());
+    bytes.truncate(until);
+    bytes.drain(..before);
+    (span, bytes)
 }
 
 /// A shutdown checkpoint written into otherwise empty pages.
@@ -325,46 +314,26 @@ pub fn shutdown_checkpoint(
     last: RecordSpan,
     checkpoint: CheckPointRecord,
 ) -> ShutdownCheckpoint {
-    let at = last.end;
-    let header_bytes = if page_start(at) == at { layout.header_bytes(at) as u64 } else { 0 };
-    let redo = Lsn(at.0 + header_bytes);
+    let redo = record_start(layout, last.end);
     let body = CheckPointRecord { redo, ..checkpoint }.encode();
     let record = RecordBuilder::new(ResourceManager::Xlog, xlog::CHECKPOINT_SHUTDOWN)
         .previous_start(last.start)
         .main_data(&body)
         .finish();
-    let (span, bytes) = lay_out(layout, &record, at);
+    let span = record_span(layout, last.end, record.len());
 
     let mut pages: Vec<(Lsn, Box<PageBytes>)> = Vec::new();
-    let mut begin = |page: Lsn| {
-        // What stands on the first page before the checkpoint is declared the rest of an earlier record:
-        // tools that read a page from its start then step over it.
-        let before = at.0.saturating_sub(page.0 + layout.header_bytes(page) as u64);
-        let continuation = if page == page_start(at) { before as u32 } else { 0 };
-        let header = layout.encode_header(page, continuation);
-        let mut content = Box::new([0; PAGE_SIZE]);
-        content[..header.len()].copy_from_slice(&header);
-        pages.push((page, content));
+    let mut give = |page: Lsn, bytes: &PageBytes| {
+        pages.push((page, Box::new(*bytes)));
+        Ok(())
     };
-    let segment = Lsn(at.0 - at.0 % u64::from(layout.segment_bytes));
-    if segment != page_start(at) {
-        begin(segment);
-    }
-    let mut page = page_start(at);
-    while page < span.end {
-        begin(page);
-        page = Lsn(page.0 + WAL_PAGE_BYTES);
-    }
-    // The laid-out bytes bring their own headers for pages that begin inside them.
-    for (offset, byte) in bytes.iter().enumerate() {
-        let position = Lsn(at.0 + offset as u64);
-        let home = page_start(position);
-        let (_, content) = pages
-            .iter_mut()
-            .find(|(page, _)| *page == home)
-            .expect("every page of the record was begun above");
-        content[(position.0 - home.0) as usize] = *byte;
-    }
+    // PostgreSQL does not set the flag in pages that it writes before it runs either.
+    let assembled = PageAssembler::new(*layout, last.end, last.start, Front::Zeros).and_then(|assembler| {
+        let mut assembler = assembler.with_backup_removable(false);
+        assembler.append(span, Part::Whole, &record, &mut give)?;
+        assembler.finish(&mut give)
+    });
+    assembled.expect("the record was made to stand after the last one");
     assert_checkpoint_can_be_found(layout, last, redo, span, &pages);
     ShutdownCheckpoint { span, record, pages }
 }

@@ -7,8 +7,10 @@
 //!   changes;
 //! * [`layout`] is the vocabulary of PostgreSQL's records and pages, [`highest_xid`] tells the transaction ids that a
 //!   record proves in use;
-//! * [`encode`] goes the other way, and [`native`] has the records that are Borealis's own.
+//! * [`encode`] goes the other way, [`assemble`] makes the pages of segment files again from records, and [`native`] has the
+//!   records that are Borealis's own.
 
+pub mod assemble;
 pub mod bytes;
 pub mod custom;
 pub mod effects;

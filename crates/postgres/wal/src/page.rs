@@ -36,8 +36,13 @@ impl WalLayout {
     /// header (and maybe more on later pages) are the rest of an earlier record.
     #[must_use]
     pub fn encode_header(&self, page: Lsn, continuation_bytes: u32) -> Vec<u8> {
+        self.encode_header_with(page, continuation_bytes, 0)
+    }
+
+    /// As [`Self::encode_header`], with flags beyond those that follow from its place and from the continuation.
+    #[must_use]
+    pub fn encode_header_with(&self, page: Lsn, continuation_bytes: u32, mut flags: u16) -> Vec<u8> {
         let long = is_segment_start(page, self.segment_bytes);
-        let mut flags = 0;
         if long {
             flags |= LONG_HEADER;
         }
@@ -82,6 +87,14 @@ pub fn is_segment_start(position: Lsn, segment_bytes: u32) -> bool {
 #[must_use]
 pub fn segment_end(position: Lsn, segment_bytes: u32) -> Option<Lsn> {
     position.0.checked_next_multiple_of(u64::from(segment_bytes)).map(Lsn)
+}
+
+/// The name of the segment file that has this position (`XLogFileName`): time line, then the file's number in two parts.
+#[must_use]
+pub fn segment_file_name(timeline: u32, position: Lsn, segment_bytes: u32) -> String {
+    let segment_bytes = u64::from(segment_bytes);
+    let (segment, per_part) = (position.0 / segment_bytes, (1u64 << 32) / segment_bytes);
+    format!("{timeline:08X}{:08X}{:08X}", segment / per_part, segment % per_part)
 }
 
 /// A page header as read.
@@ -146,5 +159,18 @@ impl PageHeader {
     #[must_use]
     pub fn flags_are_known(&self) -> bool {
         self.flags & !ALL_FLAGS == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_files_are_named_as_postgres_names_them() {
+        assert_eq!(segment_file_name(1, Lsn(16 << 20), 16 << 20), "000000010000000000000001");
+        assert_eq!(segment_file_name(1, Lsn((17 << 20) + 8), 16 << 20), "000000010000000000000001");
+        assert_eq!(segment_file_name(10, Lsn(1 << 32), 16 << 20), "0000000A0000000100000000");
+        assert_eq!(segment_file_name(1, Lsn((1 << 32) - 1), 1 << 20), "000000010000000000000FFF");
     }
 }

@@ -210,12 +210,6 @@ fn what_postgres_cannot_have_written_is_refused_by_name() {
     refused(&odd, "time line 2");
 }
 
-#[test]
-fn wal_files_are_named_as_postgres_names_them() {
-    assert_eq!(wal_file_name(1, 16 << 20), "000000010000000000000001");
-    assert_eq!(wal_file_name(256, 16 << 20), "000000010000000100000000");
-}
-
 /// Few, so that they meet.
 fn oid() -> impl Strategy<Value = u32> {
     prop_oneof![8 => 16384..16390_u32, 1 => Just(5), 1 => Just(1)]

@@ -76,6 +76,11 @@ pub struct Cluster {
 impl Cluster {
     /// Runs `initdb`; the server is not started.
     pub fn create(settings: &str) -> Cluster {
+        Cluster::create_with(&[], settings)
+    }
+
+    /// As [`Self::create`], with more arguments for `initdb`.
+    pub fn create_with(arguments: &[&str], settings: &str) -> Cluster {
         let folder = tempfile::Builder::new().prefix("borealis-redo-").tempdir().unwrap();
         if is_root() {
             run(Command::new("chown").arg("postgres:postgres").arg(folder.path()));
@@ -84,17 +89,9 @@ impl Cluster {
         // Not with `eprintln`, which is shown for failed tests only.
         let _ = writeln!(io::stderr(), "PostgreSQL {} from {}", programs.release, programs.folder.display());
         let cluster = Cluster { folder, programs, running: false };
-        cluster.run(
-            "initdb",
-            [
-                "--no-sync",
-                "--auth=trust",
-                "--username=postgres",
-                "--no-instructions",
-                "-D",
-                &cluster.data_text(),
-            ],
-        );
+        let data = cluster.data_text();
+        let always = ["--no-sync", "--auth=trust", "--username=postgres", "--no-instructions", "-D", &data];
+        cluster.run("initdb", always.iter().chain(arguments));
         let mut configuration =
             fs::OpenOptions::new().append(true).open(cluster.data().join("postgresql.conf")).unwrap();
         writeln!(
@@ -213,7 +210,8 @@ impl Cluster {
                 (name.len() == 24).then_some(())?;
                 let high = u64::from_str_radix(&name[8..16], 16).ok()?;
                 let low = u64::from_str_radix(&name[16..], 16).ok()?;
-                Some((Lsn(high << 32 | low << 24), path))
+                let segment_bytes = path.metadata().unwrap().len();
+                Some((Lsn((high << 32) + low * segment_bytes), path))
             })
             .collect();
         files.sort();

@@ -14,9 +14,9 @@ use crate::bytes::Reader;
 use crate::layout::common::wal_page::{
     FIRST_IS_CONTINUATION, FIRST_IS_OVERWRITE, SHORT_HEADER_BYTES, WAL_PAGE_BYTES,
 };
-use crate::layout::common::wal_record::{CHECKSUM_OFFSET, RECORD_HEADER_BYTES};
+use crate::layout::common::wal_record::RECORD_HEADER_BYTES;
 use crate::page::page_start;
-use crate::piece::{PIECE_PREFIX_BYTES, seal};
+use crate::piece::{PIECE_PREFIX_BYTES, RunningChecksum, seal};
 use crate::record::RecordHeader;
 
 /// The front of a record that is being cut: what its header says.
@@ -59,12 +59,8 @@ impl<'r> Piece<'r> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cutting {
     record: CutRecord,
-    /// The record's bytes in the pieces so far.
-    cut_bytes: usize,
-    /// CRC-32C of the record's bytes after its header, so far.
-    body_checksum: u32,
-    /// The record's header, for its checksum.
-    header: [u8; RECORD_HEADER_BYTES],
+    /// Of the record's bytes in the pieces so far.
+    checksum: RunningChecksum,
 }
 
 /// What [`RecordDecoder::next_piece`] found.
@@ -124,7 +120,7 @@ impl RecordDecoder {
 
     /// Up to where there must be bytes at least, or there is no next piece.
     fn wanted_until(&self, cutting: &Cutting, piece_bytes: usize) -> Lsn {
-        let rest = cutting.record.total_bytes - cutting.cut_bytes;
+        let rest = cutting.record.total_bytes - cutting.checksum.counted_bytes();
         let content = rest.min(piece_bytes) as u64;
         let headers = content / WAL_PAGE_BYTES * SHORT_HEADER_BYTES as u64;
         let end = Lsn(self.position.0.saturating_add(content + headers));
@@ -170,7 +166,7 @@ impl RecordDecoder {
             info: read.info,
             xid: read.xid,
         };
-        Some(Cutting { record, cut_bytes: 0, body_checksum: 0, header })
+        Some(Cutting { record, checksum: RunningChecksum::default() })
     }
 
     /// Cuts the next piece into the decoder's buffer, after room for its checksum.
@@ -181,7 +177,7 @@ impl RecordDecoder {
         piece_bytes: usize,
     ) -> Result<(RecordSpan, Part), Stop> {
         let record = cutting.record;
-        let is_first = cutting.cut_bytes == 0;
+        let is_first = cutting.checksum.counted_bytes() == 0;
         let start = if is_first { record.start } else { self.position };
         self.assembled.clear();
         self.assembled.extend_from_slice(&[0; PIECE_PREFIX_BYTES]);
@@ -193,7 +189,7 @@ impl RecordDecoder {
             }
             timeline = header.timeline;
             let content_bytes = self.assembled.len() - PIECE_PREFIX_BYTES;
-            let missing = record.total_bytes - cutting.cut_bytes - content_bytes;
+            let missing = record.total_bytes - cutting.checksum.counted_bytes() - content_bytes;
             let mut content = Lsn(page.0 + header.header_bytes() as u64);
             if is_first && page == page_start(start) {
                 content = start;
@@ -212,8 +208,8 @@ impl RecordDecoder {
             let bytes = bytes.get(..wanted).ok_or_else(|| incomplete(content, "not all written yet"))?;
             self.assembled.extend_from_slice(bytes);
             if wanted == missing {
-                cutting.add(&self.assembled[PIECE_PREFIX_BYTES..]);
-                if !cutting.is_sound() {
+                cutting.checksum.count(&self.assembled[PIECE_PREFIX_BYTES..]);
+                if !cutting.checksum.is_sound() {
                     return Err(incomplete(record.start, "the checksum does not match"));
                 }
                 self.cutting = None;
@@ -226,7 +222,7 @@ impl RecordDecoder {
                 return Err(incomplete(page, "nothing is written after the page yet"));
             }
             if self.assembled.len() - PIECE_PREFIX_BYTES >= piece_bytes {
-                cutting.add(&self.assembled[PIECE_PREFIX_BYTES..]);
+                cutting.checksum.count(&self.assembled[PIECE_PREFIX_BYTES..]);
                 self.cutting = Some(cutting);
                 self.timeline = timeline;
                 let part = if is_first { Part::First } else { Part::Middle };
@@ -234,22 +230,6 @@ impl RecordDecoder {
             }
             page = page_end;
         }
-    }
-}
-
-impl Cutting {
-    /// Counts the content of the next piece.
-    fn add(&mut self, content: &[u8]) {
-        let header_left = RECORD_HEADER_BYTES.saturating_sub(self.cut_bytes);
-        let body = content.get(header_left..).unwrap_or_default();
-        self.body_checksum = crc32c::crc32c_append(self.body_checksum, body);
-        self.cut_bytes += content.len();
-    }
-
-    /// Whether the record, all of which was counted, has its checksum.
-    fn is_sound(&self) -> bool {
-        let (covered, stored) = self.header.split_at(CHECKSUM_OFFSET);
-        crc32c::crc32c_append(self.body_checksum, covered).to_le_bytes() == *stored
     }
 }
 

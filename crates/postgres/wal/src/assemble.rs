@@ -26,6 +26,8 @@
 //! * Pieces of a record whose last ones a recovery cut off. The record that follows begins where the rest would, and names the last piece as
 //!   the record before it: [`PageAssembler::append_without_effect`], then [`relinked`]. Where a recovery cut is known beforehand, from the
 //!   volume's history. Unasked, such a log is refused ([`AssembleError::Unfinished`]).
+//!
+//! [`crate::volume_log`] does both, for the entries of a volume's chain.
 
 mod filler;
 mod stand_in;
@@ -37,18 +39,17 @@ use crate::layout::common::wal_page::{BACKUP_REMOVABLE, FIRST_IS_OVERWRITE, WAL_
 use crate::layout::common::wal_record::{CHECKSUM_OFFSET, RECORD_BYTES_MAX, RECORD_HEADER_BYTES};
 use crate::layout::{OverwriteContinuation, xlog};
 use crate::page::{WalLayout, page_start, segment_end};
-use crate::piece::RunningChecksum;
-use crate::record::{RecordHeader, verify_checksum};
+use crate::record::{RecordHeader, RunningChecksum, verify_checksum};
 use crate::{Record, RecordError, ResourceManager};
 
 pub use filler::record_span;
-use filler::{Give, PAGE_BYTES, content_end, file_header_page, is_between_records};
-pub(crate) use filler::{PageFiller, record_start};
+use filler::{Give, PAGE_BYTES, file_header_page, is_between_records};
+pub(crate) use filler::{PageFiller, content_end, record_start};
 use stand_in::{data_header, front_without_effect};
 pub use stand_in::{relinked, without_effect};
 
 /// Positions from here on are refused, so that no end of a record or segment file overflows.
-const POSITION_MAX: Lsn = Lsn(u64::MAX - (2 << 30));
+pub(crate) const POSITION_MAX: Lsn = Lsn(u64::MAX - (2 << 30));
 
 /// What stands in the first page before the first record, if that record begins inside a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -517,4 +518,4 @@ fn check_piece_end(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

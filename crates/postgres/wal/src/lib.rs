@@ -7,7 +7,7 @@
 //!   changes;
 //! * [`layout`] is the vocabulary of PostgreSQL's records and pages, [`highest_xid`] tells the transaction ids that a
 //!   record proves in use;
-//! * [`encode`] goes the other way, [`assemble`] makes the pages of segment files again from records, and [`native`] has the
+//! * [`encode`] goes the other way, [`assemble`] makes the pages of segment files again from records, [`volume_log`] from a volume's, and [`native`] has the
 //!   records that are Borealis's own.
 
 pub mod assemble;
@@ -26,6 +26,7 @@ pub mod record;
 mod resource_manager;
 pub mod stream;
 mod transaction_id;
+pub mod volume_log;
 
 pub use effects::{Effect, EffectError, effects};
 pub use record::{

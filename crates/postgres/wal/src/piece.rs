@@ -15,9 +15,7 @@ use borealis_types::{Lsn, Part, RecordSpan, invariant};
 
 use crate::bytes::Reader;
 use crate::encode::RecordBuilder;
-use crate::layout::common::wal_record::{
-    CHECKSUM_OFFSET, ID_DATA_LONG, ID_ORIGIN, ID_TOP_LEVEL_XID, RECORD_HEADER_BYTES,
-};
+use crate::layout::common::wal_record::{ID_DATA_LONG, ID_ORIGIN, ID_TOP_LEVEL_XID};
 use crate::record::RecordHeader;
 use crate::{RecordError, ResourceManager};
 
@@ -87,43 +85,6 @@ pub fn without_body(front: &[u8]) -> Option<Vec<u8>> {
         .origin(origin)
         .top_level_xid(top_level_xid);
     Some(record.finish())
-}
-
-/// The checksum of a record whose bytes come one part after the other.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RunningChecksum {
-    /// The record's header, as far as it was counted.
-    header: [u8; RECORD_HEADER_BYTES],
-    counted_bytes: usize,
-    /// CRC-32C of the record's bytes after its header, so far.
-    body: u32,
-}
-
-impl RunningChecksum {
-    /// Counts the record's next bytes.
-    pub(crate) fn count(&mut self, bytes: &[u8]) {
-        let of_header = RECORD_HEADER_BYTES.saturating_sub(self.counted_bytes).min(bytes.len());
-        let (header, body) = bytes.split_at(of_header);
-        let place = self.counted_bytes.min(RECORD_HEADER_BYTES);
-        self.header[place..place + of_header].copy_from_slice(header);
-        self.body = crc32c::crc32c_append(self.body, body);
-        self.counted_bytes += bytes.len();
-    }
-
-    /// How many bytes were counted.
-    pub(crate) fn counted_bytes(&self) -> usize {
-        self.counted_bytes
-    }
-
-    /// The checksum that the record, all of which was counted, must have.
-    pub(crate) fn expected(&self) -> u32 {
-        crc32c::crc32c_append(self.body, &self.header[..CHECKSUM_OFFSET])
-    }
-
-    /// Whether the record, all of which was counted, has its checksum.
-    pub(crate) fn is_sound(&self) -> bool {
-        self.expected().to_le_bytes() == self.header[CHECKSUM_OFFSET..]
-    }
 }
 
 /// Puts pieces together.

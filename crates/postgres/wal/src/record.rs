@@ -130,6 +130,43 @@ pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(body), &header[..CHECKSUM_OFFSET])
 }
 
+/// The checksum of a record whose bytes come one part after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RunningChecksum {
+    /// The record's header, as far as it was counted.
+    header: [u8; RECORD_HEADER_BYTES],
+    counted_bytes: usize,
+    /// CRC-32C of the record's bytes after its header, so far.
+    body: u32,
+}
+
+impl RunningChecksum {
+    /// Counts the record's next bytes.
+    pub(crate) fn count(&mut self, bytes: &[u8]) {
+        let of_header = RECORD_HEADER_BYTES.saturating_sub(self.counted_bytes).min(bytes.len());
+        let (header, body) = bytes.split_at(of_header);
+        let place = self.counted_bytes.min(RECORD_HEADER_BYTES);
+        self.header[place..place + of_header].copy_from_slice(header);
+        self.body = crc32c::crc32c_append(self.body, body);
+        self.counted_bytes += bytes.len();
+    }
+
+    /// How many bytes were counted.
+    pub(crate) fn counted_bytes(&self) -> usize {
+        self.counted_bytes
+    }
+
+    /// The checksum that the record, all of which was counted, must have.
+    pub(crate) fn expected(&self) -> u32 {
+        crc32c::crc32c_append(self.body, &self.header[..CHECKSUM_OFFSET])
+    }
+
+    /// Whether the record, all of which was counted, has its checksum.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.expected().to_le_bytes() == self.header[CHECKSUM_OFFSET..]
+    }
+}
+
 /// The fixed header of a record (`XLogRecord`), without its checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RecordHeader {

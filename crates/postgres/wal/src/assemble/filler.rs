@@ -27,7 +27,7 @@ pub(crate) fn record_start(layout: &WalLayout, at: Lsn) -> Lsn {
 }
 
 /// Where the last of so many bytes ends that begin at `start`, with headers between.
-pub(super) fn content_end(layout: &WalLayout, start: Lsn, mut bytes: usize) -> Lsn {
+pub(crate) fn content_end(layout: &WalLayout, start: Lsn, mut bytes: usize) -> Lsn {
     let mut position = start;
     loop {
         let page_end = Lsn(page_start(position).0 + WAL_PAGE_BYTES);

@@ -8,14 +8,14 @@ use crate::page::PageHeader;
 use crate::record::checksum;
 use crate::stream::{Next, NextPiece, RecordDecoder, WalWindow};
 
-const MEBIBYTE: u32 = 1 << 20;
+pub(crate) const MEBIBYTE: u32 = 1 << 20;
 
-fn layout(segment_bytes: u32) -> WalLayout {
+pub(crate) fn layout(segment_bytes: u32) -> WalLayout {
     WalLayout { version: PostgresVersion::NEWEST, timeline: 3, system_identifier: 77, segment_bytes }
 }
 
 /// A record of an operation that is no switch, as long as asked for: 24 or from 27 on.
-fn record(total_bytes: usize, previous_start: Lsn) -> Vec<u8> {
+pub(crate) fn record(total_bytes: usize, previous_start: Lsn) -> Vec<u8> {
     let builder = RecordBuilder::new(ResourceManager::Heap, 0).previous_start(previous_start);
     let fill = vec![0x5A; total_bytes];
     let bytes = match total_bytes - RECORD_HEADER_BYTES {
@@ -35,10 +35,10 @@ fn switch(previous_start: Lsn) -> Vec<u8> {
 
 /// Pages in order, with where they begin.
 #[derive(Default, PartialEq, Debug)]
-struct Given(Vec<(Lsn, Box<PageBytes>)>);
+pub(crate) struct Given(pub(crate) Vec<(Lsn, Box<PageBytes>)>);
 
 impl Given {
-    fn take(&mut self) -> impl FnMut(Lsn, &PageBytes) -> Result<(), AssembleError> {
+    pub(crate) fn take(&mut self) -> impl FnMut(Lsn, &PageBytes) -> Result<(), AssembleError> {
         |page, bytes| {
             if let Some((last, _)) = self.0.last() {
                 assert_eq!(last.0 + WAL_PAGE_BYTES, page.0, "a page is missing, or comes twice");
@@ -48,18 +48,18 @@ impl Given {
         }
     }
 
-    fn start(&self) -> Lsn {
+    pub(crate) fn start(&self) -> Lsn {
         self.0.first().map_or(Lsn::ZERO, |(page, _)| *page)
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.0.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect()
     }
 }
 
 /// How long the next record is.
 #[derive(Clone, Copy, Debug)]
-enum Size {
+pub(crate) enum Size {
     Bytes(usize),
     /// So that it ends so many steps of eight bytes before the end of a page, so many pages on: the next record's
     /// header does not fit there.
@@ -80,7 +80,7 @@ fn any_size() -> impl Strategy<Value = Size> {
 }
 
 /// The next record after `last`.
-fn next_record(layout: &WalLayout, last: RecordSpan, size: Size) -> (RecordSpan, Vec<u8>) {
+pub(crate) fn next_record(layout: &WalLayout, last: RecordSpan, size: Size) -> (RecordSpan, Vec<u8>) {
     let start = record_start(layout, last.end);
     let bytes = match size {
         Size::Bytes(bytes) => record(bytes, last.start),
@@ -103,7 +103,7 @@ fn next_record(layout: &WalLayout, last: RecordSpan, size: Size) -> (RecordSpan,
 }
 
 /// Some record after which the ones of a test follow: its end is one where a record can end.
-fn last_record(layout: &WalLayout, steps_before_segment_end: u64) -> RecordSpan {
+pub(crate) fn last_record(layout: &WalLayout, steps_before_segment_end: u64) -> RecordSpan {
     let end = Lsn(u64::from(layout.segment_bytes) * 5 - steps_before_segment_end * 8);
     let end = if is_between_records(layout, end) { end } else { page_start(end) };
     RecordSpan { start: Lsn(end.0 - 100_000), end }
@@ -116,7 +116,7 @@ fn assembler_with_front(layout: &WalLayout, last: RecordSpan) -> PageAssembler {
     assembler
 }
 
-fn decoder(layout: &WalLayout, start: Lsn, previous_start: Lsn) -> RecordDecoder {
+pub(crate) fn decoder(layout: &WalLayout, start: Lsn, previous_start: Lsn) -> RecordDecoder {
     RecordDecoder::new(ServerVersion::NEWEST_TESTED, start, previous_start)
         .with_segment_bytes(layout.segment_bytes)
         .with_system_identifier(layout.system_identifier)
@@ -211,7 +211,13 @@ proptest! {
             let mut decoder = decoder(&layout, given.start(), Lsn::ZERO);
             // Nothing if one record fills all pages.
             let begins = decoder.skip_continuation(&source).unwrap().unwrap_or(Lsn::MAX);
-            expected.retain(|(span, _)| span.start >= begins);
+            // Nor is a switch recognized by its last bytes, of which nobody knows then that they skip a file.
+            let is_skipped = expected.iter().any(|(span, bytes)| {
+                span.start < begins && begins < span.end && *bytes == switch(Lsn(
+                    u64::from_le_bytes(bytes[8..16].try_into().unwrap()),
+                ))
+            });
+            expected.retain(|(span, _)| span.start >= begins && !is_skipped);
             prop_assert_eq!(decode(decoder, &given), expected);
         }
     }

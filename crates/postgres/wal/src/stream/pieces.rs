@@ -16,8 +16,8 @@ use crate::layout::common::wal_page::{
 };
 use crate::layout::common::wal_record::RECORD_HEADER_BYTES;
 use crate::page::page_start;
-use crate::piece::{PIECE_PREFIX_BYTES, RunningChecksum, seal};
-use crate::record::RecordHeader;
+use crate::piece::{PIECE_PREFIX_BYTES, seal};
+use crate::record::{RecordHeader, RunningChecksum};
 
 /// The front of a record that is being cut: what its header says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -96,10 +96,55 @@ pub(crate) fn base_for(state: &GroupState, point: Lsn) -> Option<&Base> {
     state.bases.iter().rev().find(|base| base.lsn <= point && state.reach(base) >= point)
 }
 
+/// Not all redo is there of what was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the backup has not all redo from {from} to {through}: of group {group} it goes on from there to {reach} only (what no kept point needs is \
+     deleted, and what is new is not uploaded at once)"
+)]
+pub struct RedoMissing {
+    /// Redo that ends after this was asked for, …
+    pub from: Lsn,
+    /// … to this.
+    pub through: Lsn,
+    /// A group of which not all is there.
+    pub group: GroupId,
+    /// How far it is complete from `from` on.
+    pub reach: Lsn,
+}
+
+/// Plans to read the volume's log: every record that ends after `from`, at or before `through`, and that the history kept, from
+/// redo alone. An object that a group begins with has older records, too.
+///
+/// # Errors
+/// When not all of it is there, as far as a listing can say.
+pub fn plan_log(
+    inventory: &Inventory,
+    known: &Known,
+    from: Lsn,
+    through: Lsn,
+) -> Result<Vec<GroupPlan>, RedoMissing> {
+    let plan_group = |group| {
+        let state = GroupState::of(inventory, known, group);
+        let reach = state.complete_from(from);
+        if reach < through {
+            return Err(RedoMissing { from, through, group, reach });
+        }
+        Ok(GroupPlan { group, base: None, redo: redo_between(&state, from, through) })
+    };
+    known.placement.groups().map(plan_group).collect()
+}
+
 fn plan_group(state: &GroupState, point: Lsn) -> Option<GroupPlan> {
     let base = base_for(state, point)?;
+    let redo = redo_between(state, base.tail_end, point);
+    Some(GroupPlan { group: state.group, base: base.manifest, redo })
+}
+
+/// Objects that go on from `from`, as far as there are any before `point`.
+fn redo_between(state: &GroupState, from: Lsn, point: Lsn) -> Vec<PlannedRedo> {
     let mut redo = Vec::new();
-    let mut at = base.tail_end;
+    let mut at = from;
     let mut stretches = state.stretches.iter().peekable();
     while at < point {
         // Of those that go on from here, the one that goes furthest.
@@ -116,7 +161,7 @@ fn plan_group(state: &GroupState, point: Lsn) -> Option<GroupPlan> {
         }
         at = next.through;
     }
-    Some(GroupPlan { group: state.group, base: base.manifest, redo })
+    redo
 }
 
 impl Plan {

@@ -139,6 +139,14 @@ impl GroupState {
         complete.max(base.lsn)
     }
 
+    /// How far redo has everything of the group that ends after `from`, whatever that is the end of; `from` if that is nothing.
+    pub(crate) fn complete_from(&self, from: Lsn) -> Lsn {
+        let before = self.islands.partition_point(|island| island.after <= from);
+        let island = before.checked_sub(1).map(|at| self.islands[at]);
+        let on = island.filter(|island| from <= island.through.max(island.complete_through));
+        on.map_or_else(|| self.marked_complete(from), |island| island.complete_through)
+    }
+
     /// To which points the group can be restored.
     pub(crate) fn restorable(&self) -> LsnRanges {
         let range = |base: &Base| LsnRange { from: base.lsn, through: self.reach(base) };

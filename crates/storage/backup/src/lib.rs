@@ -7,7 +7,7 @@
 //! * [`pace`]: retries with growing pauses, and a bound on the rate.
 //! * [`contents`]: reading a backup, and proving it; [`retention`]: deleting what nobody can need, and what people said of that.
 //! * [`upload`]: a node uploads its redo as it becomes durable.
-//! * [`restore`]: a store with everything as of one point is made of what was uploaded.
+//! * [`restore`]: a store with everything as of one point is made of what was uploaded; [`log`]: the volume's log, record by record.
 //!
 //! Everything here blocks, and waits for a network that may be down for days. It runs on threads of its own, never on one that a commit or a
 //! read waits for. What is asynchronous stays on the one thread of [`store::cloud`].
@@ -20,6 +20,7 @@ pub mod key_command;
 pub mod key_file;
 mod listing;
 pub mod location;
+pub mod log;
 pub mod pace;
 pub mod restore;
 pub mod retention;

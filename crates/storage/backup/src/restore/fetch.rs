@@ -28,7 +28,7 @@ const AHEAD_BYTES: u64 = 256 << 20;
 
 /// The records of one object that a restore takes, in order.
 #[derive(Debug, Default)]
-pub(super) struct Records {
+pub(crate) struct Records {
     placed: Vec<Placed>,
     links: Vec<GroupLink>,
     bytes: Vec<u8>,
@@ -60,7 +60,7 @@ impl Records {
     }
 
     /// A record by its number; `None` past the last.
-    pub(super) fn get(&self, number: usize) -> Option<BatchRecord<'_>> {
+    pub(crate) fn get(&self, number: usize) -> Option<BatchRecord<'_>> {
         let Placed { span, form, links_end, bytes_end } = self.placed.get(number)?;
         let before = number.checked_sub(1).map(|before| &self.placed[before]);
         let (links_start, bytes_start) = before.map_or((0, 0), |before| (before.links_end, before.bytes_end));
@@ -71,7 +71,7 @@ impl Records {
 
 /// Why an object was not read.
 #[derive(Debug)]
-pub(super) enum NotFetched {
+pub(crate) enum NotFetched {
     /// It is missing or damaged.
     Spoilt(String),
     /// The store did not answer.
@@ -80,7 +80,7 @@ pub(super) enum NotFetched {
 
 /// What the threads share.
 #[derive(Debug)]
-pub(super) struct Fetching<'a> {
+pub(crate) struct Fetching<'a> {
     store: &'a dyn ObjectStore,
     volume: VolumeId,
     sealing: &'a Sealing,
@@ -95,7 +95,7 @@ type Fetched = (usize, Result<Records, NotFetched>);
 
 impl<'a> Fetching<'a> {
     /// Of these objects and their lengths, in the order in which they will be needed.
-    pub(super) fn new(
+    pub(crate) fn new(
         store: &'a dyn ObjectStore,
         volume: VolumeId,
         sealing: &'a Sealing,
@@ -117,7 +117,7 @@ impl<'a> Fetching<'a> {
     }
 
     /// Starts the threads; they end with the [`Waiting`] that takes what they read.
-    pub(super) fn start<'s>(&'s self, scope: &'s Scope<'s, '_>) -> std::io::Result<Waiting<'s>> {
+    pub(crate) fn start<'s>(&'s self, scope: &'s Scope<'s, '_>) -> std::io::Result<Waiting<'s>> {
         let (sender, receiver) = sync_channel(THREADS);
         let waiting = Waiting { fetching: self, receiver, early: BTreeMap::new(), taken: 0 };
         for number in 0..THREADS.min(self.objects.len()) {
@@ -171,7 +171,7 @@ impl<'a> Fetching<'a> {
 
 /// Takes what the threads read.
 #[derive(Debug)]
-pub(super) struct Waiting<'s> {
+pub(crate) struct Waiting<'s> {
     fetching: &'s Fetching<'s>,
     receiver: Receiver<Fetched>,
     /// What was read before it was needed.
@@ -181,7 +181,7 @@ pub(super) struct Waiting<'s> {
 
 impl Waiting<'_> {
     /// Waits for an object by its number. Each is asked for once, and in order as far as objects have what their names say.
-    pub(super) fn take(&mut self, number: usize) -> Result<Records, NotFetched> {
+    pub(crate) fn take(&mut self, number: usize) -> Result<Records, NotFetched> {
         self.fetching.gate().need(number, self.taken + AHEAD);
         self.fetching.moved.notify_all();
         self.taken += 1;
@@ -218,7 +218,7 @@ impl Drop for EndIfPanicking<'_, '_> {
 }
 
 /// Where in the stream each object of a group is needed: where the one before it has its last record.
-pub(super) fn needed_at(redo: &[PlannedRedo]) -> impl Iterator<Item = Lsn> {
+pub(crate) fn needed_at(redo: &[PlannedRedo]) -> impl Iterator<Item = Lsn> {
     let ends = redo.iter().map(|object| object.name.last_end.min(object.through));
     std::iter::once(Lsn::ZERO).chain(ends).take(redo.len())
 }

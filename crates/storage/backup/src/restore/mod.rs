@@ -4,7 +4,7 @@
 //! * A group begins with the newest snapshot that the plan names, whose pages the new store takes as those of a peer (`base.rs`), or with its
 //!   first record.
 //! * [`restore`] reads the redo that the plan names, a little ahead and on several threads (`fetch.rs`), puts the groups' chains together to
-//!   the volume's one stream, and brings that to a new store as a writer brought it to its nodes (`assemble.rs`): epoch by epoch, with what
+//!   the volume's one stream (`merge.rs`), and brings that to a new store as a writer brought it to its nodes (`assemble.rs`): epoch by epoch, with what
 //!   each recovery decided in between. So nothing here can apply what a recovery cut, and the store refuses what does not follow.
 //!   Two chains are followed to the end: each group's, and the volume's, in which a record names the one before it whatever groups they have.
 //!
@@ -17,8 +17,9 @@
 mod assemble;
 mod base;
 mod beginning;
-mod fetch;
+pub(crate) mod fetch;
 mod gate;
+pub(crate) mod merge;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -26,23 +27,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use borealis_archive::chain::{Chain, Step};
 use borealis_archive::inventory::Inventory;
 use borealis_archive::name::Name;
-use borealis_archive::object::OBJECT_BYTES_MAX;
-use borealis_archive::plan::{GroupPlan, NotRestorable, Plan, PlannedRedo, plan};
+use borealis_archive::plan::{NotRestorable, Plan, plan};
 use borealis_archive::ranges::{LsnRange, LsnRanges};
 use borealis_archive::restorable::restorable;
 use borealis_archive::sealing::Sealing;
 use borealis_store::{Environment, Identity, Options, Policy, Store, StoreError};
-use borealis_types::{EpochHistory, GroupId, Lsn, MetaKey, Placement, VolumeId};
+use borealis_types::{EpochHistory, Lsn, MetaKey, Placement, VolumeId};
 
 use crate::contents::Contents;
 use crate::store::{ObjectStore, ObjectStoreError};
 use assemble::{Assembly, materialize};
 use base::Bases;
 pub use beginning::check_begun;
-use fetch::{Fetching, NotFetched, Records, Waiting, needed_at};
+use fetch::Fetching;
+use merge::{Beginning, Merge};
 
 /// Why a backup cannot be restored, or not to that point.
 #[derive(Debug, thiserror::Error)]
@@ -198,7 +198,7 @@ pub struct Restored {
 }
 
 /// Why an attempt ended.
-enum Ended {
+pub(crate) enum Ended {
     /// An object is as good as absent.
     Spoilt(Name, String),
     Failed(RestoreError),
@@ -292,7 +292,8 @@ fn attempt(order: &Order<'_>, source: &Source<'_>, meter: &mut Meter<'_>) -> Res
     let store = Store::create_in(order.environment, &folder, order.identity.clone(), order.options.clone())?;
     let mut bases = Bases::read(source)?;
     require_room(&folder, bases.page_bytes().saturating_mul(order.copies.saturating_add(1)))?;
-    let mut merge = Merge::new(source);
+    let mut merge =
+        Merge::new(source.volume, source.inventory, source.plan.groups.iter().map(Beginning::of_restore));
     meter.begin(merge.plan_bytes + bases.total_bytes());
     let mut assembly = Assembly::begin(&store, source.plan.history.clone(), &bases.points())?;
     let at = assembly.at();
@@ -308,7 +309,8 @@ fn attempt(order: &Order<'_>, source: &Source<'_>, meter: &mut Meter<'_>) -> Res
         thread.map_err(cannot_start)?;
         let mut waiting = fetching.start(scope).map_err(cannot_start)?;
         loop {
-            let has_more = merge.step(&mut waiting, &mut assembly);
+            let has_more = merge
+                .step(&mut waiting, &mut |epoch, record| assembly.take(epoch, record).map_err(Ended::from));
             meter.reach(merge.bytes, assembly.at());
             let has_more = has_more?;
             if let Some(error) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -330,7 +332,7 @@ fn attempt(order: &Order<'_>, source: &Source<'_>, meter: &mut Meter<'_>) -> Res
     Ok(Restored { end, history, bytes: meter.progress.bytes, passed_over: Vec::new(), has_template })
 }
 
-fn cannot_start(error: std::io::Error) -> RestoreError {
+pub(crate) fn cannot_start(error: std::io::Error) -> RestoreError {
     RestoreError::System { what: "start a thread".to_owned(), error }
 }
 
@@ -355,168 +357,4 @@ fn materialize_until(store: &Store, is_over: &AtomicBool, failure: &Mutex<Option
             }
         }
     }
-}
-
-/// An object of the plan, in the order in which objects are needed.
-#[derive(Clone, Copy, Debug)]
-struct Job {
-    needed_at: Lsn,
-    redo: PlannedRedo,
-    /// The object's length.
-    bytes: u64,
-}
-
-/// One group's chain.
-#[derive(Debug)]
-struct Line {
-    chain: Chain,
-    /// End of the last record that its snapshot has; zero if it begins with its first record.
-    base_end: Lsn,
-    /// Its objects, by their numbers in the order of all, the next one last.
-    rest: Vec<usize>,
-    now: Option<(usize, Records)>,
-    /// The next record of what is there now.
-    next: usize,
-}
-
-/// The chains of all groups, which become the volume's stream: the next record is the one that ends first, and each of its groups has it.
-#[derive(Debug)]
-struct Merge {
-    volume: VolumeId,
-    jobs: Vec<Job>,
-    lines: BTreeMap<GroupId, Line>,
-    /// Where each group's next record ends.
-    heads: BTreeSet<(Lsn, GroupId)>,
-    has_begun: bool,
-    /// Bytes of objects whose records or pages were taken.
-    bytes: u64,
-    /// Bytes of all that have records.
-    plan_bytes: u64,
-}
-
-impl Merge {
-    fn new(source: &Source<'_>) -> Merge {
-        let Source { plan, volume, .. } = *source;
-        // None is longer than that, whatever a listing says.
-        let listed = |redo: &PlannedRedo| {
-            let stored = source.inventory.get(&Name::Redo(redo.name)).unwrap_or_default();
-            stored.bytes.min(OBJECT_BYTES_MAX)
-        };
-        let mut jobs: Vec<Job> = Vec::new();
-        for group in &plan.groups {
-            let needed = needed_at(&group.redo).zip(&group.redo);
-            jobs.extend(needed.map(|(needed_at, redo)| Job { needed_at, redo: *redo, bytes: listed(redo) }));
-        }
-        // Stable: the objects of a group stay in order.
-        jobs.sort_by_key(|job| job.needed_at);
-        let line = |plan: &GroupPlan| {
-            let group = plan.group;
-            let base_end = plan.base.map_or(Lsn::ZERO, |base| base.tail_end);
-            let of_group = jobs.iter().enumerate().filter(|(_, job)| job.redo.name.group == group);
-            let mut rest: Vec<usize> = of_group.map(|(number, _)| number).collect();
-            rest.reverse();
-            Line { chain: Chain::new(group, base_end), base_end, rest, now: None, next: 0 }
-        };
-        let lines = plan.groups.iter().map(|group| (group.group, line(group))).collect();
-        let plan_bytes = jobs.iter().map(|job| job.bytes).sum();
-        Merge { volume, jobs, lines, heads: BTreeSet::new(), has_begun: false, bytes: 0, plan_bytes }
-    }
-
-    /// Its objects and their lengths.
-    fn in_order(&self) -> impl Iterator<Item = (PlannedRedo, u64)> {
-        self.jobs.iter().map(|job| (job.redo, job.bytes))
-    }
-
-    /// Takes records until another object is needed. Returns whether there are more.
-    fn step(&mut self, waiting: &mut Waiting<'_>, assembly: &mut Assembly<'_>) -> Result<bool, Ended> {
-        if !self.has_begun {
-            self.has_begun = true;
-            let groups: Vec<GroupId> = self.lines.keys().copied().collect();
-            for group in groups {
-                self.advance(group, waiting)?;
-            }
-        }
-        let bytes = self.bytes;
-        while bytes == self.bytes {
-            let Some(&(end, group)) = self.heads.first() else { return Ok(false) };
-            let groups = self.take_one(end, group, assembly)?;
-            for group in groups {
-                self.heads.remove(&(end, group));
-                self.advance(group, waiting)?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Brings the next record of the volume. Returns those of its groups that did not have it.
-    fn take_one(&self, end: Lsn, group: GroupId, assembly: &mut Assembly<'_>) -> Result<Vec<GroupId>, Ended> {
-        let (job, record) = self.head(group).ok_or_else(|| contradiction(end, group))?;
-        let mut groups = Vec::new();
-        for link in &record.links {
-            if self.lines.get(&link.group).is_some_and(|line| end <= line.base_end) {
-                // Its snapshot has what the record did there.
-                continue;
-            }
-            groups.push(link.group);
-            let here = self.head(link.group).filter(|(_, other)| other.span == record.span);
-            let Some((other_job, other)) = here else {
-                let fault = format!(
-                    "has a record of groups {group} and {} that ends at {end}, which the redo of group {} does not have",
-                    link.group, link.group
-                );
-                return Err(Ended::Spoilt(Name::Redo(job.redo.name), fault));
-            };
-            let same = other == record && other_job.redo.name.epoch == job.redo.name.epoch;
-            if !same {
-                let what = format!(
-                    "{} and {} have different records that end at {end}",
-                    Name::Redo(job.redo.name).key(self.volume),
-                    Name::Redo(other_job.redo.name).key(self.volume)
-                );
-                return Err(RestoreError::Contradiction(what).into());
-            }
-        }
-        assembly.take(job.redo.name.epoch, &record)?;
-        Ok(groups)
-    }
-
-    /// A group's next record, and the object that it is in.
-    fn head(&self, group: GroupId) -> Option<(&Job, borealis_wire::BatchRecord<'_>)> {
-        let line = self.lines.get(&group)?;
-        let (number, records) = line.now.as_ref()?;
-        Some((&self.jobs[*number], records.get(line.next.checked_sub(1)?)?))
-    }
-
-    /// Goes on to a group's next record, if it has one.
-    fn advance(&mut self, group: GroupId, waiting: &mut Waiting<'_>) -> Result<(), Ended> {
-        let Some(line) = self.lines.get_mut(&group) else { return Ok(()) };
-        loop {
-            while let Some((number, records)) = &line.now {
-                let Some(record) = records.get(line.next) else { break };
-                line.next += 1;
-                let step = line.chain.take(&record).map_err(|fault| {
-                    Ended::Spoilt(
-                        Name::Redo(self.jobs[*number].redo.name),
-                        format!("does not follow: {fault}"),
-                    )
-                })?;
-                if step == Step::Next {
-                    self.heads.insert((record.span.end, group));
-                    return Ok(());
-                }
-            }
-            (line.now, line.next) = (None, 0);
-            let Some(number) = line.rest.pop() else { return Ok(()) };
-            let records = waiting.take(number).map_err(|error| match error {
-                NotFetched::Spoilt(fault) => Ended::Spoilt(Name::Redo(self.jobs[number].redo.name), fault),
-                NotFetched::Store(error) => RestoreError::from(error).into(),
-            })?;
-            self.bytes += records.object_bytes;
-            line.now = Some((number, records));
-        }
-    }
-}
-
-fn contradiction(end: Lsn, group: GroupId) -> RestoreError {
-    RestoreError::Contradiction(format!("group {group} has no record that ends at {end}"))
 }

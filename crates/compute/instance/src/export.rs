@@ -210,7 +210,7 @@ impl<'u> Export<'u> {
 }
 
 /// Makes the folder, or takes an empty one, and closes it to everyone else. Returns its whole path, for links in it.
-fn make_folder(path: &Path) -> Result<PathBuf, InstanceError> {
+pub(crate) fn make_folder(path: &Path) -> Result<PathBuf, InstanceError> {
     let failed = |error| on("cannot create", path)(error);
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

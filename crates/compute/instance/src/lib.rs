@@ -13,6 +13,7 @@ pub mod import;
 pub mod kept_files;
 pub mod leftovers;
 mod libraries;
+pub mod log_files;
 pub mod memory_directory;
 mod program_file;
 pub mod server;

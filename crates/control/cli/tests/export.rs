@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use borealis_types::Lsn;
 use harness::{TestCluster, free_port, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
@@ -251,4 +252,95 @@ fn an_export_under_load_is_of_one_moment() {
     stock.assert_amcheck_clean();
     stock.stop(Signal::SIGINT);
     std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+/// The exported log, by the names of its files, without the ending of those that are not whole.
+fn log_files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)
+        .expect("listed")
+        .map(|entry| {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            (name.trim_end_matches(".partial").to_owned(), std::fs::read(&path).expect("read"))
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+fn position(client: &mut postgres::Client, expression: &str) -> Lsn {
+    let row = client.query_one(&format!("SELECT ({expression})::text"), &[]).expect("asked");
+    row.get::<_, String>(0).parse().expect("a position")
+}
+
+#[test]
+fn the_log_is_byte_for_byte_what_the_server_wrote() {
+    const PAGE: usize = 8192;
+    const SEGMENT: u64 = 16 << 20;
+    let cluster = TestCluster::unstarted();
+    let backup = cluster.postgres_folder("kept").join("backup");
+    cluster.up(&["--backup", backup.to_str().expect("text")]);
+    cluster.client_program("pgbench", &["-i", "-s", "1", "-q"]);
+    cluster.ok(&["instance", "kill"]);
+    cluster.ok(&["instance", "start"]);
+    let mut client = cluster.connect();
+    let begin = position(&mut client, "SELECT redo_lsn FROM pg_control_checkpoint()");
+    client.batch_execute("SELECT pg_switch_wal()").expect("switched");
+    client
+        .batch_execute("SELECT pg_logical_emit_message(false, 'large', repeat('a', 3000000))")
+        .expect("a record of many pages");
+    cluster.client_program("pgbench", &["-n", "-c", "4", "-t", "300"]);
+    client.batch_execute("CREATE TABLE copied AS SELECT * FROM pgbench_accounts").expect("copied");
+    let end = position(&mut client, "SELECT pg_current_wal_flush_lsn()");
+    cluster.eventually("the backup has it", Duration::from_secs(60), || {
+        let output = cluster.run(&["backup", "status", "--json"]);
+        let status: Option<serde_json::Value> = serde_json::from_slice(&output.stdout).ok();
+        let newest = status.and_then(|status| status["newest_lsn"].as_str()?.parse::<Lsn>().ok());
+        newest.is_some_and(|newest| newest >= end)
+    });
+
+    let folder = cluster.dir().with_file_name("log");
+    let to = folder.to_str().expect("text");
+    let said = cluster.ok(&["export", "wal", "--to", to]);
+    assert!(said.contains("whole files"), "{said}");
+    assert!(cluster.fails(&["export", "wal", "--to", to]).contains("not empty"));
+    let status = cluster.status();
+    let theirs = Path::new(status["instances"][0]["data_dir"].as_str().expect("its folder")).join("pg_wal");
+    let mut compared = 0;
+    for (name, ours) in log_files(&folder) {
+        let Ok(theirs) = std::fs::read(theirs.join(&name)) else { continue };
+        let number = u64::from_str_radix(&name[8..16], 16).expect("hexadecimal") * (0x1_0000_0000 / SEGMENT)
+            + u64::from_str_radix(&name[16..], 16).expect("hexadecimal");
+        for (index, (ours, theirs)) in ours.chunks(PAGE).zip(theirs.chunks(PAGE)).enumerate() {
+            let page = number * SEGMENT + (index * PAGE) as u64;
+            // The server has log since it started, and perhaps more than was exported.
+            let is_known = page > begin.0 && page + PAGE as u64 <= end.0;
+            if is_known && theirs.iter().any(|byte| *byte != 0) {
+                assert!(ours == theirs, "the page at {} differs", Lsn(page));
+                compared += 1;
+            }
+        }
+    }
+    println!("{compared} pages compared with those of the server");
+    assert!(compared > 1000, "{compared} pages compared");
+    // And PostgreSQL's own program reads all of it, over the crash.
+    let last = end.to_string();
+    for (name, _) in log_files(&folder) {
+        let partial = folder.join(format!("{name}.partial"));
+        if partial.exists() {
+            std::fs::rename(&partial, folder.join(&name)).expect("named");
+        }
+    }
+    let records =
+        ok(program("pg_waldump").args(["--path", to, "--end", &last, "--start"]).arg(first_record(&said)));
+    for what in ["NOOP", "SWITCH", "CHECKPOINT_SHUTDOWN", "LogicalMessage", "COMMIT"] {
+        assert!(records.contains(what), "no {what} in the log");
+    }
+    assert!(records.lines().count() > 10_000, "{} lines", records.lines().count());
+}
+
+/// The first record's position, as the command says it.
+fn first_record(said: &str) -> String {
+    let after = said.split("records from ").nth(1).expect("it says so");
+    after.split(' ').next().expect("a position").to_owned()
 }

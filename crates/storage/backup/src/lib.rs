@@ -15,6 +15,7 @@
 //! Invariant: an object is there whole or not at all, and is never changed once it is there.
 
 pub mod contents;
+pub mod control_file;
 pub mod key;
 pub mod key_command;
 pub mod key_file;

@@ -15,6 +15,8 @@ use borealis_local::cluster::{Cluster, WRITER};
 use borealis_types::{BlockKey, MetaKey, PageKey, PostgresVersion, RelationFork, SlruKind};
 use clap::Subcommand;
 
+use super::export_wal::{self, WalArguments};
+
 /// Pages asked for at a time.
 const PAGES_PER_STEP: u32 = 128;
 /// How often a line on a terminal is written again.
@@ -31,14 +33,23 @@ pub enum ExportCommand {
         #[arg(long, value_name = "NAME")]
         pg_user: Option<String>,
     },
+    /// Write the log as PostgreSQL's own files, from the backup.
+    Wal(WalArguments),
 }
 
-/// Exports. The server, if one runs, goes on; everything is as of one durable point.
+/// Exports.
 pub fn export(dir: &Path, command: &ExportCommand) -> anyhow::Result<ExitCode> {
-    let ExportCommand::Base { to, pg_user } = command;
+    match command {
+        ExportCommand::Base { to, pg_user } => export_base(dir, to, pg_user.as_deref()),
+        ExportCommand::Wal(arguments) => export_wal::export(dir, arguments),
+    }
+}
+
+/// The server, if one runs, goes on; everything is as of one durable point.
+fn export_base(dir: &Path, to: &Path, pg_user: Option<&str>) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::open(dir)?;
     let instance = cluster.instance(WRITER)?;
-    let user = OperatingSystemUser::choose(pg_user.as_deref().or(instance.postgres_user.as_deref()))?;
+    let user = OperatingSystemUser::choose(pg_user.or(instance.postgres_user.as_deref()))?;
     let target = cluster.verification_target();
     let mut point = HeldPoint::hold(&target)?;
     let mut contents = contents(cluster.catalog.postgres_version, point.values()?)?;

@@ -8,6 +8,7 @@ pub mod chaos;
 pub mod controller;
 pub mod exec;
 pub mod export;
+mod export_wal;
 pub mod fleet;
 pub mod internal;
 pub mod manual;

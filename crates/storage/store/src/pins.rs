@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use borealis_types::{GroupId, ReadPoint};
+use borealis_types::{GroupId, Lsn, NodeId, ReadPoint};
 use borealis_wire::Refusal;
 
 use crate::segment::hosted::HostedSegment;
@@ -63,9 +63,16 @@ impl Store {
             let hosted = state.segments.get_mut(&group).ok_or(Refusal::NoSegment(group))?;
             hosted.check_pin(at)?;
             let now = Instant::now();
-            hosted.pins.hold(holder, at.lsn, now, now + lease.min(PIN_LEASE_MAX));
+            if !hosted.pins.hold(holder, at.lsn, now, now + lease.min(PIN_LEASE_MAX)) {
+                let what = "tools hold too many points of this segment; let one of them end";
+                return Err(Refusal::NotNow(what.to_owned()).into());
+            }
             if let Err(error) = Store::readable(&state, group, at) {
-                state.segments.get_mut(&group).into_iter().for_each(|hosted| hosted.pins.release(holder));
+                state
+                    .segments
+                    .get_mut(&group)
+                    .into_iter()
+                    .for_each(|hosted| hosted.pins.release(holder, at.lsn));
                 return Err(error);
             }
             Store::hosted(&state, group)?.materialized.clone()
@@ -73,10 +80,19 @@ impl Store {
         Ok(materialized.page_count())
     }
 
-    /// Ends a pin.
-    pub fn unpin(&self, group: GroupId, holder: impl Into<PinHolder>) {
+    /// Ends a peer's pin.
+    pub fn unpin(&self, group: GroupId, peer: NodeId) {
+        self.release(group, PinHolder::Peer(peer), Lsn::ZERO);
+    }
+
+    /// Ends what tools hold of a point.
+    pub fn unpin_tools(&self, group: GroupId, lsn: Lsn) {
+        self.release(group, PinHolder::Tool, lsn);
+    }
+
+    fn release(&self, group: GroupId, holder: PinHolder, lsn: Lsn) {
         if let Some(hosted) = self.lock().segments.get_mut(&group) {
-            hosted.pins.release(holder.into());
+            hosted.pins.release(holder, lsn);
         }
     }
 
@@ -94,6 +110,15 @@ impl Store {
             return;
         }
         let now = Instant::now();
+        // A tool's first: what a peer takes makes a group whole again. If that was not enough, the next look finds so.
+        let mut had_tools = false;
+        for hosted in state.segments.values_mut() {
+            had_tools |= hosted.pins.release_tools(now);
+        }
+        if had_tools {
+            tracing::warn!("gives up what it kept for tools: there is no room for it");
+            return;
+        }
         for hosted in state.segments.values_mut() {
             if hosted.pins.floor(now).is_some() {
                 tracing::warn!(

@@ -173,7 +173,7 @@ impl Requests {
     fn pin(&self, caller: &Caller, group: GroupId, at: ReadPoint, lease_ms: u32) -> Result<Reply, Refusal> {
         let holder = match *caller {
             Caller::Peer(peer) => PinHolder::Peer(peer),
-            Caller::Client => PinHolder::Tools,
+            Caller::Client => PinHolder::Tool,
             _ => return Err(Refusal::Misuse("only a peer or a tool may ask this".to_owned())),
         };
         if let PinHolder::Peer(peer) = holder
@@ -183,9 +183,9 @@ impl Requests {
             return Err(Refusal::Misuse(format!("node {peer} is no member of group {group}")));
         }
         if lease_ms == 0 {
-            // What is kept for tools is several tools' perhaps, and left to its lease.
-            if holder != PinHolder::Tools {
-                self.store.unpin(group, holder);
+            match holder {
+                PinHolder::Peer(peer) => self.store.unpin(group, peer),
+                PinHolder::Tool => self.store.unpin_tools(group, at.lsn),
             }
             return Ok(Reply::Pinned { pages: 0 });
         }

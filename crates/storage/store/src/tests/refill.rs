@@ -536,6 +536,6 @@ fn no_round_goes_beyond_a_pin() {
     let mut state = two.source.lock();
     let hosted = state.segments.get_mut(&GroupId(0)).unwrap();
     let now = std::time::Instant::now();
-    hosted.pins.hold(HOLDER.into(), lsn, now, now + LEASE);
+    assert!(hosted.pins.hold(HOLDER.into(), lsn, now, now + LEASE));
     hosted.check_next(two.writer.durable.end);
 }

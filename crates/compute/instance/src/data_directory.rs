@@ -16,6 +16,7 @@ use std::path::Path;
 use borealis_types::RecordSpan;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::symlinkat;
 
 use crate::directory_plan::{Contents, DirectoryPlan, Planned, SynthesizedCheckpoint};
 use crate::{InstanceError, OperatingSystemUser, on, untrusted};
@@ -94,7 +95,24 @@ impl<'u> Directory<'u> {
         self.give_folder(name)
     }
 
-    pub(crate) fn give_folder(&self, name: &str) -> io::Result<()> {
+    /// Makes a folder and those above it, as far as they are not there.
+    pub(crate) fn make_way(&self, name: &str) -> io::Result<()> {
+        let ends = name.match_indices('/').map(|(at, _)| at).chain([name.len()]);
+        for end in ends {
+            match self.make_folder(&name[..end]) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a symbolic link.
+    pub(crate) fn link(&self, to: &Path, name: &str) -> io::Result<()> {
+        Ok(symlinkat(to, &self.top, name)?)
+    }
+
+    fn give_folder(&self, name: &str) -> io::Result<()> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         give(openat(&self.top, name, flags, Mode::empty())?, self.user)
     }

@@ -11,7 +11,8 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use borealis_types::{
@@ -22,7 +23,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::data_directory::Directory;
 use crate::directory_plan::{Contents, DirectoryPlan, Planned, database_folder};
-use crate::{InstanceError, OperatingSystemUser, Settings, kept_files, on};
+use crate::{InstanceError, OperatingSystemUser, Settings, kept_files, on, untrusted};
 
 /// The folder, in the exported one, that has the tablespaces.
 pub const TABLESPACES: &str = "tablespaces";
@@ -74,7 +75,7 @@ impl<'u> Export<'u> {
     fn write_planned(&self, name: &str, planned: &Planned<'_>) -> Result<(), InstanceError> {
         if let Some(tablespace) = name.strip_prefix(LINKS).filter(|name| !name.contains('/')) {
             let place = self.path.join(TABLESPACES).join(tablespace);
-            symlink(&place, self.path.join(name)).map_err(on("cannot write", &self.path.join(name)))?;
+            self.directory.link(&place, name).map_err(on("cannot write", &self.path.join(name)))?;
         }
         let name = in_tablespaces(name);
         let written = match planned {
@@ -120,16 +121,8 @@ impl<'u> Export<'u> {
     /// When one cannot be written.
     pub fn make_fork(&mut self, fork: RelationFork, blocks: u32) -> Result<(), InstanceError> {
         let folder = in_tablespaces(&folder_of(self.version, fork));
-        let place = self.path.join(&folder);
-        if !place.exists() {
-            // Of a database that a crash left behind without its other files.
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&place)
-                .map_err(on("cannot create", &place))?;
-            self.directory.give_folder(&folder).map_err(on("cannot give to the server's user", &place))?;
-        }
+        // Of a database that a crash left behind without its other files there is no folder yet.
+        self.directory.make_way(&folder).map_err(on("cannot create", &self.path.join(&folder)))?;
         let mut first = 0;
         loop {
             let length = blocks.saturating_sub(first).min(BLOCKS_PER_SEGMENT_FILE);
@@ -179,7 +172,7 @@ impl<'u> Export<'u> {
 
     fn write_page(&mut self, name: String, index: u32, page: &[u8]) -> Result<(), InstanceError> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != name) {
-            self.open = None;
+            self.close()?;
             let file = self.directory.open_file(&name).map_err(on("cannot write", &self.path.join(&name)))?;
             self.open = Some((name, file));
         }
@@ -188,24 +181,41 @@ impl<'u> Export<'u> {
         file.write_all_at(page, offset).map_err(on("cannot write", &self.path.join(name)))
     }
 
+    /// Closes the file that pages are written to. What it has is durable then: who synchronizes a file that somebody else has written
+    /// may not hear of what went wrong in between.
+    fn close(&mut self) -> Result<(), InstanceError> {
+        match self.open.take() {
+            Some((name, file)) => file.sync_all().map_err(on("cannot synchronize", &self.path.join(name))),
+            None => Ok(()),
+        }
+    }
+
     /// Makes everything durable, then writes `pg_control`, and gives the folder to the server's user.
     ///
     /// # Errors
     /// When something cannot be written or synchronized.
     pub fn finish(mut self) -> Result<PathBuf, InstanceError> {
-        self.open = None;
+        self.close()?;
         sync_all(&self.path)?;
         let control = self.path.join(CONTROL_FILE);
+        let finished = self.finish_with_control_file(&control);
+        if finished.is_err() {
+            // Without it no server takes the folder for whole.
+            let _ = fs::remove_file(&control);
+        }
+        finished.map(|()| self.path)
+    }
+
+    fn finish_with_control_file(&self, control: &Path) -> Result<(), InstanceError> {
         let written = self.directory.write(CONTROL_FILE, |mut file| {
             file.write_all(&self.control_file)?;
             file.sync_all()
         });
-        written.map_err(on("cannot write", &control))?;
+        written.map_err(on("cannot write", control))?;
         sync(&self.path.join("global"))?;
         self.directory.give_top().map_err(on("cannot give to the server's user", &self.path))?;
         sync(&self.path)?;
-        sync(self.path.parent().unwrap_or(Path::new("/")))?;
-        Ok(self.path)
+        sync(self.path.parent().unwrap_or(Path::new("/")))
     }
 }
 
@@ -214,19 +224,20 @@ pub(crate) fn make_folder(path: &Path) -> Result<PathBuf, InstanceError> {
     let failed = |error| on("cannot create", path)(error);
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let metadata = fs::symlink_metadata(path).map_err(failed)?;
-            if !metadata.is_dir() {
+            if !fs::symlink_metadata(path).map_err(failed)?.is_dir() {
                 return Err(failed(io::Error::other("it is there, and no folder; choose another")));
             }
+            // By its descriptor from here on: whoever may write to the folder above could put a link in its place.
+            let folder = File::from(untrusted::open_folder(path).map_err(failed)?);
+            let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
             // One with something in it is left as it is, its owner and mode too: it may be a server's.
-            require_empty(path).map_err(failed)?;
-            if metadata.uid() != nix::unistd::geteuid().as_raw() {
-                std::os::unix::fs::chown(path, Some(nix::unistd::geteuid().as_raw()), None)
-                    .map_err(failed)?;
+            require_empty(&by_descriptor).map_err(failed)?;
+            if folder.metadata().map_err(failed)?.uid() != nix::unistd::geteuid().as_raw() {
+                fchown(&folder, Some(nix::unistd::geteuid().as_raw()), None).map_err(failed)?;
             }
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+            folder.set_permissions(fs::Permissions::from_mode(0o700)).map_err(failed)?;
             // Again, now that nobody else can get in any more.
-            require_empty(path).map_err(failed)?;
+            require_empty(&by_descriptor).map_err(failed)?;
         }
         made => made.map_err(failed)?,
     }

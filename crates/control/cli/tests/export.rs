@@ -254,6 +254,55 @@ fn an_export_under_load_is_of_one_moment() {
     std::fs::remove_dir_all(&folder).expect("removed");
 }
 
+#[test]
+fn what_was_acknowledged_last_is_not_left_out() {
+    let cluster = TestCluster::start(&[]);
+    cluster
+        .connect()
+        .batch_execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
+        .expect("made");
+    let folder = cluster.dir().with_file_name("exported");
+    let to = folder.to_str().expect("text").to_owned();
+
+    // A node that hangs costs time and nothing else.
+    let node = cluster.status()["nodes"][3]["pid"].as_i64().expect("it runs");
+    let node = Pid::from_raw(i32::try_from(node).expect("a process"));
+    kill(node, Signal::SIGSTOP).expect("it runs");
+    let began = std::time::Instant::now();
+    let exported = cluster.run(&["export", "base", "--to", &to]);
+    kill(node, Signal::SIGCONT).expect("it runs");
+    assert!(exported.status.success(), "{}", text(&exported));
+    println!("exported beside a node that hangs in {:?}", began.elapsed());
+    std::fs::remove_dir_all(&folder).expect("removed");
+
+    // Stopped in order: all is known.
+    cluster.ok(&["instance", "stop"]);
+    export(&cluster, &folder);
+    let stock = Stock::start(&folder);
+    let rows: i64 = stock.client().query_one("SELECT count(*) FROM kept", &[]).expect("read").get(0);
+    assert_eq!(rows, 1000);
+    stock.stop(Signal::SIGINT);
+    std::fs::remove_dir_all(&folder).expect("removed");
+
+    // Killed: either all is known, or it is said that it is not.
+    cluster.ok(&["instance", "start"]);
+    let mut client = cluster.connect();
+    for _ in 0..200 {
+        client.batch_execute("INSERT INTO kept VALUES (0)").expect("acknowledged");
+    }
+    cluster.ok(&["instance", "kill"]);
+    let exported = cluster.run(&["export", "base", "--to", &to]);
+    if exported.status.success() {
+        let stock = Stock::start(&folder);
+        let rows: i64 = stock.client().query_one("SELECT count(*) FROM kept", &[]).expect("read").get(0);
+        assert_eq!(rows, 1200);
+        stock.stop(Signal::SIGINT);
+    } else {
+        assert!(text(&exported).contains("instance start"), "{}", text(&exported));
+        assert!(!folder.join("global/pg_control").exists(), "no server takes it for whole");
+    }
+}
+
 /// The exported log, by the names of its files, without the ending of those that are not whole.
 fn log_files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)

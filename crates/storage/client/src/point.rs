@@ -1,7 +1,8 @@
 //! Reads a whole volume as of one durable point, while it is written to.
 //!
-//! The point is one that the nodes know to be durable: what a recovery would find that happened then. The nodes keep
-//! everything as of it for as long as a lease is renewed ([`borealis_wire::Request::Pin`]); the writer goes on. Each page is
+//! The point is one that the nodes know to be durable, at or after everything that a read quorum of each group knew to be when this began: so
+//! every commit is in it that was acknowledged before, if its writer lived to tell the nodes so. One that died has
+//! perhaps not ([`HeldPoint::has_more`]). The nodes keep everything as of it for as long as a lease is renewed ([`borealis_wire::Request::Pin`]); the writer goes on. Each page is
 //! asked of one node that has it, as a server asks; a node that fails is left for another.
 
 use std::collections::BTreeMap;
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use borealis_spec::Endpoint;
 use borealis_types::{
-    GroupId, META_GROUP, MetaKey, NodeId, PAGE_SIZE, PageKey, ReadPoint, RecordSpan, RelationFork, SlruKind,
-    VolumeEpoch,
+    GroupId, Lsn, META_GROUP, MetaKey, NodeId, PAGE_SIZE, PageKey, READ_QUORUM, ReadPoint, RecordSpan,
+    RelationFork, SlruKind, VolumeEpoch,
 };
 use borealis_wire::{Caller, Refusal, Reply, Request, SegmentSummary};
 
@@ -26,6 +27,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(6);
 const HOLD_PATIENCE: Duration = Duration::from_secs(30);
 /// How long one question may stay without an answer from any node: an instance that starts holds reads up for a moment.
 const ASK_PATIENCE: Duration = Duration::from_secs(30);
+/// A node that did not answer is asked last for so long.
+const REST: Duration = Duration::from_secs(10);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -44,7 +47,7 @@ pub enum PointError {
         /// The group.
         group: GroupId,
         /// The point.
-        lsn: borealis_types::Lsn,
+        lsn: Lsn,
     },
     /// No node answers a question.
     #[error("no node of group {group} answers: {why}")]
@@ -68,6 +71,9 @@ pub struct HeldPoint<'t> {
     addresses: BTreeMap<NodeId, Option<Endpoint>>,
     clients: BTreeMap<NodeId, NodeClient>,
     renewed: Instant,
+    /// Nodes that did not answer, and until when others are asked first.
+    resting: BTreeMap<NodeId, Instant>,
+    has_more: bool,
 }
 
 impl<'t> HeldPoint<'t> {
@@ -85,27 +91,40 @@ impl<'t> HeldPoint<'t> {
             addresses,
             clients: BTreeMap::new(),
             renewed: Instant::now(),
+            resting: BTreeMap::new(),
+            has_more: false,
         };
         let deadline = Instant::now() + HOLD_PATIENCE;
         let mut why = String::new();
+        let mut floor = None;
         loop {
             let summaries = point.summaries(&mut why);
             let groups: Vec<GroupId> = target.placement.groups().collect();
             let is_member = |node, group| members.get(&group).is_some_and(|nodes| nodes.contains(&node));
             let summaries: Vec<(NodeId, SegmentSummary)> =
                 summaries.into_iter().filter(|(node, summary)| is_member(*node, summary.group)).collect();
-            match choose(&summaries, &groups) {
+            if floor.is_none() {
+                floor = known_durable(&summaries, &groups);
+            }
+            match floor.map_or(Err(Lacking::Quorum), |floor| choose(&summaries, &groups, floor)) {
                 Ok((epoch, last)) => {
                     (point.epoch, point.last) = (epoch, last);
+                    point.has_more = has_more(&summaries, epoch, last);
                     match point.pin_all(&summaries, &groups) {
                         Ok(()) => return Ok(point),
                         Err(what) => why = what,
                     }
                 }
-                Err(group) if why.is_empty() => {
-                    why = format!("no node of group {group} has everything up to a durable point")
+                Err(Lacking::Quorum) => {
+                    why = format!(
+                        "fewer than {READ_QUORUM} nodes of some group answer, with a whole segment. {why}"
+                    );
                 }
-                Err(_) => {}
+                Err(Lacking::Segment(group)) => {
+                    why = format!(
+                        "no node of group {group} has everything up to what is known to be durable. {why}"
+                    );
+                }
             }
             if Instant::now() >= deadline {
                 return Err(PointError::NoPoint(why));
@@ -120,16 +139,26 @@ impl<'t> HeldPoint<'t> {
         self.last
     }
 
+    /// Nodes have records behind the point. While a writer runs they always do; of one that died they may be acknowledged, which a recovery
+    /// finds out.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.has_more
+    }
+
     /// Where every segment stands, of the nodes that answer.
     fn summaries(&mut self, why: &mut String) -> Vec<(NodeId, SegmentSummary)> {
         let mut all = Vec::new();
-        for node in self.addresses.keys().copied().collect::<Vec<_>>() {
+        for node in self.in_order(self.addresses.keys().copied().collect()) {
             match self
                 .connected(node)
                 .and_then(|client| client.summaries().map_err(|error| error.to_string()))
             {
                 Ok(summaries) => all.extend(summaries.into_iter().map(|summary| (node, summary))),
-                Err(error) => *why = error,
+                Err(error) => {
+                    self.rest(node);
+                    *why = error;
+                }
             }
         }
         all
@@ -146,6 +175,19 @@ impl<'t> HeldPoint<'t> {
             self.clients.insert(node, client.map_err(|error| error.to_string())?);
         }
         self.clients.get_mut(&node).ok_or_else(|| format!("node {node} is not connected"))
+    }
+
+    /// Others are asked before it for a while.
+    fn rest(&mut self, node: NodeId) {
+        self.clients.remove(&node);
+        self.resting.insert(node, Instant::now() + REST);
+    }
+
+    /// Those that answered last time first.
+    fn in_order(&self, mut nodes: Vec<NodeId>) -> Vec<NodeId> {
+        let now = Instant::now();
+        nodes.sort_by_key(|node| self.resting.get(node).is_some_and(|until| now < *until));
+        nodes
     }
 
     fn at(&self) -> ReadPoint {
@@ -193,10 +235,19 @@ impl<'t> HeldPoint<'t> {
         self.renewed = Instant::now();
         let at = self.at();
         for (group, nodes) in self.sources.clone() {
+            let now = Instant::now();
             for node in nodes {
-                let Ok(client) = self.connected(node) else { continue };
-                let answer = client.pin(group, at, LEASE);
-                self.judge(group, node, answer.err());
+                // One that hangs would keep the others from being renewed in time.
+                if self.resting.get(&node).is_some_and(|until| now < *until) {
+                    continue;
+                }
+                match self.connected(node) {
+                    Ok(client) => {
+                        let answer = client.pin(group, at, LEASE);
+                        self.judge(group, node, answer.err());
+                    }
+                    Err(_) => self.rest(node),
+                }
             }
         }
     }
@@ -211,8 +262,8 @@ impl<'t> HeldPoint<'t> {
                 self.sources.entry(group).or_default().retain(|source| *source != node);
             }
             Some(_) => {}
-            // Answers to what it was asked before may still be due.
-            None => drop(self.clients.remove(&node)),
+            // Answers to what it was asked before may still be due, so the connection ends.
+            None => self.rest(node),
         }
         Some(error.to_string())
     }
@@ -231,14 +282,17 @@ impl<'t> HeldPoint<'t> {
             if nodes.is_empty() {
                 return Err(PointError::Lost { group, lsn: self.last.end });
             }
-            for node in nodes {
+            for node in self.in_order(nodes) {
                 let at = self.at();
                 match self.connected(node) {
                     Ok(client) => match question(client, at) {
                         Ok(answer) => return Ok(answer),
                         Err(error) => why = self.judge(group, node, Some(error)).unwrap_or(why),
                     },
-                    Err(error) => why = error,
+                    Err(error) => {
+                        self.rest(node);
+                        why = error;
+                    }
                 }
             }
             if Instant::now() >= deadline {
@@ -358,18 +412,51 @@ fn page_of(client: &mut NodeClient, reply: Reply) -> Result<Option<Vec<u8>>, Cli
     }
 }
 
-/// The newest point that a full segment of every group can answer for, and the epoch of its history.
+/// Why there is no point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Lacking {
+    /// Too few nodes answer.
+    Quorum,
+    /// No segment of this group can answer for a point that is new enough.
+    Segment(GroupId),
+}
+
+/// The segments that know the newest history and lack nothing: one that missed a recovery may hold what that recovery cut.
+fn whole_segments(
+    summaries: &[(NodeId, SegmentSummary)],
+) -> (VolumeEpoch, impl Iterator<Item = &SegmentSummary> + Clone) {
+    let epoch = summaries.iter().map(|(_, summary)| summary.history.newest_epoch()).max().unwrap_or_default();
+    let segments = summaries.iter().map(|(_, summary)| summary);
+    (epoch, segments.filter(move |summary| !summary.joining && summary.history.newest_epoch() == epoch))
+}
+
+/// What is known to be durable, if a read quorum of every group answers: one of any three has heard of each commit that a living writer
+/// acknowledged.
+fn known_durable(summaries: &[(NodeId, SegmentSummary)], groups: &[GroupId]) -> Option<Lsn> {
+    let (_, segments) = whole_segments(summaries);
+    let has_quorum =
+        |group: &GroupId| segments.clone().filter(|summary| summary.group == *group).count() >= READ_QUORUM;
+    let known = segments.clone().map(|summary| summary.known_durable.end).max();
+    known.filter(|_| groups.iter().all(has_quorum))
+}
+
+/// Whether somebody has records behind the point.
+fn has_more(summaries: &[(NodeId, SegmentSummary)], epoch: VolumeEpoch, last: RecordSpan) -> bool {
+    let (newest, mut segments) = whole_segments(summaries);
+    newest == epoch && segments.any(|summary| summary.segment_complete_lsn > last.end)
+}
+
+/// The newest point, at or after `floor`, that a whole segment of every group can answer for, and the epoch of its history.
 ///
 /// # Errors
 /// A group that has none.
 fn choose(
     summaries: &[(NodeId, SegmentSummary)],
     groups: &[GroupId],
-) -> Result<(VolumeEpoch, RecordSpan), GroupId> {
-    let epoch = summaries.iter().map(|(_, summary)| summary.history.newest_epoch()).max().unwrap_or_default();
-    // One that missed a recovery may hold what that recovery cut.
-    let full = |summary: &&SegmentSummary| !summary.joining && summary.history.newest_epoch() == epoch;
-    let segments: Vec<&SegmentSummary> = summaries.iter().map(|(_, summary)| summary).filter(full).collect();
+    floor: Lsn,
+) -> Result<(VolumeEpoch, RecordSpan), Lacking> {
+    let (epoch, segments) = whole_segments(summaries);
+    let segments: Vec<&SegmentSummary> = segments.collect();
     let mut points: Vec<RecordSpan> = segments.iter().map(|summary| summary.known_durable).collect();
     points.sort_unstable_by_key(|point| std::cmp::Reverse(point.end));
     points.dedup();
@@ -383,18 +470,18 @@ fn choose(
         groups.iter().copied().find(|group| !can(group))
     };
     let mut first_lacking = None;
-    for point in points.into_iter().filter(|point| *point != RecordSpan::NONE) {
+    for point in points.into_iter().filter(|point| *point != RecordSpan::NONE && point.end >= floor) {
         match lacking(&point) {
             None => return Ok((epoch, point)),
             Some(group) => first_lacking = first_lacking.or(Some(group)),
         }
     }
-    Err(first_lacking.or(groups.first().copied()).unwrap_or(META_GROUP))
+    Err(Lacking::Segment(first_lacking.or(groups.first().copied()).unwrap_or(META_GROUP)))
 }
 
 #[cfg(test)]
 mod tests {
-    use borealis_types::{EpochHistory, EpochOpening, Lsn, MembershipEpoch, ServerVersion, WriterId};
+    use borealis_types::{EpochHistory, EpochOpening, MembershipEpoch, ServerVersion, WriterId};
 
     use super::*;
 
@@ -427,16 +514,42 @@ mod tests {
     #[test]
     fn the_newest_point_that_every_group_has_is_chosen() {
         let all = [segment(0, 2, 300), segment(0, 2, 100), segment(1, 2, 200), segment(1, 2, 100)];
-        let (epoch, last) = choose(&all, &GROUPS).expect("a point");
+        let (epoch, last) = choose(&all, &GROUPS, Lsn::ZERO).expect("a point");
         assert_eq!((epoch, last.end), (VolumeEpoch(2), Lsn(200)));
-        assert_eq!(choose(&all[..2], &GROUPS), Err(GroupId(1)), "nobody has the second group");
+        let lacking = |summaries, floor| choose(summaries, &GROUPS, floor);
+        assert_eq!(
+            lacking(&all[..2], Lsn::ZERO),
+            Err(Lacking::Segment(GroupId(1))),
+            "nobody has the second group"
+        );
+        assert_eq!(
+            lacking(&all, Lsn(201)),
+            Err(Lacking::Segment(GroupId(1))),
+            "an older point misses commits"
+        );
     }
 
     #[test]
     fn who_missed_a_recovery_or_is_joining_is_not_believed() {
         let mut all = [segment(0, 2, 300), segment(1, 1, 300), segment(1, 2, 100)];
-        assert_eq!(choose(&all, &GROUPS).expect("a point").1.end, Lsn(100));
+        assert_eq!(choose(&all, &GROUPS, Lsn::ZERO).expect("a point").1.end, Lsn(100));
         all[2].1.joining = true;
-        assert_eq!(choose(&all, &GROUPS), Err(GroupId(1)));
+        assert_eq!(choose(&all, &GROUPS, Lsn::ZERO), Err(Lacking::Segment(GroupId(1))));
+    }
+
+    #[test]
+    fn three_of_each_group_say_what_is_durable_and_more_may_be() {
+        let mut all = Vec::new();
+        for group in [0, 1] {
+            all.extend([100, 200, 300].map(|durable_end| segment(group, 2, durable_end)));
+        }
+        assert_eq!(known_durable(&all, &GROUPS), Some(Lsn(300)));
+        assert_eq!(known_durable(&all[..5], &GROUPS), None, "two of six may have missed it");
+        let last = all[2].1.known_durable;
+        assert!(!has_more(&all, VolumeEpoch(2), last));
+        all[4].1.segment_complete_lsn = Lsn(301);
+        assert!(has_more(&all, VolumeEpoch(2), last));
+        all[0] = segment(0, 1, 900);
+        assert_eq!(known_durable(&all, &GROUPS), None, "what missed a recovery does not count");
     }
 }

@@ -12,7 +12,7 @@ use borealis_instance::export::exported_forks;
 use borealis_instance::server::closed_to;
 use borealis_instance::{Contents, Export, InstanceError, OperatingSystemUser, Settings, kept_files};
 use borealis_local::cluster::{Cluster, WRITER};
-use borealis_types::{BlockKey, MetaKey, PageKey, PostgresVersion, RelationFork, SlruKind};
+use borealis_types::{BlockKey, Fork, MetaKey, PageKey, PostgresVersion, RelationFork, SlruKind};
 use clap::Subcommand;
 
 use super::export_wal::{self, WalArguments};
@@ -52,6 +52,13 @@ fn export_base(dir: &Path, to: &Path, pg_user: Option<&str>) -> anyhow::Result<E
     let user = OperatingSystemUser::choose(pg_user.or(instance.postgres_user.as_deref()))?;
     let target = cluster.verification_target();
     let mut point = HeldPoint::hold(&target)?;
+    if point.has_more() && cluster.driver_process(WRITER).is_none() {
+        bail!(
+            "the instance was killed, and nodes have records after {} of which nobody knows whether they were acknowledged; `borealis \
+             instance start` finds out, then export",
+            point.last().end
+        );
+    }
     let mut contents = contents(cluster.catalog.postgres_version, point.values()?)?;
     let chosen = Settings::check(instance.settings.clone())?;
     // A server without Borealis may load any library.
@@ -127,7 +134,10 @@ fn write_pages(point: &mut HeldPoint<'_>, export: &mut Export<'_>, shown: &mut S
             let key = |block| PageKey::Block(BlockKey { relation_fork: source, block });
             let keys: Vec<PageKey> = (first..end).map(key).collect();
             for (block, page) in (first..end).zip(point.pages(&keys)?) {
-                // A block that was never written reads as zeros.
+                if page.is_none() && source.fork == Fork::Init {
+                    bail!("the init fork of relation {} has no block {block}", source.locator.relation);
+                }
+                // Of other forks a block that was never written reads as zeros.
                 page.map_or(Ok::<(), InstanceError>(()), |page| export.write_block(fork, block, &page))?;
             }
             shown.show(u64::from(end - first));

@@ -19,7 +19,7 @@ use borealis_backup::restore::{Order, Progress, RestoreError, Restored, restore}
 use borealis_backup::store::memory::MemoryStore;
 use borealis_backup::store::{Action, ErrorKind, Listing, ObjectStore, ObjectStoreError, Put, inventory};
 use borealis_store::Store;
-use borealis_types::{GroupId, Lsn, MetaKey, PageKey, VolumeId};
+use borealis_types::{GroupId, Lsn, MetaKey, PAGE_SIZE, PageKey, VolumeId};
 use life::{ALWAYS, Life, Random, Turn, VOLUME, environment, fork, identity, options};
 
 const GROUPS: u16 = 4;
@@ -152,7 +152,6 @@ fn every_point_is_restored_from_the_snapshots_before_it_and_what_was_cut_never_i
     assert!(with_base > 30 && at_different_points > 10, "{with_base} {at_different_points}");
 }
 
-/// What a restore from the beginning would need is gone.
 #[test]
 fn what_does_not_fit_is_refused_before_it_is_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,13 +160,22 @@ fn what_does_not_fit_is_refused_before_it_is_read() {
     life.snapshot(1, &groups());
     life.upload(1, false);
     let new = folder.path().join("new");
-    let refused = restored_with(&life.objects, life.durable.end, &new, u64::MAX).unwrap_err();
-    assert!(matches!(refused, RestoreError::NoRoom { .. }), "{refused}");
+    const COPIES: u64 = 1 << 40;
+    let refused = restored_with(&life.objects, life.durable.end, &new, COPIES - 1).unwrap_err();
     assert!(refused.to_string().contains("MiB are free in"), "{refused}");
+    let RestoreError::NoRoom { needed, .. } = refused else { panic!("{refused}") };
+    // Every group knows how long a fork is, and it is that long once.
+    let at = life.durable.end;
+    let in_group = |group, fork| life.store.relation_size(group, fork, at).unwrap().unwrap_or(0);
+    let length = |fork| groups().into_iter().map(|group| u64::from(in_group(group, fork))).max().unwrap();
+    let blocks: u64 = (16_384..16_388).map(|number| length(fork(number))).sum();
+    assert!(blocks > 0);
+    assert_eq!(needed / COPIES, blocks * PAGE_SIZE as u64);
     std::fs::remove_dir_all(&new).unwrap();
-    restored_with(&life.objects, life.durable.end, &new, 6).unwrap();
+    restored_with(&life.objects, at, &new, 6).unwrap();
 }
 
+/// What a restore from the beginning would need is gone.
 #[test]
 fn redo_before_a_snapshot_is_not_needed() {
     let folder = tempfile::tempdir().unwrap();

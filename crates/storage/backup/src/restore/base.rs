@@ -15,7 +15,7 @@ use borealis_archive::pages::{ExtentPages, PagesFacts, decode_head, find_extent}
 use borealis_archive::snapshot::{Placed, Snapshot, SnapshotPoint};
 use borealis_quorum::DurablePoint;
 use borealis_store::{Refill, Store};
-use borealis_types::{GroupId, Lsn, PAGE_SIZE, PageKey, RecordSpan};
+use borealis_types::{GroupId, Lsn, PAGE_SIZE, PageKey, RecordSpan, RelationFork};
 use borealis_wire::RelationSize;
 
 use super::{Ended, RestoreError, Source, cannot_start};
@@ -84,11 +84,16 @@ impl<'a> Bases<'a> {
         self.lengths.values().sum()
     }
 
-    /// How long the pages are that all snapshots have.
+    /// How long the forks are of which the snapshots have pages. Every group that has a page of a fork knows how long it is up to its own
+    /// last one.
     pub(super) fn page_bytes(&self) -> u64 {
-        let blocks =
-            self.bases.iter().flat_map(|base| &base.snapshot.relations).map(|(_, blocks)| u64::from(*blocks));
-        blocks.fold(0, u64::saturating_add).saturating_mul(PAGE_SIZE as u64)
+        let mut forks: BTreeMap<RelationFork, u32> = BTreeMap::new();
+        for (fork, blocks) in self.bases.iter().flat_map(|base| &base.snapshot.relations) {
+            let known = forks.entry(*fork).or_default();
+            *known = (*known).max(*blocks);
+        }
+        let blocks: u64 = forks.into_values().map(u64::from).fold(0, u64::saturating_add);
+        blocks.saturating_mul(PAGE_SIZE as u64)
     }
 
     /// As of what each is.

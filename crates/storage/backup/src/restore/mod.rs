@@ -84,7 +84,7 @@ pub enum RestoreError {
     Store(#[from] StoreError),
     /// It does not fit.
     #[error(
-        "what is restored takes {} MiB at least, and {} MiB are free in {}; make room, or restore to another disk",
+        "what is restored takes about {} MiB, and {} MiB are free in {}; make room, or restore to another disk",
         needed.div_ceil(1 << 20), available >> 20, folder.display()
     )]
     NoRoom {

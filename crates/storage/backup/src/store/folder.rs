@@ -8,7 +8,7 @@
 //! Folders have mode 0700 and files 0600: a backup is the database.
 //!
 //! The disk may be that of the nodes, which take no more redo when it is nearly full. So an object is refused, as by a disk that is full, long
-//! before: a backup that stands still harms nobody. Small objects are taken all the same: by marks the time goes on, and what is old goes.
+//! before: a backup that stands still harms nobody. That is so of redo and pages alone; by marks the time goes on, and what is old goes.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use borealis_archive::name::Name;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::statvfs::statvfs;
@@ -35,9 +36,6 @@ const READ_BYTES: usize = 1 << 20;
 
 /// So much of the disk stays free, unless a tenth is less: twice what a node keeps free of its own (`borealis_store`).
 const KEPT_FREE_BYTES: u64 = 2 << 30;
-
-/// An object of at most so many bytes may have of that.
-const SMALL_OBJECT_BYTES: usize = 256 << 10;
 
 /// A folder that keeps objects.
 #[derive(Debug)]
@@ -84,8 +82,8 @@ impl FolderStore {
     }
 
     /// Refuses what would leave less of the disk free than it should.
-    fn check_room(&self, folder: &Path, bytes: usize) -> io::Result<()> {
-        if bytes <= SMALL_OBJECT_BYTES {
+    fn check_room(&self, folder: &Path, key: &str, bytes: usize) -> io::Result<()> {
+        if !matches!(Name::of_key(key), Ok((_, Name::Redo(_) | Name::Pages(_)))) {
             return Ok(());
         }
         let found = statvfs(folder)?;
@@ -118,13 +116,14 @@ impl FolderStore {
         sync_folder(above)
     }
 
-    fn write(&self, place: &Path, bytes: &[u8]) -> io::Result<Put> {
+    fn write(&self, key: &str, bytes: &[u8]) -> io::Result<Put> {
+        let place = &*self.root.join(key);
         let folder = place.parent().unwrap_or(&self.root);
         self.make_folder(folder)?;
         if place.exists() {
             return confirm(place, folder);
         }
-        self.check_room(folder, bytes.len())?;
+        self.check_room(folder, key, bytes.len())?;
         let (temporary, mut file) = self.temporary_file(folder)?;
         let written = file.write_all(bytes).and_then(|()| file.sync_all());
         let made = written.and_then(|()| rename_new(&temporary, place));
@@ -255,7 +254,7 @@ fn remove_if_abandoned(path: &Path, name: &str) {
 impl ObjectStore for FolderStore {
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Put, ObjectStoreError> {
         check_key(Action::Make, key)?;
-        self.write(&self.root.join(key), bytes).map_err(|error| failed(Action::Make, key, &error))
+        self.write(key, bytes).map_err(|error| failed(Action::Make, key, &error))
     }
 
     fn get_range(&self, key: &str, range: Range<u64>) -> Result<Vec<u8>, ObjectStoreError> {
@@ -287,6 +286,10 @@ impl ObjectStore for FolderStore {
 
 #[cfg(test)]
 mod tests {
+    use borealis_archive::name::RedoName;
+    use borealis_archive::object::Digest;
+    use borealis_types::{GroupId, Lsn, NodeId, VolumeEpoch, VolumeId};
+
     use super::*;
 
     #[test]
@@ -304,13 +307,23 @@ mod tests {
     fn a_backup_does_not_fill_the_disk() {
         let folder = tempfile::tempdir().unwrap();
         let keeping = |kept_free_bytes| FolderStore { kept_free_bytes, ..FolderStore::new(folder.path()) };
-        let large = vec![7; SMALL_OBJECT_BYTES + 1];
-        let refused = keeping(Some(u64::MAX)).put_new("v/large", &large).unwrap_err();
+        let redo = RedoName {
+            group: GroupId(3),
+            last_end: Lsn(16),
+            previous_end: Lsn(8),
+            epoch: VolumeEpoch(1),
+            complete_through: Lsn(16),
+            node: NodeId(1),
+            digest: Digest([7; 16]),
+        };
+        let (redo, mark) = (Name::Redo(redo).key(VolumeId(7)), format!("{}/marks/one", VolumeId(7)));
+        assert!(matches!(Name::of_key(&redo), Ok((_, Name::Redo(_)))), "{redo}");
+        let refused = keeping(Some(u64::MAX)).put_new(&redo, b"little").unwrap_err();
         assert_eq!(refused.kind, ErrorKind::Full);
         assert!(refused.what.contains("MiB of the disk are free"), "{}", refused.what);
-        assert_eq!(keeping(Some(u64::MAX)).put_new("v/small", &large[1..]), Ok(Put::Made), "time goes on");
-        assert_eq!(keeping(Some(0)).put_new("v/large", &large), Ok(Put::Made));
-        assert_eq!(keeping(Some(u64::MAX)).put_new("v/large", &large), Ok(Put::Exists), "it is there");
+        assert_eq!(keeping(Some(u64::MAX)).put_new(&mark, b"time goes on"), Ok(Put::Made));
+        assert_eq!(keeping(Some(0)).put_new(&redo, b"little"), Ok(Put::Made));
+        assert_eq!(keeping(Some(u64::MAX)).put_new(&redo, b"little"), Ok(Put::Exists), "it is there");
     }
 
     #[test]

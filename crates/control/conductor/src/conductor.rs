@@ -164,7 +164,7 @@ impl Conductor {
     /// When the catalog cannot be used.
     pub fn round(&mut self) -> Result<Round, CatalogError> {
         let round = self.look_and_act();
-        self.counts.round(self.lease.is_some(), round.is_err());
+        self.counts.round(matches!(round, Ok(Round::Acted(_))), round.is_err());
         round
     }
 

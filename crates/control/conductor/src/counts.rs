@@ -84,14 +84,14 @@ impl Counts {
         what(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A round ended; `acts` says whether this controller has the lease.
+    /// A round ended; `acts` says whether this controller has looked and acted in it.
     pub(crate) fn round(&self, acts: bool, failed: bool) {
         self.with(|state| {
             state.acts = acts;
             state.rounds += 1;
             state.rounds_failed += u64::from(failed);
             if !acts {
-                // It is another's business, and would grow old here.
+                // It is another's business, or not known, and would grow old here.
                 state.seen = None;
             }
         });

@@ -283,10 +283,11 @@ impl Cluster {
         Ok(config)
     }
 
-    /// Where the controller shows its metrics: one port before the instance's.
+    /// Where the controller shows its metrics: one port before the instance's; nowhere if that is the database's.
     #[must_use]
     pub fn controller_metrics_address(&self) -> Option<MetricsAddress> {
-        let port = self.catalog.metrics_port?.checked_sub(1).filter(|port| *port > 0)?;
+        let is_free = |port: &u16| *port > 0 && self.catalog.instances.iter().all(|it| it.port != *port);
+        let port = self.catalog.metrics_port?.checked_sub(1).filter(is_free)?;
         Some(MetricsAddress::Loopback((Ipv4Addr::LOCALHOST, port).into()))
     }
 

@@ -320,7 +320,10 @@ pub const INSTANCE: &[Metric] = &[
 /// Of a controller. What it sees of the fleet is shown by the one that acts alone.
 pub const CONTROLLER: &[Metric] = &[
     metric("borealis_controller_info", Kind::Gauge, &["name"], "One: which controller this is"),
-    gauge("borealis_controller_acts", "One while this controller has the lease, and repairs; else zero"),
+    gauge(
+        "borealis_controller_acts",
+        "One if this controller has looked and acted in its last round; zero if another has the lease, or the catalog cannot be used",
+    ),
     counter("borealis_controller_rounds", "Rounds of looking and acting, and of asking who has the lease"),
     counter("borealis_controller_rounds_failed", "Of these, those in which the catalog could not be used"),
     metric("borealis_controller_steps", Kind::Counter, &["kind"], "Steps begun"),

@@ -422,8 +422,8 @@ fn apply(arguments: &UpArguments, instance: &mut InstanceEntry) -> anyhow::Resul
     Ok(())
 }
 
-/// Checks that the ports for metrics, the first for the instance, the one before it for the controller and one after it for each node, leave out the
-/// database's: whoever is first would keep the other from listening.
+/// Checks that the ports for metrics, the first for the instance and one for each node, leave out the database's: whoever is
+/// first would keep the other from listening. The controller has the port before them, unless that is the database's.
 fn require_other_ports(port: u16, metrics_port: Option<u16>, last_node: u16) -> anyhow::Result<()> {
     let Some(first) = metrics_port.filter(|first| *first > 0) else { return Ok(()) };
     let Some(last) = first.checked_add(last_node) else {
@@ -431,10 +431,9 @@ fn require_other_ports(port: u16, metrics_port: Option<u16>, last_node: u16) -> 
             "--metrics-port {first}: there are no {last_node} higher ports for the nodes; choose a lower one"
         );
     };
-    if (first - 1..=last).contains(&port) {
+    if (first..=last).contains(&port) {
         bail!(
-            "--metrics-port {first}: ports from {} to {last} show metrics, and {port} is the database's; choose another",
-            first - 1
+            "--metrics-port {first}: the nodes' ports go up to {last}, and {port} is the database's; choose another"
         );
     }
     Ok(())
@@ -477,8 +476,8 @@ mod tests {
     #[test]
     fn metrics_leave_the_port_of_the_database_alone() {
         let refused = |port, metrics_port| require_other_ports(port, Some(metrics_port), 6).is_err();
-        assert!(!refused(5432, 0) && !refused(5432, 5434) && !refused(5432, 5425));
-        assert!(refused(5432, 5432) && refused(5432, 5426) && refused(5432, 5433));
+        assert!(!refused(5432, 0) && !refused(5432, 5433) && !refused(5432, 5425));
+        assert!(refused(5432, 5432) && refused(5432, 5426));
         assert!(refused(5432, 65_530) && !refused(5432, 65_529), "there is no port 65536");
         assert!(require_other_ports(5432, None, 6).is_ok());
     }

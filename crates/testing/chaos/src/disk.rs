@@ -57,6 +57,13 @@ fn damage_one(path: &Path, random: &mut fastrand::Rng) -> std::io::Result<bool> 
     Ok(true)
 }
 
+/// Whether a node that is started now finds too little room, as far as its configuration can be read.
+pub(crate) fn is_full(node_folder: &Path) -> bool {
+    let text = fs::read(node_folder.join("node.json")).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+    config["free_space_min_bytes"].as_u64() == Some(NO_ROOM_BYTES)
+}
+
 /// Lets a node that is started find too little room on its disk, or as much as there is.
 pub(crate) fn set_full(node_folder: &Path, is_full: bool) -> anyhow::Result<()> {
     let file = node_folder.join("node.json");
@@ -107,8 +114,9 @@ mod tests {
         set_full(folder.path(), true).expect("set");
         let full: Value = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
         assert_eq!((&full["node"], full["free_space_min_bytes"].is_null()), (&3.into(), false));
+        assert!(is_full(folder.path()));
         set_full(folder.path(), false).expect("set");
         let free: Value = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
-        assert!(free["free_space_min_bytes"].is_null());
+        assert!(free["free_space_min_bytes"].is_null() && !is_full(folder.path()));
     }
 }

@@ -11,6 +11,9 @@ use crate::cluster::{Cluster, Seen, kill};
 use crate::disk;
 use crate::plan::Fault;
 
+/// Until it is looked at again whether a node was started with its room.
+pub(crate) const FULL_DISK_LOOK: Duration = Duration::from_secs(2);
+
 /// How something that lasts ends.
 #[derive(Debug)]
 enum Ending {
@@ -23,7 +26,7 @@ enum Ending {
 }
 
 /// What was done so far, and what has to be ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Inflicted {
     /// Processes that were killed.
     pub kills: u64,
@@ -38,20 +41,26 @@ pub struct Inflicted {
     /// Nodes whose disk has too little room.
     full: BTreeSet<u16>,
     endings: Vec<(Instant, Ending)>,
-    random: Random,
-}
-
-/// Places on a disk: not those of the plan, whose order is that of the seed alone.
-#[derive(Debug)]
-struct Random(fastrand::Rng);
-
-impl Default for Random {
-    fn default() -> Random {
-        Random(fastrand::Rng::with_seed(0))
-    }
+    /// Places on a disk: not those of the plan, whose order is that of the seed alone.
+    random: fastrand::Rng,
 }
 
 impl Inflicted {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(seed: u64) -> Inflicted {
+        Inflicted {
+            kills: 0,
+            by_kind: BTreeMap::new(),
+            lost_directories: 0,
+            damaged_pages: 0,
+            victim: None,
+            full: BTreeSet::new(),
+            endings: Vec::new(),
+            random: fastrand::Rng::with_seed(seed),
+        }
+    }
+
     /// Does it, as far as there is something to do it to. Returns whether anything was done.
     ///
     /// # Errors
@@ -98,13 +107,8 @@ impl Inflicted {
                     cleanup::remove(&Item::Frozen(process));
                 }
                 Ending::EmptyDisk(node) => {
-                    self.full.remove(&node);
-                    // It may have been lost and replaced meanwhile.
-                    if disk::set_full(&cluster.node_folder(node), false).is_ok()
-                        && let Some(process) = cluster.look().ok().and_then(|seen| seen.node_process(node))
-                    {
-                        kill(process);
-                        self.kills += 1;
+                    if !self.empty(cluster, node) {
+                        self.end_after(FULL_DISK_LOOK, Ending::EmptyDisk(node));
                     }
                 }
                 Ending::StartZone(zone) => {
@@ -147,12 +151,34 @@ impl Inflicted {
     /// Damages pages of the one node that they are damaged of; of another one once that one is gone.
     fn damage(&mut self, cluster: &Cluster, seen: &Seen, pages: u64) -> bool {
         let is_there = |node: &u16| cluster.node_folder(*node).exists();
-        let victim = self.victim.filter(is_there).or_else(|| seen.any_node(&mut self.random.0));
+        let victim = self.victim.filter(is_there).or_else(|| seen.any_node(&mut self.random));
         self.victim = victim;
         let Some(node) = victim else { return false };
-        let damaged = disk::damage(&cluster.node_folder(node), pages, &mut self.random.0);
+        let damaged = disk::damage(&cluster.node_folder(node), pages, &mut self.random);
         self.damaged_pages += damaged;
         damaged > 0
+    }
+
+    /// Gives a node its room back; whether nothing more has to be done. Whoever starts the node may write the file as it was before, so
+    /// it is looked at again, and the node started again, until it had room for a while.
+    fn empty(&mut self, cluster: &Cluster, node: u16) -> bool {
+        let folder = cluster.node_folder(node);
+        if !folder.exists() {
+            // It was lost, and another takes its place.
+            self.full.remove(&node);
+            return true;
+        }
+        if !disk::is_full(&folder) && !self.full.contains(&node) {
+            return true;
+        }
+        self.full.remove(&node);
+        if disk::set_full(&folder, false).is_ok()
+            && let Some(process) = cluster.look().ok().and_then(|seen| seen.node_process(node))
+        {
+            kill(process);
+            self.kills += 1;
+        }
+        false
     }
 
     /// Lets a node find too little room on its disk for a while.

@@ -105,14 +105,17 @@ fn hurt(options: &Options, cluster: &Cluster, picture: &mut Picture) -> anyhow::
     let mut ledger = Ledger::start(cluster.port, options.clients, &counts)?;
     let mut accounts = Accounts::start(cluster.port, options.clients.div_ceil(2), options.seed, &counts)?;
     let mut report = Report { command: options.command.clone(), seed: options.seed, ..Report::default() };
-    let mut inflicted = Inflicted::default();
+    let mut inflicted = Inflicted::new(options.seed);
     let begin = Instant::now();
     storm(options, cluster, picture, (&mut inflicted, &mut report), &counts, &accounts)?;
     report.seconds = begin.elapsed().as_secs_f64();
 
     picture.say("no more faults: everything gets well");
     let quiet = Instant::now();
+    inflicted.end_due(cluster, true);
     while inflicted.is_lasting() {
+        // Some is looked at again, and that takes its time.
+        std::thread::sleep(inflict::FULL_DISK_LOOK);
         inflicted.end_due(cluster, true);
     }
     report.started_by_command += cluster.heal(HEALED_WITHIN)?;
@@ -140,9 +143,13 @@ fn compare(cluster: &Cluster, was_damaged: bool) -> anyhow::Result<()> {
     let begin = Instant::now();
     loop {
         let compared = cluster.command(&["verify"]).map(drop);
-        let is_settled = compared.is_ok() && !cluster.look()?.is_damaged();
-        if is_settled || !was_damaged || begin.elapsed() > HEALED_WITHIN {
-            return compared;
+        let is_damaged = was_damaged && cluster.look()?.is_damaged();
+        let is_late = begin.elapsed() > HEALED_WITHIN;
+        match compared {
+            Ok(()) if !is_damaged => return Ok(()),
+            Err(error) if !was_damaged || is_late => return Err(error),
+            _ if is_late => anyhow::bail!("pages are still damaged after {} s", HEALED_WITHIN.as_secs()),
+            _ => {}
         }
         std::thread::sleep(Duration::from_millis(500));
     }

@@ -173,8 +173,8 @@ fn repair_table(results: &Results) -> Table {
         ("moved_mib", "MiB"),
         ("moved_mib_per_s", "MiB/s"),
     ];
-    let note = "A new node takes all segments of another one, from its peers; the copy is of that one's pages, by cp and \
-                fsync, to the same disk.";
+    let note = "A new node takes all segments of another one, from its peers: MiB are of pages that they sent. The copy is of that \
+                one's page files, by cp and fsync, to the same disk.";
     stretch_table(results, "repair", &figures, "Repair: Borealis, TPC-B at 8 clients", note)
 }
 

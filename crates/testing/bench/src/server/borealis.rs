@@ -251,8 +251,11 @@ impl Drop for Borealis {
         let killed = self.command(&["instance", "kill"]);
         let nodes: Vec<String> = nodes.iter().map(|(node, _)| node.to_string()).collect();
         let kill: Vec<&str> = ["node", "kill"].into_iter().chain(nodes.iter().map(String::as_str)).collect();
-        let killed = killed.and_then(|_| self.command(&kill));
-        if let Err(error) = killed.and_then(|_| self.command(&["down"])) {
+        let killed =
+            killed.and_then(|_| if kill.len() > 2 { self.command(&kill) } else { Ok(String::new()) });
+        // In any case: it stops what could not be killed.
+        let stopped = self.command(&["down"]);
+        if let Err(error) = stopped.and(killed) {
             eprintln!("the cluster in {} could not be stopped: {error:#}", self.directory.display());
             return;
         }

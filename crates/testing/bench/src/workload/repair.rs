@@ -27,6 +27,8 @@ const ZONE: &str = "az2";
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest wait for all segments to be elsewhere.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(900);
+/// What nodes count of the pages that they get from peers, in bytes.
+const SENT: &str = "nodes_refill_fetched_bytes";
 /// After a change, before its effect is measured.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -99,17 +101,20 @@ fn replace_one(
         cluster.command(&["node", "start", &newcomer.to_string()])?;
     }
     let copy = bench.environment.folder.join("copy");
-    let (began, begin) = (now_us(), Instant::now());
-    let bytes = copy_pages(&cluster.store_folder(leaving), &copy)?;
-    let moved = |begin: Instant| Moved {
-        mib: bytes as f64 / f64::from(1 << 20),
+    let moved = |bytes: f64, begin: Instant| Moved {
+        mib: bytes / f64::from(1 << 20),
         seconds: begin.elapsed().as_secs_f64(),
     };
-    let copied = moved(begin);
+    let (began, begin) = (now_us(), Instant::now());
+    let bytes = copy_pages(&cluster.store_folder(leaving), &copy)?;
+    let copied = moved(bytes as f64, begin);
     stretches.push((COPY, began, now_us()));
     fs::remove_dir_all(&copy).with_context(|| format!("cannot remove {}", copy.display()))?;
     std::thread::sleep(SETTLE);
 
+    // Pages that peers sent, each once; the files that are copied have room for two versions of each.
+    let sent = || Ok::<f64, anyhow::Error>(cluster.counters()?.get(SENT).copied().unwrap_or(0.0));
+    let sent_before = sent()?;
     let (began, begin) = (now_us(), Instant::now());
     cluster.command(&["node", "drain", &leaving.to_string()])?;
     while segments(&cluster.status()?, leaving) > 0 {
@@ -118,8 +123,9 @@ fn replace_one(
         }
         std::thread::sleep(POLL_INTERVAL);
     }
-    let repaired = moved(begin);
+    let mut repaired = moved(0.0, begin);
     stretches.push((repair.text(), began, now_us()));
+    repaired.mib = (sent()? - sent_before) / f64::from(1 << 20);
     cluster.wait_until_whole()?;
     Ok([(COPY, copied), (repair.text(), repaired)])
 }
@@ -188,7 +194,8 @@ fn newest(status: &Value) -> anyhow::Result<u16> {
 }
 
 fn segments(status: &Value, node: u16) -> u64 {
-    in_zone(status).find(|(id, _)| *id == node).map_or(0, |(_, groups)| groups)
+    // One that the status leaves out for a moment is not done.
+    in_zone(status).find(|(id, _)| *id == node).map_or(1, |(_, groups)| groups)
 }
 
 /// Adds how much was moved, and how fast, to what was measured meanwhile.

@@ -27,8 +27,8 @@ const ZONE: &str = "az2";
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest wait for all segments to be elsewhere.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(900);
-/// What nodes count of the pages that they get from peers, in bytes.
-const SENT: &str = "nodes_refill_fetched_bytes";
+/// What a node counts of the pages that it gets from peers, in bytes.
+const SENT: &str = "refill_fetched_bytes";
 /// After a change, before its effect is measured.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -65,6 +65,7 @@ pub(super) fn run(bench: &mut Bench) -> anyhow::Result<()> {
         let names: Vec<&str> = [HEALTHY, COPY].into_iter().chain(REPAIRS.map(Repair::text)).collect();
         record(bench, (NAME, round), &names, &stretches, &outcome);
         note(bench, round, &moved);
+        wait_for_six(cluster)?;
         let appended = Appended { table: "pgbench_history", acknowledged };
         if !end_round(bench, server, (NAME, round), Some(appended))? {
             return Ok(());
@@ -113,7 +114,7 @@ fn replace_one(
     std::thread::sleep(SETTLE);
 
     // Pages that peers sent, each once; the files that are copied have room for two versions of each.
-    let sent = || Ok::<f64, anyhow::Error>(cluster.counters()?.get(SENT).copied().unwrap_or(0.0));
+    let sent = || Ok::<f64, anyhow::Error>(taken(&cluster.status()?, newcomer));
     let sent_before = sent()?;
     let (began, begin) = (now_us(), Instant::now());
     cluster.command(&["node", "drain", &leaving.to_string()])?;
@@ -128,6 +129,18 @@ fn replace_one(
     repaired.mib = (sent()? - sent_before) / f64::from(1 << 20);
     cluster.wait_until_whole()?;
     Ok([(COPY, copied), (repair.text(), repaired)])
+}
+
+/// Waits until the nodes that were emptied have ended.
+fn wait_for_six(cluster: &Borealis) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    while cluster.nodes()?.len() != 6 {
+        if begin.elapsed() > REPAIR_TIMEOUT {
+            bail!("an emptied node still runs after {REPAIR_TIMEOUT:?}");
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    Ok(())
 }
 
 /// Copies the pages of a store, everything but its log, and waits for the disk. Returns how many bytes they take.
@@ -196,6 +209,13 @@ fn newest(status: &Value) -> anyhow::Result<u16> {
 fn segments(status: &Value, node: u16) -> u64 {
     // One that the status leaves out for a moment is not done.
     in_zone(status).find(|(id, _)| *id == node).map_or(1, |(_, groups)| groups)
+}
+
+/// What a node has got of pages from peers, in bytes.
+fn taken(status: &Value, node: u16) -> f64 {
+    let nodes = status["nodes"].as_array().into_iter().flatten();
+    let mut of_node = nodes.filter(|entry| entry["id"] == node);
+    of_node.next().and_then(|entry| entry["metrics"][SENT].as_f64()).unwrap_or(0.0)
 }
 
 /// Adds how much was moved, and how fast, to what was measured meanwhile.

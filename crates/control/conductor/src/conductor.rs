@@ -178,7 +178,7 @@ impl Conductor {
         let fleet = self.fleet_with_news()?;
         let begin = self.begin;
         let picture = look(fleet, &*self.nodes, &mut *self.host, &mut self.memory, || begin.elapsed());
-        self.counts.saw(&picture);
+        self.counts.saw(&picture.fleet, &picture.observed, &picture.plan);
         self.note_memberships(&picture)?;
         self.remark(&picture.plan);
         // Looking may have taken long.

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use borealis_controller::catalog::records::{NodeRecord, NodeState};
-use borealis_controller::fleet::GroupObservation;
-use borealis_controller::reconcile::Step;
+use borealis_controller::catalog::records::{Fleet, NodeRecord, NodeState};
+use borealis_controller::fleet::{GroupObservation, Observed};
+use borealis_controller::reconcile::{Plan, Step};
 use borealis_metrics::exposition::{Exposition, Value};
 use borealis_metrics::list::{CONTROLLER, CONTROLLER_PREFIX};
 use borealis_quorum::membership::Transition;
-
-use crate::conductor::Picture;
 
 /// Every kind of step, as [`kind_of`] names them.
 const STEP_KINDS: [&str; 8] =
@@ -44,8 +42,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(picture: &Picture) -> Seen {
-        let (fleet, observed) = (&picture.fleet, &picture.observed);
+    fn of(fleet: &Fleet, observed: &Observed, plan: &Plan) -> Seen {
         let is_active = |record: &&NodeRecord| record.state != NodeState::Removed;
         let active: Vec<&NodeRecord> = fleet.nodes.values().filter(is_active).collect();
         let answers = active.iter().filter_map(|record| observed.nodes.get(&record.node)?.answer.as_ref());
@@ -59,7 +56,7 @@ impl Seen {
             groups: observed.groups.len() as u64,
             unseen_groups: unseen.count() as u64,
             changing_groups: observed.groups.values().filter(is_changing).count() as u64,
-            remarks: picture.plan.remarks.len() as u64,
+            remarks: plan.remarks.len() as u64,
         }
     }
 }
@@ -98,8 +95,8 @@ impl Counts {
     }
 
     /// A round saw this.
-    pub(crate) fn saw(&self, picture: &Picture) {
-        let seen = Seen::of(picture);
+    pub(crate) fn saw(&self, fleet: &Fleet, observed: &Observed, plan: &Plan) {
+        let seen = Seen::of(fleet, observed, plan);
         self.with(|state| state.seen = Some((seen, Instant::now())));
     }
 

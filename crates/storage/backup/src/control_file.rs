@@ -47,9 +47,10 @@ pub fn control_file_template(
             Err(error) => return Err(RestoreError::from(error).into()),
         };
         let mut value = Vec::new();
-        let read = for_each_entry(&bytes, contents.volume, &name, sealing, |entry| match entry {
-            Entry::Value { key: MetaKey::ControlFileTemplate, mut part, .. } => value.append(&mut part),
-            _ => {}
+        let read = for_each_entry(&bytes, contents.volume, &name, sealing, |entry| {
+            if let Entry::Value { key: MetaKey::ControlFileTemplate, mut part, .. } = entry {
+                value.append(&mut part);
+            }
         });
         if read.is_ok() && !value.is_empty() {
             return Ok(Some(value));

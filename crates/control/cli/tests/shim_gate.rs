@@ -78,8 +78,10 @@ fn refused(cluster: &TestCluster, programs: &Path) -> String {
     // A shimmed server that the driver did not start gets no pages: it cannot answer either.
     assert_eq!(answers, 0, "a server answered: {said}");
     assert!(cluster.try_connect().is_err(), "a server runs");
-    let states = cluster.ok(&["status"]);
-    assert!(!states.contains(" up "), "something was left running:\n{states}");
+    let status = cluster.status();
+    let parts = ["nodes", "instances"].map(|parts| status[parts].as_array().expect("parts").clone());
+    let runs = |part: &serde_json::Value| part["state"] == "up";
+    assert!(!parts.concat().iter().any(runs), "something was left running:\n{status:#}");
     said
 }
 

@@ -159,6 +159,16 @@ fn have_own_mounts() {
     mount(&["--make-rprivate", "/"]);
 }
 
+/// A file system that is gone with this, so that the folder can be removed.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
 #[test]
 fn a_backup_stops_before_its_disk_is_full_and_goes_on_when_there_is_room() {
     if !nix::unistd::geteuid().is_root() {
@@ -173,6 +183,7 @@ fn a_backup_stops_before_its_disk_is_full_and_goes_on_when_there_is_room() {
     let user = nix::unistd::User::from_name("postgres").expect("asked").expect("a user postgres");
     let options = format!("size={SIZE_MIB}m,mode=700,uid={},gid={}", user.uid, user.gid);
     mount(&["-t", "tmpfs", "-o", &options, "none", &text]);
+    let _mounted = Mounted(folder.clone());
     cluster.up(&["--backup", &text]);
     Ledger::create(&cluster);
     let mut ledger = Ledger::start(&cluster, 1);

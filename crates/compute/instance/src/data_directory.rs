@@ -62,7 +62,7 @@ fn write_control_file(path: &Path, user: &OperatingSystemUser, bytes: &[u8]) -> 
 }
 
 /// Gives an open file or folder to the server's user.
-fn give(file: impl AsFd, user: &OperatingSystemUser) -> io::Result<()> {
+pub(crate) fn give(file: impl AsFd, user: &OperatingSystemUser) -> io::Result<()> {
     if user.switch { fchown(file, Some(user.user_id), Some(user.group_id)) } else { Ok(()) }
 }
 

@@ -15,9 +15,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use borealis_types::disk_room::{kept_free_bytes, node_watermark_bytes};
 use borealis_types::{
     BLOCKS_PER_SEGMENT_FILE, DatabaseKey, Fork, KeptFile, PAGE_SIZE, PostgresVersion, RecordSpan,
-    RelationFork, SLRU_PAGES_PER_SEGMENT, SlruKind,
+    RelationFork, SLRU_PAGES_PER_SEGMENT, SlruKind, slru_segments,
 };
 use nix::sys::statvfs::statvfs;
 
@@ -27,8 +28,6 @@ use crate::{InstanceError, OperatingSystemUser, Settings, kept_files, on, untrus
 
 /// The folder, in the exported one, that has the tablespaces.
 pub const TABLESPACES: &str = "tablespaces";
-/// So much of the disk stays free, unless a tenth is less: nodes on it take no redo with half of that (`borealis_store`).
-const KEPT_FREE_BYTES: u64 = 2 << 30;
 const LINKS: &str = "pg_tblspc/";
 const CONTROL_FILE: &str = "global/pg_control";
 
@@ -103,7 +102,7 @@ impl<'u> Export<'u> {
         let size = |blocks: u64| blocks.saturating_mul(found.fragment_size());
         let (available, all) = (size(found.blocks_available()), size(found.blocks()));
         let needed = blocks.saturating_mul(PAGE_SIZE as u64);
-        let kept = KEPT_FREE_BYTES.min(all / 10);
+        let kept = kept_free_bytes(node_watermark_bytes(all));
         if available >= needed.saturating_add(kept) {
             return Ok(());
         }
@@ -137,7 +136,10 @@ impl<'u> Export<'u> {
 
     fn make_file(&self, name: &str, pages: u32) -> Result<(), InstanceError> {
         let length = u64::from(pages) * PAGE_SIZE as u64;
-        let made = self.directory.write(name, |file| file.set_len(length));
+        let made = self.directory.write(name, |file| {
+            file.set_len(length)?;
+            file.sync_all()
+        });
         made.map_err(on("cannot write", &self.path.join(name)))
     }
 
@@ -196,7 +198,7 @@ impl<'u> Export<'u> {
     /// When something cannot be written or synchronized.
     pub fn finish(mut self) -> Result<PathBuf, InstanceError> {
         self.close()?;
-        sync_all(&self.path)?;
+        sync_folders(&self.path)?;
         let control = self.path.join(CONTROL_FILE);
         let finished = self.finish_with_control_file(&control);
         if finished.is_err() {
@@ -306,16 +308,6 @@ fn slru_file(kind: SlruKind, segment: u32) -> String {
     format!("{}/{segment:04X}", kind.folder())
 }
 
-/// The segment files of these pages, and how many pages long each is.
-fn slru_segments(pages: &[u32]) -> BTreeMap<u32, u32> {
-    let mut segments = BTreeMap::new();
-    for page in pages {
-        let length: &mut u32 = segments.entry(page / SLRU_PAGES_PER_SEGMENT).or_default();
-        *length = (*length).max(page % SLRU_PAGES_PER_SEGMENT + 1);
-    }
-    segments
-}
-
 /// What is written of these forks, with the fork that each is a copy of. What an unlogged relation has does not outlive its
 /// server: it begins as its init fork is, as after a crash.
 #[must_use]
@@ -340,16 +332,12 @@ fn sync(path: &Path) -> Result<(), InstanceError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(on("cannot synchronize", path))
 }
 
-/// Synchronizes a folder and all that is in it.
-fn sync_all(folder: &Path) -> Result<(), InstanceError> {
+/// Synchronizes a folder and those in it; their files were when they were written.
+fn sync_folders(folder: &Path) -> Result<(), InstanceError> {
     for entry in fs::read_dir(folder).map_err(on("cannot list", folder))? {
         let entry = entry.map_err(on("cannot list", folder))?;
-        let kind = entry.file_type().map_err(on("cannot list", folder))?;
-        match (kind.is_dir(), kind.is_file()) {
-            (true, _) => sync_all(&entry.path())?,
-            (_, true) => sync(&entry.path())?,
-            // A link is synchronized with its folder.
-            _ => {}
+        if entry.file_type().map_err(on("cannot list", folder))?.is_dir() {
+            sync_folders(&entry.path())?;
         }
     }
     sync(folder)

@@ -4,13 +4,13 @@
 //! is called `….partial`, as `pg_receivewal` calls such files. The pages that it has are in their places, the others are zeros.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use borealis_types::{Lsn, PAGE_SIZE, PageBytes};
 use borealis_wal::page::{WalLayout, segment_file_name};
 
+use crate::data_directory::give;
 use crate::export::make_folder;
 use crate::{InstanceError, OperatingSystemUser, on};
 
@@ -92,7 +92,7 @@ impl<'u> LogFiles<'u> {
     fn close(&mut self, has_end: bool) -> Result<(), InstanceError> {
         let Some(Open { file, path, from_start, .. }) = self.open.take() else { return Ok(()) };
         file.sync_all().map_err(on("cannot synchronize", &path))?;
-        give(&path, self.user)?;
+        give(&file, self.user).map_err(on("cannot give to the server's user", &path))?;
         if has_end && from_start {
             fs::rename(&path, path.with_extension("")).map_err(on("cannot rename", &path))?;
             self.whole += 1;
@@ -108,19 +108,11 @@ impl<'u> LogFiles<'u> {
     /// When something cannot be synchronized.
     pub fn finish(mut self) -> Result<Written, InstanceError> {
         self.close(false)?;
-        give(&self.folder, self.user)?;
-        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
-        synced.map_err(on("cannot synchronize", &self.folder))?;
+        let folder = File::open(&self.folder).map_err(on("cannot open", &self.folder))?;
+        give(&folder, self.user).map_err(on("cannot give to the server's user", &self.folder))?;
+        folder.sync_all().map_err(on("cannot synchronize", &self.folder))?;
         Ok(Written { whole: self.whole, partial: self.partial })
     }
-}
-
-fn give(path: &Path, user: &OperatingSystemUser) -> Result<(), InstanceError> {
-    let given: io::Result<()> = match user.switch {
-        true => std::os::unix::fs::lchown(path, Some(user.user_id), Some(user.group_id)),
-        false => Ok(()),
-    };
-    given.map_err(on("cannot give to the server's user", path))
 }
 
 #[cfg(test)]

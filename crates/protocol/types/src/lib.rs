@@ -3,6 +3,7 @@
 //! Invariant: no I/O, no clock, no randomness; every type is plain data.
 
 pub mod bounded;
+pub mod disk_room;
 mod epoch_bounds;
 mod history;
 mod invariant;
@@ -51,6 +52,17 @@ pub const PAGE_HEADER_BYTES: usize = 24;
 /// `SLRU_PAGES_PER_SEGMENT` (`src/include/access/slru.h`): pages of one segment file of a transaction-status store. Stores
 /// are truncated by whole segment files.
 pub const SLRU_PAGES_PER_SEGMENT: u32 = 32;
+
+/// The segment files of these pages of a transaction-status store, and how many pages each has, counted to its last one.
+#[must_use]
+pub fn slru_segments(pages: &[u32]) -> std::collections::BTreeMap<u32, u32> {
+    let mut segments = std::collections::BTreeMap::new();
+    for page in pages {
+        let length: &mut u32 = segments.entry(page / SLRU_PAGES_PER_SEGMENT).or_default();
+        *length = (*length).max(page % SLRU_PAGES_PER_SEGMENT + 1);
+    }
+    segments
+}
 
 /// `DEFAULTTABLESPACE_OID` (`pg_tablespace.dat`): the relations in `base`.
 pub const DEFAULT_TABLESPACE: u32 = 1663;

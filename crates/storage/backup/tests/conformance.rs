@@ -171,7 +171,7 @@ fn a_folder() {
 fn a_folder_by_its_url_with_patience() {
     let folder = tempfile::tempdir().expect("a folder");
     let location = format!("file://{}/x", folder.path().display()).parse().expect("a location");
-    let store = open(&location, Timeouts::default()).expect("a folder needs no thread");
+    let store = open(&location, Timeouts::default(), None).expect("a folder needs no thread");
     store.put_new("a", b"1").expect("the store answers");
     assert_eq!(FolderStore::new(folder.path().join("x")).get("a").expect("the store answers"), b"1");
     let patient = Retrying::new(FolderStore::new(folder.path().join("y")), 3, (1, 1), 7, |_| {});

@@ -6,7 +6,6 @@
 mod life;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use borealis_archive::name::Name;
 use borealis_archive::sealing::Sealing;
@@ -18,23 +17,6 @@ use borealis_types::{Lsn, RecordSpan};
 use life::{Life, Random, VOLUME};
 
 const GROUPS: u16 = 4;
-
-/// A life with three writers. Of the first two a tail was cut, and both tails are in the backup.
-fn life(folder: &Path, seed: u64) -> Life {
-    let mut life = Life::begin(folder, GROUPS, seed);
-    for writer in 0..3 {
-        for _ in 0..4 {
-            life.write(40);
-            life.upload(1, false);
-        }
-        if writer < 2 {
-            life.write_uncertain(10);
-            life.upload(2, true);
-            life.recover();
-        }
-    }
-    life
-}
 
 fn contents(objects: &MemoryStore) -> Contents {
     read(objects, VOLUME, &Sealing::Plain).unwrap()
@@ -72,7 +54,7 @@ fn expected(life: &Life, from: Lsn, through: Lsn) -> Vec<RecordSpan> {
 fn every_record_that_counts_is_handed_out_once_and_in_order_from_anywhere() {
     for seed in 0..4 {
         let folder = tempfile::tempdir().unwrap();
-        let life = life(&folder.path().join("volume"), seed);
+        let life = Life::of_three_writers(&folder.path().join("volume"), GROUPS, seed);
         if seed % 2 == 1 {
             // Snapshots make no difference: the log is redo.
             life.snapshot(1, &life.turn().groups);
@@ -108,7 +90,7 @@ fn every_record_that_counts_is_handed_out_once_and_in_order_from_anywhere() {
 #[test]
 fn what_cannot_be_taken_ends_the_reading() {
     let folder = tempfile::tempdir().unwrap();
-    let life = life(&folder.path().join("volume"), 3);
+    let life = Life::of_three_writers(&folder.path().join("volume"), GROUPS, 3);
     #[derive(Debug)]
     struct Full;
     impl From<LogError> for Full {

@@ -25,23 +25,6 @@ use life::{Life, Random, VOLUME, environment, fork, identity, options};
 const GROUPS: u16 = 4;
 const NEW: VolumeId = VolumeId(77);
 
-/// A life with three writers. Of the first two a tail was cut, and both tails are in the backup.
-fn life(folder: &Path, seed: u64) -> Life {
-    let mut life = Life::begin(folder, GROUPS, seed);
-    for writer in 0..3 {
-        for _ in 0..4 {
-            life.write(40);
-            life.upload(1, false);
-        }
-        if writer < 2 {
-            life.write_uncertain(10);
-            life.upload(2, true);
-            life.recover();
-        }
-    }
-    life
-}
-
 /// Why there is nothing restored.
 #[derive(Debug)]
 enum Refused {
@@ -119,7 +102,7 @@ fn check_same(life: &Life, objects: &MemoryStore, point: Lsn, folder: &Path) {
 fn any_point_is_restored_as_it_was_and_never_a_record_that_was_cut() {
     for seed in 0..3 {
         let folder = tempfile::tempdir().unwrap();
-        let life = life(&folder.path().join("volume"), seed);
+        let life = Life::of_three_writers(&folder.path().join("volume"), GROUPS, seed);
         assert_eq!(volumes(&life.objects).unwrap(), [VOLUME]);
         let newest = contents(&life.objects).newest().expect("there is one");
         assert_eq!(newest.lsn, life.durable.end);
@@ -141,7 +124,7 @@ fn any_point_is_restored_as_it_was_and_never_a_record_that_was_cut() {
 #[test]
 fn a_second_is_the_last_mark_before_it() {
     let folder = tempfile::tempdir().unwrap();
-    let life = life(&folder.path().join("volume"), 5);
+    let life = Life::of_three_writers(&folder.path().join("volume"), GROUPS, 5);
     let backup = contents(&life.objects);
     let reach = backup.reach();
     let (first, last) = reach.last().and_then(|reach| reach.clock_ms).expect("marks");
@@ -155,7 +138,7 @@ fn a_second_is_the_last_mark_before_it() {
 #[test]
 fn a_node_is_made_of_what_was_restored() {
     let folder = tempfile::tempdir().unwrap();
-    let life = life(&folder.path().join("volume"), 9);
+    let life = Life::of_three_writers(&folder.path().join("volume"), GROUPS, 9);
     let (path, node) = (folder.path().join("restored"), folder.path().join("node"));
     let result = restored(&life.objects, life.durable.end, &path).unwrap();
     let identity = borealis_store::Identity { incarnation: 5, ..identity(NEW, GROUPS) };
@@ -183,7 +166,7 @@ fn copy_without(objects: &MemoryStore, left_out: &str) -> MemoryStore {
 #[test]
 fn each_object_that_is_spoilt_is_named_and_never_restored_as_whole() {
     let folder = tempfile::tempdir().unwrap();
-    let life = life(&folder.path().join("volume"), 11);
+    let life = Life::of_three_writers(&folder.path().join("volume"), GROUPS, 11);
     let path = folder.path().join("restored");
     let end = life.durable.end;
     let (mut named, mut passed_over) = (0, 0);
@@ -251,7 +234,7 @@ fn each_object_that_is_spoilt_is_named_and_never_restored_as_whole() {
 #[test]
 fn an_epoch_above_all_that_were_is_opened_even_when_the_point_is_old() {
     let folder = tempfile::tempdir().unwrap();
-    let life = life(&folder.path().join("volume"), 13);
+    let life = Life::of_three_writers(&folder.path().join("volume"), GROUPS, 13);
     let first = life.ends()[3];
     let result = restored(&life.objects, first, &folder.path().join("restored")).unwrap();
     assert_eq!(result.history.openings().len(), 2, "what came after the point is not of this volume");
@@ -373,7 +356,7 @@ fn an_older_history_counts_nothing_that_the_one_that_is_gone_cut() {
 #[test]
 fn a_cut_record_that_somebody_uploaded_does_not_come_back_with_an_older_history() {
     let folder = tempfile::tempdir().unwrap();
-    let life = life(&folder.path().join("volume"), 24);
+    let life = Life::of_three_writers(&folder.path().join("volume"), GROUPS, 24);
     let objects = copy_of(&life.objects);
     let newest = contents(&objects).inventory.histories().last().unwrap();
     objects.delete(&Name::History(newest).key(VOLUME)).unwrap();
@@ -494,7 +477,7 @@ fn a_panic_of_a_thread_that_reads_ends_the_restore() {
 #[test]
 fn before_the_first_record_there_is_nothing_and_the_first_point_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let life = life(&folder.path().join("life"), 11);
+    let life = Life::of_three_writers(&folder.path().join("life"), GROUPS, 11);
     let objects = &life.objects;
     let to = folder.path().join("restored");
     let error = match restored(objects, Lsn::ZERO, &to) {

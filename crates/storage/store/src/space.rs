@@ -6,6 +6,7 @@
 
 use std::sync::PoisonError;
 
+use borealis_types::disk_room::node_watermark_bytes;
 use borealis_wire::Refusal;
 
 use crate::disk::Space;
@@ -13,8 +14,6 @@ use crate::metrics::count;
 use crate::segment::state::State;
 use crate::{Store, StoreError};
 
-/// The watermark, if none is configured, unless a twentieth of the file system is less.
-const WATERMARK_BYTES: u64 = 1 << 30;
 /// While this much is free beyond the watermark, a large entry cannot run into a full disk.
 const AMPLE_BYTES: u64 = 256 << 20;
 const MIB: u64 = 1 << 20;
@@ -46,7 +45,7 @@ struct Room {
 
 /// Below how many free bytes no redo is taken, and from how many on it is taken again.
 fn watermark(configured: Option<u64>, space: Space) -> (u64, u64) {
-    let stop = configured.unwrap_or_else(|| WATERMARK_BYTES.min(space.size_bytes / 20));
+    let stop = configured.unwrap_or_else(|| node_watermark_bytes(space.size_bytes));
     (stop, stop.saturating_add(stop / 4))
 }
 

@@ -7,7 +7,7 @@ use borealis_types::server_request::{
 };
 use borealis_types::{
     DatabaseKey, Fork, GroupId, PAGE_SIZE, PageKey, ReadPoint, RelationFork, RelationLocator,
-    SLRU_PAGES_PER_SEGMENT, SlruKind, invariant,
+    SLRU_PAGES_PER_SEGMENT, SlruKind, invariant, slru_segments,
 };
 use borealis_wire::{RelationSize, Reply, Request};
 
@@ -136,16 +136,6 @@ pub(super) fn ask_slru_segment(kind: SlruKind, segment: u32) -> Ask {
 pub(super) fn ask_slru_segments(kind: SlruKind, first_segment: u32) -> Ask {
     let limit = (MAX_SLRU_ENTRIES as u32 + 1) * SLRU_PAGES_PER_SEGMENT;
     Ask::SlruPages(kind, first_segment.saturating_mul(SLRU_PAGES_PER_SEGMENT), limit)
-}
-
-/// Segment files and how many pages each has, counted to its last one.
-fn slru_segments(pages: &[u32]) -> BTreeMap<u32, u32> {
-    let mut segments = BTreeMap::new();
-    for page in pages {
-        let length: &mut u32 = segments.entry(page / SLRU_PAGES_PER_SEGMENT).or_default();
-        *length = (*length).max(page % SLRU_PAGES_PER_SEGMENT + 1);
-    }
-    segments
 }
 
 /// A listing's cursor: one more than the last relation's number and fork; zero is the beginning.

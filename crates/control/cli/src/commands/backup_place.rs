@@ -84,7 +84,7 @@ impl Place {
             }
         };
         let location: Location = config.url.parse()?;
-        let store = store::open(&location, Timeouts::default())?;
+        let store = store::open(&location, Timeouts::default(), None)?;
         let key = KeySource::of(config.key_file.as_deref(), config.key_command.as_deref())?;
         let sealing = key.sealing(&|| true)?;
         let volume = match volume.or(arguments.volume) {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use borealis_backup::control_file::control_file_template;
 use borealis_backup::log::{LogError, for_each_record};
+use borealis_instance::directory_plan::TIME_LINE;
 use borealis_instance::log_files::{LogFiles, Written};
 use borealis_instance::{InstanceError, OperatingSystemUser};
 use borealis_redo::control_file::ControlFile;
@@ -16,9 +17,6 @@ use borealis_wal::volume_log::VolumeLog;
 use clap::Args;
 
 use super::backup_place::{Place, PlaceArguments};
-
-/// The time line of every volume.
-const TIME_LINE: u32 = 1;
 
 #[derive(Debug, Args)]
 pub struct WalArguments {

@@ -87,7 +87,7 @@ pub fn restore(dir: &Path, arguments: &RestoreArguments) -> anyhow::Result<ExitC
     let key = KeySource::of(arguments.key_file.as_deref(), arguments.key_command.as_deref())?;
     let sealing = key.sealing(&|| true)?;
     let wait = |ms| std::thread::sleep(Duration::from_millis(ms));
-    let objects = store::open(&arguments.from, Timeouts::default())?;
+    let objects = store::open(&arguments.from, Timeouts::default(), None)?;
     let objects = Retrying::new(objects, ATTEMPTS, PAUSES_MS, u64::from(std::process::id()), wait);
     let volume = match arguments.volume {
         Some(volume) => volume,

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use borealis_archive::name::Name;
+use borealis_types::disk_room::{kept_free_bytes, node_watermark_bytes};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::statvfs::statvfs;
@@ -34,9 +35,6 @@ const TEMPORARY_PREFIX: &str = ".new-";
 /// Read from a file at a time.
 const READ_BYTES: usize = 1 << 20;
 
-/// So much of the disk stays free, unless a tenth is less: twice what a node keeps free of its own (`borealis_store`).
-const KEPT_FREE_BYTES: u64 = 2 << 30;
-
 /// A folder that keeps objects.
 #[derive(Debug)]
 pub struct FolderStore {
@@ -45,8 +43,8 @@ pub struct FolderStore {
     list_max: usize,
     /// Tells temporary files of one process apart.
     next: AtomicU64,
-    /// How much of the disk stays free; `None` for [`KEPT_FREE_BYTES`] or a tenth.
-    kept_free_bytes: Option<u64>,
+    /// The watermark of nodes that may be on the disk; `None` for the usual one.
+    node_watermark_bytes: Option<u64>,
 }
 
 fn kind_of(error: &io::Error) -> ErrorKind {
@@ -78,7 +76,18 @@ impl FolderStore {
     /// The store in a folder, which is made with the first object if it is not there. Nothing is read or written yet.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> FolderStore {
-        FolderStore { root: root.into(), list_max: 100_000, next: AtomicU64::new(0), kept_free_bytes: None }
+        FolderStore {
+            root: root.into(),
+            list_max: 100_000,
+            next: AtomicU64::new(0),
+            node_watermark_bytes: None,
+        }
+    }
+
+    /// The same, on a disk whose nodes have this watermark; the usual one if there is none.
+    #[must_use]
+    pub fn beside_nodes(self, node_watermark_bytes: Option<u64>) -> FolderStore {
+        FolderStore { node_watermark_bytes, ..self }
     }
 
     /// Refuses what would leave less of the disk free than it should.
@@ -89,7 +98,9 @@ impl FolderStore {
         let found = statvfs(folder)?;
         let size = |blocks: u64| blocks.saturating_mul(found.fragment_size());
         let available = size(found.blocks_available());
-        let kept = self.kept_free_bytes.unwrap_or_else(|| KEPT_FREE_BYTES.min(size(found.blocks()) / 10));
+        let watermark =
+            self.node_watermark_bytes.unwrap_or_else(|| node_watermark_bytes(size(found.blocks())));
+        let kept = kept_free_bytes(watermark);
         if available >= kept.saturating_add(bytes as u64) {
             return Ok(());
         }
@@ -306,7 +317,7 @@ mod tests {
     #[test]
     fn a_backup_does_not_fill_the_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let keeping = |kept_free_bytes| FolderStore { kept_free_bytes, ..FolderStore::new(folder.path()) };
+        let keeping = |watermark| FolderStore::new(folder.path()).beside_nodes(watermark);
         let redo = RedoName {
             group: GroupId(3),
             last_end: Lsn(16),

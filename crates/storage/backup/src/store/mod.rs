@@ -230,13 +230,18 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Box<S> {
     }
 }
 
-/// The store at a place, with the credentials that this process has. Nothing is asked of it yet: it may be down.
+/// The store at a place, with the credentials that this process has. Nothing is asked of it yet: it may be down. A folder leaves room to nodes
+/// with this watermark on its disk, to those with the usual one if there is none.
 ///
 /// # Errors
 /// When the thread that asks it cannot be started.
-pub fn open(location: &Location, timeouts: Timeouts) -> Result<Box<dyn ObjectStore>, ObjectStoreError> {
+pub fn open(
+    location: &Location,
+    timeouts: Timeouts,
+    node_watermark_bytes: Option<u64>,
+) -> Result<Box<dyn ObjectStore>, ObjectStoreError> {
     Ok(match location {
-        Location::Folder(folder) => Box::new(FolderStore::new(folder)),
+        Location::Folder(folder) => Box::new(FolderStore::new(folder).beside_nodes(node_watermark_bytes)),
         Location::Cloud(cloud) => {
             Box::new(CloudStore::new(cloud.clone(), CredentialSource::of_process(), timeouts)?)
         }

@@ -197,6 +197,23 @@ pub struct Life {
 }
 
 impl Life {
+    /// A life with three writers. Of the first two a tail was cut, and both tails are in the backup.
+    pub fn of_three_writers(folder: &Path, groups: u16, seed: u64) -> Life {
+        let mut life = Life::begin(folder, groups, seed);
+        for writer in 0..3 {
+            for _ in 0..4 {
+                life.write(40);
+                life.upload(1, false);
+            }
+            if writer < 2 {
+                life.write_uncertain(10);
+                life.upload(2, true);
+                life.recover();
+            }
+        }
+        life
+    }
+
     pub fn begin(folder: &Path, groups: u16, seed: u64) -> Life {
         let store = Store::create_in(&environment(), folder, identity(VOLUME, groups), options()).unwrap();
         let mut life = Life {

@@ -48,6 +48,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Backup {
     location: Location,
     config: BackupConfig,
+    /// Below so many free bytes the node takes no redo; the usual watermark if absent.
+    node_watermark_bytes: Option<u64>,
     options: Options,
     /// How often it is looked for what can be deleted.
     deletion_interval: Duration,
@@ -99,6 +101,7 @@ impl Backup {
         Ok(Some(Arc::new(Backup {
             location,
             config: backup.clone(),
+            node_watermark_bytes: config.free_space_min_bytes,
             options,
             deletion_interval: retention::interval(config.backup_deletion_seconds),
             seed: config.incarnation as u64 ^ u64::from(config.node.0),
@@ -194,7 +197,8 @@ impl Backup {
                 self.sealing.get_or_init(|| sealing).clone()
             }
         };
-        Ok((store::open(&self.location, Timeouts::default())?, sealing))
+        let store = store::open(&self.location, Timeouts::default(), self.node_watermark_bytes)?;
+        Ok((store, sealing))
     }
 
     fn note_unopened(&self, what: &str) {
